@@ -1,0 +1,59 @@
+"""The unit of data that travels from a data provider through teacher and student to the objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Named tensors that share their first dimension.
+
+    Attributes:
+        tensors: name -> tensor, dimension 0 is the sample. A family fixes the names (a decoder reads
+            ``input_ids`` and ``segment_ids``). A *view* for one side only is named ``NAME@teacher`` or
+            ``NAME@student``; :meth:`seen_by` resolves it.
+        units: what budgets count: tokens, images, rays.
+        meta: facts that are not tensors (where the samples came from).
+    """
+
+    tensors: dict[str, Tensor]
+    units: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return next(iter(self.tensors.values())).shape[0] if self.tensors else 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor called ``name`` or None."""
+        return self.tensors.get(name)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return Batch({k: v.to(device) for k, v in self.tensors.items()}, self.units, self.meta)
+
+    def seen_by(self, side: str) -> Batch:
+        """The batch as ``side`` ("teacher" or "student") sees it: ``NAME@side`` replaces ``NAME``."""
+        plain = {k: v for k, v in self.tensors.items() if "@" not in k}
+        own = {k.split("@")[0]: v for k, v in self.tensors.items() if k.endswith("@" + side)}
+        return Batch({**plain, **own}, self.units, self.meta)
+
+    def narrow(self, start: int, stop: int) -> Batch:
+        """Samples ``start`` to ``stop`` (exclusive), with their share of the units."""
+        total = len(self)
+        share = self.units * (stop - start) // max(total, 1)
+        return Batch({k: v[start:stop] for k, v in self.tensors.items()}, share, self.meta)
+
+    def split(self, parts: int) -> list[Batch]:
+        """At most ``parts`` non-empty batches of nearly equal size, in order."""
+        total = len(self)
+        parts = max(1, min(parts, total))
+        edges = [total * i // parts for i in range(parts + 1)]
+        return [self.narrow(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,0 +1,86 @@
+"""What leaves for the edge: graphs to export and the profile of the place they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Limits of a deployment target.
+
+    Attributes:
+        name: e.g. "cpu".
+        provider: onnxruntime execution provider.
+        max_opset, max_ir: highest versions its runtime reads.
+        static: every dimension must be fixed.
+        allowed_ops: the operators it runs; None means any of the standard domain.
+        forbidden_ops: operators that must not appear.
+        max_rank: highest tensor rank.
+        dtype: floating-point type of the weights.
+        lowerings: order of preference where an operation has several graph forms.
+    """
+
+    name: str
+    provider: str
+    max_opset: int
+    max_ir: int
+    static: bool = False
+    allowed_ops: frozenset[str] | None = None
+    forbidden_ops: frozenset[str] = frozenset()
+    max_rank: int | None = None
+    dtype: str = "float32"
+    lowerings: tuple[str, ...] = ("chunked",)
+    summary: str = ""
+
+
+@dataclass
+class ExportGraph:
+    """One graph: a module called with positional tensors, returning a tuple of tensors.
+
+    Attributes:
+        name: file stem, e.g. "decode_1".
+        module: called as ``module(*inputs.values())`` without gradients.
+        inputs: input name -> example tensor, in call order.
+        outputs: names of the returned tensors, in order.
+        dynamic: input name -> {dimension: symbol} for dimensions that stay free.
+        metadata: facts a user of the file needs; goes into the model's ``metadata_props``.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Call = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Runs a graph by name on named inputs in the deployment runtime and returns its named outputs."""
+
+
+@dataclass
+class ParityCase:
+    """One comparison between the student in torch and its exported graphs in a runtime.
+
+    A case may drive several calls (a prompt cut into prefill and decode calls), so it is a procedure rather than a
+    pair of tensors.
+
+    Attributes:
+        graph: the graph the result is credited to in ``parity.json``.
+        shape: what identifies the case, e.g. ``{"batch": 1, "tokens": 77}``.
+        drive: runs the graphs through a :data:`Call` and returns named outputs.
+        expected: the student's own outputs under the same names.
+        top1: name of an output whose last axis is a distribution; arg-max agreement is reported for it.
+    """
+
+    graph: str
+    shape: dict[str, int]
+    drive: Callable[[Call], dict[str, np.ndarray]]
+    expected: dict[str, np.ndarray]
+    top1: str | None = None

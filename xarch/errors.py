@@ -1,0 +1,82 @@
+"""Errors a person can act on: what happened, what to do next, and the exit code it ends in."""
+
+from __future__ import annotations
+
+
+class XarchError(Exception):
+    """An error with a message for the user instead of a traceback.
+
+    Args:
+        what: what happened, where, the value seen and the value wanted.
+        hint: the next thing to do, a command where there is one.
+    """
+
+    exit_code = 1
+    kind = "error"
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.what if self.hint is None else f"{self.what}\nhelp: {self.hint}"
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        return type(self), (self.what, self.hint)
+
+
+class UsageError(XarchError):
+    """The command, the configuration or a file given by the user is wrong (exit code 2)."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class PlanError(XarchError):
+    """The plan cannot be carried out: shapes, vocabularies, memory, export operators (exit code 3)."""
+
+    exit_code = 3
+    kind = "plan"
+
+
+class PluginError(XarchError):
+    """A plugin is missing, broken, ambiguous, or raised while it worked (exit code 4)."""
+
+    exit_code = 4
+    kind = "plugin"
+
+
+class DivergedError(XarchError):
+    """Loss or gradient norm left the finite numbers (exit code 5)."""
+
+    exit_code = 5
+    kind = "diverged"
+
+
+class ParityError(XarchError):
+    """An exported graph does not reproduce the student (exit code 6)."""
+
+    exit_code = 6
+    kind = "parity"
+
+
+class QualityError(XarchError):
+    """The student misses a quality gate of its recipe (exit code 7)."""
+
+    exit_code = 7
+    kind = "quality"
+
+
+class OutOfMemoryError(XarchError):
+    """Memory ran out after the allowed retries (exit code 75)."""
+
+    exit_code = 75
+    kind = "out-of-memory"
+
+
+class Interrupted(XarchError):
+    """A signal stopped the run after a checkpoint; it can be resumed (exit code 130)."""
+
+    exit_code = 130
+    kind = "interrupted"
