@@ -1,0 +1,83 @@
+"""xarch converts a trained model from one architecture into another and ships the result to the edge.
+
+Names resolve on first use, so ``import xarch`` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    # running conversions
+    "plan": "xarch.api",
+    "convert": "xarch.api",
+    "load": "xarch.api",
+    "export": "xarch.api",
+    # extending xarch
+    "hookimpl": "xarch.plugins.hookspecs",
+    "Batch": "xarch.contracts.batch",
+    "Tap": "xarch.contracts.tap",
+    "AttentionFactors": "xarch.contracts.factored",
+    "SSDFactors": "xarch.contracts.factored",
+    "FactoredLogits": "xarch.contracts.factored",
+    "TapModel": "xarch.contracts.model",
+    "Teacher": "xarch.contracts.model",
+    "Student": "xarch.contracts.model",
+    "Site": "xarch.contracts.model",
+    "Solver": "xarch.contracts.model",
+    "Coverage": "xarch.contracts.model",
+    "Options": "xarch.contracts.adapters",
+    "SourceAdapter": "xarch.contracts.adapters",
+    "SourceInfo": "xarch.contracts.adapters",
+    "TargetAdapter": "xarch.contracts.adapters",
+    "Objective": "xarch.contracts.objective",
+    "DataProvider": "xarch.contracts.data",
+    "DataInfo": "xarch.contracts.data",
+    "BatchStream": "xarch.contracts.data",
+    "Metric": "xarch.contracts.metric",
+    "Evaluation": "xarch.contracts.metric",
+    "StageKind": "xarch.contracts.stage",
+    "StageContext": "xarch.contracts.stage",
+    "StageOutcome": "xarch.contracts.stage",
+    "ExportGraph": "xarch.contracts.export",
+    "ParityCase": "xarch.contracts.export",
+    "Profile": "xarch.contracts.export",
+    # errors
+    "XarchError": "xarch.errors",
+    "UsageError": "xarch.errors",
+    "PlanError": "xarch.errors",
+    "PluginError": "xarch.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'xarch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from xarch.api import convert, export, load, plan
+    from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
+    from xarch.contracts.batch import Batch
+    from xarch.contracts.data import BatchStream, DataInfo, DataProvider
+    from xarch.contracts.export import ExportGraph, ParityCase, Profile
+    from xarch.contracts.factored import AttentionFactors, FactoredLogits, SSDFactors
+    from xarch.contracts.metric import Evaluation, Metric
+    from xarch.contracts.model import Coverage, Site, Solver, Student, TapModel, Teacher
+    from xarch.contracts.objective import Objective
+    from xarch.contracts.stage import StageContext, StageKind, StageOutcome
+    from xarch.contracts.tap import Tap
+    from xarch.errors import PlanError, PluginError, UsageError, XarchError
+    from xarch.plugins.hookspecs import hookimpl
