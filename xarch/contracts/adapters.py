@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Coverage, Solver, Student, Teacher
+from xarch.errors import UsageError
 
 
 class Options(BaseModel):
@@ -49,6 +50,14 @@ class SourceAdapter(ABC):
 
     Options: type[BaseModel] = Options
 
+    def tiny(self, options: BaseModel) -> BaseModel:
+        """Options that give the same architecture cut to two layers, for ``--tiny``.
+
+        Raises:
+            UsageError: this source cannot be cut.
+        """
+        raise UsageError(f"{type(self).__name__} cannot cut its teachers; run without --tiny")
+
     @abstractmethod
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
         """Describe the teacher from its configuration and headers only.
@@ -63,9 +72,18 @@ class SourceAdapter(ABC):
 
 
 class TargetAdapter(ABC):
-    """Builds students of one architecture and knows their own export forms."""
+    """Builds students of one architecture and knows their own export forms.
+
+    Class attributes:
+        Facts: the family's facts dataclass, with ``to_json`` and ``from_json``.
+    """
 
     Options: type[BaseModel] = Options
+    Facts: type[Any]
+
+    def tiny(self, options: BaseModel) -> BaseModel:
+        """Options that fit a teacher cut to two layers, for ``--tiny``; by default unchanged."""
+        return options
 
     @abstractmethod
     def build(self, facts: Any, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device) -> Student:

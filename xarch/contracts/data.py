@@ -68,6 +68,10 @@ class DataProvider(ABC):
             UsageError: nothing is there, or it is not readable.
         """
 
+    def units_per_sample(self, sample: Mapping[str, Any]) -> int:
+        """Budget units of one sample, e.g. its length in tokens; 1 by default (an image)."""
+        return 1
+
     @abstractmethod
     def open(
         self,

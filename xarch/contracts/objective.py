@@ -64,8 +64,8 @@ class Objective(nn.Module, ABC):
         """
         return torch.ones(len(batch), device=next(iter(batch.tensors.values())).device)
 
-    def monitor(self, student: Any, teacher: Any) -> dict[str, float]:
-        """Further figures worth logging at the logging interval (relative error, agreement)."""
+    def monitor(self) -> dict[str, float]:
+        """Further figures of the last forward, logged at the logging interval (relative error, agreement)."""
         return {}
 
     def after_step(self) -> None:

@@ -1,0 +1,1 @@
+"""Objectives that come with xarch, one file per family of losses."""

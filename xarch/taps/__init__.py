@@ -1,0 +1,1 @@
+"""Taps: which student value meets which teacher value, proven before anything runs."""
