@@ -24,7 +24,9 @@ class _FusedKL(torch.autograd.Function):
     pass, so the head is multiplied once instead of twice."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, student: FactoredLogits, teacher: FactoredLogits, temperature: float, tokens: int) -> Tensor:
+    def forward(
+        ctx: Any, x_TD: Tensor, student: FactoredLogits, teacher: FactoredLogits, temperature: float, tokens: int
+    ) -> Tensor:
         kl_T = x_TD.new_empty(x_TD.shape[0], dtype=torch.float32)
         grad_TD = torch.empty_like(x_TD, dtype=torch.float32)
         xt_TD = teacher.x_BLD.flatten(0, -2)
@@ -51,7 +53,9 @@ class _FusedKL(torch.autograd.Function):
         return grad_TD * grads[0][:, None], None, None, None, None
 
 
-def _chunk_kl(x_TD: Tensor, student: FactoredLogits, xt_TD: Tensor, teacher: FactoredLogits, temperature: float) -> Tensor:
+def _chunk_kl(
+    x_TD: Tensor, student: FactoredLogits, xt_TD: Tensor, teacher: FactoredLogits, temperature: float
+) -> Tensor:
     log_p_TV = F.log_softmax(teacher.of(xt_TD) / temperature, -1)
     log_q_TV = F.log_softmax(student.of(x_TD) / temperature, -1)
     return (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1)
@@ -80,7 +84,12 @@ class KL(Objective):
         if head_trains and torch.is_grad_enabled():
             pieces = [
                 checkpoint(
-                    _chunk_kl, x_TD[i : i + self.chunk], student, xt_TD[i : i + self.chunk], teacher, self.temperature,
+                    _chunk_kl,
+                    x_TD[i : i + self.chunk],
+                    student,
+                    xt_TD[i : i + self.chunk],
+                    teacher,
+                    self.temperature,
                     use_reentrant=False,
                 )
                 for i in range(0, x_TD.shape[0], self.chunk)

@@ -90,7 +90,10 @@ def pair_taps(
     pairs: list[Pair] = []
     chosen = [s for s in sites if fnmatchcase(s, stage.sites)] if stage.scope == "local" else [None]
     if stage.scope == "local" and not chosen:
-        raise PlanError(f"stages.{name}.sites: {stage.sites!r} matches none of the {len(sites)} sites", _near(stage.sites, sites, "sites"))
+        raise PlanError(
+            f"stages.{name}.sites: {stage.sites!r} matches none of the {len(sites)} sites",
+            _near(stage.sites, sites, "sites"),
+        )
     for site in chosen:
         for index, match in enumerate(stage.matches):
             where = f"stages.{name}.matches[{index}]"
@@ -119,9 +122,7 @@ def pair_taps(
                         f"{where}: shapes differ between student {left.name} and teacher {right.name if right else ''}: {wrong}",
                         "choose taps of equal size or an objective with a projector (`xarch list objectives`)",
                     )
-                aux = {
-                    key: _aux_ref(ref, site, teacher, f"{where}.aux.{key}") for key, ref in match.aux.items()
-                }
+                aux = {key: _aux_ref(ref, site, teacher, f"{where}.aux.{key}") for key, ref in match.aux.items()}
                 pairs.append(Pair(site, local, left, right, match, index, aux))
     return pairs
 

@@ -1,0 +1,171 @@
+"""Checkpoints of a stage: safetensors and JSON, written whole or not at all, verified before they are used."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xarch.errors import Interrupted, UsageError
+from xarch.store.atomic import new_folder, write_json
+
+STEP = re.compile(r"step-(\d+)$")
+KEEP = 2
+
+
+@dataclass
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        final: the stage is complete.
+        model: tensors of the student that the stage changed.
+        trainer: optimiser, objective and generator tensors (empty when final).
+        state: JSON data (data position, counters, outcome).
+    """
+
+    step: int
+    final: bool
+    model: dict[str, Tensor]
+    trainer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class StageCheckpoints:
+    """The checkpoints folder of one stage."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.say = say
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: Mapping[str, Tensor],
+        trainer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        final: bool = False,
+    ) -> None:
+        """Write ``step-N`` and drop all but the newest few.
+
+        Raises:
+            Interrupted: the disk is full; earlier checkpoints are intact.
+        """
+        target = self.folder / f"step-{step}"
+        try:
+            with new_folder(target) as folder:
+                files = {}
+                for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
+                    save_file({k: _storable(v) for k, v in tensors.items()}, folder / name)
+                write_json(folder / "state.json", dict(state))
+                for file in sorted(folder.iterdir()):
+                    files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                write_json(folder / "manifest.json", {"format": 1, "step": step, "final": final, "files": files})
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Interrupted(
+                    f"the disk is full: checkpoint {target} was not written, earlier checkpoints are intact",
+                    "free space and resume the run",
+                ) from e
+            raise
+        self._prune(step, final)
+
+    def _prune(self, newest: int, final: bool) -> None:
+        import shutil
+
+        others = sorted((s for s in self._steps() if s != newest), reverse=True)
+        for step in others[0 if final else KEEP - 1 :]:
+            shutil.rmtree(self.folder / f"step-{step}", ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return [int(m[1]) for p in self.folder.iterdir() if (m := STEP.match(p.name)) and p.is_dir()]
+
+    def latest(self, *, final_only: bool = False) -> Checkpoint | None:
+        """The newest checkpoint whose files are what its manifest says; damaged ones are reported and passed over."""
+        for step in sorted(self._steps(), reverse=True):
+            folder = self.folder / f"step-{step}"
+            try:
+                manifest = json.loads((folder / "manifest.json").read_text())
+                if final_only and not manifest["final"]:
+                    continue
+                for name, facts in manifest["files"].items():
+                    file = folder / name
+                    if file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
+                        raise ValueError(f"{name} differs from its manifest")
+                return Checkpoint(
+                    step=manifest["step"],
+                    final=manifest["final"],
+                    model=load_file(folder / "model.safetensors"),
+                    trainer=load_file(folder / "trainer.safetensors"),
+                    state=json.loads((folder / "state.json").read_text()),
+                )
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                self.say(f"checkpoint {folder} is damaged ({e}); using an earlier one")
+        return None
+
+    def complete(self) -> bool:
+        """Whether a readable final checkpoint exists (files are verified when it is loaded)."""
+        for step in self._steps():
+            try:
+                if json.loads((self.folder / f"step-{step}" / "manifest.json").read_text())["final"]:
+                    return True
+            except (OSError, ValueError, KeyError):
+                continue
+        return False
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    return (
+        tensor.detach().to("cpu").contiguous().clone()
+        if tensor.numel()
+        else torch.empty(tensor.shape, dtype=tensor.dtype)
+    )
+
+
+def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """sha256 of every tensor's bytes."""
+    hashes = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
+    return hashes
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One digest over named digests."""
+    return hashlib.sha256("".join(f"{k}={hashes[k]}\n" for k in sorted(hashes)).encode()).hexdigest()
+
+
+def assert_handover(expected: str, found: str, stage: str) -> None:
+    """The student a stage starts from is the one the stage before it left.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if expected != found:
+        raise UsageError(
+            f"stage {stage} would not start from the student the stage before it left: weights {found[:12]}, recorded {expected[:12]}",
+            "the run folder was changed, or the teacher or a plugin differs; start a new run",
+        )

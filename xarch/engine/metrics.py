@@ -1,0 +1,53 @@
+"""metrics.jsonl (deterministic, no times) and TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xarch.store.run_dir import RunDir
+
+
+class MetricsLog:
+    """Writes rows in the main process only.
+
+    Args:
+        run: the run folder, or None in other processes.
+        tensorboard: also write TensorBoard scalars.
+    """
+
+    def __init__(self, run: RunDir | None, *, tensorboard: bool) -> None:
+        self.run = run
+        self._tensorboard = tensorboard and run is not None
+        self._writer: Any = None
+
+    def row(self, stage: str, step: int, metrics: Mapping[str, float], units: int | None = None) -> None:
+        """One line: stage, step and figures."""
+        if self.run is None:
+            return
+        head: dict[str, Any] = {"stage": stage, "step": step}
+        if units is not None:
+            head["units"] = units
+        self.run.append_metrics({**head, **metrics})
+        if self._tensorboard:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self.run.tb))
+            for name, value in metrics.items():
+                self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def size(self) -> int:
+        """Position in metrics.jsonl, for checkpoints."""
+        return self.run.metrics_size() if self.run is not None else 0
+
+    def cut(self, size: int) -> None:
+        """Back to a position."""
+        if self.run is not None:
+            self.run.cut_metrics(size)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
