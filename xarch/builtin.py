@@ -1,0 +1,23 @@
+"""The core plugin: what the engine itself brings, registered like any other plugin's."""
+
+from __future__ import annotations
+
+from xarch.plugins.hookspecs import hookimpl
+from xarch.plugins.registration import Registration
+
+
+@hookimpl
+def xarch_register(registry: Registration) -> None:
+    """Stage kinds, general objectives, the CPU export target, and students of earlier runs as teachers."""
+    registry.stage("gradient", load="xarch.engine.gradient:Gradient", summary="match taps by gradient descent")
+    registry.stage("closed_form", load="xarch.engine.closed_form:ClosedForm", summary="solve each site, no gradient")
+    registry.objective("l2", load="xarch.objectives.hidden:L2", summary="Euclidean distance per position")
+    registry.objective("relative_l2", load="xarch.objectives.hidden:RelativeL2", summary="L2 over the teacher's norm")
+    registry.objective("mse", load="xarch.objectives.hidden:MSE", summary="mean square per element")
+    registry.objective("frobenius", load="xarch.objectives.matrix:Frobenius", summary="distance of mixing matrices")
+    registry.objective("kl", load="xarch.objectives.logits:KL", summary="divergence from the teacher's distribution")
+    registry.objective("cross_entropy", load="xarch.objectives.logits:CrossEntropy", summary="loss on true labels")
+    registry.export("cpu", load="xarch.export.profiles:cpu", summary="onnxruntime on a CPU")
+    registry.source(
+        "run", load="xarch.store.run_source:RunSource", produces="*", summary="the student of an earlier run"
+    )
