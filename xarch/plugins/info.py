@@ -41,7 +41,7 @@ class PluginInfo:
     @property
     def loaded(self) -> bool:
         """Whether its hooks and declarations are in use."""
-        return self.state in ("ok", "missing-extra", "conflict")
+        return bool(self.hooks) and self.state in ("ok", "missing-extra", "conflict")
 
     @property
     def owner(self) -> str:
