@@ -148,7 +148,7 @@ def test_strict_mode_stops_at_the_first_broken_plugin(site: Site, monkeypatch: p
 
 
 def test_plugin_files(site: Site, tmp_path: Path) -> None:
-    code = f"""
+    code = """
 from xarch import hookimpl
 
 class Mine:
@@ -156,8 +156,8 @@ class Mine:
 
 @hookimpl
 def xarch_register(registry):
-    registry.stage("mine", load=f"{{__name__}}:Mine")
-    registry.recipe("here", load=f"{{__name__}}:recipes/here.yaml")
+    registry.stage("mine", load=f"{__name__}:Mine")
+    registry.recipe("here", load=f"{__name__}:recipes/here.yaml")
 """
     (tmp_path / "one.py").write_text(code)
     (tmp_path / "recipes").mkdir()
