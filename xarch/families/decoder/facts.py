@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from xarch.contracts.tap import Tap
+
 
 @dataclass(frozen=True)
 class DecoderFacts:
@@ -82,3 +84,9 @@ class DecoderFacts:
         data["inverse_frequencies"] = tuple(data.get("inverse_frequencies", ()))
         data["windows"] = tuple(data.get("windows", ()))
         return cls(**data)
+
+    def taps(self) -> dict[str, Tap]:
+        """Taps of a teacher with these facts, by name."""
+        from xarch.families.decoder.names import teacher_taps
+
+        return teacher_taps(self)

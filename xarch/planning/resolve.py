@@ -1,0 +1,91 @@
+"""From names in a configuration to adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from xarch.contracts.adapters import SourceAdapter, TargetAdapter
+from xarch.contracts.data import DataProvider
+from xarch.errors import UsageError
+from xarch.plugins.registry import Registry
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An adapter with what is left of the reference and its validated options."""
+
+    adapter: Any
+    name: str
+    plugin: str
+    ref: str
+    options: Any
+
+
+def split_ref(ref: str, what: str, example: str) -> tuple[str, str]:
+    """("scheme", "rest") of ``scheme:rest``.
+
+    Raises:
+        UsageError: there is no scheme.
+    """
+    scheme, colon, rest = ref.partition(":")
+    if not colon or not scheme or not rest:
+        raise UsageError(f"{what} {ref!r} is not SCHEME:REF", f"for example {example}")
+    return scheme, rest
+
+
+def validate_options(model: type[BaseModel], data: Mapping[str, Any], where: str) -> BaseModel:
+    """Options of an adapter, checked by its own model.
+
+    Raises:
+        UsageError: unknown keys or wrong values, each named with the value seen.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as e:
+        lines = []
+        for error in e.errors():
+            key = ".".join(str(p) for p in error["loc"])
+            lines.append(f"{where}.{key}: {error['msg']} (seen {error.get('input')!r})")
+        known = ", ".join(sorted(model.model_fields)) or "none"
+        raise UsageError("; ".join(lines), f"options here: {known}") from e
+
+
+def resolve_teacher(
+    registry: Registry, ref: str, options: Mapping[str, Any], say: Say, *, tiny: bool = False
+) -> Resolved:
+    """The source adapter of a teacher reference; ``zoo:NAME`` is fetched once and becomes a plain reference."""
+    scheme, rest = split_ref(ref, "teacher", "--teacher hf:HuggingFaceTB/SmolLM2-135M or zoo:smollm2-135m")
+    if scheme == "zoo":
+        from xarch.store.fetch import fetch_teacher
+
+        scheme, rest = split_ref(fetch_teacher(registry.get("teacher", rest), say), "teacher", "")
+    spec = registry.get("source", scheme)
+    adapter: SourceAdapter = registry.create("source", scheme)
+    checked = validate_options(adapter.Options, options, "teacher_options")
+    if tiny:
+        checked = adapter.tiny(checked)
+    return Resolved(adapter, scheme, spec.plugin, rest, checked)
+
+
+def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *, tiny: bool = False) -> Resolved:
+    """A target adapter with its options."""
+    spec = registry.get("target", name)
+    adapter: TargetAdapter = registry.create("target", name)
+    checked = validate_options(adapter.Options, options, "student.options")
+    if tiny:
+        checked = adapter.tiny(checked)
+    return Resolved(adapter, name, spec.plugin, name, checked)
+
+
+def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Resolved:
+    """A data provider with its options."""
+    scheme, rest = split_ref(ref, "data", "--data text:python-stdlib")
+    spec = registry.get("data", scheme)
+    adapter: DataProvider = registry.create("data", scheme)
+    return Resolved(adapter, scheme, spec.plugin, rest, validate_options(adapter.Options, options, "data.options"))
