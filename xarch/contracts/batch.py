@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,4 +57,4 @@ class Batch:
         total = len(self)
         parts = max(1, min(parts, total))
         edges = [total * i // parts for i in range(parts + 1)]
-        return [self.narrow(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [self.narrow(a, b) for a, b in pairwise(edges)]

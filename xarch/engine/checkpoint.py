@@ -166,6 +166,7 @@ def assert_handover(expected: str, found: str, stage: str) -> None:
     """
     if expected != found:
         raise UsageError(
-            f"stage {stage} would not start from the student the stage before it left: weights {found[:12]}, recorded {expected[:12]}",
+            f"stage {stage} would not start from the student the stage before it left: "
+            f"weights {found[:12]}, recorded {expected[:12]}",
             "the run folder was changed, or the teacher or a plugin differs; start a new run",
         )

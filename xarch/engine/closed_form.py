@@ -30,14 +30,13 @@ class ClosedForm(StageKind):
         with torch.no_grad():
             for step in range(planned.steps):
                 batch = next(stream)
-                last = step == planned.steps - 1
 
                 def on_site(
-                    site: str, _student: dict[str, Any], given: dict[str, Any], batch: Any = batch, last: bool = last
+                    site: str, _student: dict[str, Any], given: dict[str, Any], batch: Any = batch, step: int = step
                 ) -> None:
                     nonlocal done
                     solvers[site].observe(given, batch)
-                    if last:
+                    if step == planned.steps - 1:
                         figures = solvers.pop(site).solve()
                         for name, value in figures.items():
                             tables.setdefault(name, {})[site] = value

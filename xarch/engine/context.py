@@ -55,6 +55,7 @@ class EngineContext(StageContext):
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
     say: Callable[[str], None]
     data_counters: dict[str, int]
+    on_step: Callable[[int, Mapping[str, float]], object]
 
     def batches(self) -> BatchStream:
         stage = self.planned

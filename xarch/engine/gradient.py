@@ -95,6 +95,8 @@ class GradientStage:
             self.units += batch.units
             if step % self.stage.log_every == 0 or step == self.steps:
                 context.metrics.row(context.planned.folder, step, figures, self.units)
+                if context.ranks.main:
+                    context.on_step(step, figures)
             context.reporter.step(step, self.steps, figures, batch.units)
             stopping = context.ranks.any(context.stop.received is not None)
             if step < self.steps and (step % self.stage.checkpoint_every == 0 or stopping):
@@ -110,7 +112,8 @@ class GradientStage:
                 self._restore(start)
                 kept = "before"
                 context.say(
-                    f"stage {context.name}: validation loss rose from {before:.5g} to {after:.5g}; its changes were undone"
+                    f"stage {context.name}: validation loss rose from {before:.5g} to {after:.5g}; "
+                    "its changes were undone"
                 )
             validation = {"before": before, "after": after, "kept": kept}
         return self._finish(figures, validation)

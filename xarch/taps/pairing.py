@@ -112,14 +112,15 @@ def pair_taps(
                 if not kind.takes(left, right):
                     accepted = ", ".join(f"{a} / {b}" for a, b in sorted(kind.accepts))
                     raise PlanError(
-                        f"{where}: objective {match.objective!r} cannot compare student {left.name} ({left.layout}) with "
-                        f"teacher {right.name if right else 'nothing'} ({right.layout if right else 'none'})",
+                        f"{where}: objective {match.objective!r} cannot compare "
+                        f"student {left.name} ({left.layout}) with teacher {right.name if right else 'nothing'} ({right.layout if right else 'none'})",
                         f"it takes {accepted}",
                     )
                 wrong = kind.check(left, right)
                 if wrong:
                     raise PlanError(
-                        f"{where}: shapes differ between student {left.name} and teacher {right.name if right else ''}: {wrong}",
+                        f"{where}: shapes differ between student {left.name} and "
+                        f"teacher {right.name if right else ''}: {wrong}",
                         "choose taps of equal size or an objective with a projector (`xarch list objectives`)",
                     )
                 aux = {key: _aux_ref(ref, site, teacher, f"{where}.aux.{key}") for key, ref in match.aux.items()}

@@ -1,0 +1,352 @@
+"""A conversion from plan to report: straight through, a later gate never runs after a failed one."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import xarch
+from xarch.contracts.batch import Batch
+from xarch.contracts.data import BatchStream
+from xarch.contracts.metric import Evaluation
+from xarch.contracts.model import Student, Teacher
+from xarch.engine.checkpoint import combined_hash, tensor_hashes
+from xarch.engine.device import autocast, choose_device
+from xarch.engine.distributed import Ranks
+from xarch.engine.events import Many, Reporter
+from xarch.engine.metrics import MetricsLog
+from xarch.engine.signals import StopRequest
+from xarch.engine.stages import StageRunner
+from xarch.errors import Interrupted, PlanError, QualityError, XarchError
+from xarch.planning.plan import Plan
+from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
+from xarch.plugins.registry import Registry
+from xarch.store.atomic import read_json, write_json, write_text
+from xarch.store.run_dir import RunDir
+from xarch.store.student_io import load_student, save_student
+
+
+class _Log(Reporter):
+    """Writes what matters to log.txt."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+
+    def phase(self, name: str, detail: str = "") -> None:
+        self.run.say(f"{name} {detail}".strip())
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        self.run.say(f"stage {index}/{total} {name} ({kind}{f', {steps} steps' if steps else ''})")
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        self.run.say(f"stage {name} done: {outcome.metrics}")
+
+    def message(self, text: str) -> None:
+        self.run.say(text)
+
+
+class Conversion:
+    """Executes a plan in a run folder.
+
+    Args:
+        plan: exactly this is executed.
+        run: its folder; finished parts in it are not done again.
+        registry: the loaded plugins.
+        reporter: whoever watches.
+    """
+
+    student: Student
+    teacher: Teacher
+
+    def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
+        self.plan, self.run, self.registry = plan, run, registry
+        self.config = plan.config
+        self.ranks = Ranks(cpu=plan.device == "cpu")
+        watchers = [_Log(run), reporter or Reporter()] if self.ranks.main else []
+        self.reporter: Reporter = Many(*watchers)
+        self.device = choose_device(plan.device, self.ranks.local_rank)
+        self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
+        self.stop = StopRequest()
+        self.data_counters: dict[str, int] = {}
+        self.evaluations: dict[str, dict[str, float]] = {}
+
+    def say(self, text: str) -> None:
+        """One line for a person and the log."""
+        self.reporter.message(text)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Precision of forward passes."""
+        return autocast(self.config.runtime, self.device)
+
+    @property
+    def resume_command(self) -> str:
+        """What continues this run."""
+        return f"xarch convert --resume --out {shlex.quote(str(self.run.path))}"
+
+    def go(self) -> dict[str, Any]:
+        """Run to the end; returns the content of status.json.
+
+        Raises:
+            XarchError: as the contract's exit codes say; status.json and the report are written first.
+        """
+        torch.set_num_threads(self.plan.threads)
+        self._write_head()
+        started = time.monotonic()
+        try:
+            with self.stop:
+                self._status("running")
+                self._load()
+                stages = StageRunner(self)
+                stages.run_all()
+                self._save_student(stages.decisions)
+                self._evaluate()
+                self._gates()
+                self._export()
+        except Interrupted as e:
+            self._end("interrupted", e.what)
+            raise Interrupted(e.what, self.resume_command) from e
+        except KeyboardInterrupt:
+            self._end("interrupted", "stopped at once by a second interrupt")
+            raise
+        except XarchError as e:
+            self._end("failed", f"{e.kind}: {e.what}")
+            raise
+        except BaseException as e:
+            self._end("failed", f"{type(e).__name__}: {e}")
+            raise
+        finally:
+            self.metrics.close()
+            self.ranks.barrier()
+        return self._end("done", "", seconds=round(time.monotonic() - started, 1))
+
+    def _write_head(self) -> None:
+        if not self.ranks.main or self.run.plan.exists():
+            return
+        write_text(self.run.config, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        write_json(self.run.plan, self.plan.model_dump(mode="json"))
+        write_json(self.run.run_json, environment(self.plan, self.ranks.world))
+
+    def _status(self, state: str, reason: str = "", **more: Any) -> dict[str, Any]:
+        resume = self.resume_command if state in ("running", "interrupted", "failed") else ""
+        if self.ranks.main:
+            self.run.set_status(state, reason=reason, resume=resume, **more)
+        return {"state": state, "reason": reason, "resume": resume, **more}
+
+    def _end(self, state: str, reason: str, **more: Any) -> dict[str, Any]:
+        status = self._status(state, reason, **more)
+        if self.ranks.main:
+            self.reporter.phase("report")
+            self._report()
+            self.reporter.finished(status)
+        return status
+
+    def _report(self) -> None:
+        from xarch.report.build import build_report
+
+        try:
+            build_report(self.run)
+        except Exception as e:
+            # A run that ended must keep its own verdict; the report can be built again from the same files.
+            self.say(f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.run.path}`")
+
+    def _load(self) -> None:
+        plan = self.plan
+        self.reporter.phase("load", plan.teacher.resolved)
+        source = resolve_teacher(
+            self.registry, plan.teacher.resolved, self.config.teacher_options, self.say, tiny=self.config.tiny
+        )
+        with self.registry.guard(self.registry.get("source", source.name), "load"):
+            self.teacher = source.adapter.load(source.ref, source.options, device=self.device, dtype=torch.float32)
+        self.target = resolve_target(
+            self.registry, plan.student.target, self.config.student.options, tiny=self.config.tiny
+        )
+        adapter, spec = self.target.adapter, self.registry.get("target", self.target.name)
+        torch.manual_seed(self.config.seed)
+        with self.registry.guard(spec, "initialise"):
+            self.student = adapter.build(self.teacher.facts, self.target.options, {}, device=torch.device("cpu"))
+            self.student.module.to(self.device)
+            coverage = adapter.initialise(self.student, self.teacher)
+        for planned, done, word in (
+            (plan.student.copied, coverage.copied, "copied"),
+            (plan.student.mapped, coverage.mapped, "mapped"),
+        ):
+            lost = sorted(set(planned) - set(done))
+            if lost:
+                raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
+        self.student.module.eval().requires_grad_(False)
+        self.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
+
+    def open_stream(self, split: str, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
+        """Data of a split, guarded so that a provider's error names its plugin."""
+        processor = self.teacher.processor()
+        with self.registry.guard(self.registry.get("data", self.data.name), f"open {split}"):
+            stream: BatchStream = self.data.adapter.open(
+                self.data.ref,
+                self.data.options,
+                split=split,
+                samples=samples,
+                sample=sample,
+                processors={"teacher": processor, "student": processor},
+                seed=seed,
+                teacher=self.teacher,
+            )
+        return stream
+
+    def heldout(self, samples: int) -> Iterable[Batch]:
+        """Fixed held-out batches."""
+        chosen = self.config.evaluate
+        batch = min(chosen.batch, samples)
+        stream = self.open_stream("heldout", batch, {**self.config.data.sample, **chosen.sample}, self.config.seed)
+        return (b.to(self.device) for b in islice(stream, -(-samples // batch)))
+
+    def measure(self, students: Mapping[str, Student]) -> Evaluation | None:
+        """Evaluate on held-out data; None if the family has no metric."""
+        if self.plan.metric is None:
+            return None
+        metric = self.registry.create("metric", self.plan.metric)
+        samples = min(self.config.evaluate.samples, 2) if self.config.tiny else self.config.evaluate.samples
+        done = 0
+
+        def progress(units: int) -> None:
+            nonlocal done
+            done += 1
+            self.reporter.progress(done, -(-samples // self.config.evaluate.batch))
+
+        with self.registry.guard(self.registry.get("metric", self.plan.metric), "evaluate"), torch.no_grad():
+            evaluation: Evaluation = metric.evaluate(
+                self.teacher,
+                students,
+                lambda: self.heldout(samples),
+                processor=self.teacher.processor(),
+                progress=progress,
+            )
+        return evaluation
+
+    def baseline(self, folder: Path) -> None:
+        """Figures of the student before any gradient step, kept in the stage's folder."""
+        file = folder / "evaluation.json"
+        if not self.config.evaluate.baseline or self.config.tiny or file.exists() or not self.ranks.main:
+            return
+        self.reporter.phase("evaluate", "the student before any gradient step")
+        found = self.measure({"student": self.student})
+        if found is not None:
+            write_json(file, found.student)
+
+    def _save_student(self, decisions: dict[str, Any]) -> None:
+        if self.ranks.main:
+            self.reporter.phase("save", str(self.run.student))
+            save_student(
+                self.run.student,
+                self.student,
+                target=self.target.name,
+                plugin=self.target.plugin,
+                options=self.target.options.model_dump(mode="json"),
+                decisions=decisions,
+                teacher=self.teacher,
+                teacher_facts={
+                    "ref": self.plan.teacher.ref,
+                    "title": self.plan.teacher.title,
+                    "fingerprint": self.teacher.fingerprint,
+                },
+            )
+        self.ranks.barrier()
+        saved = combined_hash(tensor_hashes(self.student.module.state_dict()))
+        self.student, _, _ = load_student(self.run.student, self.registry, self.device)
+        again = combined_hash(tensor_hashes(self.student.module.state_dict()))
+        if saved != again:
+            raise PlanError(f"the saved student does not load as it was: weights {again[:12]}, expected {saved[:12]}")
+
+    def _evaluate(self) -> None:
+        if not self.ranks.main or self.run.eval_json.exists():
+            return
+        self.reporter.phase("evaluate", f"{self.plan.metric or 'nothing registered'}")
+        found = self.measure({"student": self.student})
+        if found is None:
+            return
+        for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
+            found.baselines["before training"] = read_json(file)
+        write_json(self.run.eval_json, vars(found))
+
+    def _gates(self) -> None:
+        from xarch.evaluation.gates import check
+
+        if not self.ranks.main or not self.config.gates or self.config.tiny or not self.run.eval_json.exists():
+            return
+        results = check(read_json(self.run.eval_json)["gated"], self.config.gates)
+        missed = [r for r in results if not r.passed]
+        if missed:
+            text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
+            raise QualityError(
+                f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
+                f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.run.report_html}",
+            )
+
+    def _export(self) -> None:
+        from xarch.export.run import export_target
+
+        if not self.ranks.main:
+            return
+        for name in self.config.export.targets:
+            folder = self.run.export_dir / name
+            parity = folder / "parity.json"
+            if not (parity.exists() and read_json(parity)["passed"]):
+                self.reporter.phase("export", name)
+                export_target(
+                    self.student,
+                    self.target.adapter,
+                    self.registry.create("export", name),
+                    options=self.config.export.options,
+                    batches=list(self.heldout(self.config.export.parity_samples)),
+                    out=folder,
+                    metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
+                    say=self.say,
+                )
+            if self.config.export.bench:
+                from xarch.bench.latency import bench_export
+
+                self.reporter.phase("bench", name)
+                self.run.bench_dir.mkdir(exist_ok=True)
+                bench_export(folder, self.run.bench_dir / f"{name}.json", threads=self.plan.threads, say=self.say)
+
+
+def environment(plan: Plan, world: int) -> dict[str, Any]:
+    """Versions, machine and seeds for run.json."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("torch", "transformers", "safetensors", "accelerate", "onnx", "onnxruntime", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    git = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = subprocess.run(
+            ["git", "-C", str(Path(xarch.__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+    return {
+        "xarch": xarch.__version__,
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.processor() or platform.machine(),
+        "git": git,
+        "device": plan.device,
+        "threads": plan.threads,
+        "processes": world,
+        "plugins": plan.plugins,
+        "seed": plan.config.seed,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,196 @@
+"""Run the stages of a plan in order; finished ones are restored from their checkpoints instead."""
+
+from __future__ import annotations
+
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xarch.contracts.stage import StageOutcome
+from xarch.engine.checkpoint import Checkpoint, StageCheckpoints, assert_handover, combined_hash, tensor_hashes
+from xarch.engine.context import EngineContext
+from xarch.engine.feed import TeacherFeed
+from xarch.engine.seeds import seed_everything
+from xarch.engine.teacher_cache import TeacherCache
+from xarch.errors import UsageError
+from xarch.planning.build import pairs_of
+from xarch.planning.plan import PlannedStage
+from xarch.store.atomic import write_json
+from xarch.store.home import cache_dir
+
+if TYPE_CHECKING:
+    from xarch.engine.runner import Conversion
+
+
+class StageRunner:
+    """Runs one stage after the other on the conversion's student.
+
+    Attributes:
+        decisions: what the stages decided so far.
+    """
+
+    def __init__(self, conversion: Conversion) -> None:
+        self.conversion = conversion
+        self.decisions: dict[str, Any] = {}
+
+    def run_all(self) -> None:
+        """Every stage of the plan, from the first unfinished one on."""
+        c = self.conversion
+        hashes = tensor_hashes(c.student.module.state_dict())
+        trained = False
+        for planned in c.plan.stages:
+            folder = c.run.stage(planned.index, planned.name)
+            checkpoints = StageCheckpoints(folder / "checkpoints", c.say)
+            found = checkpoints.latest(final_only=True)
+            if found is not None:
+                hashes = self._restore(planned, found, hashes, folder)
+                trained = trained or planned.kind == "gradient"
+                continue
+            if planned.kind == "gradient" and not trained:
+                trained = True
+                c.baseline(folder)
+            hashes = self._run(planned, folder, checkpoints, hashes)
+        c.student.finish()
+
+    def _restore(
+        self, planned: PlannedStage, found: Checkpoint, before: dict[str, str], folder: Path
+    ) -> dict[str, str]:
+        c = self.conversion
+        assert_handover(found.state["hash_before"], combined_hash(before), planned.name)
+        outcome = StageOutcome(**found.state["outcome"])
+        self._decide(outcome)
+        self._load_delta(found.model)
+        hashes = tensor_hashes(c.student.module.state_dict())
+        assert_handover(found.state["hash_after"], combined_hash(hashes), f"after {planned.name}")
+        c.metrics.cut(found.state["metrics_size"]) if self._last_finished(planned) else None
+        if c.ranks.main and not (folder / "summary.json").exists():
+            write_json(folder / "summary.json", found.state["summary"])
+        c.say(f"stage {planned.name} is done already")
+        return hashes
+
+    def _last_finished(self, planned: PlannedStage) -> bool:
+        """Whether the stage after this one has not written any checkpoint: its rows must go."""
+        c = self.conversion
+        later = [s for s in c.plan.stages if s.index == planned.index + 1]
+        if not later:
+            return False
+        folder = c.run.stage(later[0].index, later[0].name) / "checkpoints"
+        return not any(folder.iterdir())
+
+    def _load_delta(self, tensors: dict[str, Tensor]) -> None:
+        state = self.conversion.student.module.state_dict()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if name not in state:
+                    raise UsageError(f"checkpoint holds {name!r}, which the student does not have")
+                state[name].copy_(tensor)
+
+    def _decide(self, outcome: StageOutcome) -> None:
+        if outcome.decisions:
+            self.conversion.student.decide(outcome.decisions)
+            self.decisions |= outcome.decisions
+
+    def _run(
+        self, planned: PlannedStage, folder: Path, checkpoints: StageCheckpoints, before: dict[str, str]
+    ) -> dict[str, str]:
+        c = self.conversion
+        total = len(c.plan.stages)
+        steps = planned.steps if planned.kind == "gradient" else 0
+        c.reporter.stage_started(planned.index, total, planned.name, planned.kind, steps)
+        context, cache = self._context(planned, checkpoints)
+        c.registry.call("xarch_stage_started", run=c.run, stage=planned)
+        seed_everything(context.seed)
+        kind = c.registry.create("stage", planned.kind)
+        spec = c.registry.get("stage", planned.kind)
+        started = time.monotonic()
+        with c.registry.guard(spec, f"stage {planned.name!r}"):
+            outcome: StageOutcome = kind.run(context)
+        self._decide(outcome)
+        state = c.student.module.state_dict()
+        hashes = tensor_hashes(state)
+        changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        summary = {
+            "name": planned.name,
+            "kind": planned.kind,
+            "seconds": round(time.monotonic() - started, 3),
+            "units": planned.units,
+            "steps": planned.steps,
+            "changed_tensors": len(changed),
+            "metrics": outcome.metrics,
+            "tables": outcome.tables,
+            "decisions": outcome.decisions,
+            "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
+        }
+        if c.ranks.main:
+            checkpoints.save(
+                planned.steps,
+                model=changed,
+                trainer={},
+                final=True,
+                state={
+                    "hash_before": combined_hash(before),
+                    "hash_after": combined_hash(hashes),
+                    "outcome": {
+                        "metrics": outcome.metrics,
+                        "decisions": outcome.decisions,
+                        "tables": outcome.tables,
+                    },
+                    "metrics_size": c.metrics.size(),
+                    "summary": summary,
+                },
+            )
+            write_json(folder / "summary.json", summary)
+        c.ranks.barrier()
+        if cache is not None and c.ranks.main:
+            cache.clear()
+        c.reporter.stage_finished(planned.name, outcome)
+        c.registry.call("xarch_stage_finished", run=c.run, stage=planned, outcome=outcome)
+        return hashes
+
+    def _context(
+        self, planned: PlannedStage, checkpoints: StageCheckpoints
+    ) -> tuple[EngineContext, TeacherCache | None]:
+        c = self.conversion
+        sites = [s for s in c.student.sites() if fnmatchcase(s, planned.config.sites)]
+        planned = planned.model_copy(update={"sites": sites if planned.scope == "local" else []})
+        pairs = []
+        if planned.kind == "gradient":
+            pairs = pairs_of(planned.name, planned.config, c.student, dict(c.teacher.taps()), c.registry)
+        cache = None
+        if planned.cache.use:
+            identity = f"{c.teacher.fingerprint}|{c.config.runtime.precision}|{c.device.type}"
+            folder = cache_dir() / "teacher" / combined_hash({"run": str(c.run.path.resolve()), "id": identity})[:16]
+            cache = TeacherCache(folder, identity, int(c.config.runtime.cache_gb * 1e9), c.say)
+        return (
+            EngineContext(
+                name=planned.name,
+                options=planned.config.options,
+                seed=c.config.seed * 1000 + planned.index,
+                student=c.student,
+                teacher=c.teacher,
+                planned=planned,
+                config=c.config,
+                adapter=c.target.adapter,
+                pairs=pairs,
+                objective=lambda name: c.registry.resolve(c.registry.get("objective", name)),
+                device=c.device,
+                ranks=c.ranks,
+                feed=TeacherFeed(c.teacher, c.autocast, cache),
+                checkpoints=checkpoints,
+                metrics=c.metrics,
+                reporter=c.reporter,
+                stop=c.stop,
+                open_stream=c.open_stream,
+                autocast=c.autocast,
+                say=c.say,
+                data_counters=c.data_counters,
+                on_step=lambda step, row: c.registry.call(
+                    "xarch_step_finished", run=c.run, stage=planned, step=step, metrics=row
+                ),
+            ),
+            cache,
+        )
