@@ -42,9 +42,15 @@ def block_tap(facts: DecoderFacts, layer: int, leaf: str) -> Tap:
 def teacher_taps(facts: DecoderFacts) -> dict[str, Tap]:
     """All taps of a decoder teacher in the order in which a forward pass reaches them."""
     taps = [block_tap(facts, i, leaf) for i in range(facts.layers) for leaf in BLOCK_TAPS]
-    taps.append(Tap("final", "hidden", "BLD", {"D": facts.width}))
-    taps.append(Tap("logits", "logits", "factored-logits", {"V": facts.vocab}))
-    return {t.name: t for t in taps}
+    return {t.name: t for t in taps} | tail_taps(facts)
+
+
+def tail_taps(facts: DecoderFacts) -> dict[str, Tap]:
+    """Taps after the last block."""
+    return {
+        "final": Tap("final", "hidden", "BLD", {"D": facts.width}),
+        "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}),
+    }
 
 
 def norm_names(facts: DecoderFacts, stem: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,67 @@
+"""A finished student as the teacher of the next conversion."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.model import Sink, Teacher
+from xarch.contracts.tap import Tap
+from xarch.families.decoder.copying import attention_names
+from xarch.families.decoder.student import ATTENTION, DecoderStudent
+
+
+class StudentTeacher(Teacher):
+    """View of a :class:`DecoderStudent`: in eval mode, frozen, with canonical weight names.
+
+    Taps are the student's own, so layers whose attention was replaced offer their factors instead of attention
+    factors. Their mixers keep the student's names in :meth:`weights` (``blocks.3.mixers.KIND...``).
+
+    Args:
+        student: taken over; its parameters stop requiring gradients.
+        ref: what names it, e.g. ``run:DIR``.
+        processor: tokenizer that belongs to it, with ``save_pretrained``.
+    """
+
+    family = "decoder"
+
+    def __init__(self, student: DecoderStudent, *, ref: str, processor: Any = None) -> None:
+        self.student, self.facts, self.ref = student, student.facts, ref
+        self.module = student.module.eval().requires_grad_(False)
+        self._processor = processor
+        self.fingerprint = _digest(self.weights())
+
+    def taps(self) -> Mapping[str, Tap]:
+        return self.student.taps()
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        self.student.run(batch, wanted, sink)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        canonical: dict[str, str] = {}
+        for layer in range(self.facts.layers):
+            if ATTENTION in self.student.decoder.block(layer).kinds:
+                canonical |= attention_names(self.facts, layer)
+        return {canonical.get(name, name): p.detach() for name, p in self.module.named_parameters()}
+
+    def processor(self) -> Any:
+        return self._processor
+
+    def save_processor(self, folder: str) -> None:
+        if self._processor is not None:
+            self._processor.save_pretrained(folder)
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
