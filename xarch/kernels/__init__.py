@@ -1,0 +1,24 @@
+"""Kernels: operations with a naive truth, a fast plain-PyTorch form, and room for more backends. See README.md."""
+
+from __future__ import annotations
+
+from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
+from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance, mixing_matrix
+from xarch.kernels.ssd import ssd, ssd_step
+
+__all__ = [
+    "Choice",
+    "MatrixDistance",
+    "attention_matrix",
+    "backends",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "describe",
+    "matrix_distance",
+    "mixing_matrix",
+    "register",
+    "ssd",
+    "ssd_step",
+    "use_backend",
+]

@@ -1,0 +1,194 @@
+"""Which implementation of an operation runs: backends register here, calls ask here.
+
+A backend is one call of :func:`register`. Without a wish the highest priority wins among the backends that can run the
+call's device, dtype and features. A wish comes from the ``backend=`` argument of an operation, from
+:func:`use_backend`, or from the environment variable ``XARCH_KERNELS``, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from xarch.errors import UsageError
+
+ENVIRONMENT = "XARCH_KERNELS"
+
+_REGISTRY: dict[str, dict[str, Backend]] = {}
+_WISH: ContextVar[str | None] = ContextVar("xarch_kernels_backend", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One implementation of one operation."""
+
+    op: str
+    name: str
+    priority: int
+    run: Callable[..., Any]
+    devices: frozenset[str] | None
+    """Device types it runs on; None means all."""
+    dtypes: frozenset[torch.dtype] | None
+    """Dtypes it takes; None means every floating dtype."""
+    lacks: frozenset[str]
+    """Features of a call it cannot do, such as ``segment_ids``."""
+    available: Callable[[], str | None]
+    """Why it cannot run in this installation, or None if it can."""
+
+    def refusal(self, device: str, dtype: torch.dtype, features: Collection[str] = ()) -> str | None:
+        """Why this backend cannot take a call, or None if it can."""
+        if self.devices is not None and device not in self.devices:
+            return f"runs on {', '.join(sorted(self.devices))}, not on {device}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"takes {', '.join(sorted(str(d) for d in self.dtypes))}, not {dtype}"
+        missing = sorted(self.lacks.intersection(features))
+        if missing:
+            return f"cannot do {', '.join(missing)}"
+        return self.available()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What :func:`describe` says about one operation."""
+
+    op: str
+    backend: str
+    why: str
+    refused: dict[str, str] = field(default_factory=dict)
+    """Backends that cannot run, each with its reason."""
+
+
+def register(
+    op: str,
+    name: str,
+    *,
+    priority: int,
+    devices: Collection[str] | None = None,
+    dtypes: Collection[torch.dtype] | None = None,
+    lacks: Collection[str] = (),
+    available: Callable[[], str | None] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator that adds a function as backend ``name`` of ``op``; a second one of the same name replaces it.
+
+    The function takes the arguments of the operation except ``backend``. It may import what it needs when it is first
+    called; ``available`` must answer without doing so.
+    """
+
+    def add(run: Callable[..., Any]) -> Callable[..., Any]:
+        _REGISTRY.setdefault(op, {})[name] = Backend(
+            op=op,
+            name=name,
+            priority=priority,
+            run=run,
+            devices=None if devices is None else frozenset(devices),
+            dtypes=None if dtypes is None else frozenset(dtypes),
+            lacks=frozenset(lacks),
+            available=available or (lambda: None),
+        )
+        return run
+
+    return add
+
+
+def backends(op: str | None = None) -> list[Backend]:
+    """Backends of one operation (or of all), best first."""
+    chosen = [b for table in _REGISTRY.values() for b in table.values() if op in (None, b.op)]
+    return sorted(chosen, key=lambda b: (b.op, -b.priority, b.name))
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Within the block, every operation that has a backend ``name`` uses it; None means: choose freely.
+
+    Raises:
+        UsageError: no operation has a backend of this name.
+    """
+    if name is not None:
+        _known(name, "use_backend()")
+    token = _WISH.set(name or "")
+    try:
+        yield
+    finally:
+        _WISH.reset(token)
+
+
+def select(
+    op: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    features: Collection[str] = (),
+    backend: str | None = None,
+) -> Backend:
+    """The backend that runs a call.
+
+    Raises:
+        UsageError: the backend wished for is unknown or cannot run this call, or none can.
+    """
+    return _choose(op, torch.device(device).type, dtype, features, backend)[0]
+
+
+def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
+    """What runs for each operation on a device, why, and what is missing for the others."""
+    kind = torch.device(device).type
+    choices = []
+    for op in sorted(_REGISTRY):
+        chosen, why = _choose(op, kind, dtype, (), None)
+        refused = {b.name: r for b in backends(op) if (r := b.refusal(kind, dtype)) is not None}
+        choices.append(Choice(op, chosen.name, why, refused))
+    return choices
+
+
+def _choose(
+    op: str, device: str, dtype: torch.dtype, features: Collection[str], backend: str | None
+) -> tuple[Backend, str]:
+    table = _REGISTRY[op]
+    if backend is not None:
+        if backend not in table:
+            raise UsageError(
+                f"{op} has no backend {backend!r}", f"backends of {op}: {', '.join(b.name for b in backends(op))}"
+            )
+        return _insist(table[backend], device, dtype, features, "backend="), "asked for by the call"
+    wish, origin = _wish()
+    if wish in table:
+        return _insist(table[wish], device, dtype, features, origin), f"forced by {origin}"
+    reasons: list[str] = []
+    for candidate in backends(op):
+        reason = candidate.refusal(device, dtype, features)
+        if reason is None:
+            why = "first choice" if not reasons else "; ".join(reasons)
+            return candidate, f"{origin} names no backend of {op}" if wish else why
+        reasons.append(f"{candidate.name}: {reason}")
+    raise UsageError(f"no backend of {op} can run on {device} with {dtype}: {'; '.join(reasons)}")
+
+
+def _wish() -> tuple[str, str]:
+    """The backend wished for (empty: none) and where the wish was made."""
+    inner = _WISH.get()
+    if inner is not None:
+        return inner, "use_backend()"
+    name = os.environ.get(ENVIRONMENT, "").strip()
+    return (_known(name, ENVIRONMENT) if name else ""), ENVIRONMENT
+
+
+def _known(name: str, origin: str) -> str:
+    names = sorted({b.name for b in backends()})
+    if name not in names:
+        raise UsageError(f"{origin}: no kernel backend is called {name!r}", f"known backends: {', '.join(names)}")
+    return name
+
+
+def _insist(chosen: Backend, device: str, dtype: torch.dtype, features: Collection[str], origin: str) -> Backend:
+    reason = chosen.refusal(device, dtype, features)
+    if reason is not None:
+        raise UsageError(
+            f"{chosen.op}: backend {chosen.name!r}, forced by {origin}, cannot run this call: {reason}",
+            f"choose another of {', '.join(b.name for b in backends(chosen.op))}, or none to choose freely",
+        )
+    return chosen
