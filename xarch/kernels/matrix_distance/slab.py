@@ -51,9 +51,9 @@ class Slab:
         self._q_uRLE = q_BLHE.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1).to(dtype)
         self._k_uLE = _heads_first(k_BLKE, dtype)
         self.C_mLN, self.B_mLN = _heads_first(C_BLGN, dtype), _heads_first(B_BLGN, dtype)
-        # Differences of prefix sums far from the first token would lose the digits of single steps in float32.
+        # In float32 differences of prefix sums far from the first token would lose the digits of single steps.
         wide = torch.float32 if log_a_BLH.device.type == "mps" else torch.float64
-        self._S_nL = log_a_BLH.to(wide).cumsum(1).transpose(1, 2).flatten(0, 1)
+        self._S_nL = log_a_BLH.to(wide).clamp(min=LOG_FLOOR).cumsum(1).transpose(1, 2).flatten(0, 1)
         self.D_n = None if D_H is None else D_H.to(dtype).repeat(self.batch)
         self._run_BL, self._real_BL = run_BL, real_BL
         self._run_rows = None if run_BL is None else run_BL.tolist()

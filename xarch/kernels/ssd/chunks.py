@@ -72,24 +72,23 @@ class Chunks:
 
     def _decay(self, where: slice) -> Decay:
         tril_QQ = self._tril_QQ[: where.stop - where.start, : where.stop - where.start]
-        log_a_nQ = self.log_a[:, where].to(self.dtype).permute(0, 2, 3, 1).flatten(0, 2)
+        # One huge step would swallow the digits of all later ones in the prefix sum.
+        log_a_nQ = self.log_a[:, where].to(self.dtype).clamp(min=LOG_FLOOR).permute(0, 2, 3, 1).flatten(0, 2)
         # Some export targets have no CumSum; everywhere else a matmul could run in reduced precision.
         S_nQ = log_a_nQ @ tril_QQ.t() if self._tracing else log_a_nQ.cumsum(-1)
         inside_nQQ = (S_nQ[:, :, None] - S_nQ[:, None, :]).clamp_(LOG_FLOOR, 0.0).exp_().mul_(tril_QQ)
         enter_nQ = S_nQ.clamp(min=LOG_FLOOR).exp_()
         leave_nQ = (S_nQ[:, -1:] - S_nQ).clamp_(min=LOG_FLOOR).exp_()
-        cross_n1 = enter_nQ[:, -1:]
         if self.run is not None:
             before = max(where.start - 1, 0)
             per_row = self.groups * self.ratio
             run_nQ = self.run[:, where].repeat_interleave(per_row, 0)
             before_n1 = self.run[:, before : before + 1].repeat_interleave(per_row, 0)
-            after_n1 = run_nQ[:, -1:]
             inside_nQQ.mul_(run_nQ[:, :, None] == run_nQ[:, None, :])
-            cross_n1 = cross_n1 * (before_n1 == after_n1)
             enter_nQ.mul_(run_nQ == before_n1)
-            leave_nQ.mul_(run_nQ == after_n1)
-        return Decay(inside_nQQ, enter_nQ[:, :, None], leave_nQ[:, :, None], cross_n1[:, :, None])
+            leave_nQ.mul_(run_nQ == run_nQ[:, -1:])
+        # What reaches the last token reaches the next chunk.
+        return Decay(inside_nQQ, enter_nQ[:, :, None], leave_nQ[:, :, None], enter_nQ[:, -1:, None])
 
     def head_first(self, t_BQGRP: Tensor) -> Tensor:
         """[n, Q, P] in the island dtype."""

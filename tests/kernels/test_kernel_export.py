@@ -1,0 +1,99 @@
+"""The torch backends under torch.export and ONNX: static length, states in and out, operators an NPU profile allows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xarch.kernels import causal_conv1d, causal_conv1d_step, ssd, ssd_step
+
+FORBIDDEN = {"Loop", "Scan", "If", "CumSum", "Einsum", "Trilu", "ScatterND", "NonZero", "Where"}
+NAMES = ["u", "log_a", "conv_state", "ssm_state"]
+
+
+class Prefill(nn.Module):
+    """Convolution, then SSD, as a student mixer uses them."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.groups = groups
+        channels = (4 + 2 * groups) * 8
+        self.weight = nn.Parameter(torch.randn(channels, 4) / 4)
+        self.bias = nn.Parameter(torch.randn(channels))
+        self.D = nn.Parameter(torch.randn(4))
+
+    def split(self, y: Tensor) -> list[Tensor]:
+        parts = y.split([32, 8 * self.groups, 8 * self.groups], -1)
+        return [part.unflatten(-1, (-1, 8)) for part in parts]
+
+    def forward(self, u: Tensor, log_a: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, ...]:
+        y, conv_state = causal_conv1d(u, self.weight, self.bias, initial_state_BCJ=conv_state, return_final_state=True)
+        x, B, C = self.split(y)
+        y, ssm_state = ssd(x, log_a, B, C, self.D, initial_state_BHPN=ssm_state, return_final_state=True, chunk_size=16)
+        return y, conv_state, ssm_state
+
+    def inputs(self, length: int, batch: int = 1) -> tuple[Tensor, ...]:
+        channels = self.weight.shape[0]
+        return (
+            torch.randn(batch, length, channels),
+            -torch.rand(batch, length, 4) * 3,
+            torch.randn(batch, channels, 3),
+            torch.randn(batch, 4, 8, 8),
+        )
+
+
+class Decode(Prefill):
+    def forward(self, u: Tensor, log_a: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, ...]:
+        y, conv_state = causal_conv1d_step(u, self.weight, self.bias, conv_state)
+        x, B, C = self.split(y)
+        y, ssm_state = ssd_step(x, log_a, B, C, self.D, ssm_state)
+        return y, conv_state, ssm_state
+
+    def inputs(self, length: int = 1, batch: int = 1) -> tuple[Tensor, ...]:
+        u, log_a, *states = super().inputs(1, batch)
+        return u[:, 0], log_a[:, 0], *states
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no-grad", "grad"])
+@pytest.mark.parametrize(("batch", "length", "groups"), [(1, 16, 4), (2, 37, 1), (1, 1, 2)])
+def test_prefill_exports(batch, length, groups, grad, error):
+    model = Prefill(groups).eval()
+    inputs = model.inputs(length, batch)
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(model, inputs)
+    other = model.inputs(length, batch)
+    for value, truth in zip(program.module()(*other), model(*other), strict=True):
+        assert error(value, truth) <= 1e-5
+    assert not any("cumsum" in str(node.target) for node in program.graph.nodes)
+
+
+def test_decode_exports(error):
+    model = Decode(2).eval()
+    program = torch.export.export(model, model.inputs())
+    other = model.inputs()
+    for value, truth in zip(program.module()(*other), model(*other), strict=True):
+        assert error(value, truth) <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [Prefill, Decode])
+def test_onnx_runs_with_plain_operators(kind, tmp_path: Path, error):
+    model = kind(2).eval()
+    inputs = model.inputs(32)
+    path = tmp_path / "graph.onnx"
+    with torch.no_grad():
+        torch.onnx.export(model, inputs, path, dynamo=True, opset_version=18, input_names=NAMES, verbose=False)
+    operators = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert not FORBIDDEN.intersection(operators)
+    other = model.inputs(32)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {name: t.numpy() for name, t in zip(NAMES, other, strict=True)})
+    for value, truth in zip(outputs, model(*other), strict=True):
+        assert error(torch.from_numpy(value), truth) <= 1e-5
