@@ -45,6 +45,14 @@ _PUBLIC = {
     "ExportGraph": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
+    # files
+    "cache_dir": "xarch.store.home",
+    "file_digest": "xarch.store.digest",
+    "load_weights": "xarch.store.safe_load",
+    "new_folder": "xarch.store.atomic",
+    "one_at_a_time": "xarch.store.lock",
+    "save_weights": "xarch.store.safe_load",
+    "weights_header": "xarch.store.safetensors_header",
     # errors
     "XarchError": "xarch.errors",
     "UsageError": "xarch.errors",
@@ -81,3 +89,9 @@ if TYPE_CHECKING:
     from xarch.contracts.tap import Tap
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
     from xarch.plugins.hookspecs import hookimpl
+    from xarch.store.atomic import new_folder
+    from xarch.store.digest import file_digest
+    from xarch.store.home import cache_dir
+    from xarch.store.lock import one_at_a_time
+    from xarch.store.safe_load import load_weights, save_weights
+    from xarch.store.safetensors_header import weights_header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_pieces_and_steps_equal_the_whole(error, cuts, backend):
     want, last_want = causal_conv1d(x, weight, bias, initial_state_BCJ=state, return_final_state=True, backend="naive")
     edges = [0, *sorted(cuts), 20]
     ys, carried = [], state
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         y, carried = causal_conv1d(
             x[:, start:stop], weight, bias, initial_state_BCJ=carried, return_final_state=True, backend=backend
         )

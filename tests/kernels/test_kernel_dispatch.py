@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,11 +11,10 @@ from xarch.kernels.dispatch import select
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No wish from outside, and nothing registered here survives the test."""
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
     monkeypatch.setattr(dispatch, "_REGISTRY", {op: dict(table) for op, table in dispatch._REGISTRY.items()})
-    yield
 
 
 def chosen(op: str = "ssd", **kwargs: object) -> str:
@@ -78,11 +75,8 @@ def test_an_operation_without_the_wished_backend_chooses_freely():
 
 
 def test_unknown_names_list_the_choices(monkeypatch):
-    with (
-        pytest.raises(UsageError, match=r"no kernel backend is called 'tritn'[\s\S]*naive, torch"),
-        use_backend("tritn"),
-    ):
-        pass
+    with pytest.raises(UsageError, match=r"no kernel backend is called 'tritn'[\s\S]*naive, torch"):
+        use_backend("tritn").__enter__()
     with pytest.raises(UsageError, match=r"ssd has no backend 'tritn'[\s\S]*torch, naive"):
         chosen(backend="tritn")
     monkeypatch.setenv(dispatch.ENVIRONMENT, "tritn")
@@ -92,9 +86,9 @@ def test_unknown_names_list_the_choices(monkeypatch):
 
 def test_a_forced_backend_that_cannot_run_is_an_error_not_a_fallback():
     register("ssd", "fast", priority=90, devices=["cuda"])(lambda: None)
-    with pytest.raises(UsageError, match=r"'fast', forced by use_backend\(\), cannot run.*runs on cuda, not on cpu"):
-        with use_backend("fast"):
-            chosen()
+    message = r"'fast', forced by use_backend\(\), cannot run.*runs on cuda, not on cpu"
+    with use_backend("fast"), pytest.raises(UsageError, match=message):
+        chosen()
     register("ssd", "gone", priority=1, available=lambda: "no compiler found")(lambda: None)
     with pytest.raises(UsageError, match="no compiler found"):
         chosen(backend="gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import dataclass, replace
 
 import pytest
@@ -204,7 +205,7 @@ def test_pieces_with_carried_state_equal_the_whole(error, cuts, segmented, backe
     want, state_want = case.run(chunk_size=Q, backend="naive")
     edges = [0, *sorted(cuts), 37]
     state, ys = case.state, []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = Case(*(t[:, start:stop] for t in case.tensors()[:4]), case.D, state)
         y, state = part.run(
             chunk_size=Q, backend=backend, segment_ids_BL=None if segments is None else segments[:, start:stop]

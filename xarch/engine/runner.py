@@ -129,6 +129,29 @@ class Conversion:
             self.ranks.barrier()
         return self._end("done", "", seconds=round(time.monotonic() - started, 1))
 
+    def evaluate_again(self) -> None:
+        """Evaluate the saved student again and rebuild the report."""
+        self._reload()
+        self.run.eval_json.unlink(missing_ok=True)
+        self._evaluate()
+        self._report()
+        self._gates()
+
+    def export_again(self, target: str) -> None:
+        """Export the saved student to ``target`` again and rebuild the report."""
+        self._reload()
+        try:
+            self._export_one(target)
+        finally:
+            self._report()
+
+    def _reload(self) -> None:
+        """Teacher and saved student, without the stages."""
+        torch.set_num_threads(self.plan.threads)
+        self._load_teacher()
+        self.student, _, config = load_student(self.run.student, self.registry, self.device)
+        self.target = resolve_target(self.registry, f"{config['plugin']}:{config['target']}", config["options"])
+
     def _write_head(self) -> None:
         if not self.ranks.main or self.run.plan.exists():
             return
@@ -159,7 +182,7 @@ class Conversion:
             # A run that ended must keep its own verdict; the report can be built again from the same files.
             self.say(f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.run.path}`")
 
-    def _load(self) -> None:
+    def _load_teacher(self) -> None:
         plan = self.plan
         self.reporter.phase("load", plan.teacher.resolved)
         source = resolve_teacher(
@@ -167,6 +190,11 @@ class Conversion:
         )
         with self.registry.guard(self.registry.get("source", source.name), "load"):
             self.teacher = source.adapter.load(source.ref, source.options, device=self.device, dtype=torch.float32)
+        self.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
+
+    def _load(self) -> None:
+        plan = self.plan
+        self._load_teacher()
         self.target = resolve_target(
             self.registry, plan.student.target, self.config.student.options, tiny=self.config.tiny
         )
@@ -184,7 +212,6 @@ class Conversion:
             if lost:
                 raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
         self.student.module.eval().requires_grad_(False)
-        self.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
 
     def open_stream(self, split: str, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
         """Data of a split, guarded so that a provider's error names its plugin."""
@@ -292,31 +319,38 @@ class Conversion:
             )
 
     def _export(self) -> None:
-        from xarch.export.run import export_target
-
         if not self.ranks.main:
             return
         for name in self.config.export.targets:
-            folder = self.run.export_dir / name
-            parity = folder / "parity.json"
+            parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
-                self.reporter.phase("export", name)
-                export_target(
-                    self.student,
-                    self.target.adapter,
-                    self.registry.create("export", name),
-                    options=self.config.export.options,
-                    batches=list(self.heldout(self.config.export.parity_samples)),
-                    out=folder,
-                    metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
-                    say=self.say,
-                )
+                self._export_one(name)
             if self.config.export.bench:
                 from xarch.bench.latency import bench_export
 
                 self.reporter.phase("bench", name)
                 self.run.bench_dir.mkdir(exist_ok=True)
-                bench_export(folder, self.run.bench_dir / f"{name}.json", threads=self.plan.threads, say=self.say)
+                bench_export(
+                    self.run.export_dir / name,
+                    self.run.bench_dir / f"{name}.json",
+                    threads=self.plan.threads,
+                    say=self.say,
+                )
+
+    def _export_one(self, name: str) -> None:
+        from xarch.export.run import export_target
+
+        self.reporter.phase("export", name)
+        export_target(
+            self.student,
+            self.target.adapter,
+            self.registry.create("export", name),
+            options=self.config.export.options,
+            batches=list(self.heldout(self.config.export.parity_samples)),
+            out=self.run.export_dir / name,
+            metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
+            say=self.say,
+        )
 
 
 def environment(plan: Plan, world: int) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Out
     """Load one plugin; whatever happens inside ends up in its info. Only Ctrl-C passes."""
     c = candidate
     info = PluginInfo(c.name, c.origin, c.distribution, c.version)
-    if c.name != CORE and disabled & {c.name, c.distribution, *EVERYTHING}:
+    by_hand = c.entry_point is None
+    if c.name != CORE and not by_hand and disabled & {c.name, c.distribution, *EVERYTHING}:
         return _Outcome(replace(info, state="disabled", detail=f"xarch plugins enable {c.name}"), [])
     printed, heavy_before, start = io.StringIO(), _heavy(), time.perf_counter()
     registration = Registration(c.name)

@@ -112,8 +112,9 @@ def pair_taps(
                 if not kind.takes(left, right):
                     accepted = ", ".join(f"{a} / {b}" for a, b in sorted(kind.accepts))
                     raise PlanError(
-                        f"{where}: objective {match.objective!r} cannot compare "
-                        f"student {left.name} ({left.layout}) with teacher {right.name if right else 'nothing'} ({right.layout if right else 'none'})",
+                        f"{where}: objective {match.objective!r} cannot compare student {left.name} "
+                        f"({left.layout}) with teacher {right.name if right else 'nothing'} "
+                        f"({right.layout if right else 'none'})",
                         f"it takes {accepted}",
                     )
                 wrong = kind.check(left, right)

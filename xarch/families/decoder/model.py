@@ -126,7 +126,9 @@ class MixerDecoder(nn.Module):
         """
         # A constant tensor rather than arange: it becomes an initializer, not a Range node.
         steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
-        positions_BL = (steps_L + position).expand(input_ids_BL.shape)
+        positions_BL = (steps_L + position)[None]
+        if input_ids_BL.shape[0] > 1:
+            positions_BL = positions_BL.expand(input_ids_BL.shape)
         x_BLD = self._embedded(input_ids_BL)
         out: list[tuple[Tensor, ...]] = []
         for layer, state in enumerate(states):

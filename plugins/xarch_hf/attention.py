@@ -1,0 +1,99 @@
+"""Causal attention that never writes out an L x L matrix, also for packed documents and sliding windows.
+
+Legend: B batch, L tokens, H heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 512
+"""Queries per masked block: masks are BLOCK x L, and short texts are one block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """Which keys a query sees: those from ``first_BL`` up to itself.
+
+    Attributes:
+        first_BL: place of the first key, [B, L] int64; never decreases along L.
+        starts: smallest first key over the batch at the start of every block of queries.
+    """
+
+    first_BL: Tensor
+    starts: tuple[int, ...]
+
+
+def visible(positions_BL: Tensor, segmented: bool, window: int | None) -> Visible | None:
+    """What tokens see of their own document, at most ``window`` tokens with themselves; None: all of the row's past.
+
+    Args:
+        positions_BL: place of every token in its document.
+        segmented: whether rows hold several documents.
+        window: sliding window, or None.
+    """
+    length = positions_BL.shape[1]
+    if window is not None and window >= length:
+        window = None
+    if not segmented and window is None:
+        return None
+    place_L = torch.arange(length, device=positions_BL.device)
+    first_BL = place_L - positions_BL
+    if window is not None:
+        first_BL = torch.maximum(first_BL, place_L - (window - 1))
+    starts = first_BL[:, ::BLOCK].amin(0).tolist() if length else []
+    return Visible(first_BL, tuple(starts))
+
+
+def causal_attention(
+    q_BHLE: Tensor,
+    k_BKLE: Tensor,
+    v_BKLE: Tensor,
+    *,
+    scale: float,
+    seen: Visible | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v over the visible keys, [B, H, L, E]. Query head h reads key head h // (H // K).
+
+    Memory beyond the result is O(L): the fused kernel without a mask, or one block of queries at a time. Blocks skip
+    the keys before their first visible one.
+    """
+    length = q_BHLE.shape[2]
+    if seen is None and softcap is None:
+        return F.scaled_dot_product_attention(
+            q_BHLE, k_BKLE, v_BKLE, is_causal=True, scale=scale, enable_gqa=q_BHLE.shape[1] != k_BKLE.shape[1]
+        )
+    pieces = []
+    for number, start in enumerate(range(0, length, BLOCK)):
+        stop = min(start + BLOCK, length)
+        low = 0 if seen is None else seen.starts[number]
+        place_q = torch.arange(start, stop, device=q_BHLE.device)[:, None]
+        place_k = torch.arange(low, stop, device=q_BHLE.device)
+        mask = (place_k <= place_q)[None, None]
+        if seen is not None:
+            mask = mask & (place_k >= seen.first_BL[:, start:stop, None])[:, None]
+        keys, values = k_BKLE[:, :, low:stop], v_BKLE[:, :, low:stop]
+        pieces.append(_masked(q_BHLE[:, :, start:stop], keys, values, mask, scale, softcap))
+    return torch.cat(pieces, 2) if len(pieces) != 1 else pieces[0]
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """One block of queries against its keys."""
+    groups = q.shape[1] // k.shape[1]
+    if softcap is None:
+        # With a mask, CUDA has a fused kernel only for equal head counts.
+        repeat = groups > 1 and q.is_cuda
+        if repeat:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        grouped = groups > 1 and not repeat
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(2, 3)).float() * scale
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores, -1).to(v.dtype) @ v

@@ -1,0 +1,139 @@
+"""What lies in a model folder: configuration and weight files, checked before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xarch import UsageError, file_digest, load_weights, weights_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON_BYTES = 64 << 20
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weight files of a model folder; empty when only its description is here.
+
+    Attributes:
+        folder: where they are.
+        files: in the order of their names.
+        pickled: whether they are pickles.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    pickled: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk."""
+        return sum(f.stat().st_size for f in self.files)
+
+    def elements(self) -> int | None:
+        """Number of stored values, from the headers; None for pickles, which have none."""
+        if self.pickled:
+            return None
+        return sum(entry.elements for f in self.files for entry in weights_header(f).tensors.values())
+
+    def load(self, allow_pickle: bool) -> dict[str, Tensor]:
+        """All tensors by their own names.
+
+        Raises:
+            UsageError: a file is damaged, a pickle that is not allowed, or two files hold the same name.
+        """
+        tensors: dict[str, Tensor] = {}
+        for file in self.files:
+            for name, tensor in load_weights(file, allow_pickle=allow_pickle).items():
+                if name in tensors:
+                    raise UsageError(f"{self.folder}: tensor {name!r} is in two files, one of them {file.name}")
+                tensors[name] = tensor
+        return tensors
+
+    def digests(self) -> Iterable[str]:
+        """sha256 of every file, remembered in the user's cache."""
+        return [file_digest(f) for f in self.files]
+
+
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """config.json as plain data.
+
+    Raises:
+        UsageError: missing, not JSON, or not a transformers configuration.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        gguf = sorted(p.name for p in folder.glob("*.gguf"))
+        hint = f"for a GGUF file use gguf:{folder / gguf[0]}" if gguf else "wanted: a folder made by save_pretrained"
+        raise UsageError(f"{where}: {folder} has no config.json", hint)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return config
+
+
+def find_checkpoint(folder: Path, where: str) -> Checkpoint:
+    """The weights of a folder: safetensors, one file or an index, before pickles.
+
+    Raises:
+        UsageError: an index names files outside the folder or files that are not there.
+    """
+    for single, pickled in ((SAFETENSORS, False), (PICKLE, True)):
+        if (folder / single).is_file():
+            return Checkpoint(folder, (folder / single,), pickled)
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            names = _index_names(index)
+            missing = sorted(n for n in names if not (folder / n).is_file())
+            if len(missing) == len(names):
+                continue
+            if missing:
+                raise UsageError(f"{where}: {folder} lacks {', '.join(missing[:5])}, named in {index.name}")
+            return Checkpoint(folder, tuple(folder / n for n in sorted(names)), pickled)
+    return Checkpoint(folder, ())
+
+
+def licence(folder: Path) -> str | None:
+    """The licence a model card's front matter names."""
+    try:
+        with open(folder / "README.md", encoding="utf-8", errors="replace") as f:
+            head = f.read(20_000)
+    except OSError:
+        return None
+    front = re.match(r"---\s*\n(.*?)\n---", head, re.S)
+    found = re.search(r"^license:\s*['\"]?([\w.+-]+)", front.group(1), re.M) if front else None
+    return found.group(1) if found else None
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of bounded size.
+
+    Raises:
+        UsageError: too large, unreadable or not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UsageError(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"{path} is not valid JSON: {e}") from e
+
+
+def _index_names(index: Path) -> set[str]:
+    table = read_json(index)
+    table = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(table, Mapping) or not table or not all(isinstance(v, str) for v in table.values()):
+        raise UsageError(f"{index} has no weight_map from names to files")
+    names = set(table.values())
+    outside = sorted(n for n in names if Path(n).name != n or n in ("", ".", ".."))
+    if outside:
+        raise UsageError(f"{index} names files outside its folder: {', '.join(outside[:5])}")
+    return names

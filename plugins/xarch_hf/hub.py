@@ -1,0 +1,65 @@
+"""Snapshots of models on the Hugging Face hub, in huggingface_hub's own cache. HF_HUB_OFFLINE is honoured."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from pathlib import Path
+
+from xarch import UsageError
+
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?\Z")
+
+DESCRIPTION = ("config.json", "generation_config.json", "*.index.json", "README.md")
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+SAFETENSORS = ("model*.safetensors",)
+PICKLES = ("pytorch_model*.bin",)
+
+
+def snapshot(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Folder with the files that match; its name is the commit. Only files that are not cached are downloaded.
+
+    Raises:
+        UsageError: no such model or revision, access refused, or the hub cannot be reached and the cache has nothing.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    name = repository if revision is None else f"{repository}@{revision}"
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except errors.GatedRepoError as e:
+        raise UsageError(
+            f"hf:{name} is gated", f"accept its terms on https://huggingface.co/{repository}, then `hf auth login`"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise UsageError(f"hf:{repository} has no revision {revision!r}") from e
+    except errors.RepositoryNotFoundError as e:
+        raise UsageError(
+            f"hf:{name} is neither a folder here nor a model on the hub", "private models need `hf auth login`"
+        ) from e
+    except (errors.HFValidationError, ValueError) as e:
+        raise UsageError(f"hf:{name}: {e}") from e
+    except Exception as e:
+        # Refused, timed out, name not resolved, offline mode, half a snapshot: httpx, socket and hub errors alike.
+        raise UsageError(
+            f"hf:{name} is not in the local cache and the hub cannot be reached ({type(e).__name__})",
+            f"where there is a network: `hf download {repository}"
+            + (f" --revision {revision}" if revision else "")
+            + " --local-dir FOLDER`, then use hf:FOLDER; `xarch list sources` shows other ways to name a teacher",
+        ) from e
+
+
+def weight_bytes(repository: str, revision: str | None) -> int | None:
+    """Bytes of the weights of a model on the hub, from its file list; None if the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+    except Exception:
+        # The size only makes the plan better; the snapshot itself has been found already.
+        return None
+    for patterns in (SAFETENSORS, PICKLES):
+        sizes = [f.size for f in files if any(fnmatch.fnmatch(f.rfilename, p) for p in patterns)]
+        if sizes and all(size is not None for size in sizes):
+            return sum(size or 0 for size in sizes)
+    return None

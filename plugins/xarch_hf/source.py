@@ -1,0 +1,153 @@
+"""The ``hf:`` source: transformers decoders from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel, Field
+from xarch import Options, SourceAdapter, SourceInfo, UsageError
+from xarch_hf import hub
+from xarch_hf.checkpoint import Checkpoint, find_checkpoint, licence
+from xarch_hf.model import Described, describe_folder, load_module
+from xarch_hf.teacher import HFTeacher
+from xarch_hf.tokenizer import has_tokenizer
+
+TINY_LAYERS = 2
+
+
+class DecoderOptions(Options):
+    """Options of every decoder source."""
+
+    layers: int | None = Field(None, ge=1, description="keep only this many of the first layers")
+
+
+class HFOptions(DecoderOptions):
+    """Options of ``hf:`` teachers."""
+
+    allow_pickle: bool = Field(
+        False, description="read pytorch_model.bin too: tensors only, in a process of its own, kept as safetensors"
+    )
+
+
+class DecoderSource(SourceAdapter):
+    """What sources of decoders share."""
+
+    Options: type[BaseModel] = DecoderOptions
+
+    def tiny(self, options: BaseModel) -> BaseModel:
+        """The first two layers of the same model, with its own weights."""
+        kept = cast(DecoderOptions, options).layers or TINY_LAYERS
+        return options.model_copy(update={"layers": min(kept, TINY_LAYERS)})
+
+
+class HFSource(DecoderSource):
+    """``hf:FOLDER``, ``hf:HUB-ID`` or ``hf:HUB-ID@REVISION``."""
+
+    Options = HFOptions
+
+    def describe(self, ref: str, options: BaseModel) -> SourceInfo:
+        wanted = cast(HFOptions, options)
+        folder, repository, revision = locate(ref, hub.DESCRIPTION)
+        described = describe_folder(folder, f"hf:{ref}", wanted.layers)
+        checkpoint = find_checkpoint(folder, f"hf:{ref}")
+        size = checkpoint.bytes
+        if not checkpoint.files and repository is not None:
+            size = hub.weight_bytes(repository, revision) or 0
+        details: dict[str, Any] = {"files": [f.name for f in checkpoint.files]}
+        if repository is not None:
+            details |= {"repository": repository, "revision": folder.name}
+        if checkpoint.files:
+            # Reading the headers proves the files whole before a conversion is planned on them.
+            details["stored_values"] = checkpoint.elements()
+        if checkpoint.pickled and not wanted.allow_pickle:
+            _refuse_pickle(f"hf:{ref}", checkpoint)
+        return source_info(described, folder, size, details, local=repository is None)
+
+    def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> HFTeacher:
+        wanted = cast(HFOptions, options)
+        folder, repository, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.SAFETENSORS)
+        if repository is not None and not find_checkpoint(folder, f"hf:{ref}").files and wanted.allow_pickle:
+            folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.PICKLES)
+        checkpoint = find_checkpoint(folder, f"hf:{ref}")
+        if checkpoint.pickled and not wanted.allow_pickle:
+            _refuse_pickle(f"hf:{ref}", checkpoint)
+        described = describe_folder(folder, f"hf:{ref}", wanted.layers)
+        return make_teacher(described, checkpoint, device=device, dtype=dtype, allow_pickle=wanted.allow_pickle)
+
+
+def make_teacher(
+    described: Described,
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    allow_pickle: bool = False,
+) -> HFTeacher:
+    """Load a described model; see :func:`xarch_hf.model.load_module` for what it raises."""
+    module = load_module(described, checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    return HFTeacher(
+        module,
+        described.architecture,
+        described.facts,
+        ref=described.where,
+        fingerprint=described.fingerprint(checkpoint),
+        folder=checkpoint.folder,
+    )
+
+
+def locate(ref: str, patterns: tuple[str, ...]) -> tuple[Path, str | None, str | None]:
+    """(folder, hub id, revision) of a reference; the last two are None for a folder of this machine.
+
+    Raises:
+        UsageError: it is neither a folder nor the form of a hub id, or the hub does not give it.
+    """
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return folder, None, None
+    if folder.is_file():
+        other = f"gguf:{ref}" if folder.suffix == ".gguf" else f"hf:{folder.parent}"
+        raise UsageError(f"hf:{ref} is a file, wanted a folder or a hub id", f"use {other}")
+    repository, at, revision = ref.partition("@")
+    if not hub.HUB_ID.match(repository) or (at and not revision):
+        raise UsageError(f"hf:{ref}: there is no such folder", "wanted: hf:FOLDER, hf:HUB-ID or hf:HUB-ID@REVISION")
+    return hub.snapshot(repository, revision or None, patterns), repository, revision or None
+
+
+def source_info(
+    described: Described, folder: Path, size: int, details: dict[str, Any], *, local: bool = True
+) -> SourceInfo:
+    """What the plan and ``inspect`` show of a decoder."""
+    facts = described.facts
+    warnings = []
+    if local and not has_tokenizer(folder):
+        warnings.append(f"{folder} has no tokenizer: text cannot be read with this teacher")
+    known = licence(folder)
+    return SourceInfo(
+        family="decoder",
+        facts=facts,
+        parameters=described.parameters,
+        weight_bytes=size,
+        title=f"{described.architecture.model_type} decoder, {facts.layers} layers, width {facts.width}, "
+        f"{described.parameters / 1e6:.1f} M parameters",
+        details={
+            "model_type": described.architecture.model_type,
+            **({"licence": known} if known else {}),
+            **({"layers_kept": f"{facts.layers} of {described.stored_layers}"} if _is_cut(described) else {}),
+            **details,
+        },
+        warnings=tuple(warnings),
+    )
+
+
+def _is_cut(described: Described) -> bool:
+    return described.facts.layers != described.stored_layers
+
+
+def _refuse_pickle(where: str, checkpoint: Checkpoint) -> None:
+    raise UsageError(
+        f"{where} has its weights only as pickles ({checkpoint.files[0].name}), and reading a pickle can run code",
+        "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: "
+        "it is then read by torch.load(weights_only=True) and kept as safetensors",
+    )

@@ -1,0 +1,224 @@
+"""Loads a configuration: recipe < file < environment < command line, with the origin of every value."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from xarch.config.explain import unknown_key, validation_error
+from xarch.config.overrides import environment_layer, flags_layer, sets_layer
+from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted
+from xarch.config.schema import RunConfig
+from xarch.config.yaml_text import MAX_BYTES, parse_yaml
+from xarch.errors import UsageError
+
+MAX_RECIPES = 8
+SUFFIXES = (".yaml", ".yml")
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([kKMG])\Z")
+_FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and how it came to be.
+
+    Attributes:
+        config: validated.
+        provenance: dotted key of every leaf -> origin ("run.yaml:14", "recipe X:3", "env XARCH_SEED", "default", ...).
+        name: short name for the run folder.
+        layers: what the user gave, without recipes, lowest first.
+    """
+
+    config: RunConfig
+    provenance: dict[str, str]
+    name: str
+    layers: tuple[Layer, ...] = field(default=(), repr=False)
+
+    @property
+    def needs_recipe(self) -> bool:
+        """Whether no recipe is named and no stage stands on its own: the target's default recipe is to be used."""
+        return self.config.recipe is None and not self.config.stages
+
+    def with_recipe(self, name: str) -> Resolved:
+        """The same user values on top of the recipe ``name``.
+
+        Raises:
+            UsageError: the recipe does not exist, or a user's key fits nothing in it.
+        """
+        return _resolve(self.layers, self.name, name)
+
+
+def load_config(
+    config: str | None = None, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Resolve a configuration.
+
+    Args:
+        config: path of a YAML file, name of a packaged recipe, or None when flags say everything.
+        sets: ``a.b=c`` items, typed by YAML and then by the schema.
+        overrides: dotted key -> value of options that have their own flag; None values are ignored.
+
+    Raises:
+        UsageError: a file, key or value is wrong; says which, where, and what was probably meant.
+    """
+    base = _config_layer(config)
+    layers = (*base, environment_layer(), flags_layer(overrides or {}), sets_layer(sets))
+    return _resolve(layers, _file_name(config))
+
+
+def _config_layer(config: str | None) -> tuple[Layer, ...]:
+    if config is None:
+        return ()
+    path = FilePath(config)
+    if path.is_file() or path.suffix in SUFFIXES or len(path.parts) > 1:
+        return (Layer.of_document(path.name, parse_yaml(_read(path), path.name)),)
+    recipe_text(config)
+    return (Layer("command line", (Assignment(("recipe",), config, "command line"),)),)
+
+
+def _read(path: FilePath) -> str:
+    try:
+        with open(path, "rb") as f:
+            content = f.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES} bytes: it is not a configuration")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        folder = path.parent
+        others = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, n=1)
+        raise UsageError(f"{path} does not exist" + (f"; did you mean {folder / near[0]}?" if near else "")) from None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from e
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a packaged recipe.
+
+    Raises:
+        UsageError: no plugin declares it.
+        PluginError: its plugin did not load, or two plugins declare it.
+    """
+    from xarch.plugins.loader import get_registry
+
+    registry = get_registry()
+    return str(registry.resolve(registry.get("recipe", name)))
+
+
+def _recipe_layers(name: str) -> tuple[Layer, ...]:
+    """A recipe and the recipes it starts from, lowest first."""
+    layers: list[Layer] = []
+    seen: list[str] = []
+    following: str | None = name
+    while following is not None:
+        if following in seen or len(seen) >= MAX_RECIPES:
+            raise UsageError(f"recipes start from each other without end: {' > '.join([*seen, following])}")
+        seen.append(following)
+        label = f"recipe {following}"
+        layer = Layer.of_document(label, parse_yaml(recipe_text(following), label))
+        below = layer.get(("recipe",))
+        kept = tuple(a for a in layer.assignments if a.path != ("recipe",))
+        layers.insert(0, Layer(label, kept, layer.origins))
+        following = str(below.value) if below is not None and below.value else None
+    return tuple(layers)
+
+
+def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = None) -> Resolved:
+    chosen = next((a for layer in reversed(layers) if (a := layer.get(("recipe",))) is not None), None)
+    recipe = chosen.value if chosen is not None else default_recipe
+    merged = Merged()
+    if recipe:
+        for layer in _recipe_layers(str(recipe)):
+            merged.apply(layer)
+        merged.assign(Assignment(("recipe",), recipe, "default of the target"))
+    stages_of_recipe = _stages(merged)
+    for layer in layers:
+        merged.apply(layer)
+    whole = [key for key in _stages(merged) if key in stages_of_recipe or _stands_alone(merged, key)]
+    if recipe or whole:
+        _check_stages(merged, stages_of_recipe, whole)
+    elif _stages(merged):
+        merged.tree["stages"] = {}
+    _expand_amounts(merged)
+    config = _validated(merged)
+    paths = (path for path, _ in deep_leaves(config.model_dump(mode="json")))
+    return Resolved(config, {dotted(path): merged.origin(path) for path in paths}, name or _name(config), layers)
+
+
+def _stages(merged: Merged) -> list[str]:
+    stages = merged.tree.get("stages")
+    return list(stages) if isinstance(stages, dict) else []
+
+
+def _stands_alone(merged: Merged, key: str) -> bool:
+    """Whether a stage says what it does, rather than changing a stage of a recipe."""
+    stage = merged.tree["stages"][key]
+    return not isinstance(stage, dict) or "matches" in stage or "kind" in stage
+
+
+def _check_stages(merged: Merged, known: Sequence[str], whole: Sequence[str]) -> None:
+    """A stage that is not in the recipe and says nothing about what it does is a misspelt one."""
+    wrong = [key for key in _stages(merged) if key not in whole]
+    if wrong:
+        lines = [unknown_key(("stages", key), [*known, *whole], merged.origin(("stages", key))) for key in wrong]
+        raise UsageError("\n".join(lines), "a stage of your own needs `matches`, or a `kind` other than gradient")
+
+
+def _expand_amounts(merged: Merged) -> None:
+    """``2M`` and ``500k`` where the schema counts units."""
+    paths = [("budget",), *(("stages", key, "units") for key in _stages(merged))]
+    for path in paths:
+        parent: Any = merged.tree
+        for key in path[:-1]:
+            parent = parent[key]
+        value = parent.get(path[-1]) if isinstance(parent, dict) else None
+        amount = _AMOUNT.match(value) if isinstance(value, str) else None
+        if amount:
+            parent[path[-1]] = round(float(amount[1]) * _FACTOR[amount[2].replace("K", "k")])
+
+
+def _validated(merged: Merged) -> RunConfig:
+    try:
+        return RunConfig.model_validate(merged.tree)
+    except ValidationError as first:
+        if not _restore_text(first, merged):
+            raise validation_error(first, merged) from None
+    try:
+        return RunConfig.model_validate(merged.tree)
+    except ValidationError as second:
+        raise validation_error(second, merged) from None
+
+
+def _restore_text(error: ValidationError, merged: Merged) -> bool:
+    """Where the schema wants text, take what the user typed: ``--set data.ref=1`` is the text "1"."""
+    changed = False
+    for item in error.errors(include_url=False):
+        path = tuple(item["loc"])
+        if item["type"] in ("string_type", "literal_error") and path in merged.texts and merged.has(path):
+            parent: Any = merged.tree
+            for key in path[:-1]:
+                parent = parent[key]
+            changed = changed or parent[path[-1]] != merged.texts[path]
+            parent[path[-1]] = merged.texts[path]
+    return changed
+
+
+def _file_name(config: str | None) -> str:
+    if config is None:
+        return ""
+    path = FilePath(config)
+    generic = path.stem in ("run", "config") and path.suffix in SUFFIXES
+    return (path.resolve().parent.name if generic else path.stem) or "run"
+
+
+def _name(config: RunConfig) -> str:
+    teacher = re.split(r"[:/\\]", config.teacher.rstrip("/"))[-1] or "teacher"
+    return f"{teacher}-to-{config.student.target}" if config.student.target else teacher

@@ -1,0 +1,69 @@
+"""Values from the environment and the command line, as layers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xarch.config.provenance import Assignment, Layer
+from xarch.config.yaml_text import MAX_DEPTH, Path, parse_yaml
+from xarch.errors import UsageError
+
+VARIABLES: dict[str, Path] = {
+    "XARCH_SEED": ("seed",),
+    "XARCH_BUDGET": ("budget",),
+    "XARCH_DEVICE": ("runtime", "device"),
+    "XARCH_THREADS": ("runtime", "threads"),
+    "XARCH_PRECISION": ("runtime", "precision"),
+}
+PREFIX = "XARCH_SET__"
+
+
+def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
+    """``XARCH_SEED`` and its like, and ``XARCH_SET__a__b=c`` for any key ``a.b``."""
+    environ = os.environ if environ is None else environ
+    found = [typed(path, environ[name], f"env {name}") for name, path in VARIABLES.items() if environ.get(name)]
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name != PREFIX:
+            found.append(typed(tuple(name.removeprefix(PREFIX).split("__")), environ[name], f"env {name}"))
+    return Layer("environment", tuple(found))
+
+
+def flags_layer(overrides: Mapping[str, Any]) -> Layer:
+    """Values of options that have a flag of their own (``--seed``), by dotted key; None means not given."""
+    found = [Assignment(tuple(k.split(".")), v, "command line") for k, v in overrides.items() if v is not None]
+    return Layer("command line", tuple(found))
+
+
+def sets_layer(sets: Sequence[str]) -> Layer:
+    """``--set a.b=c``.
+
+    Raises:
+        UsageError: there is no ``=`` or no key.
+    """
+    found = []
+    for item in sets:
+        key, equals, text = item.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise UsageError(
+                f"--set {item!r} should look like stages.hidden.units=2M", "key, '=', value, without spaces"
+            )
+        found.append(typed(path, text, f"--set {item}"))
+    return Layer("--set", tuple(found))
+
+
+def typed(path: Path, text: str, origin: str) -> Assignment:
+    """A value typed as YAML would; what is not YAML, such as ``*`` or ``@x``, is text.
+
+    Raises:
+        UsageError: the key has more parts than any configuration.
+    """
+    if len(path) > MAX_DEPTH:
+        raise UsageError(f"a key has at most {MAX_DEPTH} parts, this one has {len(path)} ({origin[:60]}...)")
+    try:
+        value = parse_yaml(text, origin).data if text.strip() else ""
+    except UsageError:
+        value = text
+    return Assignment(path, value, origin, text)

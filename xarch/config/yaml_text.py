@@ -1,0 +1,159 @@
+"""YAML as a configuration language: plain values with their lines, and nothing that runs, expands or surprises.
+
+Differences from PyYAML's safe loader: ``1e-3`` is a number, ``off`` and ``no`` are text (as in YAML 1.2), dates stay
+text, duplicate keys, tags, merge keys, NaN and infinity are errors, and size, depth and expansion are bounded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from xarch.errors import UsageError
+
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+MAX_DEPTH = 40
+
+Key = str | int
+Path = tuple[Key, ...]
+
+_TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class Document:
+    """Parsed YAML.
+
+    Attributes:
+        data: the top-level value.
+        lines: path of every key and list item -> line, from 1.
+    """
+
+    data: Any
+    lines: dict[Path, int] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """Recognises null, true/false, integers and floats; everything else is text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own class attribute)
+
+
+_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    f"{_TAG}int", re.compile(r"[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)\Z"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(
+        r"(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Document:
+    """Parse one YAML document; ``where`` names it in errors. An empty text is an empty mapping.
+
+    Raises:
+        UsageError: it is not YAML, or is something a configuration must not be (see the module's description).
+    """
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{where} has {len(text)} characters; a configuration has at most {MAX_BYTES}")
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+        finally:
+            loader.dispose()
+        if root is None:
+            return Document({})
+        builder = _Builder(where)
+        return Document(builder.build(root, ()), builder.lines)
+    except yaml.YAMLError as e:
+        raise UsageError(f"{where}{_position(e)}: not valid YAML: {_problem(e)}") from e
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deeply") from None
+
+
+def _position(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}:{mark.column + 1}" if mark is not None else ""
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+
+
+class _Builder:
+    """Turns nodes into values, counting what aliases expand to."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.lines: dict[Path, int] = {}
+        self.count = 0
+
+    def fail(self, node: yaml.Node, what: str) -> UsageError:
+        return UsageError(f"{self.where}:{node.start_mark.line + 1}: {what}")
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise self.fail(node, f"aliases expand to more than {MAX_VALUES} values")
+        if len(path) > MAX_DEPTH:
+            raise self.fail(node, f"nested more than {MAX_DEPTH} levels deep")
+        kind = node.tag.removeprefix(_TAG)
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return self.sequence(node, path)
+        if isinstance(node, yaml.ScalarNode) and kind in ("str", "int", "float", "bool", "null"):
+            return self.scalar(node, kind)
+        raise self.fail(node, f"tag {node.tag!r} is not allowed")
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fail(key_node, "a key must be plain text")
+            key = key_node.value
+            if key == "<<":
+                raise self.fail(key_node, "merge keys (<<) are not supported")
+            if key in built:
+                first = self.lines[(*path, key)]
+                raise self.fail(key_node, f"{'.'.join(map(str, (*path, key)))} is given twice, first in line {first}")
+            self.lines[(*path, key)] = key_node.start_mark.line + 1
+            built[key] = self.build(value_node, (*path, key))
+        return built
+
+    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
+        built = []
+        for i, item in enumerate(node.value):
+            self.lines[(*path, i)] = item.start_mark.line + 1
+            built.append(self.build(item, (*path, i)))
+        return built
+
+    def scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
+        text = node.value
+        try:
+            if kind == "int":
+                return int(text.replace("_", ""), 16 if "x" in text else 10)
+            if kind == "float":
+                return self.finite(node, float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan")))
+        except ValueError:
+            raise self.fail(node, f"{text!r} is not a number") from None
+        if kind == "bool":
+            return text.lower() == "true"
+        return None if kind == "null" else text
+
+    def finite(self, node: yaml.Node, value: float) -> float:
+        if not math.isfinite(value):
+            raise self.fail(node, "NaN and infinity are not allowed")
+        return value

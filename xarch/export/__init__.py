@@ -1,0 +1,1 @@
+"""From a student's graphs to checked ONNX files that reproduce it."""

@@ -1,0 +1,147 @@
+"""One export graph to an ONNX model in memory; its weights stay views of the module's own tensors."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from xarch.contracts.export import ExportGraph, Profile
+from xarch.errors import PlanError
+from xarch.export.lowering import linear_to_gemm, reciprocal_to_div
+
+EXPORTER_OPSET = 18
+"""The lowest opset torch's exporter has translations for; older ones are reached by converting down."""
+
+IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+"""The IR version that came with each opset: the oldest file format that can carry it."""
+
+
+class _Positional(nn.Module):
+    """Gives any module one signature, so that dynamic dimensions can be stated by position."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.module(*inputs)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
+    """Translate ``graph`` at the profile's opset, names and free dimensions exactly as given.
+
+    Raises:
+        PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the opset
+            needs something newer than the profile allows.
+    """
+    program = _translate(graph, profile)
+    linear_to_gemm(program.model)
+    reciprocal_to_div(program.model)
+    program.optimize()
+    model: ir.Model = program.model
+    ClearMetadataAndDocStringPass()(model)
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers[name]
+        if name.startswith("module."):
+            value.name = name.removeprefix("module.")
+    _settle_versions(model, graph, profile)
+    _check_interface(model, graph)
+    return model
+
+
+def _translate(graph: ExportGraph, profile: Profile) -> Any:
+    module = _Positional(graph.module).eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                module,
+                tuple(graph.inputs.values()),
+                dynamo=True,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=max(profile.max_opset, EXPORTER_OPSET),
+                dynamic_shapes=(_dimensions(graph),),
+                # the optimiser folds weight transposes into copies; it runs after they are rewritten
+                optimize=False,
+                verify=False,
+                verbose=False,
+            )
+    except Exception as e:
+        reason = str(e).strip().splitlines()
+        raise PlanError(
+            f"graph {graph.name!r} cannot be exported: {type(e).__name__}: {reason[0] if reason else ''}",
+            "the module must be traceable by torch.export with the example inputs; see the exception above it",
+        ) from e
+
+
+def _dimensions(graph: ExportGraph) -> tuple[Mapping[int, Any] | None, ...]:
+    """Free dimensions per input; the same symbol is the same size. Sizes start at 0: a cache may be empty."""
+    unknown = sorted(set(graph.dynamic) - set(graph.inputs))
+    if unknown:
+        raise ValueError(f"graph {graph.name!r}: dynamic names {unknown} are not inputs")
+    symbols = {s for dims in graph.dynamic.values() for s in dims.values()}
+    made = {s: torch.export.Dim(s, min=0, max=2**30) for s in symbols}
+    return tuple(
+        {axis: made[symbol] for axis, symbol in graph.dynamic[name].items()} if graph.dynamic.get(name) else None
+        for name in graph.inputs
+    )
+
+
+def _settle_versions(model: ir.Model, graph: ExportGraph, profile: Profile) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset > profile.max_opset:
+        raise PlanError(
+            f"graph {graph.name!r} needs opset {opset}, profile {profile.name!r} reads at most {profile.max_opset}"
+        )
+    model.ir_version = min(IR_OF_OPSET.get(opset, model.ir_version), model.ir_version)
+    if model.ir_version > profile.max_ir:
+        raise PlanError(
+            f"graph {graph.name!r} needs ONNX IR {model.ir_version}, profile {profile.name!r} reads at most "
+            f"{profile.max_ir}"
+        )
+    for domain in [d for d in model.opset_imports if d and not _uses_domain(model, d)]:
+        del model.opset_imports[domain]
+
+
+def _uses_domain(model: ir.Model, domain: str) -> bool:
+    return any(node.domain == domain for node in model.graph.all_nodes())
+
+
+def _check_interface(model: ir.Model, graph: ExportGraph) -> None:
+    """Names arrive unchanged, and every dimension declared free really is."""
+    inputs, outputs = [v.name for v in model.graph.inputs], [v.name for v in model.graph.outputs]
+    if inputs != list(graph.inputs) or outputs != list(graph.outputs):
+        raise PlanError(
+            f"graph {graph.name!r} came out with inputs {inputs} and outputs {outputs}, "
+            f"wanted {list(graph.inputs)} and {list(graph.outputs)}",
+            "every input must be used and every output must be computed, none may be an input passed through",
+        )
+    for value in model.graph.inputs:
+        for axis, symbol in graph.dynamic.get(value.name or "", {}).items():
+            if value.shape is None or isinstance(value.shape[axis], int):
+                raise PlanError(f"graph {graph.name!r}: dimension {axis} ({symbol}) of {value.name!r} became fixed")
+
+
+class _quiet:
+    """Silences loggers of the exporter, which report every internal fallback."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *exc: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

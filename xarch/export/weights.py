@@ -1,0 +1,100 @@
+"""One file of weights for all graphs of an export: equal bytes are stored once, wherever they are used.
+
+Large tensors leave the graphs as ONNX external data. The file is content-addressed while it is written: a tensor
+whose bytes are there already, from the same or another graph, becomes a second reference. Offsets are multiples of a
+memory page, so that a runtime can map the tensors instead of copying them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+INLINE_BYTES = 1024
+"""Smaller tensors (shapes, axes, norms of tiny models) stay inside the graph."""
+
+ALIGNMENT = 4096
+
+
+class WeightStore:
+    """Streams tensors into ``path``; the file takes its name only when the block ends well.
+
+    Attributes:
+        bytes: size of the file so far.
+        saved: bytes that were asked for again and not stored again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+        self.saved = 0
+        self._partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        self._places: dict[bytes, int] = {}
+
+    def __enter__(self) -> WeightStore:
+        self._file = open(self._partial, "wb")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if kind is None and self._places:
+            os.replace(self._partial, self.path)
+        else:
+            self._partial.unlink()
+
+    def add(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
+        """Store the bytes of ``tensor`` and return (offset, bytes)."""
+        data = _bytes(tensor)
+        digest = hashlib.sha256(data).digest() + data.nbytes.to_bytes(8, "little")
+        offset = self._places.get(digest)
+        if offset is None:
+            offset = -(-self.bytes // ALIGNMENT) * ALIGNMENT
+            self._file.write(b"\0" * (offset - self.bytes))
+            self._file.write(data)
+            self.bytes = offset + data.nbytes
+            self._places[digest] = offset
+        else:
+            self.saved += data.nbytes
+        return offset, data.nbytes
+
+
+def _bytes(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The tensor as ONNX stores it, without a copy where its memory already looks like that."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def externalise(model: ir.Model, store: WeightStore) -> int:
+    """Move the tensors of ``model`` into ``store``, in place; returns how many bytes its graph refers to."""
+    LiftConstantsToInitializersPass(size_limit=INLINE_BYTES // 8)(model)
+    total = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            total += tensor.nbytes
+            if tensor.nbytes < INLINE_BYTES:
+                continue
+            offset, length = store.add(tensor)
+            value.const_value = ir.ExternalTensor(
+                store.path.name,
+                offset,
+                length,
+                tensor.dtype,
+                shape=ir.Shape([int(d) for d in tensor.shape]),
+                name=value.name or "",
+                base_dir=store.path.parent,
+            )
+    return total
