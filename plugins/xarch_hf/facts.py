@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import nn
+
 from xarch import UsageError
 from xarch.families.decoder.facts import DecoderFacts
 from xarch_hf.architectures import ARCHITECTURES, Architecture, Field

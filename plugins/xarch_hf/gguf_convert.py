@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from xarch import PlanError, UsageError, cache_dir, file_digest, new_folder, one_at_a_time, save_weights
 from xarch_hf.checkpoint import SAFETENSORS
 from xarch_hf.gguf_config import gguf_config
@@ -56,8 +58,6 @@ def convert(path: Path, where: str) -> Path:
 
 
 def _convert(path: Path, header: GGUFHeader, final: Path, where: str) -> None:
-    import json
-
     kinds = Counter(t.kind for t in header.tensors.values())
     values = sum(t.elements for t in header.tensors.values())
     say(f"{where}: dequantising {values / 1e6:.0f} M values to fp32, once ({few(sorted(kinds))})")
@@ -82,7 +82,7 @@ def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) ->
 
     try:
         with quiet():
-            module, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(link.parent),
                 gguf_file=link.name,
                 config=make_config(config, where),
@@ -95,6 +95,7 @@ def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) ->
     except Exception as e:
         # The reader meets a hostile or unusual file with errors of numpy, gguf and torch alike.
         raise UsageError(f"{where}: transformers cannot read the tensors: {brief(e)}", "download the file again") from e
+    module, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise UsageError(f"{where} lacks tensors of its architecture: {few(missing)}", "download the file again")

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel
+
 from xarch import SourceInfo, UsageError
 from xarch_hf.checkpoint import find_checkpoint
 from xarch_hf.gguf_config import gguf_config

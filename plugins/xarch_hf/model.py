@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from xarch import PlanError, UsageError
 from xarch.families.decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, Field
+
 from xarch import Options, SourceAdapter, SourceInfo, UsageError
 from xarch_hf import hub
 from xarch_hf.checkpoint import Checkpoint, find_checkpoint, licence

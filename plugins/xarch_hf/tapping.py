@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
 from xarch import AttentionFactors
 from xarch.families.decoder.mixer import Sequence
 from xarch_hf.attention import Visible, causal_attention, visible

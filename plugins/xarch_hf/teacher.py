@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
 from xarch import Batch, FactoredLogits, Tap, Teacher, UsageError
 from xarch.families.decoder.facts import DecoderFacts
 from xarch.families.decoder.model import make_sequence

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
+
 from xarch import PlanError
 from xarch.families.decoder.facts import DecoderFacts
 from xarch.families.decoder.names import weight_shapes
