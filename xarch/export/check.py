@@ -1,0 +1,126 @@
+"""What must hold for an ONNX file before a runtime sees it, and what ``xarch inspect model.onnx`` shows."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from xarch.contracts.export import Profile
+from xarch.errors import PlanError, UsageError
+from xarch.export.external_data import external_ranges, graphs_of, read_model, tensors_of
+
+STANDARD = ("", "ai.onnx")
+
+
+def check_file(path: Path, profile: Profile) -> dict[str, int]:
+    """Check a file by ONNX's own checker and against the limits of ``profile``.
+
+    Returns:
+        How often each operator appears.
+
+    Raises:
+        UsageError: the file is not a valid ONNX model, or its external data leaves its folder.
+        PlanError: it needs something the profile does not have; all of it is named.
+    """
+    model = read_model(path)
+    external_ranges(model, path)
+    try:
+        onnx.checker.check_model(os.fspath(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+        raise UsageError(f"{path} is not a valid ONNX model: {e}") from e
+    problems = list(violations(onnx.shape_inference.infer_shapes(model), profile))
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise PlanError(
+            f"{path.name} does not fit the export profile {profile.name!r}: {shown}",
+            "choose another export target, or write the module without these operators",
+        )
+    return operators(model)
+
+
+def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
+    """Everything in ``model`` (with inferred shapes) that ``profile`` does not allow, in words."""
+    found = []
+    opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=0)
+    if opset > profile.max_opset:
+        found.append(f"opset {opset}, at most {profile.max_opset}")
+    if model.ir_version > profile.max_ir:
+        found.append(f"IR version {model.ir_version}, at most {profile.max_ir}")
+    nodes = [node for graph in graphs_of(model) for node in graph.node]
+    nodes += [node for function in model.functions for node in function.node]
+    local = {(f.domain, f.name) for f in model.functions}
+    for domain, op in sorted({(n.domain, n.op_type) for n in nodes} - local):
+        if domain not in STANDARD:
+            found.append(f"operator {domain}::{op} is not a standard one")
+        elif op in profile.forbidden_ops:
+            found.append(f"operator {op} is forbidden")
+        elif profile.allowed_ops is not None and op not in profile.allowed_ops:
+            found.append(f"operator {op} is not among the allowed ones")
+    return found + _shape_violations(model, profile)
+
+
+def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
+    if not profile.static and profile.max_rank is None:
+        return []
+    found = []
+    for graph in graphs_of(model):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            shape = value.type.tensor_type.shape
+            free = [d.dim_param or "?" for d in shape.dim if not d.HasField("dim_value")]
+            if profile.static and free:
+                found.append(f"{value.name} has free dimensions {', '.join(free)}")
+            if profile.max_rank is not None and len(shape.dim) > profile.max_rank:
+                found.append(f"{value.name} has {len(shape.dim)} dimensions, at most {profile.max_rank}")
+    return found
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """Operator -> how often it appears, most frequent first; other domains as ``domain::Op``."""
+    counts = Counter(
+        n.op_type if n.domain in STANDARD else f"{n.domain}::{n.op_type}" for g in graphs_of(model) for n in g.node
+    )
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """Facts about an ONNX file, read from the graph alone; its weights are not loaded.
+
+    Raises:
+        UsageError: the file is not an ONNX model, or its external data leaves its folder.
+    """
+    model = read_model(path)
+    ranges = external_ranges(model, path)
+    weights = {r.location: 0 for r in ranges}
+    for location, _, length in {(r.location, r.offset, r.length) for r in ranges}:
+        weights[location] += length
+    constant = {i.name for i in model.graph.initializer}
+    return {
+        "path": str(path),
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "ir": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": {v.name: _type(v) for v in model.graph.input if v.name not in constant},
+        "outputs": {v.name: _type(v) for v in model.graph.output},
+        "nodes": sum(len(g.node) for g in graphs_of(model)),
+        "operators": operators(model),
+        "graph_bytes": path.stat().st_size,
+        "inline_weight_bytes": sum(
+            len(t.raw_data) or t.ByteSize() for t in tensors_of(model) if t.data_location != onnx.TensorProto.EXTERNAL
+        ),
+        "external_weight_bytes": weights,
+        "metadata": {p.key: p.value for p in model.metadata_props},
+    }
+
+
+def _type(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return {"type": kind.removesuffix("_type")}
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+    return {"type": name, "shape": shape}
