@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xarch.config.yaml_text import MAX_BYTES, parse_yaml
+from xarch.config.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from xarch.errors import UsageError
 
 
@@ -115,6 +114,10 @@ TREES = st.recursive(SIMPLE, lambda c: st.lists(c, max_size=3) | st.dictionaries
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(KEY, TREES, max_size=4))
-def test_what_pyyaml_writes_is_read_back(tree: dict[str, object]) -> None:
-    text = yaml.safe_dump(tree, allow_unicode=True)
-    assert parse_yaml(text, "f").data == tree
+def test_what_is_written_is_read_back(tree: dict[str, object]) -> None:
+    assert parse_yaml(dump_yaml(tree), "f").data == tree
+    assert parse_yaml(dump_yaml(tree, flow=True), "f").data == tree
+
+
+def test_plain_words_are_written_plainly() -> None:
+    assert dump_yaml({"a": "off", "b": "1e-3", "c": 1e-3}, flow=True) == "{a: off, b: '1e-3', c: 0.001}\n"

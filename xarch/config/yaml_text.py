@@ -59,6 +59,22 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the text that :class:`_Loader` would read as something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(value: Any, *, flow: bool = False) -> str:
+    """``value`` as YAML that :func:`parse_yaml` reads back; ``flow`` puts it on one line."""
+    width = 1_000_000 if flow else 100
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width)
+    return str(text).removesuffix("...\n")
+
+
 def parse_yaml(text: str, where: str) -> Document:
     """Parse one YAML document; ``where`` names it in errors. An empty text is an empty mapping.
 
