@@ -113,6 +113,14 @@ def recipe_text(name: str) -> str:
     return str(registry.resolve(registry.get("recipe", name)))
 
 
+def recipe_tree(name: str) -> dict[str, Any]:
+    """A packaged recipe, with the recipes it starts from, as plain data that was not validated."""
+    merged = Merged()
+    for layer in _recipe_layers(name):
+        merged.apply(layer)
+    return merged.tree
+
+
 def _recipe_layers(name: str) -> tuple[Layer, ...]:
     """A recipe and the recipes it starts from, lowest first."""
     layers: list[Layer] = []

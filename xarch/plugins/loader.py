@@ -37,8 +37,10 @@ def get_registry() -> Registry:
     return load_registry(files_from_environment())
 
 
-def load_registry(files: Sequence[str] = ()) -> Registry:
+def load_registry(files: Sequence[str] = (), *, only: str | None = None) -> Registry:
     """Load every plugin that is installed and not disabled, then the plugin ``files``.
+
+    With ``only``, load the core and the plugin of that name, also if it is disabled.
 
     Raises:
         PluginError: a plugin file fails, or any plugin does while XARCH_STRICT_PLUGINS=1.
@@ -46,11 +48,13 @@ def load_registry(files: Sequence[str] = ()) -> Registry:
     """
     manager = Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    disabled = {*stored_disabled(), *environment_disabled()}
+    disabled = {*stored_disabled(), *environment_disabled()} if only is None else set()
     strict = os.environ.get("XARCH_STRICT_PLUGINS", "") not in ("", "0")
     infos: list[PluginInfo] = []
     specs: list[Spec] = []
     for candidate in discover(files):
+        if only is not None and candidate.name not in (CORE, only):
+            continue
         outcome = _attempt(manager, candidate, disabled)
         by_hand = candidate.entry_point is None
         if outcome.info.state in ("failed", "incompatible") and (strict or by_hand or candidate.name == CORE):

@@ -1,0 +1,117 @@
+"""``xarch``: a table of commands, and what happens to their errors."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from xarch import __version__
+from xarch.cli import failure, stdout
+from xarch.errors import UsageError, XarchError
+
+COMMANDS = {
+    "list": "What there is: pairs, sources, targets, objectives, recipes, exports, plugins.",
+    "inspect": "A teacher, run, ONNX file or adapter: shapes, taps, options.",
+    "plan": "Show what a conversion will do, without loading weights.",
+    "convert": "Convert a model; writes a run folder.",
+    "eval": "Evaluate the student of a run again.",
+    "export": "Export the student of a run, with the parity gate.",
+    "bench": "Measure the latency of a run's exports or of an ONNX file.",
+    "report": "Build the report of a run again.",
+    "plugins": "List, check, disable and enable plugins.",
+    "new": "Write a plugin or a run configuration to start from.",
+    "doctor": "Show versions, devices, kernels, plugins and folders.",
+}
+EPILOG = "Start with `xarch list recipes`, then `xarch plan RECIPE` and `xarch convert RECIPE --tiny`."
+
+
+class Lazy(click.Group):
+    """Imports a command's module when the command is used; commands of plugins sit below the plugin's name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            module = importlib.import_module(f"xarch.cli.{cmd_name}")
+            found: click.Command = module.command
+            return found
+        return _plugin_commands(cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"there is no command {args[0]!r}{guess}", "xarch --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _plugin_commands(plugin: str) -> click.Group | None:
+    from xarch.plugins.loader import get_registry
+
+    registry = get_registry()
+    if plugin not in registry.implementers("xarch_commands"):
+        return None
+    group = click.Group(plugin, help=f"Commands of the plugin {plugin}.")
+    registry.call("xarch_commands", only=plugin, group=group)
+    return group
+
+
+@click.group(
+    cls=Lazy,
+    epilog=EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="xarch")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Convert a trained model from one architecture into another and ship it as verified ONNX."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the ``xarch`` command."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    shown: dict[str, Any] = {
+        "as_json": "--json" in options,
+        "verbose": bool({"-v", "--verbose"} & set(options)),
+    }
+    if shown["as_json"]:
+        stdout.claim()
+    try:
+        code = cli.main(arguments, prog_name="xarch", standalone_mode=False, obj=shlex.join(["xarch", *arguments]))
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except XarchError as e:
+        return failure.end(e, **shown)
+    except click.ClickException as e:
+        context = getattr(e, "ctx", None)
+        hint = f"{context.command_path} --help" if context is not None else "xarch --help"
+        return failure.end(UsageError(e.format_message(), hint), **shown)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return failure.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python must not complain about it while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as e:
+        return failure.crash(e, **shown)

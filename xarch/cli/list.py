@@ -1,0 +1,108 @@
+"""``xarch list``: what there is to convert from, into, and with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xarch.cli.pairs import pairs
+from xarch.cli.session import Session, define
+from xarch.plugins.loader import get_registry
+from xarch.plugins.registry import PLURAL, Registry
+from xarch.plugins.spec import Spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+KIND_OF = {plural: kind for kind, plural in PLURAL.items()}
+CHOICES = ["pairs", *KIND_OF, "plugins"]
+
+
+@define("list")
+@click.argument("what", type=click.Choice(CHOICES), required=False)
+def command(session: Session, what: str | None) -> None:
+    """Show what there is; without WHAT everything except plugins."""
+    registry = get_registry()
+    shown = [what] if what else [c for c in CHOICES if c != "plugins"]
+    document = {name: _rows(registry, name) for name in shown}
+    broken = [p for p in registry.plugins() if not p.loaded and p.state != "disabled"]
+    document["not_loaded"] = [
+        {"plugin": p.name, "distribution": p.distribution, "version": p.version, "state": p.state, "detail": p.detail}
+        for p in broken
+    ]
+    session.emit(document, lambda console: _show(console, document))
+
+
+def _rows(registry: Registry, what: str) -> list[dict[str, Any]]:
+    if what == "pairs":
+        return [pair.to_json() for pair in pairs(registry)]
+    if what == "plugins":
+        from xarch.cli.plugins import rows
+
+        return rows(registry)
+    return [_row(registry, spec) for spec in registry.specs(KIND_OF[what])]
+
+
+def _row(registry: Registry, spec: Spec) -> dict[str, Any]:
+    state, detail = registry.status(spec)
+    families = {"accepts": list(spec.accepts)} if spec.accepts else {}
+    produces = {"produces": spec.produces} if spec.produces else {}
+    facts = {"facts": spec.data} if spec.kind == "teacher" else {}
+    return {
+        "name": f"zoo:{spec.name}" if spec.kind == "teacher" else spec.name,
+        "summary": spec.summary,
+        **families,
+        **produces,
+        **facts,
+        "plugin": spec.plugin,
+        "status": "ready" if state == "ok" else state,
+        "detail": detail,
+    }
+
+
+def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
+    from xarch.cli.tables import table
+
+    for what, rows in document.items():
+        if what == "not_loaded" or (not rows and len(document) > 2):
+            continue
+        console.print(f"[bold]{what}[/bold]")
+        if not rows:
+            console.print("  none")
+            continue
+        console.print(table(_columns(what), [_cells(what, row) for row in rows]))
+    for row in document["not_loaded"]:
+        console.print(f"[red]not loaded[/red]  {row['plugin']}: {row['state']}: ", end="")
+        console.print(row["detail"], markup=False)
+
+
+def _columns(what: str) -> list[str]:
+    if what == "pairs":
+        return ["source", "target", "stages", "export", "status", "from"]
+    if what == "plugins":
+        return ["plugin", "state", "from", "declares", "detail"]
+    return ["name", "what it is", "plugin", "status"]
+
+
+def _cells(what: str, row: dict[str, Any]) -> list[str]:
+    if what == "pairs":
+        stages, exports = " > ".join(row["stages"]) or "-", ", ".join(row["exports"]) or "-"
+        return [row["source"], row["target"], stages, exports, _status(row), row["owner"]]
+    if what == "plugins":
+        from xarch.cli.plugins import cells
+
+        return cells(row)
+    return [row["name"], " ".join(filter(None, [row["summary"], _arrow(row)])), row["plugin"], _status(row)]
+
+
+def _status(row: dict[str, Any]) -> str:
+    return row["status"] if not row["detail"] else f"{row['status']}: {row['detail']}"
+
+
+def _arrow(row: dict[str, Any]) -> str:
+    """``(decoder -> decoder)`` for targets, ``(-> decoder)`` for sources."""
+    accepts, produces = ", ".join(row.get("accepts", [])), row.get("produces", "")
+    if produces:
+        return f"({accepts} -> {produces})" if accepts else f"(-> {'any family' if produces == '*' else produces})"
+    return f"({accepts})" if accepts else ""

@@ -1,0 +1,153 @@
+"""What every command has in common: the shared options, the console, the JSON document."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from xarch.cli import stdout
+from xarch.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xarch.engine.events import Reporter
+
+PIPE_WIDTH = 160
+SHARED = ("set", "out", "device", "seed")
+
+
+@dataclass
+class Session:
+    """One invocation.
+
+    Attributes:
+        json: one JSON document on standard output, everything else on standard error.
+        verbose: debug messages and tracebacks.
+        sets, out, device, seed: the shared options.
+        command: what the user typed.
+        stream: where the document or the human output goes.
+    """
+
+    json: bool = False
+    verbose: bool = False
+    sets: tuple[str, ...] = ()
+    out: Path | None = None
+    device: str | None = None
+    seed: int | None = None
+    command: str = "xarch"
+    stream: TextIO = field(default_factory=lambda: sys.stdout)
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """For people: standard output, or standard error beside a JSON document."""
+        from rich.console import Console
+
+        target = sys.stderr if self.json else self.stream
+        width = None if target.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+        return Console(file=target, highlight=False, width=width)
+
+    def emit(self, document: Any, show: Callable[[Console], None]) -> None:
+        """The result of the command, for a machine or for a person."""
+        if self.json:
+            stdout.write_document(document, self.stream)
+        else:
+            show(self.console)
+
+    def note(self, text: str) -> None:
+        """One line beside the result."""
+        click.echo(text, err=True)
+
+    def overrides(self, **more: Any) -> dict[str, Any]:
+        """Options that are configuration values, by dotted key."""
+        return {"runtime.device": self.device, "seed": self.seed, **more}
+
+    def reporter(self) -> Reporter:
+        """Shows a run: live on a terminal, lines elsewhere, nothing on processes other than the first."""
+        from xarch.cli.ui import make_reporter
+
+        return make_reporter(self.console)
+
+
+_OPTIONS: dict[str, Callable[..., Any]] = {
+    "set": functools.partial(
+        click.option, "--set", "sets", multiple=True, metavar="A.B=C", help="Set a configuration value; repeatable."
+    ),
+    "out": functools.partial(
+        click.option, "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write into."
+    ),
+    "device": functools.partial(click.option, "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."),
+    "seed": functools.partial(click.option, "--seed", type=int, metavar="N", help="Seed of everything random."),
+}
+
+
+def define(name: str, *, uses: tuple[str, ...] = (), **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose function gets a :class:`Session` first.
+
+    All shared options are accepted everywhere; those not in ``uses`` are hidden, and using one is answered with a note.
+    """
+
+    def wrap(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def call(**given: Any) -> Any:
+            shared = {key: given.pop(key) for key in ("sets", "out", "device", "seed", "as_json", "verbose", "plugins")}
+            return function(_start(name, uses, shared), **given)
+
+        for key in reversed(SHARED):
+            call = _OPTIONS[key](hidden=key not in uses)(call)
+        call = click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="Load one more plugin.")(call)
+        call = click.option("-v", "--verbose", is_flag=True, help="Debug messages and tracebacks.")(call)
+        call = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")(call)
+        return click.command(name, **settings)(call)
+
+    return wrap
+
+
+def _start(name: str, uses: tuple[str, ...], shared: Mapping[str, Any]) -> Session:
+    context = click.get_current_context()
+    session = Session(
+        json=shared["as_json"],
+        verbose=shared["verbose"],
+        sets=shared["sets"],
+        out=shared["out"],
+        device=shared["device"],
+        seed=shared["seed"],
+        command=context.obj if isinstance(context.obj, str) else f"xarch {name}",
+    )
+    if session.json:
+        sys.stdout, original = sys.stderr, sys.stdout
+        context.call_on_close(lambda: setattr(sys, "stdout", original))
+    logging.basicConfig(level=logging.DEBUG if session.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    add_plugin_files(shared["plugins"])
+    for key in SHARED:
+        if key not in uses and shared["sets" if key == "set" else key]:
+            session.note(f"note: --{key} has no effect on `xarch {name}`")
+    return session
+
+
+def add_plugin_files(files: tuple[str, ...]) -> None:
+    """Load these plugin files too, here and in child processes.
+
+    Raises:
+        UsageError: a file does not exist.
+    """
+    if not files:
+        return
+    from xarch.plugins.discover import FILES_VARIABLE, files_from_environment
+    from xarch.plugins.loader import get_registry
+
+    missing = [f for f in files if not Path(f).is_file()]
+    if missing:
+        raise UsageError(f"plugin file {missing[0]} does not exist")
+    known = files_from_environment()
+    added = [str(Path(f).resolve()) for f in files]
+    os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *added]))
+    get_registry.cache_clear()

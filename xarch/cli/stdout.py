@@ -1,0 +1,27 @@
+"""With ``--json`` the standard output carries one document; everything else that is printed goes to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, TextIO
+
+_document: TextIO | None = None
+
+
+def claim() -> None:
+    """Keep the process's standard output for the document, also from libraries that write to the file descriptor."""
+    global _document
+    if _document is None:
+        sys.stdout.flush()
+        _document = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+
+def write_document(data: Any, stream: TextIO | None = None) -> None:
+    """Write the one JSON document to the claimed output, or to ``stream`` where nothing was claimed."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n"
+    out = _document or stream or sys.stdout
+    out.write(text)
+    out.flush()

@@ -1,0 +1,37 @@
+"""Plain tables that also read well in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
+    """A table without frame; ``right`` names columns of numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell, style=STYLES.get(cell.split(":")[0], "")) for cell in row))
+    return made
+
+
+STYLES = {
+    "ready": "green",
+    "ok": "green",
+    "passed": "green",
+    "failed": "red",
+    "missed": "red",
+    "conflict": "red",
+    "incompatible": "yellow",
+    "needs": "yellow",
+    "missing-extra": "yellow",
+    "disabled": "dim",
+}
