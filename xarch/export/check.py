@@ -52,8 +52,7 @@ def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
         found.append(f"IR version {model.ir_version}, at most {profile.max_ir}")
     nodes = [node for graph in graphs_of(model) for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
-    local = {(f.domain, f.name) for f in model.functions}
-    for domain, op in sorted({(n.domain, n.op_type) for n in nodes} - local):
+    for domain, op in sorted({(n.domain, n.op_type) for n in nodes}):
         if domain not in STANDARD:
             found.append(f"operator {domain}::{op} is not a standard one")
         elif op in profile.forbidden_ops:

@@ -7,6 +7,8 @@ graph and a prefill graph of one student would share nothing, and a tied embeddi
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 
@@ -63,7 +65,8 @@ def linear_to_gemm(model: ir.Model) -> int:
         lead = _free_dims(x.shape)
         if lead.count(-1) > 1:
             continue
-        rows, cols = (int(d) for d in weight.const_value.shape)  # type: ignore[union-attr]
+        assert weight.const_value is not None
+        rows, cols = weight.const_value.shape.numpy()
         last, operands = node, [x, weight]
         biased = _added_bias(node, rows)
         if biased is not None:
@@ -72,16 +75,14 @@ def linear_to_gemm(model: ir.Model) -> int:
         new: list[ir.Node] = []
         if len(lead) > 1:
             flat = ir.node("Reshape", [x, _ints(new, [-1, cols])])
-            flat.outputs[0].shape = ir.Shape([None if -1 in lead else _product(lead), cols])
-            flat.outputs[0].dtype = x.dtype
+            _describe(flat, lead, cols, x)
             new.append(flat)
             operands[0] = flat.outputs[0]
         gemm = ir.node("Gemm", operands, attributes={"transB": 1})
         new.append(gemm)
         if len(lead) > 1:
             new.append(ir.node("Reshape", [gemm.outputs[0], _ints(new, [*lead, rows])]))
-            gemm.outputs[0].shape = ir.Shape([None if -1 in lead else _product(lead), rows])
-            gemm.outputs[0].dtype = x.dtype
+            _describe(gemm, lead, rows, x)
         _replace(graph, node, last, new)
         done += 1
     return done
@@ -111,19 +112,19 @@ def reciprocal_to_div(model: ir.Model) -> int:
     return done
 
 
-def _product(sizes: list[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
+def _describe(node: ir.Node, lead: list[int], width: int, like: ir.Value) -> None:
+    """Give a matrix with the leading dimensions flattened its shape and type."""
+    node.outputs[0].shape = ir.Shape([None if -1 in lead else math.prod(lead), width])
+    node.outputs[0].type = like.type
 
 
 def _ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
     """A Constant node with a vector of integers, appended to ``nodes``."""
-    constant = ir.node("Constant", [], attributes={"value": ir.tensor(values, dtype=ir.DataType.INT64)})
-    constant.outputs[0].const_value = ir.tensor(values, dtype=ir.DataType.INT64)
+    tensor = ir.tensor(values, dtype=ir.DataType.INT64)
+    constant = ir.node("Constant", [], attributes={"value": tensor})
+    constant.outputs[0].const_value = tensor
     constant.outputs[0].shape = ir.Shape([len(values)])
-    constant.outputs[0].dtype = ir.DataType.INT64
+    constant.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     nodes.append(constant)
     return constant.outputs[0]
 
@@ -131,7 +132,6 @@ def _ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
 def _replace(graph: ir.Graph, first: ir.Node, last: ir.Node, new: list[ir.Node]) -> None:
     """Put ``new`` where ``last`` was; ``first`` (the product) and ``last`` (it, or the bias it got) go."""
     old, fresh = last.outputs[0], new[-1].outputs[0]
-    fresh.shape, fresh.dtype = old.shape, old.dtype
     transpose = first.inputs[1].producer()  # type: ignore[union-attr]
     ir.convenience.replace_nodes_and_values(graph, last, [last], new, [old], [fresh])
     if first is not last:

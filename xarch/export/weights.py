@@ -68,11 +68,11 @@ class WeightStore:
         return offset, data.nbytes
 
 
-def _bytes(tensor: ir.TensorProtocol) -> np.ndarray:
+def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     """The tensor as ONNX stores it, without a copy where its memory already looks like that."""
     if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
-        return np.frombuffer(tensor.tobytes(), np.uint8)
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+        return memoryview(tensor.tobytes())
+    return memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def externalise(model: ir.Model, store: WeightStore) -> int:
@@ -93,7 +93,7 @@ def externalise(model: ir.Model, store: WeightStore) -> int:
                 offset,
                 length,
                 tensor.dtype,
-                shape=ir.Shape([int(d) for d in tensor.shape]),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=store.path.parent,
             )

@@ -1,0 +1,52 @@
+"""Parity cases that need nothing but the graphs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch.contracts.export import Call, ExportGraph, ParityCase
+
+
+def single_graph_cases(graphs: Sequence[ExportGraph]) -> Iterator[ParityCase]:
+    """Every graph alone: on its example inputs, and with its free dimensions at other sizes.
+
+    A free dimension is tried at its example size, at 1 and at an odd larger size, by cutting or repeating the example
+    along it, so values stay in the range the module was made for.
+    """
+    for graph in graphs:
+        symbols = {
+            symbol: graph.inputs[name].shape[axis]
+            for name, dims in graph.dynamic.items()
+            for axis, symbol in dims.items()
+        }
+        yield _case(graph, {})
+        if symbols:
+            yield _case(graph, dict.fromkeys(symbols, 1))
+            yield _case(graph, {symbol: 2 * size + 3 for symbol, size in symbols.items()})
+
+
+def _case(graph: ExportGraph, sizes: Mapping[str, int]) -> ParityCase:
+    inputs = {name: _resized(value, graph.dynamic.get(name, {}), sizes) for name, value in graph.inputs.items()}
+    with torch.no_grad():
+        outputs = graph.module(*inputs.values())
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    expected = {name: value.cpu().numpy() for name, value in zip(graph.outputs, outputs, strict=True)}
+    arrays = {name: value.cpu().numpy() for name, value in inputs.items()}
+    shown = {symbol: inputs[name].shape[axis] for name, dims in graph.dynamic.items() for axis, symbol in dims.items()}
+
+    def drive(call: Call) -> dict[str, np.ndarray]:
+        return call(graph.name, arrays)
+
+    return ParityCase(graph.name, shown, drive, expected)
+
+
+def _resized(value: Tensor, dims: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
+    for axis, symbol in dims.items():
+        size = sizes.get(symbol, value.shape[axis])
+        index = torch.arange(size, device=value.device) % value.shape[axis]
+        value = value.index_select(axis, index)
+    return value

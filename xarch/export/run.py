@@ -1,0 +1,185 @@
+"""A student leaves for one deployment target: graphs, shared weights, checks, parity, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+import xarch
+from xarch.contracts.adapters import TargetAdapter
+from xarch.contracts.batch import Batch
+from xarch.contracts.export import ExportGraph, Profile
+from xarch.contracts.model import Student
+from xarch.errors import PlanError
+from xarch.export.check import check_file
+from xarch.export.onnx_export import to_onnx
+from xarch.export.parity import measure_parity, raise_unless_passed
+from xarch.export.weights import WeightStore, externalise
+from xarch.store.atomic import new_folder, write_json
+
+WEIGHTS = "student.onnx.data"
+"""The one file all graphs of an export read their weights from."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export.
+
+    Attributes:
+        passed: the parity gate; always True, a failed export raises.
+        graphs: names of the graphs, in the adapter's order.
+        parity, profile: contents of ``parity.json`` and ``profile.json``.
+    """
+
+    passed: bool
+    graphs: list[str]
+    parity: dict[str, Any]
+    profile: dict[str, Any]
+
+
+def export_target(
+    student: Student,
+    adapter: TargetAdapter,
+    profile: Profile,
+    *,
+    options: Mapping[str, Any],
+    batches: Sequence[Batch],
+    out: Path,
+    metadata: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> ExportResult:
+    """Write ``out/GRAPH.onnx``, their shared weights, ``parity.json`` and ``profile.json``.
+
+    The folder appears under its name only when it is complete. If the parity gate fails it appears as well, with
+    every graph renamed to ``GRAPH.onnx.rejected``, and nothing in it can be taken for an export.
+
+    Args:
+        options: the target's own export options.
+        batches: held-out data for the parity cases.
+        metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
+        say: gets a line of progress at each step.
+
+    Raises:
+        PlanError: a graph cannot be exported or does not fit the profile.
+        ParityError: a graph does not reproduce the student.
+    """
+    student.module.eval()
+    graphs = list(adapter.export_graphs(student, profile, options))
+    _check_names(graphs)
+    with new_folder(Path(out)) as folder:
+        described = _write_graphs(graphs, profile, folder, metadata, say)
+        started = time.monotonic()
+        cases = adapter.parity_cases(student, graphs, batches, profile)
+        names = [graph.name for graph in graphs]
+        parity = measure_parity(folder, names, cases, profile, threads=torch.get_num_threads())
+        described["seconds"]["parity"] = round(time.monotonic() - started, 2)
+        if not parity["passed"]:
+            for name in names:
+                os.replace(folder / f"{name}.onnx", folder / f"{name}.onnx.rejected")
+        write_json(folder / "parity.json", parity)
+        write_json(folder / "profile.json", described)
+    raise_unless_passed(parity, Path(out))
+    say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
+    return ExportResult(True, names, parity, described)
+
+
+def _check_names(graphs: Sequence[ExportGraph]) -> None:
+    names = [graph.name for graph in graphs]
+    if not names:
+        raise PlanError("the target exports no graph")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or names.count(name) > 1:
+            raise PlanError(f"graph names must be unique file stems, got {names}")
+
+
+def _write_graphs(
+    graphs: Sequence[ExportGraph],
+    profile: Profile,
+    folder: Path,
+    metadata: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    entries: dict[str, dict[str, Any]] = {}
+    with WeightStore(folder / WEIGHTS) as store:
+        for graph in graphs:
+            started = time.monotonic()
+            model = to_onnx(graph, profile)
+            weight_bytes = externalise(model, store)
+            model.producer_name, model.producer_version = "xarch", xarch.__version__
+            model.graph.name = graph.name
+            model.metadata_props.update(_properties(graph, profile, metadata))
+            ir.save(model, folder / f"{graph.name}.onnx")
+            seconds = round(time.monotonic() - started, 2)
+            entries[graph.name] = {
+                "opset": model.opset_imports[""],
+                "ir": model.ir_version,
+                "weight_bytes": weight_bytes,
+                "seconds": seconds,
+            }
+            say(f"export {profile.name}: {graph.name} written in {seconds} s")
+    started = time.monotonic()
+    for graph in graphs:
+        path = folder / f"{graph.name}.onnx"
+        entries[graph.name]["ops"] = check_file(path, profile)
+        entries[graph.name]["graph_bytes"] = path.stat().st_size
+    return {
+        "profile": {
+            "name": profile.name,
+            "provider": profile.provider,
+            "max_opset": profile.max_opset,
+            "max_ir": profile.max_ir,
+            "static": profile.static,
+            "dtype": profile.dtype,
+        },
+        "graphs": entries,
+        "weights": {"file": WEIGHTS, "bytes": store.bytes, "shared_bytes": store.saved},
+        "bytes": store.bytes + sum(e["graph_bytes"] for e in entries.values()),
+        "seconds": {
+            "export": round(sum(e["seconds"] for e in entries.values()), 2),
+            "check": round(time.monotonic() - started, 2),
+        },
+    }
+
+
+def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """``metadata_props``: keys under ``xarch.``, text as it is, everything else as JSON."""
+    facts = {
+        "version": xarch.__version__,
+        "graph": graph.name,
+        "profile": profile.name,
+        "states": _states(graph),
+        **graph.metadata,
+        **metadata,
+    }
+    return {
+        key if key.startswith("xarch.") else f"xarch.{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in facts.items()
+    }
+
+
+def _states(graph: ExportGraph) -> list[dict[str, Any]]:
+    """Recurrent states by their names: input ``X`` comes back as output ``present_X``; free dimensions start at 0."""
+    return [
+        {
+            "name": name,
+            "present": f"present_{name}",
+            "shape": [0 if axis in graph.dynamic.get(name, {}) else size for axis, size in enumerate(value.shape)],
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "fill": 0.0,
+        }
+        for name, value in graph.inputs.items()
+        if f"present_{name}" in graph.outputs
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

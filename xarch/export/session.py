@@ -1,0 +1,80 @@
+"""Graphs of one folder in onnxruntime, called by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+"""onnxruntime raises unrelated classes, one per status code, and ValueError for missing inputs."""
+
+
+def open_session(
+    path: Path, provider: str, *, threads: int, optimise: bool = True, prepack: bool = True, profile: Path | None = None
+) -> ort.InferenceSession:
+    """A session on one file.
+
+    Args:
+        threads: threads inside an operator.
+        prepack: copy weights into the layout of the matrix kernels. Products of matrices gain much; a single token
+            gains nothing, and without it weights stay mapped from the file and are shared between sessions.
+        profile: prefix of a file to write node timings to.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return ort.InferenceSession(str(path), options, providers=[provider])
+
+
+class RuntimeFailure(Exception):
+    """The runtime refuses a graph or stops in the middle of it."""
+
+
+class Sessions:
+    """A ``Call``: opens each graph of ``folder`` on its first use.
+
+    Attributes:
+        used: names of the graphs called so far.
+    """
+
+    def __init__(self, folder: Path, provider: str, *, threads: int, optimise: bool) -> None:
+        self.folder, self.provider, self.threads, self.optimise = folder, provider, threads, optimise
+        self._open: dict[str, tuple[ort.InferenceSession, list[str]]] = {}
+
+    @property
+    def used(self) -> set[str]:
+        return set(self._open)
+
+    def __call__(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Named outputs of ``graph`` on named inputs.
+
+        Raises:
+            RuntimeFailure: the runtime cannot load or run the graph on these inputs.
+        """
+        try:
+            if graph not in self._open:
+                self._open[graph] = self._session(graph)
+            session, names = self._open[graph]
+            return dict(zip(names, session.run(names, inputs), strict=True))
+        except _RUNTIME_ERRORS as e:
+            raise RuntimeFailure(f"{graph}: {str(e).splitlines()[0]}") from e
+
+    def _session(self, graph: str) -> tuple[ort.InferenceSession, list[str]]:
+        path = self.folder / f"{graph}.onnx"
+        session = open_session(path, self.provider, threads=self.threads, optimise=self.optimise, prepack=self.optimise)
+        return session, [output.name for output in session.get_outputs()]
