@@ -16,6 +16,10 @@ from xarch_hf.teacher import HFTeacher
 from xarch_hf.tokenizer import has_tokenizer
 
 TINY_LAYERS = 2
+PICKLE_HINT = (
+    "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: pickles are "
+    "then read by torch.load(weights_only=True) and kept as safetensors"
+)
 
 
 class DecoderOptions(Options):
@@ -69,7 +73,9 @@ class HFSource(DecoderSource):
     def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> HFTeacher:
         wanted = cast(HFOptions, options)
         folder, repository, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.SAFETENSORS)
-        if repository is not None and not find_checkpoint(folder, f"hf:{ref}").files and wanted.allow_pickle:
+        if repository is not None and not find_checkpoint(folder, f"hf:{ref}").files:
+            if not wanted.allow_pickle:
+                raise UsageError(f"hf:{ref} has no model*.safetensors on the hub or in the cache", PICKLE_HINT)
             folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.PICKLES)
         checkpoint = find_checkpoint(folder, f"hf:{ref}")
         if checkpoint.pickled and not wanted.allow_pickle:
@@ -149,6 +155,5 @@ def _is_cut(described: Described) -> bool:
 def _refuse_pickle(where: str, checkpoint: Checkpoint) -> None:
     raise UsageError(
         f"{where} has its weights only as pickles ({checkpoint.files[0].name}), and reading a pickle can run code",
-        "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: "
-        "it is then read by torch.load(weights_only=True) and kept as safetensors",
+        PICKLE_HINT,
     )

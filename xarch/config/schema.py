@@ -27,7 +27,7 @@ class Match(Model):
     """One pair of taps to bring together."""
 
     student: str = Field(description="student tap: local name in a local stage, full name or glob in a global one")
-    teacher: str | None = Field(None, description="teacher tap, `batch:KEY`, or null; default the student's name")
+    teacher: str | None = Field("same", description="teacher tap, `batch:KEY`, null, or `same` as the student's")
     objective: str = Field(description="name of a registered objective")
     weight: float | WeightSchedule = 1.0
     aux: dict[str, str] = Field(default_factory=dict, description="further values: argument -> `teacher:TAP|batch:KEY`")

@@ -174,9 +174,9 @@ class Conversion:
         return status
 
     def _report(self) -> None:
-        from xarch.report.build import build_report
-
         try:
+            from xarch.report.build import build_report
+
             build_report(self.run)
         except Exception as e:
             # A run that ended must keep its own verdict; the report can be built again from the same files.

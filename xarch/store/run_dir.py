@@ -40,6 +40,12 @@ class RunDir:
         self.report_html = self.path / "report.html"
         self.report_md = self.path / "report.md"
 
+    @staticmethod
+    def new_path(name: str) -> Path:
+        """A fresh name under ``runs/`` for a run called ``name``."""
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
+        return Path("runs") / f"{time.strftime('%Y-%m-%d')}_{stem}_{secrets.token_hex(3)}"
+
     @classmethod
     def create(cls, path: Path | str | None, name: str) -> RunDir:
         """A new, empty run folder; without ``path`` a fresh name under ``runs/``.
@@ -47,10 +53,7 @@ class RunDir:
         Raises:
             UsageError: the folder already holds a run or other files.
         """
-        if path is None:
-            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
-            path = Path("runs") / f"{time.strftime('%Y-%m-%d')}_{stem}_{secrets.token_hex(3)}"
-        run = cls(path)
+        run = cls(cls.new_path(name) if path is None else path)
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             if run.status.exists():
                 raise UsageError(

@@ -106,7 +106,7 @@ def pair_taps(
                 )
             kind = objective(match.objective)
             for local in found:
-                implied = match.teacher if "teacher" in match.model_fields_set else local
+                implied = local if match.teacher == "same" else match.teacher
                 right = _teacher_tap(implied, site, teacher, where)
                 left = available[local]
                 if not kind.takes(left, right):

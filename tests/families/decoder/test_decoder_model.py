@@ -161,3 +161,31 @@ def test_gradients_flow_under_autocast() -> None:
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all(), name
         assert p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("window", [5, 6, 7])
+def test_the_first_token_out_of_the_window_is_not_seen(window: int) -> None:
+    facts = tiny_facts(layers=1, windows=(window,))
+    decoder = make_student(facts).decoder
+    ids = tokens(facts, 1, 7)["input_ids"]
+    changed = ids.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % facts.vocab
+    moved = (decoder(ids) - decoder(changed)).abs().amax(-1)[0]
+    assert (moved > 0).tolist() == [place < window for place in range(7)]
+
+
+@torch.no_grad()
+def test_factors_do_what_they_say() -> None:
+    ids = tokens(tiny_facts(), 2, 9)["input_ids"]
+
+    def logits(**changes: Any) -> torch.Tensor:
+        return make_student(tiny_facts(tied=False, **changes)).decoder(ids)
+
+    plain = logits()
+    assert difference(logits(final_softcap=2.0), 2 * torch.tanh(plain / 2)) <= 1e-6
+    assert difference(logits(rotary_gain=1.5), logits(scale=2.25 * 8**-0.5)) <= 1e-6
+    louder = make_student(tiny_facts(tied=False)).decoder
+    louder.embed.weight.mul_(3)
+    assert difference(logits(embed_gain=3.0), louder(ids)) <= 1e-6
+    assert difference(logits(softcap=1e4), plain) <= 1e-5
+    assert difference(logits(softcap=0.1), plain) > 1e-3

@@ -28,7 +28,7 @@ class Teacher:
 
 
 class Slab:
-    """Factors of the matrices, heads first, in the dtype of the islands."""
+    """Factors of the matrices; a tile is brought into the dtype of the islands, heads first, when it is asked for."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Slab:
         self.teacher, self.tile, self.dtype = teacher, tile, dtype
         key_heads, groups = k_BLKE.shape[2], C_BLGN.shape[2]
         self.ratio = self.heads // groups
-        self._q_uRLE = q_BLHE.unflatten(2, (key_heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1).to(dtype)
-        self._k_uLE = _heads_first(k_BLKE, dtype)
-        self.C_mLN, self.B_mLN = _heads_first(C_BLGN, dtype), _heads_first(B_BLGN, dtype)
+        self._q_BLKRE, self._k_BLKE = q_BLHE.unflatten(2, (key_heads, -1)), k_BLKE
+        self._C_BLGN, self._B_BLGN = C_BLGN, B_BLGN
+        self.device = C_BLGN.device
         # In float32 differences of prefix sums far from the first token would lose the digits of single steps.
         wide = torch.float32 if log_a_BLH.device.type == "mps" else torch.float64
         self._S_nL = log_a_BLH.to(wide).clamp(min=LOG_FLOOR).cumsum(1).transpose(1, 2).flatten(0, 1)
@@ -77,7 +77,20 @@ class Slab:
 
     def queries(self, rows: slice) -> Tensor:
         """Scaled queries [u, (H/K)·T, E]; the query heads of one key head lie below one another."""
-        return self._q_uRLE[:, :, rows].flatten(1, 2) * self.teacher.scale
+        q_BKRTE = self._q_BLKRE[:, rows].to(self.dtype).permute(0, 2, 3, 1, 4) * self.teacher.scale
+        return q_BKRTE.flatten(2, 3).flatten(0, 1)
+
+    def C(self, rows: slice) -> Tensor:
+        """Output vectors [m, T, N]."""
+        return self._heads_first(self._C_BLGN[:, rows])
+
+    def B(self, columns: slice) -> Tensor:
+        """Input vectors [m, U, N]."""
+        return self._heads_first(self._B_BLGN[:, columns])
+
+    def tokens_first(self, t_nT: Tensor) -> Tensor:
+        """[B, T, H or G, ...] view of something heads first."""
+        return t_nT.unflatten(0, (self.batch, -1)).transpose(1, 2)
 
     def lse(self, q_uTE: Tensor, rows: slice) -> Tensor:
         """Log of the softmax denominator [n, T], one pass over the key tiles with a running maximum."""
@@ -136,7 +149,7 @@ class Slab:
         return tile_nTU.unflatten(0, (self.batch, self.heads))
 
     def _scores(self, q_uTE: Tensor, columns: slice) -> Tensor:
-        score = q_uTE @ self._k_uLE[:, columns].mT
+        score = q_uTE @ self._heads_first(self._k_BLKE[:, columns]).mT
         cap = self.teacher.softcap
         if cap is not None:
             score = score.div_(cap).tanh_().mul_(cap)
@@ -161,13 +174,12 @@ class Slab:
 
     def _ones(self, rows: slice, columns: slice) -> Tensor:
         shape = (1, rows.stop - rows.start, columns.stop - columns.start)
-        return torch.ones(shape, dtype=torch.bool, device=self.C_mLN.device)
+        return torch.ones(shape, dtype=torch.bool, device=self.device)
 
     def _different_documents(self, rows: slice, columns: slice) -> bool:
         if self._run_rows is None:
             return False
         return all(run[columns.stop - 1] < run[rows.start] for run in self._run_rows)
 
-
-def _heads_first(t_BLGN: Tensor, dtype: torch.dtype) -> Tensor:
-    return t_BLGN.transpose(1, 2).flatten(0, 1).to(dtype)
+    def _heads_first(self, t_BTGN: Tensor) -> Tensor:
+        return t_BTGN.to(self.dtype).transpose(1, 2).flatten(0, 1).contiguous()

@@ -72,7 +72,7 @@ class _Distance(torch.autograd.Function):
         distance_BH, teacher_norm_BH = sums.error_BH.sqrt(), sums.teacher_BH.sqrt()
         ctx.dtypes = C_BLGN.dtype, B_BLGN.dtype, log_a_BLH.dtype, None if D_H is None else D_H.dtype
         if ctx.at_once:
-            ctx.save_for_backward(distance_BH, sums.dC_BLGN, sums.dB_BLGN, sums.dlog_a_BLH, sums.dD_BH)
+            ctx.save_for_backward(distance_BH, sums.dC_BLGN, sums.dB_BLGN, sums.dlog_a_BLH(), sums.dD_BH)
         elif wanted:
             ctx.save_for_backward(
                 distance_BH, sums.lse_BHL, q_BLHE, k_BLKE, C_BLGN, B_BLGN, log_a_BLH, D_H, run_BL, real_BL
@@ -91,9 +91,8 @@ class _Distance(torch.autograd.Function):
         factor_BH = torch.where(distance_BH > 0, grads[0] / distance_BH, 0)
         if ctx.at_once:
             dC_BLGN, dB_BLGN, dlog_a_BLH, dD_BH = saved
-            per_head_B1H1 = factor_BH.to(dC_BLGN.dtype)[:, None, :, None]
-            dC = (dC_BLGN * per_head_B1H1).to(ctx.dtypes[0])
-            dB = (dB_BLGN * per_head_B1H1).to(ctx.dtypes[1])
+            dC = _scaled(dC_BLGN, factor_BH, ctx.dtypes[0])
+            dB = _scaled(dB_BLGN, factor_BH, ctx.dtypes[1])
             dlog_a = (dlog_a_BLH * factor_BH[:, None]).to(ctx.dtypes[2])
             dD_BH = dD_BH * factor_BH
         else:
@@ -102,6 +101,17 @@ class _Distance(torch.autograd.Function):
             with without_autocast(lse_BHL.device):
                 sums = visit(operands, gradient=True, factor_BH=factor_BH, lse_BHL=lse_BHL)
             dC, dB = sums.dC_BLGN.to(ctx.dtypes[0]), sums.dB_BLGN.to(ctx.dtypes[1])
-            dlog_a, dD_BH = sums.dlog_a_BLH.to(ctx.dtypes[2]), sums.dD_BH
+            dlog_a, dD_BH = sums.dlog_a_BLH().to(ctx.dtypes[2]), sums.dD_BH
         dD = None if ctx.dtypes[3] is None else dD_BH.sum(0).to(ctx.dtypes[3])
         return dC, dB, dlog_a, dD, None, None, None, None, None, None
+
+
+def _scaled(t_BLHN: Tensor, factor_BH: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient times a factor per sequence and head in another dtype, without a copy in the dtype it had."""
+    factor_B1H1 = factor_BH.to(t_BLHN.dtype)[:, None, :, None]
+    if t_BLHN.dtype == dtype:
+        return t_BLHN * factor_B1H1
+    scaled_BLHN = torch.empty_like(t_BLHN, dtype=dtype)
+    for part, source in zip(scaled_BLHN.split(1024, 1), t_BLHN.split(1024, 1), strict=True):
+        part.copy_(source * factor_B1H1)
+    return scaled_BLHN

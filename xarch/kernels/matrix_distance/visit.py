@@ -84,10 +84,14 @@ class Sums:
         self.teacher_BH = new(batch, heads, dtype=torch.float64)
         self.lse_BHL = new(batch, heads, length, dtype=operands.dtype)
         if gradient:
-            self.dC_BLGN = torch.empty_like(operands.C_BLGN, dtype=operands.dtype)
-            self.dB_BLGN = torch.empty_like(operands.B_BLGN, dtype=operands.dtype)
-            self.dlog_a_BLH = torch.empty_like(operands.log_a_BLH, dtype=operands.dtype)
+            self.dC_BLGN = torch.zeros_like(operands.C_BLGN, dtype=operands.dtype)
+            self.dB_BLGN = torch.zeros_like(operands.B_BLGN, dtype=operands.dtype)
+            self.dS_BLH = new(batch, length, heads, dtype=torch.float64)
             self.dD_BH = new(batch, heads, dtype=operands.dtype)
+
+    def dlog_a_BLH(self) -> Tensor:
+        """A step adds to all later prefix sums."""
+        return self.dS_BLH.flip(1).cumsum(1).flip(1)
 
 
 def visit(
@@ -113,19 +117,16 @@ def _visit_slab(
 ) -> None:
     B, H, G = place
     n = slab.batch * slab.heads
-    error_n, teacher_n = (torch.zeros(n, dtype=torch.float64, device=slab.C_mLN.device) for _ in range(2))
-    found_nL = slab.C_mLN.new_empty(n, slab.length)
-    dD_n = slab.C_mLN.new_zeros(n)
-    if gradient:
-        dC_mLN, dB_mLN = torch.zeros_like(slab.C_mLN), torch.zeros_like(slab.B_mLN)
-        dS_nL = slab.C_mLN.new_zeros(n, slab.length)
+    error_n, teacher_n = (torch.zeros(n, dtype=torch.float64, device=slab.device) for _ in range(2))
+    dD_n = torch.zeros(n, dtype=slab.dtype, device=slab.device)
     for rows in slab.rows():
-        q_uTE = slab.queries(rows)
+        q_uTE, C_mTN = slab.queries(rows), slab.C(rows)
         lse_nT = slab.lse(q_uTE, rows) if lse_nL is None else lse_nL[:, rows]
-        found_nL[:, rows] = lse_nT
-        C_mTN = slab.C_mLN[:, rows]
+        sums.lse_BHL[B, H, rows] = lse_nT.unflatten(0, (slab.batch, -1))
+        dC_mTN = torch.zeros_like(C_mTN)
+        dS_nT = torch.zeros_like(lse_nT)
         for columns in slab.columns(rows):
-            B_mUN = slab.B_mLN[:, columns]
+            B_mUN = slab.B(columns)
             decay_nTU = slab.decay(rows, columns)
             inner_m1TU = (C_mTN @ B_mUN.mT)[:, None]
             error_nTU = (slab.grouped(decay_nTU) * inner_m1TU).flatten(0, 1)
@@ -148,23 +149,23 @@ def _visit_slab(
             if diagonal_nX is not None:
                 dD_n += diagonal_nX.sum(-1)
             weight_mRTU = slab.grouped(decay_nTU.mul_(error_nTU))
-            weight_mTU = weight_mRTU[:, 0]
+            weight_mTU = weight_mRTU.sum(1) if slab.ratio > 1 else weight_mRTU[:, 0]
+            dC_mTN.baddbmm_(weight_mTU, B_mUN)
+            dB_mUN = weight_mTU.mT @ C_mTN
+            sums.dB_BLGN[B, columns, G] += slab.tokens_first(dB_mUN)
             if slab.ratio > 1:
-                weight_mTU = weight_mRTU.sum(1)
                 through_nTU = (weight_mRTU * inner_m1TU).flatten(0, 1)
-                dS_nL[:, rows] += through_nTU.sum(-1)
-                dS_nL[:, columns] -= through_nTU.sum(-2)
-            dC_mLN[:, rows].baddbmm_(weight_mTU, B_mUN)
-            dB_mLN[:, columns].baddbmm_(weight_mTU.mT, C_mTN)
+                dS_nT += through_nTU.sum(-1)
+                sums.dS_BLH[B, columns, H] -= slab.tokens_first(through_nTU.sum(-2))
+            else:
+                # Column sums of W ∘ (C Bᵀ) are B · dB, row sums C · dC.
+                sums.dS_BLH[B, columns, H] -= slab.tokens_first((B_mUN * dB_mUN).sum(-1))
+        if gradient:
+            if slab.ratio == 1:
+                dS_nT = (C_mTN * dC_mTN).sum(-1)
+            sums.dS_BLH[B, rows, H] += slab.tokens_first(dS_nT)
+            sums.dC_BLGN[B, rows, G] = slab.tokens_first(dC_mTN)
     sums.error_BH[B, H] = error_n.view(slab.batch, -1)
     sums.teacher_BH[B, H] = teacher_n.view(slab.batch, -1)
-    sums.lse_BHL[B, H] = found_nL.view(slab.batch, -1, slab.length)
     if gradient:
-        if slab.ratio == 1:
-            # Row sums of W ∘ (C Bᵀ) are C · dC, column sums B · dB.
-            dS_nL = (slab.C_mLN * dC_mLN).sum(-1) - (slab.B_mLN * dB_mLN).sum(-1)
-        dlog_a_nL = dS_nL.double().flip(1).cumsum(1).flip(1)
-        sums.dC_BLGN[B, :, G] = dC_mLN.unflatten(0, (slab.batch, -1)).transpose(1, 2)
-        sums.dB_BLGN[B, :, G] = dB_mLN.unflatten(0, (slab.batch, -1)).transpose(1, 2)
-        sums.dlog_a_BLH[B, :, H] = dlog_a_nL.unflatten(0, (slab.batch, -1)).transpose(1, 2)
         sums.dD_BH[B, H] = dD_n.view(slab.batch, -1)

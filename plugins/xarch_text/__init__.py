@@ -1,0 +1,25 @@
+"""Text: streamed, packed token batches from files (``text:``), and perplexity against a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch import hookimpl
+
+
+@hookimpl
+def xarch_register(registry: Any) -> None:
+    """Declare the data provider and the metric; nothing heavy is imported."""
+    registry.data(
+        "text",
+        load="xarch_text.provider:TextData",
+        summary="packed tokens from text:FILE, text:DIR, 'text:GLOB' or text:python-stdlib",
+        needs=("torch", "pydantic"),
+    )
+    registry.metric(
+        "perplexity",
+        load="xarch_text.metric:Perplexity",
+        summary="perplexity ratio, KL to the teacher and top-1 agreement on held-out text",
+        accepts=["decoder"],
+        needs=("torch",),
+    )

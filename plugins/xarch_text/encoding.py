@@ -1,0 +1,63 @@
+"""From text to token ids, with the teacher's tokenizer or as bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch import UsageError
+from xarch_text.library import Piece
+
+BYTES = 256
+
+
+class Encoder:
+    """Token ids of pieces; special tokens appear only where documents begin and end, never because a text spells them.
+
+    Args:
+        tokenizer: a transformers tokenizer, or None with ``how`` "bytes".
+        how: "teacher" or "bytes".
+        separator: "eos", "bos" or "none".
+        vocab: rows of the teacher's embedding, if known.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, how: str, separator: str, vocab: int | None) -> None:
+        if how == "teacher" and tokenizer is None:
+            raise UsageError(
+                "the teacher has no tokenizer, so text cannot become tokens",
+                "put tokenizer.json beside its weights, or use `--set data.options.tokenizer=bytes` if it reads bytes",
+            )
+        self.tokenizer = tokenizer if how == "teacher" else None
+        self.vocab = vocab
+        self.before = self._opening()
+        token = getattr(self.tokenizer, f"{separator}_token_id", None) if separator != "none" else None
+        self.after = [int(token)] if token is not None else []
+
+    def __call__(self, piece: Piece) -> list[int]:
+        """Ids of a piece, with what belongs before and after a document.
+
+        Raises:
+            UsageError: an id that the teacher's embedding does not have.
+        """
+        ids = self._plain(piece.text)
+        if self.vocab is not None and ids and max(ids) >= self.vocab:
+            raise UsageError(
+                f"the tokenizer gives token {max(ids)}, the teacher's vocabulary ends at {self.vocab - 1}",
+                "the tokenizer belongs to another model, or `data.options.tokenizer: bytes` needs 256 tokens",
+            )
+        return [*(self.before if piece.first else ()), *ids, *(self.after if piece.last else ())]
+
+    def _plain(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            return list(text.encode("utf-8"))
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(encoded["input_ids"])
+
+    def _opening(self) -> list[int]:
+        """The token that this tokenizer itself puts before every text, if it has one."""
+        start = getattr(self.tokenizer, "bos_token_id", None)
+        if self.tokenizer is None or start is None:
+            return []
+        return [int(start)] if self.tokenizer("a")["input_ids"][:1] == [start] else []

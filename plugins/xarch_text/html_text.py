@@ -1,0 +1,71 @@
+"""Visible text of a web page, while it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+_HIDDEN = frozenset({"script", "style", "template", "noscript", "head"})
+_BLOCKS = frozenset(
+    re.findall(
+        r"\w+",
+        "address article aside blockquote body br dd div dl dt footer form h1 h2 h3 h4 h5 h6 header hr li main nav ol "
+        "p pre section table td th tr ul",
+    )
+)
+_EMPTY_LINES = re.compile(r"[ \t]*\n([ \t]*\n)+")
+_LINE_END = re.compile(r"[ \t]+\n")
+
+
+def without_tags(chunks: Iterator[str]) -> Iterator[str]:
+    """Text of a page given in chunks; block elements start a line, at most one line in a row is empty."""
+    page = _Page()
+    for chunk in chunks:
+        page.feed(chunk)
+        yield page.take()
+    page.close()
+    yield page.take()
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._parts: list[str] = []
+        self._hidden = 0
+        self._verbatim = 0
+        self._started = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        # A page may leave out </head>; <body> ends it.
+        self._hidden = 0 if tag == "body" else self._hidden + (tag in _HIDDEN)
+        self._verbatim += tag == "pre"
+        if tag in _BLOCKS:
+            self._parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = max(0, self._hidden - (tag in _HIDDEN))
+        self._verbatim = max(0, self._verbatim - (tag == "pre"))
+        if tag in _BLOCKS:
+            self._parts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self._parts.append(data if self._verbatim else _one_line(data))
+
+    def take(self) -> str:
+        """What is complete so far; blanks at its end wait, because what follows decides what becomes of them."""
+        text = _LINE_END.sub("\n", _EMPTY_LINES.sub("\n\n", "".join(self._parts)))
+        if not self._started:
+            text = text.lstrip()
+        ready = text.rstrip()
+        self._started = self._started or bool(ready)
+        self._parts = [text[len(ready) :]]
+        return ready
+
+
+def _one_line(data: str) -> str:
+    """The data with every run of white space as one blank."""
+    words = " ".join(data.split())
+    lead = " " if data[:1].isspace() else ""
+    return lead + words + (" " if words and data[-1:].isspace() else "")

@@ -1,0 +1,150 @@
+"""Documents of one split, file by file, from any position on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from xarch_text.corpus import Corpus, TextFile
+from xarch_text.options import TextOptions
+from xarch_text.reading import can_seek, cut_text, pieces_of
+from xarch_text.records import records_of
+from xarch_text.split import Splitter
+from xarch_text.tally import Tally, Unreadable
+
+BLOCK_CHARS = 1 << 23
+"""A block of records ends here even if it holds fewer than ``shuffle_records``."""
+
+FEW_FILES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a document that is tokenised at once.
+
+    Attributes:
+        document: identity of the document.
+        text: its characters.
+        first, last: whether the document begins and ends with it.
+    """
+
+    document: str
+    text: str
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive pieces of a file: what is shuffled among each other.
+
+    Attributes:
+        start: position in the file at which the block begins.
+        pieces: of each document in the block.
+    """
+
+    start: dict[str, int]
+    documents: list[list[Piece]]
+
+
+class Library:
+    """The documents of one split.
+
+    Args:
+        corpus: its files.
+        options: how they are read.
+        split: "train", "validation" or "heldout".
+    """
+
+    def __init__(self, corpus: Corpus, options: TextOptions, split: str) -> None:
+        self.corpus, self.options, self.split = corpus, options, split
+        self.splitter = Splitter(options.validation, options.heldout)
+        whole = [f for f in corpus.files if not f.holds_records]
+        few = len(whole) == len(corpus.files) < FEW_FILES
+        self.by_piece = options.split_by == "piece" or (options.split_by == "auto" and few)
+        chosen = {} if self.by_piece else self.splitter.documents([f.name for f in whole])
+        self.files = [f for f in corpus.files if chosen.get(f.name, split) == split]
+
+    def piece_chars(self, file: TextFile) -> int:
+        """Characters of a piece. A file divided between splits has at least some dozen pieces, if it is not tiny."""
+        most = self.options.max_document_chars
+        return max(1024, min(most, file.bytes // 64)) if self.by_piece else most
+
+    def blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None = None) -> Iterator[Block]:
+        """Blocks of a file from a block's ``start`` on; what cannot be read is counted in ``tally``."""
+        return (self._record_blocks if file.holds_records else self._text_blocks)(file, tally, start)
+
+    def _text_blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None) -> Iterator[Block]:
+        begin = dict(start or {"piece": 0, "at": 0})
+        skipped = 0 if can_seek(file) else begin["piece"]
+        found = _Readable(islice(pieces_of(file, self.piece_chars(file), begin["at"]), skipped, None))
+        documents: list[list[Piece]] = []
+        for number, (text, after, last) in enumerate(found, start=begin["piece"]):
+            if not self.by_piece:
+                documents.append([Piece(file.name, text, number == 0, last)])
+            elif self.splitter.piece(file.name, number) == self.split and not text.isspace():
+                documents.append([Piece(f"{file.name}#{number}", text, True, True)])
+            full = number + 1 - begin["piece"] == self.options.shuffle_records
+            if full or not self.by_piece:
+                yield _counted(Block(begin, documents), tally)
+                begin, documents = {"piece": number + 1, "at": after}, []
+        yield _counted(Block(begin, documents), tally)
+        found.report(file.name, tally)
+
+    def _record_blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None) -> Iterator[Block]:
+        begin = dict(start or {"record": 0, "at": 0})
+        documents: list[list[Piece]] = []
+        chars = 0
+
+        def wanted(number: int) -> bool:
+            return self.splitter.document(f"{file.name}#{number}") == self.split
+
+        found = _Readable(records_of(file, self.options.field, wanted, begin))
+        for record in found:
+            if record.problem:
+                tally.skip(record.problem, f"{file.name} record {record.number + 1}")
+            elif record.text is not None:
+                documents.append(self._cut(f"{file.name}#{record.number}", record.text))
+                chars += len(record.text)
+            full = record.number + 1 - begin["record"] == self.options.shuffle_records
+            if full or chars > BLOCK_CHARS:
+                yield _counted(Block(begin, documents), tally)
+                begin, documents, chars = record.after, [], 0
+        yield _counted(Block(begin, documents), tally)
+        found.report(file.name, tally)
+
+    def _cut(self, name: str, text: str) -> list[Piece]:
+        parts = cut_text(text, self.options.max_document_chars)
+        return [Piece(name, part, i == 0, i == len(parts) - 1) for i, part in enumerate(parts)]
+
+
+T = TypeVar("T")
+
+
+class _Readable(Iterator[T]):
+    """What can be read of a file: ends where the file turns out to be damaged."""
+
+    def __init__(self, source: Iterator[T]) -> None:
+        self._source = source
+        self._problem = ""
+
+    def __next__(self) -> T:
+        try:
+            return next(self._source)
+        except Unreadable as problem:
+            self._problem = str(problem)
+            raise StopIteration from None
+
+    def report(self, name: str, tally: Tally) -> None:
+        """Count the damage, if there was any."""
+        if self._problem:
+            tally.skip(self._problem, name)
+
+
+def _counted(block: Block, tally: Tally) -> Block:
+    for pieces in block.documents:
+        if pieces[0].first:
+            tally.read()
+    return block

@@ -1,0 +1,102 @@
+"""Text out of one file that is one document: decoded, stripped of tags, cut into pieces."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from xarch_text.corpus import TextFile
+from xarch_text.html_text import without_tags
+from xarch_text.tally import Unreadable
+
+CHUNK = 1 << 16
+
+
+@contextlib.contextmanager
+def opened(file: TextFile) -> Iterator[BinaryIO]:
+    """The file's content, decompressed.
+
+    Raises:
+        Unreadable: it cannot be opened, or what was read inside the block is damaged.
+    """
+    try:
+        with gzip.open(file.path, "rb") if file.compressed else open(file.path, "rb") as stream:
+            yield stream  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise Unreadable("corrupt") from e
+    except UnicodeDecodeError as e:
+        raise Unreadable("not_utf8") from e
+    except OSError as e:
+        raise Unreadable("unreadable") from e
+
+
+def pieces_of(file: TextFile, limit: int, start_byte: int = 0) -> Iterator[tuple[str, int, bool]]:
+    """(text, position after it in bytes, whether it is the last) for every piece of a document.
+
+    Positions can be given back as ``start_byte``; they are 0 for compressed files and HTML, which are read from their
+    beginning.
+
+    Raises:
+        Unreadable: empty, binary, not UTF-8 or damaged.
+    """
+    seekable = can_seek(file)
+    with opened(file) as stream:
+        stream.seek(start_byte)
+        chunks = _decoded(stream, fresh=start_byte == 0)
+        if file.suffix in (".html", ".htm"):
+            chunks = without_tags(chunks)
+        at, any_text = start_byte, start_byte > 0
+        for raw, last in _cut(chunks, limit):
+            at += len(raw.encode("utf-8")) if seekable else 0
+            any_text = any_text or not raw.isspace()
+            if last and not any_text:
+                break
+            yield raw.replace("\r\n", "\n").removeprefix("\ufeff"), at, last
+    if not any_text:
+        raise Unreadable("empty")
+
+
+def can_seek(file: TextFile) -> bool:
+    """Whether reading can start at a byte position given by :func:`pieces_of`."""
+    return not file.compressed and file.suffix not in (".html", ".htm")
+
+
+def cut_text(text: str, limit: int) -> list[str]:
+    """A text in pieces of at most ``limit`` characters, cut at line ends or spaces where possible."""
+    return [piece for piece, _ in _cut(iter((text,)), limit)]
+
+
+def _decoded(stream: BinaryIO, *, fresh: bool) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    first = fresh
+    while chunk := stream.read(CHUNK):
+        if first and b"\0" in chunk:
+            raise Unreadable("binary")
+        first = False
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+
+
+def _cut(chunks: Iterator[str], limit: int) -> Iterator[tuple[str, bool]]:
+    """(piece, is the last); nothing for an empty text."""
+    held = ""
+    for chunk in chunks:
+        held += chunk
+        while len(held) > limit:
+            at = _cut_point(held, limit)
+            yield held[:at], False
+            held = held[at:]
+    if held:
+        yield held, True
+
+
+def _cut_point(text: str, limit: int) -> int:
+    for mark in ("\n", " "):
+        found = text.rfind(mark, limit // 2, limit)
+        if found > 0:
+            return found + 1
+    return limit

@@ -1,0 +1,56 @@
+"""Which documents train, validate and are held out: decided by names alone, so the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+SPLITS = ("train", "validation", "heldout")
+
+
+def fraction_of(identity: str) -> float:
+    """A number in [0, 1) drawn from an identity by sha256."""
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+class Splitter:
+    """Assigns documents to splits.
+
+    Args:
+        validation, heldout: fractions of the documents.
+    """
+
+    def __init__(self, validation: float, heldout: float) -> None:
+        self.validation, self.heldout = validation, heldout
+
+    def document(self, identity: str) -> str:
+        """Split of a document, from its identity alone: other documents do not matter."""
+        u = fraction_of(identity)
+        if u < self.heldout:
+            return "heldout"
+        return "validation" if u < self.heldout + self.validation else "train"
+
+    def documents(self, identities: Sequence[str]) -> dict[str, str]:
+        """Splits of all documents of a corpus. A wanted split that came out empty takes the training document with
+        the smallest draw, so that a corpus of a few dozen documents is never without held-out text."""
+        found = {identity: self.document(identity) for identity in identities}
+        for split, wanted in (("heldout", self.heldout), ("validation", self.validation)):
+            training = sorted((fraction_of(i), i) for i, s in found.items() if s == "train")
+            if wanted > 0 and split not in found.values() and len(training) > 1:
+                found[training[0][1]] = split
+        return found
+
+    def piece(self, name: str, number: int) -> str:
+        """Split of piece ``number`` of a file that is divided inside.
+
+        Pieces are spaced evenly instead of drawn, so that a file of a few dozen pieces has each split.
+        """
+        shift = fraction_of(name)
+        before, after = math.floor(number * self.heldout + shift), math.floor((number + 1) * self.heldout + shift)
+        if after > before:
+            return "heldout"
+        rest = number - before
+        share = self.validation / (1 - self.heldout)
+        return "validation" if math.floor((rest + 1) * share + shift) > math.floor(rest * share + shift) else "train"

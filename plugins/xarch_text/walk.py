@@ -1,0 +1,64 @@
+"""Training documents in an order drawn from the seed, pass after pass, from any place on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from xarch import UsageError
+from xarch_text.library import Block, Library, Piece
+from xarch_text.tally import Tally
+
+START: dict[str, Any] = {"epoch": 0, "file": 0, "block": None, "item": 0}
+
+
+class Walk:
+    """Files in a new order every pass, the documents of a block shuffled among each other.
+
+    A place names epoch, file, block and piece, so going on from it reads nothing before the block again.
+
+    Args:
+        library: the training documents.
+        seed: draws the order.
+    """
+
+    def __init__(self, library: Library, seed: int) -> None:
+        self.library, self.seed = library, seed
+
+    def pieces(self, place: Mapping[str, Any], tally: Tally) -> Iterator[tuple[dict[str, Any], Piece]]:
+        """Endless (place of the piece, piece), the first one at ``place``; ``tally`` counts them.
+
+        Raises:
+            UsageError: a whole pass gave nothing, or too many documents are unusable.
+        """
+        epoch, first, start, item = place["epoch"], place["file"], place["block"], place["item"]
+        while True:
+            order = self._shuffled(list(range(len(self.library.files))), epoch, "files")
+            for at in range(first, len(order)):
+                file = self.library.files[order[at]]
+                for block in self.library.blocks(file, tally, start):
+                    pieces = self._arranged(block, file.name, epoch)
+                    for i in range(item, len(pieces)):
+                        yield {"epoch": epoch, "file": at, "block": block.start, "item": i}, pieces[i]
+                    item = 0
+                start, item = None, 0
+            tally.check()
+            if not tally.counts["read"]:
+                raise UsageError(
+                    f"{self.library.corpus.title} has no usable document for training",
+                    "give more text, or lower data.options.heldout and data.options.validation",
+                )
+            epoch, first = epoch + 1, 0
+
+    def _arranged(self, block: Block, name: str, epoch: int) -> list[Piece]:
+        documents = self._shuffled(block.documents, epoch, f"{name} {sorted(block.start.items())}")
+        return [piece for pieces in documents for piece in pieces]
+
+    def _shuffled(self, items: list[Any], epoch: int, what: str) -> list[Any]:
+        if not self.library.options.shuffle or len(items) < 2:
+            return items
+        items = list(items)
+        # Seeding by text goes through sha512, which is the same on every machine.
+        random.Random(f"{self.seed}|{epoch}|{what}").shuffle(items)
+        return items

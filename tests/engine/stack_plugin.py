@@ -1,0 +1,268 @@
+"""A complete third-party family for the engine's tests: a stack of tanh layers becomes a stack of low-rank layers.
+
+Nothing in it is a decoder, so these tests also show that the engine needs no architecture by name.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from xarch import (
+    Batch,
+    BatchStream,
+    Coverage,
+    DataInfo,
+    DataProvider,
+    Evaluation,
+    Objective,
+    Options,
+    Site,
+    Solver,
+    SourceAdapter,
+    SourceInfo,
+    StageKind,
+    StageOutcome,
+    Student,
+    Tap,
+    TargetAdapter,
+    Teacher,
+    hookimpl,
+)
+
+
+@dataclass(frozen=True)
+class StackFacts:
+    """Width and depth of a stack."""
+
+    layers: int = 3
+    width: int = 8
+
+    def to_json(self):
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data):
+        return cls(**data)
+
+    def taps(self):
+        taps = [Tap(f"layers.{i}.{leaf}", "hidden", "BLD", {"D": self.width}) for i in range(self.layers) for leaf in ("input", "output")]
+        return {t.name: t for t in taps}
+
+
+class Low(nn.Module):
+    """tanh(x U V + b)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.u = nn.Parameter(torch.randn(width, 2) * 0.1)
+        self.v = nn.Parameter(torch.randn(2, width) * 0.1)
+        self.b = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return torch.tanh(x @ self.u @ self.v + self.b)
+
+
+def _walk(layers, batch, wanted, sink):
+    x, left = batch["x"], set(wanted)
+    for i, layer in enumerate(layers):
+        for leaf in ("input", "output"):
+            x = layer(x) if leaf == "output" else x
+            if f"layers.{i}.{leaf}" in left:
+                sink(f"layers.{i}.{leaf}", x)
+                left.discard(f"layers.{i}.{leaf}")
+        if not left:
+            return
+
+
+class StackTeacher(Teacher):
+    family = "stack"
+    ref = "stack:3"
+    fingerprint = "stack-3"
+
+    def __init__(self, facts):
+        self.facts = facts
+        torch.manual_seed(7)
+        self.module = nn.Sequential(*[nn.Sequential(nn.Linear(facts.width, facts.width), nn.Tanh()) for _ in range(facts.layers)])
+        self.module.requires_grad_(False).eval()
+
+    def taps(self):
+        return self.facts.taps()
+
+    def run(self, batch, wanted, sink):
+        _walk(self.module, batch, wanted, sink)
+
+    def weights(self):
+        return self.module.state_dict()
+
+
+class StackStudent(Student):
+    family = "stack"
+
+    def __init__(self, facts, device):
+        self.facts = facts
+        with torch.device(device):
+            self.module = nn.Module()
+            self.module.layers = nn.ModuleList([Low(facts.width) for _ in range(facts.layers)])
+
+    def taps(self):
+        return self.facts.taps()
+
+    def run(self, batch, wanted, sink):
+        _walk(self.module.layers, batch, wanted, sink)
+
+    def sites(self):
+        taps = self.facts.taps()
+        names = [f"layers.{i}" for i in range(self.facts.layers)]
+        return {n: Site(n, {"input": f"{n}.input"}, {"output": taps[f"{n}.output"]}) for n in names}
+
+    def run_site(self, site, inputs, wanted, batch):
+        return {"output": self.module.layers[int(site.split(".")[1])](inputs["input"])}
+
+    def param_groups(self):
+        names = [n for n, _ in self.module.named_parameters()]
+        return {"all": names, "biases": [n for n in names if n.endswith(".b")]}
+
+    def shard_units(self):
+        return list(self.module.layers)
+
+
+class BiasSolver(Solver):
+    """Mean of the teacher's pre-activation, in closed form."""
+
+    def __init__(self, student, site):
+        self.layer = student.module.layers[int(site.split(".")[1])]
+        self.inputs = {f"{site}.output"}
+        self.name = f"{site}.output"
+        self.total, self.count = 0.0, 0
+
+    def observe(self, values, batch):
+        z = torch.atanh(values[self.name].clamp(-0.999, 0.999))
+        self.total = self.total + z.sum((0, 1))
+        self.count += z.shape[0] * z.shape[1]
+
+    def solve(self):
+        self.layer.b.data.copy_(self.total / self.count)
+        return {"bias_norm": float(self.layer.b.norm())}
+
+
+class StackSource(SourceAdapter):
+    def describe(self, ref, options):
+        facts = StackFacts(layers=int(ref))
+        return SourceInfo("stack", facts, facts.layers * (facts.width**2 + facts.width), 0, "stack")
+
+    def load(self, ref, options, *, device, dtype):
+        return StackTeacher(StackFacts(layers=int(ref)))
+
+
+class LowTarget(TargetAdapter):
+    Facts = StackFacts
+
+    def build(self, facts, options, decisions, *, device):
+        return StackStudent(facts, device)
+
+    def initialise(self, student, teacher):
+        return self.coverage(student.facts, student)
+
+    def coverage(self, facts, student):
+        return Coverage(new=tuple(n for n, _ in student.module.named_parameters()))
+
+    def solver(self, student, site, options):
+        return BiasSolver(student, site)
+
+    def recipe(self, facts, options):
+        return "none"
+
+    def export_graphs(self, student, profile, options):
+        return []
+
+
+class Noise(BatchStream):
+    def __init__(self, samples, length, width, seed, finite):
+        self.shape, self.seed, self.at, self.finite = (samples, length, width), seed, 0, finite
+
+    def __next__(self):
+        if self.finite and self.at >= self.finite:
+            raise StopIteration
+        generator = torch.Generator().manual_seed(self.seed * 100003 + self.at)
+        self.at += 1
+        x = torch.randn(self.shape, generator=generator)
+        return Batch({"x": x}, self.shape[0] * self.shape[1])
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+class NoiseData(DataProvider):
+    def describe(self, ref, options):
+        return DataInfo("noise", "noise", "row")
+
+    def units_per_sample(self, sample):
+        return sample.get("length", 4)
+
+    def open(self, ref, options, *, split, samples, sample, processors, seed, teacher=None):
+        offset = {"train": 1, "validation": 2, "heldout": 3}[split]
+        return Noise(samples, sample.get("length", 4), int(ref), seed * 10 + offset, 0 if split == "train" else 4)
+
+
+class Sabotage(Objective):
+    """MSE that goes wrong where the environment says so: NaN, out of memory, or a kill, at a given call."""
+
+    accepts = frozenset({("BLD", "BLD")})
+    calls = 0
+
+    def forward(self, student, teacher, batch, **aux):
+        Sabotage.calls += 1
+        loss = (student - teacher).square().flatten(1).mean(1)
+        kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
+        if kind == "nan" and Sabotage.calls == int(at):
+            return loss * float("nan")
+        if kind == "oom" and len(batch) > int(at):
+            raise torch.OutOfMemoryError("planted: not enough memory")
+        if kind == "kill" and Sabotage.calls == int(at):
+            os.kill(os.getpid(), 9)
+        if kind == "term" and Sabotage.calls == int(at):
+            os.kill(os.getpid(), 15)
+        if kind == "bug" and Sabotage.calls == int(at):
+            raise ZeroDivisionError("planted bug")
+        return loss
+
+
+class Nothing(StageKind):
+    def run(self, context):
+        return StageOutcome(metrics={"seen": float(len(context.student.sites()))})
+
+
+class Error(Options):
+    pass
+
+
+class StackMetric:
+    family = "stack"
+
+    def evaluate(self, teacher, students, batches, *, processor, progress):
+        last = f"layers.{teacher.facts.layers - 1}.output"
+        total = n = 0.0
+        for batch in batches():
+            want, got = (m.collect(batch, {last})[last] for m in (teacher, students["student"]))
+            total, n = total + float((want - got).square().mean()), n + 1
+            progress(batch.units)
+        value = total / max(n, 1)
+        return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))
+
+
+@hookimpl
+def xarch_register(registry):
+    me = __name__
+    registry.source("stack", load=f"{me}:StackSource", summary="a stack of layers", produces="stack")
+    registry.target("low", load=f"{me}:LowTarget", summary="low-rank stack", accepts=["stack"], produces="stack")
+    registry.data("noise", load=f"{me}:NoiseData", summary="noise")
+    registry.objective("sabotage", load=f"{me}:Sabotage", summary="an MSE that can fail")
+    registry.stage("nothing", load=f"{me}:Nothing", summary="does nothing")
+    registry.metric("stack_mse", load=f"{me}:StackMetric", summary="error of the last layer", accepts=["stack"])

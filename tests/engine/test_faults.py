@@ -1,0 +1,150 @@
+"""Whole conversions of a third-party family in their own process: determinism, kills, signals, planted faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("convert_stack.py")
+
+
+def convert(out: Path, *arguments: str, home: Path, sabotage: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the program; returns its exit code and output."""
+    env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage}
+    env["XARCH_DISABLE_PLUGINS"] = "hf,text,mohawk"
+    return subprocess.run([sys.executable, str(PROGRAM), str(out), *arguments], env=env, capture_output=True, text=True)
+
+
+def student(out: Path) -> bytes:
+    """The bytes of the final weights."""
+    return (out / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """An undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = convert(out, home=home)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_same_seed_same_metrics_and_student(whole: Path, tmp_path: Path, home: Path) -> None:
+    assert convert(tmp_path / "run", home=home).returncode == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert student(tmp_path / "run") == student(whole)
+
+
+def test_another_seed_is_another_student(whole: Path, tmp_path: Path, home: Path) -> None:
+    assert convert(tmp_path / "run", "seed=3", home=home).returncode == 0
+    assert student(tmp_path / "run") != student(whole)
+
+
+def test_stages_bring_the_student_closer(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    local = [r["loss"] for r in rows if r["stage"] == "02-local"]
+    assert local[-1] < 0.7 * local[0]
+    evaluation = json.loads((whole / "eval.json").read_text())
+    assert evaluation["student"]["mse"] < evaluation["baselines"]["before training"]["mse"]
+    assert json.loads((whole / "status.json").read_text())["state"] == "done"
+
+
+# Calls of the objective: 3 sites per local step (30 steps), then the validation and 15 global steps.
+@pytest.mark.parametrize("call", [1, 7, 14, 38, 61, 89, 91, 94, 100, 105])
+def test_kill_anywhere_then_resume_is_bit_identical(call: int, whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    killed = convert(out, home=home, sabotage=f"kill@{call}")
+    assert killed.returncode == -9
+    resumed = convert(out, "--resume", home=home)
+    assert resumed.returncode == 0, resumed.stderr
+    assert student(out) == student(whole)
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    stopped = convert(out, home=home, sabotage="term@50")
+    assert stopped.returncode == 130
+    assert "--resume" in stopped.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert student(out) == student(whole)
+
+
+def test_nan_stops_without_an_update(tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    failed = convert(out, home=home, sabotage="nan@20")
+    assert failed.returncode == 5
+    assert "no update was made" in failed.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+
+
+def test_nan_is_retried_when_asked(tmp_path: Path, home: Path) -> None:
+    done = convert(tmp_path / "run", "runtime.on_nan=retry", home=home, sabotage="nan@20")
+    assert done.returncode == 0, done.stderr
+    assert "half the learning rate" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    assert convert(out, home=home, sabotage="oom@2").returncode == 0
+    assert "micro-batches of 2" in (out / "log.txt").read_text()
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    straight = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [r["loss"] for r in rows if "loss" in r] == pytest.approx([r["loss"] for r in straight if "loss" in r], 1e-4)
+
+
+def test_out_of_memory_to_the_end(tmp_path: Path, home: Path) -> None:
+    failed = convert(tmp_path / "run", home=home, sabotage="oom@0")
+    assert failed.returncode == 75
+    assert "single sample" in failed.stderr
+
+
+def test_a_plugins_bug_names_the_plugin(tmp_path: Path, home: Path) -> None:
+    failed = convert(tmp_path / "run", home=home, sabotage="bug@20")
+    assert failed.returncode == 4
+    assert "planted bug" in failed.stderr
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    assert convert(out, home=home, sabotage="kill@38").returncode == -9
+    newest = max((out / "stages" / "02-local" / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    weights = bytearray((newest / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(weights)
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert "is damaged" in (out / "log.txt").read_text()
+    assert student(out) == student(whole)
+
+
+def test_missed_gate_is_exit_7_and_nothing_is_exported(tmp_path: Path, home: Path) -> None:
+    failed = convert(tmp_path / "run", "gates.mse.max=1e-9", "export.targets=[cpu]", home=home)
+    assert failed.returncode == 7
+    assert not (tmp_path / "run" / "export").exists()
+
+
+def test_two_processes_equal_one(whole: Path, tmp_path: Path, home: Path) -> None:
+    from safetensors.torch import load_file
+
+    torchrun = shutil.which("torchrun") or str(Path(sys.executable).with_name("torchrun"))
+    env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "XARCH_DISABLE_PLUGINS": "hf,text,mohawk"}
+    for sharding in ("replicate", "fsdp2"):
+        out = tmp_path / sharding
+        command = [torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out)]
+        done = subprocess.run([*command, f"runtime.sharding={sharding}"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = (load_file(r / "student" / "model.safetensors") for r in (whole, out))
+        for name in one:
+            assert (one[name] - two[name]).abs().max() < 1e-4, (sharding, name)

@@ -1,0 +1,125 @@
+"""``xarch convert``: the whole way from a configuration to a verified student."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xarch.cli.failure import error_document, show_error
+from xarch.cli.resolve import configuration, make_plan
+from xarch.cli.session import Session, define
+from xarch.engine.events import Reporter
+from xarch.errors import UsageError, XarchError
+
+if TYPE_CHECKING:
+    from xarch.planning.plan import Plan
+
+ASK_ABOVE_SECONDS = 900
+
+
+@define("convert", uses=("set", "out", "device", "seed"))
+@configuration
+@click.option("--resume", is_flag=True, help="Continue the run in --out; start it if it does not exist yet.")
+@click.option("-y", "--yes", is_flag=True, help="Start long runs without asking.")
+def command(session: Session, config: str | None, resume: bool, yes: bool, **flags: Any) -> None:
+    """Convert a model as CONFIG says: a YAML file, the name of a recipe, or a plan.json.
+
+    Without CONFIG give --teacher, --to and --data. The run folder (--out, by default a new one under runs/) holds the
+    student, the exports and the report.
+    """
+    if resume:
+        _resume(session, config, flags)
+        return
+    plan = make_plan(session, config, flags)
+    _announce(session, plan, yes)
+    _run(session, session.out, plan=plan)
+
+
+def _resume(session: Session, config: str | None, flags: dict[str, Any]) -> None:
+    """Continue the run in ``--out`` (or in the folder named instead of CONFIG).
+
+    With a configuration the run must be one of that configuration: a job that is started again by a scheduler can
+    always use the same command.
+    """
+    given = config is not None or bool(session.sets) or session.seed is not None or any(flags.values())
+    if session.out is None and config is not None and Path(config).is_dir():
+        session.out, given = Path(config), False
+    if session.out is None:
+        raise UsageError("--resume needs to know which run", "xarch convert --resume --out RUN")
+    exists = (session.out / "plan.json").is_file()
+    if not exists and not given:
+        raise UsageError(f"{session.out} holds no run to continue", "give CONFIG to start it, or another --out")
+    plan = make_plan(session, config, flags) if given else None
+    if exists and plan is not None:
+        _same_configuration(plan, session.out)
+    if exists:
+        _run(session, session.out, resume=True)
+    else:
+        _run(session, session.out, plan=plan)
+
+
+def _same_configuration(plan: Plan, out: Path) -> None:
+    from xarch.config.provenance import deep_leaves, dotted
+    from xarch.store.atomic import read_json
+
+    stored = {dotted(p): v for p, v in deep_leaves(read_json(out / "plan.json").get("config", {}))}
+    wanted = {dotted(p): v for p, v in deep_leaves(plan.config.model_dump(mode="json"))}
+    changed = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
+    if changed:
+        first = changed[0]
+        raise UsageError(
+            f"{out} is a run of another configuration: {first} is {stored.get(first)!r} there, "
+            f"{wanted.get(first)!r} here ({len(changed)} values differ)",
+            f"xarch convert --resume --out {out} continues it as it was; or choose another --out",
+        )
+
+
+def _announce(session: Session, plan: Plan, yes: bool) -> None:
+    """Show the plan, and ask before a long run if somebody is there to answer."""
+    from xarch.cli.plan_view import show_plan
+
+    show_plan(plan, session.console, origins=session.verbose)
+    interactive = session.console.is_terminal and sys.stdin.isatty() and not session.json
+    if interactive and not yes and plan.estimates.seconds > ASK_ABOVE_SECONDS:
+        click.confirm("Start?", default=True, abort=True, err=True)
+
+
+def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume: bool = False) -> None:
+    from xarch import api
+    from xarch.cli.ui import watched
+    from xarch.cli.verdict import run_document, show_verdict
+    from xarch.engine.events import Many
+    from xarch.store.run_dir import RunDir
+
+    path = out or RunDir.new_path(plan.name if plan is not None else "run")
+    begun = _Begun()
+    try:
+        with watched(session.reporter()) as reporter:
+            api.convert(plan, out=path, resume=resume, reporter=Many(begun, reporter))
+    except XarchError as e:
+        if not begun:
+            raise
+        document = {**run_document(path), "error": error_document(e)}
+        session.emit(document, lambda console: show_verdict(document, console))
+        if not session.json:
+            raise
+        show_error(e, verbose=session.verbose)
+        raise click.exceptions.Exit(e.exit_code) from e
+    document = run_document(path)
+    session.emit(document, lambda console: show_verdict(document, console))
+
+
+class _Begun(Reporter):
+    """True once the run folder is this command's own, so that its files may be shown after a failure."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def plan_ready(self, plan: Any) -> None:
+        self.seen = True
+
+    def __bool__(self) -> bool:
+        return self.seen

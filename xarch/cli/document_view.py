@@ -1,0 +1,76 @@
+"""A JSON document on the screen: keys and values, and tables for lists of equal records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from xarch.cli.amounts import figure
+from xarch.cli.tables import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_ROWS = 24
+
+
+def show_document(document: Mapping[str, Any], console: Console, *, everything: bool = False) -> None:
+    """Print nested mappings as indented keys; long lists are cut unless ``everything``."""
+    _mapping(document, console, "", everything)
+
+
+def _mapping(document: Mapping[str, Any], console: Console, indent: str, everything: bool) -> None:
+    from rich.text import Text
+
+    plain = {k: v for k, v in document.items() if not _nested(v)}
+    width = max((len(str(k)) for k in plain), default=0)
+    for key, value in plain.items():
+        console.print(Text.assemble(indent, (f"{key:<{width}}  ", "dim"), _scalar(value)))
+    for key, value in document.items():
+        if not _nested(value):
+            continue
+        console.print(Text.assemble(indent, (str(key), "bold")))
+        if isinstance(value, Mapping):
+            _mapping(value, console, indent + "  ", everything)
+        else:
+            _list(value, console, indent + "  ", everything)
+
+
+def _list(items: Sequence[Any], console: Console, indent: str, everything: bool) -> None:
+    from rich.padding import Padding
+
+    shown = items if everything else items[:MAX_ROWS]
+    if any(_nested(v) and not _flat(v) for item in shown for v in item.values()):
+        for item in shown:
+            _mapping(item, console, indent, everything)
+    else:
+        columns = list(dict.fromkeys(key for item in shown for key in item))
+        rows = [[_scalar(item.get(c, "")) for c in columns] for item in shown]
+        console.print(Padding(table(columns, rows), (0, 0, 0, len(indent))))
+    if len(items) > len(shown):
+        console.print(f"{indent}... {len(items) - len(shown)} more; -v or --json shows all", markup=False)
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value needs lines of its own."""
+    if isinstance(value, Mapping):
+        return bool(value)
+    return isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value)
+
+
+def _flat(value: Any) -> bool:
+    """A small mapping of plain values, such as a shape, fits into a table cell."""
+    return isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return figure(value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{k}={_scalar(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(_scalar(v) for v in value[:8])
+        return f"{text}, ... ({len(value)})" if len(value) > 8 else text or "-"
+    return str(value)

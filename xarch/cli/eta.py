@@ -1,0 +1,76 @@
+"""How long a run still takes: measured for the running stage, planned times scaled by what was seen for later ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+SMOOTH = 0.2
+"""Weight of the newest step in the running mean of the step time."""
+
+
+class Eta:
+    """Follows a run.
+
+    Args:
+        planned: stage name -> planned seconds, in order.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, planned: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+        self.planned = dict(planned)
+        self.clock = clock
+        self.stage = ""
+        self.started = clock()
+        self.last_time: float | None = None
+        self.last_step = 0
+        self.step_seconds: float | None = None
+        self.rate: float | None = None
+        self.ratios: list[tuple[float, float]] = []
+        self.remaining_steps = 0
+        self.total_steps = 0
+
+    def begin(self, stage: str) -> None:
+        """A stage starts."""
+        self.stage, self.started = stage, self.clock()
+        self.last_time, self.last_step, self.step_seconds, self.rate = None, 0, None, None
+        self.remaining_steps = self.total_steps = 0
+
+    def step(self, step: int, steps: int, units: int) -> None:
+        """A step that read ``units`` is done. The first one only starts the clock: it includes warming up."""
+        now = self.clock()
+        if self.last_time is not None and step > self.last_step:
+            seconds = max((now - self.last_time) / (step - self.last_step), 1e-9)
+            old = self.step_seconds
+            self.step_seconds = seconds if old is None else (1 - SMOOTH) * old + SMOOTH * seconds
+            self.rate = units / self.step_seconds
+        self.last_time, self.last_step = now, step
+        self.remaining_steps, self.total_steps = steps - step, steps
+
+    def end(self) -> None:
+        """The stage is over: its time against the planned one scales the stages to come."""
+        planned = self.planned.get(self.stage, 0.0)
+        if planned > 0:
+            self.ratios.append((self.clock() - self.started, planned))
+
+    def stage_seconds(self) -> float | None:
+        """Seconds left in this stage, None before two steps were seen."""
+        return None if self.step_seconds is None else self.remaining_steps * self.step_seconds
+
+    def run_seconds(self) -> float | None:
+        """Seconds left in all stages, None while unknown."""
+        own = self.stage_seconds()
+        names = list(self.planned)
+        if own is None or self.stage not in names:
+            return None
+        later = sum(self.planned[n] for n in names[names.index(self.stage) + 1 :])
+        return own + later * self._scale()
+
+    def _scale(self) -> float:
+        """Seen over planned seconds, over finished stages and the running one as far as it is known."""
+        seen = list(self.ratios)
+        planned = self.planned.get(self.stage, 0.0)
+        if self.step_seconds is not None and planned > 0 and self.total_steps:
+            seen.append((self.step_seconds * self.total_steps, planned))
+        total = sum(p for _, p in seen)
+        return sum(s for s, _ in seen) / total if total > 0 else 1.0

@@ -1,0 +1,23 @@
+"""``xarch eval``: measure the student of a run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xarch.cli.session import Session, define
+
+
+@define("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+def command(session: Session, run: Path) -> None:
+    """Evaluate the student in RUN against its teacher again; rewrites eval.json and the report, checks the gates."""
+    from xarch import api
+    from xarch.cli.ui import watched
+    from xarch.cli.verdict import run_document, show_verdict
+
+    with watched(session.reporter()) as reporter:
+        api.evaluate(run, reporter)
+    document = run_document(run)
+    session.emit(document, lambda console: show_verdict(document, console))

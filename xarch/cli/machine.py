@@ -1,0 +1,165 @@
+"""Facts about this machine and this installation, each as plain data."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from xarch.cli.amounts import size
+
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "timm",
+    "triton",
+    "mamba-ssm",
+    "causal-conv1d",
+)
+
+
+def versions() -> dict[str, str]:
+    """xarch, Python, the system, and the libraries that matter."""
+    import xarch
+
+    found = {"xarch": xarch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def devices() -> list[dict[str, Any]]:
+    """The CPU with its usable cores and threads, and every accelerator torch sees."""
+    import torch
+
+    from xarch.engine.device import choose_threads, cores
+
+    features = torch.backends.cpu.get_cpu_capability()
+    found: list[dict[str, Any]] = [
+        {"device": "cpu", "name": _processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
+    ]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        facts = f"{size(p.total_memory)}, compute capability {p.major}.{p.minor}"
+        found.append({"device": f"cuda:{i}", "name": p.name, "facts": facts})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU", "facts": ""})
+    return found
+
+
+def memory() -> dict[str, str]:
+    """Physical memory and what is free of it, in this process's control group where there is a limit."""
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    found = {"total": size(pages * page)}
+    lines = _read("/proc/meminfo").splitlines()
+    available = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
+    if available is not None:
+        found["available"] = size(int(available) * 1024)
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdigit():
+        found["limit of this control group"] = size(int(limit))
+    return found
+
+
+def folders() -> list[dict[str, str]]:
+    """Where xarch keeps things, and the space there."""
+    from xarch.store.home import cache_dir, config_dir
+
+    places = {"cache": cache_dir(), "settings": config_dir(), "here": Path.cwd()}
+    return [{"folder": name, "path": str(path), "free": size(_free(path))} for name, path in places.items()]
+
+
+def kernels() -> list[dict[str, Any]]:
+    """Which implementation of each operation runs on each device, and why not the others."""
+    import dataclasses
+
+    import torch
+
+    from xarch.kernels import describe
+
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [{"device": kind, **dataclasses.asdict(choice)} for kind in kinds for choice in describe(kind)]
+
+
+def onnx_providers() -> dict[str, Any]:
+    """Execution providers of onnxruntime."""
+    import onnxruntime
+
+    return {"providers": onnxruntime.get_available_providers()}
+
+
+def plugins() -> list[dict[str, str]]:
+    """Every plugin with its state."""
+    from xarch.plugins.loader import get_registry
+
+    return [
+        {
+            "plugin": p.name,
+            "from": f"{p.distribution} {p.version}".strip() or p.origin,
+            "state": p.state,
+            "detail": p.detail,
+        }
+        for p in get_registry().plugins()
+    ]
+
+
+def installation() -> dict[str, Any]:
+    """Where xarch is imported from, and whether its installed entry points are those of its pyproject.toml."""
+    import xarch
+
+    root = Path(xarch.__file__).parent.parent
+    found: dict[str, Any] = {"path": str(root / "xarch"), "python": sys.executable}
+    declared = _declared(root / "pyproject.toml")
+    try:
+        installed = {e.name: e.value for e in distribution("xarch").entry_points if e.group == "xarch"}
+    except PackageNotFoundError:
+        return {**found, "plugins": f"xarch is not installed; run `pip install -e {root}`"}
+    if declared is None or declared == installed:
+        return {**found, "plugins": "as declared"}
+    differing = sorted(k for k in declared.keys() | installed.keys() if declared.get(k) != installed.get(k))
+    return {**found, "plugins": f"{', '.join(differing)} changed in pyproject.toml; run `pip install -e {root}` again"}
+
+
+def _declared(pyproject: Path) -> dict[str, str] | None:
+    """Entry points of the group ``xarch`` in a pyproject.toml, None outside a source checkout."""
+    if sys.version_info < (3, 11) or not pyproject.is_file():
+        return None
+    import tomllib
+
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
+    return dict(project.get("entry-points", {}).get("xarch", {})) if project.get("name") == "xarch" else None
+
+
+def _processor() -> str:
+    lines = _read("/proc/cpuinfo").splitlines()
+    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str:
+    """A file of the system, "" where this system has none."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _free(path: Path) -> int:
+    """Free bytes at ``path`` or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,55 @@
+"""``xarch new``: something that works, to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xarch.cli.session import Session, define
+from xarch.errors import UsageError
+
+
+@click.group("new")
+def command() -> None:
+    """Write a plugin or a run configuration to start from."""
+
+
+@define("plugin", uses=("out",))
+@click.argument("name")
+def plugin(session: Session, name: str) -> None:
+    """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME."""
+    from xarch.testing.scaffold import write_plugin
+
+    folder = session.out or Path(f"xarch-{name.removeprefix('xarch-')}")
+    write_plugin(name, folder)
+    commands = [f"pip install -e {folder}", f"python -m pytest {folder}", "xarch plugins list"]
+    document = {"plugin": name, "folder": str(folder), "next": commands}
+    session.emit(document, lambda c: c.print("\n".join([f"written to {folder}", *commands]), markup=False))
+
+
+@define("run", uses=("set", "out", "seed", "device"))
+@click.argument("recipe", required=False)
+@click.option("--file", "name", default="run.yaml", show_default=True, help="Name of the file.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def run(session: Session, recipe: str | None, name: str, force: bool) -> None:
+    """Write a configuration that explains every key, with the values of RECIPE; into --out or the current folder."""
+    from xarch.config.load import load_config
+    from xarch.config.write import render
+    from xarch.plugins.loader import get_registry
+    from xarch.store.atomic import write_text
+
+    known = [s.name for s in get_registry().specs("recipe")]
+    loaded = load_config(recipe, sets=session.sets, overrides=session.overrides())
+    file = (session.out or Path()) / name
+    if file.exists() and not force:
+        raise UsageError(f"{file} exists", "--force replaces it, --file NAME chooses another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, render(loaded, recipes=known))
+    commands = [f"xarch plan {file}", f"xarch convert {file} --tiny", f"xarch convert {file}"]
+    document = {"file": str(file), "recipe": recipe, "next": commands}
+    session.emit(document, lambda c: c.print("\n".join([f"written to {file}", *commands]), markup=False))
+
+
+command.add_command(plugin)
+command.add_command(run)

@@ -1,0 +1,20 @@
+"""``xarch report``: build the pages of a run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xarch.cli.session import Session, define
+
+
+@define("report")
+@click.argument("run", type=click.Path(path_type=Path))
+def command(session: Session, run: Path) -> None:
+    """Build report.html and report.md of RUN from the files in its folder."""
+    from xarch import api
+
+    page = api.report(run)
+    document = {"run": str(run), "report": str(page), "markdown": str(page.with_suffix(".md"))}
+    session.emit(document, lambda console: console.print(str(page), markup=False, soft_wrap=True))

@@ -1,0 +1,86 @@
+"""CONFIG and its flags, as the commands that plan and convert take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xarch.cli.session import Session
+from xarch.config.load import load_config
+from xarch.errors import UsageError
+
+if TYPE_CHECKING:
+    from xarch.config.load import Resolved
+    from xarch.planning.plan import Plan
+
+
+def configuration(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the CONFIG argument and the flags that can replace it."""
+    for add in reversed(
+        (
+            click.argument("config", required=False),
+            click.option("--teacher", metavar="SOURCE:REF", help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR."),
+            click.option("--to", "target", metavar="TARGET", help="Student architecture; see `xarch list targets`."),
+            click.option("--data", metavar="PROVIDER:REF", help="Training data, e.g. text:FOLDER."),
+            click.option("--tiny", is_flag=True, help="Same architecture cut to 2 layers: the whole path in a minute."),
+            click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, tensors only."),
+        )
+    ):
+        function = add(function)
+    return function
+
+
+def make_plan(session: Session, config: str | None, flags: dict[str, Any]) -> Plan:
+    """The plan of CONFIG; a plan in a ``.json`` file is taken as it is.
+
+    Raises:
+        UsageError, PlanError, PluginError: see ``xarch.api.plan``.
+    """
+    from xarch import api
+
+    if config is None or not config.endswith(".json"):
+        return api.plan(resolved(session, config, flags), command=session.command)
+    if session.sets or session.seed is not None or session.device or any(flags.values()):
+        raise UsageError(f"{config} is a plan and executed as it is", "to change it, plan again from its configuration")
+    return _plan_file(Path(config))
+
+
+def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Resolved:
+    """The configuration that the command line means.
+
+    Raises:
+        UsageError: there is nothing to convert, or a key or value is wrong.
+    """
+    values = {
+        "teacher": flags["teacher"],
+        "student.target": flags["target"],
+        "data.ref": flags["data"],
+        "tiny": flags["tiny"] or None,
+        "teacher_options.allow_pickle": flags["allow_pickle"] or None,
+    }
+    found = load_config(config, sets=session.sets, overrides=session.overrides(**values))
+    needed = {"--teacher SOURCE:REF": found.config.teacher, "--to TARGET": found.config.student.target}
+    absent = [flag for flag, value in needed.items() if not value]
+    if absent:
+        raise UsageError(
+            f"{config or 'the command'} does not say what to convert: {' and '.join(absent)} missing",
+            "give CONFIG (a YAML file, or a name from `xarch list recipes`), or these options",
+        )
+    return found
+
+
+def _plan_file(path: Path) -> Plan:
+    from pydantic import ValidationError
+
+    from xarch.planning.plan import Plan
+    from xarch.store.atomic import read_json
+
+    try:
+        return Plan.model_validate(read_json(path))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise UsageError(f"{path} is not a plan of this version: {where}: {first['msg']}", "plan again") from e

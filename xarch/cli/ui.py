@@ -1,0 +1,191 @@
+"""Shows a run while it runs: a live panel on a terminal, timestamped lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from xarch.cli.amounts import count, duration, figure
+from xarch.cli.eta import Eta
+from xarch.engine.events import Reporter
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+LINE_SECONDS = 5.0
+
+
+def make_reporter(console: Console) -> Reporter:
+    """The reporter that suits the console; processes other than the first of a distributed run stay silent."""
+    if os.environ.get("RANK", "0") != "0":
+        return Reporter()
+    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else LineReporter(console)
+
+
+@contextlib.contextmanager
+def watched(reporter: Reporter) -> Iterator[Reporter]:
+    """Use a reporter and take its panel down at the end, however it ends."""
+    try:
+        yield reporter
+    finally:
+        if isinstance(reporter, LiveReporter):
+            reporter.close()
+
+
+class _Followed(Reporter):
+    """Keeps where the run is."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.eta = Eta({}, clock)
+        self.unit = "units"
+        self.title = ""
+        self.step_now, self.steps = 0, 0
+        self.detail = ""
+        self.loss: float | None = None
+
+    def plan_ready(self, plan: Any) -> None:
+        self.eta = Eta({s.name: s.seconds for s in plan.stages}, self.clock)
+        self.unit = f"{plan.unit}s"
+
+    def phase(self, name: str, detail: str = "") -> None:
+        self.title, self.detail = f"{name} {detail}".strip(), ""
+        self.step_now = self.steps = 0
+        self.loss = None
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        self.eta.begin(name)
+        self.title, self.detail = f"stage {index}/{total} {name}", kind
+        self.step_now, self.steps, self.loss = 0, steps, None
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
+        self.eta.step(step, steps, units)
+        self.step_now, self.steps = step, steps
+        self.loss = metrics.get("loss")
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        self.step_now, self.steps, self.detail = done, total, message
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        self.eta.end()
+
+    def figures(self) -> str:
+        """``step 10/100  loss 0.41  5.2 k tokens/s  3 m left, run 9 m``, as far as each is known."""
+        parts = [f"{self.step_now}/{self.steps}"] if self.steps else []
+        parts += [f"loss {figure(self.loss)}"] if self.loss is not None else []
+        if self.loss is not None and self.eta.rate is not None:
+            parts.append(f"{count(self.eta.rate)} {self.unit}/s")
+            left, run = self.eta.stage_seconds(), self.eta.run_seconds()
+            if left is not None and self.step_now < self.steps:
+                parts.append(f"{duration(left)} left" + (f", run {duration(run)}" if run is not None else ""))
+        parts += [self.detail] if self.detail else []
+        return "  ".join(parts)
+
+
+class LineReporter(_Followed):
+    """One line every few seconds and at every border; for log files and pipes."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self.console = console
+        self.printed = -LINE_SECONDS
+
+    def phase(self, name: str, detail: str = "") -> None:
+        super().phase(name, detail)
+        self._print(self.title)
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        super().stage_started(index, total, name, kind, steps)
+        self._print(f"{self.title} ({kind}{f', {steps} steps' if steps else ''})")
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
+        super().step(step, steps, metrics, units)
+        self._sometimes(step == steps)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        super().progress(done, total, message)
+        self._sometimes(done == total)
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        super().stage_finished(name, outcome)
+        found = "  ".join(f"{k} {figure(v)}" for k, v in outcome.metrics.items())
+        self._print(f"stage {name} done  {found}".rstrip())
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def _sometimes(self, last: bool) -> None:
+        if last or self.clock() - self.printed >= LINE_SECONDS:
+            self._print(f"{self.title}  {self.figures()}")
+
+    def _print(self, text: str) -> None:
+        self.printed = self.clock()
+        self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)
+
+
+class LiveReporter(_Followed):
+    """One panel that is redrawn in place; finished parts scroll away above it."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self.console = console
+        self.live: Live | None = None
+
+    def phase(self, name: str, detail: str = "") -> None:
+        super().phase(name, detail)
+        self._draw()
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        super().stage_started(index, total, name, kind, steps)
+        self._draw()
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
+        super().step(step, steps, metrics, units)
+        self._draw()
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        super().progress(done, total, message)
+        self._draw()
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        super().stage_finished(name, outcome)
+        found = "  ".join(f"{k} {figure(v)}" for k, v in outcome.metrics.items())
+        self.message(f"{self.title} done in {duration(self.clock() - self.eta.started)}  {found}".rstrip())
+
+    def message(self, text: str) -> None:
+        self._started().console.print(text, markup=False)
+
+    def finished(self, status: Mapping[str, Any]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the panel; safe to call twice."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _started(self) -> Live:
+        from rich.live import Live
+
+        if self.live is None:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        return self.live
+
+    def _draw(self) -> None:
+        self._started().update(self._panel())
+
+    def _panel(self) -> RenderableType:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        body: list[RenderableType] = [Text(self.figures() or "working")]
+        if self.steps:
+            body.insert(0, ProgressBar(total=self.steps, completed=self.step_now))
+        return Panel(Group(*body), title=Text(self.title), title_align="left", border_style="dim")

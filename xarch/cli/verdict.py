@@ -1,0 +1,143 @@
+"""What came out of a run, read from the files in its folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xarch.cli.amounts import count, figure, size
+from xarch.cli.tables import table
+from xarch.store.atomic import read_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_document(path: Path) -> dict[str, Any]:
+    """Everything a script wants to know about a run; parts that do not exist are None or empty."""
+    evaluation = _json(path / "eval.json")
+    return {
+        "run": str(path),
+        "status": _json(path / "status.json"),
+        "evaluation": evaluation,
+        "gates": _gates(path, evaluation),
+        "export": {f.parent.name: _export(f) for f in sorted(path.glob("export/*/parity.json"))},
+        "bench": {f.stem: _json(f) for f in sorted(path.glob("bench/*.json"))},
+        "student": _student(path / "student"),
+        "report": str(path / "report.html") if (path / "report.html").is_file() else None,
+        "next": _next(path, evaluation),
+    }
+
+
+def show_verdict(document: Mapping[str, Any], console: Console) -> None:
+    """Quality against the teacher, gates, parity, files, and the commands that come next."""
+    rows = [*_quality(document), *_gate_rows(document), *_parity_rows(document), *_file_rows(document)]
+    if rows:
+        console.print(table(["", "what", "result"], rows))
+    for command in document["next"]:
+        console.print(f"next  {command}", markup=False, soft_wrap=True)
+
+
+def _json(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
+
+
+def _gates(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from xarch.config.schema import Gate
+    from xarch.evaluation.gates import check
+
+    plan = _json(path / "plan.json")
+    if evaluation is None or plan is None or plan["config"].get("tiny"):
+        return []
+    gates = {name: Gate.model_validate(gate) for name, gate in plan.get("gates", {}).items()}
+    known = {name: gate for name, gate in gates.items() if name in evaluation.get("gated", {})}
+    return [asdict(result) for result in check(evaluation["gated"], known)] if known else []
+
+
+def _export(parity_file: Path) -> dict[str, Any]:
+    parity = read_json(parity_file)
+    folder = parity_file.parent
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".onnx", ".rejected", ".data"))
+    return {
+        "passed": parity["passed"],
+        "worst_rel_l2": _worst(parity),
+        "top1_agreement": [
+            g["top1_agreement"] for g in parity["graphs"].values() if g.get("top1_agreement") is not None
+        ],
+        "files": {str(f): f.stat().st_size for f in files},
+    }
+
+
+def _worst(parity: Mapping[str, Any]) -> float | None:
+    found = [
+        output["rel_l2"]
+        for graph in parity["graphs"].values()
+        for case in graph.get("cases", [])
+        for output in case.get("outputs", {}).values()
+        if output.get("rel_l2") is not None
+    ]
+    return max(found, default=None)
+
+
+def _student(folder: Path) -> dict[str, Any] | None:
+    config = _json(folder / "config.json")
+    weights = folder / "model.safetensors"
+    if config is None or not weights.is_file():
+        return None
+    return {"path": str(folder), "parameters": config.get("parameters"), "bytes": weights.stat().st_size}
+
+
+def _next(path: Path, evaluation: Mapping[str, Any] | None) -> list[str]:
+    status = _json(path / "status.json") or {}
+    if status.get("state") != "done":
+        return [status["resume"]] if status.get("resume") else []
+    name = shlex.quote(str(path))
+    return [f"xarch bench {name}"] + ([f"xarch inspect {name}"] if evaluation is None else [])
+
+
+def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    found = document["evaluation"]
+    if not found:
+        return
+    name, unit = found["metric"], found.get("unit", "")
+    unit = f" {unit}" if unit else ""
+    better = "higher is better" if found.get("higher_is_better") else "lower is better"
+    sides = {"teacher": found["teacher"], "student": found["student"], **found.get("baselines", {})}
+    for side, figures in sides.items():
+        if name in figures:
+            note = f" ({better})" if side == "student" else ""
+            yield ["", f"{name}, {side}", f"{figure(figures[name])}{unit}{note}"]
+
+
+def _gate_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    for gate in document["gates"]:
+        state = "passed" if gate["passed"] else "missed"
+        yield [state, f"gate {gate['name']}", f"{figure(gate['value'])}, wanted {gate['limit']}"]
+
+
+def _parity_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    for target, export in document["export"].items():
+        worst = export["worst_rel_l2"]
+        text = f"largest relative error {worst:.2g}" if worst is not None else "no figures"
+        if export["top1_agreement"]:
+            text += f", top-1 agreement {min(export['top1_agreement']):.4g}"
+        yield ["passed" if export["passed"] else "failed", f"parity {target}", text]
+
+
+def _file_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    student = document["student"]
+    if student:
+        yield [
+            "",
+            "student",
+            f"{student['path']} ({count(student['parameters'] or 0)} parameters, {size(student['bytes'])})",
+        ]
+    for target, export in document["export"].items():
+        for file, length in export["files"].items():
+            yield ["", f"export {target}", f"{file} ({size(length)})"]
+    if document["report"]:
+        yield ["", "report", document["report"]]
