@@ -46,7 +46,7 @@ def _list(items: Sequence[Any], console: Console, indent: str, everything: bool)
     else:
         columns = list(dict.fromkeys(key for item in shown for key in item))
         rows = [[_scalar(item.get(c, "")) for c in columns] for item in shown]
-        console.print(Padding(table(columns, rows), (0, 0, 0, len(indent))))
+        console.print(Padding(table(columns, rows), (0, 0, 0, len(indent)), expand=False))
     if len(items) > len(shown):
         console.print(f"{indent}... {len(items) - len(shown)} more; -v or --json shows all", markup=False)
 
