@@ -50,8 +50,14 @@ class _Page(HTMLParser):
             self._parts.append("\n")
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self._parts.append(data if self._verbatim else _one_line(data))
+        if self._hidden:
+            return
+        if not self._verbatim:
+            data = _one_line(data)
+            if self._parts and self._parts[-1][-1:].isspace():
+                data = data.lstrip(" ")
+        if data:
+            self._parts.append(data)
 
     def take(self) -> str:
         """What is complete so far; blanks at its end wait, because what follows decides what becomes of them."""

@@ -15,7 +15,7 @@ from xarch_text.split import Splitter
 from xarch_text.tally import Tally, Unreadable
 
 BLOCK_CHARS = 1 << 23
-"""A block of records ends here even if it holds fewer than ``shuffle_records``."""
+"""A block ends here even if it holds fewer than ``shuffle_records`` documents."""
 
 FEW_FILES = 50
 
@@ -81,15 +81,17 @@ class Library:
         skipped = 0 if can_seek(file) else begin["piece"]
         found = _Readable(islice(pieces_of(file, self.piece_chars(file), begin["at"]), skipped, None))
         documents: list[list[Piece]] = []
+        chars = 0
         for number, (text, after, last) in enumerate(found, start=begin["piece"]):
             if not self.by_piece:
                 documents.append([Piece(file.name, text, number == 0, last)])
             elif self.splitter.piece(file.name, number) == self.split and not text.isspace():
                 documents.append([Piece(f"{file.name}#{number}", text, True, True)])
+                chars += len(text)
             full = number + 1 - begin["piece"] == self.options.shuffle_records
-            if full or not self.by_piece:
+            if full or chars > BLOCK_CHARS or not self.by_piece:
                 yield _counted(Block(begin, documents), tally)
-                begin, documents = {"piece": number + 1, "at": after}, []
+                begin, documents, chars = {"piece": number + 1, "at": after}, [], 0
         yield _counted(Block(begin, documents), tally)
         found.report(file.name, tally)
 
