@@ -41,8 +41,8 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
 def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     """Content of a config.json for the file.
 
-    transformers' reader supplies most of it. It passes over the head width of qwen3, biases and rotary scaling, which
-    are taken from the header here, and it reads 32-bit numbers, written as their shortest decimal here.
+    transformers' reader supplies most of it. It passes over biases and rotary scaling and takes the rotated width for the
+    head width; these are taken from the header here, and it reads 32-bit numbers, written as their shortest decimal here.
 
     Raises:
         UsageError: the metadata do not describe a model.
@@ -60,9 +60,7 @@ def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     config = {k: v for k, v in config.items() if k not in ("quantization_config", "_name_or_path", "name_or_path")}
     kind = config["model_type"]
     config["rms_norm_eps"] = _decimal(config["rms_norm_eps"])
-    width = header.fact("attention.key_length") or config.get("head_dim")
-    if width is None:
-        width = config["hidden_size"] // config["num_attention_heads"]
+    width = header.fact("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
     if header.fact("attention.value_length", width) != width:
         raise UsageError(f"{where}: keys and values have different widths")
     if kind == "qwen2" and width * config["num_attention_heads"] != config["hidden_size"]:

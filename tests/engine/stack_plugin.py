@@ -49,7 +49,11 @@ class StackFacts:
         return cls(**data)
 
     def taps(self):
-        taps = [Tap(f"layers.{i}.{leaf}", "hidden", "BLD", {"D": self.width}) for i in range(self.layers) for leaf in ("input", "output")]
+        taps = [
+            Tap(f"layers.{i}.{leaf}", "hidden", "BLD", {"D": self.width})
+            for i in range(self.layers)
+            for leaf in ("input", "output")
+        ]
         return {t.name: t for t in taps}
 
 
@@ -86,7 +90,9 @@ class StackTeacher(Teacher):
     def __init__(self, facts):
         self.facts = facts
         torch.manual_seed(7)
-        self.module = nn.Sequential(*[nn.Sequential(nn.Linear(facts.width, facts.width), nn.Tanh()) for _ in range(facts.layers)])
+        self.module = nn.Sequential(
+            *[nn.Sequential(nn.Linear(facts.width, facts.width), nn.Tanh()) for _ in range(facts.layers)]
+        )
         self.module.requires_grad_(False).eval()
 
     def taps(self):

@@ -71,6 +71,11 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "phi": lambda: PhiConfig(**SIZES, num_key_value_heads=2),
 }
 NAMES = sorted(CONFIGS)
+CONFIGS |= {
+    "llama-biased": lambda: LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama-64": lambda: LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 128, "head_dim": 16}),
+    "qwen2-plain": lambda: Qwen2Config(**SIZES, num_key_value_heads=2),
+}
 
 
 def random_model(name: str, seed: int = 0) -> nn.Module:

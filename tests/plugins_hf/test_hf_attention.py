@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hf_models import probabilities
@@ -17,9 +15,8 @@ from xarch_hf.attention import causal_attention, visible
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", 8)
-    yield
 
 
 def packed(rows: int, length: int) -> Tensor:

@@ -48,7 +48,8 @@ def test_llama3_scaling_has_three_bands(tmp_path: Path) -> None:
     plain = [10000.0 ** (-i / pairs) for i in range(pairs)]
     ratios = [seen / p for seen, p in zip(facts.inverse_frequencies, plain, strict=True)]
     wavelengths = [2 * math.pi / p for p in plain]
-    assert facts.head_dim == 16 and pairs == 8
+    assert facts.head_dim == 16
+    assert pairs == 8
     for ratio, wavelength in zip(ratios, wavelengths, strict=True):
         if wavelength < 32 / 4:
             assert ratio == pytest.approx(1)
@@ -56,7 +57,8 @@ def test_llama3_scaling_has_three_bands(tmp_path: Path) -> None:
             assert ratio == pytest.approx(1 / 8)
         else:
             assert 1 / 8 < ratio < 1
-    assert ratios[0] == pytest.approx(1) and ratios[-1] == pytest.approx(1 / 8)
+    assert ratios[0] == pytest.approx(1)
+    assert ratios[-1] == pytest.approx(1 / 8)
     assert (facts.qkv_bias, facts.out_bias, facts.mlp_bias) == (True, True, True)
 
 

@@ -125,8 +125,10 @@ def test_a_model_of_the_hub(hub: Hub, connect: Any) -> None:
     info = describe("me/model")
     assert info.parameters == sum(p.numel() for p in model.parameters())
     assert info.weight_bytes == (hub.folder / "model.safetensors").stat().st_size
-    assert info.details["revision"] == COMMIT and info.details["repository"] == "me/model"
-    assert "config.json" in hub.downloaded() and "model.safetensors" not in hub.downloaded()
+    assert info.details["revision"] == COMMIT
+    assert info.details["repository"] == "me/model"
+    assert "config.json" in hub.downloaded()
+    assert "model.safetensors" not in hub.downloaded()
 
     data = batch()
     wanted = model(data["input_ids"]).logits
@@ -139,7 +141,8 @@ def test_a_model_of_the_hub(hub: Hub, connect: Any) -> None:
     before = len(hub.asked)
     connect(hub.url, offline=True)
     again = load("me/model")
-    assert again.fingerprint == made.fingerprint and len(hub.asked) == before
+    assert again.fingerprint == made.fingerprint
+    assert len(hub.asked) == before
     assert describe("me/model").details["files"] == ["model.safetensors"]
 
 
@@ -183,4 +186,5 @@ def test_the_environment_can_forbid_the_network(hub: Hub, tmp_path: Path) -> Non
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert "UsageError hf:me/model is not in the local cache" in done.stdout and hub.asked == []
+    assert "UsageError hf:me/model is not in the local cache" in done.stdout
+    assert hub.asked == []

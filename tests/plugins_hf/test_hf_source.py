@@ -52,7 +52,8 @@ def test_the_description_counts_what_is_there(tmp_path: Path) -> None:
     model = saved("llama", tmp_path)
     (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# x\n", encoding="utf-8")
     info = HFSource().describe(str(tmp_path), HFOptions())
-    assert info.family == "decoder" and info.facts.layers == LAYERS
+    assert info.family == "decoder"
+    assert info.facts.layers == LAYERS
     assert info.parameters == sum(p.numel() for p in model.parameters()) == info.details["stored_values"]
     assert info.weight_bytes == (tmp_path / "model.safetensors").stat().st_size
     assert info.details["licence"] == "apache-2.0"
@@ -66,7 +67,8 @@ def test_tiny_keeps_the_first_two_layers(tmp_path: Path) -> None:
     model: Any = saved("qwen2-mixed-windows", tmp_path)
     options = HFSource().tiny(HFOptions())
     info = HFSource().describe(str(tmp_path), options)
-    assert info.facts.layers == 2 and info.facts.windows == (None, 6)
+    assert info.facts.layers == 2
+    assert info.facts.windows == (None, 6)
     assert info.details["layers_kept"] == f"2 of {LAYERS}"
     made = HFSource().load(str(tmp_path), options, device=CPU, dtype=torch.float32)
     data = batch()
@@ -90,7 +92,8 @@ def test_old_names_of_a_model_are_understood(tmp_path: Path) -> None:
     model = saved("gpt_neox", tmp_path)
 
     def rename(tensors: dict[str, torch.Tensor]) -> None:
-        assert "embed_out.weight" in tensors and "lm_head.weight" not in tensors
+        assert "embed_out.weight" in tensors
+        assert "lm_head.weight" not in tensors
         tensors["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
         tensors["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
         tensors["gpt_neox.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(1)
@@ -202,7 +205,8 @@ def test_a_hostile_pickle_does_not_run(tmp_path: Path) -> None:
 def test_the_fingerprint_follows_weights_and_configuration(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     first = teacher(tmp_path).fingerprint
-    assert first == teacher(tmp_path).fingerprint and len(first) == 64
+    assert first == teacher(tmp_path).fingerprint
+    assert len(first) == 64
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-6}))
     second = teacher(tmp_path).fingerprint

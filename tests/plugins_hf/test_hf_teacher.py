@@ -75,7 +75,8 @@ def test_packed_documents_are_separate_documents(name: str, tmp_path: Path) -> N
         for tap, value in packed.items():
             if isinstance(value, AttentionFactors):
                 whole = probabilities(value)[row : row + 1, :, start:stop]
-                assert float(whole[..., :start].sum()) == 0 and float(whole[..., stop:].sum()) == 0
+                assert float(whole[..., :start].sum()) == 0
+                assert float(whole[..., stop:].sum()) == 0
                 assert relative(whole[..., start:stop], probabilities(alone[tap])) < 1e-5, tap
                 continue
             if isinstance(value, FactoredLogits):
@@ -124,7 +125,9 @@ def test_logits_never_run_the_output_projection(tmp_path: Path) -> None:
     ran: list[str] = []
     own_module(made.module, "head").register_forward_hook(lambda *_: ran.append("head"))
     value = made.collect(batch(), ["logits"])["logits"]
-    assert ran == [] and value.bias_V is not None and value.weight_VD.shape == (61, 32)
+    assert ran == []
+    assert value.bias_V is not None
+    assert value.weight_VD.shape == (61, 32)
 
 
 @torch.no_grad()
@@ -173,7 +176,8 @@ def test_a_run_leaves_no_trace_on_the_module(tmp_path: Path) -> None:
 def test_teachers_are_frozen_and_in_eval_mode(tmp_path: Path) -> None:
     saved("gpt_neox", tmp_path)
     made = teacher(tmp_path)
-    assert not made.module.training and not any(p.requires_grad for p in made.module.parameters())
+    assert not made.module.training
+    assert not any(p.requires_grad for p in made.module.parameters())
     value = made.collect(batch(), ["blocks.2.output"])["blocks.2.output"]
     assert not value.requires_grad
 

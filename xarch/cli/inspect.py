@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from xarch.cli.session import Session, define
+from xarch.errors import UsageError
+from xarch.plugins.loader import get_registry
 
 
 @define("inspect")
@@ -16,20 +21,60 @@ def command(session: Session, ref: str) -> None:
     from xarch import api
     from xarch.cli.document_view import show_document
 
+    _exists(ref)
     document = api.inspect(ref)
 
     def human(console: Any) -> None:
         if "plan" in document:
             _run(console, document)
         else:
-            show_document(document, console, everything=session.verbose)
+            readable = (
+                {**document, "names": [_readable(n) for n in document["names"]]} if "names" in document else document
+            )
+            show_document(readable, console, everything=session.verbose)
 
     session.emit(document, human)
 
 
-def _run(console: Any, document: dict[str, Any]) -> None:
-    from pathlib import Path
+def _exists(ref: str) -> None:
+    """Refuse what is neither a path, nor a name, nor a reference, with the nearest name."""
+    known = [s.name for s in get_registry().specs()]
+    if ":" in ref or ref in known or Path(ref).exists():
+        return
+    near = difflib.get_close_matches(ref, known, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    raise UsageError(
+        f"nothing is called {ref!r}: no file or folder, and no name of `xarch list`{guess}",
+        "a teacher is written SOURCE:REF, for example hf:FOLDER",
+    )
 
+
+def _readable(facts: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an adapter's options as one record an option."""
+    schema = facts.get("options")
+    if not isinstance(schema, dict):
+        return facts
+    rows = [
+        {
+            "option": name,
+            "type": _type(option),
+            "default": json.dumps(option["default"]) if "default" in option else "required",
+            "meaning": option.get("description", ""),
+        }
+        for name, option in schema.get("properties", {}).items()
+    ]
+    return {**facts, "options": rows or "none"}
+
+
+def _type(option: dict[str, Any]) -> str:
+    if "enum" in option:
+        return " | ".join(map(str, option["enum"]))
+    if "anyOf" in option:
+        return " | ".join(_type(part) for part in option["anyOf"])
+    return str(option.get("type", "any"))
+
+
+def _run(console: Any, document: dict[str, Any]) -> None:
     from xarch.cli.plan_view import show_plan
     from xarch.cli.verdict import run_document, show_verdict
     from xarch.planning.plan import Plan

@@ -62,15 +62,15 @@ def _tail(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "check", f"{'ok' if c.ok else 'FAILED'} {c.name}: {c.detail}"
     for text in plan.warnings:
         yield "warning", text
-    rough, where = plan.estimates, f"{plan.device}, {plan.threads} threads"
+    rough, where = plan.estimates, f"{plan.device}, {plan.threads} thread{'s' if plan.threads != 1 else ''}"
     needs = f"{size(rough.peak_bytes)} memory, {size(rough.disk_bytes)} disk"
     yield "estimate", f"{duration(rough.seconds)}, {needs} ({where})"
 
 
 def limits(gate: Mapping[str, Any]) -> str:
     """``<= 0.2`` or ``>= 0.9``, or both."""
-    low, high = gate.get("min"), gate.get("max")
-    return " and ".join([f">= {low:g}"] * (low is not None) + [f"<= {high:g}"] * (high is not None)) or "any"
+    signs = {"min": ">=", "max": "<="}
+    return " and ".join(f"{sign} {gate[key]:g}" for key, sign in signs.items() if gate.get(key) is not None) or "any"
 
 
 def _stage(s: PlannedStage) -> list[str]:

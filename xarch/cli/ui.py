@@ -64,7 +64,7 @@ class _Followed(Reporter):
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
         self.eta.step(step, steps, units)
-        self.step_now, self.steps = step, steps
+        self.step_now, self.steps, self.detail = step, steps, ""
         self.loss = metrics.get("loss")
 
     def progress(self, done: int, total: int, message: str = "") -> None:

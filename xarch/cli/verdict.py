@@ -27,7 +27,7 @@ def run_document(path: Path) -> dict[str, Any]:
         "bench": {f.stem: _json(f) for f in sorted(path.glob("bench/*.json"))},
         "student": _student(path / "student"),
         "report": str(path / "report.html") if (path / "report.html").is_file() else None,
-        "next": _next(path, evaluation),
+        "next": _next(path),
     }
 
 
@@ -91,12 +91,14 @@ def _student(folder: Path) -> dict[str, Any] | None:
     return {"path": str(folder), "parameters": config.get("parameters"), "bytes": weights.stat().st_size}
 
 
-def _next(path: Path, evaluation: Mapping[str, Any] | None) -> list[str]:
+def _next(path: Path) -> list[str]:
+    """Commands that make sense now: going on with a run that stopped, or using the files of one that is done."""
     status = _json(path / "status.json") or {}
+    name = shlex.quote(str(path))
     if status.get("state") != "done":
         return [status["resume"]] if status.get("resume") else []
-    name = shlex.quote(str(path))
-    return [f"xarch bench {name}"] + ([f"xarch inspect {name}"] if evaluation is None else [])
+    exported = any(path.glob("export/*/*.onnx"))
+    return [f"xarch bench {name}" if exported else f"xarch export {name} --target cpu", f"xarch inspect {name}"]
 
 
 def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:

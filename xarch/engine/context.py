@@ -22,6 +22,7 @@ from xarch.engine.events import Reporter
 from xarch.engine.feed import TeacherFeed
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
+from xarch.engine.terms import Guard
 from xarch.errors import Interrupted
 from xarch.planning.plan import PlannedStage
 from xarch.taps.pairing import Pair
@@ -44,6 +45,7 @@ class EngineContext(StageContext):
     adapter: TargetAdapter
     pairs: list[Pair]
     objective: Callable[[str], type[Objective]]
+    guard: Guard
     device: torch.device
     ranks: Ranks
     feed: TeacherFeed

@@ -42,7 +42,7 @@ class GradientStage:
         if not self.local and context.config.runtime.sharding != "replicate":
             wanted = context.config.runtime.sharding == "fsdp2" or context.device.type == "cuda"
             self.sharded = wanted and context.ranks.shard(context.student)
-        self.terms = build_terms(context.pairs, context.objective, context.device)
+        self.terms = build_terms(context.pairs, context.objective, context.guard, context.device)
         self.objectives = objective_modules(self.terms)
         self.by_site: dict[str, list[Term]] = {}
         for term in self.terms:
@@ -273,21 +273,31 @@ class GradientStage:
         )
 
     def _evaluate(self, batches: list[Batch]) -> float:
-        """Weighted loss on whole batches without gradients."""
-        context = self.context
-        context.student.module.eval()
+        """Mean weighted loss on whole batches without gradients; memory that runs out is answered as in a step."""
+        self.context.student.module.eval()
         total = 0.0
-        weights = weights_at(self.terms, self.steps - 1, self.steps)
         for batch in batches:
-            figures = StepFigures()
-            mine = context.ranks.slice(batch)
-            denominators = self._denominators(mine)
-            with torch.no_grad():
-                for part in mine.split(math.ceil(len(mine) / self.micro_batch)):
-                    self._measure(part, weights, denominators, figures)
-            total += context.ranks.sum_dict({"loss": figures.loss})["loss"]
-        context.student.module.train()
+            loss = None
+            while loss is None:
+                try:
+                    loss = self._whole_loss(batch)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._halve(error)
+            total += loss
+        self.context.student.module.train()
         return total / max(len(batches), 1)
+
+    def _whole_loss(self, batch: Batch) -> float:
+        figures = StepFigures()
+        mine = self.context.ranks.slice(batch)
+        weights = weights_at(self.terms, self.steps - 1, self.steps)
+        denominators = self._denominators(mine)
+        with torch.no_grad():
+            for part in mine.split(math.ceil(len(mine) / self.micro_batch)):
+                self._measure(part, weights, denominators, figures)
+        return self.context.ranks.sum_dict({"loss": figures.loss})["loss"]
 
     def _measure(self, part: Batch, weights: list[float], denominators: list[float], figures: StepFigures) -> None:
         context = self.context

@@ -177,6 +177,7 @@ class StageRunner:
                 adapter=c.target.adapter,
                 pairs=pairs,
                 objective=lambda name: c.registry.resolve(c.registry.get("objective", name)),
+                guard=lambda name: c.registry.guard(c.registry.get("objective", name), f"stage {planned.name!r}"),
                 device=c.device,
                 ranks=c.ranks,
                 feed=TeacherFeed(c.teacher, c.autocast, cache),

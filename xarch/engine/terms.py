@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from xarch.contracts.objective import Objective
 from xarch.engine.schedule import match_weight
 from xarch.taps.pairing import DATA_TAP, Pair
 
+Guard = Callable[[str], contextlib.AbstractContextManager[None]]
+"""Around an objective's code, by its name: an error in it names the plugin it came from."""
+
 
 @dataclass
 class Term:
@@ -21,6 +25,7 @@ class Term:
 
     pair: Pair
     objective: Objective
+    guard: Guard
 
     def denominator(self, batch: Batch) -> Tensor:
         """Sum of the sample weights of a batch."""
@@ -38,7 +43,8 @@ class Term:
             else teacher[ref.removeprefix("teacher:")]
             for key, ref in pair.aux.items()
         }
-        return self.objective(student, target, batch, **aux).sum()
+        with self.guard(pair.match.objective):
+            return self.objective(student, target, batch, **aux).sum()
 
 
 @dataclass
@@ -66,12 +72,15 @@ class StepFigures:
         return summed(flat)
 
 
-def build_terms(pairs: Sequence[Pair], create: Callable[[str], type[Objective]], device: torch.device) -> list[Term]:
+def build_terms(
+    pairs: Sequence[Pair], create: Callable[[str], type[Objective]], guard: Guard, device: torch.device
+) -> list[Term]:
     """Objectives for all pairs, on the device; their parameters are initialised under the stage's seed."""
     terms = []
     for pair in pairs:
-        objective = create(pair.match.objective)(pair.student, pair.teacher, pair.match.options)
-        terms.append(Term(pair, objective.to(device)))
+        with guard(pair.match.objective):
+            objective = create(pair.match.objective)(pair.student, pair.teacher, pair.match.options)
+        terms.append(Term(pair, objective.to(device), guard))
     return terms
 
 

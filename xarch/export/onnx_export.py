@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from xarch.export.lowering import linear_to_gemm, reciprocal_to_div
 
 EXPORTER_OPSET = 18
 """The lowest opset torch's exporter has translations for; older ones are reached by converting down."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 """The IR version that came with each opset: the oldest file format that can carry it."""
@@ -76,11 +79,20 @@ def _translate(graph: ExportGraph, profile: Profile) -> Any:
                 verbose=False,
             )
     except Exception as e:
-        reason = str(e).strip().splitlines()
         raise PlanError(
-            f"graph {graph.name!r} cannot be exported: {type(e).__name__}: {reason[0] if reason else ''}",
-            "the module must be traceable by torch.export with the example inputs; see the exception above it",
+            f"graph {graph.name!r} cannot be exported: {_reason(e)}",
+            "write that part with operators torch.onnx translates, without branches on values",
         ) from e
+
+
+def _reason(error: BaseException) -> str:
+    """The step that failed and the cause at the bottom: torch's outermost message only says that there is one."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    told = dict.fromkeys([chain[min(1, len(chain) - 1)], chain[-1]])
+    lines = (next(iter(str(e).strip().splitlines()), "") for e in told)
+    return "; ".join(f"{type(e).__name__}: {_ANSI.sub('', line)[:300]}" for e, line in zip(told, lines, strict=True))
 
 
 def _dimensions(graph: ExportGraph) -> tuple[Mapping[int, Any] | None, ...]:

@@ -152,18 +152,18 @@ def _visit_slab(
             weight_mTU = weight_mRTU.sum(1) if slab.ratio > 1 else weight_mRTU[:, 0]
             dC_mTN.baddbmm_(weight_mTU, B_mUN)
             dB_mUN = weight_mTU.mT @ C_mTN
-            sums.dB_BLGN[B, columns, G] += slab.tokens_first(dB_mUN)
+            sums.dB_BLGN[B, columns, G].add_(slab.tokens_first(dB_mUN))
             if slab.ratio > 1:
                 through_nTU = (weight_mRTU * inner_m1TU).flatten(0, 1)
                 dS_nT += through_nTU.sum(-1)
-                sums.dS_BLH[B, columns, H] -= slab.tokens_first(through_nTU.sum(-2))
+                sums.dS_BLH[B, columns, H].sub_(slab.tokens_first(through_nTU.sum(-2)))
             else:
                 # Column sums of W ∘ (C Bᵀ) are B · dB, row sums C · dC.
-                sums.dS_BLH[B, columns, H] -= slab.tokens_first((B_mUN * dB_mUN).sum(-1))
+                sums.dS_BLH[B, columns, H].sub_(slab.tokens_first((B_mUN * dB_mUN).sum(-1)))
         if gradient:
             if slab.ratio == 1:
                 dS_nT = (C_mTN * dC_mTN).sum(-1)
-            sums.dS_BLH[B, rows, H] += slab.tokens_first(dS_nT)
+            sums.dS_BLH[B, rows, H].add_(slab.tokens_first(dS_nT))
             sums.dC_BLGN[B, rows, G] = slab.tokens_first(dC_mTN)
     sums.error_BH[B, H] = error_n.view(slab.batch, -1)
     sums.teacher_BH[B, H] = teacher_n.view(slab.batch, -1)

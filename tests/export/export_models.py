@@ -1,0 +1,113 @@
+"""A small recurrent model with tied embedding, a fixed state and a growing one, and an adapter that exports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xarch.contracts.adapters import TargetAdapter
+from xarch.contracts.batch import Batch
+from xarch.contracts.export import ExportGraph, Profile
+from xarch.contracts.model import Coverage, Sink, Site, Student, Teacher
+from xarch.contracts.tap import Tap
+
+VOCAB, WIDTH = 300, 32
+
+
+class Recurrent(nn.Module):
+    """(input_ids [1, L], h [1, D], cache [1, S, D]) -> (logits [1, L, V], new h, cache [1, S + L, D])."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor, h: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.mix(self.embed(ids))
+        cache = torch.cat([cache, x], 1)
+        read = torch.softmax(x @ cache.transpose(1, 2), -1) @ cache
+        h = 0.5 * h + read.mean(1)
+        return F.linear(read + h[:, None], self.embed.weight), h, cache
+
+
+class WrongWhenExported(Recurrent):
+    """Goes another way under the exporter: the kind of bug that only a comparison of numbers finds."""
+
+    def __init__(self, wrong: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, ids: Tensor, h: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, h, cache = super().forward(ids, h, cache)
+        return (self.wrong(logits) if torch.compiler.is_exporting() else logits), h, cache
+
+
+class RecurrentStudent(Student):
+    family = "test"
+    facts = None
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.requires_grad_(False)
+
+    def taps(self) -> Mapping[str, Tap]:
+        return {}
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        raise ValueError("no taps")
+
+    def sites(self) -> Mapping[str, Site]:
+        return {}
+
+    def run_site(self, site: str, inputs: Mapping[str, Any], wanted: Collection[str], batch: Batch) -> dict[str, Any]:
+        raise ValueError("no sites")
+
+    def param_groups(self) -> Mapping[str, list[str]]:
+        return {"all": [name for name, _ in self.module.named_parameters()]}
+
+
+def graph(module: nn.Module, tokens: int) -> ExportGraph:
+    generator = torch.Generator().manual_seed(tokens)
+    return ExportGraph(
+        name=f"step_{tokens}",
+        module=module,
+        inputs={
+            "input_ids": torch.randint(VOCAB, (1, tokens), generator=generator),
+            "h": torch.randn(1, WIDTH, generator=generator),
+            "cache": torch.randn(1, 5, WIDTH, generator=generator),
+        },
+        outputs=["logits", "present_h", "present_cache"],
+        dynamic={"cache": {1: "past"}},
+        metadata={"tokens": tokens},
+    )
+
+
+class RecurrentTarget(TargetAdapter):
+    """Exports ``step_1`` and ``step_4``; parity by the default cases."""
+
+    def build(self, facts: Any, options: Any, decisions: Mapping[str, Any], *, device: torch.device) -> Student:
+        return make_student()
+
+    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+        return Coverage()
+
+    def coverage(self, facts: Any, student: Student) -> Coverage:
+        return Coverage()
+
+    def recipe(self, facts: Any, options: Any) -> str:
+        return ""
+
+    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        return [graph(student.module, tokens) for tokens in options.get("tokens", (1, 4))]
+
+
+def make_student(module: nn.Module | None = None) -> RecurrentStudent:
+    torch.manual_seed(0)
+    if module is None:
+        module = Recurrent()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return RecurrentStudent(module)

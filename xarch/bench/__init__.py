@@ -1,0 +1,1 @@
+"""How fast exported graphs are in their runtime, and where their nodes run."""

@@ -1,0 +1,97 @@
+"""One ONNX file: load time, latency, which provider runs its nodes and which operators take the time."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from xarch.bench.timing import measure
+from xarch.errors import UsageError
+from xarch.export.session import open_session
+
+PROFILED_RUNS = 5
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def example_inputs(session: ort.InferenceSession, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs a session accepts: ``given`` where it has the name, else seeded noise or zeros with free dimensions of 1.
+
+    Integers are zero, because nothing says which range a graph can take.
+
+    Raises:
+        UsageError: an input is not a tensor of numbers.
+    """
+    rng = np.random.default_rng(0)
+    inputs: dict[str, np.ndarray] = {}
+    for value in session.get_inputs():
+        if value.name in given:
+            inputs[value.name] = given[value.name]
+            continue
+        if value.type not in _TYPES:
+            raise UsageError(f"input {value.name!r} has type {value.type}, which the bench cannot make")
+        kind = np.dtype(_TYPES[value.type])
+        shape = [d if isinstance(d, int) and d >= 0 else 1 for d in value.shape]
+        noise = rng.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
+        inputs[value.name] = noise.astype(kind)
+    return inputs
+
+
+def measure_graph(
+    path: Path, provider: str, *, threads: int, given: Mapping[str, np.ndarray] | None = None, prepack: bool = True
+) -> dict[str, Any]:
+    """Figures of one graph on example inputs; see :func:`example_inputs`."""
+    start = time.perf_counter()
+    session = open_session(path, provider, threads=threads, prepack=prepack)
+    loaded = time.perf_counter() - start
+    inputs = example_inputs(session, given or {})
+    result = measure(lambda: session.run(None, inputs))
+    return {
+        **asdict(result),
+        "load_seconds": round(loaded, 3),
+        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "prepacked": prepack,
+        **_placement(path, provider, threads, inputs, prepack),
+    }
+
+
+def _placement(
+    path: Path, provider: str, threads: int, inputs: Mapping[str, np.ndarray], prepack: bool
+) -> dict[str, Any]:
+    """Nodes per provider and the operators that take most time, from the runtime's own profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(path, provider, threads=threads, prepack=prepack, profile=Path(folder) / "nodes")
+        for _ in range(PROFILED_RUNS):
+            session.run(None, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    placed: dict[str, set[str]] = {}
+    spent: Counter[str] = Counter()
+    for event in events:
+        details = event.get("args", {})
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        placed.setdefault(details.get("provider", "unknown"), set()).add(details.get("node_index", event["name"]))
+        spent[details.get("op_name", "unknown")] += event["dur"]
+    total = sum(spent.values()) or 1
+    return {
+        "nodes_per_provider": {name: len(nodes) for name, nodes in sorted(placed.items())},
+        "time_per_operator": {op: round(us / total, 4) for op, us in spent.most_common(8)},
+    }

@@ -1,0 +1,90 @@
+"""``xarch bench``: an export folder, or any ONNX file.
+
+A file from elsewhere is opened in a process of its own with a time limit, because a graph can make a runtime crash,
+allocate without end or never return.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xarch.bench.graph import measure_graph
+from xarch.bench.language import LanguageGraphs, is_language, measure_language
+from xarch.bench.machine import load_average, machine
+from xarch.errors import UsageError
+from xarch.export.check import inspect_onnx
+from xarch.store.atomic import read_json, write_json
+
+FOREIGN_SECONDS = 300.0
+"""Time limit for a file that xarch did not write in this run."""
+
+
+def bench_export(export_dir: Path, out_json: Path, *, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure every graph of an export and write ``out_json``.
+
+    Latencies are in milliseconds: ``graphs.NAME.p50_ms`` per call on example inputs and, for a language student,
+    ``language.first_token.N`` for a prompt of N tokens and ``language.decode.N`` per token after N tokens.
+
+    Raises:
+        UsageError: the folder holds no accepted export.
+    """
+    export_dir = Path(export_dir)
+    parity = export_dir / "parity.json"
+    if not parity.is_file() or not read_json(parity)["passed"]:
+        raise UsageError(f"{export_dir} holds no export that passed its parity gate", "run `xarch export` again")
+    provider = read_json(export_dir / "profile.json")["profile"]["provider"]
+    facts = {path.stem: inspect_onnx(path) for path in sorted(export_dir.glob("*.onnx"))}
+    metadata = {name: found["metadata"] for name, found in facts.items()}
+    language = [name for name, found in metadata.items() if is_language(found)]
+    driven = None
+    if any(metadata[name]["xarch.tokens"] == "1" for name in language):
+        driven = LanguageGraphs(export_dir, metadata, provider, threads=threads)
+    graphs: dict[str, Any] = {}
+    for name, found in facts.items():
+        path, single = export_dir / f"{name}.onnx", metadata[name].get("xarch.tokens") == "1"
+        given = driven.initial() if driven is not None and name in language else {}
+        figures = measure_graph(path, provider, threads=threads, given=given, prepack=not single)
+        figures["weight_bytes"] = sum(found["external_weight_bytes"].values()) + found["inline_weight_bytes"]
+        graphs[name] = figures
+        say(f"bench: {name} {figures['p50_ms']:.2f} ms")
+    result: dict[str, Any] = {
+        "provider": provider,
+        "threads": threads,
+        "machine": machine(),
+        "load_average": load_average(),
+        "graphs": graphs,
+    }
+    if driven is not None:
+        result["language"] = measure_language(driven, say)
+    write_json(out_json, result)
+    return result
+
+
+def bench_model(
+    path: Path,
+    *,
+    threads: int = 1,
+    provider: str = "CPUExecutionProvider",
+    seconds: float = FOREIGN_SECONDS,
+) -> dict[str, Any]:
+    """Measure one ONNX file, wherever it comes from, in a process of its own.
+
+    Raises:
+        UsageError: it is not a valid model, keeps data outside its folder, cannot run, or takes too long.
+    """
+    path = Path(path)
+    inspect_onnx(path)
+    command = [sys.executable, "-m", "xarch.bench.worker", str(path), provider, str(threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"{path} did not finish its bench in {seconds:.0f} s and was stopped") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        raise UsageError(f"{path} cannot be measured: {reason}")
+    return {"provider": provider, "threads": threads, "machine": machine(), **json.loads(done.stdout)}

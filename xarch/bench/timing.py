@@ -1,0 +1,39 @@
+"""Latency of a call: warmed up, then percentiles over enough repetitions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one call over ``runs`` repetitions."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    min_ms: float
+    runs: int
+
+
+def measure(call: Callable[[], object], *, warm_up: int = 2, runs: int = 50, seconds: float = 3.0) -> Timing:
+    """Time ``call`` until it ran ``runs`` times or for ``seconds``, at least 3 times, after ``warm_up`` calls."""
+    for _ in range(warm_up):
+        call()
+    samples: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(samples) < runs and (len(samples) < 3 or time.perf_counter() < until):
+        start = time.perf_counter()
+        call()
+        samples.append(1e3 * (time.perf_counter() - start))
+    return timing(samples)
+
+
+def timing(samples_ms: list[float]) -> Timing:
+    """Percentiles of samples in milliseconds."""
+    p50, p90, p99 = (round(float(p), 4) for p in np.percentile(samples_ms, (50, 90, 99)))
+    return Timing(p50, p90, p99, round(min(samples_ms), 4), len(samples_ms))
