@@ -55,16 +55,23 @@ def test_a_value_can_be_changed_in_the_file(recipes: Recipes, tmp_path: Path) ->
     file.write_text(text.replace("    units: 10000\n", "    units: 7\n").replace("# threads: null", "threads: 3"))
     changed = load_config(str(file)).config
     assert changed.stages["solve"].units == 7
+    assert changed.runtime.threads == 3
 
 
 def test_every_top_level_key_is_there_with_its_meaning() -> None:
     text = render(load_config(), recipes=["one", "two"])
     assert "# recipes here: one, two" in text
     for name, field in RunConfig.model_fields.items():
-        assert f"# {name}: " in text
+        assert f"\n# {name}: " in text or f"\n{name}:\n" in text
         if field.description:
             assert f"# {field.description}" in text
-    assert parse_yaml(text, "f").data == {}
+    assert set(parse_yaml(text, "f").data.values()) == {None}
+
+
+def test_a_file_where_everything_is_commented_out_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "written.yaml"
+    file.write_text(render(load_config()))
+    assert load_config(str(file)).config == RunConfig()
 
 
 def test_meanings_are_printed_once(recipes: Recipes) -> None:

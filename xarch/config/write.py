@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from xarch.config.fields import models_at
 from xarch.config.provenance import DEFAULT
@@ -15,8 +14,6 @@ from xarch.config.yaml_text import Path, dump_yaml
 
 if TYPE_CHECKING:
     from xarch.config.load import Resolved
-
-WIDTH = 110
 
 
 def render(resolved: Resolved, *, recipes: Sequence[str] = ()) -> str:
@@ -49,10 +46,11 @@ class _Page:
         first_time = not any(known is kind for known, _ in self.described)
         for name, field in kind.model_fields.items():
             here = (*path, name)
-            active = tuple(map(str, here)) in self.given
+            item = getattr(value, name)
+            active = tuple(map(str, here)) in self.given or item != _default(field)
             if active or first_time:
                 yield from self.comment(kind, name, field, len(path))
-                yield from self.field(getattr(value, name), here, active, field)
+                yield from self.field(item, here, active)
 
     def comment(self, kind: type[BaseModel], name: str, field: FieldInfo, depth: int) -> Iterator[str]:
         if (kind, name) in self.described:
@@ -63,13 +61,14 @@ class _Page:
         if field.description:
             yield f"{'  ' * depth}# {field.description}"
 
-    def field(self, value: Any, path: Path, active: bool, field: FieldInfo) -> Iterator[str]:
+    def field(self, value: Any, path: Path, active: bool) -> Iterator[str]:
         indent, name = "  " * (len(path) - 1), path[-1]
-        if not active:
-            yield f"{indent}# {name}: {_flow(_default(field))}"
-        elif isinstance(value, BaseModel):
-            yield f"{indent}{name}:"
+        if isinstance(value, BaseModel):
+            # An empty section is allowed, so its keys can be uncommented one by one.
+            yield f"{indent}{name}:" if active or not indent else f"{indent}# {name}:"
             yield from self.model(value, path)
+        elif not active:
+            yield f"{indent}# {name}: {_flow(value)}"
         elif isinstance(value, dict) and value and all(isinstance(v, BaseModel) for v in value.values()):
             yield f"{indent}{name}:"
             for key, item in value.items():
@@ -92,10 +91,7 @@ class _Page:
 
 
 def _default(field: FieldInfo) -> Any:
-    value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return None if value is PydanticUndefined else value
+    return field.get_default(call_default_factory=True)
 
 
 def _flow(value: Any) -> str:
