@@ -1,1 +1,1 @@
-"""Judging a finished student."""
+"""Quality gates on evaluated figures."""

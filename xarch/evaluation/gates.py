@@ -1,7 +1,8 @@
-"""Quality gates: limits on figures of eval.json."""
+"""Limits that a student must keep before it may be exported."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,16 @@ from xarch.config.schema import Gate
 from xarch.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GateResult:
-    """One gate and how it went; ``limit`` is text such as "<= 1.09"."""
+    """One figure against its limit.
+
+    Attributes:
+        name: of the figure.
+        value: what was measured.
+        limit: the limit in words, e.g. "<= 1.1".
+        passed: whether it is kept; a figure that is not a number never is.
+    """
 
     name: str
     value: float
@@ -21,23 +29,29 @@ class GateResult:
 
 
 def check(gated: Mapping[str, float], gates: Mapping[str, Gate]) -> list[GateResult]:
-    """Compare the figures an evaluation offers with the limits of a configuration. NaN passes nothing.
+    """Every gate against the figures of eval.json, in the order of the gates.
 
     Raises:
-        UsageError: a gate names a figure that the evaluation does not give.
+        UsageError: a gate names a figure that was not measured.
     """
-    results = []
-    for name, gate in gates.items():
-        if name not in gated:
-            raise UsageError(f"gates.{name}: the evaluation has no such figure", f"figures: {', '.join(sorted(gated))}")
-        value = float(gated[name])
-        limits = []
-        passed = math.isfinite(value)
-        if gate.min is not None:
-            limits.append(f">= {gate.min:g}")
-            passed = passed and value >= gate.min
-        if gate.max is not None:
-            limits.append(f"<= {gate.max:g}")
-            passed = passed and value <= gate.max
-        results.append(GateResult(name, value, " and ".join(limits) or "no limit", passed))
-    return results
+    return [_result(name, gated, gate) for name, gate in gates.items()]
+
+
+def _result(name: str, gated: Mapping[str, float], gate: Gate) -> GateResult:
+    if name not in gated:
+        near = difflib.get_close_matches(name, gated, n=1)
+        raise UsageError(
+            f"gates.{name}: there is no such figure" + (f"; did you mean {near[0]!r}?" if near else ""),
+            f"figures that can have a gate here: {', '.join(sorted(gated)) or 'none'}",
+        )
+    value = float(gated[name])
+    above = gate.min is None or value >= gate.min
+    below = gate.max is None or value <= gate.max
+    return GateResult(name, value, describe(gate), above and below and not math.isnan(value))
+
+
+def describe(gate: Gate) -> str:
+    """A limit in words."""
+    parts = [f">= {gate.min:g}"] if gate.min is not None else []
+    parts += [f"<= {gate.max:g}"] if gate.max is not None else []
+    return " and ".join(parts) or "any number"

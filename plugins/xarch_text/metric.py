@@ -1,0 +1,122 @@
+"""Metric ``perplexity``: how close a student's predictions are to its teacher's on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xarch import Batch, Evaluation, Metric, TapModel, UsageError
+from xarch_text.continuation import continue_greedily
+from xarch_text.scores import Scores, add_batch
+
+PROMPTS = 2
+PROMPT_TOKENS = 24
+NEW_TOKENS = 48
+_EXPONENT = 700.0
+"""Above this, exp leaves the doubles; such a model is hopeless and is reported as e^700."""
+
+
+class Perplexity(Metric):
+    """Teacher and students on the same held-out rows, one model at a time.
+
+    Figures: ``perplexity`` and ``cross_entropy`` (nats/token) of every model; of a student also ``perplexity_ratio``
+    (its perplexity over the teacher's), ``kl`` (KL(teacher || student), nats/token) with ``kl_stderr`` (over rows),
+    ``top1_agreement`` (share of positions where both prefer the same token) and ``top1_accuracy``. Predictions across
+    document boundaries do not count. ``n`` is the number of predicted tokens.
+    """
+
+    family: ClassVar[str] = "decoder"
+
+    def evaluate(
+        self,
+        teacher: TapModel,
+        students: Mapping[str, TapModel],
+        batches: Callable[[], Iterable[Batch]],
+        *,
+        processor: Any,
+        progress: Callable[[int], None],
+    ) -> Evaluation:
+        """See :meth:`xarch.Metric.evaluate`.
+
+        Raises:
+            UsageError: there is no held-out token to predict.
+            NotFiniteError: a model's distributions are not finite.
+        """
+        scores = {name: Scores() for name in ("teacher", *students)}
+        prompts: list[Tensor] = []
+        with torch.no_grad():
+            for batch in batches():
+                known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"]
+                found = {n: s.collect(batch.seen_by("student"), ["logits"])["logits"] for n, s in students.items()}
+                add_batch(batch, known, found, scores)
+                prompts += _prompts(batch, PROMPTS - len(prompts))
+                progress(batch.units)
+            if not scores["teacher"].tokens:
+                raise UsageError("no held-out token to evaluate on", "raise evaluate.samples or data.options.heldout")
+            samples = _samples(teacher, students["student"], prompts, processor) if "student" in students else []
+        figures = {name: _figures(scores[name], scores["teacher"]) for name in students}
+        student = figures.pop("student", {})
+        return Evaluation(
+            metric="perplexity",
+            higher_is_better=False,
+            unit="per token",
+            teacher=_alone(scores["teacher"]),
+            student=student,
+            baselines=figures,
+            gated={k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement") if k in student},
+            n=scores["teacher"].tokens,
+            samples=samples,
+        )
+
+
+def _alone(score: Scores) -> dict[str, float]:
+    return {
+        "perplexity": math.exp(min(score.cross_entropy, _EXPONENT)),
+        "cross_entropy": score.cross_entropy,
+        "top1_accuracy": score.hits / score.tokens,
+    }
+
+
+def _figures(score: Scores, teacher: Scores) -> dict[str, float]:
+    figures = _alone(score)
+    figures["perplexity_ratio"] = math.exp(min(score.cross_entropy - teacher.cross_entropy, _EXPONENT))
+    figures["kl"] = score.kl
+    # eval.json holds finite numbers only; a single row has no spread to speak of.
+    if math.isfinite(score.kl_stderr):
+        figures["kl_stderr"] = score.kl_stderr
+    figures["top1_agreement"] = score.agree / score.tokens
+    return figures
+
+
+def _prompts(batch: Batch, wanted: int) -> list[Tensor]:
+    """Beginnings of rows that lie within one document."""
+    if wanted <= 0 or batch["input_ids"].shape[1] < PROMPT_TOKENS:
+        return []
+    ids_BL, segments_BL = batch["input_ids"], batch.get("segment_ids")
+    whole = [i for i in range(len(batch)) if segments_BL is None or not segments_BL[i, :PROMPT_TOKENS].any()]
+    return [ids_BL[i, :PROMPT_TOKENS] for i in whole[:wanted]]
+
+
+def _samples(teacher: TapModel, student: TapModel, prompts: list[Tensor], processor: Any) -> list[dict[str, Any]]:
+    if not prompts or processor is None:
+        return []
+    prompt_BL = torch.stack(prompts)
+    texts = [_text(processor, ids) for ids in prompt_BL]
+    answers = [continue_greedily(model, prompt_BL, NEW_TOKENS) for model in (teacher, student)]
+    return [
+        {"prompt": prompt, "teacher": _text(processor, of_teacher), "student": _text(processor, of_student)}
+        for prompt, of_teacher, of_student in zip(texts, *answers, strict=True)
+    ]
+
+
+def _text(processor: Any, ids_L: Tensor) -> str:
+    """Text up to the end of the document, if the model ended it."""
+    ids = ids_L.tolist()
+    end = getattr(processor, "eos_token_id", None)
+    if end in ids:
+        ids = ids[: ids.index(end)]
+    return str(processor.decode(ids))

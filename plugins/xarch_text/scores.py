@@ -1,0 +1,120 @@
+"""Sums over predicted tokens from which perplexity, KL and agreement follow.
+
+Legend: B batch, L tokens, T tokens of a chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from xarch import Batch, FactoredLogits, XarchError
+
+CHUNK = 128
+"""Tokens whose distributions exist at once: 128 x 49k words x 4 bytes = 25 MB per tensor."""
+
+
+class NotFiniteError(XarchError):
+    """A model gives numbers that are not finite on held-out text (exit code 5, like training that diverged)."""
+
+    exit_code = 5
+    kind = "diverged"
+
+
+class Scores:
+    """Running sums of one model, per row where a standard error is needed."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.nll = 0.0
+        self.agree = 0
+        self.hits = 0
+        self.kl_rows: list[float] = []
+        self.token_rows: list[int] = []
+
+    @property
+    def cross_entropy(self) -> float:
+        """Mean negative log-likelihood of the next token, nats/token."""
+        return self.nll / self.tokens
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(teacher || this model), nats/token."""
+        return sum(self.kl_rows) / self.tokens
+
+    @property
+    def kl_stderr(self) -> float:
+        """Standard error of :attr:`kl` over rows, each weighted by its tokens; nan for a single row."""
+        rows = len(self.kl_rows)
+        if rows < 2:
+            return math.nan
+        mean = self.kl
+        spread = sum((s - mean * n) ** 2 for s, n in zip(self.kl_rows, self.token_rows, strict=True))
+        return math.sqrt(spread * rows / (rows - 1)) / self.tokens
+
+
+def targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(next token [B, L], whether it is to be predicted [B, L]).
+
+    The last position of a row has no next token, and the last of a document none of its own.
+    """
+    ids_BL, segments_BL = batch["input_ids"], batch.get("segment_ids")
+    next_BL = torch.zeros_like(ids_BL)
+    next_BL[:, :-1] = ids_BL[:, 1:]
+    valid_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+    valid_BL[:, :-1] = True if segments_BL is None else segments_BL[:, 1:] == segments_BL[:, :-1]
+    return next_BL, valid_BL
+
+
+def add_batch(
+    batch: Batch, teacher: FactoredLogits, models: dict[str, FactoredLogits], scores: dict[str, Scores]
+) -> None:
+    """Add one batch to the sums of the teacher (name "teacher") and of every model; [B, L, V] never exists.
+
+    Raises:
+        NotFiniteError: a distribution is not finite.
+    """
+    next_BL, valid_BL = targets(batch)
+    next_T, valid_T = next_BL.flatten(), valid_BL.flatten()
+    row_T = torch.arange(len(batch), device=next_T.device).repeat_interleave(next_BL.shape[1])
+    kl_rows = {name: torch.zeros(len(batch), dtype=torch.float64) for name in models}
+    walks = {name: logits.chunks(CHUNK) for name, logits in models.items()}
+    for where, teacher_TV in teacher.chunks(CHUNK):
+        keep_T = valid_T[where]
+        want_T, which_T = next_T[where][keep_T], row_T[where][keep_T]
+        teacher_TV = teacher_TV[keep_T].log_softmax(-1)
+        _add_predictions(scores["teacher"], teacher_TV, want_T)
+        best_T = teacher_TV.argmax(-1)
+        for name, walk in walks.items():
+            _, logits_TV = next(walk)
+            model_TV = _same_words(logits_TV, teacher_TV, name)[keep_T].log_softmax(-1)
+            _add_predictions(scores[name], model_TV, want_T)
+            scores[name].agree += int((model_TV.argmax(-1) == best_T).sum())
+            kl_T = (teacher_TV.exp() * (teacher_TV - model_TV)).sum(-1)
+            kl_rows[name].index_add_(0, which_T.cpu(), kl_T.double().cpu())
+    for name, rows in kl_rows.items():
+        scores[name].kl_rows += rows.tolist()
+        scores[name].token_rows += valid_BL.sum(1).tolist()
+    for name, score in scores.items():
+        if not math.isfinite(score.nll) or not all(map(math.isfinite, score.kl_rows)):
+            raise NotFiniteError(
+                f"the distributions of the {name} are not finite on held-out text",
+                "look at the stages' losses in report.html; lower their learning rates",
+            )
+
+
+def _add_predictions(score: Scores, log_p_TV: Tensor, want_T: Tensor) -> None:
+    score.tokens += len(want_T)
+    score.nll -= float(log_p_TV.gather(-1, want_T[:, None]).double().sum())
+    score.hits += int((log_p_TV.argmax(-1) == want_T).sum())
+
+
+def _same_words(logits_TV: Tensor, teacher_TV: Tensor, name: str) -> Tensor:
+    if logits_TV.shape[-1] != teacher_TV.shape[-1]:
+        raise XarchError(
+            f"{name} predicts {logits_TV.shape[-1]} tokens, the teacher {teacher_TV.shape[-1]}; "
+            "perplexity compares equal vocabularies"
+        )
+    return logits_TV
