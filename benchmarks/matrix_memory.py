@@ -121,7 +121,13 @@ def report(points: list[dict[str, Any]], threads: int) -> dict[str, Any]:
     return {
         "benchmark": "matrix_memory",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "system": platform.system()},
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "system": platform.system(),
+            "load_1min": round(os.getloadavg()[0], 1),
+        },
         "versions": {"python": platform.python_version(), "torch": version("torch")},
         "shape": {
             "batch": 1,
