@@ -189,3 +189,15 @@ def test_factors_do_what_they_say() -> None:
     assert difference(logits(embed_gain=3.0), louder(ids)) <= 1e-6
     assert difference(logits(softcap=1e4), plain) <= 1e-5
     assert difference(logits(softcap=0.1), plain) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", ["sequential", "parallel"])
+def test_a_shared_norm_is_the_first_one_used_twice(block: str) -> None:
+    shared = make_student(tiny_facts(block=block, shared_norm=True)).decoder
+    apart = make_student(tiny_facts(block=block)).decoder
+    apart.load_state_dict(
+        shared.state_dict() | {f"blocks.{i}.norm2.weight": shared.block(i).norm1.weight for i in range(2)}
+    )
+    ids = tokens(shared.facts, 2, 9)["input_ids"]
+    assert torch.equal(shared(ids), apart(ids))

@@ -1,0 +1,157 @@
+"""``xarch list``, ``xarch plugins`` and ``xarch inspect`` show what the registry knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_dist import Site, registering
+
+from xarch.cli.app import cli
+from xarch.plugins.loader import get_registry
+
+
+def call(*arguments: str, code: int = 0) -> Result:
+    """Run in this process."""
+    get_registry.cache_clear()
+    result = CliRunner().invoke(cli, list(arguments), env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*arguments: str, code: int = 0) -> Any:
+    """The JSON document of a command."""
+    return json.loads(call(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture
+def shop(site: Site) -> Site:
+    """Two families, a target with a recipe, one that lacks an extra, and one that is broken."""
+    site.install(
+        "xarch-shop",
+        "shop",
+        registering("""
+        registry.source("src", load="m:a", produces="decoder", summary="a source")
+        registry.source("img", load="m:a", produces="image")
+        registry.target("good", load="m:a", accepts=["decoder"], summary="a target")
+        registry.target("needy", load="m:a", accepts=["decoder"], needs=["not_here"], extra="vision")
+        registry.recipe("z-general", load="shop:general.yaml")
+        registry.recipe("a-demo", load="shop:demo.yaml")
+        registry.teacher("small", ref="src:file", package="p", sha256="0")
+    """),
+    )
+    (site.folder / "general.yaml").write_text(
+        "student: {target: good}\nstages:\n"
+        "  one: {kind: closed_form}\n  two: {matches: [{student: a, objective: l2}]}\n"
+    )
+    (site.folder / "demo.yaml").write_text("recipe: z-general\nteacher: zoo:small\n")
+    site.install("xarch-broken", "broken", "import nowhere_to_be_found")
+    return site
+
+
+def test_pairs_are_joined_by_family(shop: Site) -> None:
+    pairs = {(p["source"], p["target"]): p for p in document("list", "pairs")["pairs"]}
+    assert ("img", "good") not in pairs
+    assert ("run", "good") in pairs
+    good = pairs["src", "good"]
+    assert (good["recipe"], good["stages"], good["status"]) == ("z-general", ["one", "two"], "ready")
+    assert (good["family"], good["owner"]) == ("decoder", "xarch-shop 0.2")
+    assert "cpu" in good["exports"]
+    needy = pairs["src", "needy"]
+    assert needy["status"] == "needs"
+    assert "pip install 'xarch[vision]'" in needy["detail"]
+    text = call("list", "pairs").output
+    assert "one > two" in text
+    assert "not loaded  broken: failed: ModuleNotFoundError" in text
+
+
+def test_a_broken_recipe_shows_as_failed(shop: Site) -> None:
+    (shop.folder / "general.yaml").write_text("a: 1\na: 2\n")
+    pair = next(p for p in document("list", "pairs")["pairs"] if (p["source"], p["target"]) == ("src", "good"))
+    assert pair["status"] == "failed"
+    assert "a is given twice" in pair["detail"]
+
+
+def test_every_kind_can_be_listed(shop: Site) -> None:
+    everything = document("list")
+    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "exports", "metrics", "teachers"):
+        one = document("list", kind)
+        assert one[kind] == everything[kind]
+        call("list", kind)
+    assert document("list", "teachers")["teachers"][0]["name"] == "zoo:small"
+    assert document("list", "teachers")["teachers"][0]["facts"]["sha256"] == "0"
+    assert "zoo:small" in call("list", "teachers").output
+    assert {t["name"]: t["status"] for t in everything["targets"]} == {"good": "ready", "needy": "missing-extra"}
+    assert document("list", "plugins")["plugins"] == document("plugins", "list")["plugins"]
+
+
+def test_conflicts_are_shown_on_both_sides(site: Site) -> None:
+    for letter in "ab":
+        site.install(f"xarch-{letter}", f"mod_{letter}", registering("registry.stage('twin', load='m:a')"))
+    rows = [s for s in document("list", "stages")["stages"] if s["name"] == "twin"]
+    assert [(r["plugin"], r["status"]) for r in rows] == [("mod_a", "conflict"), ("mod_b", "conflict")]
+
+
+def test_plugins_can_be_disabled_and_enabled(shop: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def state() -> str:
+        return {p["name"]: p["state"] for p in document("plugins")["plugins"]}["shop"]
+
+    assert state() == "missing-extra"
+    assert document("plugins", "disable", "shop") == {"disabled": ["shop"]}
+    assert state() == "disabled"
+    assert "shop is enabled" in call("plugins", "enable", "shop").output
+    assert state() == "missing-extra"
+    monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "shop")
+    assert "XARCH_DISABLE_PLUGINS still names it" in call("plugins", "enable", "shop").output
+
+
+def test_disabling_imports_nothing(site: Site) -> None:
+    site.install("xarch-hangs", "hangs", "raise AssertionError('imported')")
+    call("plugins", "disable", "hangs")
+    call("plugins", "enable", "hangs")
+
+
+def test_verbose_shows_tracebacks(shop: Site) -> None:
+    assert "import nowhere_to_be_found" in call("plugins", "list", "-v").output
+    assert "import nowhere_to_be_found" not in call("plugins", "list").output
+
+
+def test_commands_of_plugins(site: Site) -> None:
+    site.install(
+        "xarch-cmd",
+        "cmd",
+        """
+        import click
+        from xarch import hookimpl
+
+        @hookimpl
+        def xarch_commands(group):
+            @group.command("hello")
+            @click.option("--name", default="you")
+            def hello(name):
+                click.echo(f"hello {name}")
+        """,
+    )
+    assert call("cmd", "hello", "--name", "me").output == "hello me\n"
+    assert "hello" in call("cmd", "--help").output
+
+
+def test_inspect_shows_names_of_the_registry(shop: Site) -> None:
+    found = document("inspect", "small")["names"][0]
+    assert (found["kind"], found["ref"], found["plugin"]) == ("teacher", "src:file", "shop")
+    assert "one: {kind: closed_form}" in document("inspect", "shop:z-general")["names"][0]["yaml"]
+    assert "closed_form" in call("inspect", "z-general").output
+
+
+def test_a_plugin_file_from_the_command_line(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XARCH_PLUGIN_FILES", "")
+    (tmp_path / "mine.py").write_text(
+        "from xarch import hookimpl\n@hookimpl\ndef xarch_register(registry): registry.stage('own', load='m:a')"
+    )
+    names = {s["name"] for s in document("list", "stages", "--plugin", "mine.py")["stages"]}
+    assert "own" in names
