@@ -108,6 +108,7 @@ def convert(
     Raises:
         XarchError: with the exit code of what stopped it; the run folder tells how to go on.
     """
+    from xarch.engine.distributed import open_run
     from xarch.engine.runner import Conversion
     from xarch.planning.plan import Plan
 
@@ -121,7 +122,7 @@ def convert(
             return Run(run.path, read_json(run.status))
     else:
         made = config if isinstance(config, Plan) else plan(config, sets=sets, overrides=overrides)
-        run = RunDir.create(out, made.name)
+        run = open_run(out, made.name)
     if reporter is not None:
         reporter.plan_ready(made)
     status = Conversion(made, run, registry, reporter).go()

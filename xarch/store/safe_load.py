@@ -100,8 +100,10 @@ def _converted(path: Path, allow_pickle: bool) -> Path:
     copy = cache_dir() / "unpickled" / f"{file_digest(path)}.safetensors"
     if not copy.is_file():
         _check_archive(path)
-        command = [sys.executable, "-m", "xarch.store.unpickle", str(path.resolve()), str(copy)]
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "xarch.store.unpickle", str(path.resolve()), str(copy.resolve())]
+        # Python imports from the folder it is started in, which may be that of the checkpoint: start it elsewhere.
+        done = subprocess.run(command, env=_environment(), cwd=copy.parent, capture_output=True, text=True)
         if done.returncode != 0 or not copy.is_file():
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             raise UsageError(

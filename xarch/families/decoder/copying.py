@@ -56,9 +56,7 @@ def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Coverage:
     return Coverage(copied=tuple(planned))
 
 
-def _prove(
-    name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> None:
+def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     if canonical not in weights:
         raise PlanError(f"the teacher has no tensor {canonical!r} that the student copies to {name!r}")
     if name not in own:

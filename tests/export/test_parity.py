@@ -1,0 +1,133 @@
+"""The gate's arithmetic and its verdicts, on real sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from xarch.contracts.export import Call, ParityCase
+from xarch.errors import ParityError
+from xarch.export.figures import distance, top1
+from xarch.export.parity import measure_parity, raise_unless_passed
+from xarch.export.profiles import cpu
+
+X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """``double.onnx``: y = x + x, present_s = x."""
+    x, y, s = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 4]) for name in ("x", "y", "present_s"))
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["x"], ["present_s"])]
+    graph = helper.make_graph(nodes, "g", [x], [y, s])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    (tmp_path / "double.onnx").write_bytes(model.SerializeToString())
+    return tmp_path
+
+
+def case(
+    expected: dict[str, np.ndarray], *, drive: Callable[[Call], Any] | None = None, x: np.ndarray = X
+) -> ParityCase:
+    return ParityCase("double", {"rows": 3}, drive or (lambda call: call("double", {"x": x})), expected, top1="y")
+
+
+def verdict(folder: Path, *cases: ParityCase, graphs: tuple[str, ...] = ("double",)) -> dict[str, Any]:
+    return measure_parity(folder, graphs, cases, cpu, threads=1)
+
+
+def test_exact_outputs_pass_in_both_modes(folder: Path) -> None:
+    result = verdict(folder, case({"y": 2 * X, "present_s": X}))
+    assert result["passed"]
+    entry = result["graphs"]["double"]
+    assert [c["optimised"] for c in entry["cases"]] == [True, False]
+    assert (entry["top1_agreement"], entry["rows"], entry["ties"]) == (1.0, 6, 0)
+    assert entry["cases"][0]["outputs"]["y"] == {"max_abs": 0.0, "rel_l2": 0.0, "cosine": pytest.approx(1)}
+    raise_unless_passed(result, folder)
+
+
+@pytest.mark.parametrize(
+    ("expected", "output", "figure"),
+    [
+        ({"y": 2 * X * (1 + 2e-4)}, "y", "rel_l2"),
+        ({"y": 2 * X, "present_s": X * (1 + 2e-4)}, "present_s", "rel_l2"),
+        ({"y": 2 * X[:2]}, "y", "shape"),
+        ({"z": X}, "z", "presence"),
+        ({"y": np.where(X > 2, np.nan, 2 * X)}, "y", "NaN or infinity in the student itself"),
+    ],
+)
+def test_failures_name_output_figure_and_limit(
+    expected: dict[str, np.ndarray], output: str, figure: str, folder: Path
+) -> None:
+    result = verdict(folder, case(expected))
+    assert not result["passed"]
+    assert {(f["graph"], f["output"], f["figure"]) for f in result["failures"]} == {("double", output, figure)}
+    with pytest.raises(ParityError, match=f"'double'.*{output!r}: {figure} is .* limit") as caught:
+        raise_unless_passed(result, folder)
+    assert caught.value.exit_code == 6
+
+
+def test_infinity_in_the_export(folder: Path) -> None:
+    result = verdict(folder, case({"y": 2 * X}, x=np.where(X > 2, np.inf, X).astype(np.float32)))
+    assert {f["figure"] for f in result["failures"]} == {"NaN or infinity in the export"}
+
+
+def test_small_deviation_that_flips_the_best_class_fails(folder: Path) -> None:
+    near = np.tile(np.float32([[500, 500.01, -500, 0]]), (3, 1))
+    flipped = near[:, [1, 0, 2, 3]]
+    result = verdict(folder, case({"y": flipped}, x=near / 2))
+    assert [f["figure"] for f in result["failures"]] == ["top1_agreement"]
+    assert result["graphs"]["double"]["top1_agreement"] == 0.0
+
+
+def test_ties_are_left_out(folder: Path) -> None:
+    tied = np.tile(np.float32([[5, 5.0001, -5, 0]]), (3, 1))
+    result = verdict(folder, case({"y": tied[:, [1, 0, 2, 3]]}, x=tied / 2))
+    assert result["passed"]
+    assert (result["graphs"]["double"]["top1_agreement"], result["graphs"]["double"]["ties"]) == (None, 6)
+
+
+def test_a_graph_without_a_case_fails(folder: Path) -> None:
+    (folder / "other.onnx").write_bytes((folder / "double.onnx").read_bytes())
+    result = verdict(folder, case({"y": 2 * X}), graphs=("double", "other"))
+    assert [(f["graph"], f["figure"], f["seen"]) for f in result["failures"]] == [("other", "cases", "0")]
+
+
+def test_a_case_of_an_unknown_graph_is_a_bug(folder: Path) -> None:
+    with pytest.raises(ValueError, match="credited to 'double'"):
+        verdict(folder, case({"y": 2 * X}), graphs=("other",))
+
+
+@pytest.mark.parametrize("inputs", [{"x": X[:2]}, {}, {"x": X.astype(np.float64)}], ids=["shape", "missing", "type"])
+def test_runtime_errors_are_failures_not_tracebacks(inputs: dict[str, np.ndarray], folder: Path) -> None:
+    result = verdict(folder, case({"y": 2 * X}, drive=lambda call: call("double", inputs)))
+    assert {f["figure"] for f in result["failures"]} == {"runtime"}
+
+
+def test_a_graph_the_runtime_cannot_load(folder: Path) -> None:
+    (folder / "double.onnx").write_bytes(b"\x08\x08")
+    result = verdict(folder, case({"y": 2 * X}))
+    assert "runtime" in {f["figure"] for f in result["failures"]}
+
+
+def test_distance_figures() -> None:
+    found = distance(np.float32([3, 4, 1]), np.float32([3, 4, 0]))
+    assert (found.max_abs, found.rel_l2) == (1.0, pytest.approx(0.2))
+    assert found.cosine == pytest.approx(25 / (5 * 26**0.5))
+
+
+def test_distance_from_zero_and_of_nothing() -> None:
+    zero = np.zeros(4, np.float32)
+    assert distance(zero, zero) == distance(zero[:0], zero[:0])
+    off = distance(np.full(4, 1e-3, np.float32), zero)
+    assert (off.rel_l2, off.cosine) == (pytest.approx(1e-3), 0.0)
+
+
+def test_top1_counts_rows_of_the_last_axis() -> None:
+    expected = np.float32([[[1, 2, 0], [5, 1, 1]], [[0, 0, 9], [1, 1, 0]]])
+    seen = np.float32([[[1, 2, 0], [0, 1, 0]], [[0, 0, 9], [0, 1, 0]]])
+    assert top1(seen, expected) == (2, 3, 1)
