@@ -33,7 +33,12 @@ def test_what_comes_back_is_bit_equal(tmp_path: Path) -> None:
 
 def test_weights_taps_and_data_are_in_the_key(tmp_path: Path) -> None:
     one, other = TeacherCache(tmp_path, "t1", 10**6, print), TeacherCache(tmp_path, "t2", 10**6, print)
-    keys = {one.key(_batch(0), {"a"}), other.key(_batch(0), {"a"}), one.key(_batch(1), {"a"}), one.key(_batch(0), {"b"})}
+    keys = {
+        one.key(_batch(0), {"a"}),
+        other.key(_batch(0), {"a"}),
+        one.key(_batch(1), {"a"}),
+        one.key(_batch(0), {"b"}),
+    }
     assert len(keys) == 4
 
 

@@ -50,7 +50,8 @@ def test_small_tensors_stay_inline(tmp_path: Path) -> None:
 def test_large_constants_inside_nodes_become_external(tmp_path: Path) -> None:
     table = np.arange(1000, dtype=np.float32)
     constant = ir.node("Constant", [], attributes={"value": ir.tensor(table)}, outputs=[ir.Value(name="table")])
-    graph = ir.Graph([], [constant.outputs[0]], nodes=[constant], opset_imports={"": 18})
+    reader = ir.node("Identity", [constant.outputs[0]], outputs=[ir.Value(name="y")])
+    graph = ir.Graph([], [reader.outputs[0]], nodes=[constant, reader], opset_imports={"": 18})
     model = ir.Model(graph, ir_version=8)
     with WeightStore(tmp_path / "w.data") as store:
         externalise(model, store)
@@ -66,9 +67,14 @@ def test_no_large_tensor_no_file(tmp_path: Path) -> None:
 def test_failure_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "w.data"
     path.write_bytes(b"older")
-    with pytest.raises(RuntimeError, match="stop"), WeightStore(path) as store:
-        store.add(ir.tensor(np.ones(1000, np.float32)))
-        raise RuntimeError("stop")
+
+    def stop_half_way() -> None:
+        with WeightStore(path) as store:
+            store.add(ir.tensor(np.ones(1000, np.float32)))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_half_way()
     assert path.read_bytes() == b"older"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from xarch.engine.events import Reporter
 
-PIPE_WIDTH = 160
 SHARED = ("set", "out", "device", "seed")
 
 
@@ -49,11 +48,9 @@ class Session:
     @functools.cached_property
     def console(self) -> Console:
         """For people: standard output, or standard error beside a JSON document."""
-        from rich.console import Console
+        from xarch.cli.console import make_console
 
-        target = sys.stderr if self.json else self.stream
-        width = None if target.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-        return Console(file=target, highlight=False, width=width)
+        return make_console(sys.stderr if self.json else self.stream)
 
     def emit(self, document: Any, show: Callable[[Console], None]) -> None:
         """The result of the command, for a machine or for a person."""

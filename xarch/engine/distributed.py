@@ -7,6 +7,7 @@ gradient of one process on the whole batch.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -98,43 +99,48 @@ class Ranks:
             self._accelerator.wait_for_everyone()
 
     def reduce_gradients(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Sum gradients over processes; sharded parameters were reduced by their own backward."""
+        """Sum gradients over processes.
+
+        The backward of a sharded parameter has reduced its gradient to the mean, which is scaled back to the sum here
+        (gloo cannot reduce with another factor).
+        """
         if self._accelerator is None:
             return
         for name, parameter in parameters:
-            if name in self._sharded or not parameter.requires_grad:
+            if not parameter.requires_grad:
+                continue
+            if name in self._sharded:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.world)
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad = self.sum(parameter.grad)
 
-    def shard(self, student: Student) -> bool:
-        """Shard the student's units with FSDP2; returns whether anything was sharded."""
-        if self._accelerator is None:
-            return False
-        units = list(student.shard_units())
-        if not units:
-            return False
+    def shard(self, student: Student) -> Student | None:
+        """A copy of the student whose units are sharded with FSDP2, or None if there is nothing to shard.
+
+        A copy, because a module cannot be freed of its sharding again; :meth:`collect_into` brings the weights back.
+        """
+        if self._accelerator is None or not list(student.shard_units()):
+            return None
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        sharded = copy.deepcopy(student)
         mesh = init_device_mesh(self._accelerator.device.type, (self.world,))
-        before = {id(p) for p in student.module.parameters()}
-        for unit in units:
-            # Gradients are summed, not averaged: the loss already has the global denominator.
-            fully_shard(unit, mesh=mesh).set_gradient_divide_factor(1.0)
-        self._sharded = {n for n, p in student.module.named_parameters() if id(p) not in before}
-        return bool(self._sharded)
+        before = {id(p) for p in sharded.module.parameters()}
+        for unit in sharded.shard_units():
+            fully_shard(unit, mesh=mesh)
+        self._sharded = {n for n, p in sharded.module.named_parameters() if id(p) not in before}
+        return sharded
 
-    def unshard(self, student: Student) -> None:
-        """Give a sharded student whole parameters again."""
-        if not self._sharded:
-            return
-        for unit in student.shard_units():
-            for module in unit.modules():
-                for name, parameter in list(module.named_parameters(recurse=False)):
-                    whole = nn.Parameter(self.whole(parameter.detach()), requires_grad=parameter.requires_grad)
-                    module.register_parameter(name, whole)
+    def collect_into(self, sharded: Student, student: Student) -> None:
+        """Copy the whole weights of a sharded student into the one it was made from."""
+        own = {**dict(student.module.named_parameters()), **dict(student.module.named_buffers())}
+        with torch.no_grad():
+            for name, tensor in (*sharded.module.named_parameters(), *sharded.module.named_buffers()):
+                own[name].copy_(self.whole(tensor.detach()))
         self._sharded = set()
 
     def whole(self, tensor: Tensor) -> Tensor:

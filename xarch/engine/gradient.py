@@ -38,22 +38,21 @@ class GradientStage:
         self.context = context
         self.stage = context.planned.config
         self.local = self.stage.scope == "local"
-        self.sharded = False
-        if not self.local and context.config.runtime.sharding != "replicate":
-            wanted = context.config.runtime.sharding == "fsdp2" or context.device.type == "cuda"
-            self.sharded = wanted and context.ranks.shard(context.student)
+        runtime = context.config.runtime
+        wanted = runtime.sharding == "fsdp2" or (runtime.sharding == "auto" and context.device.type == "cuda")
+        sharded = context.ranks.shard(context.student) if wanted and not self.local else None
+        self.sharded = sharded is not None
+        self.student = sharded or context.student
         self.terms = build_terms(context.pairs, context.objective, context.guard, context.device)
         self.objectives = objective_modules(self.terms)
         self.by_site: dict[str, list[Term]] = {}
         for term in self.terms:
             self.by_site.setdefault(term.pair.site or "", []).append(term)
-        self.walk = SiteWalk.for_pairs(context.student, context.pairs) if self.local else None
+        self.walk = SiteWalk.for_pairs(self.student, context.pairs) if self.local else None
         self.teacher_taps = set().union(*(p.teacher_taps for p in context.pairs))
         self.student_taps = {p.student.name for p in context.pairs}
-        chosen = select(context.student, self.stage.trains)
-        self.trainable = Trainable(
-            context.student, chosen, self.objectives, self.stage.optimiser, fused=not self.sharded
-        )
+        chosen = select(self.student, self.stage.trains)
+        self.trainable = Trainable(self.student, chosen, self.objectives, self.stage.optimiser, fused=not self.sharded)
         self.sites = list(self.by_site) if self.local else []
         self.micro_batch = self.stage.micro_batch or max(1, math.ceil(context.planned.batch / context.ranks.world))
         self.steps = context.planned.steps
@@ -64,7 +63,7 @@ class GradientStage:
     def run(self) -> StageOutcome:
         """All steps, from the newest checkpoint if there is one."""
         context = self.context
-        context.student.module.train()
+        self.student.module.train()
         keep_start = self.stage.validation is not None or context.config.runtime.on_nan == "retry"
         start = self._snapshot() if keep_start else {}
         stream = context.batches()
@@ -120,12 +119,13 @@ class GradientStage:
 
     def _finish(self, figures: Mapping[str, float], validation: Mapping[str, Any]) -> StageOutcome:
         context = self.context
-        context.student.module.eval()
-        for parameter in context.student.module.parameters():
+        self.student.module.eval()
+        for parameter in self.student.module.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
         if self.sharded:
-            context.ranks.unshard(context.student)
+            context.ranks.collect_into(self.student, context.student)
+            context.student.module.eval()
         tables: dict[str, dict[str, float]] = {}
         sites = {k.removeprefix("site."): v for k, v in figures.items() if k.startswith("site.")}
         if sites:
@@ -180,7 +180,7 @@ class GradientStage:
         self.trainable.zero_grad()
         if not self.local:
             with torch.no_grad():
-                batch = context.student.prepare(batch, context.teacher, context.name, step)
+                batch = self.student.prepare(batch, context.teacher, context.name, step)
         mine = context.ranks.slice(batch)
         weights = weights_at(self.terms, step, self.steps)
         denominators = self._denominators(mine)
@@ -233,7 +233,7 @@ class GradientStage:
             teacher: dict[str, Any] = {}
             context.feed.play(part, self.teacher_taps, teacher.__setitem__)
             with torch.enable_grad(), context.autocast():
-                student = context.student.collect(seen, self.student_taps)
+                student = self.student.collect(seen, self.student_taps)
                 backward(self.terms, student, teacher, False)
         if recorded:
             values = torch.stack([v.float() for _, v, _ in recorded]).tolist()
@@ -259,7 +259,7 @@ class GradientStage:
         context = self.context
         where = None
         if not finite(loss):
-            where = first_nonfinite_module(context.student.module, lambda: self._evaluate([batch]))
+            where = first_nonfinite_module(self.student.module, lambda: self._evaluate([batch]))
             where = f"module {where}" if where else "the objective or the teacher's values"
         else:
             name = first_nonfinite_gradient(self.trainable.named.items())
@@ -274,7 +274,7 @@ class GradientStage:
 
     def _evaluate(self, batches: list[Batch]) -> float:
         """Mean weighted loss on whole batches without gradients; memory that runs out is answered as in a step."""
-        self.context.student.module.eval()
+        self.student.module.eval()
         total = 0.0
         for batch in batches:
             loss = None
@@ -286,7 +286,7 @@ class GradientStage:
                         raise
                     self._halve(error)
             total += loss
-        self.context.student.module.train()
+        self.student.module.train()
         return total / max(len(batches), 1)
 
     def _whole_loss(self, batch: Batch) -> float:
@@ -316,10 +316,10 @@ class GradientStage:
             else:
                 teacher: dict[str, Any] = {}
                 context.feed.play(part, self.teacher_taps, teacher.__setitem__)
-                add(self.terms, context.student.collect(seen, self.student_taps), teacher, False)
+                add(self.terms, self.student.collect(seen, self.student_taps), teacher, False)
 
     def _buffers(self) -> dict[str, Tensor]:
-        student = {f"buffer.{k}": v for k, v in self.context.student.module.named_buffers()}
+        student = {f"buffer.{k}": v for k, v in self.student.module.named_buffers()}
         return student | {f"objective_buffer.{k}": v for k, v in self.objectives.named_buffers()}
 
     def _snapshot(self) -> dict[str, Tensor]:

@@ -51,6 +51,9 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     program.optimize()
     model: ir.Model = program.model
     ClearMetadataAndDocStringPass()(model)
+    # torch renames an input that is returned as it is
+    for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
+        value.name = name
     for name in list(model.graph.initializers):
         value = model.graph.initializers[name]
         if name.startswith("module."):
@@ -61,7 +64,7 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
 
 
 def _translate(graph: ExportGraph, profile: Profile) -> Any:
-    module = _Positional(graph.module).eval()
+    module, dimensions = _Positional(graph.module).eval(), _dimensions(graph)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
@@ -72,7 +75,7 @@ def _translate(graph: ExportGraph, profile: Profile) -> Any:
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
                 opset_version=max(profile.max_opset, EXPORTER_OPSET),
-                dynamic_shapes=(_dimensions(graph),),
+                dynamic_shapes=(dimensions,),
                 # the optimiser folds weight transposes into copies; it runs after they are rewritten
                 optimize=False,
                 verify=False,
@@ -135,7 +138,7 @@ def _check_interface(model: ir.Model, graph: ExportGraph) -> None:
         raise PlanError(
             f"graph {graph.name!r} came out with inputs {inputs} and outputs {outputs}, "
             f"wanted {list(graph.inputs)} and {list(graph.outputs)}",
-            "every input must be used and every output must be computed, none may be an input passed through",
+            "every output must be a tensor of its own",
         )
     for value in model.graph.inputs:
         for axis, symbol in graph.dynamic.get(value.name or "", {}).items():

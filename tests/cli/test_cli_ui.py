@@ -1,0 +1,154 @@
+"""What is shown while a run goes on, and how long it is said to take."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from xarch.cli.amounts import count, duration, size
+from xarch.cli.eta import Eta
+from xarch.cli.ui import LineReporter, LiveReporter, make_reporter, watched
+from xarch.contracts.stage import StageOutcome
+from xarch.engine.events import Reporter
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+PLAN = SimpleNamespace(
+    unit="token", stages=[SimpleNamespace(name="a", seconds=10.0), SimpleNamespace(name="b", seconds=40.0)]
+)
+
+
+def test_time_left_comes_from_what_was_measured() -> None:
+    clock = Clock()
+    eta = Eta({"a": 10.0, "b": 40.0}, clock)
+    eta.begin("a")
+    assert eta.stage_seconds() is None
+    assert eta.run_seconds() is None
+    for step in range(1, 11):
+        clock.now += 2.0
+        eta.step(step, 20, 100)
+    assert eta.stage_seconds() == pytest.approx(20.0)
+    assert eta.rate == pytest.approx(50.0)
+    # Stage a takes 40 s instead of the planned 10 s, so b is expected to take four times its plan as well.
+    assert eta.run_seconds() == pytest.approx(20.0 + 160.0)
+    clock.now += 20.0
+    eta.end()
+    eta.begin("b")
+    for step in (1, 2):
+        clock.now += 1.0
+        eta.step(step, 10, 100)
+    assert eta.run_seconds() == pytest.approx(8.0)
+
+
+def test_time_left_of_a_resumed_stage_counts_only_its_own_steps() -> None:
+    clock = Clock()
+    eta = Eta({"a": 10.0}, clock)
+    eta.begin("a")
+    for step in (51, 52, 53):
+        clock.now += 1.0
+        eta.step(step, 60, 10)
+    assert eta.stage_seconds() == pytest.approx(7.0)
+
+
+def play(reporter: Reporter, clock: Clock) -> None:
+    """A run of two stages."""
+    reporter.plan_ready(PLAN)
+    reporter.phase("load", "hf:x")
+    reporter.stage_started(1, 2, "a", "gradient", 20)
+    for step in range(1, 21):
+        clock.now += 2.0
+        reporter.step(step, 20, {"loss": 1 / step, "lr": 1.0}, 5000)
+    reporter.stage_finished("a", StageOutcome(metrics={"loss": 0.05}))
+    reporter.stage_started(2, 2, "b", "closed_form", 0)
+    reporter.progress(1, 3, "blocks.0")
+    clock.now += 9.0
+    reporter.progress(3, 3, "blocks.2")
+    reporter.message("a [bracketed] word")
+    reporter.finished({"state": "done"})
+
+
+def test_lines_for_files_and_pipes() -> None:
+    out, clock = io.StringIO(), Clock()
+    play(LineReporter(Console(file=out, width=200), clock), clock)
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines[0] == "load hf:x"
+    assert lines[1] == "stage 1/2 a (gradient, 20 steps)"
+    assert "stage 1/2 a  3/20  loss 0.3333  2500 tokens/s  34 s left, run 2 m 42 s" in lines
+    assert lines[-5] == "stage 1/2 a  20/20  loss 0.05  2500 tokens/s"
+    assert lines[-4] == "stage a done  loss 0.05"
+    assert lines[-2] == "stage 2/2 b  3/3  blocks.2"
+    assert lines[-1] == "a [bracketed] word"
+    assert len([line for line in lines if line.startswith("stage 1/2 a  ")]) < 12
+
+
+def test_a_panel_for_terminals() -> None:
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+    with watched(LiveReporter(console, clock)) as reporter:
+        play(reporter, clock)
+        reporter.phase("export", "cpu")
+    text = out.getvalue()
+    assert "stage 1/2 a done in 40 s  loss 0.05" in text
+    assert "a [bracketed] word" in text
+    assert "blocks.2" in text
+    assert isinstance(reporter, LiveReporter)
+    assert reporter.live is None
+
+
+def test_the_panel_is_taken_down_after_an_error() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    reporter = LiveReporter(console)
+    with pytest.raises(KeyError), watched(reporter):
+        reporter.phase("load")
+        raise KeyError
+    assert reporter.live is None
+
+
+def test_the_reporter_suits_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(make_reporter(Console(file=io.StringIO(), force_terminal=True)), LiveReporter)
+    assert isinstance(make_reporter(Console(file=io.StringIO())), LineReporter)
+    monkeypatch.setenv("RANK", "1")
+    assert type(make_reporter(Console(file=io.StringIO()))) is Reporter
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (9999, "9999"), (12_345, "12.3 k"), (134_515_008, "135 M"), (0.25, "0.25"), (7e12, "7 T")],
+)
+def test_counts(value: float, text: str) -> None:
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(12, "12 B"), (1500, "1.5 kB"), (98_000_000, "98 MB"), (3.2e9, "3.2 GB")])
+def test_sizes(value: float, text: str) -> None:
+    assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.2, "<1 s"),
+        (1, "1 s"),
+        (59.6, "1 m"),
+        (90, "1 m 30 s"),
+        (3600, "1 h"),
+        (3725, "1 h 2 m"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_durations(value: float, text: str) -> None:
+    assert duration(value) == text

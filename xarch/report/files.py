@@ -1,0 +1,169 @@
+"""Everything a report needs from a run folder, read once; what is missing or damaged is left out and noted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+MAX_FILE = 1 << 28
+"""Bytes of the largest JSON file that is read."""
+
+
+class RunPaths(Protocol):
+    """The paths a report needs; ``xarch.store.run_dir.RunDir`` has them."""
+
+    path: Path
+    config: Path
+    plan: Path
+    run_json: Path
+    status: Path
+    metrics: Path
+    stages_dir: Path
+    student: Path
+    eval_json: Path
+    export_dir: Path
+    bench_dir: Path
+    report_html: Path
+    report_md: Path
+
+
+@dataclass
+class Curve:
+    """Figures of one stage over its steps: name -> [(step, value)], in order."""
+
+    units: dict[int, int] = field(default_factory=dict)
+    values: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+@dataclass
+class RunFiles:
+    """The content of a run folder.
+
+    Attributes:
+        stages: summary.json by stage folder, in order.
+        curves: metrics.jsonl by stage folder.
+        parity, profile, bench: by export target.
+        student_bytes: of model.safetensors, None if there is no student.
+        rejected: export target -> graphs that failed the parity gate.
+        notes: what could not be read.
+    """
+
+    path: Path
+    plan: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
+    student_bytes: int | None = None
+    eval: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profile: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bench: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rejected: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(run: RunPaths) -> RunFiles:
+    """Read a run folder; never raises for what a run may lack."""
+    found = RunFiles(run.path)
+    read = _Reader(run.path, found.notes)
+    found.plan, found.run, found.status = read.json(run.plan), read.json(run.run_json), read.json(run.status)
+    found.config_text = read.text(run.config)
+    for folder in _folders(run.stages_dir):
+        summary = read.json(folder / "summary.json")
+        if summary:
+            found.stages[folder.name] = summary
+    found.curves = dict(read.curves(run.metrics))
+    found.student = read.json(run.student / "config.json")
+    weights = run.student / "model.safetensors"
+    found.student_bytes = weights.stat().st_size if weights.is_file() else None
+    found.eval = read.json(run.eval_json)
+    for folder in _folders(run.export_dir):
+        found.parity[folder.name] = read.json(folder / "parity.json")
+        found.profile[folder.name] = read.json(folder / "profile.json")
+        found.rejected[folder.name] = sorted(f.name.removesuffix(".onnx.rejected") for f in folder.glob("*.rejected"))
+    if run.bench_dir.is_dir():
+        found.bench = {f.stem: read.json(f) for f in sorted(run.bench_dir.glob("*.json"))}
+    return found
+
+
+def dig(data: Any, *keys: str, default: Any = None) -> Any:
+    """``data[k1][k2]...``, or ``default`` where anything on the way is missing or no mapping."""
+    for key in keys:
+        if not isinstance(data, dict) or data.get(key) is None:
+            return default
+        data = data[key]
+    return data
+
+
+def natural(name: str) -> list[Any]:
+    """Sort key under which blocks.10 comes after blocks.9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+class _Reader:
+    def __init__(self, root: Path, notes: list[str]) -> None:
+        self.root, self.notes = root, notes
+
+    def text(self, path: Path) -> str:
+        if not path.is_file():
+            return ""
+        try:
+            if path.stat().st_size > MAX_FILE:
+                raise OSError("too large")
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as e:
+            self.notes.append(f"{self._name(path)} could not be read: {e.strerror or e}")
+            return ""
+
+    def json(self, path: Path) -> dict[str, Any]:
+        text = self.text(path)
+        if not text:
+            return {}
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            self.notes.append(f"{self._name(path)} is not valid JSON: {e}")
+            return {}
+        if not isinstance(data, dict):
+            self.notes.append(f"{self._name(path)} holds no JSON object")
+            return {}
+        return data
+
+    def curves(self, path: Path) -> Iterator[tuple[str, Curve]]:
+        """Figures by stage; a line cut by a crash is skipped."""
+        if not path.is_file():
+            return
+        found: dict[str, Curve] = {}
+        damaged = 0
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                try:
+                    row = json.loads(line)
+                    curve, step = found.setdefault(str(row["stage"]), Curve()), int(row["step"])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    damaged += 1
+                    continue
+                for key, value in row.items():
+                    if key == "units" and isinstance(value, int):
+                        curve.units[step] = value
+                    elif key not in ("stage", "step") and isinstance(value, int | float):
+                        curve.values.setdefault(key, []).append((step, float(value)))
+        if damaged:
+            self.notes.append(f"{self._name(path)}: {damaged} lines could not be read")
+        yield from found.items()
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()

@@ -1,0 +1,1 @@
+"""Pictures as SVG whose colours follow the page's light or dark theme."""

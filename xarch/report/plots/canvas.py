@@ -1,0 +1,95 @@
+"""From a matplotlib figure to SVG that can stand inside a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as MplFigure
+
+THEME = {
+    "ink": "#010203",
+    "faint": "#020304",
+    "grid": "#030405",
+    "student": "#040506",
+    "teacher": "#050607",
+    "baseline": "#060708",
+    "third": "#070809",
+    "ground": "#08090a",
+    **{f"heat{i}": f"#0a0b1{i}" for i in range(9)},
+}
+"""Role of a colour -> stand-in that becomes ``var(--ROLE)``, so that one SVG serves both themes."""
+
+SERIES = ("student", "baseline", "third", "teacher")
+_RC: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": THEME["grid"],
+    "axes.labelcolor": THEME["faint"],
+    "text.color": THEME["ink"],
+    "xtick.color": THEME["faint"],
+    "ytick.color": THEME["faint"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": THEME["grid"],
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+}
+
+
+class Canvas:
+    """One figure with one pair of axes; use as a context, then :meth:`svg`.
+
+    Args:
+        name: unique on the page; keeps the ids of several pictures apart.
+        width, height: inches; a phone shows about 5 inches at full size.
+    """
+
+    def __init__(self, name: str, width: float = 4.4, height: float = 2.6) -> None:
+        import matplotlib
+
+        self.name = re.sub(r"\W+", "-", name)
+        self._rc = matplotlib.rc_context({**_RC, "svg.hashsalt": self.name})
+        self._size = (width, height)
+
+    def __enter__(self) -> Canvas:
+        self._rc.__enter__()
+        self.figure = MplFigure(figsize=self._size, layout="constrained")
+        FigureCanvasSVG(self.figure)
+        self.axes: Axes = self.figure.add_subplot()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._rc.__exit__(None, None, None)
+
+    def svg(self) -> str:
+        """The picture; called inside the context."""
+        out = io.StringIO()
+        self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _inline(out.getvalue(), self.name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Only the ``<svg>`` element, with its own ids, theme colours and a size that follows the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'((?:xlink:)?href)="#([^"]+)"', rf'\1="#{name}-\2"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    for role, color in THEME.items():
+        svg = svg.replace(color, f"var(--{role})")
+    svg = re.sub(r"font: ([^;\"']*?)([\d.]+px) [^;\"]*", r"font-size: \2", svg)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()  # type: ignore[union-attr]
+    head = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">")])
+    return f'{head} role="img" style="aspect-ratio: {width} / {height}"{svg[svg.index(">") :]}'

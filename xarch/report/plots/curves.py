@@ -1,0 +1,64 @@
+"""Loss over the course of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xarch.report.plots.canvas import SERIES, THEME, Canvas
+from xarch.report.wording import count
+
+POINTS = 300
+"""A curve is drawn with at most this many points, each the mean of its neighbours."""
+
+
+def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str) -> str | None:
+    """SVG of one or more curves over units of data; None if nothing can be drawn.
+
+    Args:
+        series: label -> (units, value) in order; values that are not finite are left out.
+        unit: what the horizontal axis counts.
+    """
+    drawn = {label: _thinned(points) for label, points in series.items()}
+    drawn = {label: points for label, points in drawn.items() if len(points[0])}
+    if not drawn:
+        return None
+    values = np.concatenate([y for _, y in drawn.values()])
+    with Canvas(name) as canvas:
+        axes = canvas.axes
+        for color, (label, (x, y)) in zip(SERIES, drawn.items(), strict=False):
+            alone = len(drawn) == 1
+            axes.plot(x, y, color=THEME[color], linewidth=1.0, alpha=0.35 if alone and len(x) > 20 else 1, label=label)
+            if alone and len(x) > 20:
+                axes.plot(x, _smooth(y), color=THEME[color], linewidth=1.8)
+            axes.plot(x[-1:], y[-1:], "o", color=THEME[color], markersize=3.5)
+        if values.min() > 0 and values.max() / values.min() > 8:
+            axes.set_yscale("log")
+        elif values.min() >= 0:
+            axes.set_ylim(bottom=0)
+        axes.grid(axis="y")
+        axes.set_xlabel(f"{unit}s")
+        axes.xaxis.set_major_formatter(lambda v, _: count(v))
+        axes.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        axes.yaxis.set_minor_formatter(lambda v, _: "")
+        axes.locator_params(axis="x", nbins=5)
+        if len(drawn) > 1:
+            axes.legend(frameon=False, loc="best", handlelength=1.2)
+        return canvas.svg()
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    data = np.array([p for p in points if np.isfinite(p[1])], dtype=float).reshape(-1, 2)
+    if len(data) > POINTS:
+        data = np.array([part.mean(0) for part in np.array_split(data, POINTS)])
+    return data[:, 0], data[:, 1]
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Mean over a window of a tenth of the curve, shorter at its ends."""
+    half = max(1, len(y) // 20)
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    at = np.arange(len(y))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(y))
+    return (total[high] - total[low]) / (high - low)
