@@ -1,0 +1,126 @@
+"""Figures of exports and of any ONNX file; nothing here asserts how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from decoder_export import FACTS, DecoderTarget, decoder_student
+from onnx import TensorProto, helper
+
+from xarch.bench.graph import example_inputs
+from xarch.bench.latency import bench_export, bench_model
+from xarch.bench.timing import measure, timing
+from xarch.contracts.batch import Batch
+from xarch.errors import UsageError
+from xarch.export.profiles import cpu
+from xarch.export.run import export_target
+from xarch.export.session import open_session
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bench") / "cpu"
+    batch = Batch({"input_ids": torch.arange(60)[None] % FACTS.vocab}, 60)
+    export_target(
+        decoder_student(),
+        DecoderTarget(),
+        cpu,
+        options={"prefill": [8]},
+        batches=[batch],
+        out=out,
+        metadata={},
+        say=lambda line: None,
+    )
+    return out
+
+
+def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=said.append)
+    assert json.loads((tmp_path / "cpu.json").read_text()) == result
+    assert (result["provider"], result["threads"]) == ("CPUExecutionProvider", 1)
+    assert result["machine"]["versions"].keys() == {"xarch", "onnxruntime", "numpy", "python"}
+    assert result["graphs"].keys() == {"decode_1", "prefill_8"}
+    for figures in result["graphs"].values():
+        assert 0 < figures["min_ms"] <= figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
+        assert figures["nodes_per_provider"].keys() == {"CPUExecutionProvider"}
+        assert figures["nodes_per_provider"]["CPUExecutionProvider"] > 20
+        assert 0.5 < sum(figures["time_per_operator"].values()) <= 1.001
+        assert figures["inputs"]["key_cache.1"] == [1, 2, 0, 8]
+    language = result["language"]
+    assert {n: entry["calls"] for n, entry in language["first_token"].items()} == {"1": 1, "64": 8, "256": 32}
+    for entry in language["decode"].values():
+        assert entry["tokens_per_second"] == pytest.approx(1e3 / entry["p50_ms"], rel=1e-2)
+    per_token = 2 * 2 * 8 * 4
+    assert language["state_bytes"] == {str(n): 32 * 4 + per_token * n for n in (0, 256, 1024)}
+    assert any("tokens/s" in line for line in said)
+
+
+def test_bench_refuses_a_rejected_export(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "parity.json").write_text('{"passed": false}')
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UsageError, match="no export that passed"):
+            bench_export(folder, tmp_path / "out.json", threads=1, say=print)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_bench_of_any_file(product: Path) -> None:
+    result = bench_model(product, threads=1)
+    figures = result["graphs"]["product"]
+    assert figures["inputs"] == {"x": [1, 8]}
+    assert figures["nodes_per_provider"] == {"CPUExecutionProvider": 2}
+    assert figures["p50_ms"] > 0
+
+
+def test_a_file_that_takes_too_long_is_stopped(product: Path) -> None:
+    with pytest.raises(UsageError, match="did not finish its bench"):
+        bench_model(product, threads=1, seconds=0.01)
+
+
+def test_a_file_the_runtime_cannot_run(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("NoSuchOperator", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"m\.onnx cannot be measured: .*NoSuchOperator"):
+        bench_model(tmp_path / "m.onnx")
+
+
+def test_a_file_with_data_outside_its_folder_is_not_opened(product: Path, tmp_path: Path) -> None:
+    model = onnx.load(product)
+    (tmp_path / "secret").write_bytes(b"\0" * 128)
+    (tmp_path / "inside").mkdir()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "../secret", "offset": "0", "length": "128"}.items():
+        weight.external_data.add(key=key, value=value)
+    (tmp_path / "inside" / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match="outside the folder"):
+        bench_model(tmp_path / "inside" / "m.onnx")
+
+
+def test_example_inputs_use_what_is_given(product: Path) -> None:
+    session = open_session(product, "CPUExecutionProvider", threads=1)
+    given = np.ones((5, 8), np.float32)
+    assert example_inputs(session, {"x": given, "other": given}).keys() == {"x"}
+    assert example_inputs(session, {"x": given})["x"] is given
+    first, second = (example_inputs(session, {})["x"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_measure_warms_up_and_counts() -> None:
+    calls: list[int] = []
+    found = measure(lambda: calls.append(1), warm_up=2, runs=7)
+    assert (found.runs, len(calls)) == (7, 9)
+    assert measure(lambda: None, runs=50, seconds=0).runs == 3
+
+
+def test_percentiles() -> None:
+    found = timing([float(i) for i in range(1, 102)])
+    assert (found.p50_ms, found.p90_ms, found.p99_ms, found.min_ms, found.runs) == (51, 91, 100, 1, 101)

@@ -1,0 +1,114 @@
+"""A decoder student all the way to text on a device: export, parity on a prompt, and examples/edge/generate.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
+
+from xarch.contracts.batch import Batch
+from xarch.export.profiles import cpu
+from xarch.export.run import ExportResult, export_target
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "generate.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
+    """A run folder with a student's tokenizer and its export for ``cpu`` in a dynamic and a static form."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "student").mkdir()
+    letters_tokenizer(folder / "student" / "tokenizer.json")
+    text = torch.randint(FACTS.vocab, (2, 50), generator=torch.Generator().manual_seed(1))
+    results = [
+        export_target(
+            decoder_student(),
+            DecoderTarget(),
+            profile,
+            options={"prefill": [8], "context": 24} if profile.static else {"prefill": [8]},
+            batches=[Batch({"input_ids": text}, 100)],
+            out=folder / "export" / profile.name,
+            metadata={},
+            say=lambda line: None,
+        )
+        for profile in (cpu, replace(cpu, name="fixed", static=True))
+    ]
+    return folder, results[0]
+
+
+def generate(run: Path, prompt: str, *arguments: str, export: str = "cpu") -> str:
+    """Text of the example; fails if it imported torch or xarch."""
+    script = (
+        "import runpy, sys; path = sys.argv.pop(1); runpy.run_path(path, run_name='__main__'); "
+        "assert not {'torch', 'xarch', 'transformers'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(EXAMPLE), str(run / "export" / export), prompt, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def greedy(prompt: str, tokens: int) -> str:
+    """The student's own greedy continuation, whole sequence every time."""
+    ids = [LETTERS.index(c) for c in prompt]
+    student = decoder_student()
+    for _ in range(tokens):
+        ids.append(int(student.decoder(torch.tensor([ids]))[0, -1].argmax()))
+    return "".join(LETTERS[i] for i in ids[len(prompt) :])
+
+
+def test_prompts_in_every_cut_reproduce_the_student(run: tuple[Path, ExportResult]) -> None:
+    parity = run[1].parity
+    assert parity["passed"]
+    assert parity["graphs"].keys() == {"decode_1", "prefill_8"}
+    for entry in parity["graphs"].values():
+        assert entry["top1_agreement"] == 1.0
+        assert max(c["outputs"]["logits"]["rel_l2"] for c in entry["cases"]) < 1e-5
+
+
+def test_graphs_of_a_decoder_share_their_weights(run: tuple[Path, ExportResult]) -> None:
+    weights = run[1].profile["weights"]
+    parameters = sum(4 * p.numel() for p in decoder_student().module.parameters() if 4 * p.numel() >= 1024)
+    assert parameters <= weights["bytes"] <= parameters + 4096 * 20
+    assert weights["shared_bytes"] >= parameters
+
+
+@pytest.mark.parametrize("prompt", ["a", "hello", "the cat, the dog and the tree."])
+def test_example_writes_the_students_own_text(prompt: str, run: tuple[Path, ExportResult]) -> None:
+    assert generate(run[0], prompt, "--temperature", "0", "--tokens", "20") == greedy(prompt, 20)
+
+
+def test_example_samples_by_seed(run: tuple[Path, ExportResult]) -> None:
+    sampled = [generate(run[0], "hello", "--temperature", "5", "--tokens", "30", "--seed", s) for s in ("1", "1", "2")]
+    assert sampled[0] == sampled[1] != sampled[2]
+    best_only = generate(run[0], "hello", "--temperature", "5", "--top-k", "1", "--tokens", "12")
+    assert best_only == greedy("hello", 12)
+
+
+def test_example_takes_a_tokenizer_file_and_wraps_a_chat(run: tuple[Path, ExportResult], tmp_path: Path) -> None:
+    letters_tokenizer(tmp_path / "other.json")
+    chat = generate(
+        run[0], "hi", "--chat", "--temperature", "0", "--tokens", "5", "--tokenizer", str(tmp_path / "other.json")
+    )
+    plain = generate(
+        run[0], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "--temperature", "0", "--tokens", "5"
+    )
+    assert chat == plain != ""
+
+
+def test_example_stops_when_fixed_buffers_are_full(run: tuple[Path, ExportResult]) -> None:
+    text = generate(run[0], "the cat.", "--temperature", "0", "--tokens", "60", export="fixed")
+    assert text == greedy("the cat.", 24 - 8 + 1)
+    assert generate(run[0], "a" * 40, "--tokens", "5", export="fixed") == ""
+
+
+def test_example_is_short_and_needs_little() -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60
+    modules = {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert modules == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "tokenizers"}
