@@ -41,8 +41,8 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
 def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     """Content of a config.json for the file.
 
-    transformers' reader supplies most of it. It passes over biases and rotary scaling and takes the rotated width for the
-    head width; these are taken from the header here, and it reads 32-bit numbers, written as their shortest decimal here.
+    transformers' reader supplies most of it. It passes over biases and rotary scaling and takes the rotated width for
+    the head width, so these come from the header here; 32-bit numbers are written as their shortest decimal.
 
     Raises:
         UsageError: the metadata do not describe a model.

@@ -17,8 +17,8 @@ from xarch_hf.tokenizer import has_tokenizer
 
 TINY_LAYERS = 2
 PICKLE_HINT = (
-    "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: pickles are "
-    "then read by torch.load(weights_only=True) and kept as safetensors"
+    "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: pickles "
+    "are then read by torch.load(weights_only=True) and kept as safetensors"
 )
 
 
@@ -75,7 +75,10 @@ class HFSource(DecoderSource):
         folder, repository, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.SAFETENSORS)
         if repository is not None and not find_checkpoint(folder, f"hf:{ref}").files:
             if not wanted.allow_pickle:
-                raise UsageError(f"hf:{ref} has no model*.safetensors on the hub or in the cache", PICKLE_HINT)
+                hint = (
+                    f"if only the network is missing, `hf download {repository}` where there is one; else {PICKLE_HINT}"
+                )
+                raise UsageError(f"hf:{ref} has no model*.safetensors in the cache, or none on the hub", hint)
             folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.PICKLES)
         checkpoint = find_checkpoint(folder, f"hf:{ref}")
         if checkpoint.pickled and not wanted.allow_pickle:
