@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
 from fake_dist import Site, forget, make_site
 
+from xarch.plugins.loader import get_registry
+
 STACK = Path(__file__).parents[1] / "engine" / "stack_plugin.py"
 
 RUN = """\
@@ -78,6 +80,22 @@ def xarch(site: Site, tmp_path: Path) -> Xarch:
             timeout=120,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return call
+
+
+@pytest.fixture
+def here(site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Xarch:
+    """Like ``xarch``, in this process: torch is imported once for all tests."""
+    from xarch.cli.app import run
+
+    def call(*arguments: str, **environment: str) -> Ended:
+        get_registry.cache_clear()
+        with monkeypatch.context() as changed:
+            for name, value in environment.items():
+                changed.setenv(name, value)
+            code = run(list(arguments))
+        return Ended(code, *capsys.readouterr())
 
     return call
 

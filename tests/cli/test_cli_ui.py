@@ -10,6 +10,7 @@ from rich.console import Console
 
 from xarch.cli.amounts import count, duration, size
 from xarch.cli.eta import Eta
+from xarch.cli.session import Session
 from xarch.cli.ui import LineReporter, LiveReporter, make_reporter, watched
 from xarch.contracts.stage import StageOutcome
 from xarch.engine.events import Reporter
@@ -85,7 +86,7 @@ def test_lines_for_files_and_pipes() -> None:
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
     assert lines[0] == "load hf:x"
     assert lines[1] == "stage 1/2 a (gradient, 20 steps)"
-    assert "stage 1/2 a  3/20  loss 0.3333  2500 tokens/s  34 s left, run 2 m 42 s" in lines
+    assert "stage 1/2 a  3/20  loss 0.3333  2500 tokens/s  34 s left, run 3 m 14 s" in lines
     assert lines[-5] == "stage 1/2 a  20/20  loss 0.05  2500 tokens/s"
     assert lines[-4] == "stage a done  loss 0.05"
     assert lines[-2] == "stage 2/2 b  3/3  blocks.2"
@@ -102,7 +103,7 @@ def test_a_panel_for_terminals() -> None:
     text = out.getvalue()
     assert "stage 1/2 a done in 40 s  loss 0.05" in text
     assert "a [bracketed] word" in text
-    assert "blocks.2" in text
+    assert "stage 2/2 b" in text
     assert isinstance(reporter, LiveReporter)
     assert reporter.live is None
 
@@ -110,19 +111,27 @@ def test_a_panel_for_terminals() -> None:
 def test_the_panel_is_taken_down_after_an_error() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     reporter = LiveReporter(console)
+    reporter.phase("load")
     with pytest.raises(KeyError), watched(reporter):
-        reporter.phase("load")
         raise KeyError
     assert reporter.live is None
 
 
 def test_the_reporter_suits_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert isinstance(make_reporter(Console(file=io.StringIO(), force_terminal=True)), LiveReporter)
     assert isinstance(make_reporter(Console(file=io.StringIO())), LineReporter)
-    monkeypatch.setenv("RANK", "1")
-    assert type(make_reporter(Console(file=io.StringIO()))) is Reporter
+
+
+def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, said in (("0", "hello\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        out = io.StringIO()
+        Session(stream=out).console.print("hello")
+        assert out.getvalue() == said
+        document = io.StringIO()
+        Session(json=True, stream=document).emit({"a": 1}, lambda console: None)
+        assert bool(document.getvalue()) == bool(said)
 
 
 @pytest.mark.parametrize(

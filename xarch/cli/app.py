@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import os
 import shlex
 import sys
@@ -84,18 +85,23 @@ def cli(context: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the ``xarch`` command."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if wants_json(given):
+        stdout.claim()
+    sys.exit(run(given))
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for a document, also if nothing else about it is right."""
+    return "--json" in itertools.takewhile(lambda a: a != "--", arguments)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     shown: dict[str, Any] = {
-        "as_json": "--json" in options,
-        "verbose": bool({"-v", "--verbose"} & set(options)),
+        "as_json": wants_json(arguments),
+        "verbose": bool({"-v", "--verbose"} & set(itertools.takewhile(lambda a: a != "--", arguments))),
     }
-    if shown["as_json"]:
-        stdout.claim()
     try:
         code = cli.main(arguments, prog_name="xarch", standalone_mode=False, obj=shlex.join(["xarch", *arguments]))
         sys.stdout.flush()

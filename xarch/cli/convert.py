@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ def command(session: Session, config: str | None, resume: bool, yes: bool, **fla
     Without CONFIG give --teacher, --to and --data. The run folder (--out, by default a new one under runs/) holds the
     student, the exports and the report.
     """
+    if session.out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("several processes need to know the one run folder they share", "give --out RUN")
     if resume:
         _resume(session, config, flags)
         return

@@ -45,19 +45,26 @@ class Session:
     command: str = "xarch"
     stream: TextIO = field(default_factory=lambda: sys.stdout)
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the first process of a distributed run, the one that speaks."""
+        return os.environ.get("RANK", "0") == "0"
+
     @functools.cached_property
     def console(self) -> Console:
-        """For people: standard output, or standard error beside a JSON document."""
+        """For people: standard output, or standard error beside a JSON document; nowhere on processes but the first."""
         from xarch.cli.console import make_console
 
+        if not self.first:
+            return make_console(open(os.devnull, "w", encoding="utf-8"))
         return make_console(sys.stderr if self.json else self.stream)
 
     def emit(self, document: Any, show: Callable[[Console], None]) -> None:
         """The result of the command, for a machine or for a person."""
-        if self.json:
-            stdout.write_document(document, self.stream)
-        else:
+        if not self.json:
             show(self.console)
+        elif self.first:
+            stdout.write_document(document, self.stream)
 
     def note(self, text: str) -> None:
         """One line beside the result."""
@@ -68,7 +75,7 @@ class Session:
         return {"runtime.device": self.device, "seed": self.seed, **more}
 
     def reporter(self) -> Reporter:
-        """Shows a run: live on a terminal, lines elsewhere, nothing on processes other than the first."""
+        """Shows a run: live on a terminal, lines elsewhere."""
         from xarch.cli.ui import make_reporter
 
         return make_reporter(self.console)

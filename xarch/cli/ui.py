@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,7 @@ LINE_SECONDS = 5.0
 
 
 def make_reporter(console: Console) -> Reporter:
-    """The reporter that suits the console; processes other than the first of a distributed run stay silent."""
-    if os.environ.get("RANK", "0") != "0":
-        return Reporter()
+    """The reporter that suits the console."""
     return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else LineReporter(console)
 
 
