@@ -1,57 +1,19 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
+from cli_process import RUN, STACK, Ended, Xarch
 from fake_dist import Site, forget, make_site
 
 from xarch.plugins.loader import get_registry
-
-STACK = Path(__file__).parents[1] / "engine" / "stack_plugin.py"
-
-RUN = """\
-teacher: stack:3
-student: {target: low}
-data: {ref: noise:8}
-export: {targets: []}
-stages:
-  local:
-    matches: [{student: output, objective: sabotage}]
-    trains: {all: {}}
-    units: 480
-    batch: 4
-    checkpoint_every: 4
-    optimiser: {lr: 0.02}
-gates: {mse: {max: 5}}
-runtime: {tensorboard: false, threads: 1, device: cpu}
-"""
-
-
-@dataclass
-class Ended:
-    """A finished ``xarch`` process."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The JSON on standard output; fails if anything else is there."""
-        return json.loads(self.out)
-
-
-Xarch = Callable[..., Ended]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import RUN, STACK, Xarch
+from cli_process import RUN, STACK, Xarch
 
 pytestmark = pytest.mark.usefixtures("stack_run")
 

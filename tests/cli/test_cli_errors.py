@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Xarch
+from cli_process import Xarch
 from fake_dist import Site, registering
 
 from xarch.errors import (

@@ -52,6 +52,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert header.metadata == {"format": "pt", "made_by": "a test"}
     assert (header.tensors["a"].shape, header.tensors["b"].dtype, header.data_bytes) == ((2, 3), "BF16", 32)
     assert [f.name for f in (tmp_path / "deep").iterdir()] == ["w.safetensors"]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "deep" / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_shared_and_strided_tensors_are_stored_whole(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Table:
         return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
 
     def side(self, column: int) -> str:
-        """"l" or "r" for a column."""
+        """ "l" or "r" for a column."""
         return self.align[column] if column < len(self.align) else "l"
 
 
@@ -133,6 +133,23 @@ class Samples:
     kind: ClassVar[str] = "samples"
 
 
+@dataclass(frozen=True, slots=True)
+class Markdown:
+    """Text of a plugin with its own formatting; HTML in it stays text and pictures in it are not fetched."""
+
+    text: str
+    kind: ClassVar[str] = "markdown"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An SVG that this package did not make: shown as an image, so nothing in it runs."""
+
+    base64: str
+    text: str
+    kind: ClassVar[str] = "picture"
+
+
 @dataclass(frozen=True)
 class Details:
     """Blocks that are folded away."""
@@ -142,7 +159,7 @@ class Details:
     kind: ClassVar[str] = "details"
 
 
-Block = Text | Table | Figure | Figures | Code | Tiles | Steps | Strip | Samples | Details
+Block = Text | Table | Figure | Figures | Code | Tiles | Steps | Strip | Samples | Markdown | Picture | Details
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,11 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapp
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        usual = partial.stat().st_mode
         save_file(stored, partial, {"format": "pt", **(metadata or {})})
+        # safetensors makes files that only their owner reads; a student is handed on like any other file.
+        partial.chmod(usual)
         fsync_path(partial)
         os.replace(partial, path)
         fsync_path(path.parent)

@@ -60,7 +60,8 @@ class Canvas:
         import matplotlib
 
         self.name = re.sub(r"\W+", "-", name)
-        self._rc = matplotlib.rc_context({**_RC, "svg.hashsalt": self.name})
+        settings: Any = {**_RC, "svg.hashsalt": self.name}
+        self._rc = matplotlib.rc_context(settings)
         self._size = (width, height)
 
     def __enter__(self) -> Canvas:

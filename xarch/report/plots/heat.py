@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.ticker import NullLocator
 
 from xarch.report.plots.canvas import THEME, Canvas
 
@@ -38,7 +39,7 @@ def heat_svg(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], sites: 
         bar.outline.set_visible(False)
         bar.set_ticks([edges[0], edges[LEVELS // 2], edges[-1]])
         bar.ax.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
-        bar.ax.yaxis.set_minor_locator(_none())
+        bar.ax.yaxis.set_minor_locator(NullLocator())
         return canvas.svg()
 
 
@@ -51,9 +52,3 @@ def level_edges(grid: np.ndarray) -> np.ndarray:
     if low > 0 and high / low > 20:
         return np.geomspace(low, high, LEVELS + 1)
     return np.linspace(low, high, LEVELS + 1)
-
-
-def _none() -> object:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()

@@ -1,0 +1,80 @@
+"""Build report.html and report.md of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xarch.report.blocks import Section, Text
+from xarch.report.card import model_card
+from xarch.report.extension import plugin_sections
+from xarch.report.files import RunFiles, RunPaths, dig, read_run
+from xarch.report.outcome import outcome_of
+from xarch.report.render_html import to_html
+from xarch.report.render_markdown import to_markdown
+from xarch.report.sections.conversion import conversion, layers, tensors
+from xarch.report.sections.errors import probe, site_errors
+from xarch.report.sections.exports import export_files, latency, parity
+from xarch.report.sections.quality import quality, samples
+from xarch.report.sections.run import data, environment, reproduce, timing
+from xarch.report.sections.training import training
+from xarch.report.sections.verdict import verdict
+from xarch.store.atomic import write_text
+
+SECTIONS: tuple[tuple[str, Callable[[RunFiles], Section | None]], ...] = (
+    ("Verdict", verdict),
+    ("What was converted", conversion),
+    ("Layers", layers),
+    ("Quality", quality),
+    ("Samples", samples),
+    ("Training", training),
+    ("Error per layer", site_errors),
+    ("Probe", probe),
+    ("Parity", parity),
+    ("Export", export_files),
+    ("Latency", latency),
+    ("Tensors", tensors),
+    ("Data", data),
+    ("Time", timing),
+    ("Environment", environment),
+    ("Reproduce", reproduce),
+)
+
+_BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "not finished"}
+
+
+def build_report(run: RunPaths) -> None:
+    """Write report.html, report.md and, beside a saved student, its model card README.md.
+
+    Reads the files of the run folder only. What is missing or damaged leaves out its section and is noted; a run that
+    failed gets a report that says what stopped it and how to go on.
+    """
+    files = read_run(run)
+    sections = [s for s in (_guarded(name, make, files) for name, make in SECTIONS) if s is not None]
+    sections += plugin_sections(run)
+    if files.notes:
+        sections.append(Section("Notes", [Text(note, "warn") for note in files.notes]))
+    title = f"{dig(files.plan, 'name', default=run.path.name)}"
+    subtitle = _subtitle(files)
+    outcome = outcome_of(files)
+    page = to_html(title, subtitle, (_BADGE.get(outcome.state, outcome.state), outcome.tone), sections)
+    write_text(run.report_html, page)
+    write_text(run.report_md, to_markdown(title, subtitle, sections))
+    if files.student:
+        write_text(run.student / "README.md", model_card(run))
+
+
+def _subtitle(files: RunFiles) -> str:
+    teacher, target = dig(files.plan, "teacher", "ref"), dig(files.plan, "student", "target")
+    parts = [f"{teacher} → {target}"] if teacher and target else []
+    parts += [f"xarch {dig(files.run, 'xarch')}"] if dig(files.run, "xarch") else []
+    parts += [str(dig(files.run, "started"))[:16].replace("T", " ")] if dig(files.run, "started") else []
+    return " · ".join(parts) or "xarch run"
+
+
+def _guarded(name: str, make: Callable[[RunFiles], Section | None], files: RunFiles) -> Section | None:
+    """A section; files with unexpected content cost that section, never the report."""
+    try:
+        return make(files)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as e:
+        files.notes.append(f"section {name} could not be made from what the run's files hold: {type(e).__name__}: {e}")
+        return None

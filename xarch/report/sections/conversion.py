@@ -1,0 +1,119 @@
+"""What was converted, into what, by which stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch.report.blocks import Block, Cell, Section, Strip, Table, Text
+from xarch.report.files import RunFiles, dig
+from xarch.report.sites import sites_of
+from xarch.report.wording import count, duration, number, percent, size
+
+
+def conversion(files: RunFiles) -> Section | None:
+    """Teacher and student, and the plan as a table."""
+    plan = files.plan
+    if not plan:
+        return None
+    blocks: list[Block] = [_models(files)]
+    if plan.get("stages"):
+        blocks.append(_stages(files))
+    blocks += [Text(str(w), "warn") for w in dig(plan, "warnings", default=[])]
+    return Section("What was converted", blocks)
+
+
+def _models(files: RunFiles) -> Table:
+    plan = files.plan
+    teacher, student = dig(plan, "teacher", default={}), dig(plan, "student", default={})
+    parameters = dig(files.student, "parameters") or student.get("parameters")
+    rows = [
+        ["teacher", str(teacher.get("title", "–")), str(teacher.get("ref", "–")), count(teacher.get("parameters")),
+         size(teacher.get("weight_bytes"))],
+        ["student", str(student.get("target", "–")), _options(student.get("options")), count(parameters),
+         size(files.student_bytes)],
+    ]  # fmt: skip
+    data = dig(plan, "data", default={})
+    rows.append(["data", str(data.get("title", "–")), str(data.get("ref", "–")), "", size(dig(data, "size", "bytes"))])
+    return Table(["", "what", "reference or options", "parameters", "bytes"], rows, "lllrr")
+
+
+def _options(options: Any) -> str:
+    if not isinstance(options, dict) or not options:
+        return "default options"
+    return ", ".join(f"{k}={v}" for k, v in options.items())
+
+
+def _stages(files: RunFiles) -> Table:
+    unit = str(dig(files.plan, "unit", default="unit"))
+    rows = []
+    for stage in files.plan["stages"]:
+        summary = files.stages.get(str(stage.get("folder")), {})
+        trained = stage.get("trains") or {}
+        took = summary.get("seconds")
+        rows.append(
+            [
+                str(stage.get("index", "")),
+                str(stage.get("name", "")),
+                f"{stage.get('kind', '')}, {stage.get('scope', '')}",
+                _matches(stage),
+                ", ".join(f"{k} ({count(v)})" for k, v in trained.items()) or "–",
+                count(stage.get("units")),
+                number(stage.get("steps")),
+                size(stage.get("memory_bytes")),
+                duration(stage.get("seconds")),
+                duration(took) if took is not None else Cell("not run", "quiet"),
+            ]
+        )
+    head = ["#", "stage", "kind, scope", "matches", "trains", f"{unit}s", "steps", "memory", "planned", "took"]
+    return Table(head, rows, "rllllrrrrr", "Planned memory and time are estimates.")
+
+
+def _matches(stage: dict[str, Any]) -> str:
+    """Each kind of match once: sites differ in their number only."""
+    seen: dict[str, int] = {}
+    for match in stage.get("matches") or []:
+        site = match.get("site")
+        student, teacher = str(match.get("student")), str(match.get("teacher") or "–")
+        if site:
+            student, teacher = (t.removeprefix(f"{site}.") for t in (student, teacher))
+        arrow = student if student == teacher else f"{student} ← {teacher}"
+        weight = match.get("weight")
+        factor = "" if weight in (1, 1.0, None) else f" × {weight if isinstance(weight, int | float) else 'schedule'}"
+        key = f"{arrow} ({match.get('objective')}){factor}"
+        seen[key] = seen.get(key, 0) + 1
+    return "; ".join(f"{key} × {n} sites" if n > 1 else key for key, n in seen.items()) or "–"
+
+
+def layers(files: RunFiles) -> Section | None:
+    """The model as a strip: which places were replaced."""
+    sites = sites_of(files)
+    if not sites.every:
+        return None
+    target = str(dig(files.plan, "student", "target", default="student"))
+    words = (f"replaced by {target}", "kept from the teacher")
+    share = f"{len(sites.replaced)} of {len(sites.every)} places replaced"
+    share += f" ({percent(len(sites.replaced), len(sites.every))})"
+    return Section("Layers", [Text(share), Strip([(s, s in sites.replaced) for s in sites.every], words)])
+
+
+def tensors(files: RunFiles) -> Section | None:
+    """How the student was initialised: tensors copied, mapped and new."""
+    student = dig(files.plan, "student", default={})
+    kinds = {"copied": "as they are", "mapped": "computed from the teacher's", "new": "not from the teacher"}
+    if not any(student.get(kind) for kind in kinds):
+        return None
+    rows = []
+    for kind in kinds:
+        for pattern, number_of in _patterns(student.get(kind) or []).items():
+            rows.append([kind, pattern, number(number_of)])
+    totals = ", ".join(f"{len(student.get(k) or [])} {k} ({m})" for k, m in kinds.items())
+    return Section("Tensors", [Text(totals), Table(["how", "tensor", "count"], rows, "llr")])
+
+
+def _patterns(names: list[Any]) -> dict[str, int]:
+    """Names that differ in numbers only, counted together: ``blocks.*.mlp.up.weight``."""
+    counted: dict[str, int] = {}
+    for name in names:
+        pattern = ".".join("*" if part.isdigit() else part for part in str(name).split("."))
+        counted[pattern] = counted.get(pattern, 0) + 1
+    return counted

@@ -1,0 +1,142 @@
+"""Exported graphs: proof, files and speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
+from xarch.report.files import RunFiles, dig
+from xarch.report.wording import duration, number, size
+
+PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
+
+
+def parity(files: RunFiles) -> Section | None:
+    """The student in torch against its exported graphs, worst case of each graph."""
+    rows: list[list[str | Cell]] = []
+    blocks: list[Block] = []
+    for target, found in files.parity.items():
+        limits = dig(found, "limits", default={})
+        for graph, result in dig(found, "graphs", default={}).items():
+            cases = dig(result, "cases", default=[])
+            failed = any(dig(f, "graph") == graph for f in dig(found, "failures", default=[]))
+            worst = {name: _worst(cases, name) for name in PARITY_FIGURES}
+            share = dig(result, "top1_agreement")
+            mark = Cell("rejected", "bad") if failed or graph in files.rejected.get(target, []) else Cell("ok", "good")
+            rows.append(
+                [
+                    target,
+                    graph,
+                    number(len(cases)),
+                    number(worst["max_abs"], 3),
+                    f"{number(worst['rel_l2'], 3)} (≤ {number(limits.get('rel_l2'), 2)})",
+                    number(worst["cosine"], 7),
+                    number(share, 4),
+                    mark,
+                ]
+            )
+        for failure in dig(found, "failures", default=[]):
+            blocks.append(Text(f"{target}: {_failure(failure)}", "bad"))
+    if not rows:
+        return None
+    head = ["target", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1", ""]
+    note = "Worst over all cases: real inputs, several lengths, optimised and unoptimised graphs."
+    return Section("Parity", [Table(head, rows, "llrrrrrl", note), *blocks])
+
+
+def _worst(cases: list[Any], name: str) -> float | None:
+    values = [
+        float(figures[name])
+        for case in cases
+        for figures in dig(case, "outputs", default={}).values()
+        if isinstance(figures, dict) and isinstance(figures.get(name), int | float)
+    ]
+    if not values:
+        return None
+    return min(values) if name == "cosine" else max(values)
+
+
+def _failure(failure: Any) -> str:
+    if not isinstance(failure, dict):
+        return str(failure)
+    parts = [f"{k} {failure[k]}" for k in ("graph", "case", "output", "figure") if failure.get(k)]
+    return f"{', '.join(parts)} is {failure.get('seen')}, limit {failure.get('limit')}"
+
+
+def export_files(files: RunFiles) -> Section | None:
+    """Files, versions, operators and bytes of every target."""
+    rows: list[list[str | Cell]] = []
+    operators: list[list[str | Cell]] = []
+    notes = []
+    for target, profile in files.profile.items():
+        for graph, facts in dig(profile, "graphs", default={}).items():
+            ops = dig(facts, "ops", default={})
+            nodes = sum(v for v in ops.values() if isinstance(v, int)) if isinstance(ops, dict) else None
+            name = f"{graph}.onnx" + (".rejected" if graph in files.rejected.get(target, []) else "")
+            versions = f"opset {dig(facts, 'opset', default='–')}, IR {dig(facts, 'ir', default='–')}"
+            sizes = [size(dig(facts, "graph_bytes")), size(dig(facts, "weight_bytes"))]
+            rows.append([target, name, versions, number(nodes), *sizes])
+            if isinstance(ops, dict):
+                operators += [[target, graph, str(op), number(n)] for op, n in sorted(ops.items())]
+        shared, total = dig(profile, "weights", "shared_bytes"), dig(profile, "bytes")
+        facts = dig(profile, "profile", default={})
+        if total:
+            shape = "static shapes" if facts.get("static") else "dynamic shapes where graphs allow"
+            note = f"{target}: {size(total)} on disk, {facts.get('provider', '')}, {facts.get('dtype', '')}, {shape}"
+            notes.append(Text(note + (f"; sharing weights saves {size(shared)}." if shared else "."), "quiet"))
+    if not rows:
+        return None
+    head = ["target", "file", "versions", "nodes", "graph", "weights it reads"]
+    table = Table(head, rows, "lllrrr")
+    more = Details("operators", [Table(["target", "graph", "operator", "count"], operators, "lllr")])
+    return Section("Export", [table, *notes, more])
+
+
+def latency(files: RunFiles) -> Section | None:
+    """Measured speed of the exports."""
+    calls: list[list[str | Cell]] = []
+    prompts: list[list[str | Cell]] = []
+    notes: list[Block] = []
+    for target, bench in files.bench.items():
+        for graph, figures in dig(bench, "graphs", default={}).items():
+            columns = [number(dig(figures, f"{p}_ms"), 3) for p in ("p50", "p90", "p99")]
+            placed = dig(figures, "nodes_per_provider", default={})
+            where = ", ".join(f"{n} {p.removesuffix('ExecutionProvider')}" for p, n in placed.items())
+            load = duration(dig(figures, "load_seconds"))
+            calls.append([target, graph, *columns, load, size(dig(figures, "weight_bytes")), where or "–"])
+        prompts += _language(target, bench)
+        notes += _machine(target, bench)
+    blocks: list[Block] = []
+    if calls:
+        head = ["target", "graph", "p50 ms", "p90 ms", "p99 ms", "load", "weights", "nodes on"]
+        blocks.append(Table(head, calls, "llrrrrrl"))
+    if prompts:
+        head = ["target", "tokens", "first token ms", "decode tokens/s", "decode p50 ms", "state"]
+        note = "First token: reading a prompt of so many tokens. Decode: one more token after so many."
+        blocks.append(Table(head, prompts, "lrrrrr", note))
+    return Section("Latency", [*blocks, *notes]) if blocks else None
+
+
+def _language(target: str, bench: dict[str, Any]) -> list[list[str | Cell]]:
+    first, decode = dig(bench, "language", "first_token", default={}), dig(bench, "language", "decode", default={})
+    state = dig(bench, "language", "state_bytes", default={})
+    lengths = sorted({*first, *decode}, key=lambda n: (len(n), n))
+    return [
+        [
+            target,
+            n,
+            number(dig(first, n, "p50_ms"), 3),
+            number(dig(decode, n, "tokens_per_second"), 3),
+            number(dig(decode, n, "p50_ms"), 3),
+            size(state.get(n)),
+        ]
+        for n in lengths
+    ]
+
+
+def _machine(target: str, bench: dict[str, Any]) -> list[Block]:
+    machine = dig(bench, "machine", default={})
+    parts = [str(machine["processor"])] if machine.get("processor") else []
+    parts += [f"{bench['threads']} threads"] if bench.get("threads") else []
+    parts += [f"load average {number(bench['load_average'], 3)}"] if bench.get("load_average") is not None else []
+    return [Text(f"{target} measured on {', '.join(parts)}.", "quiet")] if parts else []

@@ -1,0 +1,59 @@
+"""Teacher, student and baselines on held-out data, and what they write."""
+
+from __future__ import annotations
+
+from xarch.report.blocks import Block, Figure, Figures, Sample, Samples, Section, Table, Text
+from xarch.report.files import RunFiles, dig
+from xarch.report.outcome import is_tiny
+from xarch.report.plots.bars import comparison_svg
+from xarch.report.wording import number, with_unit
+
+FIGURES = 4
+
+
+def quality(files: RunFiles) -> Section | None:
+    """Bars and a table of every evaluated figure."""
+    if not files.eval:
+        return None
+    who = _everyone(files)
+    metric = str(dig(files.eval, "metric", default=""))
+    names = list(dict.fromkeys(name for figures in who.values() for name in figures))
+    names.sort(key=lambda n: (n != metric, n not in dig(files.eval, "gated", default={})))
+    unit = {metric: str(dig(files.eval, "unit", default=""))}
+    figures = []
+    for name in names[:FIGURES]:
+        values = [(w, float(f[name])) for w, f in who.items() if isinstance(f.get(name), int | float)]
+        svg = comparison_svg(f"quality-{name}", values)
+        if svg is not None:
+            text = f"{with_unit(name, unit.get(name, ''))}: " + ", ".join(f"{w} {number(v)}" for w, v in values) + "."
+            figures.append(Figure(svg, text, with_unit(name, unit.get(name, ""))))
+    rows = [[with_unit(n, unit.get(n, "")), *(number(f.get(n)) for f in who.values())] for n in names]
+    better = "higher is better" if dig(files.eval, "higher_is_better", default=False) else "lower is better"
+    n = dig(files.eval, "n")
+    note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} {_counted(files)} held out." if n else ".")
+    blocks: list[Block] = [Figures(figures)] if figures else []
+    blocks += [Table(["figure", *who], rows, "l" + "r" * len(who), note)]
+    if is_tiny(files):
+        blocks.insert(0, Text("A trial run trains for a few steps: these figures say nothing about quality.", "warn"))
+    return Section("Quality", blocks)
+
+
+def _everyone(files: RunFiles) -> dict[str, dict[str, float]]:
+    who = {"teacher": dig(files.eval, "teacher", default={}), "student": dig(files.eval, "student", default={})}
+    who |= dig(files.eval, "baselines", default={})
+    return {str(name): figures for name, figures in who.items() if isinstance(figures, dict) and figures}
+
+
+def _counted(files: RunFiles) -> str:
+    return f"{dig(files.plan, 'unit', default='sample')}s"
+
+
+def samples(files: RunFiles) -> Section | None:
+    """What teacher and student make of the same inputs."""
+    found = dig(files.eval, "samples", default=[])
+    shown = [
+        Sample(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
+        for s in found
+        if isinstance(s, dict)
+    ]
+    return Section("Samples", [Samples(shown)]) if shown else None

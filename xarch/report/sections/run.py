@@ -1,0 +1,88 @@
+"""Data that was read, where it ran, how to do it again."""
+
+from __future__ import annotations
+
+from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text
+from xarch.report.files import RunFiles, dig
+from xarch.report.wording import count, duration, number, percent, size, words
+
+
+def data(files: RunFiles) -> Section | None:
+    """What the streams read and skipped."""
+    counters = dig(files.status, "data") or dig(files.run, "data") or {}
+    for summary in files.stages.values():
+        counters = counters or dig(summary, "data", default={})
+    planned = dig(files.plan, "data", default={})
+    blocks: list[Block] = []
+    known = {k: v for k, v in counters.items() if isinstance(v, int) and not isinstance(v, bool)}
+    if known:
+        skipped = sum(v for k, v in known.items() if k.startswith("skipped"))
+        seen = skipped + known.get("read", 0)
+        rows = [[words(k), number(v)] for k, v in known.items()]
+        blocks.append(Table(["counter", "count"], rows, "lr"))
+        if seen:
+            text = f"{percent(skipped, seen)} of {number(seen)} could not be used."
+            blocks.append(Text(text, "warn" if skipped else "quiet"))
+    facts = [[words(str(k)), str(v)] for k, v in dig(planned, "size", default={}).items()]
+    if planned.get("digest"):
+        facts.append(["digest", str(planned["digest"])[:16]])
+    if facts:
+        blocks.append(Details(f"{planned.get('ref', 'data')}", [Table(["fact", ""], facts)]))
+    return Section("Data", blocks) if blocks else None
+
+
+def timing(files: RunFiles) -> Section | None:
+    """Time of every stage against the plan."""
+    planned = {str(s.get("folder")): s for s in dig(files.plan, "stages", default=[])}
+    rows: list[list[str | Cell]] = []
+    unit = str(dig(files.plan, "unit", default="unit"))
+    for folder, summary in files.stages.items():
+        took, units = summary.get("seconds"), summary.get("units")
+        speed = "–"
+        if isinstance(took, int | float) and isinstance(units, int) and took > 0:
+            speed = f"{count(units / took)} {unit}s/s"
+        rows.append([folder, duration(dig(planned, folder, "seconds")), duration(took), speed])
+    if not rows:
+        return None
+    for target, profile in files.profile.items():
+        for part, seconds in dig(profile, "seconds", default={}).items():
+            rows.append([f"export {target}: {part}", "", duration(seconds), ""])
+    return Section("Time", [Table(["part", "planned", "took", "speed"], rows, "lrrr")])
+
+
+def environment(files: RunFiles) -> Section | None:
+    """Versions, machine, seeds, plugins, checks of the plan."""
+    run = files.run
+    rows: list[list[str | Cell]] = []
+    for key in ("xarch", "python", "platform", "machine", "device", "threads", "processes", "seed", "git", "started"):
+        if run.get(key) is not None:
+            rows.append([key, str(run[key])])
+    rows += [[str(name), str(version)] for name, version in dig(run, "versions", default={}).items()]
+    rows += [[f"plugin {name}", str(v) or "–"] for name, v in dig(run, "plugins", default={}).items()]
+    blocks: list[Block] = [Table(["", ""], rows)] if rows else []
+    checks: list[list[str | Cell]] = [
+        [str(c.get("name")), str(c.get("detail")), Cell("ok", "good") if c.get("ok") else Cell("not ok", "bad")]
+        for c in dig(files.plan, "checks", default=[])
+    ]
+    if checks:
+        blocks.append(Details("checks of the plan", [Table(["check", "detail", ""], checks)]))
+    estimates = dig(files.plan, "estimates", default={})
+    if estimates:
+        text = f"Planned: {duration(estimates.get('seconds'))}, {size(estimates.get('peak_bytes'))} of memory at most, "
+        blocks.append(Text(f"{text}{size(estimates.get('disk_bytes'))} on disk.", "quiet"))
+    return Section("Environment", blocks) if blocks else None
+
+
+def reproduce(files: RunFiles) -> Section | None:
+    """The command and the configuration that give this run again."""
+    command = str(dig(files.plan, "command", default=""))
+    blocks: list[Block] = [Code(command, "sh")] if command else []
+    if files.config_text:
+        blocks.append(Text("or, from the configuration in this folder:"))
+        blocks.append(Code("xarch convert config.yaml --out NEW_FOLDER", "sh"))
+        blocks.append(Details("config.yaml", [Code(files.config_text, "yaml")]))
+    origins = dig(files.plan, "provenance", default={})
+    if origins:
+        rows = [[str(k), str(v)] for k, v in origins.items()]
+        blocks.append(Details("where settings come from", [Table(["setting", "from"], rows)]))
+    return Section("Reproduce", blocks) if blocks else None

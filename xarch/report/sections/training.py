@@ -1,0 +1,60 @@
+"""Loss over the course of every stage."""
+
+from __future__ import annotations
+
+from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
+from xarch.report.files import Curve, RunFiles, dig
+from xarch.report.plots.curves import curve_svg
+from xarch.report.wording import number, percent, words
+
+
+def training(files: RunFiles) -> Section | None:
+    """Loss curves, validation before and after, figures at the end."""
+    figures = [f for f in (_figure(files, s, c) for s, c in files.curves.items()) if f is not None]
+    blocks: list[Block] = [Figures(figures)] if figures else []
+    rows = [row for folder, summary in files.stages.items() for row in _validation(folder, summary)]
+    if rows:
+        head = ["stage", "validation loss before", "after", "change", "kept"]
+        blocks.append(Table(head, rows, "lrrrl"))
+    ends = [
+        [folder, words(name), number(value)]
+        for folder, summary in files.stages.items()
+        for name, value in dig(summary, "metrics", default={}).items()
+        if not name.startswith("validation")
+    ]
+    if ends:
+        blocks.append(Table(["stage", "figure at its end", "value"], ends, "llr"))
+    return Section("Training", blocks) if blocks else None
+
+
+def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
+    losses = curve.values.get("loss")
+    if not losses or len(losses) < 2:
+        return None
+    unit = str(dig(files.plan, "unit", default="unit")) if curve.units else "step"
+
+    def over_units(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+        return [(curve.units.get(step, step), value) for step, value in points]
+
+    parts = {k.removeprefix("match."): over_units(v) for k, v in curve.values.items() if k.startswith("match.")}
+    series = {"loss": over_units(losses)}
+    if 1 < len(parts) <= 3:
+        series |= parts
+    svg = curve_svg(f"loss-{folder}", series, unit=unit)
+    if svg is None:
+        return None
+    first, last = losses[0][1], losses[-1][1]
+    text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at the last of {len(losses)}."
+    return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}")
+
+
+def _validation(folder: str, summary: dict[str, object]) -> list[list[str | Cell]]:
+    """From ``validation`` of the summary, or from its metrics."""
+    metrics, found = dig(summary, "metrics", default={}), dig(summary, "validation", default={})
+    before = found.get("before", metrics.get("validation_before"))
+    after = found.get("after", metrics.get("validation_after"))
+    if not isinstance(before, int | float) or not isinstance(after, int | float):
+        return []
+    undone = found.get("kept") == "before" or metrics.get("validation_kept_after") == 0
+    kept = Cell("undone: it did not get better", "warn") if undone else Cell("the trained weights", "good")
+    return [[folder, number(before), number(after), percent(after - before, abs(before)), kept]]
