@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import importlib.util
 import sys
 from pathlib import Path, PurePosixPath
@@ -27,4 +26,6 @@ def read_resource(load: str) -> str:
         raise ModuleNotFoundError(f"No module named {package!r}")
     if spec.submodule_search_locations is None:
         return (Path(spec.origin or "").parent / path).read_text(encoding="utf-8")
-    return importlib.resources.files(package).joinpath(*parts).read_text(encoding="utf-8")
+    from importlib.resources import files
+
+    return files(package).joinpath(*parts).read_text(encoding="utf-8")
