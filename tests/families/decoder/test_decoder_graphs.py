@@ -212,4 +212,5 @@ def test_wrong_options() -> None:
         decoder_graphs(student, FREE, {"prefill": [1]})
     with pytest.raises(PlanError, match="between 2 and 32"):
         decoder_graphs(student, STATIC, {"prefill": [64], "context": 32})
-    assert len(decoder_graphs(student, STATIC, {"prefill": [32], "context": 32})) == 2
+    full = decoder_graphs(student, STATIC, {"prefill": [32], "context": 32})[1]
+    assert full.inputs["position"].tolist() == [0], "the example must fit the buffer"
