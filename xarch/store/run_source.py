@@ -39,7 +39,7 @@ class RunSource(SourceAdapter):
         if convert is None:
             raise PlanError(f"the student in {ref} cannot be a teacher: {type(student).__name__} has no as_teacher")
         student.module.to(dtype)
-        teacher: Teacher = convert(str(self._folder(ref)))
+        teacher: Teacher = convert(ref=f"run:{ref}")
         return teacher
 
     @staticmethod
