@@ -32,7 +32,7 @@ def test_a_new_configuration_plans_like_its_recipe(recipe: None, here: Xarch, tm
     assert planned.code == 0, planned.err
     original = here("plan", "stacked", "--seed", "5", "--json").document
     assert planned.document["config"] == original["config"]
-    assert planned.document["stages"] == original["stages"]
+    assert [s["matches"] for s in planned.document["stages"]] == [s["matches"] for s in original["stages"]]
     assert planned.document["provenance"]["seed"].startswith("run.yaml:")
 
 
