@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
 from xarch.export.lowering import linear_to_gemm, reciprocal_to_div
+from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
 """The lowest opset torch's exporter has translations for; older ones are reached by converting down."""
@@ -50,6 +51,7 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     reciprocal_to_div(program.model)
     program.optimize()
     model: ir.Model = program.model
+    merge_views(model)
     ClearMetadataAndDocStringPass()(model)
     # torch renames an input that is returned as it is
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
