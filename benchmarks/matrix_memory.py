@@ -5,7 +5,8 @@
 One layer of SmolLM2-135M's shape (9 heads, 3 key heads, 64 wide) with a Discrete-Mamba-2 student (N = 64), float32,
 forward and backward of ``matrix_distance``. Every point runs in a fresh process; its memory is the peak resident size
 after the first forward and backward pass minus the peak after importing torch and warming it up, so it counts inputs,
-gradients and workspace. Its time is the fastest of the repeats, by the clock and in CPU time. Writes a JSON file and prints a table.
+gradients and workspace. Its time is the fastest of the repeats, by the clock and in CPU time. Writes a JSON file and
+prints a table.
 """
 
 from __future__ import annotations
