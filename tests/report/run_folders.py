@@ -75,7 +75,10 @@ def make_plan(**changes: Any) -> dict[str, Any]:
             "digest": "2a49a6eab819709bbb67", "unit": "token", "size": {"files": 734, "bytes": 12_118_641},
         },
         "stages": stages, "metric": "perplexity",
-        "export": [{"target": t, "opset": o, "graphs": ["decode_1", "prefill_64"]} for t, o in (("cpu", 20), ("npu", 17))],
+        "export": [
+            {"target": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
+            {"target": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
+        ],
         "gates": {k: g.model_dump() for k, g in config.gates.items()},
         "checks": [
             {"name": "family", "ok": True, "detail": "decoder -> decoder"},
@@ -111,13 +114,18 @@ def metrics_rows(seed: int = 0) -> list[dict[str, Any]]:
         )  # fmt: skip
     for step in range(1, 51):
         loss = 2.1 + 0.35 * math.exp(-step / 12) + draw.uniform(-0.02, 0.02)
-        rows.append({"stage": "04-logits", "step": step, "units": step * 2048, "loss": loss, "lr": 3e-4, "grad_norm": 1})
+        rows.append(
+            {"stage": "04-logits", "step": step, "units": step * 2048, "loss": loss, "lr": 3e-4, "grad_norm": 1}
+        )
     return rows
 
 
 def summaries() -> dict[str, dict[str, Any]]:
     draw = random.Random(1)
-    kl = {f"blocks.{i}": 0.004 + 0.05 * math.exp(-i / 3) + draw.uniform(0, 0.02) + (0.06 if i == 29 else 0) for i in range(LAYERS)}
+    kl = {
+        f"blocks.{i}": 0.004 + 0.05 * math.exp(-i / 3) + draw.uniform(0, 0.02) + (0.06 if i == 29 else 0)
+        for i in range(LAYERS)
+    }
     for i in REPLACED:
         kl[f"blocks.{i}"] *= 0.5
     before = {f"blocks.{i}": 0.62 + 0.1 * math.sin(i / 3) for i in REPLACED}
@@ -134,7 +142,9 @@ def summaries() -> dict[str, dict[str, Any]]:
         },
         "03-hidden": {
             **base, "name": "hidden", "kind": "gradient", "seconds": 1110.9, "units": 204_800, "steps": 100,
-            "metrics": {"loss": 0.31, "validation_before": 0.842, "validation_after": 0.318, "validation_kept_after": 1.0},
+            "metrics": {
+                "loss": 0.31, "validation_before": 0.842, "validation_after": 0.318, "validation_kept_after": 1.0,
+            },
             "tables": {"relative_error": after},
         },
         "04-logits": {
@@ -161,8 +171,8 @@ def make_eval() -> dict[str, Any]:
         "samples": [
             {
                 "prompt": prompt,
-                "teacher": " directory in the directory tree rooted at top (including top itself, but excluding '.' and\n"
-                "    '..'), yields a 3-tuple\n\n        dirpath, dirnames, filenames",
+                "teacher": " directory in the directory tree rooted at top (including top itself, but excluding\n"
+                "    '.' and '..'), yields a 3-tuple\n\n        dirpath, dirnames, filenames",
                 "student": " directory in the directory tree rooted at top (including top itself), yields a tuple\n\n"
                 "        dirpath, dirnames, filenames\n\n    The dirpath is a string",
             },
@@ -202,12 +212,13 @@ def make_bench() -> dict[str, Any]:
     call = {"p50_ms": 31.2, "p90_ms": 33.9, "p99_ms": 40.1, "min_ms": 30.8, "runs": 50, "load_seconds": 0.61,
             "inputs": {"input_ids": [1, 1]}, "prepacked": False, "nodes_per_provider": {"CPUExecutionProvider": 1063},
             "time_per_operator": {"MatMul": 0.91}, "weight_bytes": 553_000_000}  # fmt: skip
+    prompts = {"16": 480.1, "128": 371.2, "512": 1480.8}
     return {
         "provider": "CPUExecutionProvider", "threads": 2, "load_average": 0.41,
         "machine": {"processor": "AMD EPYC 7B13", "cores": 2, "memory_gb": 25.1},
         "graphs": {"decode_1": call, "prefill_64": {**call, "p50_ms": 182.0, "p90_ms": 190.2, "p99_ms": 201.7}},
         "language": {
-            "first_token": {n: {**call, "p50_ms": t, "calls": 3} for n, t in (("16", 480.1), ("128", 371.2), ("512", 1480.8))},
+            "first_token": {n: {**call, "p50_ms": t, "calls": 3} for n, t in prompts.items()},
             "decode": {n: {**call, "p50_ms": 31.0, "tokens_per_second": 32.2} for n in ("128", "512", "2048")},
             "state_bytes": {n: s for n, s in (("128", 10_321_920), ("512", 18_186_240), ("2048", 49_643_520))},
         },

@@ -51,6 +51,7 @@ def build_report(run: RunPaths) -> None:
     files = read_run(run)
     sections = [s for s in (_guarded(name, make, files) for name, make in SECTIONS) if s is not None]
     sections += plugin_sections(run)
+    card = _card(run, files)
     if files.notes:
         sections.append(Section("Notes", [Text(note, "warn") for note in files.notes]))
     title = f"{dig(files.plan, 'name', default=run.path.name)}"
@@ -59,8 +60,8 @@ def build_report(run: RunPaths) -> None:
     page = to_html(title, subtitle, (_BADGE.get(outcome.state, outcome.state), outcome.tone), sections)
     write_text(run.report_html, page)
     write_text(run.report_md, to_markdown(title, subtitle, sections))
-    if files.student:
-        write_text(run.student / "README.md", model_card(run))
+    if card is not None:
+        write_text(run.student / "README.md", card)
 
 
 def _subtitle(files: RunFiles) -> str:
@@ -71,10 +72,23 @@ def _subtitle(files: RunFiles) -> str:
     return " · ".join(parts) or "xarch run"
 
 
+_UNEXPECTED = (TypeError, ValueError, KeyError, IndexError, AttributeError)
+
+
+def _card(run: RunPaths, files: RunFiles) -> str | None:
+    if not files.student:
+        return None
+    try:
+        return model_card(run)
+    except _UNEXPECTED as e:
+        files.notes.append(f"the model card could not be made: {type(e).__name__}: {e}")
+        return None
+
+
 def _guarded(name: str, make: Callable[[RunFiles], Section | None], files: RunFiles) -> Section | None:
     """A section; files with unexpected content cost that section, never the report."""
     try:
         return make(files)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as e:
+    except _UNEXPECTED as e:
         files.notes.append(f"section {name} could not be made from what the run's files hold: {type(e).__name__}: {e}")
         return None

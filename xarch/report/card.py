@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from xarch.report.files import RunFiles, RunPaths, dig, read_run
+from xarch.report.files import RunFiles, RunPaths, dig, read_run, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.render_markdown import escape, fenced
 from xarch.report.sites import sites_of
@@ -45,7 +45,7 @@ def _name(files: RunFiles) -> str:
 
 
 def _front(files: RunFiles) -> str:
-    teacher = dig(files.student, "teacher", default={})
+    teacher = table_of(files.student, "teacher")
     licence = dig(files.plan, "teacher", "details", "licence")
     front: dict[str, Any] = {
         "library_name": "xarch",
@@ -54,7 +54,7 @@ def _front(files: RunFiles) -> str:
         "license": str(licence).lower() if licence else "unknown",
         "tags": ["xarch", "distillation", str(dig(files.student, "target", default="student")), "onnx"],
     }
-    gated = {k: v for k, v in dig(files.eval, "gated", default={}).items() if isinstance(v, int | float)}
+    gated = {k: v for k, v in table_of(files.eval, "gated").items() if isinstance(v, int | float)}
     if gated:
         front["metrics"] = sorted(gated)
     return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---\n"
@@ -81,7 +81,7 @@ def _method(files: RunFiles) -> list[str]:
     stages = [
         f"1. {escape(str(s.get('name')))} ({escape(str(s.get('kind')))}, {escape(str(s.get('scope')))}): "
         f"{count(s.get('units'))} {escape(unit)}s"
-        for s in dig(plan, "stages", default=[])
+        for s in rows_of(plan, "stages")
         if s.get("folder") in files.stages
     ]
     parts = ["## How it was made", ""]
@@ -94,10 +94,10 @@ def _method(files: RunFiles) -> list[str]:
 
 
 def _figures(files: RunFiles) -> list[str]:
-    student = dig(files.eval, "student", default={})
+    student = table_of(files.eval, "student")
     if not student:
         return []
-    teacher, metric = dig(files.eval, "teacher", default={}), dig(files.eval, "metric", default="")
+    teacher, metric = table_of(files.eval, "teacher"), dig(files.eval, "metric", default="")
     rows = [
         f"| {escape(with_unit(name, str(dig(files.eval, 'unit', default='')) if name == metric else ''))} | "
         f"{number(teacher.get(name))} | {number(value)} |"
@@ -112,7 +112,7 @@ def _use(files: RunFiles) -> list[str]:
     for target, profile in files.profile.items():
         if not dig(files.parity, target, "passed", default=False):
             continue
-        graphs = list(dig(profile, "graphs", default={}))
+        graphs = list(table_of(profile, "graphs"))
         total = size(dig(profile, "bytes"))
         parts += [f"ONNX for {escape(target)} ({total}): {escape(', '.join(graphs))}, beside this folder.", ""]
         if graphs:
@@ -122,7 +122,7 @@ def _use(files: RunFiles) -> list[str]:
 
 
 def _licence(files: RunFiles) -> list[str]:
-    details = dig(files.plan, "teacher", "details", default={})
+    details = table_of(files.plan, "teacher", "details")
     licence = details.get("licence")
     text = f"The teacher is under {licence}; the student's weights derive from it." if licence else _NO_LICENCE
     return ["## Licence", "", escape(text), ""]

@@ -31,6 +31,9 @@ class RunPaths(Protocol):
     report_md: Path
 
 
+_UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
 @dataclass
 class Curve:
     """Figures of one stage over its steps: name -> [(step, value)], in order."""
@@ -102,6 +105,35 @@ def dig(data: Any, *keys: str, default: Any = None) -> Any:
     return data
 
 
+def table_of(data: Any, *keys: str) -> dict[str, Any]:
+    """The mapping at ``data[k1][k2]...``, empty where there is none."""
+    found = dig(data, *keys)
+    return found if isinstance(found, dict) else {}
+
+
+def rows_of(data: Any, *keys: str) -> list[dict[str, Any]]:
+    """The mappings in the list at ``data[k1][k2]...``; anything else in it is left out."""
+    found = dig(data, *keys)
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def names_of(data: Any, *keys: str) -> list[str]:
+    """The strings in the list at ``data[k1][k2]...``."""
+    found = dig(data, *keys)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def clean(value: Any) -> Any:
+    """JSON data in which characters that no file or page may hold, or that reorder text, are replaced."""
+    if isinstance(value, str):
+        return _UNSAFE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [clean(v) for v in value]
+    if isinstance(value, dict):
+        return {clean(k): clean(v) for k, v in value.items()}
+    return value
+
+
 def natural(name: str) -> list[Any]:
     """Sort key under which blocks.10 comes after blocks.9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
@@ -123,7 +155,7 @@ class _Reader:
         try:
             if path.stat().st_size > MAX_FILE:
                 raise OSError("too large")
-            return path.read_text(encoding="utf-8", errors="replace")
+            return str(clean(path.read_text(encoding="utf-8", errors="replace")))
         except OSError as e:
             self.notes.append(f"{self._name(path)} could not be read: {e.strerror or e}")
             return ""
@@ -140,7 +172,7 @@ class _Reader:
         if not isinstance(data, dict):
             self.notes.append(f"{self._name(path)} holds no JSON object")
             return {}
-        return data
+        return dict(clean(data))
 
     def curves(self, path: Path) -> Iterator[tuple[str, Curve]]:
         """Figures by stage; a line cut by a crash is skipped."""
@@ -151,7 +183,7 @@ class _Reader:
         with open(path, encoding="utf-8", errors="replace") as f:
             for line in f:
                 try:
-                    row = json.loads(line)
+                    row = clean(json.loads(line))
                     curve, step = found.setdefault(str(row["stage"]), Curve()), int(row["step"])
                 except (ValueError, KeyError, TypeError, RecursionError):
                     damaged += 1

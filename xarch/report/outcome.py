@@ -11,7 +11,7 @@ from xarch.config.schema import Gate
 from xarch.errors import UsageError
 from xarch.evaluation.gates import GateResult, check
 from xarch.report.blocks import Step, Tone
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, rows_of, table_of
 
 STOPPED_BY = {
     "quality": "the quality gate",
@@ -73,7 +73,7 @@ def is_tiny(files: RunFiles) -> bool:
 
 
 def _gates(files: RunFiles) -> tuple[tuple[GateResult, ...], str]:
-    limits, gated = dig(files.plan, "gates", default={}), dig(files.eval, "gated")
+    limits, gated = table_of(files.plan, "gates"), dig(files.eval, "gated")
     if not limits or gated is None or is_tiny(files):
         return (), ""
     results, problems = [], []
@@ -90,7 +90,7 @@ def _headline(files: RunFiles, state: str, reason: str, gates: tuple[GateResult,
         if is_tiny(files):
             return "Trial run done: the whole path works; its figures say nothing about quality"
         if gates:
-            count = f"all {len(gates)} quality gates" if len(gates) > 1 else "its quality gate"
+            count = {1: "its quality gate", 2: "both quality gates"}.get(len(gates), f"all {len(gates)} quality gates")
             return f"Done: the student keeps {count} and every export reproduces it"
         return "Done; no quality gate was set"
     if state == "failed":
@@ -105,16 +105,16 @@ def _headline(files: RunFiles, state: str, reason: str, gates: tuple[GateResult,
 def _steps(files: RunFiles, gates: tuple[GateResult, ...], state: str) -> tuple[Step, ...]:
     """Stations in order. The first one that is not done, in a failed run, is where it stopped."""
     reached: list[tuple[str, bool, str]] = [("plan", bool(files.plan), "")]
-    for stage in dig(files.plan, "stages", default=[]):
+    for stage in rows_of(files.plan, "stages"):
         reached.append((str(stage.get("name", "?")), stage.get("folder") in files.stages, ""))
     reached.append(("student saved", bool(files.student), ""))
     reached.append(("evaluation", bool(files.eval), ""))
-    if dig(files.plan, "gates", default={}) and not is_tiny(files):
+    if table_of(files.plan, "gates") and not is_tiny(files):
         kept = sum(g.passed for g in gates)
         done = bool(gates) and kept == len(dig(files.plan, "gates"))
         reached.append(("quality gates", done, f"{kept} of {len(gates)} kept" if gates else ""))
     benched = bool(dig(files.plan, "config", "export", "bench", default=False))
-    for export in dig(files.plan, "export", default=[]):
+    for export in rows_of(files.plan, "export"):
         target = str(export.get("target", "?"))
         reached.append((f"export {target}", _passed(files.parity.get(target)), ""))
         if benched:

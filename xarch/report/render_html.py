@@ -35,6 +35,6 @@ def to_html(title: str, subtitle: str, badge: tuple[str, str], sections: Sequenc
 
 
 def _markdown(text: str) -> Markup:
-    """Formatted text of a plugin: tables and emphasis, but no HTML, no pictures, no scripted links."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    """Formatted text of a plugin: tables and emphasis, but no HTML, no pictures and no links."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     return Markup(parser.render(text))

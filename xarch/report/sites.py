@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from xarch.report.files import RunFiles, dig, natural
+from xarch.report.files import RunFiles, dig, names_of, natural
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Sites:
 
 def sites_of(files: RunFiles) -> Sites:
     """Sites of a run; a decision of a stage outweighs the plan."""
-    planned = [str(s) for s in dig(files.plan, "student", "sites", default=[])]
-    replaced = {str(s) for s in dig(files.plan, "student", "replaced", default=planned)}
-    kept = {str(s) for s in dig(files.plan, "student", "kept", default=[])}
+    planned = names_of(files.plan, "student", "sites")
+    replaced = set(names_of(files.plan, "student", "replaced") or planned)
+    kept = set(names_of(files.plan, "student", "kept"))
     stem, total = _stem(planned), dig(files.plan, "teacher", "facts", "layers")
     every = set(planned) | replaced | kept
     if stem is not None and isinstance(total, int) and 0 < total <= 10_000:

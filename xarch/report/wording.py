@@ -18,6 +18,12 @@ UNITS = {
 """Units of figures that several metrics use; a metric's headline figure brings its own."""
 
 
+NBSP = "\u00a0"
+"""Keeps a number and its unit on one line."""
+
+_SPELLED = {"kl": "KL", "psnr": "PSNR", "ssim": "SSIM", "nll": "NLL", "top1": "top-1", "stderr": "standard error"}
+
+
 def number(value: Any, digits: int = 4) -> str:
     """``digits`` significant digits, no exponent for everyday sizes; "–" for what is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -25,7 +31,7 @@ def number(value: Any, digits: int = 4) -> str:
     if math.isnan(value) or math.isinf(value):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")
+        return f"{value:,}".replace(",", NBSP)
     if value != 0 and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{max(digits - 2, 1)}e}"
     places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
@@ -38,14 +44,14 @@ def count(value: Any) -> str:
         return "–"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
+            return f"{value / size:.3g}{NBSP}{letter}"
     return f"{value:g}"
 
 
 def size(value: Any) -> str:
     """Bytes: 1234567 -> "1.23 MB"."""
     text = count(value)
-    return text if text == "–" else (f"{text}B" if text[-1].isalpha() else f"{text} B").replace("kB", "kB")
+    return text if text == "–" else (f"{text}B" if text[-1].isalpha() else f"{text}{NBSP}B")
 
 
 def duration(value: Any) -> str:
@@ -53,18 +59,18 @@ def duration(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     if value < 10:
-        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+        return f"{value:.2g}{NBSP}s" if value < 1 else f"{value:.1f}{NBSP}s"
     if value < 60:
-        return f"{value:.0f} s"
+        return f"{value:.0f}{NBSP}s"
     minutes, seconds = divmod(round(value), 60)
     if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        return f"{minutes}{NBSP}min {seconds}{NBSP}s"
+    return f"{minutes // 60}{NBSP}h {minutes % 60}{NBSP}min"
 
 
 def words(name: str) -> str:
-    """``top1_agreement`` -> "top1 agreement"."""
-    return name.replace("_", " ")
+    """``top1_agreement`` -> "top-1 agreement"."""
+    return " ".join(_SPELLED.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
 def with_unit(name: str, unit: str = "") -> str:
@@ -75,4 +81,4 @@ def with_unit(name: str, unit: str = "") -> str:
 
 def percent(part: float, whole: float) -> str:
     """``part`` as a share of ``whole``."""
-    return f"{100 * part / whole:.3g} %" if whole else "–"
+    return f"{100 * part / whole:.3g}{NBSP}%" if whole else "–"

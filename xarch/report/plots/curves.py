@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xarch.report.plots.canvas import SERIES, THEME, Canvas
+from xarch.report.plots.canvas import SERIES, THEME, Canvas, drawable, label
 from xarch.report.wording import count
 
 POINTS = 300
@@ -20,25 +20,26 @@ def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *,
         series: label -> (units, value) in order; values that are not finite are left out.
         unit: what the horizontal axis counts.
     """
-    drawn = {label: _thinned(points) for label, points in series.items()}
-    drawn = {label: points for label, points in drawn.items() if len(points[0])}
+    drawn = {key: _thinned(points) for key, points in series.items()}
+    drawn = {key: points for key, points in drawn.items() if len(points[0])}
     if not drawn:
         return None
     values = np.concatenate([y for _, y in drawn.values()])
     with Canvas(name) as canvas:
         axes = canvas.axes
-        for color, (label, (x, y)) in zip(SERIES, drawn.items(), strict=False):
-            alone = len(drawn) == 1
-            axes.plot(x, y, color=THEME[color], linewidth=1.0, alpha=0.35 if alone and len(x) > 20 else 1, label=label)
-            if alone and len(x) > 20:
-                axes.plot(x, _smooth(y), color=THEME[color], linewidth=1.8)
-            axes.plot(x[-1:], y[-1:], "o", color=THEME[color], markersize=3.5)
+        smooth = len(drawn) == 1 and len(values) > 20
+        for role, (key, (x, y)) in zip(SERIES, drawn.items(), strict=False):
+            color = THEME[role]
+            axes.plot(x, y, color=color, linewidth=1.0, alpha=0.35 if smooth else 1.0, label=label(key))
+            if smooth:
+                axes.plot(x, _smooth(y), color=color, linewidth=1.8)
+            axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3.5)
         if values.min() > 0 and values.max() / values.min() > 8:
             axes.set_yscale("log")
-        elif values.min() >= 0:
+        elif 0 <= values.min() < 0.5 * values.max():
             axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-        axes.set_xlabel(f"{unit}s")
+        axes.set_xlabel(label(f"{unit}s"))
         axes.xaxis.set_major_formatter(lambda v, _: count(v))
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
         axes.yaxis.set_minor_formatter(lambda v, _: "")
@@ -49,7 +50,7 @@ def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *,
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    data = np.array([p for p in points if np.isfinite(p[1])], dtype=float).reshape(-1, 2)
+    data = np.array([p for p in points if drawable(p[1])], dtype=float).reshape(-1, 2)
     if len(data) > POINTS:
         data = np.array([part.mean(0) for part in np.array_split(data, POINTS)])
     return data[:, 0], data[:, 1]

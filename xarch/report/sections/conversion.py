@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Section, Strip, Table, Text
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, names_of, rows_of, table_of
 from xarch.report.sites import sites_of
 from xarch.report.wording import count, duration, number, percent, size
 
@@ -16,15 +16,15 @@ def conversion(files: RunFiles) -> Section | None:
     if not plan:
         return None
     blocks: list[Block] = [_models(files)]
-    if plan.get("stages"):
+    if rows_of(plan, "stages"):
         blocks.append(_stages(files))
-    blocks += [Text(str(w), "warn") for w in dig(plan, "warnings", default=[])]
+    blocks += [Text(w, "warn") for w in names_of(plan, "warnings")]
     return Section("What was converted", blocks)
 
 
 def _models(files: RunFiles) -> Table:
     plan = files.plan
-    teacher, student = dig(plan, "teacher", default={}), dig(plan, "student", default={})
+    teacher, student = table_of(plan, "teacher"), table_of(plan, "student")
     parameters = dig(files.student, "parameters") or student.get("parameters")
     rows = [
         ["teacher", str(teacher.get("title", "–")), str(teacher.get("ref", "–")), count(teacher.get("parameters")),
@@ -32,7 +32,7 @@ def _models(files: RunFiles) -> Table:
         ["student", str(student.get("target", "–")), _options(student.get("options")), count(parameters),
          size(files.student_bytes)],
     ]  # fmt: skip
-    data = dig(plan, "data", default={})
+    data = table_of(plan, "data")
     rows.append(["data", str(data.get("title", "–")), str(data.get("ref", "–")), "", size(dig(data, "size", "bytes"))])
     return Table(["", "what", "reference or options", "parameters", "bytes"], rows, "lllrr")
 
@@ -46,9 +46,9 @@ def _options(options: Any) -> str:
 def _stages(files: RunFiles) -> Table:
     unit = str(dig(files.plan, "unit", default="unit"))
     rows = []
-    for stage in files.plan["stages"]:
+    for stage in rows_of(files.plan, "stages"):
         summary = files.stages.get(str(stage.get("folder")), {})
-        trained = stage.get("trains") or {}
+        trained = table_of(stage, "trains")
         took = summary.get("seconds")
         rows.append(
             [
@@ -71,7 +71,7 @@ def _stages(files: RunFiles) -> Table:
 def _matches(stage: dict[str, Any]) -> str:
     """Each kind of match once: sites differ in their number only."""
     seen: dict[str, int] = {}
-    for match in stage.get("matches") or []:
+    for match in rows_of(stage, "matches"):
         site = match.get("site")
         student, teacher = str(match.get("student")), str(match.get("teacher") or "–")
         if site:
@@ -98,22 +98,22 @@ def layers(files: RunFiles) -> Section | None:
 
 def tensors(files: RunFiles) -> Section | None:
     """How the student was initialised: tensors copied, mapped and new."""
-    student = dig(files.plan, "student", default={})
+    student = table_of(files.plan, "student")
     kinds = {"copied": "as they are", "mapped": "computed from the teacher's", "new": "not from the teacher"}
-    if not any(student.get(kind) for kind in kinds):
+    if not any(names_of(student, kind) for kind in kinds):
         return None
     rows = []
     for kind in kinds:
-        for pattern, number_of in _patterns(student.get(kind) or []).items():
+        for pattern, number_of in _patterns(names_of(student, kind)).items():
             rows.append([kind, pattern, number(number_of)])
-    totals = ", ".join(f"{len(student.get(k) or [])} {k} ({m})" for k, m in kinds.items())
+    totals = ", ".join(f"{len(names_of(student, k))} {k} ({m})" for k, m in kinds.items())
     return Section("Tensors", [Text(totals), Table(["how", "tensor", "count"], rows, "llr")])
 
 
-def _patterns(names: list[Any]) -> dict[str, int]:
+def _patterns(names: list[str]) -> dict[str, int]:
     """Names that differ in numbers only, counted together: ``blocks.*.mlp.up.weight``."""
     counted: dict[str, int] = {}
     for name in names:
-        pattern = ".".join("*" if part.isdigit() else part for part in str(name).split("."))
+        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
         counted[pattern] = counted.get(pattern, 0) + 1
     return counted

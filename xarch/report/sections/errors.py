@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xarch.report.blocks import Block, Details, Figure, Section, Table
-from xarch.report.files import Curve, RunFiles, dig, natural
+from xarch.report.blocks import Block, Details, Figure, Figures, Section, Table
+from xarch.report.files import Curve, RunFiles, natural, table_of
 from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
 from xarch.report.sites import sites_of
-from xarch.report.wording import number, with_unit, words
+from xarch.report.wording import number, with_unit
 
 BUILT_IN = ("gradient", "closed_form")
 MOMENTS = 5
@@ -19,13 +19,16 @@ MOMENTS = 5
 
 def site_errors(files: RunFiles) -> Section | None:
     """Heat maps: tables of the summaries over stages, and each local stage over its course."""
-    blocks: list[Block] = []
-    for table, rows in _tables(files).items():
-        blocks += _heat(f"table-{table}", words(table), rows, with_unit(table))
+    maps = [_heat(f"table-{table}", with_unit(table), rows) for table, rows in _tables(files).items()]
     for folder, curve in files.curves.items():
         rows = _course(curve)
         if len(rows) > 1:
-            blocks += _heat(f"course-{folder}", f"{folder}: loss of each site over its course", rows, "loss")
+            maps.append(_heat(f"course-{folder}", f"{folder}: loss over its course", rows))
+    found = [m for m in maps if m is not None]
+    narrow = [figure for figure, _ in found if not figure.wide]
+    blocks: list[Block] = [Figures(narrow)] if narrow else []
+    blocks += [figure for figure, _ in found if figure.wide]
+    blocks += [Details(f"{figure.caption} (table)", [table]) for figure, table in found]
     return Section("Error per layer", blocks) if blocks else None
 
 
@@ -53,7 +56,7 @@ def probe(files: RunFiles) -> Section | None:
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    tables = dig(dict(summary), "tables", default={})
+    tables = table_of(dict(summary), "tables")
     return {
         name: {str(s): float(v) for s, v in values.items() if isinstance(v, int | float)}
         for name, values in tables.items()
@@ -86,16 +89,15 @@ def _course(curve: Curve) -> list[tuple[str, dict[str, float]]]:
     return [(f"step {s}", {site: points[s] for site, points in sites.items() if s in points}) for s in chosen]
 
 
-def _heat(name: str, title: str, rows: list[tuple[str, dict[str, float]]], unit: str) -> list[Block]:
+def _heat(name: str, title: str, rows: list[tuple[str, dict[str, float]]]) -> tuple[Figure, Table] | None:
     sites = sorted({s for _, values in rows for s in values}, key=natural)
     if len(sites) < 2:
-        return []
+        return None
     svg = heat_svg(name, rows, sites)
     if svg is None:
-        return []
+        return None
     means = [f"{label} {number(sum(v.values()) / len(v))}" for label, v in rows if v]
     text = f"{title}, mean over {len(sites)} sites: {', '.join(means)}."
     cells = [[site, *(number(v.get(site)) for _, v in rows)] for site in sites]
     table = Table(["site", *(label for label, _ in rows)], cells, "l" + "r" * len(rows))
-    caption = f"{title} ({unit}); stronger colour is more" if unit not in title else f"{title}; stronger colour is more"
-    return [Figure(svg, text, caption, wide=True), Details(f"{title} as a table", [table])]
+    return Figure(svg, text, title, wide=len(sites) > 12), table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.wording import duration, number, size
 
 PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
@@ -16,10 +16,10 @@ def parity(files: RunFiles) -> Section | None:
     rows: list[list[str | Cell]] = []
     blocks: list[Block] = []
     for target, found in files.parity.items():
-        limits = dig(found, "limits", default={})
-        for graph, result in dig(found, "graphs", default={}).items():
-            cases = dig(result, "cases", default=[])
-            failed = any(dig(f, "graph") == graph for f in dig(found, "failures", default=[]))
+        limits = table_of(found, "limits")
+        for graph, result in table_of(found, "graphs").items():
+            cases = rows_of(result, "cases")
+            failed = any(dig(f, "graph") == graph for f in rows_of(found, "failures"))
             worst = {name: _worst(cases, name) for name in PARITY_FIGURES}
             share = dig(result, "top1_agreement")
             mark = Cell("rejected", "bad") if failed or graph in files.rejected.get(target, []) else Cell("ok", "good")
@@ -29,13 +29,13 @@ def parity(files: RunFiles) -> Section | None:
                     graph,
                     number(len(cases)),
                     number(worst["max_abs"], 3),
-                    f"{number(worst['rel_l2'], 3)} (≤ {number(limits.get('rel_l2'), 2)})",
+                    f"{number(worst['rel_l2'], 3)} (≤ {_limit(limits.get('rel_l2'))})",
                     number(worst["cosine"], 7),
                     number(share, 4),
                     mark,
                 ]
             )
-        for failure in dig(found, "failures", default=[]):
+        for failure in rows_of(found, "failures"):
             blocks.append(Text(f"{target}: {_failure(failure)}", "bad"))
     if not rows:
         return None
@@ -44,11 +44,15 @@ def parity(files: RunFiles) -> Section | None:
     return Section("Parity", [Table(head, rows, "llrrrrrl", note), *blocks])
 
 
+def _limit(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else "–"
+
+
 def _worst(cases: list[Any], name: str) -> float | None:
     values = [
         float(figures[name])
         for case in cases
-        for figures in dig(case, "outputs", default={}).values()
+        for figures in table_of(case, "outputs").values()
         if isinstance(figures, dict) and isinstance(figures.get(name), int | float)
     ]
     if not values:
@@ -69,8 +73,8 @@ def export_files(files: RunFiles) -> Section | None:
     operators: list[list[str | Cell]] = []
     notes = []
     for target, profile in files.profile.items():
-        for graph, facts in dig(profile, "graphs", default={}).items():
-            ops = dig(facts, "ops", default={})
+        for graph, facts in table_of(profile, "graphs").items():
+            ops = table_of(facts, "ops")
             nodes = sum(v for v in ops.values() if isinstance(v, int)) if isinstance(ops, dict) else None
             name = f"{graph}.onnx" + (".rejected" if graph in files.rejected.get(target, []) else "")
             versions = f"opset {dig(facts, 'opset', default='–')}, IR {dig(facts, 'ir', default='–')}"
@@ -79,7 +83,7 @@ def export_files(files: RunFiles) -> Section | None:
             if isinstance(ops, dict):
                 operators += [[target, graph, str(op), number(n)] for op, n in sorted(ops.items())]
         shared, total = dig(profile, "weights", "shared_bytes"), dig(profile, "bytes")
-        facts = dig(profile, "profile", default={})
+        facts = table_of(profile, "profile")
         if total:
             shape = "static shapes" if facts.get("static") else "dynamic shapes where graphs allow"
             note = f"{target}: {size(total)} on disk, {facts.get('provider', '')}, {facts.get('dtype', '')}, {shape}"
@@ -98,9 +102,9 @@ def latency(files: RunFiles) -> Section | None:
     prompts: list[list[str | Cell]] = []
     notes: list[Block] = []
     for target, bench in files.bench.items():
-        for graph, figures in dig(bench, "graphs", default={}).items():
+        for graph, figures in table_of(bench, "graphs").items():
             columns = [number(dig(figures, f"{p}_ms"), 3) for p in ("p50", "p90", "p99")]
-            placed = dig(figures, "nodes_per_provider", default={})
+            placed = table_of(figures, "nodes_per_provider")
             where = ", ".join(f"{n} {p.removesuffix('ExecutionProvider')}" for p, n in placed.items())
             load = duration(dig(figures, "load_seconds"))
             calls.append([target, graph, *columns, load, size(dig(figures, "weight_bytes")), where or "–"])
@@ -118,8 +122,8 @@ def latency(files: RunFiles) -> Section | None:
 
 
 def _language(target: str, bench: dict[str, Any]) -> list[list[str | Cell]]:
-    first, decode = dig(bench, "language", "first_token", default={}), dig(bench, "language", "decode", default={})
-    state = dig(bench, "language", "state_bytes", default={})
+    first, decode = table_of(bench, "language", "first_token"), table_of(bench, "language", "decode")
+    state = table_of(bench, "language", "state_bytes")
     lengths = sorted({*first, *decode}, key=lambda n: (len(n), n))
     return [
         [
@@ -135,7 +139,7 @@ def _language(target: str, bench: dict[str, Any]) -> list[list[str | Cell]]:
 
 
 def _machine(target: str, bench: dict[str, Any]) -> list[Block]:
-    machine = dig(bench, "machine", default={})
+    machine = table_of(bench, "machine")
     parts = [str(machine["processor"])] if machine.get("processor") else []
     parts += [f"{bench['threads']} threads"] if bench.get("threads") else []
     parts += [f"load average {number(bench['load_average'], 3)}"] if bench.get("load_average") is not None else []

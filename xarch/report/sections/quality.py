@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Figure, Figures, Sample, Samples, Section, Table, Text
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
 from xarch.report.wording import number, with_unit
@@ -18,7 +18,7 @@ def quality(files: RunFiles) -> Section | None:
     who = _everyone(files)
     metric = str(dig(files.eval, "metric", default=""))
     names = list(dict.fromkeys(name for figures in who.values() for name in figures))
-    names.sort(key=lambda n: (n != metric, n not in dig(files.eval, "gated", default={})))
+    names.sort(key=lambda n: (n != metric, n not in table_of(files.eval, "gated")))
     unit = {metric: str(dig(files.eval, "unit", default=""))}
     figures = []
     for name in names[:FIGURES]:
@@ -39,8 +39,8 @@ def quality(files: RunFiles) -> Section | None:
 
 
 def _everyone(files: RunFiles) -> dict[str, dict[str, float]]:
-    who = {"teacher": dig(files.eval, "teacher", default={}), "student": dig(files.eval, "student", default={})}
-    who |= dig(files.eval, "baselines", default={})
+    who = {"teacher": table_of(files.eval, "teacher"), "student": table_of(files.eval, "student")}
+    who |= table_of(files.eval, "baselines")
     return {str(name): figures for name, figures in who.items() if isinstance(figures, dict) and figures}
 
 
@@ -50,7 +50,7 @@ def _counted(files: RunFiles) -> str:
 
 def samples(files: RunFiles) -> Section | None:
     """What teacher and student make of the same inputs."""
-    found = dig(files.eval, "samples", default=[])
+    found = rows_of(files.eval, "samples")
     shown = [
         Sample(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
         for s in found

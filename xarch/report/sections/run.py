@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.wording import count, duration, number, percent, size, words
 
 
@@ -11,8 +11,8 @@ def data(files: RunFiles) -> Section | None:
     """What the streams read and skipped."""
     counters = dig(files.status, "data") or dig(files.run, "data") or {}
     for summary in files.stages.values():
-        counters = counters or dig(summary, "data", default={})
-    planned = dig(files.plan, "data", default={})
+        counters = counters or table_of(summary, "data")
+    planned = table_of(files.plan, "data")
     blocks: list[Block] = []
     known = {k: v for k, v in counters.items() if isinstance(v, int) and not isinstance(v, bool)}
     if known:
@@ -23,7 +23,7 @@ def data(files: RunFiles) -> Section | None:
         if seen:
             text = f"{percent(skipped, seen)} of {number(seen)} could not be used."
             blocks.append(Text(text, "warn" if skipped else "quiet"))
-    facts = [[words(str(k)), str(v)] for k, v in dig(planned, "size", default={}).items()]
+    facts = [[words(str(k)), str(v)] for k, v in table_of(planned, "size").items()]
     if planned.get("digest"):
         facts.append(["digest", str(planned["digest"])[:16]])
     if facts:
@@ -33,7 +33,7 @@ def data(files: RunFiles) -> Section | None:
 
 def timing(files: RunFiles) -> Section | None:
     """Time of every stage against the plan."""
-    planned = {str(s.get("folder")): s for s in dig(files.plan, "stages", default=[])}
+    planned = {str(s.get("folder")): s for s in rows_of(files.plan, "stages")}
     rows: list[list[str | Cell]] = []
     unit = str(dig(files.plan, "unit", default="unit"))
     for folder, summary in files.stages.items():
@@ -45,7 +45,7 @@ def timing(files: RunFiles) -> Section | None:
     if not rows:
         return None
     for target, profile in files.profile.items():
-        for part, seconds in dig(profile, "seconds", default={}).items():
+        for part, seconds in table_of(profile, "seconds").items():
             rows.append([f"export {target}: {part}", "", duration(seconds), ""])
     return Section("Time", [Table(["part", "planned", "took", "speed"], rows, "lrrr")])
 
@@ -57,16 +57,16 @@ def environment(files: RunFiles) -> Section | None:
     for key in ("xarch", "python", "platform", "machine", "device", "threads", "processes", "seed", "git", "started"):
         if run.get(key) is not None:
             rows.append([key, str(run[key])])
-    rows += [[str(name), str(version)] for name, version in dig(run, "versions", default={}).items()]
-    rows += [[f"plugin {name}", str(v) or "–"] for name, v in dig(run, "plugins", default={}).items()]
+    rows += [[str(name), str(version)] for name, version in table_of(run, "versions").items()]
+    rows += [[f"plugin {name}", str(v) or "–"] for name, v in table_of(run, "plugins").items()]
     blocks: list[Block] = [Table(["", ""], rows)] if rows else []
     checks: list[list[str | Cell]] = [
         [str(c.get("name")), str(c.get("detail")), Cell("ok", "good") if c.get("ok") else Cell("not ok", "bad")]
-        for c in dig(files.plan, "checks", default=[])
+        for c in rows_of(files.plan, "checks")
     ]
     if checks:
         blocks.append(Details("checks of the plan", [Table(["check", "detail", ""], checks)]))
-    estimates = dig(files.plan, "estimates", default={})
+    estimates = table_of(files.plan, "estimates")
     if estimates:
         text = f"Planned: {duration(estimates.get('seconds'))}, {size(estimates.get('peak_bytes'))} of memory at most, "
         blocks.append(Text(f"{text}{size(estimates.get('disk_bytes'))} on disk.", "quiet"))
@@ -81,7 +81,7 @@ def reproduce(files: RunFiles) -> Section | None:
         blocks.append(Text("or, from the configuration in this folder:"))
         blocks.append(Code("xarch convert config.yaml --out NEW_FOLDER", "sh"))
         blocks.append(Details("config.yaml", [Code(files.config_text, "yaml")]))
-    origins = dig(files.plan, "provenance", default={})
+    origins = table_of(files.plan, "provenance")
     if origins:
         rows = [[str(k), str(v)] for k, v in origins.items()]
         blocks.append(Details("where settings come from", [Table(["setting", "from"], rows)]))

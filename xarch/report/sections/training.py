@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
-from xarch.report.files import Curve, RunFiles, dig
+from xarch.report.files import Curve, RunFiles, dig, table_of
 from xarch.report.plots.curves import curve_svg
 from xarch.report.wording import number, percent, words
 
@@ -19,7 +19,7 @@ def training(files: RunFiles) -> Section | None:
     ends = [
         [folder, words(name), number(value)]
         for folder, summary in files.stages.items()
-        for name, value in dig(summary, "metrics", default={}).items()
+        for name, value in table_of(summary, "metrics").items()
         if not name.startswith("validation")
     ]
     if ends:
@@ -50,7 +50,7 @@ def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
 
 def _validation(folder: str, summary: dict[str, object]) -> list[list[str | Cell]]:
     """From ``validation`` of the summary, or from its metrics."""
-    metrics, found = dig(summary, "metrics", default={}), dig(summary, "validation", default={})
+    metrics, found = table_of(summary, "metrics"), table_of(summary, "validation")
     before = found.get("before", metrics.get("validation_before"))
     after = found.get("after", metrics.get("validation_after"))
     if not isinstance(before, int | float) or not isinstance(after, int | float):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles, Tone
-from xarch.report.files import RunFiles, dig
+from xarch.report.files import RunFiles, dig, table_of
 from xarch.report.outcome import Outcome, is_tiny, outcome_of
 from xarch.report.wording import UNITS, count, duration, number, percent, size, with_unit, words
 
@@ -33,7 +33,7 @@ def _quality(files: RunFiles) -> list[Tile]:
     tone: Tone = "warn" if is_tiny(files) else ""
     note = f"{unit}; teacher {number(teacher)}".lstrip("; ") if teacher is not None else unit
     tiles = [Tile(f"student {words(metric)}", number(student), note, tone)]
-    for name, value in dig(files.eval, "gated", default={}).items():
+    for name, value in table_of(files.eval, "gated").items():
         if name != metric:
             tiles.append(Tile(words(name), number(value), UNITS.get(name, ""), tone))
     return tiles[:4]
@@ -45,7 +45,8 @@ def _size(files: RunFiles) -> list[Tile]:
     tiles = []
     if isinstance(student, int) and isinstance(teacher, int):
         tiles.append(Tile("student parameters", count(student), f"{percent(student, teacher)} of the teacher's"))
-    exported = [dig(p, "bytes") for p in files.profile.values() if dig(p, "bytes")]
+    kept = [p for target, p in files.profile.items() if dig(files.parity, target, "passed", default=False)]
+    exported = [dig(p, "bytes") for p in kept if dig(p, "bytes")]
     if exported:
         tiles.append(Tile("export on disk", size(min(exported)), "ONNX with weights"))
     elif files.student_bytes:
@@ -55,12 +56,12 @@ def _size(files: RunFiles) -> list[Tile]:
 
 def _speed(files: RunFiles) -> list[Tile]:
     for target, bench in files.bench.items():
-        decode = dig(bench, "language", "decode", default={})
+        decode = table_of(bench, "language", "decode")
         if decode:
             context, figures = next(iter(decode.items()))
             speed = number(dig(figures, "tokens_per_second"), 3)
             return [Tile("decode speed", f"{speed} tok/s", f"{target}, after {context} tokens")]
-        for name, figures in dig(bench, "graphs", default={}).items():
+        for name, figures in table_of(bench, "graphs").items():
             return [Tile("latency", f"{number(dig(figures, 'p50_ms'), 3)} ms", f"{target}, {name}, median")]
     return []
 

@@ -1,0 +1,323 @@
+"""The report of finished, failed, partial, damaged and hostile runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from page_check import check_page
+from run_folders import make_eval, make_parity, make_plan, make_run
+
+from xarch.report.build import SECTIONS, build_report
+from xarch.report.files import clean
+from xarch.store.run_dir import RunDir
+
+SHOWN = [name for name, _ in SECTIONS]
+
+
+def put(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def built(run: RunDir) -> Any:
+    build_report(run)
+    assert run.report_md.read_text(encoding="utf-8").strip()
+    return check_page(run.report_html)
+
+
+def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = built(run)
+    assert page.headings == SHOWN
+    for text in (
+        "Done: the student keeps both quality gates",
+        "34.16",
+        "teacher 32.18",
+        "106\u00a0% of the teacher's",
+        "32.2 tok/s",
+        "10 of 30 places replaced",
+        "mixer_out (hidden) × 30 sites",
+        "blocks.*.mixers.dm2.in_proj.weight",
+        "skipped not utf8",
+        "AMD EPYC 7B13",
+        "xarch convert mohawk-small --set budget=320000 --out runs/demo",
+        "Directory tree generator.",
+    ):
+        assert text in page.text, text
+    assert page.text.count("✓") == 0
+    markdown = run.report_md.read_text(encoding="utf-8")
+    assert [line[3:] for line in markdown.splitlines() if line.startswith("## ")] == SHOWN
+    assert "student perplexity: **34.16**" in markdown
+    assert "□■□□■□" in markdown
+    assert (run.student / "README.md").read_text(encoding="utf-8").startswith("---\nlibrary_name: xarch")
+
+
+def test_the_page_is_the_same_every_time(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    build_report(first)
+    build_report(second)
+    build_report(second)
+    for name in ("report.html", "report.md", "student/README.md"):
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+
+
+def test_pictures_follow_the_theme(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    build_report(run)
+    html = run.report_html.read_text(encoding="utf-8")
+    svgs = html.split("<svg")[1:]
+    assert len(svgs) == 9
+    defined = {line.split(":")[0].strip() for part in html.split("--")[1:] if ":" in (line := part[:20])}
+    for svg in svgs:
+        body = svg.split("</svg>")[0]
+        used = {part.split(")")[0] for part in body.split("var(--")[1:]}
+        assert used
+        assert used <= defined
+        assert "#0" not in body
+
+
+def failed(run: RunDir, reason: str) -> RunDir:
+    put(run.status, {"state": "failed", "reason": reason, "resume": "xarch convert --resume --out runs/demo"})
+    return run
+
+
+def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
+    run = failed(make_run(tmp_path / "run"), "parity: graph 'decode_1': rel_l2 is 0.021, limit 0.0001")
+    shutil.rmtree(run.bench_dir)
+    shutil.rmtree(run.export_dir / "npu")
+    put(run.export_dir / "cpu" / "parity.json", make_parity(False))
+    (run.export_dir / "cpu" / "decode_1.onnx.rejected").write_text("x")
+    page = built(run)
+    assert "Stopped by the parity gate" in page.text
+    assert "xarch convert --resume --out runs/demo" in page.text
+    assert "decode_1.onnx.rejected" in page.text
+    assert "rel_l2 is 0.021, limit 0.0001" in page.text
+    assert "Latency" not in page.headings
+    html = run.report_html.read_text(encoding="utf-8")
+    assert '<li class="failed">export cpu' in html
+    assert '<li class="open">bench cpu' in html
+    assert '<li class="done">quality gates' in html
+    assert "export on disk" not in page.text
+    assert "✗ export cpu → · bench cpu → · export npu" in run.report_md.read_text(encoding="utf-8")
+    assert "ONNX for" not in (run.student / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_missed_quality_gate_is_shown_with_its_limit(tmp_path: Path) -> None:
+    run = failed(make_run(tmp_path / "run"), "quality: the student misses a gate: kl is 0.4, wanted <= 0.3")
+    evaluation = make_eval()
+    evaluation["gated"]["kl"] = 0.4
+    put(run.eval_json, evaluation)
+    for folder in (run.export_dir, run.bench_dir):
+        shutil.rmtree(folder)
+    page = built(run)
+    assert "Stopped by the quality gate" in page.text
+    html = run.report_html.read_text(encoding="utf-8")
+    assert '<span class="bad">missed</span>' in html
+    assert '<li class="failed">quality gates <small>1 of 2 kept</small>' in html
+    assert {"Parity", "Export", "Latency"}.isdisjoint(page.headings)
+
+
+def test_a_run_that_diverged_in_a_stage(tmp_path: Path) -> None:
+    run = failed(make_run(tmp_path / "run"), "diverged: loss is nan in stage hidden at step 12 of 100")
+    for item in (
+        run.stages_dir / "03-hidden",
+        run.stages_dir / "04-logits",
+        run.student,
+        run.export_dir,
+        run.bench_dir,
+    ):
+        shutil.rmtree(item)
+    run.eval_json.unlink()
+    with open(run.metrics, "a", encoding="utf-8") as f:
+        f.write('{"stage": "03-hidden", "step": 101, "units": 206848, "loss": NaN}\n{"stage": "03-hid')
+    page = built(run)
+    assert "Stopped by numbers that are not finite" in page.text
+    assert "1 lines could not be read" in page.text
+    assert '<li class="failed">hidden' in run.report_html.read_text(encoding="utf-8")
+    assert "Training" in page.headings
+    assert not run.student.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [("interrupted", "Interrupted; it can be resumed"), ("running", "Not finished"), ("planned", "not started")],
+)
+def test_unfinished_states(tmp_path: Path, state: str, text: str) -> None:
+    run = make_run(tmp_path / "run")
+    put(run.status, {"state": state, "reason": "", "resume": "xarch convert --resume --out runs/demo"})
+    shutil.rmtree(run.student)
+    page = built(run)
+    assert text in page.text
+    assert "xarch convert --resume" in page.text
+
+
+def test_a_trial_run_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
+    plan = make_plan()
+    plan["config"]["tiny"] = True
+    run = make_run(tmp_path / "run")
+    put(run.plan, plan)
+    page = built(run)
+    assert "Trial run done" in page.text
+    assert "kept" not in page.text.split("What was converted")[1].split("Layers")[0]
+    assert "not for use" in (run.student / "README.md").read_text(encoding="utf-8")
+
+
+PARTS = [
+    "config.yaml",
+    "plan.json",
+    "run.json",
+    "status.json",
+    "metrics.jsonl",
+    "stages",
+    "stages/02-choose",
+    "stages/03-hidden/summary.json",
+    "student",
+    "eval.json",
+    "export",
+    "export/cpu/parity.json",
+    "export/npu/profile.json",
+    "bench",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str) -> None:
+    run = make_run(tmp_path / "run")
+    path = run.path / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = built(run)
+    assert "Verdict" in page.headings
+    assert len(page.headings) >= len(SHOWN) - 5
+    assert "Notes" not in page.headings
+
+
+def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
+    page = built(RunDir(tmp_path))
+    assert "There is no plan in this folder" in page.text
+
+
+FILES = [p for p in PARTS if p.endswith((".json", ".jsonl"))] + ["bench/cpu.json", "student/config.json"]
+
+
+@pytest.mark.parametrize("part", FILES)
+def test_a_damaged_file_costs_its_sections_only(tmp_path: Path, part: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run.path / part).write_text('{"stages": 5, "eval": [], "tables": ')
+    page = built(run)
+    assert "Verdict" in page.headings
+    assert f"{part} is not valid JSON" in page.text or f"{part}: 1 lines could not be read" in page.text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1, 2]", "null", '"text"', "\x00\xff", '{"stages": 5, "eval": [], "teacher": 1}']
+)
+def test_nothing_but_damage_still_gives_a_page(tmp_path: Path, content: str) -> None:
+    run = make_run(tmp_path / "run")
+    for part in FILES:
+        (run.path / part).write_text(content, encoding="latin-1")
+    assert "Verdict" in built(run).headings
+
+
+def wrong(value: Any, draw: random.Random) -> Any:
+    """A copy of a JSON value in which some parts have another type or are gone."""
+    if draw.random() < 0.05:
+        return draw.choice([None, [], {}, "x", -1, 0, True, 1e308, [[]], {"a": {}}, ["a"], "9" * 30, 0.5, [1], [{}]])
+    if isinstance(value, dict):
+        return {k: wrong(v, draw) for k, v in value.items() if draw.random() > 0.03}
+    if isinstance(value, list):
+        return [wrong(v, draw) for v in value[:3]]
+    return value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_content_of_the_files_can_break_the_report(tmp_path: Path, seed: int) -> None:
+    run, draw = make_run(tmp_path / "run"), random.Random(seed)
+    for path in run.path.rglob("*.json"):
+        put(path, wrong(json.loads(path.read_text()), draw))
+    built(run)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(1)'>",
+    "</style></svg></pre></title><h1>owned</h1>",
+    "{{ 7 * 7 }}{% raw %}",
+    "$\\frac{1}$ & ]]> <!-- ",
+    "](javascript:alert(1)) ![x](http://example.org/x.png) `code` | cell",
+    "```\n# out of the fence\n",
+    "\u202eevil\u0000\ud800",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -> None:
+    """Every string and every name in every file is replaced; only what the report branches on stays."""
+    keep = {"state", "kind", "scope", "folder", "metric", "target", "sites", "perplexity", "loss", "kl", "facts"}
+    run = make_run(tmp_path / "run")
+
+    def spoil(value: Any, key: str = "") -> Any:
+        if isinstance(value, str):
+            return value if key in keep else f"{value}{text}"
+        if isinstance(value, list):
+            return [spoil(v, key) for v in value]
+        if isinstance(value, dict):
+            names = key in (
+                "tables",
+                "versions",
+                "plugins",
+                "baselines",
+                "trains",
+                "ops",
+                "kl",
+                "relative_error",
+                "size",
+            )
+            return {(k + text if names and k not in keep else k): spoil(v, k) for k, v in value.items()}
+        return value
+
+    for path in [*run.path.rglob("*.json")]:
+        put(path, spoil(json.loads(path.read_text(encoding="utf-8"))))
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    spoiled = [{(k + text if "." in k else k): v for k, v in {**r, "stage": r["stage"] + text}.items()} for r in rows]
+    run.metrics.write_text("".join(json.dumps(r) + "\n" for r in spoiled), encoding="utf-8")
+    run.config.write_text(text, encoding="utf-8", errors="surrogatepass")
+    page = built(run)
+    assert run.report_html.read_text(encoding="utf-8").count("<h1") == 1
+    assert page.headings == SHOWN
+    assert clean(text).split("\n")[0][:12] in page.text
+    tokens = MarkdownIt("commonmark").enable("table").parse(run.report_md.read_text(encoding="utf-8"))
+    flat = [t for token in tokens for t in [token, *(token.children or [])]]
+    assert {t.type for t in flat}.isdisjoint({"html_block", "html_inline", "link_open", "image"})
+    after = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert after[1:] == SHOWN
+    assert after[0].startswith("smollm2-to-dm2")
+
+
+def test_plugins_add_sections_and_broken_ones_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xarch.plugins import loader
+
+    body = "from xarch import hookimpl\n@hookimpl\ndef xarch_report_sections(run):\n    {body}\n"
+    markdown = "**bold** <b>raw</b>\\n\\n|a|b|\\n|-|-|\\n|1|2|\\n\\n[y](javascript:alert(1)) ![x](/b.png)"
+    good = f"return [{{'title': 'Extra', 'markdown': '{markdown}', 'svg': '<svg><script>1</script></svg>'}}]"
+    (tmp_path / "good_sections.py").write_text(body.format(body=good))
+    (tmp_path / "bad_sections.py").write_text(body.format(body="return 1 / 0"))
+    files = [str(tmp_path / f"{name}_sections.py") for name in ("good", "bad")]
+    registry = loader.load_registry(files)
+    monkeypatch.setattr(loader, "get_registry", lambda: registry)
+    run = make_run(tmp_path / "run")
+    page = built(run)
+    html = run.report_html.read_text(encoding="utf-8")
+    assert "Extra" in page.headings
+    assert "<strong>bold</strong> &lt;b&gt;raw&lt;/b&gt;" in html
+    assert "<td>1</td>" in html
+    assert "<img" not in html.split("<td>1</td>")[1].split("</section>")[0].split('src="data:')[0].replace(
+        "<img ", "", 1
+    )
+    assert 'src="data:image/svg+xml;base64,' in html
+    assert "its sections could not be shown" in page.text
+    assert "ZeroDivisionError" in page.text

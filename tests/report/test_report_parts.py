@@ -1,0 +1,167 @@
+"""Wording, pictures, sites and the model card."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from run_folders import make_plan, make_run
+
+from xarch.report.card import model_card
+from xarch.report.files import natural, read_run
+from xarch.report.outcome import outcome_of
+from xarch.report.plots.bars import comparison_svg
+from xarch.report.plots.canvas import THEME
+from xarch.report.plots.curves import POINTS, curve_svg
+from xarch.report.plots.heat import LEVELS, heat_svg, level_edges
+from xarch.report.render_markdown import escape, fenced
+from xarch.report.sites import sites_of
+from xarch.report.wording import count, duration, number, size, with_unit, words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (0, "0"), (0.1187, "0.1187"), (34.16, "34.16"), (1234.5678, "1235"), (1.5e-7, "1.50e-07"),
+        (2.5e9, "2.50e+09"),
+        (8176, "8 176"), (True, "True"), (None, "–"), (math.nan, "nan"), (math.inf, "inf"), ("x", "x"),
+    ],
+)  # fmt: skip
+def test_numbers(value: object, text: str) -> None:
+    assert number(value).replace("\u00a0", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "counted", "sized", "lasted"),
+    [
+        (0, "0", "0 B", "0 s"), (0.5, "0.5", "0.5 B", "0.5 s"), (999, "999", "999 B", "16 min 39 s"),
+        (1_234_567, "1.23 M", "1.23 MB", "342 h 56 min"), (75, "75", "75 B", "1 min 15 s"), (None, "–", "–", "–"),
+        (2_000, "2 k", "2 kB", "33 min 20 s"), (math.nan, "–", "–", "–"),
+    ],
+)  # fmt: skip
+def test_amounts(value: object, counted: str, sized: str, lasted: str) -> None:
+    assert [f(value).replace("\u00a0", " ") for f in (count, size, duration)] == [counted, sized, lasted]
+
+
+def test_names_are_spelled() -> None:
+    assert words("top1_agreement") == "top-1 agreement"
+    assert with_unit("kl") == "KL (nats/token)"
+    assert with_unit("made_up") == "made up"
+
+
+@given(st.text())
+def test_escaped_markdown_is_one_line_without_markup(text: str) -> None:
+    line = escape(text)
+    assert "\n" not in line
+    assert re.search(r"(?<!\\)(?:\\\\)*[*_`<\[|]", line) is None
+
+
+@given(st.text(alphabet="`a\n#"))
+def test_a_fence_cannot_be_closed_by_its_text(text: str) -> None:
+    lines = fenced(text)
+    fence = lines[-1]
+    assert set(fence) == {"`"}
+    assert all(fence not in line for line in lines[1:-1])
+
+
+def test_natural_order() -> None:
+    names = ["blocks.10", "blocks.9", "a", "blocks.9.x", "10", "9"]
+    assert sorted(names, key=natural) == ["9", "10", "a", "blocks.9", "blocks.9.x", "blocks.10"]
+
+
+def test_pictures_have_own_ids_and_no_fixed_colours() -> None:
+    points = [(float(i), 1 / (i + 1)) for i in range(2000)]
+    svgs = [
+        curve_svg("one", {"loss": points}, unit="token"),
+        curve_svg("two", {"loss": points, "a<b>$x": points[:40]}, unit="token"),
+        comparison_svg("three", [("teacher", 1.0), ("student", 2.0), ("x" * 90, 0.0)]),
+        heat_svg("four", [("r", {"b.0": 1.0, "b.1": 2.0}), ("s", {"b.1": 3.0})], ["b.0", "b.1"]),
+    ]
+    ids: list[str] = []
+    for svg in svgs:
+        assert svg is not None
+        assert not any(color in svg for color in THEME.values())
+        ids += re.findall(r'\bid="([^"]+)"', svg)
+        used = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
+        assert used <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert "a&lt;b&gt;$x" in str(svgs[1])
+    assert str(svgs[0]).count(" L ") + str(svgs[0]).count("\nL ") < 3 * POINTS
+
+
+@pytest.mark.parametrize("values", [[], [(0.0, math.nan)], [(0.0, math.inf)]])
+def test_nothing_finite_nothing_drawn(values: list[tuple[float, float]]) -> None:
+    assert curve_svg("x", {"loss": values}, unit="step") is None
+    assert comparison_svg("x", [("student", v) for _, v in values]) is None
+    assert heat_svg("x", [("r", {"a": v}) for _, v in values], ["a"]) is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+def test_colour_levels_cover_the_values_in_order(values: list[float]) -> None:
+    grid = np.array([values])
+    edges = level_edges(grid)
+    assert len(edges) == LEVELS + 1
+    assert (np.diff(edges) > 0).all() or np.ptp(grid) < 1e-9 * max(abs(grid).max(), 1e-300) * 1e6
+    assert edges[0] <= grid.min() + 1e-6 * abs(grid.min())
+    assert edges[-1] >= grid.max() - 1e-6 * abs(grid.max())
+
+
+def test_sites_come_from_the_plan_until_a_stage_decides(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert sites_of(read_run(run)).replaced == {f"blocks.{i}" for i in range(1, 30, 3)}
+    (run.stages_dir / "02-choose" / "summary.json").unlink()
+    (run.student / "config.json").unlink()
+    undecided = sites_of(read_run(run))
+    assert len(undecided.replaced) == 30
+    assert undecided.kept == ()
+    plan = make_plan()
+    plan["student"]["sites"] = ["blocks.3", "blocks.12"]
+    run.plan.write_text(json.dumps(plan))
+    few = sites_of(read_run(run))
+    assert few.replaced == {"blocks.3", "blocks.12"}
+    assert len(few.every) == 30
+
+
+def test_a_gate_on_a_missing_figure_is_a_problem(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    plan["gates"]["perplexty"] = {"max": 1.0}
+    run.plan.write_text(json.dumps(plan))
+    outcome = outcome_of(read_run(run))
+    assert not outcome.good
+    assert "gates.perplexty" in outcome.gate_problem
+    assert [g.passed for g in outcome.gates] == [True, True]
+
+
+def test_the_card_is_valid_and_its_code_compiles(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    card = model_card(run)
+    _, front, body = card.split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["base_model"] == "smollm2-135m"
+    assert facts["license"] == "apache-2.0"
+    assert facts["metrics"] == ["kl", "perplexity_ratio", "top1_agreement"]
+    codes = re.findall(r"```python\n(.*?)```", body, flags=re.DOTALL)
+    assert len(codes) == 3
+    for code in codes:
+        ast.parse(code)
+    assert "| perplexity (per token) | 32.18 | 34.16 |" in body
+    assert "export/cpu/decode\\_1.onnx" in body.replace("_1", "\\_1") or "export/cpu/decode_1.onnx" in body
+
+
+def test_a_card_without_a_licence_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    plan["teacher"]["details"] = {}
+    run.plan.write_text(json.dumps(plan))
+    card = model_card(run)
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "unknown"
+    assert "states no licence" in card
