@@ -1,0 +1,35 @@
+"""Transformer to state-space model after MOHAWK (arXiv 2408.10189): Discrete Mamba-2 students and their recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch import hookimpl
+
+
+@hookimpl
+def xarch_register(registry: Any) -> None:
+    """The target, the probe that chooses layers, and the recipes."""
+    registry.target(
+        "dm2",
+        load="xarch_mohawk.target:DM2Target",
+        accepts=["decoder"],
+        produces="decoder",
+        summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
+    )
+    registry.stage("kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers that cost least KL")
+    registry.recipe(
+        "mohawk",
+        load="xarch_mohawk:recipes/mohawk.yaml",
+        summary="transformer to DM2 with a closed-form start, for small teachers and minutes on a CPU",
+    )
+    registry.recipe(
+        "mohawk-paper",
+        load="xarch_mohawk:recipes/mohawk-paper.yaml",
+        summary="transformer to DM2 with the token budgets of the MOHAWK paper (3 billion tokens)",
+    )
+    registry.recipe(
+        "smollm2-hybrid",
+        load="xarch_mohawk:recipes/smollm2-hybrid.yaml",
+        summary="demo: SmolLM2-135M with 10 of 30 attention layers replaced, about ten minutes on one core",
+    )

@@ -58,8 +58,8 @@ class DM2(Mixer):
 
     def __init__(self, facts: DecoderFacts, layer: int, *, channels: StateChannels, conv: int, rope: bool) -> None:
         super().__init__()
+        self.channels, self.frequencies = channels, channels.frequencies if rope else ()
         self.heads, self.value_width, self.state_size, self.taps = facts.heads, facts.head_dim, channels.size, conv
-        self.frequencies = channels.frequencies if rope else ()
         inner, state = self.heads * self.value_width, self.heads * self.state_size
         self.widths = {"x": inner, "B": state, "C": state, "z": inner, "alpha": self.heads}
         mixed = inner + 2 * state
@@ -73,17 +73,23 @@ class DM2(Mixer):
         self.register_buffer("gain", torch.ones(self.heads))
 
     def rows(self, part: str) -> slice:
-        """Rows of ``in_proj`` that give "x", "B", "C", "z" or "alpha"; the first three are the convolution's channels."""
+        """Rows of ``in_proj`` that give "x", "B", "C", "z" or "alpha"; the first three index the convolution too."""
         names = list(self.widths)
         start = sum(self.widths[name] for name in names[: names.index(part)])
         return slice(start, start + self.widths[part])
+
+    @property
+    def conv_bias(self) -> Tensor:
+        """Bias of the convolution."""
+        assert self.conv1d.bias is not None
+        return self.conv1d.bias
 
     def fold_gain(self) -> None:
         """Multiply ``gain`` into the convolution's channels of C and set it to one; outputs stay the same."""
         with torch.no_grad():
             weight_XK, bias_X = self._filter()
             self.conv1d.weight.copy_(weight_XK[:, None])
-            self._conv_bias.copy_(bias_X)
+            self.conv_bias.copy_(bias_X)
             self.gain.fill_(1.0)
 
     def forward(self, x_BLD: Tensor, sequence: Sequence) -> Tensor:
@@ -115,7 +121,9 @@ class DM2(Mixer):
             StateSpec("ssm_state", (self.heads, self.value_width, self.state_size)),
         )
 
-    def advance(self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def advance(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         conv_BXJ, ssm_BHPN = state
         mixed_BLX, z_BLI, alpha_BLH = self._project(x_BLD)
         weight_XK, bias_X = self._filter()
@@ -144,10 +152,10 @@ class DM2(Mixer):
     def no_decay(self) -> Collection[str]:
         return ["conv1d.weight", *super().no_decay()]
 
-    def operands(self, x_BLD: Tensor, sequence: Sequence) -> Operands:
-        """Operands of the recurrence over whole sequences."""
+    def operands(self, x_BLD: Tensor, sequence: Sequence, *, plain: bool = False) -> Operands:
+        """Operands of the recurrence over whole sequences; ``plain`` leaves the gain out."""
         mixed_BLX, z_BLI, alpha_BLH = self._project(x_BLD)
-        weight_XK, bias_X = self._filter()
+        weight_XK, bias_X = (self.conv1d.weight[:, 0], self.conv_bias) if plain else self._filter()
         y_BLX = causal_conv1d(mixed_BLX, weight_XK, bias_X, segment_ids_BL=sequence.segment_ids_BL)
         assert isinstance(y_BLX, Tensor)
         key = ("rotation", self.frequencies, 1.0)
@@ -157,16 +165,11 @@ class DM2(Mixer):
     def _turn(self, positions_BL: Tensor) -> Rotation:
         return rotation(positions_BL, self.frequencies)
 
-    @property
-    def _conv_bias(self) -> Tensor:
-        assert self.conv1d.bias is not None
-        return self.conv1d.bias
-
     def _filter(self) -> tuple[Tensor, Tensor]:
-        """Taps and bias of the convolution with the gain on the channels of C: cheaper than scaling C token by token."""
+        """Taps and bias of the convolution with the gain on C's channels, which is cheaper than scaling C itself."""
         plain_X = self.gain.new_ones(self.widths["x"] + self.widths["B"])
         scale_X = torch.cat([plain_X, self.gain[:, None].expand(-1, self.state_size).flatten()])
-        return self.conv1d.weight[:, 0] * scale_X[:, None], self._conv_bias * scale_X
+        return self.conv1d.weight[:, 0] * scale_X[:, None], self.conv_bias * scale_X
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the convolution reads, z and alpha."""

@@ -1,0 +1,92 @@
+"""Scale, skip weight and half-life of every head by least squares on the teacher's head outputs.
+
+Legend: B batch, L tokens, D width, H heads, P value width, R half-lives tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xarch.families.decoder.mixer import Sequence
+from xarch.kernels import ssd
+from xarch_mohawk.mixer import DM2
+
+HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, math.inf)
+"""Tokens after which a value has faded to one half."""
+
+LONGEST = float(1 << 16)
+"""What an infinite half-life becomes: a decay of exactly 1 would have no gradient."""
+
+
+def decay_bias(half_life: float) -> float:
+    """The alpha with softplus(alpha) = ln 2 / half-life."""
+    return math.log(math.expm1(math.log(2.0) / min(half_life, LONGEST)))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFit:
+    """Solution of :class:`HalfLifeFit`."""
+
+    half_life_H: Tensor
+    scale_H: Tensor
+    skip_H: Tensor
+
+
+class HalfLifeFit:
+    """Per head y = c · N x + D · x, N the mixing matrix with a constant decay and neither gain nor skip.
+
+    For every half-life of the grid c and D follow from sums over tokens; the half-life with the smallest residual
+    wins. c may have either sign.
+    """
+
+    def __init__(self, mixer: DM2, half_lives: List[float]) -> None:
+        self.mixer, self.half_lives = mixer, [float(h) for h in half_lives]
+        self._log_a_R = torch.tensor([-math.log(2.0) / min(h, LONGEST) for h in self.half_lives])
+        self._sums_5HR: Tensor | None = None
+
+    def observe(self, mixer_in_BLD: Tensor, heads_BLHP: Tensor, sequence: Sequence) -> None:
+        """Count the tokens of a batch; memory grows with its tokens times the grid."""
+        parts = self.mixer.operands(mixer_in_BLD, sequence, plain=True)
+        x_BLHP = parts.x_BLHP.float()
+        tries = len(self.half_lives)
+        # One call for the whole grid: as heads of one B/C group the half-lives share the scores C Bᵀ.
+        x_BLSP = x_BLHP[:, :, :, None].expand(-1, -1, -1, tries, -1).flatten(2, 3)
+        log_a_BLS = self._log_a_R.to(x_BLHP.device).repeat(x_BLHP.shape[2]).expand(*x_BLSP.shape[:3])
+        B_BLHN, C_BLHN = parts.B_BLHN.float(), parts.C_BLHN.float()
+        mixed = ssd(x_BLSP, log_a_BLS, B_BLHN, C_BLHN, segment_ids_BL=sequence.segment_ids_BL)
+        assert isinstance(mixed, Tensor)
+        y_BLHRP = mixed.unflatten(2, (-1, tries))
+        target_BLHP = heads_BLHP.float()
+        yx_HR = (y_BLHRP * x_BLHP[:, :, :, None]).sum((0, 1, 4))
+        yt_HR = (y_BLHRP * target_BLHP[:, :, :, None]).sum((0, 1, 4))
+        xx_HR = x_BLHP.square().sum((0, 1, 3))[:, None].expand_as(yx_HR)
+        xt_HR = (x_BLHP * target_BLHP).sum((0, 1, 3))[:, None].expand_as(yx_HR)
+        sums_5HR = torch.stack([y_BLHRP.square().sum((0, 1, 4)), yx_HR, xx_HR, yt_HR, xt_HR]).double().cpu()
+        self._sums_5HR = sums_5HR if self._sums_5HR is None else self._sums_5HR + sums_5HR
+
+    def solve(self) -> HeadFit:
+        """Best half-life of every head with its c and D."""
+        assert self._sums_5HR is not None
+        yy, yx, xx, yt, xt = self._sums_5HR
+        # A trace of ridge keeps heads solvable whose output is x itself (half-life far below one token).
+        yy, xx = yy * (1 + 1e-6) + 1e-12, xx * (1 + 1e-6) + 1e-12
+        det = yy * xx - yx * yx
+        scale_HR, skip_HR = (yt * xx - xt * yx) / det, (xt * yy - yt * yx) / det
+        explained_HR = scale_HR * yt + skip_HR * xt
+        best_H1 = explained_HR.argmax(1, keepdim=True)
+        half_lives_R = torch.tensor(self.half_lives, dtype=torch.float64)
+        return HeadFit(half_lives_R[best_H1[:, 0]], scale_HR.gather(1, best_H1)[:, 0], skip_HR.gather(1, best_H1)[:, 0])
+
+    def write(self, fit: HeadFit) -> None:
+        """Put the solution into the mixer: alpha_bias, D and the fixed gain."""
+        mixer = self.mixer
+        with torch.no_grad():
+            mixer.in_proj.weight[mixer.rows("alpha")] = 0.0
+            mixer.alpha_bias.copy_(torch.tensor([decay_bias(h) for h in fit.half_life_H.tolist()]))
+            mixer.D.copy_(fit.skip_H)
+            mixer.gain.copy_(fit.scale_H)

@@ -1,0 +1,85 @@
+"""Options of the DM2 target: size of the mixer, and which layers it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from xarch import Options, PlanError
+
+
+class Layers(Options):
+    """Which layers lose their attention; without any key all of them do."""
+
+    replace: list[int] | None = Field(None, min_length=1, description="these layers")
+    keep: list[int] | None = Field(None, min_length=1, description="all but these")
+    every: int | None = Field(None, ge=1, description="each n-th layer, starting at n // 2: 3 gives 1, 4, 7, ...")
+    choose: Literal["kl"] | None = Field(None, description="`count` layers that a stage of kind kl_probe chooses")
+    count: int | None = Field(None, ge=1, description="how many layers, for `choose`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        if data == "all":
+            return {}
+        if not isinstance(data, Mapping | Layers):
+            raise ValueError("give `all`, or a mapping such as {every: 3} or {choose: kl, count: 10}")
+        return data
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Layers:
+        given = [key for key in ("replace", "keep", "every", "choose") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of replace, keep, every and choose, not {' and '.join(given)} together")
+        if (self.count is not None) != (self.choose is not None):
+            raise ValueError("`choose` and `count` belong together, as in {choose: kl, count: 10}")
+        return self
+
+    def replaced(self, layers: int) -> list[int]:
+        """Layers that get a replacement, among ``layers``; all of them while the choice is open.
+
+        Raises:
+            PlanError: a layer does not exist, or nothing would be replaced.
+        """
+        everything = list(range(layers))
+        outside = sorted(set(self.replace or self.keep or []) - set(everything))
+        if outside:
+            raise PlanError(f"student.options.layers: {outside} are not layers of a decoder with {layers}")
+        if self.count is not None and self.count > layers:
+            raise PlanError(f"student.options.layers.count: {self.count} layers of a decoder with {layers}")
+        if self.replace is not None:
+            return sorted(set(self.replace))
+        if self.keep is not None:
+            everything = sorted(set(everything) - set(self.keep))
+        elif self.every is not None:
+            everything = everything[self.every // 2 :: self.every]
+        if not everything:
+            raise PlanError(
+                f"student.options.layers: {self.model_dump(exclude_none=True)} leaves no layer of {layers} to replace",
+                "for a student that is the teacher there is nothing to convert",
+            )
+        return everything
+
+    def tiny(self) -> Layers:
+        """The same kind of rule for a decoder of two layers."""
+        if self.choose is not None:
+            return Layers(choose=self.choose, count=1)
+        if self.replace is not None or self.keep is not None or (self.every or 1) > 1:
+            return Layers(replace=[1])
+        return self
+
+
+class DM2Options(Options):
+    """Options of the target ``dm2``."""
+
+    layers: Layers = Field(Layers(), description="all, or one of replace, keep, every, choose")
+    state_size: int | None = Field(None, ge=1, description="N; default the width of an attention head")
+    conv: int = Field(4, ge=2, description="taps of the convolution over x, B and C")
+    rope: bool = Field(True, description="turn C and B with the position as the teacher turns queries and keys")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, data: Any) -> Any:
+        return Layers.model_validate(data)

@@ -1,0 +1,109 @@
+"""Stage kind ``kl_probe``: which layers cost least when their attention is replaced.
+
+Each open layer is replaced alone and KL(teacher ‖ student) measured at the logits. Relative errors of the mixers rank
+layers wrongly: first layers fit best and cost most.
+
+Legend: L tokens, D width, V vocabulary, T tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from xarch import Batch, FactoredLogits, Options, StageContext, StageKind, StageOutcome, UsageError
+from xarch.families.decoder.student import ATTENTION
+from xarch_mohawk.mixer import DM2
+from xarch_mohawk.student import DM2Student
+
+
+class ProbeOptions(Options):
+    """Options of a ``kl_probe`` stage."""
+
+    tokens: int = Field(1024, ge=1, description="tokens of training data to measure on")
+
+
+class KLProbe(StageKind):
+    """Decides ``layers``: the student's ``count`` layers of lowest KL. A student with given layers is left as it is."""
+
+    Options = ProbeOptions
+
+    def units(self, options: Mapping[str, Any]) -> int:
+        return _validated(options).tokens
+
+    def run(self, context: StageContext) -> StageOutcome:
+        wanted = _validated(context.options).tokens
+        student = context.student
+        if not isinstance(student, DM2Student):
+            raise UsageError(f"stage kind kl_probe works on students of target dm2, not on a {type(student).__name__}")
+        if student.count is None:
+            return StageOutcome(metrics={"open_layers": 0.0})
+        probe = _LayerKL(context, student)
+        stream = context.batches()
+        with torch.no_grad():
+            while probe.tokens < wanted:
+                batch = next(stream)
+                for sample in batch.split(len(batch)):
+                    probe.measure(sample, wanted)
+        by_layer = {layer: total / probe.tokens for layer, total in probe.totals.items()}
+        chosen = sorted(sorted(by_layer, key=lambda layer: by_layer[layer])[: student.count])
+        context.log(1, **{f"site.blocks.{layer}.kl": kl for layer, kl in by_layer.items()})
+        return StageOutcome(
+            metrics={
+                "tokens": float(probe.tokens),
+                "kl_chosen_mean": sum(by_layer[layer] for layer in chosen) / len(chosen),
+                "kl_all_mean": sum(by_layer.values()) / len(by_layer),
+            },
+            decisions={"layers": chosen},
+            tables={"kl": {f"blocks.{layer}": kl for layer, kl in by_layer.items()}},
+        )
+
+
+class _LayerKL:
+    """Sums over tokens of KL(teacher ‖ student) with one layer replaced, in nats."""
+
+    def __init__(self, context: StageContext, student: DM2Student) -> None:
+        self.context, self.student = context, student
+        self.totals = dict.fromkeys(student.open_layers, 0.0)
+        self.tokens = 0
+
+    def measure(self, sample: Batch, wanted: int) -> None:
+        """One sample. Layers before the replaced one are the teacher's, so they run once for all."""
+        inputs = {f"blocks.{layer}.input" for layer in self.totals}
+        given = self.context.teacher.collect(sample.seen_by("teacher"), inputs | {"logits"})
+        teacher: FactoredLogits = given["logits"]
+        seen = sample.seen_by("student")
+        kept = dict.fromkeys(self.totals, ATTENTION)
+        finals: dict[int, FactoredLogits] = {}
+        for layer in self.totals:
+            values: dict[str, Any] = {}
+            start = (layer, given[f"blocks.{layer}.input"])
+            active = {**kept, layer: DM2.kind}
+            self.student.run(seen, {"logits"}, values.__setitem__, start=start, active=active)
+            finals[layer] = values["logits"]
+            done = self.tokens * len(self.totals) + sample.units * len(finals)
+            self.context.progress(min(done, wanted * len(self.totals)), wanted * len(self.totals), f"blocks.{layer}")
+        for where, z_TV in teacher.chunks():
+            log_p_TV = F.log_softmax(z_TV, -1)
+            for layer, logits in finals.items():
+                self.totals[layer] += _kl(log_p_TV, logits, where)
+        self.tokens += teacher.x_BLD.shape[:-1].numel()
+
+
+def _kl(log_p_TV: Tensor, student: FactoredLogits, where: slice) -> float:
+    log_q_TV = F.log_softmax(student.of(student.x_BLD.flatten(0, -2)[where]), -1)
+    return float(F.kl_div(log_q_TV, log_p_TV, reduction="sum", log_target=True))
+
+
+def _validated(options: Mapping[str, Any]) -> ProbeOptions:
+    try:
+        return ProbeOptions.model_validate(dict(options))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"options of a kl_probe stage, {where}: {first['msg']}", "it takes `tokens`") from e

@@ -1,0 +1,128 @@
+"""Closed-form fits of one DM2 mixer to the attention it replaces.
+
+Legend: B batch, L tokens, D width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xarch import Batch, Options, Solver
+from xarch.families.decoder.mixer import Sequence
+from xarch.families.decoder.model import make_sequence
+from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit
+from xarch_mohawk.mixer import DM2
+from xarch_mohawk.ridge import RidgeFit
+
+CHECKED = 8
+"""One sample in so many is kept out of the fit and measures it."""
+
+
+class SolverOptions(Options):
+    """Options of a ``closed_form`` stage for DM2."""
+
+    fit: Literal["init", "scale", "refit"] = Field(
+        "init",
+        description="scale: half-life, gain and skip weight of every head; refit: the output projection; init: both",
+    )
+    ridge: float = Field(0.05, gt=0, description="pull of the output projection toward its present weights")
+    half_lives: list[float] = Field(list(HALF_LIVES), min_length=1, description="tokens; one is chosen per head")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Teacher values of one sample."""
+
+    mixer_in_BLD: Tensor
+    mixer_out_BLD: Tensor
+    heads_BLHE: Tensor | None
+    sequence: Sequence
+
+
+class MixerSolver(Solver):
+    """Fits the mixer of one site.
+
+    ``init`` and ``scale`` hold the tokens of all batches until :meth:`solve`, because the projection can be fitted only
+    once the heads are; ``refit`` keeps sums alone. Of every batch with at least two samples the last ones (an eighth)
+    are held out: ``relative_error`` is Σ‖error‖ / Σ‖target‖ over their tokens, after the fit and before it.
+    """
+
+    def __init__(self, mixer: DM2, site: str, options: SolverOptions) -> None:
+        self.mixer, self.site = mixer, site
+        self.scales = options.fit in ("init", "scale")
+        self.projects = options.fit in ("init", "refit")
+        leaves = ["mixer_in", "mixer_out", *(["heads"] if self.scales else [])]
+        self.inputs: Collection[str] = [f"{site}.{leaf}" for leaf in leaves]
+        self._heads = HalfLifeFit(mixer, options.half_lives)
+        self._ridge = RidgeFit(mixer.out_proj, options.ridge)
+        self._held: list[_Sample] = []
+        self._checked: list[_Sample] = []
+        self._before = _Ratio()
+
+    def observe(self, values: Mapping[str, Any], batch: Batch) -> None:
+        with torch.autocast(batch["input_ids"].device.type, enabled=False):
+            samples = list(self._samples(values, batch))
+            checked = max(len(samples) // CHECKED, 1) if len(samples) > 1 else 0
+            for sample in samples[len(samples) - checked :] if checked else samples:
+                self._before.add(self._output(sample), sample.mixer_out_BLD)
+                self._checked.append(sample)
+            for sample in samples[: len(samples) - checked]:
+                if sample.heads_BLHE is None:
+                    self._count(sample)
+                    continue
+                self._heads.observe(sample.mixer_in_BLD, sample.heads_BLHE, sample.sequence)
+                if self.projects:
+                    self._held.append(sample)
+
+    def solve(self) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        if self.scales:
+            fit = self._heads.solve()
+            self._heads.write(fit)
+            figures["median_half_life"] = float(fit.half_life_H.median())
+            for sample in self._held:
+                self._count(sample)
+        if self.projects:
+            self._ridge.solve()
+        after = _Ratio()
+        for sample in self._checked:
+            after.add(self._output(sample), sample.mixer_out_BLD)
+        return {"relative_error": after.value, "relative_error_before": self._before.value, **figures}
+
+    def _samples(self, values: Mapping[str, Any], batch: Batch) -> Iterator[_Sample]:
+        segments_BL, dtype = batch.get("segment_ids"), self.mixer.in_proj.weight.dtype
+        for i in range(len(batch)):
+            row = slice(i, i + 1)
+            one = {leaf: values[f"{self.site}.{leaf}"][row].to(dtype) for leaf in ("mixer_in", "mixer_out")}
+            heads = values[f"{self.site}.heads"][row].to(dtype) if self.scales else None
+            sequence = make_sequence(batch["input_ids"][row], None if segments_BL is None else segments_BL[row])
+            yield _Sample(one["mixer_in"], one["mixer_out"], heads, sequence)
+
+    def _count(self, sample: _Sample) -> None:
+        heads = self.mixer.inner(sample.mixer_in_BLD, sample.sequence, {"heads"})["heads"]
+        self._ridge.observe(heads.flatten(2).flatten(0, 1), sample.mixer_out_BLD.flatten(0, 1))
+
+    def _output(self, sample: _Sample) -> Tensor:
+        output_BLD: Tensor = self.mixer(sample.mixer_in_BLD, sample.sequence)
+        return output_BLD
+
+
+class _Ratio:
+    """Σ‖error‖ / Σ‖target‖ over tokens."""
+
+    def __init__(self) -> None:
+        self.error = self.target = 0.0
+
+    def add(self, output_BLD: Tensor, target_BLD: Tensor) -> None:
+        self.error += float((output_BLD - target_BLD).norm(dim=-1).sum())
+        self.target += float(target_BLD.norm(dim=-1).sum())
+
+    @property
+    def value(self) -> float:
+        return self.error / max(self.target, 1e-12)

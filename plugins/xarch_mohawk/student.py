@@ -1,0 +1,61 @@
+"""A decoder student with DM2 mixers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from xarch import PlanError
+from xarch.families.decoder.block import MixerFactory
+from xarch.families.decoder.facts import DecoderFacts
+from xarch.families.decoder.student import ATTENTION, DecoderStudent
+from xarch_mohawk.mixer import DM2
+
+
+class DM2Student(DecoderStudent):
+    """See :class:`DecoderStudent`.
+
+    Attributes:
+        count: how many layers a ``kl_probe`` is to choose, None if the layers are given.
+    """
+
+    def __init__(
+        self,
+        facts: DecoderFacts,
+        mixers: Sequence[Sequence[MixerFactory]],
+        *,
+        count: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(facts, mixers, device=device)
+        self.count = count
+
+    @property
+    def open_layers(self) -> tuple[int, ...]:
+        """Layers that still hold both mixers."""
+        return tuple(i for i in self.replaced if ATTENTION in self.decoder.block(i).kinds)
+
+    def mixer(self, layer: int) -> DM2:
+        """The DM2 mixer of a layer.
+
+        Raises:
+            ValueError: the layer has none.
+        """
+        found = self.decoder.block(layer).mixer(DM2.kind)
+        assert isinstance(found, DM2)
+        return found
+
+    def finish(self) -> None:
+        """Fold the gain of every mixer.
+
+        Raises:
+            PlanError: no stage chose the layers.
+        """
+        if self.open_layers:
+            raise PlanError(
+                f"student.options.layers: no stage chose among the {len(self.open_layers)} layers that hold two mixers",
+                "add a stage `choose: {kind: kl_probe}`, or name the layers with `replace`, `keep` or `every`",
+            )
+        for layer in self.replaced:
+            self.mixer(layer).fold_gain()

@@ -1,0 +1,134 @@
+"""Target ``dm2``: a decoder whose attention becomes Discrete Mamba-2 (MOHAWK, arXiv 2408.10189)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from xarch import (
+    Batch,
+    Coverage,
+    ExportGraph,
+    ParityCase,
+    PlanError,
+    Profile,
+    Student,
+    TargetAdapter,
+    Teacher,
+    UsageError,
+)
+from xarch.families.decoder.attention import Attention
+from xarch.families.decoder.block import MixerFactory
+from xarch.families.decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
+from xarch.families.decoder.facts import DecoderFacts
+from xarch.families.decoder.graphs import decoder_graphs
+from xarch.families.decoder.parity import decoder_parity
+from xarch_mohawk.channels import state_channels
+from xarch_mohawk.mixer import DM2
+from xarch_mohawk.options import DM2Options
+from xarch_mohawk.solver import MixerSolver, SolverOptions
+from xarch_mohawk.student import DM2Student
+from xarch_mohawk.transfer import transfer_attention, transferred
+
+
+class DM2Target(TargetAdapter):
+    """Builds, starts and exports students with DM2 mixers; embedding, norms, MLPs and head are the teacher's."""
+
+    Options = DM2Options
+    Facts = DecoderFacts
+
+    def tiny(self, options: BaseModel) -> BaseModel:
+        chosen = _dm2(options)
+        return chosen.model_copy(update={"layers": chosen.layers.tiny()})
+
+    def build(
+        self, facts: DecoderFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
+    ) -> DM2Student:
+        """One mixer per layer, or DM2 and the teacher's attention in every layer while a probe is to choose.
+
+        Raises:
+            PlanError: the options do not fit the decoder.
+        """
+        chosen = _dm2(options)
+        dm2: MixerFactory = partial(
+            DM2, channels=state_channels(facts, chosen.state_size), conv=chosen.conv, rope=chosen.rope
+        )
+        replaced = chosen.layers.replaced(facts.layers)
+        count = chosen.layers.count
+        if "layers" in decisions:
+            replaced, count = [int(i) for i in decisions["layers"]], None
+        both = [dm2, Attention] if count is not None else [dm2]
+        mixers = [both if layer in replaced else [Attention] for layer in range(facts.layers)]
+        return DM2Student(facts, mixers, count=count, device=device)
+
+    def coverage(self, facts: DecoderFacts, student: Student) -> Coverage:
+        return _coverage(facts, _student(student))
+
+    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+        own = _student(student)
+        copied = copy_trunk(own, teacher)
+        weights = teacher.weights()
+        for layer in own.replaced:
+            transfer_attention(own.mixer(layer), teacher.facts, layer, weights)
+        done = merged(copied, _mixer_coverage(teacher.facts, own))
+        check_coverage(own, done)
+        return done
+
+    def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> MixerSolver:
+        """Fits of one site, see :class:`SolverOptions`.
+
+        Raises:
+            UsageError: an option of the stage is unknown or out of range.
+        """
+        try:
+            chosen = SolverOptions.model_validate(dict(options))
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(SolverOptions.model_fields)
+            raise UsageError(f"stage options.{where}: {first['msg']}", f"options of a DM2 solver: {known}") from e
+        layer = int(site.rsplit(".", 1)[-1])
+        return MixerSolver(_student(student).mixer(layer), site, chosen)
+
+    def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
+        return "mohawk"
+
+    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        return decoder_graphs(_student(student), profile, options)
+
+    def parity_cases(
+        self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+    ) -> Iterable[ParityCase]:
+        return decoder_parity(_student(student), graphs, batches)
+
+
+def _dm2(options: BaseModel) -> DM2Options:
+    if not isinstance(options, DM2Options):
+        raise PlanError(f"target dm2 wants DM2Options, got {type(options).__name__}")
+    return options
+
+
+def _student(student: Student) -> DM2Student:
+    if not isinstance(student, DM2Student):
+        raise PlanError(f"target dm2 did not build this student, a {type(student).__name__}")
+    return student
+
+
+def _coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
+    return merged(trunk_coverage(facts, student), _mixer_coverage(facts, student))
+
+
+def _mixer_coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
+    """What :func:`transfer_attention` does to the mixers."""
+    mapped: list[str] = []
+    new: list[str] = []
+    for layer in student.replaced:
+        taken, own = transferred(facts, student.mixer(layer))
+        stem = f"blocks.{layer}.mixers.{DM2.kind}."
+        mapped += [stem + name for name in taken]
+        new += [stem + name for name in own]
+    return Coverage(mapped=tuple(mapped), new=tuple(new))

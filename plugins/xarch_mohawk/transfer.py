@@ -1,0 +1,106 @@
+"""From attention weights to a DM2 mixer: C from queries, B from keys, x from values (arXiv 2408.15237, section 3).
+
+Legend: D width, H heads, K key/value heads, E head width, N state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from xarch import PlanError
+from xarch.families.decoder.facts import DecoderFacts
+from xarch.families.decoder.names import attention_shapes
+from xarch_mohawk.channels import StateChannels
+from xarch_mohawk.halflife import decay_bias
+from xarch_mohawk.mixer import DM2, Z_BIAS
+
+START_HALF_LIFE = 4.0
+"""Tokens; only the start, until the closed-form fit finds a half-life per head."""
+
+OWN_SCALE = 0.1
+"""Size of state channels without counterpart in the teacher, relative to the copied ones."""
+
+
+def transfer_attention(mixer: DM2, facts: DecoderFacts, layer: int, weights: Mapping[str, Tensor]) -> None:
+    """Write every tensor of ``mixer`` from the teacher's attention in ``layer``.
+
+    Heads of grouped keys and values are repeated whole. B and C are brought to rows of rms D^-1/2 per head; the scale
+    that is lost comes back as ``gain`` once the closed-form stage has fitted it. Biases of q, k and v become biases of
+    the convolution, which is the identity otherwise; the weights of q and k norms are multiplied into the rows.
+
+    Args:
+        weights: the teacher's, by canonical name.
+
+    Raises:
+        PlanError: the teacher lacks a tensor, or it has another shape.
+    """
+    own = _attention(facts, layer, weights)
+    generator = torch.Generator().manual_seed(layer)
+    with torch.no_grad():
+        for parameter in (mixer.in_proj.weight, mixer.conv1d.weight, mixer.conv_bias):
+            parameter.zero_()
+        mixer.conv1d.weight[..., -1] = 1.0
+        for part, name in (("x", "v"), ("B", "k"), ("C", "q")):
+            rows_HED, bias_HE = _heads(facts, own, name)
+            if part != "x":
+                rows_HED, bias_HE = _as_state(rows_HED, bias_HE, mixer.channels, generator)
+            mixer.in_proj.weight[mixer.rows(part)] = rows_HED.flatten(0, 1)
+            mixer.conv_bias[mixer.rows(part)] = bias_HE.flatten()
+        mixer.z_bias.fill_(Z_BIAS)
+        mixer.alpha_bias.fill_(decay_bias(START_HALF_LIFE))
+        mixer.D.fill_(1.0)
+        mixer.gain.fill_(1.0 / mixer.state_size)
+        mixer.out_proj.weight.copy_(own["o.weight"])
+        if mixer.out_proj.bias is not None:
+            mixer.out_proj.bias.copy_(own["o.bias"])
+
+
+def transferred(facts: DecoderFacts, mixer: DM2) -> tuple[list[str], list[str]]:
+    """Names of the tensors that :func:`transfer_attention` takes from the teacher, and of those it sets itself."""
+    taken = {"in_proj.weight", "out_proj.weight", "out_proj.bias"} | ({"conv1d.bias"} if facts.qkv_bias else set())
+    names = list(mixer.state_dict())
+    return [n for n in names if n in taken], [n for n in names if n not in taken]
+
+
+def _attention(facts: DecoderFacts, layer: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The layer's attention by local name, proven complete and of the right shape."""
+    stem = f"blocks.{layer}.attention."
+    own: dict[str, Tensor] = {}
+    for name, shape in attention_shapes(facts, layer).items():
+        if name not in weights:
+            raise PlanError(f"the teacher has no tensor {name!r}, which layer {layer} of the student is made from")
+        if tuple(weights[name].shape) != shape:
+            raise PlanError(f"the teacher's {name!r} has shape {tuple(weights[name].shape)}, wanted {shape}")
+        own[name.removeprefix(stem)] = weights[name]
+    return own
+
+
+def _heads(facts: DecoderFacts, own: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """Rows [H, E, D] and bias [H, E] of q, k or v, one head of the student after the other."""
+    rows_HED = own[f"{name}.weight"].float().unflatten(0, (-1, facts.head_dim))
+    bias = own.get(f"{name}.bias")
+    bias_HE = rows_HED.new_zeros(rows_HED.shape[:2]) if bias is None else bias.float().view(rows_HED.shape[:2])
+    if f"{name}_norm.weight" in own:
+        norm_E = own[f"{name}_norm.weight"].float()
+        rows_HED, bias_HE = rows_HED * norm_E[:, None], bias_HE * norm_E
+    shared = facts.heads // rows_HED.shape[0]
+    return rows_HED.repeat_interleave(shared, 0), bias_HE.repeat_interleave(shared, 0)
+
+
+def _as_state(
+    rows_HED: Tensor, bias_HE: Tensor, channels: StateChannels, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows [H, N, D] of rms D^-1/2 per head, and the bias at the same scale."""
+    source = list(channels.source)
+    heads, _, width = rows_HED.shape
+    rows_HND, bias_HN = rows_HED[:, source], bias_HE[:, source]
+    scale_H11 = (width * rows_HND.square().mean((1, 2), keepdim=True).clamp_min(1e-30)).rsqrt()
+    rows_HND, bias_HN = rows_HND * scale_H11, bias_HN * scale_H11[..., 0]
+    if channels.own:
+        new_HOD = torch.randn(heads, channels.own, width, generator=generator).to(rows_HND) * (OWN_SCALE * width**-0.5)
+        rows_HND = torch.cat([rows_HND, new_HOD], 1)
+        bias_HN = torch.cat([bias_HN, bias_HN.new_zeros(heads, channels.own)], 1)
+    return rows_HND, bias_HN
