@@ -91,3 +91,23 @@ def test_bias_that_is_used_twice_is_not_swallowed(tmp_path: Path) -> None:
     outputs = ort.InferenceSession(tmp_path / "g.onnx").run(None, {"x": x.numpy()})
     for seen, expected in zip(outputs, module(x), strict=True):
         np.testing.assert_allclose(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chains_of_views_become_one_reshape(tmp_path: Path) -> None:
+    class Views(nn.Module):
+        def forward(self, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            heads = x[:, 0].unflatten(-1, (2, 4)).unsqueeze(1).transpose(1, 2)
+            return heads, (x[:, 0][:, None] + 1).squeeze(0), (cache + x).transpose(0, 1)
+
+    inputs = {"x": torch.randn(1, 1, 8), "cache": torch.randn(3, 5, 8)}
+    graph = ExportGraph("g", Views(), inputs, ["heads", "sum", "moved"], {"cache": {1: "past"}})
+    model = to_onnx(graph, cpu)
+    ops = sorted(node.op_type for node in model.graph)
+    assert ops == ["Add", "Add", "Reshape", "Reshape", "Transpose"]
+    ir.save(model, tmp_path / "g.onnx")
+    session = ort.InferenceSession(tmp_path / "g.onnx")
+    for past in (0, 5):
+        given = {"x": inputs["x"], "cache": torch.randn(3, past, 8)}
+        seen = session.run(None, {name: value.numpy() for name, value in given.items()})
+        for got, expected in zip(seen, Views()(*given.values()), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
