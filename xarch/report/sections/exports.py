@@ -25,6 +25,7 @@ def parity(files: RunFiles) -> Section | None:
             mark = Cell("rejected", "bad") if failed or graph in files.rejected.get(target, []) else Cell("ok", "good")
             rows.append(
                 [
+                    mark,
                     target,
                     graph,
                     number(len(cases)),
@@ -32,16 +33,15 @@ def parity(files: RunFiles) -> Section | None:
                     f"{number(worst['rel_l2'], 3)} (≤ {_limit(limits.get('rel_l2'))})",
                     number(worst["cosine"], 7),
                     number(share, 4),
-                    mark,
                 ]
             )
         for failure in rows_of(found, "failures"):
             blocks.append(Text(f"{target}: {_failure(failure)}", "bad"))
     if not rows:
         return None
-    head = ["target", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1", ""]
+    head = ["", "target", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
     note = "Worst over all cases: real inputs, several lengths, optimised and unoptimised graphs."
-    return Section("Parity", [Table(head, rows, "llrrrrrl", note), *blocks])
+    return Section("Parity", [Table(head, rows, "lllrrrrr", note), *blocks])
 
 
 def _limit(value: object) -> str:
