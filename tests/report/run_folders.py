@@ -142,8 +142,9 @@ def summaries() -> dict[str, dict[str, Any]]:
         },
         "03-hidden": {
             **base, "name": "hidden", "kind": "gradient", "seconds": 1110.9, "units": 204_800, "steps": 100,
-            "metrics": {
-                "loss": 0.31, "validation_before": 0.842, "validation_after": 0.318, "validation_kept_after": 1.0,
+            "data": {"read": 240, "tokens": 204_800, "skipped_empty": 2, "skipped_not_utf8": 1}, "metrics": {
+                "loss": 0.31, "match.mixer_out": 0.31, "grad_norm": 0.4,
+                "validation_before": 0.842, "validation_after": 0.318, "validation_kept_after": 1.0,
             },
             "tables": {"relative_error": after},
         },
@@ -247,8 +248,7 @@ def make_run(root: Path, **plan_changes: Any) -> RunDir:
     )  # fmt: skip
     put(
         run.status,
-        {"state": "done", "reason": "", "resume": "", "seconds": 2210.4,
-         "data": {"read": 640, "tokens": 319_488, "skipped_empty": 2, "skipped_not_utf8": 1}},
+        {"state": "done", "reason": "", "resume": "", "seconds": 2210.4},
     )  # fmt: skip
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()), encoding="utf-8")
     for folder, summary in summaries().items():

@@ -44,6 +44,7 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
         "mixer_out (hidden) × 30 sites",
         "blocks.*.mixers.dm2.in_proj.weight",
         "skipped not utf8",
+        "1.23\u00a0% of 243 could not be used",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
         "Directory tree generator.",

@@ -104,6 +104,7 @@ class StageRunner:
         context, cache = self._context(planned, checkpoints)
         c.registry.call("xarch_stage_started", run=c.run, stage=planned)
         seed_everything(context.seed)
+        c.data_counters.clear()
         kind = c.registry.create("stage", planned.kind)
         spec = c.registry.get("stage", planned.kind)
         started = time.monotonic()
@@ -123,6 +124,7 @@ class StageRunner:
             "metrics": outcome.metrics,
             "tables": outcome.tables,
             "decisions": outcome.decisions,
+            "data": dict(c.data_counters),
             "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
         }
         if c.ranks.main:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Section, Strip, Table, Text
@@ -38,9 +39,16 @@ def _models(files: RunFiles) -> Table:
 
 
 def _options(options: Any) -> str:
-    if not isinstance(options, dict) or not options:
-        return "default options"
-    return ", ".join(f"{k}={v}" for k, v in options.items())
+    """``a=1, b.c=2``; what is not set is left out."""
+    return ", ".join(f"{k}={v}" for k, v in _flat(options)) or "default options"
+
+
+def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in options.items() if isinstance(options, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
 
 
 def _stages(files: RunFiles) -> Table:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text
 from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.wording import count, duration, number, percent, size, words
 
 
 def data(files: RunFiles) -> Section | None:
-    """What the streams read and skipped."""
-    counters = dig(files.status, "data") or dig(files.run, "data") or {}
-    for summary in files.stages.values():
-        counters = counters or table_of(summary, "data")
+    """What the streams of every stage read and skipped."""
+    counted = {folder: _counters(summary) for folder, summary in files.stages.items()}
+    counted = {folder: counters for folder, counters in counted.items() if counters}
     planned = table_of(files.plan, "data")
     blocks: list[Block] = []
-    known = {k: v for k, v in counters.items() if isinstance(v, int) and not isinstance(v, bool)}
-    if known:
-        skipped = sum(v for k, v in known.items() if k.startswith("skipped"))
-        seen = skipped + known.get("read", 0)
-        rows = [[words(k), number(v)] for k, v in known.items()]
-        blocks.append(Table(["counter", "count"], rows, "lr"))
+    if counted:
+        names = list(dict.fromkeys(name for counters in counted.values() for name in counters))
+        names.sort(key=lambda n: n.startswith("skipped"))
+        rows = [[words(n), *(number(c.get(n, 0)) for c in counted.values())] for n in names]
+        blocks.append(Table(["counter", *counted], rows, "l" + "r" * len(counted)))
+        skipped = sum(v for c in counted.values() for n, v in c.items() if n.startswith("skipped"))
+        seen = skipped + sum(c.get("read", 0) for c in counted.values())
         if seen:
             text = f"{percent(skipped, seen)} of {number(seen)} could not be used."
             blocks.append(Text(text, "warn" if skipped else "quiet"))
@@ -29,6 +31,11 @@ def data(files: RunFiles) -> Section | None:
     if facts:
         blocks.append(Details(f"{planned.get('ref', 'data')}", [Table(["fact", ""], facts)]))
     return Section("Data", blocks) if blocks else None
+
+
+def _counters(summary: dict[str, Any]) -> dict[str, int]:
+    found = table_of(summary, "data").items()
+    return {k: v for k, v in found if isinstance(v, int) and not isinstance(v, bool)}
 
 
 def timing(files: RunFiles) -> Section | None:

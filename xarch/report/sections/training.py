@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
 from xarch.report.files import Curve, RunFiles, dig, table_of
 from xarch.report.plots.curves import curve_svg
@@ -17,14 +19,20 @@ def training(files: RunFiles) -> Section | None:
         head = ["stage", "validation loss before", "after", "change", "kept"]
         blocks.append(Table(head, rows, "lrrrl"))
     ends = [
-        [folder, words(name), number(value)]
+        [folder, words(name.removeprefix("match.")), number(value)]
         for folder, summary in files.stages.items()
-        for name, value in table_of(summary, "metrics").items()
-        if not name.startswith("validation")
+        for name, value in _ends(table_of(summary, "metrics")).items()
     ]
     if ends:
         blocks.append(Table(["stage", "figure at its end", "value"], ends, "llr"))
     return Section("Training", blocks) if blocks else None
+
+
+def _ends(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Figures worth a row: a single match is the loss itself, and validation has a table of its own."""
+    matches = [name for name in metrics if name.startswith("match.")]
+    hidden = {"grad_norm", *(matches if len(matches) < 2 else ())}
+    return {k: v for k, v in metrics.items() if k not in hidden and not k.startswith("validation")}
 
 
 def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
