@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -110,6 +111,9 @@ class StageRunner:
         started = time.monotonic()
         with c.registry.guard(spec, f"stage {planned.name!r}"):
             outcome: StageOutcome = kind.run(context)
+        # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
+        outcome.metrics = _stated(outcome.metrics)
+        outcome.tables = {name: _stated(row) for name, row in outcome.tables.items()}
         self._decide(outcome)
         state = c.student.module.state_dict()
         hashes = tensor_hashes(state)
@@ -197,3 +201,7 @@ class StageRunner:
             ),
             cache,
         )
+
+
+def _stated(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if math.isfinite(value)}

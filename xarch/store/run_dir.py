@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
-from xarch.store.atomic import read_json, sweep, write_json
+from xarch.store.atomic import finite, read_json, sweep, write_json
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
 
@@ -101,7 +101,7 @@ class RunDir:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row, allow_nan=True) + "\n")
+            f.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def metrics_size(self) -> int:
         """Bytes of metrics.jsonl now; stored in checkpoints so that a resumed run can cut what came after."""
