@@ -1,0 +1,69 @@
+"""Conformance of source adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.model import Teacher
+from xarch.planning.resolve import resolve_teacher
+from xarch.plugins.loader import get_registry
+from xarch.testing.checks import assert_light_registration, assert_taps, token_batch
+
+
+class SourceConformance:
+    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
+
+    For families other than decoders override :meth:`batch` too.
+    """
+
+    ref: ClassVar[str] = ""
+
+    def make_ref(self, folder: Path) -> str:
+        """Reference of a small model."""
+        assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
+        return self.ref
+
+    def batch(self, facts: Any) -> Batch:
+        """Input for the model."""
+        return token_batch(facts.vocab)
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Any:
+        """The resolved adapter."""
+        return resolve_teacher(get_registry(), self.make_ref(tmp_path), {}, lambda text: None)
+
+    @pytest.fixture
+    def teacher(self, source: Any) -> Teacher:
+        """The loaded model."""
+        loaded: Teacher = source.adapter.load(
+            source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
+        )
+        return loaded
+
+    def test_registration_is_light(self) -> None:
+        assert_light_registration()
+
+    def test_description_agrees_with_the_weights(self, source: Any, teacher: Teacher) -> None:
+        info = source.adapter.describe(source.ref, source.options)
+        assert info.family == teacher.family
+        assert info.facts == teacher.facts
+        assert info.parameters == sum(p.numel() for p in teacher.module.parameters())
+        assert type(info.facts).from_json(info.facts.to_json()) == info.facts
+
+    def test_teacher_is_frozen_and_in_eval_mode(self, teacher: Teacher) -> None:
+        assert not teacher.module.training
+        assert not any(p.requires_grad for p in teacher.module.parameters())
+        assert len(teacher.fingerprint) >= 8
+
+    def test_taps_are_as_declared(self, teacher: Teacher) -> None:
+        assert list(teacher.taps()) == list(teacher.facts.taps())
+        assert_taps(teacher, self.batch(teacher.facts))
+
+    def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
+        first = next(iter(teacher.taps()))
+        assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}

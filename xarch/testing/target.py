@@ -1,0 +1,148 @@
+"""Conformance of target adapters: a subclass names the adapter, and everything a conversion relies on is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.model import Student, Teacher
+from xarch.planning.resolve import resolve_target, resolve_teacher
+from xarch.plugins.loader import get_registry
+from xarch.testing.checks import assert_light_registration, assert_taps, token_batch
+from xarch.testing.tiny import tiny_llama, tiny_text
+
+
+class TargetConformance:
+    """Subclass it with ``adapter = "NAME"``.
+
+    Class attributes:
+        adapter: the target's name, or ``plugin:name``.
+        options: its options for the test teacher.
+        decisions: what stages would have decided, for targets with open choices.
+    The teacher is a tiny Llama; other families override :meth:`make_teacher`, :meth:`batch` and :meth:`configuration`.
+    """
+
+    adapter: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
+    decisions: ClassVar[Mapping[str, Any]] = {}
+
+    def make_teacher(self, folder: Path) -> str:
+        """Reference of a small teacher written into ``folder``."""
+        return tiny_llama(folder / "teacher")
+
+    def batch(self, facts: Any) -> Batch:
+        """Input for teacher and student."""
+        return token_batch(facts.vocab)
+
+    def configuration(self, folder: Path) -> dict[str, Any]:
+        """Values of a tiny conversion, dotted keys."""
+        return {
+            "teacher": self.make_teacher(folder),
+            "student.target": self.adapter,
+            "data.ref": tiny_text(folder / "text.txt"),
+            "data.sample": {"length": 48},
+            "data.options": {"tokenizer": "bytes"},
+            "runtime.device": "cpu",
+            "runtime.threads": 1,
+            "runtime.tensorboard": False,
+            "export.bench": False,
+            "tiny": True,
+        }
+
+    @pytest.fixture
+    def target(self) -> Any:
+        """The resolved adapter."""
+        assert self.adapter, f"{type(self).__name__} needs `adapter`"
+        return resolve_target(get_registry(), self.adapter, self.options)
+
+    @pytest.fixture
+    def teacher(self, tmp_path: Path) -> Teacher:
+        """A small teacher."""
+        source = resolve_teacher(get_registry(), self.make_teacher(tmp_path), {}, lambda text: None)
+        loaded: Teacher = source.adapter.load(
+            source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
+        )
+        return loaded
+
+    @pytest.fixture
+    def student(self, target: Any, teacher: Teacher) -> Student:
+        """A student right after its initialisation."""
+        torch.manual_seed(0)
+        made: Student = target.adapter.build(
+            teacher.facts, target.options, self.decisions, device=torch.device("cpu")
+        )
+        target.adapter.initialise(made, teacher)
+        made.module.eval().requires_grad_(False)
+        return made
+
+    def test_registration_is_light(self) -> None:
+        assert_light_registration()
+
+    def test_builds_on_the_meta_device(self, target: Any, teacher: Teacher) -> None:
+        made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("meta"))
+        assert all(t.device.type == "meta" for t in made.module.state_dict().values())
+        coverage = target.adapter.coverage(teacher.facts, made)
+        named = [*coverage.copied, *coverage.mapped, *coverage.new]
+        assert sorted(named) == sorted(set(named)), "a tensor is named twice"
+        assert set(named) >= {n for n, _ in made.module.named_parameters()}, "a parameter is not accounted for"
+
+    def test_initialisation_does_what_was_planned(self, target: Any, teacher: Teacher) -> None:
+        made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
+        planned, done = target.adapter.coverage(teacher.facts, made), target.adapter.initialise(made, teacher)
+        assert set(planned.copied) <= set(done.copied)
+        assert set(planned.mapped) <= set(done.mapped)
+        assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())
+
+    def test_taps_are_as_declared(self, student: Student, teacher: Teacher) -> None:
+        assert_taps(student, self.batch(teacher.facts))
+
+    def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
+        assert student.sites(), "a student without sites cannot be trained locally"
+        for site in student.sites().values():
+            assert set(site.inputs.values()) <= set(teacher.taps())
+
+    def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
+        batch = self.batch(teacher.facts)
+        name, site = next(iter(student.sites().items()))
+        inputs = teacher.collect(batch, set(site.inputs.values()))
+        student.module.requires_grad_(True)
+        local = {k: t for k, t in site.taps.items() if t.layout.isupper()}
+        given = {k: inputs[v] for k, v in site.inputs.items()}
+        values = student.run_site(name, given, set(local), batch)
+        torch.stack([v.float().square().mean() for v in values.values() if isinstance(v, Tensor)]).sum().backward()
+        touched = {n for n, p in student.module.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        assert touched, "no parameter of the site got a gradient"
+        assert all(n.startswith(name + ".") for n in touched), f"{name} also trains {sorted(touched)[:3]}"
+
+    def test_groups_name_real_parameters(self, student: Student) -> None:
+        known = {n for n, _ in student.module.named_parameters()}
+        for group, names in student.param_groups().items():
+            assert set(names) <= known, f"group {group!r} names unknown parameters"
+
+    def test_state_dict_round_trip(self, target: Any, student: Student, teacher: Teacher) -> None:
+        again = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
+        again.module.load_state_dict(student.module.state_dict(), strict=True)
+        again.module.eval()
+        batch = self.batch(teacher.facts)
+        names = {n for n, t in student.taps().items() if t.layout.isupper()}
+        with torch.no_grad():
+            one, two = student.collect(batch, names), again.collect(batch, names)
+        assert all(torch.equal(one[n], two[n]) for n in names)
+
+    def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The whole path: plan, stages, reload, evaluation, export and parity gate, with the default recipe."""
+        from xarch.api import convert
+        from xarch.store.atomic import read_json
+
+        monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
+        run = convert(overrides=self.configuration(tmp_path), out=tmp_path / "run")
+        assert run.status["state"] == "done"
+        parity = read_json(run.path / "export" / "cpu" / "parity.json")
+        assert parity["passed"] is True
+        assert parity["graphs"]
