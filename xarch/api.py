@@ -250,7 +250,7 @@ def _inspect_spec(spec: Any) -> dict[str, Any]:
     return {
         **facts,
         "doc": (getattr(found, "__doc__", "") or "").strip(),
-        "options": options.model_json_schema() if hasattr(options, "model_json_schema") else {},
+        "options": options.model_json_schema() if options is not None else {},
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from xarch.config.schema import Optimiser, WeightSchedule
@@ -13,7 +15,7 @@ def test_wsd_rises_stays_and_falls() -> None:
     factors = [lr_factor(i, 100, optimiser) for i in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9:70] == [1.0] * 61
-    assert all(a > b for a, b in zip(factors[70:], factors[71:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[70:]))
     assert 0 < factors[-1] < 0.05
 
 

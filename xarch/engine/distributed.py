@@ -153,7 +153,8 @@ class Ranks:
             return whole.to(parameter.device)
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+        placed: Any = parameter
+        return distribute_tensor(whole.to(parameter.device), placed.device_mesh, placed.placements)
 
     def close(self) -> None:
         """Leave the process group."""

@@ -155,7 +155,9 @@ class Conversion:
     def _write_head(self) -> None:
         if not self.ranks.main or self.run.plan.exists():
             return
-        write_text(self.run.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False))
+        write_text(
+            self.run.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False)
+        )
         write_json(self.run.plan, self.plan.model_dump(mode="json"))
         write_json(self.run.run_json, environment(self.plan, self.ranks.world))
 

@@ -15,7 +15,7 @@ _PUBLIC = {
     "tiny_text": "xarch.testing.tiny",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = ["SourceConformance", "TargetConformance", "tiny_llama", "tiny_text"]
 
 
 def __getattr__(name: str) -> Any:

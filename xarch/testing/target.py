@@ -74,9 +74,7 @@ class TargetConformance:
     def student(self, target: Any, teacher: Teacher) -> Student:
         """A student right after its initialisation."""
         torch.manual_seed(0)
-        made: Student = target.adapter.build(
-            teacher.facts, target.options, self.decisions, device=torch.device("cpu")
-        )
+        made: Student = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
         target.adapter.initialise(made, teacher)
         made.module.eval().requires_grad_(False)
         return made

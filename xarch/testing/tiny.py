@@ -8,7 +8,7 @@ VOCAB = 260
 
 
 def tiny_llama(folder: Path, *, layers: int = 3, seed: int = 0) -> str:
-    """Write a random Llama (width 32, 4 heads on 2 key heads, byte vocabulary) and return its reference ``hf:FOLDER``."""
+    """Write a random Llama (width 32, 4 heads on 2 key heads, byte vocabulary); returns its reference ``hf:FOLDER``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
