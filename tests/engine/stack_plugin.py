@@ -6,6 +6,7 @@ Nothing in it is a decoder, so these tests also show that the engine needs no ar
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,7 +20,6 @@ from xarch import (
     DataProvider,
     Evaluation,
     Objective,
-    Options,
     Site,
     Solver,
     SourceAdapter,
@@ -146,6 +146,7 @@ class BiasSolver(Solver):
         self.total, self.count = 0.0, 0
 
     def observe(self, values, batch):
+        Trouble.moment()
         z = torch.atanh(values[self.name].clamp(-0.999, 0.999))
         self.total = self.total + z.sum((0, 1))
         self.count += z.shape[0] * z.shape[1]
@@ -217,36 +218,43 @@ class NoiseData(DataProvider):
         return Noise(samples, sample.get("length", 4), int(ref), seed * 10 + offset, 0 if split == "train" else 4)
 
 
+class Trouble:
+    """What goes wrong and when, from the environment: ``KIND@MOMENT``; moments are counted in every stage."""
+
+    moments = 0
+
+    @classmethod
+    def moment(cls) -> str:
+        """Count one moment; kill, signal or raise when it is the one, and return the kind of trouble due now."""
+        cls.moments += 1
+        kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
+        if not at or kind == "oom" or cls.moments != int(at):
+            return ""
+        if kind in ("kill", "term"):
+            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+        if kind == "bug":
+            raise ZeroDivisionError("planted bug")
+        return kind
+
+
 class Sabotage(Objective):
-    """MSE that goes wrong where the environment says so: NaN, out of memory, or a kill, at a given call."""
+    """MSE that goes wrong where the environment says so: NaN, out of memory, a kill, at a given moment."""
 
     accepts = frozenset({("BLD", "BLD")})
-    calls = 0
 
     def forward(self, student, teacher, batch, **aux):
-        Sabotage.calls += 1
-        loss = (student - teacher).square().flatten(1).mean(1)
+        due = Trouble.moment()
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
-        if kind == "nan" and Sabotage.calls == int(at):
-            return loss * float("nan")
         if kind == "oom" and len(batch) > int(at):
             raise torch.OutOfMemoryError("planted: not enough memory")
-        if kind == "kill" and Sabotage.calls == int(at):
-            os.kill(os.getpid(), 9)
-        if kind == "term" and Sabotage.calls == int(at):
-            os.kill(os.getpid(), 15)
-        if kind == "bug" and Sabotage.calls == int(at):
-            raise ZeroDivisionError("planted bug")
-        return loss
+        loss = (student - teacher).square().flatten(1).mean(1)
+        return loss * float("nan") if due == "nan" else loss
 
 
 class Nothing(StageKind):
     def run(self, context):
+        Trouble.moment()
         return StageOutcome(metrics={"seen": float(len(context.student.sites()))})
-
-
-class Error(Options):
-    pass
 
 
 class StackMetric:
@@ -261,6 +269,12 @@ class StackMetric:
             progress(batch.units)
         value = total / max(n, 1)
         return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))
+
+
+@hookimpl
+def xarch_stage_finished(stage):
+    """Between two stages something can go wrong too."""
+    Trouble.moment()
 
 
 @hookimpl

@@ -17,6 +17,7 @@ from xarch.contracts.tap import Tap
 from xarch.engine.device import choose_device, choose_threads
 from xarch.errors import PlanError, UsageError
 from xarch.planning import estimate
+from xarch.planning.export_check import trial_operators
 from xarch.planning.plan import (
     CachePlan,
     Check,
@@ -71,7 +72,7 @@ def build_plan(
     teacher_taps = family_taps(registry, info)
     builder = _Stages(config, registry, info, student, teacher_taps, data, device)
     stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(_active(config), start=1)]
-    exports = [_export(registry, target.adapter, student, t, config) for t in config.export.targets]
+    exports = [_export(registry, target, student, info.facts, t, config) for t in config.export.targets]
     parameters = sum(p.numel() for p in student.module.parameters())
     checks = [
         Check(name="family", ok=True, detail=f"{info.family} -> {spec.produces or info.family}"),
@@ -81,6 +82,16 @@ def build_plan(
             ok=True,
             detail=f"{len(coverage.copied)} tensors copied, {len(coverage.mapped)} mapped, {len(coverage.new)} new",
         ),
+    ]
+    checks += [
+        Check(
+            name=f"export {e.target}",
+            ok=True,
+            detail="not tried: this family has no small copy"
+            if e.operators is None
+            else f"{len(e.operators)} operators fit the profile (tried on two layers)",
+        )
+        for e in exports
     ]
     caches = max([s.cache.bytes for s in stages if s.cache.use], default=0)
     return Plan(
@@ -286,11 +297,14 @@ def _match(pair: Pair) -> PlannedMatch:
 
 
 def _export(
-    registry: Registry, adapter: TargetAdapter, student: Student, name: str, config: RunConfig
+    registry: Registry, target: Resolved, student: Student, facts: Any, name: str, config: RunConfig
 ) -> PlannedExport:
     profile = registry.create("export", name)
-    graphs = adapter.export_graphs(student, profile, config.export.options)
-    free = [f"{g.name}.{i}" for g in graphs for i in g.dynamic]
-    if profile.static and free:
-        raise PlanError(f"export {name!r} needs static shapes; {', '.join(free[:3])} are dynamic")
-    return PlannedExport(target=name, opset=profile.max_opset, graphs=[g.name for g in graphs])
+    adapter: TargetAdapter = target.adapter
+    with registry.guard(registry.get("target", target.name), f"export graphs for {name}"):
+        graphs = adapter.export_graphs(student, profile, config.export.options)
+        free = [f"{g.name}.{i}" for g in graphs for i in g.dynamic]
+        if profile.static and free:
+            raise PlanError(f"export {name!r} needs static shapes; {', '.join(free[:3])} are dynamic")
+        operators = trial_operators(adapter, facts, target.options, profile, config.export.options)
+    return PlannedExport(target=name, opset=profile.max_opset, graphs=[g.name for g in graphs], operators=operators)

@@ -90,6 +90,7 @@ class PlannedExport(Record):
     target: str
     opset: int
     graphs: list[str]
+    operators: dict[str, int] | None = Field(None, description="of a small copy; None if it was not tried")
 
 
 class Check(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from xarch.contracts.tap import Tap
@@ -84,6 +84,16 @@ class DecoderFacts:
         data["inverse_frequencies"] = tuple(data.get("inverse_frequencies", ()))
         data["windows"] = tuple(data.get("windows", ()))
         return cls(**data)
+
+    def tiny(self) -> DecoderFacts:
+        """The same architecture with two layers, a narrow MLP and few words, for trial exports."""
+        return replace(
+            self,
+            layers=min(self.layers, 2),
+            vocab=min(self.vocab, 64),
+            mlp_width=min(self.mlp_width, 64),
+            windows=self.windows[: min(self.layers, 2)],
+        )
 
     def taps(self) -> dict[str, Tap]:
         """Taps of a teacher with these facts, by name."""

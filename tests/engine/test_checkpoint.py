@@ -1,0 +1,68 @@
+"""Checkpoints: whole or absent, verified, bounded in number."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from xarch.engine import checkpoint as room
+from xarch.engine.checkpoint import StageCheckpoints, assert_handover
+from xarch.errors import Interrupted, UsageError
+
+
+def _save(store: StageCheckpoints, step: int, *, final: bool = False) -> None:
+    store.save(step, model={"w": torch.full((3,), float(step))}, trainer={}, state={"at": step}, final=final)
+
+
+def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    store = StageCheckpoints(tmp_path, print)
+    for step in (1, 2, 3):
+        _save(store, step)
+    found = store.latest()
+    assert found is not None
+    assert (found.step, found.state, found.model["w"].tolist()) == (3, {"at": 3}, [3.0, 3.0, 3.0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3"]
+
+
+def test_a_full_disk_interrupts_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StageCheckpoints(tmp_path, print)
+    _save(store, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(room, "save_file", full)
+    with pytest.raises(Interrupted, match="disk is full"):
+        _save(store, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    found = store.latest()
+    assert found is not None
+    assert found.step == 1
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
+def test_any_damage_falls_back_to_the_one_before(file: str, harm: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = StageCheckpoints(tmp_path, said.append)
+    _save(store, 1)
+    _save(store, 2)
+    target = tmp_path / "step-2" / file
+    content = target.read_bytes()
+    if harm == "gone":
+        target.unlink()
+    else:
+        target.write_bytes(content[: len(content) // 2] if harm == "cut" else bytes([content[0] ^ 255]) + content[1:])
+    found = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert "is damaged" in said[0]
+
+
+def test_another_student_is_refused_at_a_stage_border() -> None:
+    with pytest.raises(UsageError, match="would not start from the student"):
+        assert_handover("a" * 64, "b" * 64, "hidden")

@@ -1,0 +1,88 @@
+"""Plans of a tiny decoder: what is proven before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xarch.api import plan
+from xarch.errors import PlanError, UsageError
+from xarch.export.profiles import cpu
+from xarch.planning.export_check import trial_operators
+from xarch.planning.resolve import resolve_target, resolve_teacher
+from xarch.plugins.loader import get_registry
+from xarch.testing import tiny_llama, tiny_text
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("plan")
+    return {
+        "teacher": tiny_llama(folder / "teacher"),
+        "student.target": "dm2",
+        "data.ref": tiny_text(folder / "text.txt"),
+        "data.options": {"tokenizer": "bytes"},
+        "data.sample": {"length": 64},
+    }
+
+
+def test_stages_add_up_and_nothing_is_trained_in_vain(base: dict[str, Any]) -> None:
+    made = plan(overrides={**base, "budget": 20_000})
+    assert [s.name for s in made.stages] == ["init", "choose", "hidden", "refit", "logits"]
+    hidden = made.stages[2]
+    assert hidden.units == hidden.steps * hidden.batch * 64
+    assert hidden.steps % hidden.passes == 0
+    assert hidden.cache.use
+    assert sum(hidden.trains.values()) > 0
+    assert made.export[0].operators
+    assert all(c.ok for c in made.checks)
+
+
+def test_a_wrong_tap_is_named_with_its_neighbours(base: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="has no tap 'mixer_aut'") as caught:
+        plan(overrides={**base, "stages.hidden.matches": [{"student": "mixer_aut", "objective": "l2"}]})
+    assert "mixer_out" in (caught.value.hint or "")
+
+
+def test_layouts_that_cannot_be_compared_are_refused(base: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="cannot compare"):
+        plan(overrides={**base, "stages.hidden.matches": [{"student": "mixer_out", "objective": "frobenius"}]})
+
+
+def test_an_unknown_group_lists_the_known_ones(base: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no group 'mixer'") as caught:
+        plan(overrides={**base, "stages.hidden.trains": {"mixer": {}}})
+    assert "mixers" in (caught.value.hint or "")
+
+
+def test_a_wrong_student_option_is_named(base: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"student\.options\.statesize"):
+        plan(overrides={**base, "student.options": {"statesize": 3}})
+
+
+def test_a_forbidden_operator_stops_the_plan(base: dict[str, Any]) -> None:
+    registry = get_registry()
+    source = resolve_teacher(registry, base["teacher"], {}, print)
+    facts = source.adapter.describe(source.ref, source.options).facts
+    target = resolve_target(registry, "dm2", {})
+    used = trial_operators(target.adapter, facts, target.options, cpu, {})
+    assert used
+    assert "Gemm" in used
+    with pytest.raises(PlanError, match="operator Gemm is forbidden"):
+        trial_operators(target.adapter, facts, target.options, replace(cpu, forbidden_ops=frozenset({"Gemm"})), {})
+
+
+def test_planning_loads_no_weights(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    registry = get_registry()
+    source = registry.resolve(registry.get("source", "hf"))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(source, "load", never)
+    assert plan(overrides=base).student.parameters > 0
+    assert torch.get_default_device().type == "cpu"

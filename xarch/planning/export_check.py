@@ -1,0 +1,50 @@
+"""Will the student export? A copy cut to two layers and few words is translated while planning.
+
+Operators, ranks and versions depend on the architecture and not on its size, so what the small copy shows holds for the
+student, and a profile that refuses it is known before hours of training instead of after.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from xarch.contracts.adapters import TargetAdapter
+from xarch.contracts.export import Profile
+from xarch.errors import PlanError
+
+
+def trial_operators(
+    adapter: TargetAdapter, facts: Any, options: BaseModel, profile: Profile, export_options: Mapping[str, Any]
+) -> dict[str, int] | None:
+    """How often each operator appears in the graphs of a small copy; None if the family's facts cannot be cut.
+
+    Raises:
+        PlanError: a graph cannot be translated, or needs something the profile does not have.
+    """
+    cut = getattr(facts, "tiny", None)
+    if cut is None:
+        return None
+    import onnx
+    import onnx_ir
+
+    from xarch.export.check import operators, violations
+    from xarch.export.onnx_export import to_onnx
+
+    student = adapter.build(cut(), adapter.tiny(options), {}, device=torch.device("cpu"))
+    student.module.eval().requires_grad_(False)
+    total: Counter[str] = Counter()
+    for graph in adapter.export_graphs(student, profile, export_options):
+        model = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(to_onnx(graph, profile)))
+        problems = violations(model, profile)
+        if problems:
+            raise PlanError(
+                f"graph {graph.name!r} would not fit the export profile {profile.name!r}: {'; '.join(problems[:6])}",
+                "choose another export target with --set export.targets=[NAME]; `xarch list exports` shows them",
+            )
+        total.update(operators(model))
+    return dict(total)
