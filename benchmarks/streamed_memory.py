@@ -59,7 +59,7 @@ def measure(depth: int, mode: str) -> float:
     adam = torch.optim.AdamW(trained, lr=1e-4)
     sites = student.sites()
     needs = {s: {f"{s}.input", f"{s}.mixer_out"} for s in sites}
-    walk = SiteWalk(student, needs, dict.fromkeys(sites, {"mixer_out"}))
+    walk = SiteWalk(student, needs, {s: {"mixer_out"} for s in sites})
 
     def step(tokens: int) -> None:
         batch = Batch({"input_ids": torch.randint(0, facts.vocab, (1, tokens))}, tokens)

@@ -22,6 +22,7 @@ from xarch.testing import tiny_llama, tiny_text
 def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("plan")
     return {
+        "recipe": "mohawk",
         "teacher": tiny_llama(folder / "teacher"),
         "student.target": "dm2",
         "data.ref": tiny_text(folder / "text.txt"),
