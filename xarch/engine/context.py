@@ -56,6 +56,7 @@ class EngineContext(StageContext):
     open_stream: OpenStream
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
     say: Callable[[str], None]
+    metrics_start: int
     data_counters: dict[str, int]
     on_step: Callable[[int, Mapping[str, float]], object]
 

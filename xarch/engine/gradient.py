@@ -359,6 +359,7 @@ class GradientStage:
         """Load the newest checkpoint; returns the step to go on from."""
         found = self.context.checkpoints.latest()
         if found is None or found.final:
+            self.context.metrics.cut(self.context.metrics_start)
             return 0
         moments = {k: v for k, v in found.trainer.items() if not k.startswith("rng|")}
         self._restore(found.model, moments)

@@ -37,6 +37,7 @@ class StageRunner:
     def __init__(self, conversion: Conversion) -> None:
         self.conversion = conversion
         self.decisions: dict[str, Any] = {}
+        self._metrics_end = 0
 
     def run_all(self) -> None:
         """Every stage of the plan, from the first unfinished one on."""
@@ -67,20 +68,11 @@ class StageRunner:
         self._load_delta(found.model)
         hashes = tensor_hashes(c.student.module.state_dict())
         assert_handover(found.state["hash_after"], combined_hash(hashes), f"after {planned.name}")
-        c.metrics.cut(found.state["metrics_size"]) if self._last_finished(planned) else None
+        self._metrics_end = found.state["metrics_size"]
         if c.ranks.main and not (folder / "summary.json").exists():
             write_json(folder / "summary.json", found.state["summary"])
         c.say(f"stage {planned.name} is done already")
         return hashes
-
-    def _last_finished(self, planned: PlannedStage) -> bool:
-        """Whether the stage after this one has not written any checkpoint: its rows must go."""
-        c = self.conversion
-        later = [s for s in c.plan.stages if s.index == planned.index + 1]
-        if not later:
-            return False
-        folder = c.run.stage(later[0].index, later[0].name) / "checkpoints"
-        return not any(folder.iterdir())
 
     def _load_delta(self, tensors: dict[str, Tensor]) -> None:
         state = self.conversion.student.module.state_dict()
@@ -109,6 +101,9 @@ class StageRunner:
         kind = c.registry.create("stage", planned.kind)
         spec = c.registry.get("stage", planned.kind)
         started = time.monotonic()
+        if planned.kind != "gradient":
+            # Such a stage starts again from its beginning, so what an interrupted one has logged must go.
+            c.metrics.cut(self._metrics_end)
         with c.registry.guard(spec, f"stage {planned.name!r}"):
             outcome: StageOutcome = kind.run(context)
         # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
@@ -131,6 +126,7 @@ class StageRunner:
             "data": dict(c.data_counters),
             "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
         }
+        self._metrics_end = c.metrics.size()
         if c.ranks.main:
             checkpoints.save(
                 planned.steps,
@@ -194,6 +190,7 @@ class StageRunner:
                 open_stream=c.open_stream,
                 autocast=c.autocast,
                 say=c.say,
+                metrics_start=self._metrics_end,
                 data_counters=c.data_counters,
                 on_step=lambda step, row: c.registry.call(
                     "xarch_step_finished", run=c.run, stage=planned, step=step, metrics=row
