@@ -55,7 +55,7 @@ def weight_bytes(repository: str, revision: str | None) -> int | None:
 
     try:
         files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
-    except Exception:
+    except (OSError, ValueError):
         # The size only makes the plan better; the snapshot itself has been found already.
         return None
     for patterns in (SAFETENSORS, PICKLES):

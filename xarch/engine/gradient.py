@@ -138,7 +138,6 @@ class GradientStage:
         metrics |= {f"validation_{k}": v for k, v in validation.items() if isinstance(v, float)}
         outcome = StageOutcome(metrics=metrics, tables=tables)
         if validation:
-            outcome.decisions = {}
             outcome.metrics["validation_kept_after"] = float(validation["kept"] == "after")
         return outcome
 

@@ -126,8 +126,11 @@ class Conversion:
             raise
         finally:
             self.metrics.close()
-            self.ranks.barrier()
-        return self._end("done", "", seconds=round(time.monotonic() - started, 1))
+        status = self._end("done", "", seconds=round(time.monotonic() - started, 1))
+        # Only after success: on the way out of an error another process may never reach a barrier.
+        self.ranks.barrier()
+        self.ranks.close()
+        return status
 
     def evaluate_again(self) -> None:
         """Evaluate the saved student again and rebuild the report."""
@@ -343,10 +346,15 @@ class Conversion:
         from xarch.export.run import export_target
 
         self.reporter.phase("export", name)
+        profile = self.registry.create("export", name)
+        adapter = self.target.adapter
+        graphs = adapter.export_graphs(self.student, profile, self.config.export.options)
+        replaced = self.registry.call("xarch_export", student=self.student, profile=profile, graphs=graphs)
         export_target(
             self.student,
-            self.target.adapter,
-            self.registry.create("export", name),
+            adapter,
+            profile,
+            graphs=replaced or graphs,
             options=self.config.export.options,
             batches=list(self.heldout(self.config.export.parity_samples)),
             out=self.run.export_dir / name,

@@ -21,7 +21,6 @@ from xarch.errors import UsageError
 from xarch.planning.build import pairs_of
 from xarch.planning.plan import PlannedStage
 from xarch.store.atomic import write_json
-from xarch.store.home import cache_dir
 
 if TYPE_CHECKING:
     from xarch.engine.runner import Conversion
@@ -165,8 +164,9 @@ class StageRunner:
         cache = None
         if planned.cache.use:
             identity = f"{c.teacher.fingerprint}|{c.config.runtime.precision}|{c.device.type}"
-            folder = cache_dir() / "teacher" / combined_hash({"run": str(c.run.path.resolve()), "id": identity})[:16]
-            cache = TeacherCache(folder, identity, int(c.config.runtime.cache_gb * 1e9), c.say)
+            cache = TeacherCache(
+                checkpoints.folder.parent / "teacher-cache", identity, int(c.config.runtime.cache_gb * 1e9), c.say
+            )
         return (
             EngineContext(
                 name=planned.name,

@@ -38,7 +38,6 @@ class Trainable:
 
     Attributes:
         named: parameter name -> parameter; those of objectives are called ``objectives.…``.
-        frozen_before: ``requires_grad`` of every student parameter before, restored by :meth:`release`.
     """
 
     def __init__(

@@ -56,6 +56,7 @@ def export_target(
     out: Path,
     metadata: Mapping[str, Any],
     say: Callable[[str], None],
+    graphs: Sequence[ExportGraph] | None = None,
 ) -> ExportResult:
     """Write ``out/GRAPH.onnx``, their shared weights, ``parity.json`` and ``profile.json``.
 
@@ -67,13 +68,14 @@ def export_target(
         batches: held-out data for the parity cases.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: gets a line of progress at each step.
+        graphs: exported instead of the adapter's own.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
         ParityError: a graph does not reproduce the student.
     """
     student.module.eval()
-    graphs = list(adapter.export_graphs(student, profile, options))
+    graphs = list(adapter.export_graphs(student, profile, options) if graphs is None else graphs)
     _check_names(graphs)
     with new_folder(Path(out)) as folder:
         described = _write_graphs(graphs, profile, folder, metadata, say)

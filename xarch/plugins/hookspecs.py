@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -11,7 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from xarch.contracts.export import Profile
+    from xarch.contracts.export import ExportGraph, Profile
     from xarch.contracts.model import Student
     from xarch.contracts.stage import StageOutcome
     from xarch.planning.plan import Plan, PlannedStage
@@ -53,10 +52,11 @@ def xarch_step_finished(run: Any, stage: PlannedStage, step: int, metrics: Mappi
 
 
 @hookspec(firstresult=True)
-def xarch_export(student: Student, profile: Profile, out_dir: Path) -> Any:
-    """Take over an export: write the files into ``out_dir`` and return the export result, or None to decline.
+def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGraph]) -> Sequence[ExportGraph] | None:
+    """Replace the graphs a target gives for a profile, or None to leave them.
 
-    The first plugin that returns something wins; the parity gate runs on what it wrote.
+    The first plugin that returns something wins. Checker and parity gate run on what it returned, with the target's
+    own parity cases, so names, inputs and outputs must stay.
     """
 
 
