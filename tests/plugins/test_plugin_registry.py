@@ -164,7 +164,7 @@ def test_hooks_are_called_and_blamed(site: Site) -> None:
             raise PlanError("vetoed", "do not")
 
         @hookimpl
-        def xarch_export(out_dir):
+        def xarch_export(graphs):
             return None
         """,
     )
@@ -184,7 +184,7 @@ def test_hooks_are_called_and_blamed(site: Site) -> None:
     )
     registry = load_registry()
     assert [{"title": "mine"}] in registry.call("xarch_report_sections", run=None)
-    assert registry.call("xarch_export", student="s", profile=None, out_dir=None) == "exported s"
+    assert registry.call("xarch_export", student="s", profile=None, graphs=()) == "exported s"
     with pytest.raises(PluginError, match=r"plugin 'mod_a' \(xarch-a 0.2\) hook xarch_stage_started: LookupError: 3"):
         registry.call("xarch_stage_started", run=None, stage=3)
     with pytest.raises(PlanError, match="vetoed"):

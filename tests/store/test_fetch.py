@@ -191,7 +191,8 @@ def test_a_teacher_without_pins_is_not_fetched(missing: str, index: Index) -> No
 
 
 CODE = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children start with it ignored
 from xarch.plugins.spec import Spec
 from xarch.store.fetch import fetch_teacher
 print(fetch_teacher(Spec(**json.loads(sys.argv[1])), lambda text: print(text, file=sys.stderr, flush=True)))
