@@ -1,0 +1,1 @@
+"""Radiance fields: any-to-any conversion by progressive volume distillation (PVD, arXiv 2211.15977)."""
