@@ -1,0 +1,106 @@
+"""The neutral record between a file and a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+
+WARPS = ("aabb", "contract_inf", "contract_l2", "ndc")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFile:
+    """A radiance field as its file describes it, before any module exists.
+
+    Attributes:
+        arch: one of xarch's own (``hash``, ``mlp``, ``vm``, ``cp``, ``tensors``) or a foreign variant
+            (``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``, ``nerfstudio-hash``,
+            ``nerfstudio-vanilla``, ``nerfstudio-vm``, ``nerfstudio-cp``, ``svox2``).
+        options: what the architecture needs besides its tensors; JSON-able, keys in the docstring of each format.
+        tensors: float32 unless a format says otherwise. xarch's own archs use these names:
+            hash: ``encoder.table`` [n,F], ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
+            mlp: ``trunk.{i}.weight``, ``trunk.{i}.bias``, ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
+            vm: ``sigma_planes.{m}`` [1,R,Nb,Na], ``sigma_lines.{m}`` [1,R,Nc,1], ``color_planes.{m}``,
+            ``color_lines.{m}``, ``basis.weight``, ``color_net.{i}.weight`` with (a,b) = (0,1), (0,2), (1,2) and
+            c = 2, 1, 0; cp: the same without planes; tensors: ``volume`` [C,X,Y,Z].
+            Foreign variants keep the names of their own code, without its prefix.
+        aabb: (x0, y0, z0, x1, y1, z1) in the file's world.
+        warp: how world points enter the field, one of ``WARPS``.
+        sigma_clip: (lowest, highest) log-density, or None if the field clips nothing.
+        occupancy: bool [X,Y,Z] over ``aabb``, True where the field may be non-empty; None if the file has no grid.
+        background: RGB in [0,1] behind the scene, or None where the file names none.
+        details: JSON-able facts for ``xarch inspect``: what was read, what was left out.
+    """
+
+    arch: str
+    options: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    aabb: tuple[float, float, float, float, float, float]
+    warp: str = "aabb"
+    sigma_clip: tuple[float, float] | None = None
+    occupancy: Tensor | None = None
+    background: tuple[float, float, float] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.warp not in WARPS:
+            raise UsageError(f"warp is {self.warp!r}, wanted one of {', '.join(WARPS)}")
+        low, high = self.aabb[:3], self.aabb[3:]
+        if len(self.aabb) != 6 or not all(a < b for a, b in zip(low, high, strict=True)):
+            raise UsageError(f"the box {self.aabb} is empty or not finite, wanted (x0, y0, z0, x1, y1, z1)")
+        if self.occupancy is not None and (self.occupancy.dtype != torch.bool or self.occupancy.ndim != 3):
+            raise UsageError(f"occupancy is {self.occupancy.dtype} {tuple(self.occupancy.shape)}, wanted bool [X,Y,Z]")
+
+    @property
+    def bound(self) -> float:
+        """Half side of the smallest cube around the origin that holds the box."""
+        return max(abs(v) for v in self.aabb)
+
+
+def need(tensors: Mapping[str, Tensor], name: str, where: str, shape: tuple[int | None, ...] | None = None) -> Tensor:
+    """A tensor of a file, its shape checked (None: any size).
+
+    Raises:
+        UsageError: it is missing or has another shape.
+    """
+    tensor = tensors.get(name)
+    if not isinstance(tensor, Tensor):
+        raise UsageError(f"{where} has no tensor {name!r}; it holds {', '.join(sorted(map(str, tensors))[:8])}")
+    if shape is not None:
+        seen = tuple(tensor.shape)
+        fits = len(seen) == len(shape) and all(w is None or s == w for s, w in zip(seen, shape, strict=True))
+        if not fits:
+            wanted = "x".join("?" if w is None else str(w) for w in shape)
+            raise UsageError(f"{where}: {name} has shape {seen}, wanted {wanted}")
+    return tensor
+
+
+def numbered(tensors: Mapping[str, Tensor], prefix: str, suffix: str = "") -> list[Tensor]:
+    """``prefix.0suffix``, ``prefix.1suffix``, ... up to the first that is missing."""
+    found: list[Tensor] = []
+    while (name := f"{prefix}.{len(found)}{suffix}") in tensors:
+        found.append(tensors[name])
+    return found
+
+
+def chain(tensors: Mapping[str, Tensor], prefix: str, where: str, first: int | None = None) -> list[Tensor]:
+    """Weight matrices of a multi-layer perceptron whose widths fit one another.
+
+    Raises:
+        UsageError: there is none, one is no matrix, or neighbours do not fit.
+    """
+    weights = numbered(tensors, prefix, ".weight")
+    if not weights:
+        raise UsageError(f"{where} has no layers {prefix}.0.weight, ...")
+    width = first
+    for i, weight in enumerate(weights):
+        if weight.ndim != 2 or (width is not None and weight.shape[1] != width):
+            raise UsageError(f"{where}: {prefix}.{i}.weight is {tuple(weight.shape)}, wanted [?, {width or '?'}]")
+        width = weight.shape[0]
+    return weights
