@@ -1,0 +1,7 @@
+"""CPU kernels in C++: a plain C interface, compiled on first use, loaded with ctypes. See build.py."""
+
+from __future__ import annotations
+
+from xarch.kernels.native.build import BuildError, library, why_not
+
+__all__ = ["BuildError", "library", "why_not"]

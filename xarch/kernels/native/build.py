@@ -1,0 +1,153 @@
+"""Compile C++ sources into a shared library on first use and load it.
+
+The sources use no header of torch, so a library takes seconds to compile; tensors are passed as addresses and sizes.
+It is kept in the user's cache under a key made of everything it depends on: sources and headers, compiler, flags and
+processor. Sources include the headers of this folder by name: ``#include "simd.h"``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from xarch.errors import XarchError
+
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+"""No -ffast-math: infinities and NaN must come out as they went in."""
+
+COMPILERS = ("g++", "clang++")
+HEADERS = Path(__file__).parent
+
+_LOADED: dict[Path, ctypes.CDLL] = {}
+
+
+class BuildError(XarchError):
+    """A kernel library could not be compiled or loaded."""
+
+
+def why_not() -> str | None:
+    """Why libraries cannot be compiled here, or None if they can; looks only whether there is a compiler."""
+    wanted = os.environ.get("CXX", "")
+    if _compiler(wanted, os.environ.get("PATH", "")) is not None:
+        return None
+    if wanted:
+        return f"the C++ compiler of the environment variable CXX, {wanted!r}, is not found"
+    return f"no C++ compiler is found ({' or '.join(COMPILERS)})"
+
+
+def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
+    """The library ``name`` made of ``sources``; compiled, with a line on stderr, unless the cache has it.
+
+    Processes that need the same library at once compile it once. Functions must be declared ``extern "C"``; set their
+    ``argtypes`` before calling them.
+
+    Raises:
+        BuildError: no compiler, a compiler error, a cache that cannot be written, or a library that cannot be loaded.
+    """
+    reason = why_not()
+    if reason is not None:
+        raise BuildError(f"kernel {name}: {reason}", "install a C++ compiler, for example `apt install g++`")
+    compiler = _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    assert compiler is not None
+    path = _folder() / f"{name}-{_key(compiler, sources)}.so"
+    if path in _LOADED:
+        return _LOADED[path]
+    if not path.exists():
+        _build(name, compiler, sources, path)
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise BuildError(f"kernel {name}: cannot load {path}: {e}", f"delete {path} to compile it again") from e
+    _LOADED[path] = loaded
+    return loaded
+
+
+def _folder() -> Path:
+    from xarch.store.home import cache_dir
+
+    return cache_dir() / "kernels"
+
+
+def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _compile(name, compiler, sources, path)
+    except OSError as e:
+        raise BuildError(
+            f"kernel {name}: cannot write {path.parent}: {e.strerror}", "set XARCH_HOME to a folder you may write"
+        ) from e
+
+
+def _compile(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}.so")
+    command = [compiler, *FLAGS, f"-I{HEADERS}", *map(str, sources), "-o", str(fresh)]
+    print(f"compiling the kernel {name} with {Path(compiler).name} (once) ...", file=sys.stderr, end="", flush=True)
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    print(f" {time.perf_counter() - begin:.0f} s" if done.returncode == 0 else " failed", file=sys.stderr, flush=True)
+    if done.returncode != 0:
+        fresh.unlink(missing_ok=True)
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        error = next((line for line in lines if "error:" in line), lines[-1])
+        raise BuildError(f"kernel {name}: {Path(compiler).name} failed: {error.strip()}", f"try `{' '.join(command)}`")
+    os.replace(fresh, path)
+
+
+def _key(compiler: str, sources: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in [*sources, *sorted(HEADERS.glob("*.h"))]:
+        content = file.read_bytes()
+        digest.update(f"{file.name}:{len(content)}\n".encode())
+        digest.update(content)
+    for fact in (compiler, _version(compiler), *FLAGS, _processor()):
+        digest.update(f"{fact}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def _compiler(wanted: str, path: str) -> str | None:
+    names = (wanted,) if wanted else COMPILERS
+    return next((found for name in names if (found := shutil.which(name, path=path)) is not None), None)
+
+
+@lru_cache
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace")
+    return done.stdout
+
+
+@lru_cache
+def _processor() -> str:
+    """Model and instruction sets, which -march=native depends on."""
+    facts = [platform.machine(), platform.processor()]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            wanted = {"model name", "flags", "Features"}
+            found = {key: value.strip() for key, _, value in (x.partition(":") for x in lines) if key.strip() in wanted}
+            facts.extend(found.values())
+    except OSError:
+        facts.append(platform.platform())
+    return "\n".join(facts)
