@@ -22,7 +22,7 @@ def morton(side: int) -> Tensor:
 
 def unpack_bits(field: Tensor, cascades: int, side: int) -> Tensor:
     """bool [C,X,Y,Z] of torch-ngp's bit field, uint8 [C*side^3/8], lowest bit first, Morton order."""
-    bits = (field.view(cascades, -1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    bits = (field.view(cascades, -1, 1).int() >> torch.arange(8)) & 1
     return bits.view(cascades, -1)[:, morton(side)].to(torch.bool)
 
 
@@ -62,6 +62,15 @@ def any_over(grid: Tensor, box: Sequence[float], other: Sequence[float], shape: 
     return result.to(torch.bool)
 
 
+def cubic(grid: Tensor) -> Tensor:
+    """bool [H,H,H] over the same box from a grid [X,Y,Z]; nothing that was occupied gets lost."""
+    side = min(max(grid.shape), MERGED_SIDE)
+    if tuple(grid.shape) == (side,) * 3:
+        return grid
+    unit = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    return any_over(grid, unit, unit, (side,) * 3)
+
+
 def cascade_count(bound: float) -> int:
     return 1 + max(0, math.ceil(math.log2(bound)))
 
@@ -72,7 +81,7 @@ def cascade_box(level: int, bound: float) -> tuple[float, float, float, float, f
 
 
 def merge_cascades(grids: Tensor, bound: float, box: Sequence[float]) -> Tensor:
-    """bool [X,Y,Z] over ``box`` from torch-ngp's cascades [C,side,side,side]: occupied in any of them."""
+    """bool [H,H,H] over ``box`` from torch-ngp's cascades [C,side,side,side]: occupied in any of them."""
     side = grids.shape[1]
     if grids.shape[0] == 1 and tuple(box) == cascade_box(0, bound):
         return grids[0]

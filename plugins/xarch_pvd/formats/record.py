@@ -33,7 +33,8 @@ class FieldFile:
         aabb: (x0, y0, z0, x1, y1, z1) in the file's world.
         warp: how world points enter the field, one of ``WARPS``.
         sigma_clip: (lowest, highest) log-density, or None if the field clips nothing.
-        occupancy: bool [X,Y,Z] over ``aabb``, True where the field may be non-empty; None if the file has no grid.
+        occupancy: bool [H,H,H] over the field's unit cube (the box, seen through the warp) in x, y, z order, True where
+            the field may be non-empty; None if the file has no grid.
         background: RGB in [0,1] behind the scene, or None where the file names none.
         details: JSON-able facts for ``xarch inspect``: what was read, what was left out.
     """
@@ -54,8 +55,9 @@ class FieldFile:
         low, high = self.aabb[:3], self.aabb[3:]
         if len(self.aabb) != 6 or not all(a < b for a, b in zip(low, high, strict=True)):
             raise UsageError(f"the box {self.aabb} is empty or not finite, wanted (x0, y0, z0, x1, y1, z1)")
-        if self.occupancy is not None and (self.occupancy.dtype != torch.bool or self.occupancy.ndim != 3):
-            raise UsageError(f"occupancy is {self.occupancy.dtype} {tuple(self.occupancy.shape)}, wanted bool [X,Y,Z]")
+        grid = self.occupancy
+        if grid is not None and (grid.dtype != torch.bool or grid.ndim != 3 or len(set(grid.shape)) != 1):
+            raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, wanted bool [H,H,H]")
 
     @property
     def bound(self) -> float:
