@@ -1,0 +1,105 @@
+"""What a radiance field is, as data: enough to build a student of another representation for the same scene."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from xarch.contracts.tap import Tap
+
+FEATURE = 16
+"""Width of the volume feature: raw log-density and fifteen geometry features."""
+
+
+@dataclass(frozen=True)
+class ViewFacts:
+    """The cameras a field is looked at from.
+
+    Attributes:
+        width, height: picture size in pixels.
+        focal: focal length in picture widths.
+        radius: nearest and farthest camera distance from ``target``, world units.
+        target: the point looked at.
+        poses: the teacher's own training cameras (camera-to-world rows, 12 numbers each), for scenes that are seen
+            from inside; without any, cameras lie on a sphere.
+    """
+
+    width: int = 100
+    height: int = 100
+    focal: float = 1.39
+    radius: tuple[float, float] = (3.2, 3.2)
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    poses: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A teacher field without its weights.
+
+    Attributes:
+        arch: representation of the teacher ("hash", "vm", ...).
+        options: options of that representation, plain data.
+        aabb: lower and upper corner of the box, world units.
+        warp, warp_parameters: how world points reach the unit cube.
+        sigma_clip: limits of the raw log-density inside exp.
+        background: colour behind the field.
+        occupancy: cells of the occupancy grid along an axis.
+        feature: whether it has the 16-value volume feature.
+        samples: steps along a ray.
+        views: cameras of the scene.
+    """
+
+    arch: str
+    aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
+    options: dict[str, Any] = field(default_factory=dict)
+    warp: str = "aabb"
+    warp_parameters: tuple[float, ...] = ()
+    sigma_clip: tuple[float, float] = (-2.0, 7.0)
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    occupancy: int = 64
+    feature: bool = True
+    samples: int = 128
+    views: ViewFacts = field(default_factory=ViewFacts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, lossless."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FieldFacts:
+        """Inverse of :meth:`to_json`; unknown keys are an error."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"field facts: unknown keys {unknown}")
+        known = {k: _tuples(v) if k not in ("options", "views") else v for k, v in data.items()}
+        views = {k: _tuples(v) for k, v in data.get("views", {}).items()}
+        return cls(**{**known, "views": ViewFacts(**views)})
+
+    def tiny(self) -> FieldFacts:
+        """The same field with a coarse occupancy grid and few samples, for trial exports."""
+        return replace(self, occupancy=8, samples=8, views=replace(self.views, poses=()))
+
+    def taps(self) -> dict[str, Tap]:
+        """Taps of a field with these facts, by name."""
+        return field_taps(feature=self.feature, samples=self.samples)
+
+
+def field_taps(*, feature: bool, samples: int) -> dict[str, Tap]:
+    """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
+    taps = [Tap("points.feature", "volume", "NF", {"F": FEATURE})] if feature else []
+    taps += [
+        Tap("points.sigma_raw", "point", "N", info={"clipped": False}),
+        Tap("points.rgb", "point", "NC", {"C": 3}),
+        Tap("points.opacity", "point", "N"),
+        Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, {"clipped": False}),
+        Tap("samples.rgb", "ray", "RKC", {"K": samples, "C": 3}),
+        Tap("samples.weight", "ray", "RK", {"K": samples}),
+        Tap("rays.rgb", "ray", "RC", {"C": 3}),
+        Tap("rays.acc", "ray", "R"),
+        Tap("rays.depth", "ray", "R"),
+    ]
+    return {t.name: t for t in taps}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
