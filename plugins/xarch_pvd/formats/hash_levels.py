@@ -5,6 +5,7 @@ Source: ``GridEncoder`` of torch-ngp, as used by progressive volume distillation
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -35,9 +36,9 @@ def growth_of(seen: Sequence[int], bound: float, where: str, growth: float | Non
         UsageError: the offsets are not ascending, or none of the growth factors gives them.
     """
     levels = len(seen) - 1
-    if levels < 1 or seen[0] != 0 or any(a >= b for a, b in zip(seen, seen[1:], strict=False)):
+    if levels < 1 or seen[0] != 0 or any(a >= b for a, b in itertools.pairwise(seen)):
         raise UsageError(f"{where}: encoder.offsets {list(seen)[:6]} are not ascending from 0")
-    log2_table = max(1, math.floor(math.log2(max(b - a for a, b in zip(seen, seen[1:], strict=False)))))
+    log2_table = max(1, math.floor(math.log2(max(b - a for a, b in itertools.pairwise(seen)))))
     if growth is not None:
         tried = [float(growth)]
     elif levels == 1:

@@ -75,7 +75,11 @@ def read_pvd_pth(path: Path | str, *, allow_pickle: bool = False, growth: float 
         UsageError: not allowed, damaged, no such checkpoint, or shapes that do not fit one another.
     """
     path = Path(path)
-    loaded = read_pickle(path, allow_pickle=allow_pickle)
+    return from_loaded(read_pickle(path, allow_pickle=allow_pickle), path, growth=growth)
+
+
+def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None = None) -> FieldFile:
+    """The same for a checkpoint that has been loaded."""
     if not is_torch_ngp(loaded):
         raise UsageError(f"{path} is no torch-ngp checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
     state = tensors_of(loaded.get("model", loaded), path)
