@@ -49,6 +49,15 @@ def test_a_wrong_tap_is_named_with_its_neighbours(base: dict[str, Any]) -> None:
     assert "mixer_out" in (caught.value.hint or "")
 
 
+def test_an_optional_stage_is_left_out_where_a_tap_is_missing(base: dict[str, Any]) -> None:
+    missing = {**base, "stages.hidden.matches": [{"student": "mixer_aut", "objective": "l2"}]}
+    made = plan(overrides={**missing, "stages.hidden.optional": True})
+    assert "hidden" not in [s.name for s in made.stages]
+    assert "stage hidden is left out: the student has no tap mixer_aut" in made.warnings
+    kept = plan(overrides={**base, "stages.hidden.optional": True})
+    assert "hidden" in [s.name for s in kept.stages]
+
+
 def test_layouts_that_cannot_be_compared_are_refused(base: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="cannot compare"):
         plan(overrides={**base, "stages.hidden.matches": [{"student": "mixer_out", "objective": "frobenius"}]})

@@ -68,6 +68,7 @@ class Stage(Model):
     kind: str = Field("gradient", description="gradient, closed_form, or a kind registered by a plugin")
     scope: Literal["local", "global"] = "local"
     skip: bool = False
+    optional: bool = Field(False, description="leave the stage out where teacher or student lacks a tap it matches")
     sites: str = Field("*", description="glob over site names, for local stages")
     matches: list[Match] = Field(default_factory=list)
     trains: dict[str, Group] = Field(default_factory=dict, description="parameter group -> how it trains")

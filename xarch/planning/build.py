@@ -71,7 +71,8 @@ def build_plan(
         described = data.adapter.describe(data.ref, data.options)
     teacher_taps = family_taps(registry, info)
     builder = _Stages(config, registry, info, student, teacher_taps, data, device)
-    stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(_active(config), start=1)]
+    active, left_out = _active(config, student, teacher_taps)
+    stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
     exports = [_export(registry, target, student, info.facts, t, config) for t in config.export.targets]
     parameters = sum(p.numel() for p in student.module.parameters())
     checks = [
@@ -132,7 +133,7 @@ def build_plan(
         export=exports,
         gates={k: g.model_dump() for k, g in config.gates.items()},
         checks=checks,
-        warnings=list(info.warnings),
+        warnings=[*info.warnings, *left_out],
         estimates=Estimates(
             seconds=sum(s.seconds for s in stages),
             peak_bytes=max([s.memory_bytes for s in stages], default=4 * (info.parameters + parameters)),
@@ -147,8 +148,36 @@ def build_plan(
     )
 
 
-def _active(config: RunConfig) -> list[tuple[str, Stage]]:
-    return [(n, s) for n, s in config.stages.items() if not s.skip]
+def _active(
+    config: RunConfig, student: Student, teacher_taps: dict[str, Tap]
+) -> tuple[list[tuple[str, Stage]], list[str]]:
+    """The stages that run, and why optional ones do not."""
+    active: list[tuple[str, Stage]] = []
+    left_out: list[str] = []
+    for name, stage in config.stages.items():
+        if stage.skip:
+            continue
+        lacking = _lacking(stage, student, teacher_taps) if stage.optional else None
+        if lacking is None:
+            active.append((name, stage))
+        else:
+            left_out.append(f"stage {name} is left out: {lacking}")
+    return active, left_out
+
+
+def _lacking(stage: Stage, student: Student, teacher_taps: dict[str, Tap]) -> str | None:
+    """The first tap of a stage's matches that one side does not have."""
+    own = set(student.taps()) | {leaf for site in student.sites().values() for leaf in site.taps}
+    known = set(teacher_taps) | {tap.leaf for tap in teacher_taps.values()}
+    for match in stage.matches:
+        if not any(fnmatchcase(tap, match.student) for tap in own):
+            return f"the student has no tap {match.student}"
+        wanted = match.student if match.teacher == "same" else match.teacher
+        if wanted is None or wanted.startswith("batch:"):
+            continue
+        if not any(fnmatchcase(tap, wanted) for tap in known):
+            return f"the teacher has no tap {wanted}"
+    return None
 
 
 def family_taps(registry: Registry, info: SourceInfo) -> dict[str, Tap]:
