@@ -14,8 +14,8 @@ NeRF: ``_model.field_fine.``), and tensors keep their names without that prefix:
   direction_exponent, skip``: encodings are [sin(all), cos(all), x] of 2 pi 2^e x, e evenly spaced from 0 to the
   exponent, grouped by coordinate.
 * ``nerfstudio-vm`` and ``nerfstudio-cp`` (tensorf): ``density_encoding.plane_coef`` [3,R,N,N], ``.line_coef``
-  [3,R,N,1], the same under ``color_encoding``, ``B.weight``, ``mlp_head.layers.i``, ``field_output_rgb.net``. Density is
-  relu of the sum. Options ``resolution, app_dim, feature_frequencies, feature_exponent, direction_frequencies,
+  [3,R,N,1], the same under ``color_encoding``, ``B.weight``, ``mlp_head.layers.i``, ``field_output_rgb.net``. Density
+  is relu of the sum. Options ``resolution, app_dim, feature_frequencies, feature_exponent, direction_frequencies,
   direction_exponent``; encodings as above without x; the head reads (features, direction, both encodings).
 
 ``config.yml`` beside the checkpoint is YAML of pickled objects; it is read as plain data for the few numbers that the
@@ -83,7 +83,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
     flat = sorted(k for k in pipeline if k.endswith(("tcnn_encoding.params", "mlp_base.model.params", "mlp.params")))
     if any(k.startswith(("field.", "field_fine.")) for k in flat):
         raise UsageError(
-            f"{path} was trained with tiny-cuda-nn: {flat[0]} is one flat vector in a layout that depends on its version",
+            f"{path} was trained with tiny-cuda-nn: {flat[0]} is one flat vector whose layout depends on its version",
             "train or re-save it with the torch backend (pipeline.model.implementation=torch)",
         )
     said = _config(path)

@@ -83,7 +83,8 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
     if not is_torch_ngp(loaded):
         raise UsageError(f"{path} is no torch-ngp checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
     state = tensors_of(loaded.get("model", loaded), path)
-    notes = loaded.get("xarch") if isinstance(loaded.get("xarch"), Mapping) else {}
+    said = loaded.get("xarch")
+    notes: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
     where = str(path)
     low = need(state, "aabb_train", where, (6,)).tolist()
     box = (low[0], low[1], low[2], low[3], low[4], low[5])

@@ -1,0 +1,1 @@
+"""Posed images from the folders that radiance-field programs read. Importing this package imports no torch."""
