@@ -117,9 +117,8 @@ def _picture(folder: Path, frame: Mapping[str, Any], where: str) -> Path:
     path = folder / name
     if path.suffix in SUFFIXES:
         return path
-    return next(
-        (p for s in SUFFIXES if (p := path.with_name(path.name + s)).is_file()), path.with_name(path.name + ".png")
-    )
+    candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    return next((p for p in candidates if p.is_file()), candidates[0])
 
 
 def _size(said: Mapping[str, Any], picture: Path, where: str) -> tuple[int, int]:

@@ -41,6 +41,12 @@ class SceneBox:
     how: str
     hit: float
 
+    @property
+    def corners(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Lower and upper corner."""
+        x0, y0, z0, x1, y1, z1 = self.aabb
+        return (x0, y0, z0), (x1, y1, z1)
+
 
 def fit_box(posed: PosedImages) -> SceneBox:
     """Box from, in this order: the files; reconstructed points; near and far depths; the meeting of optical axes.

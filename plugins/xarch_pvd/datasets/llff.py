@@ -55,15 +55,20 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
     wide, high = round(width) // downscale, round(height) // downscale
     names = _pictures(path, len(table), downscale)
     views = held_out(len(table), split)
+    lens = intrinsics(
+        len(table), fx=focal / downscale, fy=focal / downscale, cx=width / downscale / 2, cy=height / downscale / 2
+    )
     return PosedImages(
         files=tuple(names),
         names=tuple(n.stem for n in names),
         c2w=c2w.float(),
         widths=(wide,) * len(table),
         heights=(high,) * len(table),
-        **intrinsics(
-            len(table), fx=focal / downscale, fy=focal / downscale, cx=width / downscale / 2, cy=height / downscale / 2
-        ),
+        fx=lens["fx"],
+        fy=lens["fy"],
+        cx=lens["cx"],
+        cy=lens["cy"],
+        distortion=lens["distortion"],
         split=split,
         kind="llff",
         near_far=bounds,

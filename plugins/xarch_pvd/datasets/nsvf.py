@@ -42,13 +42,18 @@ def read_nsvf(path: Path, split: str = "train", downscale: int = 1) -> PosedImag
     # Without pictures the principal point, which these files put in the middle, tells the size.
     width, height = stored if stored else (round(2 * cx), round(2 * cy))
     shared = {"fx": fx / downscale, "fy": fy / downscale, "cx": cx / downscale, "cy": cy / downscale}
+    lens = intrinsics(len(chosen), **shared)
     return PosedImages(
         files=tuple(files),
         names=tuple(p.stem for p in chosen),
         c2w=c2w.float(),
         widths=(width // downscale,) * len(chosen),
         heights=(height // downscale,) * len(chosen),
-        **intrinsics(len(chosen), **shared),
+        fx=lens["fx"],
+        fy=lens["fy"],
+        cx=lens["cx"],
+        cy=lens["cy"],
+        distortion=lens["distortion"],
         split=split,
         kind="nsvf",
         background=(1.0, 1.0, 1.0),

@@ -5,6 +5,8 @@ Legend: N views, P pixels, H rows, W columns.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ class PosedImages:
         files: picture of every view; need not exist unless pictures are asked for.
         names: name of every view.
         c2w: camera-to-world, float32 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world.
-        widths, heights: size of every view in pixels; stored pictures may be a whole multiple of it and are averaged down.
+        widths, heights: size of every view in pixels; pictures stored at a whole multiple of it are averaged down.
         fx, fy, cx, cy: float64 [N], pixels; the centre of pixel (column, row) lies at (column + 0.5, row + 0.5).
         distortion: float64 [N,4], OpenCV's k1, k2, p1, p2.
         split: "train", "val" or "test".
@@ -102,7 +104,7 @@ class PosedImages:
         return self.c2w[view, :3, 3].expand_as(dirs_P3), dirs_P3
 
     def image(self, view: int) -> Tensor:
-        """One picture, float32 [H,W,4] or [H,W,3] in [0,1]; alpha is straight.
+        """One picture as it is stored, float32 [H,W,4] or [H,W,3] in [0,1]; alpha is straight.
 
         Raises:
             UsageError: it does not exist, is damaged, or has another size than the camera.
@@ -118,7 +120,25 @@ class PosedImages:
         """
         if len(set(self.widths)) > 1 or len(set(self.heights)) > 1:
             raise UsageError(f"the views of this {self.kind} data set differ in size; read them one by one")
-        return torch.stack([self.over(self.image(view)) for view in range(len(self))])
+        return torch.stack([self.picture(view) for view in range(len(self))])
+
+    def rgba(self, view: int) -> Tensor:
+        """One picture with alpha, float32 [H,W,4] in [0,1]; opaque pictures get an alpha of 1."""
+        picture = self.image(view)
+        return picture if picture.shape[-1] == 4 else torch.cat([picture, torch.ones_like(picture[..., :1])], dim=-1)
+
+    def picture(self, view: int, background: tuple[float, float, float] | None = None) -> Tensor:
+        """One picture over a background (by default its own, or white), float32 [H,W,3] in [0,1]."""
+        return self.over(self.image(view), background)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over cameras, sizes and names; pictures are told apart by their names only."""
+        state = hashlib.sha256()
+        for numbers in (self.c2w, self.fx, self.fy, self.cx, self.cy, self.distortion):
+            state.update(numbers.contiguous().numpy().tobytes())
+        state.update(json.dumps([self.kind, self.split, self.names, self.widths, self.heights]).encode())
+        return state.hexdigest()
 
     def over(self, picture: Tensor, background: tuple[float, float, float] | None = None) -> Tensor:
         """A picture [H,W,3|4] laid over a background (by default its own, or white), [H,W,3]."""
