@@ -1,0 +1,52 @@
+"""The Triton kernels compile to PTX for sm_80 and sm_90 without a GPU; the interpreter tests what they compute."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from triton_aot import compile_launches
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted")
+
+SHARED_BYTES = {80: 166_912, 90: 232_448}
+"""Shared memory that one program can have on A100 and H100."""
+
+
+def ssd(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
+    """Mamba-2's common shape with one group in bfloat16, Discrete-Mamba-2's in float32."""
+    groups, size = (1, 128) if dtype == torch.bfloat16 else (4, 64)
+    chunk = 128 if arch == 80 else 256
+
+    def call() -> None:
+        x = torch.zeros(1, 512, 4, 64, dtype=dtype)
+        B, C = torch.zeros(2, 1, 512, groups, size, dtype=dtype).unbind()
+        run, D = torch.zeros(1, 512, dtype=torch.int32), torch.zeros(4)
+        operands = (x, torch.zeros(1, 512, 4), B, C, D, torch.zeros(1, 4, 64, size), run, chunk)
+        _, last, S, states = torch.ops.xarch.ssd_triton_forward(*operands)
+        torch.ops.xarch.ssd_triton_backward(x, last, x, B, C, D, run, last, S, states, chunk)
+
+    return call
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("call", "kernels"), [(ssd, 8)])
+def test_kernels_compile_and_fit(call, kernels, dtype, arch, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compile_launches(call(dtype, arch), arch)
+    assert len({kernel.name for kernel in compiled}) == kernels
+    for kernel in compiled:
+        assert f".target sm_{arch}" in kernel.ptx
+        assert f".entry {kernel.name}" in kernel.ptx
+        assert kernel.shared_bytes <= SHARED_BYTES[arch], kernel.name
+    # Products must reach the tensor cores.
+    assert any("mma" in kernel.ptx for kernel in compiled)
