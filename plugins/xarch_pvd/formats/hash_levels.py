@@ -25,7 +25,9 @@ def offsets(levels: int, growth: float, log2_table: int, base: int = BASE) -> li
     return rows
 
 
-def growth_of(seen: Sequence[int], bound: float, where: str, growth: float | None = None) -> tuple[float, int]:
+def growth_of(
+    seen: Sequence[int], bound: float, where: str, growth: float | None = None, base: int = BASE
+) -> tuple[float, int]:
     """(growth factor, log2 of the largest level) that give the offsets ``seen``.
 
     Args:
@@ -45,12 +47,12 @@ def growth_of(seen: Sequence[int], bound: float, where: str, growth: float | Non
         tried = [1.0]
     else:
         finest = [f * b for f in FINEST for b in dict.fromkeys((bound, 1.0))]
-        tried = [2 ** (math.log2(f / BASE) / (levels - 1)) for f in finest if f > BASE]
+        tried = [2 ** (math.log2(f / base) / (levels - 1)) for f in finest if f > base]
         tried.append(2.0)
     for factor in tried:
         # A table with no level at its limit has a limit that nothing shows: any larger one gives the same offsets.
         for log2 in (log2_table, log2_table + 1):
-            if offsets(levels, factor, log2) == list(seen):
+            if offsets(levels, factor, log2, base) == list(seen):
                 return factor, log2
     raise UsageError(
         f"{where}: no known growth factor gives {levels} levels with offsets {list(seen)[:6]}...",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -71,3 +72,20 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     return shape, dtype, stream.tell()
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a compressed archive; the file appears whole.
+
+    Raises:
+        UsageError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
+        os.replace(partial, path)
+    except OSError as e:
+        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free space or choose another folder") from e
+    finally:
+        partial.unlink(missing_ok=True)

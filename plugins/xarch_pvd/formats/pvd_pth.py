@@ -3,17 +3,17 @@
 A table with ``model`` (the state dict) and ``epoch``, ``global_step``, ``stats``, ``mean_count``, ``mean_density``,
 for factored tensors ``resolution``. The architecture is told from the names in the state dict:
 
-* ``encoder.embeddings`` and ``encoder.offsets``: ``hash``; options ``levels, features, growth, base_resolution,
-  log2_table, offsets, bound``;
-* ``nerf_mlp.i``: ``mlp``; options ``frequencies, width, layers, skip`` (the layer after which the encoding is
-  concatenated in front of the activations), ``bound``;
-* ``sigma_mat.i``: ``vm`` and ``sigma_vec.i`` without it: ``cp``, if the colour net reads spherical harmonics and 15
-  features (options ``resolution, sigma_rank, color_rank, feature_clip``); torch-ngp's own models encode 27 features
-  and the direction by frequencies (2 each, sin and cos interleaved): ``torch-ngp-vm`` and ``torch-ngp-cp`` with
-  ``feature_frequencies`` and ``direction_frequencies`` besides;
+* ``encoder.embeddings`` and ``encoder.offsets``: ``hash``; options ``levels, features, base, finest, log2_size, sizes``
+  (rows of each level), ``hidden``;
+* ``nerf_mlp.i``: ``mlp`` in the box ±1, ``torch-ngp-mlp`` in another, because its encoding reads world coordinates;
+  options ``frequencies, width, layers, output, skip`` (the layer that reads the encoding again, 0 for none);
+* ``sigma_mat.i``: ``vm`` and ``sigma_vec.i`` without it: ``cp``, if the colour net reads spherical harmonics and the
+  features; options ``resolution`` (a number, or three), ``density_rank, colour_rank, feature_clip``; torch-ngp's own
+  models encode 27 features and the direction by frequencies (2 each, sin and cos interleaved): ``torch-ngp-vm`` and
+  ``torch-ngp-cp`` with ``feature_frequencies`` and ``direction_frequencies`` besides;
 * ``tensor_volume.0``: ``tensors``; options ``resolution, degree``.
 
-All have ``degree``, the degree of the spherical harmonics (degree² values), where a direction is encoded by them, and
+All have ``degree``, where a direction is encoded by spherical harmonics (degree² values), and, but for ``tensors``,
 ``geometry``, the number of features besides the density.
 
 What these files do not say is taken from their programs: PVD (14 levels, and everything it adds) clips the raw
@@ -27,9 +27,10 @@ see ``PosedImages.to_torch_ngp``.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ GEOMETRY = 15
 PVD_LEVELS = 14
 DENSE = 20.0
 """Density written into occupied cells: above every threshold the programs use (at most 10)."""
-MAX_SIDE, MAX_CASCADES = 512, 16
+MAX_SIDE, MAX_BOUND = 512, 32768.0
 
 
 def is_torch_ngp(loaded: Mapping[str, Any]) -> bool:
@@ -86,13 +87,19 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
     said = loaded.get("xarch")
     notes: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
     where = str(path)
-    low = need(state, "aabb_train", where, (6,)).tolist()
-    box = (low[0], low[1], low[2], low[3], low[4], low[5])
+    x0, y0, z0, x1, y1, z1 = need(state, "aabb_train", where, (6,)).tolist()
+    box = (x0, y0, z0, x1, y1, z1)
     bound = max(abs(v) for v in box)
+    if not 0 < bound < MAX_BOUND:
+        raise UsageError(f"{where}: aabb_train is {box}, wanted a box around the origin")
     tensors = pvd_names.to_xarch(state)
     seen_growth = growth if growth is not None else notes.get("growth")
-    arch, options = _describe(tensors, state, where, bound, seen_growth)
-    paper = arch in ("mlp", "vm", "tensors") or options.get("levels") == PVD_LEVELS
+    base = notes.get("base") if isinstance(notes.get("base"), int) else hash_levels.BASE
+    arch, options = _describe(tensors, state, where, bound, seen_growth, base)
+    if "encoder.table" in tensors or "trunk.0.weight" in tensors:
+        # These span the cube of the bound; a smaller box only says where points are drawn.
+        box = (-bound, -bound, -bound, bound, bound, bound)
+    paper = arch in ("mlp", "torch-ngp-mlp", "vm", "tensors") or options.get("levels") == PVD_LEVELS
     clip = _pair(notes["sigma_clip"]) if "sigma_clip" in notes else (CLIP if paper else None)
     if arch == "vm":
         options["feature_clip"] = _pair(notes["feature_clip"]) if "feature_clip" in notes else CLIP
@@ -121,20 +128,22 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
         UsageError: the architecture or warp has no form there, or the file cannot be written.
     """
     path = Path(path)
-    known = ("hash", "mlp", "vm", "cp", "tensors", "torch-ngp-vm", "torch-ngp-cp")
+    known = ("hash", "mlp", "vm", "cp", "tensors", "torch-ngp-mlp", "torch-ngp-vm", "torch-ngp-cp")
     if record.arch not in known or record.warp != "aabb":
         raise UsageError(
             f"torch-ngp has no form for {record.arch} with warp {record.warp}",
             "convert it to hash, mlp, vm or tensors first",
         )
-    bound = float(record.options.get("bound", record.bound))
+    bound = record.bound
     state = pvd_names.to_torch_ngp(record.tensors)
     box = torch.tensor(record.aabb, dtype=torch.float32)
     state |= {"aabb_train": box, "aabb_infer": box.clone()}
     if record.arch == "hash":
         if tuple(record.aabb) != (-bound, -bound, -bound, bound, bound, bound):
             raise UsageError(f"torch-ngp's hash tables span a cube around the origin; the box is {record.aabb}")
-        state["encoder.offsets"] = torch.tensor(record.options["offsets"], dtype=torch.int32)
+        state["encoder.offsets"] = torch.tensor(_offsets(record), dtype=torch.int32)
+    if record.arch == "mlp" and tuple(record.aabb) != (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0):
+        raise UsageError(f"the encoding of an mlp reads world coordinates in PVD; the box is {record.aabb}, wanted ±1")
     mean = 0.0
     if record.occupancy is not None:
         grids = split_cascades(record.occupancy, record.aabb, bound, grid_side)
@@ -147,7 +156,8 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
         ("sigma_clip", record.sigma_clip),
         ("feature_clip", record.options.get("feature_clip")),
         ("background", record.background),
-        ("growth", record.options.get("growth")),
+        ("growth", _growth(record.options) if record.arch == "hash" else None),
+        ("base", record.options.get("base", hash_levels.BASE) if record.arch == "hash" else None),
     ):
         if value is not None or key in ("sigma_clip", "feature_clip"):
             notes[key] = list(value) if isinstance(value, tuple | list) else value
@@ -160,8 +170,8 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
         "model": {name: t.detach().to("cpu").contiguous() for name, t in state.items()},
         "xarch": notes,
     }
-    if "resolution" in record.options:
-        document["resolution"] = list(record.options["resolution"])
+    if "sigma_lines.0" in record.tensors:
+        document["resolution"] = [record.tensors[f"sigma_lines.{2 - axis}"].shape[2] for axis in range(3)]
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,35 +184,37 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
 
 
 def _describe(
-    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, bound: float, growth: Any
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, bound: float, growth: Any, base: int
 ) -> tuple[str, dict[str, Any]]:
-    options: dict[str, Any] = {"bound": bound}
+    options: dict[str, Any] = {}
     if "volume" in tensors:
         volume = need(tensors, "volume", where, (None,) * 4)
         degree = math.isqrt((volume.shape[0] - 1) // 3)
         if volume.shape[0] != 1 + 3 * degree**2 or degree < 1:
             raise UsageError(f"{where}: tensor_volume.0 has {volume.shape[0]} channels, wanted 1 + 3 * degree²")
-        return "tensors", options | {"resolution": list(volume.shape[1:]), "degree": degree}
+        return "tensors", options | {"resolution": _one(volume.shape[1:]), "degree": degree}
     if "sigma_lines.0" in tensors:
         arch, factored = _factored(tensors, where)
         return arch, options | factored
     if "encoder.table" in tensors:
         offsets = [int(v) for v in need(state, "encoder.offsets", where, (None,)).tolist()]
         table = need(tensors, "encoder.table", where, (offsets[-1] if offsets else 0, None))
-        factor, log2_table = hash_levels.growth_of(offsets, bound, where, growth)
+        factor, log2_table = hash_levels.growth_of(offsets, bound, where, growth, base)
         arch, width = "hash", (len(offsets) - 1) * table.shape[1]
         options |= {
             "levels": len(offsets) - 1,
             "features": table.shape[1],
-            "growth": factor,
-            "base_resolution": hash_levels.BASE,
-            "log2_table": log2_table,
-            "offsets": offsets,
+            "base": base,
+            "finest": _finest(base, factor, len(offsets) - 1),
+            "log2_size": log2_table,
+            "sizes": [b - a for a, b in itertools.pairwise(offsets)],
         }
     else:
-        arch, (width, trunk) = "mlp", _trunk(tensors, where)
+        arch = "mlp" if bound == 1 else "torch-ngp-mlp"
+        width, trunk = _trunk(tensors, where)
         options |= trunk
     layers = chain(tensors, "sigma_net", where, width)
+    options["hidden"] = layers[0].shape[0]
     return arch, options | _head(tensors, where, layers[-1].shape[0] - 1)
 
 
@@ -213,14 +225,15 @@ def _trunk(tensors: Mapping[str, Tensor], where: str) -> tuple[int, dict[str, An
     encoded, wide = weights[0].shape[1], weights[0].shape[0]
     if encoded < 3 or (encoded - 3) % 6:
         raise UsageError(f"{where}: nerf_mlp.0 reads {encoded} values, wanted 3 + 6 * frequencies")
-    skip = None
+    skip = 0
     for i, weight in enumerate(weights):
         need(tensors, f"trunk.{i}.bias", where, (weight.shape[0],))
-        if i and weight.shape[1] == wide + encoded and skip is None:
-            skip = i - 1
+        if i and weight.shape[1] == wide + encoded and not skip:
+            skip = i
         elif i and weight.shape[1] != weights[i - 1].shape[0]:
             raise UsageError(f"{where}: nerf_mlp.{i} reads {weight.shape[1]} values, {weights[i - 1].shape[0]} come in")
     options = {"frequencies": (encoded - 3) // 6, "width": wide, "layers": len(weights), "skip": skip}
+    options["output"] = weights[-1].shape[0]
     return weights[-1].shape[0], options
 
 
@@ -241,9 +254,9 @@ def _factored(tensors: Mapping[str, Tensor], where: str) -> tuple[str, dict[str,
     columns = sum(kinds["color"]) if planes else kinds["color"][0]
     features = need(tensors, "basis.weight", where, (None, columns)).shape[0]
     options: dict[str, Any] = {
-        "resolution": resolution,
-        "sigma_rank": kinds["sigma"],
-        "color_rank": kinds["color"],
+        "resolution": _one(resolution),
+        "density_rank": _one(kinds["sigma"]),
+        "colour_rank": _one(kinds["color"]),
     }
     arch = "vm" if planes else "cp"
     width = chain(tensors, "color_net", where)[0].shape[1]
@@ -272,7 +285,7 @@ def _occupancy(state: Mapping[str, Tensor], where: str, bound: float, box: tuple
     grid = need(state, "density_grid", where, (None, None))
     cascades, side = grid.shape[0], round(grid.shape[1] ** (1 / 3))
     fits = side**3 == grid.shape[1] and side & (side - 1) == 0 and 2 <= side <= MAX_SIDE
-    if not fits or cascades != cascade_count(bound) or cascades > MAX_CASCADES:
+    if not fits or cascades != cascade_count(bound):
         raise UsageError(f"{where}: density_grid is {tuple(grid.shape)}, wanted [{cascade_count(bound)}, side³]")
     field = state.get("density_bitfield")
     if field is None or not bool(field.any()):
@@ -284,6 +297,29 @@ def _occupancy(state: Mapping[str, Tensor], where: str, bound: float, box: tuple
     if field.dtype != torch.uint8 or field.numel() * 8 != grid.numel():
         raise UsageError(f"{where}: density_bitfield is {field.dtype} {tuple(field.shape)}, wanted one bit a cell")
     return merge_cascades(unpack_bits(field.flatten(), cascades, side), bound, box)
+
+
+def _offsets(record: FieldFile) -> list[int]:
+    sizes = record.options.get("sizes")
+    if sizes:
+        return [0, *itertools.accumulate(int(s) for s in sizes)]
+    said = record.options
+    return hash_levels.offsets(said["levels"], _growth(said), said["log2_size"], said["base"])
+
+
+def _growth(options: Mapping[str, Any]) -> float:
+    return 2 ** (math.log2(options["finest"] / options["base"]) / max(options["levels"] - 1, 1))
+
+
+def _finest(base: int, growth: float, levels: int) -> float:
+    """Whole where the growth factor came from a whole number: rounding must not move a level across a border."""
+    finest = base * growth ** (levels - 1)
+    return float(round(finest)) if abs(finest - round(finest)) < 1e-6 * finest else finest
+
+
+def _one(values: Sequence[int]) -> int | list[int]:
+    """One number where all are equal."""
+    return int(values[0]) if len(set(values)) == 1 else [int(v) for v in values]
 
 
 def _pair(value: Any) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ class FieldFile:
 
     Attributes:
         arch: one of xarch's own (``hash``, ``mlp``, ``vm``, ``cp``, ``tensors``) or a foreign variant
-            (``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``, ``nerfstudio-hash``,
+            (``torch-ngp-mlp``, ``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``, ``nerfstudio-hash``,
             ``nerfstudio-vanilla``, ``nerfstudio-vm``, ``nerfstudio-cp``, ``svox2``).
         options: what the architecture needs besides its tensors; JSON-able, keys in the docstring of each format.
         tensors: float32 unless a format says otherwise. xarch's own archs use these names:
