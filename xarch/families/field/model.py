@@ -101,7 +101,15 @@ class FieldTeacher(FieldModel, Teacher):
 
 
 class FieldStudent(FieldModel, Student):
-    """A field that learns from another one; it has no parts that could learn alone."""
+    """A field that learns from another one; it has no parts that could learn alone.
+
+    Args:
+        options: what the field was built with, for a fresh copy of the same shape.
+    """
+
+    def __init__(self, field: RadianceField, facts: FieldFacts, options: Any = None) -> None:
+        super().__init__(field, facts)
+        self.options = options
 
     def sites(self) -> Mapping[str, Site]:
         return {}

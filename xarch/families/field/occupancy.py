@@ -1,0 +1,105 @@
+"""Which parts of a field hold matter: a boolean volume over its unit cube, cell (i, j, k) along x, y, z.
+
+Clipped log-density is never quite empty (e⁻² per unit length), so rendering is only right with this mask. The refresh
+rule is that of Instant-NGP (arXiv 2201.05989, appendix C). Legend: N points, H cells an axis.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from xarch.families.field.field import RadianceField
+
+
+def lookup(grid_HHH: Tensor, u_N3: Tensor) -> Tensor:
+    """Whether the cells of points in the unit cube are occupied, bool [N]; outside the cube nothing is."""
+    size = grid_HHH.shape[0]
+    cell_N3 = (u_N3 * size).long().clamp(0, size - 1)
+    index_N = (cell_N3[:, 0] * size + cell_N3[:, 1]) * size + cell_N3[:, 2]
+    inside_N = ((u_N3 >= 0) & (u_N3 <= 1)).all(dim=-1)
+    return grid_HHH.reshape(-1)[index_N] & inside_N
+
+
+def dilate(grid_HHH: Tensor, cells: int = 1) -> Tensor:
+    """Grow the occupied part by whole cells in all 26 directions."""
+    size = 2 * cells + 1
+    return F.max_pool3d(grid_HHH[None, None].float(), size, stride=1, padding=cells)[0, 0] > 0
+
+
+def bounds(grid_HHH: Tensor) -> Tensor:
+    """Lower and upper corner [2, 3] of the occupied cells in the unit cube; the whole cube if none is."""
+    size = grid_HHH.shape[0]
+    corners = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        hit = grid_HHH.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
+        corners.append(
+            (hit.min() / size, (hit.max() + 1) / size) if len(hit) else (hit.new_zeros(()), hit.new_ones(()))
+        )
+    return torch.stack([torch.stack([low.float() for low, _ in corners]), torch.stack([h.float() for _, h in corners])])
+
+
+@torch.no_grad()
+def build(
+    field: RadianceField,
+    *,
+    resolution: int = 64,
+    passes: int = 3,
+    threshold: float = 10.0,
+    seed: int = 0,
+    grow: int = 1,
+    chunk: int = 1 << 16,
+) -> Tensor:
+    """Find the occupied cells of a field that has no occupancy of its own.
+
+    Args:
+        field: queried at ``passes`` jittered points per cell; its own mask is ignored.
+        resolution: cells an axis.
+        threshold: a cell is occupied above min(mean density, threshold) per world unit.
+        seed: of the jitter.
+        grow: cells by which the result is dilated, against holes at the rim.
+        chunk: points per query.
+
+    Returns:
+        bool [H, H, H].
+    """
+    device = field.aabb.device
+    jitter = torch.Generator(device="cpu").manual_seed(seed)
+    total = resolution**3
+    best = torch.zeros(total, device=device)
+    low, high = field.sigma_clip
+    for _ in range(passes):
+        for start in range(0, total, chunk):
+            index = torch.arange(start, min(start + chunk, total), device=device)
+            cell = torch.stack((index // resolution**2, index // resolution % resolution, index % resolution), dim=-1)
+            shift = torch.rand(len(index), 3, generator=jitter).to(device)
+            raw = field.sigma_raw(field.to_world((cell + shift) / resolution))
+            best[index] = torch.maximum(best[index], raw.clamp(low, high).exp())
+    occupied = best > min(float(best.mean()), threshold)
+    return (
+        dilate(occupied.view(resolution, resolution, resolution), grow)
+        if grow
+        else occupied.view(resolution, resolution, resolution)
+    )
+
+
+def sample(grid_HHH: Tensor, count: int, generator: torch.Generator, *, uniform: float = 0.15) -> Tensor:
+    """Random points of the unit cube [count, 3], on the generator's device: in occupied cells, the last ``uniform`` share anywhere.
+
+    With no occupied cell all points lie anywhere.
+    """
+    device = generator.device
+    cells = grid_HHH.to(device).reshape(-1).nonzero()[:, 0]
+    inside = int(round(count * (1 - uniform))) if len(cells) else 0
+    u_N3 = torch.rand(count, 3, generator=generator, device=device)
+    if inside:
+        size = grid_HHH.shape[0]
+        chosen = cells[torch.randint(len(cells), (inside,), generator=generator, device=device)]
+        corner = torch.stack((chosen // size**2, chosen // size % size, chosen % size), dim=-1)
+        u_N3[:inside] = (corner + u_N3[:inside]) / size
+    return u_N3
