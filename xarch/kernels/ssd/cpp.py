@@ -1,0 +1,273 @@
+"""SSD in C++ for CPUs, float32 inside: chunks whose tiles and states stay in the level-2 cache of a thread.
+
+A call is split into sequences and heads, each computed by one thread in a fixed order, so results do not depend on the
+number of threads. The forward pass keeps one state per chunk if there will be a backward pass. Formulas: README.md.
+
+Legend: B batch, L tokens, H heads, G B/C groups, P value width, N state size, K chunks, S slices of a group's heads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch.kernels.dispatch import register
+from xarch.kernels.native import library
+from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.precision import island_dtype
+from xarch.kernels.segments import runs
+from xarch.kernels.ssd.chunked import ssd_chunked
+from xarch.kernels.ssd.naive import ssd_naive
+
+CHUNK = 64
+"""Fastest of 32, 64 and 128 on an AVX-512 Xeon at N = P = 64 (see README.md)."""
+
+_UNITS = 16
+"""Heads of a group share work as long as so many pieces of work are left for the threads."""
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), *((n, ctypes.c_int64) for n in ("batch", "token", "head"))]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in "batch length heads groups width size chunk slice threads".split()),
+        *((n, _Rows) for n in "x log_a B C dy".split()),
+        *((n, ctypes.c_void_p) for n in "D initial run y last states dlast dx dlog_a dB dC dD dinitial".split()),
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    loaded = library("ssd", [Path(__file__).with_name("ssd.cpp")])
+    for function in (loaded.ssd_forward, loaded.ssd_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+    return loaded
+
+
+def _check() -> float:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    operands = [randn(2, 70, 4, 19), -randn(2, 70, 4).abs(), randn(2, 70, 2, 18), randn(2, 70, 2, 18), randn(4)]
+    segments = (torch.arange(70) // 30).expand(2, -1)
+
+    def run(function: Any) -> Any:
+        return lambda *t, state: function(*t[:5], initial_state_BHPN=t[5], segment_ids_BL=segments, chunk_size=None)
+
+    state = randn(2, 4, 19, 18)
+    return largest_error(run(ssd_cpp), run(ssd_naive), [*operands, state], {"state": None})
+
+
+@register(
+    "ssd",
+    "cpp",
+    priority=30,
+    devices=["cpu"],
+    dtypes=[torch.float32, torch.bfloat16, torch.float16],
+    available=ready("ssd", _check),
+)
+def ssd_cpp(
+    x_BLHP: Tensor,
+    log_a_BLH: Tensor,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
+    D_H: Tensor | None,
+    *,
+    initial_state_BHPN: Tensor | None,
+    segment_ids_BL: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Arguments and results of :func:`xarch.kernels.ssd`; the state is always returned."""
+    operands = (x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, initial_state_BHPN)
+    if island_dtype(*operands) == torch.float64 or 0 in x_BLHP.shape or B_BLGN.shape[-1] == 0:
+        # Nothing to compute, or an operand other than x asks for float64.
+        return ssd_chunked(
+            *operands[:5],
+            initial_state_BHPN=initial_state_BHPN,
+            segment_ids_BL=segment_ids_BL,
+            chunk_size=chunk_size,
+        )
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    run_BL = None if segment_ids_BL is None else runs(segment_ids_BL)
+    chunk = min(chunk_size or CHUNK, x_BLHP.shape[1])
+    y_BLHP, last_BHPN, _ = ssd_cpp_forward(*operands, run_BL, chunk, keep)
+    return y_BLHP, last_BHPN
+
+
+@torch.library.custom_op("xarch::ssd_cpp_forward", mutates_args=())
+def ssd_cpp_forward(
+    x_BLHP: Tensor,
+    log_a_BLH: Tensor,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
+    D_H: Tensor | None,
+    initial_state_BHPN: Tensor | None,
+    run_BL: Tensor | None,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the state after the last token, and with ``keep`` the states [B, H, K + 1, N, P] around the chunks."""
+    inputs = _Inputs(x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, run_BL, chunk)
+    y_BLHP, last_BHPN, states_BHKNP = _outputs(x_BLHP, B_BLGN, chunk, keep, torch.float32)
+    initial = None if initial_state_BHPN is None else _dense(initial_state_BHPN)
+    inputs.run("ssd_forward", initial=initial, y=y_BLHP, last=last_BHPN, states=states_BHKNP if keep else None)
+    return y_BLHP.to(x_BLHP.dtype), last_BHPN, states_BHKNP
+
+
+@ssd_cpp_forward.register_fake
+def _(
+    x: Tensor,
+    log_a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial: Tensor | None,
+    run: Tensor | None,
+    chunk: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(x, B, chunk, keep, x.dtype)
+
+
+@torch.library.custom_op("xarch::ssd_cpp_backward", mutates_args=())
+def ssd_cpp_backward(
+    dy_BLHP: Tensor,
+    dlast_BHPN: Tensor | None,
+    x_BLHP: Tensor,
+    log_a_BLH: Tensor,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
+    D_H: Tensor | None,
+    run_BL: Tensor | None,
+    states_BHKNP: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, log_a, B, C, D (zeros without D) and the initial state, the last two in float32."""
+    inputs = _Inputs(x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, run_BL, chunk)
+    batch, length, heads, width = x_BLHP.shape
+    groups, size = B_BLGN.shape[2:]
+    dx_BLHP, dlog_a_BLH = x_BLHP.new_empty(x_BLHP.shape, dtype=torch.float32), _empty(x_BLHP, batch, length, heads)
+    dB_SBLGN, dC_SBLGN = (_empty(x_BLHP, inputs.slices, batch, length, groups, size) for _ in range(2))
+    dD_BH, dinitial_BHPN = _empty(x_BLHP, batch, heads), _empty(x_BLHP, batch, heads, width, size)
+    inputs.run(
+        "ssd_backward",
+        dy=dy_BLHP,
+        dlast=None if dlast_BHPN is None else _dense(dlast_BHPN),
+        states=states_BHKNP,
+        dx=dx_BLHP,
+        dlog_a=dlog_a_BLH,
+        dB=dB_SBLGN,
+        dC=dC_SBLGN,
+        dD=dD_BH,
+        dinitial=dinitial_BHPN,
+    )
+    dB_BLGN, dC_BLGN = (t[0] if len(t) == 1 else t.sum(0) for t in (dB_SBLGN, dC_SBLGN))
+    found = (dx_BLHP.to(x_BLHP.dtype), dlog_a_BLH.to(log_a_BLH.dtype), dB_BLGN.to(B_BLGN.dtype))
+    return *found, dC_BLGN.to(C_BLGN.dtype), dD_BH.sum(0), dinitial_BHPN
+
+
+@ssd_cpp_backward.register_fake
+def _(
+    dy: Tensor,
+    dlast: Tensor | None,
+    x: Tensor,
+    log_a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    run: Tensor | None,
+    states: Tensor,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, _, heads, width = x.shape
+    like = [t.new_empty(t.shape) for t in (x, log_a, B, C)]
+    return *like, _empty(x, heads), _empty(x, batch, heads, width, B.shape[-1])  # type: ignore[return-value]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, log_a, B, C, D, initial, run, chunk, _ = inputs
+    ctx.save_for_backward(x, log_a, B, C, D, run, output[2])
+    ctx.chunk, ctx.initial_dtype = chunk, None if initial is None else initial.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, log_a, B, C, D, run, states = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(x)
+    *found, dD, dinitial = ssd_cpp_backward(dy, dlast, x, log_a, B, C, D, run, states, ctx.chunk)
+    return (
+        *found,
+        None if D is None else dD.to(D.dtype),
+        None if ctx.initial_dtype is None else dinitial.to(ctx.initial_dtype),
+        None,
+        None,
+        None,
+    )
+
+
+ssd_cpp_forward.register_autograd(_backward, setup_context=_setup)
+
+
+class _Inputs:
+    """The operands in float32, kept alive while C++ reads them."""
+
+    def __init__(
+        self,
+        x_BLHP: Tensor,
+        log_a_BLH: Tensor,
+        B_BLGN: Tensor,
+        C_BLGN: Tensor,
+        D_H: Tensor | None,
+        run_BL: Tensor | None,
+        chunk: int,
+    ) -> None:
+        batch, length, heads, width = x_BLHP.shape
+        groups, size = B_BLGN.shape[2:]
+        part = heads // groups
+        while part > 1 and (part > 4 or batch * groups * -(-heads // groups // part) < _UNITS):
+            part //= 2
+        self.slices = -(-(heads // groups) // part)
+        self._sizes = (batch, length, heads, groups, width, size, chunk, part, torch.get_num_threads())
+        self._rows = {"x": _rows(x_BLHP), "B": _rows(B_BLGN), "C": _rows(C_BLGN), "log_a": log_a_BLH.float()}
+        self._dense = {"D": None if D_H is None else _dense(D_H), "run": None if run_BL is None else run_BL.contiguous()}
+
+    def run(self, function: str, *, dy: Tensor | None = None, **tensors: Tensor | None) -> None:
+        rows = self._rows if dy is None else {**self._rows, "dy": _rows(dy)}
+        dense = {**self._dense, **tensors}
+        call = _Call(
+            *self._sizes,
+            **{name: _Rows(t.data_ptr(), *t.stride()[:3]) for name, t in rows.items()},
+            **{name: t.data_ptr() for name, t in dense.items() if t is not None},
+        )
+        getattr(_library(), function)(call)
+
+
+def _outputs(x: Tensor, B: Tensor, chunk: int, keep: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, heads, width = x.shape
+    size = B.shape[-1]
+    around = -(-length // chunk) + 1 if keep else 0
+    y = x.new_empty(x.shape, dtype=dtype)
+    return y, _empty(x, batch, heads, width, size), _empty(x, batch, heads, around, size, width)
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t.float().contiguous()
+
+
+def _rows(t: Tensor) -> Tensor:
+    t = t.float()
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()

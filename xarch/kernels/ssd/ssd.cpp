@@ -1,0 +1,318 @@
+// SSD forward and backward in chunks of tokens. The formulas are in xarch/kernels/README.md, "SSD".
+//
+// A unit of work is one sequence and up to `slice` heads of one B/C group, chunk after chunk; all tiles of a chunk and the
+// states stay in the level-2 cache of the thread, and only inputs, outputs and one state per chunk cross memory. States
+// are kept as h^T [N, P], so that the forward pass transposes nothing but B.
+//
+// Legend: Q tokens of a chunk, P value width, N state size; tiles have their rows padded to whole vectors.
+#include <cmath>
+
+#include "gemm.h"
+#include "parallel.h"
+
+using namespace simd;
+using gemm::Job;
+using gemm::padded;
+using gemm::Product;
+using gemm::Range;
+
+// Exponents below this are raised to it, as xarch/kernels/precision.py explains.
+static constexpr float LOG_FLOOR = -60.0f;
+
+// A float tensor: the last dimension is dense, the others have strides, in floats.
+struct Rows {
+    const float* at;
+    int64_t batch, token, head;
+    const float* of(int64_t b, int64_t t, int64_t h) const { return at + b * batch + t * token + h * head; }
+};
+
+struct Call {
+    int64_t batch, length, heads, groups, width, size, chunk, slice, threads;
+    Rows x, log_a, B, C, dy;        // log_a [B, L, H]: one number per head
+    const float *D, *initial;       // [H] or null, [B, H, P, N] or null
+    const int64_t* run;             // [B, L] or null
+    float *y, *last, *states;       // [B, L, H, P], [B, H, P, N], [B, H, chunks + 1, N, P] or null
+    const float* dlast;             // [B, H, P, N] or null
+    float *dx, *dlog_a, *dB, *dC, *dD, *dinitial;  // dB, dC [slices, B, L, G, N]; dD [B, H]
+};
+
+namespace {
+
+// Memory of a thread, kept from call to call.
+class Scratch {
+    std::vector<float> memory_;
+    float* next_ = nullptr;
+
+public:
+    void reserve(int64_t floats) {
+        if ((int64_t)memory_.size() < floats + 16) memory_.assign((size_t)floats + 16, 0.0f);
+        next_ = (float*)(((uintptr_t)memory_.data() + 63) / 64 * 64);
+    }
+    float* take(int64_t floats) {
+        float* taken = next_;
+        next_ += (floats + 15) / 16 * 16;
+        return taken;
+    }
+};
+thread_local Scratch scratch;
+
+// [P, N] of any width to a tile [N, Pp], rows padded up to whole blocks; and back.
+void turn_in(const float* from, int64_t rows, int64_t columns, float* to, float* between) {
+    gemm::pack(from, columns, rows, columns, between, padded(rows));
+    gemm::transpose(between, padded(columns), to, padded(rows), rows, columns);
+}
+void turn_out(const float* tile, int64_t rows, int64_t columns, float* to, float* between) {
+    gemm::transpose(tile, padded(rows), between, padded(columns), columns, rows);
+    gemm::unpack(between, rows, columns, to, columns);
+}
+
+// Decays of one head in one chunk.
+struct Decay {
+    float *S, *enter, *leave;  // [Qp]: prefix sums, exp(S_t), exp(T - S_s); zero across a change of document
+    int32_t* run;              // [Qp] or null
+    float cross;               // exp(T)
+
+    void read(const Call& c, int64_t b, int64_t h, int64_t start, int64_t q) {
+        const int64_t all = padded(q);
+        float sum = 0.0f;
+        for (int64_t t = 0; t < all; ++t) {
+            // One huge step would swallow the digits of all later ones in the prefix sum.
+            if (t < q) {
+                const float log_a = *c.log_a.of(b, start + t, h);
+                sum += log_a < LOG_FLOOR ? LOG_FLOOR : log_a;
+            }
+            S[t] = sum;
+        }
+        const vf floor = vf{} + LOG_FLOOR, T = vf{} + sum;
+        for (int64_t t = 0; t < all; t += W) {
+            store(enter + t, vexp(vmax(load(S + t), floor)));
+            store(leave + t, vexp(vmax(T - load(S + t), floor)));
+        }
+        if (run) {
+            const int64_t before = c.run[b * c.length + (start > 0 ? start - 1 : 0)];
+            const int64_t* now = c.run + b * c.length + start;
+            for (int64_t t = 0; t < all; ++t) run[t] = t < q ? (int32_t)(now[t] - before) : -1;
+            for (int64_t t = 0; t < q; ++t) {
+                if (run[t] != 0) enter[t] = 0.0f;
+                if (run[t] != run[q - 1]) leave[t] = 0.0f;
+            }
+        }
+        // What reaches the last token reaches the next chunk.
+        cross = enter[q - 1];
+    }
+
+    // weight = score o L and, if given, dscore = dscore o L, with L[t, s] = exp(S_t - S_s) for s <= t of one document,
+    // else zero. Columns are written as far beyond the diagonal as a causal product reads.
+    void apply(const float* score, float* weight, float* dscore, int64_t q) const {
+        const int64_t all = padded(q);
+        const vf floor = vf{} + LOG_FLOOR;
+        vi lanes;
+        for (int i = 0; i < W; ++i) lanes[i] = i;
+        for (int64_t t = 0; t < q; ++t) {
+            const vf now = vf{} + S[t];
+            const float* from = score + t * all;
+            float *to = weight + t * all, *dto = dscore ? dscore + t * all : nullptr;
+            int64_t s = 0;
+            for (; s <= t; s += W) {
+                vf L = vexp(vmax(vmin(now - load(S + s), vf{}), floor));
+                if (run) {
+                    vi other;
+                    std::memcpy(&other, run + s, sizeof other);
+                    L = select(other == run[t], L, vf{});
+                }
+                vf w = load(from + s) * L, d{};
+                if (dto) d = load(dto + s) * L;
+                if (s + W > t + 1) {
+                    const vi inside = lanes <= (int32_t)(t - s);
+                    w = select(inside, w, vf{});
+                    d = select(inside, d, vf{});
+                }
+                store(to + s, w);
+                if (dto) store(dto + s, d);
+            }
+            for (; s < all && s < t + gemm::MAX_ROWS; s += W) {
+                store(to + s, vf{});
+                if (dto) store(dto + s, vf{});
+            }
+        }
+    }
+};
+
+// to = scale[t] from[t], row by row.
+void scaled(const float* from, const float* scale, int64_t q, int64_t stride, float* to) {
+    for (int64_t t = 0; t < q; ++t)
+        for (int64_t j = 0; j < stride; j += W) store(to + t * stride + j, load(from + t * stride + j) * scale[t]);
+}
+
+// to += scale from.
+void add(const float* from, float scale, int64_t floats, float* to) {
+    for (int64_t j = 0; j < floats; j += W) store(to + j, fma(load(from + j), vf{} + scale, load(to + j)));
+}
+
+vf dot(const float* a, const float* b, int64_t floats, vf sum) {
+    for (int64_t j = 0; j < floats; j += W) sum = fma(load(a + j), load(b + j), sum);
+    return sum;
+}
+
+struct Unit {
+    const Call& c;
+    int64_t b, g, first, count;  // heads first .. first + count - 1
+    int64_t part;                // which slice of its group
+    int64_t Pp, Np, Qp, Pr, Nr;  // widths of tiles; rows of transposed tiles
+    int64_t chunks;
+
+    Unit(const Call& call, int64_t index) : c(call) {
+        const int64_t ratio = c.heads / c.groups, slices = (ratio + c.slice - 1) / c.slice;
+        part = index % slices;
+        g = index / slices % c.groups;
+        b = index / slices / c.groups;
+        first = g * ratio + part * c.slice;
+        count = part * c.slice + c.slice < ratio ? c.slice : ratio - part * c.slice;
+        Pp = padded(c.width), Np = padded(c.size), Qp = padded(c.chunk);
+        chunks = (c.length + c.chunk - 1) / c.chunk;
+    }
+
+    float* state(int64_t head, int64_t at) const {
+        return c.states + ((b * c.heads + head) * (chunks + 1) + at) * c.size * c.width;
+    }
+    int64_t head_state(int64_t head) const { return (b * c.heads + head) * c.size * c.width; }
+
+    void forward() const;
+    void backward() const;
+};
+
+void Unit::forward() const {
+    const int64_t square = Qp * Qp, state_floats = Np * Pp;
+    scratch.reserve(3 * Qp * Np + Np * Qp + 2 * square + 2 * Qp * Pp + 4 * Qp + (count + 1) * state_floats + 256);
+    float *B = scratch.take(Qp * Np), *C = scratch.take(Qp * Np), *LB = scratch.take(Qp * Np);
+    float *BT = scratch.take(Np * Qp), *G = scratch.take(square), *M = scratch.take(square);
+    float *x = scratch.take(Qp * Pp), *y = scratch.take(Qp * Pp), *h = scratch.take(count * state_floats);
+    float* between = scratch.take(state_floats);
+    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), nullptr, 0.0f};
+    if (c.run) decay.run = (int32_t*)scratch.take(Qp);
+    for (int64_t r = 0; r < count; ++r) {
+        if (c.initial)
+            turn_in(c.initial + head_state(first + r), c.width, c.size, h + r * state_floats, between);
+        else
+            std::memset(h + r * state_floats, 0, sizeof(float) * (size_t)state_floats);
+        if (c.states) gemm::unpack(h + r * state_floats, c.size, c.width, state(first + r, 0), c.width);
+    }
+    for (int64_t i = 0; i < chunks; ++i) {
+        const int64_t start = i * c.chunk, q = start + c.chunk < c.length ? c.chunk : c.length - start, qp = padded(q);
+        gemm::pack(c.B.of(b, start, g), c.B.token, q, c.size, B, qp);
+        gemm::pack(c.C.of(b, start, g), c.C.token, q, c.size, C, q);
+        gemm::transpose(B, Np, BT, qp, q, c.size);
+        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW});
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t head = first + r;
+            float* state_NP = h + r * state_floats;
+            gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, q);
+            decay.read(c, b, head, start, q);
+            decay.apply(G, M, nullptr, q);
+            Product through{C, Np, 1, state_NP, Pp, i > 0 || c.initial ? c.size : 0};
+            gemm::run({y, Pp, q, c.width, 0.0f, through, decay.enter, {M, qp, 1, x, Pp, q}, Range::UP_TO_ROW});
+            if (c.D) add(x, c.D[head], q * Pp, y);
+            gemm::unpack(y, q, c.width, c.y + ((b * c.length + start) * c.heads + head) * c.width, c.heads * c.width);
+            scaled(B, decay.leave, q, Np, LB);
+            gemm::run({state_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {LB, 1, Np, x, Pp, q}});
+            if (c.states) gemm::unpack(state_NP, c.size, c.width, state(head, i + 1), c.width);
+        }
+    }
+    for (int64_t r = 0; r < count; ++r)
+        turn_out(h + r * state_floats, c.width, c.size, c.last + head_state(first + r), between);
+}
+
+void Unit::backward() const {
+    const int64_t square = Qp * Qp, state_floats = Np * Pp;
+    scratch.reserve(7 * Qp * Np + 5 * Qp * Pp + 3 * square + 4 * Qp + Qp * W + (count + 3) * state_floats + 512);
+    float *B = scratch.take(Qp * Np), *C = scratch.take(Qp * Np), *BT = scratch.take(Np * Qp);
+    float *dB = scratch.take(Qp * Np), *dC = scratch.take(Qp * Np), *EC = scratch.take(Qp * Np);
+    float *x = scratch.take(Qp * Pp), *dy = scratch.take(Qp * Pp), *xT = scratch.take(Pp * Qp);
+    float* dx = scratch.take(Qp * Pp);
+    float *G = scratch.take(square), *M = scratch.take(square), *dG = scratch.take(square);
+    float *dh = scratch.take(count * state_floats), *h = scratch.take(state_floats);
+    float *h_PN = scratch.take(state_floats), *dh_PN = scratch.take(state_floats), *dS = scratch.take(Qp * W);
+    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), nullptr, 0.0f};
+    if (c.run) decay.run = (int32_t*)scratch.take(Qp);
+    for (int64_t r = 0; r < count; ++r) {
+        c.dD[b * c.heads + first + r] = 0.0f;
+        if (c.dlast)
+            turn_in(c.dlast + head_state(first + r), c.width, c.size, dh + r * state_floats, h);
+        else
+            std::memset(dh + r * state_floats, 0, sizeof(float) * (size_t)state_floats);
+    }
+    const int64_t row_BC = ((part * c.batch + b) * c.length) * c.groups + g;
+    for (int64_t i = chunks - 1; i >= 0; --i) {
+        const int64_t start = i * c.chunk, q = start + c.chunk < c.length ? c.chunk : c.length - start, qp = padded(q);
+        const bool onward = i + 1 < chunks || c.dlast;
+        gemm::pack(c.B.of(b, start, g), c.B.token, q, c.size, B, qp);
+        gemm::pack(c.C.of(b, start, g), c.C.token, q, c.size, C, q);
+        gemm::transpose(B, Np, BT, qp, q, c.size);
+        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW});
+        for (int64_t r = 0; r < count; ++r) {
+            const int64_t head = first + r;
+            float* dstate_NP = dh + r * state_floats;
+            gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, qp);
+            gemm::pack(c.dy.of(b, start, head), c.dy.token, q, c.width, dy, q);
+            gemm::transpose(x, Pp, xT, qp, q, c.width);
+            gemm::pack(state(head, i), c.width, c.size, c.width, h, Np);
+            gemm::transpose(h, Pp, h_PN, Np, c.size, c.width);
+            if (onward) gemm::transpose(dstate_NP, Pp, dh_PN, Np, c.size, c.width);
+            decay.read(c, b, head, start, q);
+            gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW});
+            decay.apply(G, M, dG, q);
+
+            const int64_t width = onward ? c.width : 0, size = onward ? c.size : 0;
+            // Heads of a group add up in order; each needs its own rows for dS first.
+            float *dC_r = r == 0 ? dC : EC, *dB_r = r == 0 ? dB : EC;
+            gemm::run({dC_r, Np, q, c.size, 0.0f, {dy, Pp, 1, h_PN, Np, c.width}, decay.enter,
+                       {dG, qp, 1, B, Np, q}, Range::UP_TO_ROW});
+            for (int64_t t = 0; t < q; ++t) store(dS + t * W, dot(dC_r + t * Np, C + t * Np, Np, vf{}));
+            if (r > 0) add(dC_r, 1.0f, q * Np, dC);
+            gemm::run({dB_r, Np, q, c.size, 0.0f, {x, Pp, 1, dh_PN, Np, width}, decay.leave,
+                       {dG, 1, qp, C, Np, q}, Range::FROM_ROW});
+            for (int64_t t = 0; t < q; ++t)
+                store(dS + t * W, load(dS + t * W) - dot(dB_r + t * Np, B + t * Np, Np, vf{}));
+            if (r > 0) add(dB_r, 1.0f, q * Np, dB);
+            gemm::run({dx, Pp, q, c.width, 0.0f, {B, Np, 1, dstate_NP, Pp, size}, decay.leave,
+                       {M, 1, qp, dy, Pp, q}, Range::FROM_ROW});
+            if (c.D) {
+                add(dy, c.D[head], q * Pp, dx);
+                c.dD[b * c.heads + head] += hsum(dot(dy, x, q * Pp, vf{}));
+            }
+            gemm::unpack(dx, q, c.width, c.dx + ((b * c.length + start) * c.heads + head) * c.width, c.heads * c.width);
+
+            // T multiplies the whole state after the chunk.
+            float sum = 0.0f;
+            if (onward) {
+                gemm::pack(state(head, i + 1), c.width, c.size, c.width, h, c.size);
+                sum = hsum(dot(dstate_NP, h, c.size * Pp, vf{}));
+            }
+            for (int64_t t = q - 1; t >= 0; --t) {
+                sum += hsum(load(dS + t * W));
+                c.dlog_a[(b * c.length + start + t) * c.heads + head] = sum;
+            }
+            scaled(C, decay.enter, q, Np, EC);
+            gemm::run({dstate_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {EC, 1, Np, dy, Pp, q}});
+        }
+        const int64_t stride = c.groups * c.size, offset = row_BC * c.size + start * stride;
+        gemm::unpack(dC, q, c.size, c.dC + offset, stride);
+        gemm::unpack(dB, q, c.size, c.dB + offset, stride);
+    }
+    for (int64_t r = 0; r < count; ++r)
+        turn_out(dh + r * state_floats, c.width, c.size, c.dinitial + head_state(first + r), h);
+}
+
+}  // namespace
+
+static int64_t units(const Call& c) {
+    return c.batch * c.groups * ((c.heads / c.groups + c.slice - 1) / c.slice);
+}
+
+extern "C" void ssd_forward(const Call* c) {
+    parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).forward(); });
+}
+
+extern "C" void ssd_backward(const Call* c) {
+    parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).backward(); });
+}
