@@ -94,7 +94,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
         raise UsageError(f"{where}: aabb_train is {box}, wanted a box around the origin")
     tensors = pvd_names.to_xarch(state)
     seen_growth = growth if growth is not None else notes.get("growth")
-    base = notes.get("base") if isinstance(notes.get("base"), int) else hash_levels.BASE
+    base = int(notes.get("base", hash_levels.BASE))
     arch, options = _describe(tensors, state, where, bound, seen_growth, base)
     if "encoder.table" in tensors or "trunk.0.weight" in tensors:
         # These span the cube of the bound; a smaller box only says where points are drawn.
