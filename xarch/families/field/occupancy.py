@@ -34,14 +34,11 @@ def dilate(grid_HHH: Tensor, cells: int = 1) -> Tensor:
 def bounds(grid_HHH: Tensor) -> Tensor:
     """Lower and upper corner [2, 3] of the occupied cells in the unit cube; the whole cube if none is."""
     size = grid_HHH.shape[0]
-    corners = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hit = grid_HHH.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0]
-        corners.append(
-            (hit.min() / size, (hit.max() + 1) / size) if len(hit) else (hit.new_zeros(()), hit.new_ones(()))
-        )
-    return torch.stack([torch.stack([low.float() for low, _ in corners]), torch.stack([h.float() for _, h in corners])])
+    low, high = torch.zeros(3, device=grid_HHH.device), torch.ones(3, device=grid_HHH.device)
+    cell_M3 = grid_HHH.nonzero()
+    if len(cell_M3):
+        low, high = cell_M3.amin(dim=0) / size, (cell_M3.amax(dim=0) + 1) / size
+    return torch.stack((low, high))
 
 
 @torch.no_grad()
@@ -80,22 +77,18 @@ def build(
             shift = torch.rand(len(index), 3, generator=jitter).to(device)
             raw = field.sigma_raw(field.to_world((cell + shift) / resolution))
             best[index] = torch.maximum(best[index], raw.clamp(low, high).exp())
-    occupied = best > min(float(best.mean()), threshold)
-    return (
-        dilate(occupied.view(resolution, resolution, resolution), grow)
-        if grow
-        else occupied.view(resolution, resolution, resolution)
-    )
+    occupied = (best > min(float(best.mean()), threshold)).view(resolution, resolution, resolution)
+    return dilate(occupied, grow) if grow else occupied
 
 
 def sample(grid_HHH: Tensor, count: int, generator: torch.Generator, *, uniform: float = 0.15) -> Tensor:
-    """Random points of the unit cube [count, 3], on the generator's device: in occupied cells, the last ``uniform`` share anywhere.
+    """Random points of the unit cube [count, 3] in occupied cells, the last ``uniform`` share of them anywhere.
 
-    With no occupied cell all points lie anywhere.
+    They lie on the generator's device. With no occupied cell all points lie anywhere.
     """
     device = generator.device
     cells = grid_HHH.to(device).reshape(-1).nonzero()[:, 0]
-    inside = int(round(count * (1 - uniform))) if len(cells) else 0
+    inside = round(count * (1 - uniform)) if len(cells) else 0
     u_N3 = torch.rand(count, 3, generator=generator, device=device)
     if inside:
         size = grid_HHH.shape[0]

@@ -20,19 +20,17 @@ def hash_encode_naive(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Ten
     for level in level_table(config):
         position = u_N3.clamp(0.0, BELOW_ONE) * level.scale + level.shift
         low = position.floor()
-        value = 0
+        value = u_N3.new_zeros(len(u_N3), config.features)
         for corner in range(8):
             bits = [corner >> axis & 1 for axis in range(3)]
-            index: Tensor | int = 0
+            index = torch.zeros_like(low[:, 0], dtype=torch.long)
             weight = torch.ones_like(position[:, 0])
             for axis, bit in enumerate(bits):
                 place = low[:, axis].long() + bit
                 fraction = position[:, axis] - low[:, axis]
                 weight = weight * (fraction if bit else 1 - fraction)
-                if level.dense:
-                    index = index + place * level.stride**axis
-                else:
-                    index = index ^ (place * PRIMES[axis] % 2**32)
+                hashed = index ^ (place * PRIMES[axis] % 2**32)
+                index = index + place * level.stride**axis if level.dense else hashed
             if not level.dense:
                 index = index % level.size
             value = value + weight[:, None] * table_EF[index + level.offset]

@@ -1,0 +1,150 @@
+"""The hash encoding in C++ for CPUs: rows and weights in vectors, no index tensors, a level at a time.
+
+Every row of the gradient is summed over points in their order, so results do not depend on the number of threads.
+Legend: see the package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch.kernels.dispatch import register
+from xarch.kernels.hash_encoding.bagged import hash_encode_bagged
+from xarch.kernels.hash_encoding.config import HashConfig, level_table
+from xarch.kernels.hash_encoding.naive import hash_encode_naive
+from xarch.kernels.native import library
+from xarch.kernels.native.ready import largest_error, ready
+
+_FEATURES = 64
+"""Most features of a row, as in hash.cpp."""
+
+
+class _Level(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_float) for n in ("scale", "shift")),
+        *((n, ctypes.c_int64) for n in ("stride", "offset", "size", "dense")),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_void_p) for n in ("points", "table", "grad", "out")),
+        *((n, ctypes.c_int64) for n in ("n", "levels", "features", "threads")),
+        ("level", ctypes.POINTER(_Level)),
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    loaded = library("hash_encoding", [Path(__file__).with_name("hash.cpp")])
+    for function in (loaded.hash_forward, loaded.hash_backward):
+        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+    return loaded
+
+
+def _check() -> float:
+    generator = torch.Generator().manual_seed(0)
+    config = HashConfig(levels=4, log2_size=10, base=4, finest=60)
+    # Multiples of 1/64 lie on no face of a cell in any level, so float32 and float64 find the same cells.
+    points = torch.randint(1, 64, (70, 3), generator=generator) / 64
+
+    def run(function: Any) -> Any:
+        return lambda table: [function(points.to(table.dtype), table, config)]
+
+    table = torch.randn(config.rows, 2, generator=generator, dtype=torch.float64)
+    return largest_error(run(hash_encode_cpp), run(hash_encode_naive), [table], {})
+
+
+@register(
+    "hash_encode",
+    "cpp",
+    priority=30,
+    devices=["cpu"],
+    dtypes=[torch.float32, torch.bfloat16, torch.float16],
+    lacks=["position_gradient"],
+    available=ready("hash_encode", _check),
+)
+def hash_encode_cpp(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tensor:
+    """Arguments and result of :func:`xarch.kernels.hash_encode`."""
+    if table_EF.dtype == torch.float64 or config.features > _FEATURES:
+        return hash_encode_bagged(u_N3, table_EF, config)
+    integers: list[int] = []
+    floats: list[float] = []
+    for level in level_table(config):
+        integers += [level.stride, level.offset, level.size, int(level.dense)]
+        floats += [level.scale, level.shift]
+    return hash_encode_cpp_forward(u_N3.float(), table_EF.float(), integers, floats)
+
+
+@torch.library.custom_op("xarch::hash_encode_cpp_forward", mutates_args=())
+def hash_encode_cpp_forward(u_N3: Tensor, table_EF: Tensor, integers: list[int], floats: list[float]) -> Tensor:
+    """Levels as (stride, offset, size, dense) and (scale, shift), one after another."""
+    out = u_N3.new_empty(len(u_N3), len(floats) // 2 * table_EF.shape[1])
+    _run("hash_forward", u_N3, table_EF.contiguous(), None, out, integers, floats)
+    return out
+
+
+@hash_encode_cpp_forward.register_fake
+def _(u_N3: Tensor, table_EF: Tensor, integers: list[int], floats: list[float]) -> Tensor:
+    return u_N3.new_empty(u_N3.shape[0], len(floats) // 2 * table_EF.shape[1])
+
+
+@torch.library.custom_op("xarch::hash_encode_cpp_backward", mutates_args=())
+def hash_encode_cpp_backward(
+    dout: Tensor, u_N3: Tensor, rows: int, features: int, integers: list[int], floats: list[float]
+) -> Tensor:
+    """Gradient of the table."""
+    grad_EF = u_N3.new_zeros(rows, features)
+    _run("hash_backward", u_N3, None, grad_EF, dout.contiguous(), integers, floats)
+    return grad_EF
+
+
+@hash_encode_cpp_backward.register_fake
+def _(dout: Tensor, u_N3: Tensor, rows: int, features: int, integers: list[int], floats: list[float]) -> Tensor:
+    return u_N3.new_empty(rows, features)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    u_N3, table_EF, ctx.integers, ctx.floats = inputs
+    ctx.save_for_backward(u_N3)
+    ctx.shape = tuple(table_EF.shape)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[None, Tensor, None, None]:
+    (u_N3,) = ctx.saved_tensors
+    return None, hash_encode_cpp_backward(dout, u_N3, *ctx.shape, ctx.integers, ctx.floats), None, None
+
+
+hash_encode_cpp_forward.register_autograd(_backward, setup_context=_setup)
+
+
+def _run(
+    function: str,
+    u_N3: Tensor,
+    table_EF: Tensor | None,
+    grad_EF: Tensor | None,
+    out: Tensor,
+    integers: list[int],
+    floats: list[float],
+) -> None:
+    points = u_N3.contiguous()
+    count = len(floats) // 2
+    levels = (_Level * count)(*(_Level(*floats[2 * i : 2 * i + 2], *integers[4 * i : 4 * i + 4]) for i in range(count)))
+    call = _Call(
+        points.data_ptr(),
+        None if table_EF is None else table_EF.data_ptr(),
+        None if grad_EF is None else grad_EF.data_ptr(),
+        out.data_ptr(),
+        len(points),
+        count,
+        out.shape[1] // count,
+        torch.get_num_threads(),
+        levels,
+    )
+    getattr(_library(), function)(ctypes.byref(call))
