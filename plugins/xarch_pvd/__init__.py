@@ -1,1 +1,42 @@
 """Radiance fields: any-to-any conversion by progressive volume distillation (PVD, arXiv 2211.15977)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch import hookimpl
+
+FAMILY = "radiance-field"
+TARGETS = {
+    "hash": ("HashTarget", "radiance field of hash tables (Instant-NGP)"),
+    "mlp": ("MLPTarget", "radiance field of layers (NeRF)"),
+    "vm": ("VMTarget", "radiance field of planes times lines (TensoRF VM)"),
+    "cp": ("CPTarget", "radiance field of products of lines (TensoRF CP)"),
+    "tensors": ("VoxelTarget", "radiance field of dense voxels (Plenoxels)"),
+}
+
+
+@hookimpl
+def xarch_register(registry: Any) -> None:
+    """The source, five targets, objectives, data, metric and recipes."""
+    registry.source(
+        "field", load="xarch_pvd.source:FieldSource", produces=FAMILY, summary="trained radiance fields: FILE or demo"
+    )
+    for name, (adapter, summary) in TARGETS.items():
+        registry.target(
+            name, load=f"xarch_pvd.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
+        )
+    registry.objective("field-mse", load="xarch_pvd.objectives:FieldMSE", summary="mean square at points or on rays")
+    registry.objective(
+        "log-density", load="xarch_pvd.objectives:LogDensity", summary="one-sided square of raw log-densities"
+    )
+    registry.data("views", load="xarch_pvd.provider:Views", summary="points and rays drawn from a field, no pictures")
+    registry.metric(
+        "field-psnr", load="xarch_pvd.metric:FieldPSNR", accepts=[FAMILY], summary="PSNR and SSIM of rendered views"
+    )
+    for name, summary in (
+        ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
+        ("pvd-bake", "field to dense voxels: baked, then corrected on rays"),
+        ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
+    ):
+        registry.recipe(name, load=f"xarch_pvd:recipes/{name}.yaml", summary=summary)

@@ -33,6 +33,8 @@ def dilate(grid_HHH: Tensor, cells: int = 1) -> Tensor:
 
 def bounds(grid_HHH: Tensor) -> Tensor:
     """Lower and upper corner [2, 3] of the occupied cells in the unit cube; the whole cube if none is."""
+    if grid_HHH.device.type == "meta":
+        return torch.empty(2, 3, device="meta")
     size = grid_HHH.shape[0]
     low, high = torch.zeros(3, device=grid_HHH.device), torch.ones(3, device=grid_HHH.device)
     cell_M3 = grid_HHH.nonzero()

@@ -1,0 +1,80 @@
+"""xarch's own file of a field: safetensors with everything else in its header."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xarch import UsageError, load_weights, save_weights, weights_header
+from xarch.families.field.facts import ViewFacts
+from xarch_pvd.formats.record import FieldFile
+
+KEY = "xarch_field"
+FORMAT = 1
+
+
+def save_field_file(path: Path, record: FieldFile, views: ViewFacts, details: dict[str, Any]) -> None:
+    """Write a field and the cameras it was trained with."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in record.tensors.items()}
+    if record.occupancy is not None:
+        tensors["occupancy"] = record.occupancy.cpu()
+    head = {
+        "format": FORMAT,
+        "arch": record.arch,
+        "options": dict(record.options),
+        "aabb": list(record.aabb),
+        "warp": record.warp,
+        "sigma_clip": record.sigma_clip,
+        "background": record.background,
+        "views": asdict(views),
+        "details": details,
+    }
+    save_weights(tensors, path, {KEY: json.dumps(head)})
+
+
+def is_field_file(path: Path) -> bool:
+    """Whether a file is safetensors with a field in it."""
+    return path.suffix == ".safetensors" and KEY in weights_header(path).metadata
+
+
+def field_head(path: Path) -> dict[str, Any]:
+    """The header, without reading a tensor.
+
+    Raises:
+        UsageError: not a field of this format.
+    """
+    text = weights_header(path).metadata.get(KEY)
+    if text is None:
+        raise UsageError(f"{path} is no xarch field: its header has no {KEY!r}", "train one with `xarch pvd train`")
+    head: dict[str, Any] = json.loads(text)
+    if head.get("format") != FORMAT:
+        raise UsageError(f"{path} has format {head.get('format')!r}, this xarch reads {FORMAT}")
+    return head
+
+
+def load_field_file(path: Path) -> tuple[FieldFile, ViewFacts]:
+    """The record and the cameras."""
+    head = field_head(path)
+    tensors = load_weights(path)
+    grid = tensors.pop("occupancy", None)
+    record = FieldFile(
+        arch=head["arch"],
+        options=head["options"],
+        tensors=tensors,
+        aabb=tuple(head["aabb"]),
+        warp=head["warp"],
+        sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
+        occupancy=None if grid is None else grid.to(torch.bool),
+        background=None if head["background"] is None else tuple(head["background"]),
+        details=head["details"],
+    )
+    views = {k: _tuples(v) for k, v in head["views"].items()}
+    return record, ViewFacts(**views)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,231 @@
+"""Data ``views:``: points of the occupied cells and rays of random cameras, drawn from the teacher alone.
+
+No picture is read for training. ``views:teacher`` takes the cameras of the teacher's facts; ``views:FOLDER`` a folder
+of posed pictures, whose held-out pictures then also judge teacher and student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from xarch import Batch, BatchStream, DataInfo, DataProvider, Options, UsageError
+from xarch.families.field import occupancy
+from xarch.families.field.facts import ViewFacts
+from xarch.families.field.model import FieldTeacher
+from xarch_pvd.posed_views import PosedViews, posed_views
+from xarch_pvd.views import fixed_cameras, random_camera
+
+VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
+VALIDATION_STRIDE = 7
+"""Every 7th ray of a validation view."""
+
+
+class ViewOptions(Options):
+    """Options of ``views:``."""
+
+    uniform: float = Field(0.15, ge=0, le=1, description="share of the points drawn anywhere in the box")
+    background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
+    poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
+    rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
+
+
+class Sample(Options):
+    """What one sample of a stage is."""
+
+    kind: Literal["points", "rays"] = Field("rays", description="a point of space or a ray of a camera")
+
+
+class Views(DataProvider):
+    """Opens ``views:teacher`` and ``views:FOLDER``."""
+
+    Options = ViewOptions
+
+    def describe(self, ref: str, options: BaseModel) -> DataInfo:
+        if ref == "teacher":
+            return DataInfo("cameras around the teacher, no pictures", "teacher", "sample")
+        posed = posed_views(ref)
+        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": len(posed.heldout)})
+
+    def open(
+        self,
+        ref: str,
+        options: BaseModel,
+        *,
+        split: str,
+        samples: int,
+        sample: Mapping[str, Any],
+        processors: Mapping[str, Any],
+        seed: int,
+        teacher: Any = None,
+    ) -> BatchStream:
+        if not isinstance(teacher, FieldTeacher):
+            raise UsageError(f"views: draws from a radiance field, the teacher is {type(teacher).__name__}")
+        wanted = Sample.model_validate(dict(sample))
+        posed = None if ref == "teacher" else posed_views(ref)
+        chosen = cast(ViewOptions, options)
+        if split == "heldout":
+            return Pictures(teacher, posed)
+        if split == "validation":
+            return Checks(teacher, wanted, samples)
+        if wanted.kind == "points":
+            return Points(teacher, samples, seed, chosen.uniform)
+        return Rays(teacher, samples, seed, chosen, posed)
+
+
+class Drawn(BatchStream):
+    """Endless batches, each from a generator of its own: the position is one number."""
+
+    def __init__(self, teacher: FieldTeacher, samples: int, seed: int) -> None:
+        self.teacher, self.samples, self.seed, self.drawn = teacher, samples, seed, 0
+
+    def __next__(self) -> Batch:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_033 + self.drawn) % 2**63)
+        self.drawn += 1
+        return self.draw(generator)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """One batch."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+    def counters(self) -> dict[str, int]:
+        return {"read": self.drawn * self.samples}
+
+
+class Points(Drawn):
+    """Points of occupied cells, some anywhere in the box, with random directions."""
+
+    def __init__(self, teacher: FieldTeacher, samples: int, seed: int, uniform: float) -> None:
+        super().__init__(teacher, samples, seed)
+        self.uniform = uniform
+        self.grid = occupancy.dilate(teacher.field.occupancy.cpu())
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        return points_batch(self.teacher, self.grid, self.samples, generator, self.uniform)
+
+
+def points_batch(
+    teacher: FieldTeacher, grid_HHH: Tensor, count: int, generator: torch.Generator, uniform: float
+) -> Batch:
+    """World points and unit directions."""
+    u_N3 = occupancy.sample(grid_HHH, count, generator, uniform=uniform)
+    device = teacher.field.aabb.device
+    xyz = teacher.field.to_world(u_N3.to(device)).cpu()
+    dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    return Batch({"xyz": xyz, "dirs": dirs}, count)
+
+
+class Rays(Drawn):
+    """Random pixels of random cameras."""
+
+    def __init__(
+        self, teacher: FieldTeacher, samples: int, seed: int, options: ViewOptions, posed: PosedViews | None
+    ) -> None:
+        super().__init__(teacher, samples, seed)
+        self.options, self.posed = options, posed
+        self.views = posed.facts if posed is not None else teacher.facts.views
+        if options.poses == "given" and posed is None:
+            raise UsageError(
+                "data.options.poses is `given`, and `views:teacher` has no cameras of its own",
+                "give the folder of posed pictures: `--data views:FOLDER`",
+            )
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        origins, dirs = [], []
+        left = self.samples
+        while left:
+            count = min(left, self.options.rays_per_view)
+            camera = self._camera(generator)
+            pixels = torch.randint(camera.width * camera.height, (count,), generator=generator)
+            o, d = camera.rays(pixels)
+            origins.append(o)
+            dirs.append(d)
+            left -= count
+        if self.options.background == "random":
+            background = torch.rand(self.samples, 3, generator=generator)
+        else:
+            background = torch.tensor(self.teacher.facts.background).expand(self.samples, 3).clone()
+        jitter = torch.rand(self.samples, generator=generator)
+        tensors = {"origins": torch.cat(origins), "dirs": torch.cat(dirs), "background": background, "jitter": jitter}
+        return Batch(tensors, self.samples)
+
+    def _camera(self, generator: torch.Generator) -> Any:
+        if self.options.poses == "given" and self.posed is not None:
+            return self.posed.train[int(torch.randint(len(self.posed.train), (), generator=generator))]
+        return random_camera(self.views, generator)
+
+
+class Finite(BatchStream):
+    """A fixed list of batches, made one by one."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.place = length, 0
+
+    def __next__(self) -> Batch:
+        if self.place >= self.length:
+            raise StopIteration
+        self.place += 1
+        return self.make(self.place - 1)
+
+    def make(self, index: int) -> Batch:
+        """Batch number ``index``."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.place = int(state["place"])
+
+
+class Checks(Finite):
+    """What a stage is validated on: fixed points, or some rays of fixed views."""
+
+    def __init__(self, teacher: FieldTeacher, sample: Sample, samples: int) -> None:
+        super().__init__(VALIDATION_VIEWS)
+        self.teacher, self.sample, self.samples = teacher, sample, samples
+        self.cameras = fixed_cameras(teacher.facts.views, VALIDATION_VIEWS, "validation")
+
+    def make(self, index: int) -> Batch:
+        if self.sample.kind == "points":
+            generator = torch.Generator().manual_seed(3_000_017 + index)
+            grid = occupancy.dilate(self.teacher.field.occupancy.cpu())
+            return points_batch(self.teacher, grid, self.samples, generator, 0.15)
+        batch = picture_batch(self.cameras[index], self.teacher.facts.background)
+        return Batch({k: v[::VALIDATION_STRIDE] for k, v in batch.tensors.items()}, batch.units // VALIDATION_STRIDE)
+
+
+class Pictures(Finite):
+    """Whole held-out views, with their pictures where there are any."""
+
+    def __init__(self, teacher: FieldTeacher, posed: PosedViews | None) -> None:
+        self.teacher, self.posed = teacher, posed
+        self.cameras = posed.heldout if posed is not None else _heldout(teacher.facts.views)
+        super().__init__(len(self.cameras))
+
+    def make(self, index: int) -> Batch:
+        batch = picture_batch(self.cameras[index], self.teacher.facts.background)
+        if self.posed is not None:
+            batch.tensors["picture"] = self.posed.picture(index, self.teacher.facts.background)
+        return batch
+
+
+def _heldout(views: ViewFacts) -> list[Any]:
+    return fixed_cameras(views, HELDOUT_VIEWS, "heldout")
+
+
+def picture_batch(camera: Any, background: tuple[float, float, float]) -> Batch:
+    """Every pixel of a camera as rays, row by row."""
+    origins, dirs = camera.rays()
+    tensors = {"origins": origins, "dirs": dirs, "background": torch.tensor(background).expand(len(origins), 3)}
+    return Batch(tensors, len(origins), {"height": camera.height, "width": camera.width})

@@ -1,0 +1,51 @@
+"""The five representations and their passage from and to files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from xarch import UsageError
+from xarch.families.field import RadianceField
+from xarch_pvd.representations.factor_fields import CPField, CPOptions, VMField, VMOptions
+from xarch_pvd.representations.hash_field import HashField, HashOptions
+from xarch_pvd.representations.mlp_field import MLPField, MLPOptions
+from xarch_pvd.representations.presets import Preset
+from xarch_pvd.representations.voxel_field import VoxelField, VoxelOptions
+
+OPTIONS: dict[str, type[Preset]] = {
+    "hash": HashOptions,
+    "mlp": MLPOptions,
+    "vm": VMOptions,
+    "cp": CPOptions,
+    "tensors": VoxelOptions,
+}
+FIELDS: dict[str, type[RadianceField]] = {
+    "hash": HashField,
+    "mlp": MLPField,
+    "vm": VMField,
+    "cp": CPField,
+    "tensors": VoxelField,
+}
+
+
+def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
+    """An untrained field of a representation.
+
+    Args:
+        arch: "hash", "mlp", "vm", "cp" or "tensors".
+        options: the model in :data:`OPTIONS` of that name.
+        common: box, warp, occupancy and so on, see :class:`RadianceField`.
+
+    Raises:
+        UsageError: there is no such representation.
+    """
+    if arch not in FIELDS:
+        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(FIELDS)}")
+    kind: Any = FIELDS[arch]
+    field: RadianceField = kind(options, **common)
+    return field
+
+
+__all__ = ["FIELDS", "OPTIONS", "build_field"]

@@ -1,0 +1,105 @@
+"""Factorised grids (TensoRF, arXiv 2203.09517): planes times lines (VM) and products of three lines (CP).
+
+Density and colour share one grid: its first channels are the density's, so one look-up serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xarch.families.field import FEATURES, FeatureField, named_tensors
+from xarch.kernels import grid_encode
+from xarch_pvd.representations.presets import Preset
+
+PLANES = ((1, 0), (2, 0), (2, 1))
+"""Axes of the planes XY, XZ, YZ, slow axis first."""
+LINES = (2, 1, 0)
+
+
+class VMOptions(Preset):
+    """Options of ``vm``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"resolution": 64, "density_rank": 8, "colour_rank": 16},
+        "paper": {"resolution": 300, "density_rank": 16, "colour_rank": 48},
+    }
+    resolution: int = Field(64, ge=2, description="samples an axis")
+    density_rank: int = Field(8, ge=1, description="channels of each plane for the density")
+    colour_rank: int = Field(16, ge=1, description="channels of each plane for the colour")
+
+
+class CPOptions(VMOptions):
+    """Options of ``cp``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"resolution": 128, "density_rank": 32, "colour_rank": 64},
+        "paper": {"resolution": 500, "density_rank": 96, "colour_rank": 288},
+    }
+    resolution: int = Field(128, ge=2, description="samples an axis")
+    density_rank: int = Field(32, ge=1, description="channels of a line for the density")
+    colour_rank: int = Field(64, ge=1, description="channels of a line for the colour")
+
+
+class FactorField(FeatureField):
+    """What VM and CP share: the first channels of each group add up to the raw log-density, the rest is mixed."""
+
+    def __init__(self, options: VMOptions, groups: int, **common: Any) -> None:
+        super().__init__(**common)
+        self.split, self.groups = options.density_rank, groups
+        self.basis = nn.Linear(groups * options.colour_rank, FEATURES - 1, bias=False)
+
+    def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
+        """Groups of factors with the axes they follow."""
+        raise NotImplementedError
+
+    def features(self, u_N3: Tensor) -> Tensor:
+        product_NGC = grid_encode(u_N3, self.factors()).view(len(u_N3), self.groups, -1)
+        raw_N1 = product_NGC[:, :, : self.split].sum(dim=(1, 2))[:, None]
+        return torch.cat((raw_N1, self.basis(product_NGC[:, :, self.split :].flatten(1))), dim=-1)
+
+    def raw(self, u_N3: Tensor) -> Tensor:
+        thin = [[(grid[..., : self.split], axes) for grid, axes in group] for group in self.factors()]
+        return grid_encode(u_N3, thin).sum(dim=-1)
+
+    def state_blocks(self) -> dict[str, dict[str, Tensor]]:
+        grids = {n: p for n, p in self.named_parameters() if n in self.param_groups()["grid"]}
+        return {"encoder": grids, "basis": named_tensors(self.basis), "color_net": named_tensors(self.color_net)}
+
+    def param_groups(self) -> dict[str, list[str]]:
+        names = [n for n, _ in self.named_parameters()]
+        grid = [n for n in names if n.startswith(("planes.", "lines."))]
+        return {"grid": grid, "net": [n for n in names if n not in grid]}
+
+
+class VMField(FactorField):
+    """Planes [S, S, C] and lines [S, C], three groups."""
+
+    arch = "vm"
+
+    def __init__(self, options: VMOptions, **common: Any) -> None:
+        super().__init__(options, 3, **common)
+        size, channels = options.resolution, options.density_rank + options.colour_rank
+        self.planes = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size, size, channels)) for _ in PLANES])
+        self.lines = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size, channels)) for _ in LINES])
+
+    def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
+        return [[(self.planes[m], PLANES[m]), (self.lines[m], (LINES[m],))] for m in range(3)]
+
+
+class CPField(FactorField):
+    """Three lines [S, C], one group."""
+
+    arch = "cp"
+
+    def __init__(self, options: CPOptions, **common: Any) -> None:
+        super().__init__(options, 1, **common)
+        size, channels = options.resolution, options.density_rank + options.colour_rank
+        self.lines = nn.ParameterList([nn.Parameter(0.2 * torch.randn(size, channels)) for _ in LINES])
+
+    def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
+        return [[(self.lines[m], (LINES[m],)) for m in range(3)]]

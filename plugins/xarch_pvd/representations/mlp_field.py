@@ -1,0 +1,77 @@
+"""Layers on a sinusoidal encoding (NeRF, arXiv 2003.08934), with the feature head that the other fields have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xarch.families.field import FEATURES, FeatureField, PlainMLP, named_tensors
+from xarch_pvd.representations.presets import Preset
+
+HIDDEN = 64
+"""Width inside ``sigma_net``, as in a hash field: the network can be inherited."""
+
+
+class MLPOptions(Preset):
+    """Options of ``mlp``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"layers": 4, "width": 128, "frequencies": 7, "output": 16, "skip": 0},
+        "paper": {"layers": 8, "width": 256, "frequencies": 10, "output": 28, "skip": 4},
+    }
+    layers: int = Field(4, ge=2, le=16)
+    width: int = Field(128, ge=8)
+    frequencies: int = Field(7, ge=1, le=16, description="octaves of the encoding")
+    output: int = Field(16, ge=1, description="width of the feature that enters sigma_net (28 as a paper hash field)")
+    skip: int = Field(0, ge=0, description="the encoding enters again at this layer; 0: never")
+
+
+class MLPField(FeatureField):
+    """Encoding, trunk, ``sigma_net``."""
+
+    arch = "mlp"
+    octaves: Tensor
+
+    def __init__(self, options: MLPOptions, **common: Any) -> None:
+        super().__init__(**common)
+        self.register_buffer("octaves", 2.0 ** torch.arange(options.frequencies), persistent=False)
+        self.skip = options.skip
+        encoded = 3 * (1 + 2 * options.frequencies)
+        layers = []
+        width = encoded
+        for i in range(options.layers):
+            out = options.output if i == options.layers - 1 else options.width
+            layers.append(nn.Linear(width + (encoded if self.skip and i == self.skip else 0), out))
+            width = out
+        self.trunk = nn.ModuleList(layers)
+        self.sigma_net = PlainMLP((options.output, HIDDEN, FEATURES))
+
+    def features(self, u_N3: Tensor) -> Tensor:
+        encoded = self.encode(u_N3)
+        x = encoded
+        for i, layer in enumerate(self.trunk):
+            x = layer(torch.cat((encoded, x), dim=-1) if self.skip and i == self.skip else x)
+            x = F.relu(x) if i < len(self.trunk) - 1 else x
+        return self.sigma_net(x)
+
+    def encode(self, u_N3: Tensor) -> Tensor:
+        """[x, sin x, cos x, sin 2x, cos 2x, ...] with x in [-1, 1], octave by octave."""
+        x_N3 = 2 * u_N3 - 1
+        angle_NO3 = x_N3[:, None, :] * self.octaves[:, None]
+        waves = torch.cat((torch.sin(angle_NO3), torch.cos(angle_NO3)), dim=-1)
+        return torch.cat((x_N3, waves.flatten(1)), dim=-1)
+
+    def state_blocks(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "trunk": named_tensors(self.trunk),
+            "sigma_net": named_tensors(self.sigma_net),
+            "color_net": named_tensors(self.color_net),
+        }
+
+    def param_groups(self) -> dict[str, list[str]]:
+        return {"grid": [], "net": [n for n, _ in self.named_parameters()]}

@@ -1,0 +1,29 @@
+"""Options of a representation: a preset, and what the user sets beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from xarch import Options
+
+
+class Preset(Options):
+    """Base: fields the user leaves out come from the preset.
+
+    Class attributes:
+        PRESETS: preset -> field -> value; "small" for minutes on a CPU, "paper" as published.
+    """
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    preset: Literal["small", "paper"] = Field("small", description="`small`: minutes of a CPU; `paper`: as published")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {**cls.PRESETS.get(data.get("preset", "small"), {}), **data}

@@ -1,0 +1,54 @@
+"""Dense voxels of raw log-density and spherical harmonics (Plenoxels, arXiv 2112.05131, as in PVD)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xarch.families.field import RadianceField, spherical_harmonics
+from xarch.kernels import grid_encode
+from xarch_pvd.representations.presets import Preset
+
+
+class VoxelOptions(Preset):
+    """Options of ``tensors``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"resolution": 96, "degree": 2},
+        "paper": {"resolution": 128, "degree": 3},
+    }
+    resolution: int = Field(96, ge=2, description="samples an axis")
+    degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics a colour")
+
+
+class VoxelField(RadianceField):
+    """A volume [X, Y, Z, 1 + 3 · degree²]: raw log-density, then the harmonics of red, green and blue."""
+
+    arch = "tensors"
+    has_feature = False
+
+    def __init__(self, options: VoxelOptions, **common: Any) -> None:
+        super().__init__(**common)
+        self.degree = options.degree
+        size = options.resolution
+        self.volume = nn.Parameter(0.02 * torch.randn(size, size, size, 1 + 3 * options.degree**2))
+
+    def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
+        if set(want) == {"sigma_raw"}:
+            return {"sigma_raw": grid_encode(u_N3, [[(self.volume[..., :1], (0, 1, 2))]])[:, 0]}
+        value_NC = grid_encode(u_N3, [[(self.volume, (0, 1, 2))]])
+        values = {"sigma_raw": value_NC[:, 0]}
+        if "rgb" in want and d_N3 is not None:
+            basis_N1K = spherical_harmonics(d_N3, self.degree)[:, None, :]
+            values["rgb"] = torch.sigmoid((value_NC[:, 1:].view(len(u_N3), 3, -1) * basis_N1K).sum(dim=-1))
+        return values
+
+    def state_blocks(self) -> dict[str, dict[str, Tensor]]:
+        return {"volume": {"volume": self.volume}}
+
+    def param_groups(self) -> dict[str, list[str]]:
+        return {"grid": ["volume"], "net": []}

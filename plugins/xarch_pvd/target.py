@@ -1,0 +1,108 @@
+"""Targets ``hash``, ``mlp``, ``vm``, ``cp`` and ``tensors``: the same scene in another representation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+
+from xarch import Batch, Coverage, ExportGraph, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
+from xarch.families.field.facts import FieldFacts
+from xarch.families.field.model import FieldStudent, FieldTeacher
+from xarch_pvd.graphs import field_graphs, field_parity
+from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.start import planned_start, start
+
+
+class FieldTarget(TargetAdapter):
+    """Builds, starts and exports students of one representation."""
+
+    arch: ClassVar[str]
+    Facts = FieldFacts
+
+    def build(
+        self, facts: FieldFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
+    ) -> FieldStudent:
+        """An untrained student over the teacher's box.
+
+        Raises:
+            PlanError: the teacher's warp is not known.
+        """
+        cells = facts.occupancy
+        with torch.device(device):
+            field = build_field(
+                self.arch,
+                options,
+                aabb=facts.aabb,
+                warp=facts.warp,
+                warp_parameters=facts.warp_parameters,
+                sigma_clip=facts.sigma_clip,
+                background=facts.background,
+                occupancy=torch.ones(cells, cells, cells, dtype=torch.bool, device=device),
+            )
+        return FieldStudent(field.to(device), facts, options)
+
+    def coverage(self, facts: FieldFacts, student: Student) -> Coverage:
+        return planned_start(facts, _own(student), self.arch)
+
+    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+        if not isinstance(teacher, FieldTeacher):
+            raise PlanError(f"target {self.arch} converts radiance fields, the teacher is {type(teacher).__name__}")
+        return start(teacher, _own(student), self.arch)
+
+    def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
+        return "pvd-bake" if self.arch == "tensors" else "pvd"
+
+    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        return field_graphs(_own(student), profile, options)
+
+    def parity_cases(
+        self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+    ) -> Iterable[ParityCase]:
+        return field_parity(_own(student), graphs, batches)
+
+
+class HashTarget(FieldTarget):
+    """Multi-resolution hash tables (Instant-NGP, arXiv 2201.05989)."""
+
+    arch = "hash"
+    Options = OPTIONS["hash"]
+
+
+class MLPTarget(FieldTarget):
+    """Layers on a sinusoidal encoding (NeRF, arXiv 2003.08934)."""
+
+    arch = "mlp"
+    Options = OPTIONS["mlp"]
+
+
+class VMTarget(FieldTarget):
+    """Planes times lines (TensoRF VM, arXiv 2203.09517)."""
+
+    arch = "vm"
+    Options = OPTIONS["vm"]
+
+
+class CPTarget(FieldTarget):
+    """Products of three lines (TensoRF CP, arXiv 2203.09517)."""
+
+    arch = "cp"
+    Options = OPTIONS["cp"]
+
+
+class VoxelTarget(FieldTarget):
+    """Dense voxels of log-density and spherical harmonics (Plenoxels, arXiv 2112.05131)."""
+
+    arch = "tensors"
+    Options = OPTIONS["tensors"]
+
+
+def _own(student: Student) -> FieldStudent:
+    if not isinstance(student, FieldStudent):
+        raise PlanError(f"this target did not build the student, a {type(student).__name__}")
+    return student
+
+
+__all__ = ["CPTarget", "FieldTarget", "HashTarget", "MLPTarget", "VMTarget", "VoxelTarget"]

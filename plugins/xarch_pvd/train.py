@@ -1,0 +1,54 @@
+"""From a folder of posed pictures to a field file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xarch import UsageError
+from xarch_pvd.datasets.fit import fit_box
+from xarch_pvd.datasets.open import open_posed
+from xarch_pvd.field_file import save_field_file
+from xarch_pvd.posed_views import PosedViews, posed_views
+from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations.records import to_file
+from xarch_pvd.training import Pixels, TrainingOptions, train_field
+
+
+def train_from_pictures(
+    folder: str,
+    *,
+    arch: str,
+    options: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    out: Path,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> float:
+    """Train a field and write it; returns the CPU seconds of training.
+
+    Raises:
+        UsageError: no known format, an unknown representation, or cameras whose rays miss the box.
+    """
+    if arch not in OPTIONS:
+        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(OPTIONS)}")
+    torch.manual_seed(seed)
+    views = posed_views(folder)
+    chosen = OPTIONS[arch].model_validate(dict(options))
+    box = fit_box(open_posed(folder, split="train")).aabb
+    field = build_field(arch, chosen, aabb=[box[:3], box[3:]])
+    spent = train_field(
+        field, training_pixels(folder, views), TrainingOptions(steps=steps, seed=seed), progress=progress
+    )
+    details = {"trained_from": Path(folder).name, "steps": steps, "seed": seed, "cpu_seconds": round(spent, 1)}
+    save_field_file(out, to_file(field, chosen.model_dump(mode="json"), details), views.facts, details)
+    return spent
+
+
+def training_pixels(folder: str, views: PosedViews) -> Pixels:
+    """Every training pixel."""
+    posed = open_posed(folder, split="train")
+    return Pixels.of(views.train, posed.rgba)
