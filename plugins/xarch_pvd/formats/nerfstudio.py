@@ -37,7 +37,7 @@ from xarch import UsageError
 from xarch_pvd.formats.occupancy import cubic
 from xarch_pvd.formats.pickle_file import read_pickle, tensors_of
 from xarch_pvd.formats.plain_yaml import read_plain_yaml
-from xarch_pvd.formats.record import FieldFile, chain, need
+from xarch_pvd.formats.record import FieldFile, chain, need, number
 
 UNIT = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 VANILLA_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
@@ -143,9 +143,9 @@ def _hash(
             "levels": levels,
             "features": table.shape[1],
             "log2_table": log2_table,
-            "base_resolution": int(model.get("base_res", 16)),
+            "base_resolution": int(number(model, "base_res", 16, where)),
             "finest_resolution": _number(tensors, "max_res", 2048, where),
-            "density_scale": float(model.get("average_init_density", 1.0)),
+            "density_scale": number(model, "average_init_density", 1.0, where),
             "geometry": geometry,
         },
         "tensors": kept,

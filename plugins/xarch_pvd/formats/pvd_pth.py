@@ -49,7 +49,7 @@ from xarch_pvd.formats.occupancy import (
     unpack_bits,
 )
 from xarch_pvd.formats.pickle_file import read_pickle, tensors_of
-from xarch_pvd.formats.record import FieldFile, chain, need, numbered
+from xarch_pvd.formats.record import FieldFile, chain, need, number, numbered, numbers
 
 CLIP = (-2.0, 7.0)
 GEOMETRY = 15
@@ -93,16 +93,19 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
     if not 0 < bound < MAX_BOUND:
         raise UsageError(f"{where}: aabb_train is {box}, wanted a box around the origin")
     tensors = pvd_names.to_xarch(state)
-    seen_growth = growth if growth is not None else notes.get("growth")
-    base = int(notes.get("base", hash_levels.BASE))
-    arch, options = _describe(tensors, state, where, bound, seen_growth, base)
+    if growth is None and notes.get("growth") is not None:
+        growth = number(notes, "growth", 0, where)
+    base = int(number(notes, "base", hash_levels.BASE, where))
+    arch, options = _describe(tensors, state, where, bound, growth, base)
     if "encoder.table" in tensors or "trunk.0.weight" in tensors:
         # These span the cube of the bound; a smaller box only says where points are drawn.
         box = (-bound, -bound, -bound, bound, bound, bound)
     paper = arch in ("mlp", "torch-ngp-mlp", "vm", "tensors") or options.get("levels") == PVD_LEVELS
-    clip = _pair(notes["sigma_clip"]) if "sigma_clip" in notes else (CLIP if paper else None)
+    clip = _pair(notes.get("sigma_clip", CLIP if paper else None), f"{where}: sigma_clip")
     if arch == "vm":
-        options["feature_clip"] = _pair(notes["feature_clip"]) if "feature_clip" in notes else CLIP
+        options["feature_clip"] = (
+            _pair(notes["feature_clip"], f"{where}: feature_clip") if "feature_clip" in notes else CLIP
+        )
     ignored = sorted(k for k in state if k.startswith(("bg_", "encoder_bg")))
     return FieldFile(
         arch=arch,
@@ -111,7 +114,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
         aabb=box,
         sigma_clip=clip,
         occupancy=_occupancy(state, where, bound, box),
-        background=_triple(notes.get("background")),
+        background=_triple(notes.get("background"), f"{where}: background"),
         details={
             "format": "torch-ngp",
             "step": _count(loaded.get("global_step")),
@@ -184,7 +187,12 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
 
 
 def _describe(
-    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str, bound: float, growth: Any, base: int
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    where: str,
+    bound: float,
+    growth: float | None,
+    base: int,
 ) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     if "volume" in tensors:
@@ -288,14 +296,14 @@ def _occupancy(state: Mapping[str, Tensor], where: str, bound: float, box: tuple
     if not fits or cascades != cascade_count(bound):
         raise UsageError(f"{where}: density_grid is {tuple(grid.shape)}, wanted [{cascade_count(bound)}, side³]")
     field = state.get("density_bitfield")
+    if field is not None and (field.dtype != torch.uint8 or field.numel() * 8 != grid.numel()):
+        raise UsageError(f"{where}: density_bitfield is {field.dtype} {tuple(field.shape)}, wanted one bit a cell")
     if field is None or not bool(field.any()):
         positive = grid.clamp(min=0)
         occupied = positive > min(float(positive.mean()), 10.0)
         if not bool(occupied.any()):
             return None
-        field = pack_bits(occupied[:, morton(side)]).flatten()
-    if field.dtype != torch.uint8 or field.numel() * 8 != grid.numel():
-        raise UsageError(f"{where}: density_bitfield is {field.dtype} {tuple(field.shape)}, wanted one bit a cell")
+        field = pack_bits(occupied[:, morton(side)])
     return merge_cascades(unpack_bits(field.flatten(), cascades, side), bound, box)
 
 
@@ -322,12 +330,18 @@ def _one(values: Sequence[int]) -> int | list[int]:
     return int(values[0]) if len(set(values)) == 1 else [int(v) for v in values]
 
 
-def _pair(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))
+def _pair(value: Any, where: str) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = numbers(value, 2, where)
+    return low, high
 
 
-def _triple(value: Any) -> tuple[float, float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]), float(value[2]))
+def _triple(value: Any, where: str) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    red, green, blue = numbers(value, 3, where)
+    return red, green, blue
 
 
 def _count(value: Any) -> int | None:

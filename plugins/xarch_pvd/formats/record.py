@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,3 +107,25 @@ def chain(tensors: Mapping[str, Tensor], prefix: str, where: str, first: int | N
             raise UsageError(f"{where}: {prefix}.{i}.weight is {tuple(weight.shape)}, wanted [?, {width or '?'}]")
         width = weight.shape[0]
     return weights
+
+
+def number(said: Mapping[str, Any], name: str, usual: float, where: str) -> float:
+    """A finite number of a table of a file, or ``usual`` if it is not there.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    return numbers(said.get(name, usual), 1, f"{where}: {name}")[0]
+
+
+def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
+    """``count`` finite numbers, alone or in a list.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    given = value if isinstance(value, list | tuple) else [value]
+    plain = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in given)
+    if len(given) != count or not plain:
+        raise UsageError(f"{what} is {str(value)[:80]}, wanted {count} numbers")
+    return tuple(float(v) for v in given)

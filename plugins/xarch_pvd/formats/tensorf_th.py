@@ -26,7 +26,7 @@ from torch import Tensor
 from xarch import UsageError
 from xarch_pvd.formats.occupancy import MERGED_SIDE, any_over, cubic
 from xarch_pvd.formats.pickle_file import read_pickle, tensors_of
-from xarch_pvd.formats.record import FieldFile, need
+from xarch_pvd.formats.record import FieldFile, need, number, numbers
 
 SHADINGS = ("MLP_Fea", "MLP_PE", "MLP", "SH", "RGB")
 MAX_MASK = 1 << 30
@@ -78,7 +78,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
     activation = str(said.get("fea2denseAct", "softplus"))
     if activation not in ("softplus", "relu"):
         raise UsageError(f"{where} has density activation {activation!r}, wanted softplus or relu")
-    near_far = [float(v) for v in said.get("near_far", (2.0, 6.0))]
+    near_far = list(numbers(said.get("near_far", (2.0, 6.0)), 2, f"{where}: near_far"))
     box = _box(said.get("aabb"), where)
     return FieldFile(
         arch="tensorf-vm" if planes else "tensorf-cp",
@@ -89,8 +89,8 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
             "pos_pe": _whole(said, "pos_pe", 6, where),
             "view_pe": _whole(said, "view_pe", 6, where),
             "fea_pe": _whole(said, "fea_pe", 6, where),
-            "density_shift": float(said.get("density_shift", -10)),
-            "distance_scale": float(said.get("distance_scale", 25)),
+            "density_shift": number(said, "density_shift", -10, where),
+            "distance_scale": number(said, "distance_scale", 25, where),
             "activation": activation,
         },
         tensors=tensors,
@@ -104,7 +104,8 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
 def _mask(loaded: Mapping[str, Any], where: str, box: tuple[float, ...]) -> Tensor | None:
     if "alphaMask.mask" not in loaded:
         return None
-    shape = tuple(int(v) for v in loaded.get("alphaMask.shape", ()))[-3:]
+    said = loaded.get("alphaMask.shape")
+    shape = tuple(v for v in said if isinstance(v, int))[-3:] if isinstance(said, tuple | list | torch.Size) else ()
     packed = np.asarray(loaded["alphaMask.mask"])
     count = int(np.prod(shape, dtype=object)) if len(shape) == 3 and min(shape) > 1 else 0
     if not 0 < count <= MAX_MASK or packed.dtype != np.uint8 or packed.size != -(-count // 8):
