@@ -58,7 +58,7 @@ class FactorField(FeatureField):
         raise NotImplementedError
 
     def features(self, u_N3: Tensor) -> Tensor:
-        product_NGC = grid_encode(u_N3, self.factors()).view(len(u_N3), self.groups, -1)
+        product_NGC = grid_encode(u_N3, self.factors()).unflatten(1, (self.groups, -1))
         raw_N1 = product_NGC[:, :, : self.split].sum(dim=(1, 2))[:, None]
         return torch.cat((raw_N1, self.basis(product_NGC[:, :, self.split :].flatten(1))), dim=-1)
 

@@ -44,7 +44,7 @@ class VoxelField(RadianceField):
         values = {"sigma_raw": value_NC[:, 0]}
         if "rgb" in want and d_N3 is not None:
             basis_N1K = spherical_harmonics(d_N3, self.degree)[:, None, :]
-            values["rgb"] = torch.sigmoid((value_NC[:, 1:].view(len(u_N3), 3, -1) * basis_N1K).sum(dim=-1))
+            values["rgb"] = torch.sigmoid((value_NC[:, 1:].unflatten(1, (3, -1)) * basis_N1K).sum(dim=-1))
         return values
 
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
