@@ -170,7 +170,8 @@ def test_svox2_conversion_is_exact_at_samples() -> None:
         torch.randn(len(points), 3, generator=torch.Generator().manual_seed(0)), dim=-1
     )
     sigma, rgb = svox2_at(grid, points, dirs)
-    wanted = field.query(points, dirs, ("sigma_raw", "rgb"))
+    with torch.no_grad():
+        wanted = field.query(points, dirs, ("sigma_raw", "rgb"))
     assert len(points) > 20
     assert torch.allclose(sigma.log(), wanted["sigma_raw"].clamp(-2, 7), atol=1e-3)
     # A sigmoid of four harmonics is no four harmonics; what is left is below one step of eight bits on average.

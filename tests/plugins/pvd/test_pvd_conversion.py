@@ -1,0 +1,128 @@
+"""The five targets through the conformance kit, and a conversion by the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pvd.tiny_field import OPTIONS_OF, trained, write_teacher
+
+from xarch import Batch
+from xarch.api import convert
+from xarch.families.field import render
+from xarch.testing import TargetConformance
+from xarch_pvd.metric import psnr
+
+
+class FieldConformance(TargetConformance):
+    """What the five share."""
+
+    recipe: ClassVar[str] = "pvd"
+
+    def make_teacher(self, folder: Path) -> str:
+        return write_teacher(folder / "teacher.safetensors")
+
+    def batch(self, facts: Any) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        count = 9
+        dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+        tensors = {
+            "xyz": torch.rand(count, 3, generator=generator) - 0.5,
+            "dirs": dirs,
+            "origins": -3 * dirs + 0.1 * torch.randn(count, 3, generator=generator),
+            "background": torch.rand(count, 3, generator=generator),
+            "jitter": torch.rand(count, generator=generator),
+        }
+        return Batch(tensors, count)
+
+    def configuration(self, folder: Path) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe,
+            "teacher": self.make_teacher(folder),
+            "student.target": self.adapter,
+            "student.options": dict(self.options),
+            "data.ref": "views:teacher",
+            "runtime.device": "cpu",
+            "runtime.threads": 1,
+            "runtime.tensorboard": False,
+            "export.bench": False,
+            "tiny": True,
+        }
+
+
+class TestHash(FieldConformance):
+    adapter = "hash"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["hash"]
+
+
+class TestMLP(FieldConformance):
+    adapter = "mlp"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["mlp"]
+
+
+class TestVM(FieldConformance):
+    adapter = "vm"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["vm"]
+
+
+class TestCP(FieldConformance):
+    adapter = "cp"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["cp"]
+
+
+class TestVoxels(FieldConformance):
+    adapter = "tensors"
+    recipe = "pvd-bake"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["tensors"]
+
+
+def configuration(folder: Path, target: str, recipe: str = "pvd", **more: Any) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "teacher": write_teacher(folder / "teacher.safetensors"),
+        "student.target": target,
+        "student.options": OPTIONS_OF[target],
+        "teacher_options": {"samples": 48},
+        "evaluate.samples": 2,
+        "runtime.threads": 1,
+        "runtime.tensorboard": False,
+        "export.targets": [],
+        **more,
+    }
+
+
+def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
+    run = convert(overrides=configuration(tmp_path, "vm", budget=1), out=tmp_path / "run")
+    student = run.load()
+    rays = (torch.tensor([[0.0, -3.0, 0.4]]).repeat(50, 1), _fan(50))
+    seen = render(student, *rays, torch.ones(3))["rgb"]
+    assert psnr(seen, render(trained(), *rays, torch.ones(3))["rgb"]) > 35
+
+
+@pytest.mark.parametrize(("target", "wanted"), [("cp", 19.0), ("hash", 19.0)])
+def test_training_brings_the_student_closer(tmp_path: Path, target: str, wanted: float) -> None:
+    run = convert(overrides=configuration(tmp_path, target, budget=300_000), out=tmp_path / "run")
+    found = json.loads((run.path / "eval.json").read_text())
+    before = found["baselines"]["before training"]["psnr_teacher"]
+    assert found["student"]["psnr_teacher"] > max(wanted, before + 3)
+
+
+def test_voxels_leave_the_volume_stage_out_and_are_baked(tmp_path: Path) -> None:
+    overrides = configuration(tmp_path, "tensors", budget=60_000)
+    run = convert(overrides=overrides, out=tmp_path / "run")
+    plan = json.loads((run.path / "plan.json").read_text())
+    assert [s["name"] for s in plan["stages"]] == ["points", "rays"]
+    assert any("stage volume is left out" in w for w in plan["warnings"])
+    assert plan["student"]["mapped"] == ["volume"]
+    found = json.loads((run.path / "eval.json").read_text())
+    assert found["baselines"]["before training"]["psnr_teacher"] > 22
+
+
+def _fan(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.randn(count, 3, generator=generator) * torch.tensor([0.15, 0.0, 0.15])
+    return torch.nn.functional.normalize(spread + torch.tensor([0.0, 1.0, -0.1]), dim=-1)

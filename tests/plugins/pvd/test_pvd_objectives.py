@@ -1,0 +1,39 @@
+"""Distances between fields."""
+
+from __future__ import annotations
+
+import torch
+
+from xarch import Batch, Tap
+from xarch_pvd.objectives import FieldMSE, LogDensity, one_sided
+
+
+def test_a_student_below_a_solid_teacher_is_pulled_up() -> None:
+    student = torch.tensor([-6.0, -6.0, 9.0, 9.0, 0.5], requires_grad=True)
+    teacher = torch.tensor([3.0, -2.0, 7.5, 3.0, -4.0])
+    residual = one_sided(student, teacher, -2.0, 7.0)
+    assert residual.tolist() == [-9.0, 0.0, 0.0, 6.0, 2.5]
+    residual.square().sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [-18.0, 0.0, 0.0, 12.0, 5.0]
+
+
+def test_log_density_is_a_mean_over_the_samples_of_a_ray() -> None:
+    tap = Tap("samples.sigma_raw", "ray", "RK", {"K": 4})
+    loss = LogDensity(tap, tap, {})(torch.ones(2, 4), torch.zeros(2, 4), Batch({}, 2))
+    assert loss.tolist() == [1.0, 1.0]
+
+
+def test_the_colour_of_empty_points_hardly_counts() -> None:
+    tap = Tap("points.rgb", "point", "NC", {"C": 3})
+    objective = FieldMSE(tap, tap, {"floor": 0.02})
+    loss = objective(torch.ones(2, 3), torch.zeros(2, 3), Batch({}, 2), opacity=torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(loss, torch.tensor([0.02, 1.02]))
+
+
+def test_samples_count_by_their_weight() -> None:
+    tap = Tap("samples.rgb", "ray", "RKC", {"K": 2, "C": 3})
+    student = torch.tensor([[[1.0] * 3, [2.0] * 3]])
+    weight = torch.tensor([[1.0, 0.0]])
+    loss = FieldMSE(tap, tap, {"floor": 0.0})(student, torch.zeros(1, 2, 3), Batch({}, 1), weight=weight)
+    torch.testing.assert_close(loss, torch.tensor([1.0]))

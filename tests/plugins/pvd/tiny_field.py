@@ -1,0 +1,44 @@
+"""A small trained field, made in seconds."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from xarch.families.field import RadianceField
+from xarch.families.field.facts import ViewFacts
+from xarch_pvd import scene
+from xarch_pvd.field_file import save_field_file
+from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations.records import to_file
+from xarch_pvd.training import Pixels, TrainingOptions, train_field
+
+SIZE = 24
+OPTIONS_OF = {
+    "hash": {"levels": 4, "log2_size": 10, "finest": 48, "hidden": 16},
+    "mlp": {"layers": 2, "width": 32, "frequencies": 4},
+    "vm": {"resolution": 24, "density_rank": 4, "colour_rank": 6},
+    "cp": {"resolution": 24, "density_rank": 8, "colour_rank": 12},
+    "tensors": {"resolution": 32, "degree": 2},
+}
+
+
+@lru_cache(maxsize=5)
+def trained(arch: str = "vm", steps: int = 120) -> RadianceField:
+    """A field of the procedural scene from ten small pictures."""
+    torch.manual_seed(0)
+    cameras = scene.random_cameras(10, SIZE, torch.Generator().manual_seed(0))
+    pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
+    field = build_field(arch, OPTIONS[arch].model_validate(OPTIONS_OF[arch]), aabb=scene.BOX)
+    train_field(field, pixels, TrainingOptions(steps=steps, rays=256, samples=48, resolution=16, warmup=32, every=32))
+    return field
+
+
+def write_teacher(file: Path, arch: str = "vm", steps: int = 120) -> str:
+    """The field as a file; returns its reference."""
+    options = OPTIONS[arch].model_validate(OPTIONS_OF[arch]).model_dump(mode="json")
+    views = ViewFacts(width=SIZE, height=SIZE, focal=1.39, radius=(scene.RADIUS, scene.RADIUS))
+    save_field_file(file, to_file(trained(arch, steps), options), views, {})
+    return f"field:{file}"
