@@ -53,6 +53,38 @@ SIMD_INLINE void accumulate(vf (&sum)[MR][NV], const Product& p, int64_t first, 
     }
 }
 
+// Cache lines that are wanted soon, fetched a few at a time between blocks of a product: rows of a tensor are too far
+// apart for the processor to foresee them, and waiting for them takes as long as all the arithmetic.
+class Ahead {
+    struct Region {
+        const char* at;
+        int64_t stride, rows, lines;
+        bool written;
+    };
+    Region regions_[8];
+    int count_ = 0, now_ = 0;
+    int64_t row_ = 0;
+
+public:
+    void clear() { count_ = now_ = 0, row_ = 0; }
+    void add(const float* at, int64_t stride, int64_t rows, int64_t columns, bool written = false) {
+        if (count_ < 8) regions_[count_++] = {(const char*)at, 4 * stride, rows, (4 * columns + 63) / 64, written};
+    }
+    void step(int64_t lines = 20) {
+        while (now_ < count_ && lines > 0) {
+            const Region& r = regions_[now_];
+            const char* at = r.at + row_ * r.stride;
+            for (int64_t i = 0; i < r.lines; ++i)
+                if (r.written)
+                    __builtin_prefetch(at + 64 * i, 1, 2);
+                else
+                    __builtin_prefetch(at + 64 * i, 0, 2);
+            lines -= r.lines;
+            if (++row_ == r.rows) row_ = 0, ++now_;
+        }
+    }
+};
+
 struct Job {
     float* out;
     int64_t stride;
@@ -108,14 +140,15 @@ static inline int64_t block_at(const Job& job, int64_t row, int64_t column, int6
     return block_of<1>(job, row, column, left);
 }
 
-static inline void run(const Job& job) {
+static inline void run(const Job& job, Ahead& ahead) {
     const int64_t all = padded(job.columns) / W;
     for (int64_t v = 0; v < all; v += STRIP) {
         if (job.range != Range::BELOW) {
-            for (int64_t row = 0; row < job.rows;) row += block_at(job, row, v * W, all - v, job.rows - row);
+            for (int64_t row = 0; row < job.rows; ahead.step())
+                row += block_at(job, row, v * W, all - v, job.rows - row);
             continue;
         }
-        for (int64_t row = v * W; row < job.rows;) {
+        for (int64_t row = v * W; row < job.rows; ahead.step()) {
             // Rows of one vector share a diagonal block, so that a block of rows never needs a column more.
             const int64_t upto = row / W + 1, left = (upto * W < job.rows ? upto * W : job.rows) - row;
             const int64_t vectors = upto - v < STRIP ? upto - v : STRIP;

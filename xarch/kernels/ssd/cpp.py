@@ -27,8 +27,8 @@ from xarch.kernels.ssd.naive import ssd_naive
 CHUNK = 64
 """Fastest of 32, 64 and 128 on an AVX-512 Xeon at N = P = 64 (see README.md)."""
 
-_UNITS = 16
-"""Heads of a group share work as long as so many pieces of work are left for the threads."""
+_UNITS = 8
+"""Up to 8 heads of a group share work as long as so many pieces of work are left for the threads."""
 
 
 class _Rows(ctypes.Structure):
@@ -233,10 +233,10 @@ class _Inputs:
     ) -> None:
         batch, length, heads, width = x_BLHP.shape
         groups, size = B_BLGN.shape[2:]
-        part = heads // groups
-        while part > 1 and (part > 4 or batch * groups * -(-heads // groups // part) < _UNITS):
-            part //= 2
-        self.slices = -(-(heads // groups) // part)
+        ratio = heads // groups
+        part = max((p for p in range(2, 9) if batch * groups * -(-ratio // p) >= _UNITS), default=1)
+        part = min(part, ratio)
+        self.slices = -(-ratio // part)
         self._sizes = (batch, length, heads, groups, width, size, chunk, part, torch.get_num_threads())
         self._rows = {"x": _rows(x_BLHP), "B": _rows(B_BLGN), "C": _rows(C_BLGN), "log_a": log_a_BLH.float()}
         self._dense = {"D": None if D_H is None else _dense(D_H), "run": None if run_BL is None else run_BL.contiguous()}

@@ -177,6 +177,16 @@ struct Unit {
     }
     int64_t head_state(int64_t head) const { return (b * c.heads + head) * c.size * c.width; }
 
+    float* y_of(int64_t start, int64_t head) const {
+        return c.y + ((b * c.length + start) * c.heads + head) * c.width;
+    }
+    // The rows of the chunk that begins at a token will be read.
+    void foresee(gemm::Ahead& ahead, const Rows& from, int64_t start, int64_t head, int64_t columns) const {
+        if (start < 0 || start >= c.length) return;
+        const int64_t q = start + c.chunk < c.length ? c.chunk : c.length - start;
+        ahead.add(from.of(b, start, head), from.token, q, columns);
+    }
+
     void forward() const;
     void backward() const;
 };
@@ -197,24 +207,31 @@ void Unit::forward() const {
             std::memset(h + r * state_floats, 0, sizeof(float) * (size_t)state_floats);
         if (c.states) gemm::unpack(h + r * state_floats, c.size, c.width, state(first + r, 0), c.width);
     }
+    gemm::Ahead ahead;
     for (int64_t i = 0; i < chunks; ++i) {
         const int64_t start = i * c.chunk, q = start + c.chunk < c.length ? c.chunk : c.length - start, qp = padded(q);
         gemm::pack(c.B.of(b, start, g), c.B.token, q, c.size, B, qp);
         gemm::pack(c.C.of(b, start, g), c.C.token, q, c.size, C, q);
         gemm::transpose(B, Np, BT, qp, q, c.size);
-        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW});
+        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW}, ahead);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t head = first + r;
             float* state_NP = h + r * state_floats;
+            ahead.clear();
+            ahead.add(y_of(start, head), c.heads * c.width, q, c.width, true);
+            if (c.states) ahead.add(state(head, i + 1), c.width, c.size, c.width, true);
+            if (r + 1 < count) foresee(ahead, c.x, start, head + 1, c.width);
+            else foresee(ahead, c.x, start + c.chunk, first, c.width);
+            if (r == 0) foresee(ahead, c.B, start + c.chunk, g, c.size), foresee(ahead, c.C, start + c.chunk, g, c.size);
             gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, q);
             decay.read(c, b, head, start, q);
             decay.apply(G, M, nullptr, q);
             Product through{C, Np, 1, state_NP, Pp, i > 0 || c.initial ? c.size : 0};
-            gemm::run({y, Pp, q, c.width, 0.0f, through, decay.enter, {M, qp, 1, x, Pp, q}, Range::UP_TO_ROW});
+            gemm::run({y, Pp, q, c.width, 0.0f, through, decay.enter, {M, qp, 1, x, Pp, q}, Range::UP_TO_ROW}, ahead);
             if (c.D) add(x, c.D[head], q * Pp, y);
-            gemm::unpack(y, q, c.width, c.y + ((b * c.length + start) * c.heads + head) * c.width, c.heads * c.width);
+            gemm::unpack(y, q, c.width, y_of(start, head), c.heads * c.width);
             scaled(B, decay.leave, q, Np, LB);
-            gemm::run({state_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {LB, 1, Np, x, Pp, q}});
+            gemm::run({state_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {LB, 1, Np, x, Pp, q}}, ahead);
             if (c.states) gemm::unpack(state_NP, c.size, c.width, state(head, i + 1), c.width);
         }
     }
@@ -242,16 +259,31 @@ void Unit::backward() const {
             std::memset(dh + r * state_floats, 0, sizeof(float) * (size_t)state_floats);
     }
     const int64_t row_BC = ((part * c.batch + b) * c.length) * c.groups + g;
+    gemm::Ahead ahead;
     for (int64_t i = chunks - 1; i >= 0; --i) {
         const int64_t start = i * c.chunk, q = start + c.chunk < c.length ? c.chunk : c.length - start, qp = padded(q);
         const bool onward = i + 1 < chunks || c.dlast;
+        const int64_t stride = c.groups * c.size, offset = row_BC * c.size + start * stride;
         gemm::pack(c.B.of(b, start, g), c.B.token, q, c.size, B, qp);
         gemm::pack(c.C.of(b, start, g), c.C.token, q, c.size, C, q);
         gemm::transpose(B, Np, BT, qp, q, c.size);
-        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW});
+        gemm::run({G, qp, q, q, 0.0f, {}, nullptr, {C, Np, 1, BT, qp, c.size}, Range::BELOW}, ahead);
         for (int64_t r = 0; r < count; ++r) {
             const int64_t head = first + r;
             float* dstate_NP = dh + r * state_floats;
+            float* dx_rows = c.dx + ((b * c.length + start) * c.heads + head) * c.width;
+            const int64_t next = r + 1 < count ? start : start - c.chunk, next_head = r + 1 < count ? head + 1 : first;
+            ahead.clear();
+            ahead.add(dx_rows, c.heads * c.width, q, c.width, true);
+            foresee(ahead, c.x, next, next_head, c.width);
+            foresee(ahead, c.dy, next, next_head, c.width);
+            if (next >= 0) ahead.add(state(next_head, next / c.chunk), c.width, c.size, c.width);
+            if (r == 0) {
+                ahead.add(c.dC + offset, stride, q, c.size, true);
+                ahead.add(c.dB + offset, stride, q, c.size, true);
+                foresee(ahead, c.B, start - c.chunk, g, c.size);
+                foresee(ahead, c.C, start - c.chunk, g, c.size);
+            }
             gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, qp);
             gemm::pack(c.dy.of(b, start, head), c.dy.token, q, c.width, dy, q);
             gemm::transpose(x, Pp, xT, qp, q, c.width);
@@ -259,28 +291,28 @@ void Unit::backward() const {
             gemm::transpose(h, Pp, h_PN, Np, c.size, c.width);
             if (onward) gemm::transpose(dstate_NP, Pp, dh_PN, Np, c.size, c.width);
             decay.read(c, b, head, start, q);
-            gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW});
+            gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW}, ahead);
             decay.apply(G, M, dG, q);
 
             const int64_t width = onward ? c.width : 0, size = onward ? c.size : 0;
             // Heads of a group add up in order; each needs its own rows for dS first.
             float *dC_r = r == 0 ? dC : EC, *dB_r = r == 0 ? dB : EC;
             gemm::run({dC_r, Np, q, c.size, 0.0f, {dy, Pp, 1, h_PN, Np, c.width}, decay.enter,
-                       {dG, qp, 1, B, Np, q}, Range::UP_TO_ROW});
+                       {dG, qp, 1, B, Np, q}, Range::UP_TO_ROW}, ahead);
             for (int64_t t = 0; t < q; ++t) store(dS + t * W, dot(dC_r + t * Np, C + t * Np, Np, vf{}));
             if (r > 0) add(dC_r, 1.0f, q * Np, dC);
             gemm::run({dB_r, Np, q, c.size, 0.0f, {x, Pp, 1, dh_PN, Np, width}, decay.leave,
-                       {dG, 1, qp, C, Np, q}, Range::FROM_ROW});
+                       {dG, 1, qp, C, Np, q}, Range::FROM_ROW}, ahead);
             for (int64_t t = 0; t < q; ++t)
                 store(dS + t * W, load(dS + t * W) - dot(dB_r + t * Np, B + t * Np, Np, vf{}));
             if (r > 0) add(dB_r, 1.0f, q * Np, dB);
             gemm::run({dx, Pp, q, c.width, 0.0f, {B, Np, 1, dstate_NP, Pp, size}, decay.leave,
-                       {M, 1, qp, dy, Pp, q}, Range::FROM_ROW});
+                       {M, 1, qp, dy, Pp, q}, Range::FROM_ROW}, ahead);
             if (c.D) {
                 add(dy, c.D[head], q * Pp, dx);
                 c.dD[b * c.heads + head] += hsum(dot(dy, x, q * Pp, vf{}));
             }
-            gemm::unpack(dx, q, c.width, c.dx + ((b * c.length + start) * c.heads + head) * c.width, c.heads * c.width);
+            gemm::unpack(dx, q, c.width, dx_rows, c.heads * c.width);
 
             // T multiplies the whole state after the chunk.
             float sum = 0.0f;
@@ -293,9 +325,8 @@ void Unit::backward() const {
                 c.dlog_a[(b * c.length + start + t) * c.heads + head] = sum;
             }
             scaled(C, decay.enter, q, Np, EC);
-            gemm::run({dstate_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {EC, 1, Np, dy, Pp, q}});
+            gemm::run({dstate_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {EC, 1, Np, dy, Pp, q}}, ahead);
         }
-        const int64_t stride = c.groups * c.size, offset = row_BC * c.size + start * stride;
         gemm::unpack(dC, q, c.size, c.dC + offset, stride);
         gemm::unpack(dB, q, c.size, c.dB + offset, stride);
     }
