@@ -1,0 +1,129 @@
+"""Time and peak memory of every kernel backend that runs here, against peers from package registries, in one run.
+
+    python -m benchmarks.kernels --quick          # seconds: does everything run, and is it right
+    python -m benchmarks.kernels                  # the CPU figures, an hour on two cores
+    python -m benchmarks.kernels --device cuda --dtype bfloat16      # with Phi-1.5's and Llama-3.2-1B's shapes
+
+Every point has its own process: peak memory of the first run (inputs, results, gradients and workspace), then the
+result and all gradients against float64 (the naive backend, for long cases the plain-PyTorch one), and only if they are
+right the time, fastest of the repeats. Beside it stands the shortest time at the machine's limits, which are measured
+first. A peer that does not finish in the time limit is not tried on more tokens, and nothing is extrapolated. The JSON
+file is written after every point and an interrupted run goes on where it was.
+
+Peers that are not installed are left out. On a CPU:
+
+    pip install --no-deps mambapy mamba-stock mambax minimamba accelerated-scan assoc-scan mamba-scan-lite
+    MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm
+
+On a GPU: ``pip install --no-build-isolation causal-conv1d mamba-ssm`` (with nvcc, or wheels of your own).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks.kernels import fresh
+from benchmarks.kernels.case import Case
+
+LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
+QUICK = [96]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK[0]} tokens, a tenth of a second per pass")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--ops", nargs="+", metavar="OP")
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE")
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--time-limit", type=float, help="seconds per point (default 900, quick 60)")
+    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="per point (default half of what is free)")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/kernels_DEVICE.json")
+    parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.point:
+        _point(json.loads(arguments.point), arguments.threads)
+    else:
+        _run(arguments)
+
+
+def _point(task: dict, threads: int) -> None:
+    """In the fresh process of one point."""
+    fresh.enter(task["memory_gib"], threads)
+    from benchmarks.kernels import point
+    from benchmarks.kernels.ops import operations
+
+    case = Case(**task["case"])
+    operation = operations()[case.op]
+    contender = next(c for c in operation.contenders(case) if c.name == task["contender"])
+    point.measure(operation, contender, case, task["budget"])
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from benchmarks.kernels import limits, machine
+    from benchmarks.kernels.bars import bars
+    from benchmarks.kernels.ops import operations
+    from benchmarks.kernels.store import Store
+    from benchmarks.kernels.sweep import cases, sweep
+    from benchmarks.kernels.table import show
+
+    console, quick = Console(), arguments.quick
+    if not console.is_terminal:
+        console = Console(width=160)
+    chosen = [o for n, o in operations().items() if not arguments.ops or n in arguments.ops]
+    lengths = arguments.lengths or (QUICK if quick else LENGTHS)
+    todo = list(cases(chosen, lengths, arguments.device, arguments.dtype, arguments.shapes or []))
+    bound = fresh.Limits(
+        seconds=arguments.time_limit or (60 if quick else 900),
+        memory_gib=arguments.memory_limit or round(machine.available_gib() / 2, 1),
+        budget=0.1 if quick else 2.0,
+        threads=arguments.threads,
+    )
+    name = f"kernels_{arguments.device}{'_quick' if quick else ''}.json"
+    header = {
+        "benchmark": "kernels",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "settings": {
+            "lengths": lengths,
+            "dtype": arguments.dtype,
+            "ops": [o.name for o in chosen],
+            "shapes": sorted({c.shape for _, c in todo}),
+            "seconds_per_pass": bound.budget,
+            "time_limit": bound.seconds,
+        },
+        "machine": machine.machine(arguments.device, arguments.threads),
+        "versions": machine.versions(),
+        "code": machine.code(),
+    }
+    store = Store(arguments.out or Path(__file__).parents[1] / "results" / name, header, arguments.fresh)
+    if not store.continued:
+        console.print("measuring the machine's limits ...")
+        store.data["limits"] = limits.measure(arguments.device, arguments.threads)
+        store.data["memory_limit_gib"] = bound.memory_gib
+        store.data["left_out"] = {
+            o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.refusal(c.with_length(64)))}
+            for o, c in {o.name: (o, c) for o, c in todo}.values()
+        }
+        store.write()
+    for point in sweep(todo, store, bound, store.data["limits"]):
+        both = point.get("forward_backward", {}).get("seconds")
+        figure = f"{both * 1e3:10.2f} ms" if both else point["status"]
+        console.print(f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}")
+    found = bars(store.data["points"], store.data["limits"])
+    store.finish({"bars": [b.as_json() for b in found]})
+    show(console, store.data, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The speeds the project promises, as ratios of points of one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Points = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One promise: ``value`` is None where one of its points was not measured."""
+
+    what: str
+    against: str
+    wanted: float
+    value: float | None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value <= self.wanted if self.at_most else self.value >= self.wanted
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"met": self.met}
+
+
+def bars(points: Points, limits: dict[str, float]) -> list[Bar]:
+    """Every promise whose operation was measured on this device."""
+    device = points[0]["device"] if points else "cpu"
+    return _gpu(points, limits) if device == "cuda" else _cpu(points)
+
+
+def _cpu(points: Points) -> list[Bar]:
+    found = []
+    if any(p["op"] == "selective_scan" for p in points):
+        scan = _at(points, "selective_scan", "mamba1", 2048)
+        found += [
+            _faster("selective scan, 2048 tokens, both passes", scan, "step by step", 20),
+            _faster("selective scan, 2048 tokens, both passes", scan, "pure-PyTorch package", 3),
+        ]
+    for shape in dict.fromkeys(p["shape"] for p in points if p["op"] == "ssd"):
+        at = _at(points, "ssd", shape, 2048)
+        found.append(_faster(f"SSD {shape}, 2048 tokens, both passes", at, "transformers Mamba-2", 1.5))
+    if any(p["op"] == "matrix_distance" for p in points):
+        at, long = (_at(points, "matrix_distance", "smollm2-135m", n) for n in (4096, 8192))
+        what = "matrix distance, 4096 tokens, both passes"
+        ours, ours_long, dense = _default(at), _default(long), _best(at, "materialised")
+        found += [
+            _faster(what, at, "materialised", 3),
+            Bar(f"{what}, memory", _name(dense, "materialised"), 20, _ratio(dense, ours, "peak_mib")),
+            Bar("matrix distance, memory at 8192 / at 4096 tokens", "", 2.2, _ratio(ours_long, ours, "peak_mib"), True),
+        ]
+    return found
+
+
+def _gpu(points: Points, limits: dict[str, float]) -> list[Bar]:
+    found = []
+    for op in ("selective_scan", "ssd", "causal_conv1d"):
+        for shape in dict.fromkeys(p["shape"] for p in points if p["op"] == op):
+            longest = max(p["length"] for p in points if p["op"] == op and p["shape"] == shape)
+            at = _at(points, op, shape, longest)
+            found.append(_faster(f"{op} {shape}, {longest} tokens, both passes", at, "mamba_ssm kernels", 1))
+    for shape in dict.fromkeys(p["shape"] for p in points if p["op"] == "matrix_distance"):
+        for length in sorted({p["length"] for p in points if p["op"] == "matrix_distance" and p["shape"] == shape}):
+            ours = _default(_at(points, "matrix_distance", shape, length))
+            value = None
+            if ours is not None and _seconds(ours) is not None:
+                needed = ours["forward_backward"]["work"]["flops"] / limits["matmul_flops_per_s"]
+                value = round(needed / ours["forward_backward"]["seconds"], 3)
+            found.append(Bar(f"matrix distance {shape}, {length} tokens", "bf16 matmul rate", 0.6, value))
+    return found
+
+
+def _faster(what: str, at: Points, family: str, wanted: float) -> Bar:
+    best = _best(at, family)
+    return Bar(what, _name(best, family), wanted, _ratio(best, _default(at), "seconds"))
+
+
+def _at(points: Points, op: str, shape: str, length: int) -> Points:
+    return [p for p in points if (p["op"], p["shape"], p["length"]) == (op, shape, length)]
+
+
+def _default(at: Points) -> dict[str, Any] | None:
+    return next((p for p in at if p["default"]), None)
+
+
+def _best(at: Points, family: str) -> dict[str, Any] | None:
+    """The fastest of a family whose result was right."""
+    able = [p for p in at if p["family"] == family and _seconds(p) is not None]
+    return min(able, key=lambda p: p["forward_backward"]["seconds"], default=None)
+
+
+def _seconds(point: dict[str, Any]) -> float | None:
+    return point.get("forward_backward", {}).get("seconds")
+
+
+def _name(point: dict[str, Any] | None, family: str) -> str:
+    return family if point is None else point["contender"]
+
+
+def _ratio(above: dict[str, Any] | None, below: dict[str, Any] | None, key: str) -> float | None:
+    """Of both passes; None unless both were measured."""
+    if above is None or below is None or _seconds(above) is None or _seconds(below) is None:
+        return None
+    return round(above["forward_backward"][key] / below["forward_backward"][key], 2)

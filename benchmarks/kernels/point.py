@@ -1,0 +1,156 @@
+"""One contender on one case, in a process of its own: peak memory, then the gate, then the time.
+
+Prints a JSON line per pass (forward, then forward and backward), so that what was finished survives a time limit.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.contender import Contender, Inputs
+from benchmarks.kernels.gate import Verdict, compare
+from benchmarks.kernels.operation import Operation
+from benchmarks.kernels.peak import Peak
+
+WARM_UP = 64
+"""Tokens of the call that loads code and starts threads before memory is counted."""
+
+
+def measure(operation: Operation, contender: Contender, case: Case, budget: float) -> None:
+    """Print the results of both passes; ``budget`` is the number of seconds of repeats per pass."""
+    warm = tensors(operation, case.with_length(WARM_UP))
+    run(operation, contender, warm, backward=True)
+    run(operation, contender, warm, backward=False)
+    truth: dict[str, Tensor] = {}
+    for backward in (False, True):
+        found, seconds, mib = first(operation, contender, case, backward)
+        if not truth or backward:
+            truth = reference(operation, case, backward)
+        verdict = compare(found, truth, case.dtype)
+        del found
+        line: dict[str, Any] = {
+            "pass": "forward_backward" if backward else "forward",
+            "peak_mib": round(mib, 1),
+            "gate": gate_json(operation, case, verdict),
+        }
+        if verdict.passed:
+            line |= repeat(operation, contender, case, backward, budget, seconds)
+        print(json.dumps(line), flush=True)
+
+
+def tensors(operation: Operation, case: Case) -> Inputs:
+    """Inputs of a case on its device and in its dtype, the same for every contender."""
+    made = operation.inputs(case, torch.Generator().manual_seed(0))
+    dtype = getattr(torch, case.dtype)
+    return {n: t.to(case.device, torch.float32 if n in operation.keeps_float32 else dtype) for n, t in made.items()}
+
+
+def run(
+    operation: Operation, contender: Contender, inputs: Inputs, backward: bool
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """Result and gradients by name in the layout of the operation, and seconds by the clock and of the CPU."""
+    own = contender.arrange(inputs)
+    if backward:
+        for name in operation.leaves:
+            own[name].requires_grad_()
+    clock = Clock(next(iter(own.values())).device.type)
+    with torch.set_grad_enabled(backward):
+        output = contender.call(own)
+        if backward:
+            output.backward(upstream(output, contender.returns))
+    elapsed = clock.seconds()
+    found = {"output": contender.result(output.detach())}
+    if backward:
+        for name in operation.leaves:
+            gradient = own[name].grad
+            assert gradient is not None, f"{contender.name} gives no gradient for {name}"
+            found[name] = contender.restore(name, gradient)
+    return found, elapsed
+
+
+def upstream(output: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    """A gradient of the result that is the same for every layout and varies in each dimension."""
+    shape = output.shape if order is None else [output.shape[order.index(d)] for d in range(output.dim())]
+    weight = torch.ones(tuple(shape), dtype=output.dtype, device=output.device)
+    for dim, size in enumerate(shape):
+        wave = torch.cos(torch.arange(size, device=output.device, dtype=torch.float32) * (0.7 + 0.1 * dim)) + 1.5
+        weight = weight * wave.to(output.dtype).view([-1 if d == dim else 1 for d in range(output.dim())])
+    return weight if order is None else weight.permute(order).contiguous()
+
+
+def first(
+    operation: Operation, contender: Contender, case: Case, backward: bool
+) -> tuple[dict[str, Tensor], tuple[float, float], float]:
+    """The first run: its results, its seconds, and MiB of inputs, results, gradients and workspace."""
+    peak = Peak(case.device)
+    found, seconds = run(operation, contender, tensors(operation, case), backward)
+    return found, seconds, peak.mib()
+
+
+def reference(operation: Operation, case: Case, backward: bool) -> dict[str, Tensor]:
+    """Result and gradients in float64 from the inputs as the contenders get them."""
+    backend = truth_backend(operation, case)
+    judge = Contender(backend, lambda inputs: operation.ours(inputs, backend))
+    return run(operation, judge, {n: t.double() for n, t in tensors(operation, case).items()}, backward)[0]
+
+
+def truth_backend(operation: Operation, case: Case) -> str:
+    return "naive" if case.length <= operation.exact_length else "torch"
+
+
+def gate_json(operation: Operation, case: Case, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "passed": verdict.passed,
+        "truth": f"{truth_backend(operation, case)}, float64",
+        "limit": verdict.limit,
+        "errors": {n: float(f"{e:.2e}") for n, e in verdict.errors.items()},
+    }
+
+
+def repeat(
+    operation: Operation,
+    contender: Contender,
+    case: Case,
+    backward: bool,
+    budget: float,
+    already: tuple[float, float],
+) -> dict[str, Any]:
+    """Fastest and median run. A first run longer than the budget is the only one."""
+    inputs = tensors(operation, case)
+    times = [already]
+    if already[0] < budget:
+        times = []
+        stop = time.perf_counter() + budget
+        while len(times) < 3 or (time.perf_counter() < stop and len(times) < 50):
+            times.append(run(operation, contender, inputs, backward)[1])
+    return {
+        "seconds": min(wall for wall, _ in times),
+        "median_seconds": statistics.median(wall for wall, _ in times),
+        "cpu_seconds": min(cpu for _, cpu in times),
+        "repeats": len(times),
+    }
+
+
+class Clock:
+    """Time from its creation, with the work of a GPU awaited at both ends."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._wait()
+        self.start = (time.perf_counter(), time.process_time())
+
+    def seconds(self) -> tuple[float, float]:
+        """By the clock, and of the CPU."""
+        self._wait()
+        return time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()

@@ -1,0 +1,79 @@
+"""Goes through operations, shapes, lengths and contenders; a point that is already in the file is not measured again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.kernels import fresh
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.operation import Operation
+from benchmarks.kernels.store import Store
+from benchmarks.kernels.work import floor
+
+PASSES = ("forward", "forward_backward")
+
+
+def cases(
+    operations: Sequence[Operation], lengths: Sequence[int], device: str, dtype: str, shapes: Sequence[str]
+) -> Iterator[tuple[Operation, Case]]:
+    """Every case; shapes meant for a GPU only there, unless they are asked for by name."""
+    for operation in operations:
+        for full, size in operation.shapes.items():
+            shape = full.removeprefix("gpu:")
+            if shapes and shape not in shapes:
+                continue
+            if not shapes and full != shape and device != "cuda":
+                continue
+            for length in lengths:
+                yield operation, Case(operation.name, shape, size, length, dtype, device)
+
+
+def sweep(
+    todo: Sequence[tuple[Operation, Case]], store: Store, limits: fresh.Limits, rates: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Measure what is missing, write it, and yield every point."""
+    for operation, case in todo:
+        default = True
+        for contender in operation.contenders(case):
+            is_default, default = contender.ours and default, default and not contender.ours
+            point = store.find(case, contender.name)
+            if point is None:
+                refusal = contender.refusal(case) or given_up(store, case, contender.name)
+                if refusal is not None and contender.refusal(case.with_length(64)) is not None:
+                    continue
+                found = {"status": refusal} if refusal else fresh.point(case, contender.name, limits)
+                point = case.as_json() | {
+                    "contender": contender.name,
+                    "ours": contender.ours,
+                    "default": is_default,
+                    "family": contender.family,
+                    "load_1min": round(os.getloadavg()[0], 1),
+                }
+                point |= found
+                add_floor(point, operation, case, rates)
+                store.add(point)
+            yield point
+
+
+def given_up(store: Store, case: Case, contender: str) -> str | None:
+    """A contender that did not finish a shorter case is not tried on a longer one, and its time is not guessed."""
+    for point in store.data["points"]:
+        same = (point["op"], point["shape"], point["contender"]) == (case.op, case.shape, contender)
+        if same and point["length"] < case.length and PASSES[1] not in point and "limit" in point["status"]:
+            return f"not tried: {point['status']} at {point['length']} tokens"
+    return None
+
+
+def add_floor(point: dict[str, Any], operation: Operation, case: Case, rates: dict[str, float]) -> None:
+    """Beside each time the least work, the shortest time at the machine's limits, and what binds."""
+    for name in PASSES:
+        if "seconds" in point.get(name, {}):
+            work = operation.work(case, name == PASSES[1])
+            least = floor(work, rates)
+            point[name]["work"] = asdict(work)
+            point[name]["floor_seconds"] = least.seconds
+            point[name]["bound"] = least.bound
+            point[name]["times_floor"] = round(point[name]["seconds"] / least.seconds, 2)

@@ -1,0 +1,84 @@
+"""The results as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.kernels.bars import Bar
+
+
+def show(console: Console, data: dict[str, Any], bars: list[Bar]) -> None:
+    """One table per operation and shape, the machine's limits, and the promises."""
+    rates = data["limits"]
+    console.print(f"{data['machine']['device']}, {data['machine']['threads']} threads")
+    for name, value in rates.items():
+        unit = "GB/s" if "bytes" in name else "Gflop/s" if "flops" in name else "G exp/s"
+        console.print(f"  {name.removesuffix('_per_s'):18s} {value / 1e9:10.1f} {unit}")
+    keys = dict.fromkeys((p["op"], p["shape"]) for p in data["points"])
+    for op, shape in keys:
+        console.print(points(op, shape, [p for p in data["points"] if (p["op"], p["shape"]) == (op, shape)]))
+    if bars:
+        console.print(promises(bars))
+
+
+def points(op: str, shape: str, found: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{op}, {shape}", title_justify="left", header_style="bold")
+    for head in ("tokens", "contender"):
+        table.add_column(head, justify="right" if head == "tokens" else "left", no_wrap=head == "tokens")
+    for head in ("fwd ms", "both ms", "of ours", "fwd MiB", "both MiB", "x floor", "bound", "error"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for length in dict.fromkeys(p["length"] for p in found):
+        rows = [p for p in found if p["length"] == length]
+        ours = next((_get(p, "forward_backward", "seconds") for p in rows if p["default"]), None)
+        for i, point in enumerate(rows):
+            both = _get(point, "forward_backward", "seconds")
+            name = f"[bold]{point['contender']}[/bold]" if point["ours"] else point["contender"]
+            note = "" if point["status"] == "done" else f" ({point['status']})"
+            table.add_row(
+                str(length) if i == 0 else "",
+                name + note,
+                _ms(_get(point, "forward", "seconds")),
+                _ms(both),
+                f"{both / ours:.2f}" if both and ours else "",
+                _plain(_get(point, "forward", "peak_mib"), ".0f"),
+                _plain(_get(point, "forward_backward", "peak_mib"), ".0f"),
+                _plain(_get(point, "forward_backward", "times_floor"), ".1f"),
+                _get(point, "forward_backward", "bound") or "",
+                _error(point),
+                end_section=i == len(rows) - 1,
+            )
+    return table
+
+
+def promises(bars: list[Bar]) -> Table:
+    table = Table(title="bars", title_justify="left", header_style="bold")
+    for head in ("what", "against", "wanted", "measured", "met"):
+        table.add_column(head, overflow="fold")
+    for bar in bars:
+        sign = "<=" if bar.at_most else ">="
+        met = {None: "not measured", True: "yes", False: "[red]no[/red]"}[bar.met]
+        table.add_row(bar.what, bar.against, f"{sign} {bar.wanted:g}", _plain(bar.value, "g"), met)
+    return table
+
+
+def _get(point: dict[str, Any], name: str, key: str) -> Any:
+    return point.get(name, {}).get(key)
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _error(point: dict[str, Any]) -> str:
+    gates = [point[name]["gate"] for name in ("forward", "forward_backward") if name in point]
+    if not gates:
+        return ""
+    worst = max((e if e == e else float("inf") for g in gates for e in g["errors"].values()), default=0.0)
+    return f"{worst:.0e}" if all(g["passed"] for g in gates) else f"[red]{worst:.0e} wrong[/red]"
