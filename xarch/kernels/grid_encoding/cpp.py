@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.grid_encoding.bagged import grid_encode_bagged
@@ -92,12 +93,18 @@ def grid_encode_cpp(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tuple[
         layout.append(len(group))
         for _, axes in group:
             layout += [len(axes), *axes]
-    return grid_encode_cpp_forward(u_N3, tables, layout)
+    if torch.compiler.is_compiling():
+        return grid_encode_cpp_forward(u_N3, tables, layout)
+    return _Eager.apply(layout, u_N3, *tables)
 
 
 @torch.library.custom_op("xarch::grid_encode_cpp_forward", mutates_args=())
 def grid_encode_cpp_forward(u_N3: Tensor, tables: list[Tensor], layout: list[int]) -> Tensor:
     """``layout`` says for each group how many of the tables it takes, and for each of these its axes: count, axes."""
+    return _forward(u_N3, tables, layout)
+
+
+def _forward(u_N3: Tensor, tables: Sequence[Tensor], layout: list[int]) -> Tensor:
     out = u_N3.new_empty(len(u_N3), _width(tables, layout))
     _run("grid_forward", u_N3, out, tables, layout, [])
     return out
@@ -111,6 +118,10 @@ def _(u_N3: Tensor, tables: list[Tensor], layout: list[int]) -> Tensor:
 @torch.library.custom_op("xarch::grid_encode_cpp_backward", mutates_args=())
 def grid_encode_cpp_backward(dout: Tensor, u_N3: Tensor, tables: list[Tensor], layout: list[int]) -> list[Tensor]:
     """Gradients of the tables."""
+    return _table_gradients(dout, u_N3, tables, layout)
+
+
+def _table_gradients(dout: Tensor, u_N3: Tensor, tables: Sequence[Tensor], layout: list[int]) -> list[Tensor]:
     grads = [table.new_zeros(table.shape) for table in tables]
     _run("grid_backward", u_N3, dout.contiguous(), tables, layout, grads)
     return grads
@@ -119,6 +130,21 @@ def grid_encode_cpp_backward(dout: Tensor, u_N3: Tensor, tables: list[Tensor], l
 @grid_encode_cpp_backward.register_fake
 def _(dout: Tensor, u_N3: Tensor, tables: list[Tensor], layout: list[int]) -> list[Tensor]:
     return [table.new_empty(table.shape) for table in tables]
+
+
+class _Eager(torch.autograd.Function):
+    """The operators without the dispatcher, which would take a tenth of a training step and copy the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: list[int], u_N3: Tensor, *tables: Tensor) -> Tensor:
+        _setup(ctx, (u_N3, tables, layout), u_N3)
+        return _forward(u_N3, tables, layout)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        u_N3, *tables = ctx.saved_tensors
+        return None, None, *_table_gradients(grads[0], u_N3, tables, ctx.layout)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.hash_encoding.bagged import hash_encode_bagged
@@ -79,12 +80,17 @@ def hash_encode_cpp(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tenso
     for level in level_table(config):
         integers += [level.stride, level.offset, level.size, int(level.dense)]
         floats += [level.scale, level.shift]
-    return hash_encode_cpp_forward(u_N3.float(), table_EF.float(), integers, floats)
+    operands = u_N3.float(), table_EF.float(), integers, floats
+    return hash_encode_cpp_forward(*operands) if torch.compiler.is_compiling() else _Eager.apply(*operands)
 
 
 @torch.library.custom_op("xarch::hash_encode_cpp_forward", mutates_args=())
 def hash_encode_cpp_forward(u_N3: Tensor, table_EF: Tensor, integers: list[int], floats: list[float]) -> Tensor:
     """Levels as (stride, offset, size, dense) and (scale, shift), one after another."""
+    return _forward(u_N3, table_EF, integers, floats)
+
+
+def _forward(u_N3: Tensor, table_EF: Tensor, integers: list[int], floats: list[float]) -> Tensor:
     out = u_N3.new_empty(len(u_N3), len(floats) // 2 * table_EF.shape[1])
     _run("hash_forward", u_N3, table_EF.contiguous(), None, out, integers, floats)
     return out
@@ -100,6 +106,12 @@ def hash_encode_cpp_backward(
     dout: Tensor, u_N3: Tensor, rows: int, features: int, integers: list[int], floats: list[float]
 ) -> Tensor:
     """Gradient of the table."""
+    return _table_gradient(dout, u_N3, rows, features, integers, floats)
+
+
+def _table_gradient(
+    dout: Tensor, u_N3: Tensor, rows: int, features: int, integers: list[int], floats: list[float]
+) -> Tensor:
     grad_EF = u_N3.new_zeros(rows, features)
     _run("hash_backward", u_N3, None, grad_EF, dout.contiguous(), integers, floats)
     return grad_EF
@@ -110,6 +122,21 @@ def _(dout: Tensor, u_N3: Tensor, rows: int, features: int, integers: list[int],
     return u_N3.new_empty(rows, features)
 
 
+class _Eager(torch.autograd.Function):
+    """The operators without the dispatcher, which would take a tenth of a training step and copy the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, u_N3: Tensor, table_EF: Tensor, integers: list[int], floats: list[float]) -> Tensor:
+        _setup(ctx, (u_N3, table_EF, integers, floats), u_N3)
+        return _forward(u_N3, table_EF, integers, floats)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (u_N3,), (rows, features) = ctx.saved_tensors, ctx.shape
+        return None, _table_gradient(grads[0], u_N3, rows, features, ctx.integers, ctx.floats), None, None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     u_N3, table_EF, ctx.integers, ctx.floats = inputs
     ctx.save_for_backward(u_N3)
@@ -117,8 +144,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dout: Tensor) -> tuple[None, Tensor, None, None]:
-    (u_N3,) = ctx.saved_tensors
-    return None, hash_encode_cpp_backward(dout, u_N3, *ctx.shape, ctx.integers, ctx.floats), None, None
+    (u_N3,), (rows, features) = ctx.saved_tensors, ctx.shape
+    return None, hash_encode_cpp_backward(dout, u_N3, rows, features, ctx.integers, ctx.floats), None, None
 
 
 hash_encode_cpp_forward.register_autograd(_backward, setup_context=_setup)

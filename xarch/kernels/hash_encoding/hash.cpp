@@ -32,6 +32,10 @@ struct Corners {
     float weight[8][kBlock];
 };
 
+// Rounded after the product, as PyTorch does: the cell is the same in every backend.
+#if defined(__GNUC__) && !defined(__clang__)
+__attribute__((optimize("fp-contract=off")))
+#endif
 void corners(const Level& level, const float* points, int count, Corners& c) {
     uint32_t cell[3][kBlock];
     float part[3][kBlock];
