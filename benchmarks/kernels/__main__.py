@@ -112,7 +112,7 @@ def _run(arguments: argparse.Namespace) -> None:
         store.data["limits"] = limits.measure(arguments.device, arguments.threads)
         store.data["memory_limit_gib"] = bound.memory_gib
         store.data["left_out"] = {
-            o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.refusal(c.with_length(64)))}
+            o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.absent(c))}
             for o, c in {o.name: (o, c) for o, c in todo}.values()
         }
         store.write()

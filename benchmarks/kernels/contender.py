@@ -35,14 +35,14 @@ class Contender:
     cannot: Callable[[Case], str | None] = lambda case: None
     """Why it cannot take a case, or None if it can."""
 
-    def refusal(self, case: Case) -> str | None:
-        """Why it cannot be measured here, or None if it can."""
+    def absent(self, case: Case) -> str | None:
+        """Why it cannot be measured here at any length, or None if it can."""
         if case.device not in self.devices:
             return f"runs on {', '.join(self.devices)} only"
         missing = [p for p in self.packages if importlib.util.find_spec(p) is None]
         if missing:
             return f"not installed: {', '.join(missing)}"
-        return self.cannot(case)
+        return None
 
     def arrange(self, inputs: Inputs) -> Inputs:
         """Copies of the inputs in this contender's layout."""

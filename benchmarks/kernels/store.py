@@ -1,4 +1,4 @@
-"""The result file: written after every point, continued where an interrupted run of the same code and settings ended."""
+"""The result file: written after every point; an interrupted run of the same code and settings goes on in it."""
 
 from __future__ import annotations
 

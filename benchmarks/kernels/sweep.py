@@ -1,4 +1,4 @@
-"""Goes through operations, shapes, lengths and contenders; a point that is already in the file is not measured again."""
+"""Goes through operations, shapes, lengths and contenders, and measures what the file does not have yet."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sweep(
             is_default, default = contender.ours and default, default and not contender.ours
             point = store.find(case, contender.name)
             if point is None:
-                refusal = contender.refusal(case) or given_up(store, case, contender.name)
-                if refusal is not None and contender.refusal(case.with_length(64)) is not None:
+                if contender.absent(case) is not None:
                     continue
+                refusal = contender.cannot(case) or given_up(store, case, contender.name)
                 found = {"status": refusal} if refusal else fresh.point(case, contender.name, limits)
                 point = case.as_json() | {
                     "contender": contender.name,

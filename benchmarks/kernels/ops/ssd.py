@@ -71,7 +71,12 @@ OPERATION = Operation(
     leaves=("x", "dt", "A", "B", "C"),
     ours=ours,
     peers=[
-        Contender("mamba_ssm.ssd_chunk_scan_combined_ref", mamba_ssm.chunk_scan_ref, packages=("mamba_ssm",)),
+        Contender(
+            "mamba_ssm.ssd_chunk_scan_combined_ref",
+            mamba_ssm.chunk_scan_ref,
+            packages=("mamba_ssm",),
+            cannot=lambda case: "needs a multiple of 256 tokens" if case.length % 256 else None,
+        ),
         Contender(
             "mamba_ssm.ssd_minimal_discrete",
             mamba_ssm.ssd_minimal,

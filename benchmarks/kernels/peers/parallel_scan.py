@@ -40,10 +40,12 @@ def selective(load: Callable[[], Scan]) -> Callable[[Inputs], Tensor]:
 def _file(package: str, name: str) -> ModuleType:
     """A module of a package whose __init__ imports more than is installed."""
     found = importlib.util.find_spec(package)
-    assert found is not None and found.submodule_search_locations
+    assert found is not None
+    assert found.submodule_search_locations
     path = Path(found.submodule_search_locations[0]) / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"_{package}_{name}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
