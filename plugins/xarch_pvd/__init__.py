@@ -23,9 +23,7 @@ def xarch_register(registry: Any) -> None:
         "field", load="xarch_pvd.source:FieldSource", produces=FAMILY, summary="trained radiance fields: FILE or demo"
     )
     for name, (adapter, summary) in TARGETS.items():
-        registry.target(
-            name, load=f"xarch_pvd.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
-        )
+        registry.target(name, load=f"xarch_pvd.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary)
     registry.objective("field-mse", load="xarch_pvd.objectives:FieldMSE", summary="mean square at points or on rays")
     registry.objective(
         "log-density", load="xarch_pvd.objectives:LogDensity", summary="one-sided square of raw log-densities"
@@ -40,3 +38,11 @@ def xarch_register(registry: Any) -> None:
         ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
     ):
         registry.recipe(name, load=f"xarch_pvd:recipes/{name}.yaml", summary=summary)
+
+
+@hookimpl
+def xarch_commands(group: Any) -> None:
+    """``xarch pvd train``."""
+    from xarch_pvd.commands import train
+
+    group.add_command(train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -58,17 +58,17 @@ def view_facts(cameras: list[Camera]) -> ViewFacts:
     c2w = torch.stack([c.c2w[:3] for c in cameras])
     places, ahead = c2w[:, :, 3], -c2w[:, :, 2]
     first = cameras[0]
-    common = {"width": first.width, "height": first.height, "focal": first.fx / first.width}
+    common = ViewFacts(width=first.width, height=first.height, focal=first.fx / first.width)
     target = _meeting_point(places, ahead)
     inward = torch.nn.functional.cosine_similarity(ahead, target - places, dim=-1)
     if float(inward.min()) > math.cos(math.pi / 12):
         distance = (places - target).norm(dim=-1)
-        return ViewFacts(
-            **common,
+        return replace(
+            common,
             radius=(float(distance.min()), float(distance.max())),
             target=(float(target[0]), float(target[1]), float(target[2])),
         )
-    return ViewFacts(**common, poses=tuple(tuple(row) for row in c2w.reshape(len(cameras), 12).tolist()))
+    return replace(common, poses=tuple(tuple(row) for row in c2w.reshape(len(cameras), 12).tolist()))
 
 
 def _meeting_point(places: Tensor, ahead: Tensor) -> Tensor:

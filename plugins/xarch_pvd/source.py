@@ -16,8 +16,8 @@ from xarch.families.field.facts import FieldFacts, ViewFacts
 from xarch.families.field.model import FAMILY, FieldTeacher
 from xarch_pvd.demo import DEMO, demo_field
 from xarch_pvd.field_file import is_field_file, load_field_file
-from xarch_pvd.formats.record import FieldFile
 from xarch_pvd.foreign_files import read_foreign
+from xarch_pvd.formats.record import FieldFile
 from xarch_pvd.representations.records import from_file
 
 RESOLUTION = 64

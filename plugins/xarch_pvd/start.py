@@ -1,4 +1,4 @@
-"""What a student takes from its teacher before any training: occupancy, blocks of equal shape, resampled grids, bakes."""
+"""What a student takes from its teacher before training: occupancy, blocks of equal shape, resampled grids, bakes."""
 
 from __future__ import annotations
 

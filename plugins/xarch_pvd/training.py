@@ -122,7 +122,7 @@ def train_field(
             )
         spent += time.process_time() - started
         if step % 10 == 9:
-            progress(step + 1, options.steps, float(loss))
+            progress(step + 1, options.steps, float(loss.detach()))
         if until(step + 1):
             break
         started = time.process_time()

@@ -101,12 +101,13 @@ class TargetConformance:
         assert_taps(student, self.batch(teacher.facts))
 
     def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
-        assert student.sites(), "a student without sites cannot be trained locally"
         for site in student.sites().values():
             assert set(site.inputs.values()) <= set(teacher.taps())
 
     def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
         batch = self.batch(teacher.facts)
+        if not student.sites():
+            pytest.skip("this family has no sites; its stages are global")
         name, site = next(iter(student.sites().items()))
         inputs = teacher.collect(batch, set(site.inputs.values()))
         student.module.requires_grad_(True)

@@ -67,7 +67,7 @@ class FactorField(FeatureField):
         return grid_encode(u_N3, thin).sum(dim=-1)
 
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
-        grids = {n: p for n, p in self.named_parameters() if n in self.param_groups()["grid"]}
+        grids: dict[str, Tensor] = {n: p for n, p in self.named_parameters() if n in self.param_groups()["grid"]}
         return {"encoder": grids, "basis": named_tensors(self.basis), "color_net": named_tensors(self.color_net)}
 
     def param_groups(self) -> dict[str, list[str]]:

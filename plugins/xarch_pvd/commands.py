@@ -1,0 +1,35 @@
+"""``xarch pvd train``: a teacher from posed pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="file to write")
+@click.option("--arch", default="hash", show_default=True, help="hash, mlp, vm, cp or tensors")
+@click.option("--preset", type=click.Choice(["small", "paper"]), default="small", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=1500, show_default=True, help="optimiser steps")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int) -> None:
+    """Train a field from posed pictures (Blender, LLFF, COLMAP or NSVF folder); use it as --teacher field:OUT."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xarch_pvd.train import train_from_pictures
+
+    console = Console(stderr=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task(f"training {arch}", total=steps)
+
+        def show(step: int, _: int, loss: float) -> None:
+            bar.update(task, completed=step, description=f"training {arch}, loss {loss:.5f}")
+
+        spent = train_from_pictures(
+            folder, arch=arch, options={"preset": preset}, steps=steps, seed=seed, out=out, progress=show
+        )
+    console.print(f"{out}: {steps} steps in {spent:.0f} CPU seconds")
+    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:{folder}")
