@@ -13,15 +13,12 @@ using namespace simd;
 
 struct Call {
     int64_t batch, length, channels, taps, slab, threads;
-    const float* x;  // [B, L, C], the last dimension dense
-    int64_t x_batch, x_token;
-    const float *weight, *bias, *history;  // [K, C]; [C] or null; [B, J, C] or null
-    const int64_t* run;                    // [B, L] or null
-    float* y;                              // [B, L, C]
-    const float* dy;                       // [B, L, C], the last dimension dense
-    int64_t dy_batch, dy_token;
-    float *dx, *dhistory;      // [B, L, C]; [B, J, C] or null
-    float *partial, *dweight;  // [units, K + 1, C]; [K + 1, C], the last row for the bias
+    int64_t x_batch, x_token, dy_batch, dy_token;  // strides; the last dimension is dense
+    const float *x, *dy;                           // [B, L, C]
+    const float *weight, *bias, *history;          // [K, C]; [C] or null; [B, J, C] or null
+    const int64_t* run;                            // [B, L] or null
+    float *y, *dx, *dhistory;                      // [B, L, C]; [B, L, C]; [B, J, C] or null
+    float *partial, *dweight;                      // [units, K + 1, C]; [K + 1, C], the last row for the bias
 };
 
 namespace {

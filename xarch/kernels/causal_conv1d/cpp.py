@@ -28,14 +28,12 @@ _SLAB, _MOST_SLABS = 256, 128
 """Tokens that one thread takes at a time, more where there would be more slabs than that."""
 
 
+_SIZES = ("batch", "length", "channels", "taps", "slab", "threads", "x_batch", "x_token", "dy_batch", "dy_token")
+_TENSORS = ("x", "dy", "weight", "bias", "history", "run", "y", "dx", "dhistory", "partial", "dweight")
+
+
 class _Call(ctypes.Structure):
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in "batch length channels taps slab threads".split()),
-        *[("x", ctypes.c_void_p), ("x_batch", ctypes.c_int64), ("x_token", ctypes.c_int64)],
-        *((n, ctypes.c_void_p) for n in "weight bias history run y".split()),
-        *[("dy", ctypes.c_void_p), ("dy_batch", ctypes.c_int64), ("dy_token", ctypes.c_int64)],
-        *((n, ctypes.c_void_p) for n in "dx dhistory partial dweight".split()),
-    ]
+    _fields_ = [*((n, ctypes.c_int64) for n in _SIZES), *((n, ctypes.c_void_p) for n in _TENSORS)]
 
 
 @cache

@@ -50,7 +50,10 @@ def largest_error(
         generator = torch.Generator().manual_seed(1)
         upstream = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype) for t in outputs]
         found.append([*outputs, *torch.autograd.grad(outputs, leaves, upstream)])
-    return max(float((a.detach().double() - b.detach()).norm() / b.detach().norm().clamp_min(1e-9)) for a, b in zip(*found, strict=True))
+    return max(
+        float((a.detach().double() - b.detach()).norm() / b.detach().norm().clamp_min(1e-9))
+        for a, b in zip(*found, strict=True)
+    )
 
 
 # A compiler of models asks while it records, and takes the answer of this process as given.

@@ -32,14 +32,19 @@ _UNITS = 8
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), *((n, ctypes.c_int64) for n in ("batch", "token", "head"))]
+    _fields_ = [("at", ctypes.c_void_p), ("batch", ctypes.c_int64), ("token", ctypes.c_int64), ("head", ctypes.c_int64)]
+
+
+_SIZES = ("batch", "length", "heads", "groups", "width", "size", "chunk", "slice", "threads")
+_STRIDED = ("x", "log_a", "B", "C", "dy")
+_DENSE = ("D", "initial", "run", "y", "last", "states", "dlast", "dx", "dlog_a", "dB", "dC", "dD", "dinitial")
 
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int64) for n in "batch length heads groups width size chunk slice threads".split()),
-        *((n, _Rows) for n in "x log_a B C dy".split()),
-        *((n, ctypes.c_void_p) for n in "D initial run y last states dlast dx dlog_a dB dC dD dinitial".split()),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, _Rows) for name in _STRIDED),
+        *((name, ctypes.c_void_p) for name in _DENSE),
     ]
 
 
@@ -239,7 +244,10 @@ class _Inputs:
         self.slices = -(-ratio // part)
         self._sizes = (batch, length, heads, groups, width, size, chunk, part, torch.get_num_threads())
         self._rows = {"x": _rows(x_BLHP), "B": _rows(B_BLGN), "C": _rows(C_BLGN), "log_a": log_a_BLH.float()}
-        self._dense = {"D": None if D_H is None else _dense(D_H), "run": None if run_BL is None else run_BL.contiguous()}
+        self._dense = {
+            "D": None if D_H is None else _dense(D_H),
+            "run": None if run_BL is None else run_BL.contiguous(),
+        }
 
     def run(self, function: str, *, dy: Tensor | None = None, **tensors: Tensor | None) -> None:
         rows = self._rows if dy is None else {**self._rows, "dy": _rows(dy)}

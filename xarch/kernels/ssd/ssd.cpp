@@ -68,25 +68,26 @@ void turn_out(const float* tile, int64_t rows, int64_t columns, float* to, float
 
 // Decays of one head in one chunk.
 struct Decay {
-    float *S, *enter, *leave;  // [Qp]: prefix sums, exp(S_t), exp(T - S_s); zero across a change of document
-    int32_t* run;              // [Qp] or null
-    float cross;               // exp(T)
+    float *S, *rest;         // [Qp]: prefix sums, and what float32 has lost of them
+    float *enter, *leave;    // [Qp]: exp(S_t), exp(T - S_s); zero across a change of document
+    int32_t* run = nullptr;  // [Qp] or null
+    float cross = 0.0f;      // exp(T)
 
     void read(const Call& c, int64_t b, int64_t h, int64_t start, int64_t q) {
         const int64_t all = padded(q);
-        float sum = 0.0f;
+        double sum = 0.0;
         for (int64_t t = 0; t < all; ++t) {
-            // One huge step would swallow the digits of all later ones in the prefix sum.
             if (t < q) {
                 const float log_a = *c.log_a.of(b, start + t, h);
                 sum += log_a < LOG_FLOOR ? LOG_FLOOR : log_a;
             }
-            S[t] = sum;
+            S[t] = (float)sum;
+            rest[t] = (float)(sum - S[t]);
         }
-        const vf floor = vf{} + LOG_FLOOR, T = vf{} + sum;
+        const vf floor = vf{} + LOG_FLOOR;
         for (int64_t t = 0; t < all; t += W) {
-            store(enter + t, vexp(vmax(load(S + t), floor)));
-            store(leave + t, vexp(vmax(T - load(S + t), floor)));
+            store(enter + t, vexp(vmax(load(S + t) + load(rest + t), floor)));
+            store(leave + t, vexp(vmax(since(all - 1, t), floor)));
         }
         if (run) {
             const int64_t before = c.run[b * c.length + (start > 0 ? start - 1 : 0)];
@@ -101,20 +102,24 @@ struct Decay {
         cross = enter[q - 1];
     }
 
+    // S_t - S_s for the W tokens from s on.
+    vf since(int64_t t, int64_t s) const { return ((vf{} + S[t]) - load(S + s)) + ((vf{} + rest[t]) - load(rest + s)); }
+
     // weight = score o L and, if given, dscore = dscore o L, with L[t, s] = exp(S_t - S_s) for s <= t of one document,
-    // else zero. Columns are written as far beyond the diagonal as a causal product reads.
-    void apply(const float* score, float* weight, float* dscore, int64_t q) const {
+    // else zero; the diagonal of dscore moves to `diagonal`. Columns are written as far beyond the diagonal as a causal
+    // product reads.
+    void apply(const float* score, float* weight, float* dscore, float* diagonal, int64_t q) const {
         const int64_t all = padded(q);
         const vf floor = vf{} + LOG_FLOOR;
         vi lanes;
         for (int i = 0; i < W; ++i) lanes[i] = i;
         for (int64_t t = 0; t < q; ++t) {
-            const vf now = vf{} + S[t];
             const float* from = score + t * all;
             float *to = weight + t * all, *dto = dscore ? dscore + t * all : nullptr;
+            if (dto) diagonal[t] = dto[t];
             int64_t s = 0;
             for (; s <= t; s += W) {
-                vf L = vexp(vmax(vmin(now - load(S + s), vf{}), floor));
+                vf L = vexp(vmax(vmin(since(t, s), vf{}), floor));
                 if (run) {
                     vi other;
                     std::memcpy(&other, run + s, sizeof other);
@@ -122,10 +127,9 @@ struct Decay {
                 }
                 vf w = load(from + s) * L, d{};
                 if (dto) d = load(dto + s) * L;
-                if (s + W > t + 1) {
-                    const vi inside = lanes <= (int32_t)(t - s);
-                    w = select(inside, w, vf{});
-                    d = select(inside, d, vf{});
+                if (s + W > t) {
+                    w = select(lanes <= (int32_t)(t - s), w, vf{});
+                    d = select(lanes < (int32_t)(t - s), d, vf{});
                 }
                 store(to + s, w);
                 if (dto) store(dto + s, d);
@@ -193,12 +197,12 @@ struct Unit {
 
 void Unit::forward() const {
     const int64_t square = Qp * Qp, state_floats = Np * Pp;
-    scratch.reserve(3 * Qp * Np + Np * Qp + 2 * square + 2 * Qp * Pp + 4 * Qp + (count + 1) * state_floats + 256);
+    scratch.reserve(3 * Qp * Np + Np * Qp + 2 * square + 2 * Qp * Pp + 5 * Qp + (count + 1) * state_floats + 256);
     float *B = scratch.take(Qp * Np), *C = scratch.take(Qp * Np), *LB = scratch.take(Qp * Np);
     float *BT = scratch.take(Np * Qp), *G = scratch.take(square), *M = scratch.take(square);
     float *x = scratch.take(Qp * Pp), *y = scratch.take(Qp * Pp), *h = scratch.take(count * state_floats);
     float* between = scratch.take(state_floats);
-    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), nullptr, 0.0f};
+    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), scratch.take(Qp)};
     if (c.run) decay.run = (int32_t*)scratch.take(Qp);
     for (int64_t r = 0; r < count; ++r) {
         if (c.initial)
@@ -225,7 +229,7 @@ void Unit::forward() const {
             if (r == 0) foresee(ahead, c.B, start + c.chunk, g, c.size), foresee(ahead, c.C, start + c.chunk, g, c.size);
             gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, q);
             decay.read(c, b, head, start, q);
-            decay.apply(G, M, nullptr, q);
+            decay.apply(G, M, nullptr, nullptr, q);
             Product through{C, Np, 1, state_NP, Pp, i > 0 || c.initial ? c.size : 0};
             gemm::run({y, Pp, q, c.width, 0.0f, through, decay.enter, {M, qp, 1, x, Pp, q}, Range::UP_TO_ROW}, ahead);
             if (c.D) add(x, c.D[head], q * Pp, y);
@@ -241,7 +245,7 @@ void Unit::forward() const {
 
 void Unit::backward() const {
     const int64_t square = Qp * Qp, state_floats = Np * Pp;
-    scratch.reserve(7 * Qp * Np + 5 * Qp * Pp + 3 * square + 4 * Qp + Qp * W + (count + 3) * state_floats + 512);
+    scratch.reserve(7 * Qp * Np + 5 * Qp * Pp + 3 * square + 6 * Qp + Qp * W + (count + 3) * state_floats + 512);
     float *B = scratch.take(Qp * Np), *C = scratch.take(Qp * Np), *BT = scratch.take(Np * Qp);
     float *dB = scratch.take(Qp * Np), *dC = scratch.take(Qp * Np), *EC = scratch.take(Qp * Np);
     float *x = scratch.take(Qp * Pp), *dy = scratch.take(Qp * Pp), *xT = scratch.take(Pp * Qp);
@@ -249,7 +253,8 @@ void Unit::backward() const {
     float *G = scratch.take(square), *M = scratch.take(square), *dG = scratch.take(square);
     float *dh = scratch.take(count * state_floats), *h = scratch.take(state_floats);
     float *h_PN = scratch.take(state_floats), *dh_PN = scratch.take(state_floats), *dS = scratch.take(Qp * W);
-    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), nullptr, 0.0f};
+    float* diagonal = scratch.take(Qp);
+    Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), scratch.take(Qp)};
     if (c.run) decay.run = (int32_t*)scratch.take(Qp);
     for (int64_t r = 0; r < count; ++r) {
         c.dD[b * c.heads + first + r] = 0.0f;
@@ -292,19 +297,25 @@ void Unit::backward() const {
             if (onward) gemm::transpose(dstate_NP, Pp, dh_PN, Np, c.size, c.width);
             decay.read(c, b, head, start, q);
             gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW}, ahead);
-            decay.apply(G, M, dG, q);
+            decay.apply(G, M, dG, diagonal, q);
 
             const int64_t width = onward ? c.width : 0, size = onward ? c.size : 0;
             // Heads of a group add up in order; each needs its own rows for dS first.
             float *dC_r = r == 0 ? dC : EC, *dB_r = r == 0 ? dB : EC;
             gemm::run({dC_r, Np, q, c.size, 0.0f, {dy, Pp, 1, h_PN, Np, c.width}, decay.enter,
                        {dG, qp, 1, B, Np, q}, Range::UP_TO_ROW}, ahead);
-            for (int64_t t = 0; t < q; ++t) store(dS + t * W, dot(dC_r + t * Np, C + t * Np, Np, vf{}));
+            // A token reaches itself without decay: were it in both sums, their difference would be left with its rounding.
+            for (int64_t t = 0; t < q; ++t) {
+                store(dS + t * W, dot(dC_r + t * Np, C + t * Np, Np, vf{}));
+                add(B + t * Np, diagonal[t], Np, dC_r + t * Np);
+            }
             if (r > 0) add(dC_r, 1.0f, q * Np, dC);
             gemm::run({dB_r, Np, q, c.size, 0.0f, {x, Pp, 1, dh_PN, Np, width}, decay.leave,
                        {dG, 1, qp, C, Np, q}, Range::FROM_ROW}, ahead);
-            for (int64_t t = 0; t < q; ++t)
+            for (int64_t t = 0; t < q; ++t) {
                 store(dS + t * W, load(dS + t * W) - dot(dB_r + t * Np, B + t * Np, Np, vf{}));
+                add(C + t * Np, diagonal[t], Np, dB_r + t * Np);
+            }
             if (r > 0) add(dB_r, 1.0f, q * Np, dB);
             gemm::run({dx, Pp, q, c.width, 0.0f, {B, Np, 1, dstate_NP, Pp, size}, decay.leave,
                        {M, 1, qp, dy, Pp, q}, Range::FROM_ROW}, ahead);
