@@ -41,6 +41,14 @@ def xarch_register(registry: Any) -> None:
 
 
 @hookimpl
+def xarch_report_sections(run: Any) -> list[dict[str, str]]:
+    """Renders side by side."""
+    from xarch_pvd.report import sections
+
+    return sections(run.path)
+
+
+@hookimpl
 def xarch_commands(group: Any) -> None:
     """``xarch pvd train``."""
     from xarch_pvd.commands import train

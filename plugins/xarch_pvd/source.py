@@ -16,9 +16,9 @@ from xarch.families.field.facts import FieldFacts, ViewFacts
 from xarch.families.field.model import FAMILY, FieldTeacher
 from xarch_pvd.demo import DEMO, demo_field
 from xarch_pvd.field_file import is_field_file, load_field_file
-from xarch_pvd.foreign_files import read_foreign
+from xarch_pvd.formats import read_field
 from xarch_pvd.formats.record import FieldFile
-from xarch_pvd.representations.records import from_file
+from xarch_pvd.representations.records import NO_CLIP, from_file
 
 RESOLUTION = 64
 SPHERE = 1.9
@@ -72,7 +72,7 @@ def facts_of(record: FieldFile, views: ViewFacts | None, samples: int) -> FieldF
         aabb=((low[0], low[1], low[2]), (high[0], high[1], high[2])),
         options=_plain(record.options),
         warp=record.warp,
-        sigma_clip=record.sigma_clip or (-2.0, 7.0),
+        sigma_clip=record.sigma_clip or NO_CLIP,
         background=record.background or (1.0, 1.0, 1.0),
         occupancy=RESOLUTION if grid is None else grid.shape[0],
         feature=record.arch in ("hash", "mlp", "vm", "cp"),
@@ -93,7 +93,7 @@ def _read(ref: str, options: FieldOptions) -> tuple[FieldFile, ViewFacts | None,
     if is_field_file(path):
         record, views = load_field_file(path)
         return record, views, path
-    return read_foreign(path, allow_pickle=options.allow_pickle), None, path
+    return read_field(path, allow_pickle=options.allow_pickle), None, path
 
 
 def _sphere(record: FieldFile) -> ViewFacts:

@@ -14,6 +14,8 @@ from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.representations.factor_fields import FactorField
 
 OWN = tuple(OPTIONS)
+NO_CLIP = (-100.0, 30.0)
+"""Log-density limits of a field whose file names none: nothing a picture could show lies outside."""
 
 
 def from_file(record: FieldFile) -> RadianceField:
@@ -34,7 +36,7 @@ def from_file(record: FieldFile) -> RadianceField:
         options,
         aabb=[list(low), list(high)],
         warp=record.warp,
-        sigma_clip=record.sigma_clip or (-2.0, 7.0),
+        sigma_clip=record.sigma_clip or NO_CLIP,
         background=record.background or (1.0, 1.0, 1.0),
         occupancy=record.occupancy,
     )

@@ -18,7 +18,6 @@ from xarch.families.field import render
 from xarch.testing import TargetConformance
 from xarch_pvd.metric import psnr
 
-
 whole_path = pytest.mark.slow(TargetConformance.test_tiny_conversion_to_verified_onnx)
 
 
@@ -127,6 +126,14 @@ def test_voxels_leave_the_volume_stage_out_and_are_baked(tmp_path: Path) -> None
     assert plan["student"]["mapped"] == ["volume"]
     found = json.loads((run.path / "eval.json").read_text())
     assert found["baselines"]["before training"]["psnr_teacher"] > 22
+
+
+def test_the_report_shows_renders_and_not_their_bytes(tmp_path: Path) -> None:
+    run = convert(overrides=configuration(tmp_path, "vm", budget=1), out=tmp_path / "run")
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Renders" in page
+    assert "picture by plugin pvd" in page
+    assert "iVBOR" not in (run.path / "report.md").read_text(encoding="utf-8")
 
 
 def _fan(count: int) -> torch.Tensor:

@@ -49,11 +49,11 @@ def _counted(files: RunFiles) -> str:
 
 
 def samples(files: RunFiles) -> Section | None:
-    """What teacher and student make of the same inputs."""
+    """What teacher and student make of the same prompts; samples without a prompt are for a plugin's section."""
     found = rows_of(files.eval, "samples")
     shown = [
         Sample(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
         for s in found
-        if isinstance(s, dict)
+        if isinstance(s, dict) and "prompt" in s
     ]
     return Section("Samples", [Samples(shown)]) if shown else None
