@@ -36,9 +36,34 @@ def ssd(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     return call
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("call", "kernels"), [(ssd, 8)])
+def matrix_distance(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
+    """Grouped keys; one B/C group per head in bfloat16, shared ones in float32."""
+    groups = 4 if dtype == torch.bfloat16 else 2
+
+    def call() -> None:
+        q, k = torch.zeros(1, 256, 4, 64, dtype=dtype), torch.zeros(1, 256, 2, 64, dtype=dtype)
+        C, B = torch.zeros(2, 1, 256, groups, 64, dtype=dtype).unbind()
+        border = torch.zeros(1, 256, dtype=torch.int32)
+        real, window = torch.ones(1, 256, dtype=torch.uint8), 100 if arch == 90 else None
+        operands = (C, B, torch.zeros(1, 256, 4), torch.zeros(4), q, k, border, border, real, 0.1, window, None)
+        _, _, lse, *half = torch.ops.xarch.matrix_distance_triton_forward(*operands, groups == 4)
+        half = half if groups == 4 else [None] * 3
+        torch.ops.xarch.matrix_distance_triton_backward(torch.zeros(1, 4), *operands, lse, *half)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arch"),
+    [
+        (torch.bfloat16, 90),
+        (torch.float32, 80),
+        pytest.param(torch.bfloat16, 80, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 90, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("call", "kernels"), [(ssd, 8), (matrix_distance, 2)])
 def test_kernels_compile_and_fit(call, kernels, dtype, arch, tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

@@ -22,6 +22,7 @@ class Compiled:
 
 
 _NAMES = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -56,7 +57,7 @@ def compile_launches(call: Callable[[], Any], arch: int) -> list[Compiled]:
                 signature[parameter.name], constants[(index,)] = "constexpr", value
                 continue
             if isinstance(value, torch.Tensor):
-                signature[parameter.name], aligned = _NAMES[value.dtype], True
+                signature[parameter.name], aligned = _NAMES[value.dtype], value.data_ptr() % 16 == 0
             elif isinstance(value, int):
                 signature[parameter.name], aligned = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
             else:

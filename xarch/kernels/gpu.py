@@ -16,6 +16,9 @@ from torch import Tensor
 from xarch.kernels.precision import tracing
 
 _LOG = logging.getLogger(__name__)
+_PROGRAMS = 264
+"""Two per multiprocessor of the largest GPU of today; with fewer, the heads of a group are spread over programs."""
+
 _TOLERANCE = 5e-3
 """Relative norm of the error in the check at first use: float32 operands may be rounded to TF32."""
 
@@ -63,6 +66,16 @@ def dot_mode(*operands: Tensor) -> dict[str, Any]:
 def is_half(mode: dict[str, Any]) -> bool:
     """Whether :func:`dot_mode` found operands of two bytes."""
     return mode["DOT"].primitive_bitwidth == 16
+
+
+def heads_per_program(programs: int, ratio: int) -> int:
+    """The most of the ``ratio`` heads of a group that one program can take while enough programs are left.
+
+    Args:
+        programs: how many there are with one head each.
+        ratio: heads per group.
+    """
+    return max((d for d in range(1, ratio + 1) if ratio % d == 0 and programs // d >= _PROGRAMS), default=1)
 
 
 def rows_last(t: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.matrix_distance import naive, tiled
+from xarch.kernels.matrix_distance import cpp, naive, tiled, triton
 from xarch.kernels.matrix_distance.matrices import attention_matrix, mixing_matrix
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["MatrixDistance", "attention_matrix", "matrix_distance", "mixing_matrix", "naive", "tiled"]
+__all__ = ["MatrixDistance", "attention_matrix", "matrix_distance", "mixing_matrix", "naive", "tiled", "triton"]
 
 
 def matrix_distance(

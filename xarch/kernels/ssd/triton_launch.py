@@ -12,13 +12,10 @@ import torch
 import triton
 from torch import Tensor
 
-from xarch.kernels.gpu import dot_mode, is_half, rows_last
+from xarch.kernels.gpu import dot_mode, heads_per_program, is_half, rows_last
 from xarch.kernels.precision import LOG_FLOOR
 from xarch.kernels.ssd import triton_backward_kernels as backward_kernels
 from xarch.kernels.ssd import triton_kernels as kernels
-
-_PROGRAMS = 264
-"""Two per multiprocessor of the largest GPU of today; with fewer, the heads of a group are spread over programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,6 @@ class Shape:
         BP, BN = (max(16, triton.next_power_of_2(n)) for n in (self.width, self.size))
         T = 64 if half and max(BP, BN) <= 128 else 32 if half or max(BP, BN) <= 128 else 16
         return {"Q": self.chunk, "T": min(self.chunk, T), "BP": BP, "BN": BN}
-
-    def heads_per_program(self, tiles: int) -> int:
-        """The most heads of a group that one program can take while enough programs are left."""
-        divisors = [d for d in range(1, self.ratio + 1) if self.ratio % d == 0]
-        enough = [d for d in divisors if self.batch * tiles * self.heads // d >= _PROGRAMS]
-        return max(enough, default=1)
 
 
 def _resources(blocks: dict[str, int], half: bool) -> dict[str, int]:
@@ -148,7 +139,7 @@ def backward(
         **flags, HAS_LAST=dlast_BHPN is not None, Q=shape.chunk, BLOCK=256,
     )  # fmt: skip
     tiles = chunks * (shape.chunk // blocks["T"])
-    count = shape.heads_per_program(tiles)
+    count = heads_per_program(batch * tiles * heads, shape.ratio)
     parts = heads // count
     # Sums over parts of a group come afterwards, so they are kept in float32.
     dtypes = [t.dtype if parts == shape.groups else torch.float32 for t in (B, C)]
