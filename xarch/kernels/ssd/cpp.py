@@ -120,7 +120,7 @@ def ssd_cpp_forward(
     chunk: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the state after the last token, and with ``keep`` the states [B, H, K + 1, N, P] around the chunks."""
+    """y, the state after the last token, and with ``keep`` the state before each chunk [B, H, K, N, P]."""
     inputs = _Inputs(x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, run_BL, chunk)
     y_BLHP, last_BHPN, states_BHKNP = _outputs(x_BLHP, B_BLGN, chunk, keep, torch.float32)
     initial = None if initial_state_BHPN is None else _dense(initial_state_BHPN)
@@ -263,9 +263,9 @@ class _Inputs:
 def _outputs(x: Tensor, B: Tensor, chunk: int, keep: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, heads, width = x.shape
     size = B.shape[-1]
-    around = -(-length // chunk) + 1 if keep else 0
+    kept = -(-length // chunk) if keep else 0
     y = x.new_empty(x.shape, dtype=dtype)
-    return y, _empty(x, batch, heads, width, size), _empty(x, batch, heads, around, size, width)
+    return y, _empty(x, batch, heads, width, size), _empty(x, batch, heads, kept, size, width)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

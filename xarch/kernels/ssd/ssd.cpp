@@ -31,7 +31,7 @@ struct Call {
     Rows x, log_a, B, C, dy;        // log_a [B, L, H]: one number per head
     const float *D, *initial;       // [H] or null, [B, H, P, N] or null
     const int64_t* run;             // [B, L] or null
-    float *y, *last, *states;       // [B, L, H, P], [B, H, P, N], [B, H, chunks + 1, N, P] or null
+    float *y, *last, *states;       // [B, L, H, P], [B, H, P, N], [B, H, chunks, N, P] or null
     const float* dlast;             // [B, H, P, N] or null
     float *dx, *dlog_a, *dB, *dC, *dD, *dinitial;  // dB, dC [slices, B, L, G, N]; dD [B, H]
 };
@@ -177,7 +177,7 @@ struct Unit {
     }
 
     float* state(int64_t head, int64_t at) const {
-        return c.states + ((b * c.heads + head) * (chunks + 1) + at) * c.size * c.width;
+        return c.states + ((b * c.heads + head) * chunks + at) * c.size * c.width;
     }
     int64_t head_state(int64_t head) const { return (b * c.heads + head) * c.size * c.width; }
 
@@ -223,7 +223,7 @@ void Unit::forward() const {
             float* state_NP = h + r * state_floats;
             ahead.clear();
             ahead.add(y_of(start, head), c.heads * c.width, q, c.width, true);
-            if (c.states) ahead.add(state(head, i + 1), c.width, c.size, c.width, true);
+            if (c.states && i + 1 < chunks) ahead.add(state(head, i + 1), c.width, c.size, c.width, true);
             if (r + 1 < count) foresee(ahead, c.x, start, head + 1, c.width);
             else foresee(ahead, c.x, start + c.chunk, first, c.width);
             if (r == 0) foresee(ahead, c.B, start + c.chunk, g, c.size), foresee(ahead, c.C, start + c.chunk, g, c.size);
@@ -236,7 +236,7 @@ void Unit::forward() const {
             gemm::unpack(y, q, c.width, y_of(start, head), c.heads * c.width);
             scaled(B, decay.leave, q, Np, LB);
             gemm::run({state_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {LB, 1, Np, x, Pp, q}}, ahead);
-            if (c.states) gemm::unpack(state_NP, c.size, c.width, state(head, i + 1), c.width);
+            if (c.states && i + 1 < chunks) gemm::unpack(state_NP, c.size, c.width, state(head, i + 1), c.width);
         }
     }
     for (int64_t r = 0; r < count; ++r)
@@ -245,7 +245,7 @@ void Unit::forward() const {
 
 void Unit::backward() const {
     const int64_t square = Qp * Qp, state_floats = Np * Pp;
-    scratch.reserve(7 * Qp * Np + 5 * Qp * Pp + 3 * square + 6 * Qp + Qp * W + (count + 3) * state_floats + 512);
+    scratch.reserve(8 * Qp * Np + 5 * Qp * Pp + 3 * square + 7 * Qp + Qp * W + (count + 3) * state_floats + 512);
     float *B = scratch.take(Qp * Np), *C = scratch.take(Qp * Np), *BT = scratch.take(Np * Qp);
     float *dB = scratch.take(Qp * Np), *dC = scratch.take(Qp * Np), *EC = scratch.take(Qp * Np);
     float *x = scratch.take(Qp * Pp), *dy = scratch.take(Qp * Pp), *xT = scratch.take(Pp * Qp);
@@ -253,7 +253,7 @@ void Unit::backward() const {
     float *G = scratch.take(square), *M = scratch.take(square), *dG = scratch.take(square);
     float *dh = scratch.take(count * state_floats), *h = scratch.take(state_floats);
     float *h_PN = scratch.take(state_floats), *dh_PN = scratch.take(state_floats), *dS = scratch.take(Qp * W);
-    float* diagonal = scratch.take(Qp);
+    float *diagonal = scratch.take(Qp), *passed = scratch.take(Qp), *leaving = scratch.take(Qp * Np);
     Decay decay{scratch.take(Qp), scratch.take(Qp), scratch.take(Qp), scratch.take(Qp)};
     if (c.run) decay.run = (int32_t*)scratch.take(Qp);
     for (int64_t r = 0; r < count; ++r) {
@@ -299,24 +299,28 @@ void Unit::backward() const {
             gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW}, ahead);
             decay.apply(G, M, dG, diagonal, q);
 
-            const int64_t width = onward ? c.width : 0, size = onward ? c.size : 0;
             // Heads of a group add up in order; each needs its own rows for dS first.
             float *dC_r = r == 0 ? dC : EC, *dB_r = r == 0 ? dB : EC;
             gemm::run({dC_r, Np, q, c.size, 0.0f, {dy, Pp, 1, h_PN, Np, c.width}, decay.enter,
                        {dG, qp, 1, B, Np, q}, Range::UP_TO_ROW}, ahead);
-            // A token reaches itself without decay: were it in both sums, their difference would be left with its rounding.
             for (int64_t t = 0; t < q; ++t) {
                 store(dS + t * W, dot(dC_r + t * Np, C + t * Np, Np, vf{}));
                 add(B + t * Np, diagonal[t], Np, dC_r + t * Np);
             }
             if (r > 0) add(dC_r, 1.0f, q * Np, dC);
-            gemm::run({dB_r, Np, q, c.size, 0.0f, {x, Pp, 1, dh_PN, Np, width}, decay.leave,
-                       {dG, 1, qp, C, Np, q}, Range::FROM_ROW}, ahead);
+            gemm::run({dB_r, Np, q, c.size, 0.0f, {}, nullptr, {dG, 1, qp, C, Np, q}, Range::FROM_ROW}, ahead);
+            if (onward) gemm::run({leaving, Np, q, c.size, 0.0f, {x, Pp, 1, dh_PN, Np, c.width}, decay.leave, {}}, ahead);
+            float left = 0.0f;
             for (int64_t t = 0; t < q; ++t) {
                 store(dS + t * W, load(dS + t * W) - dot(dB_r + t * Np, B + t * Np, Np, vf{}));
                 add(C + t * Np, diagonal[t], Np, dB_r + t * Np);
+                passed[t] = left;
+                if (!onward) continue;
+                left += hsum(dot(leaving + t * Np, B + t * Np, Np, vf{}));
+                add(leaving + t * Np, 1.0f, Np, dB_r + t * Np);
             }
             if (r > 0) add(dB_r, 1.0f, q * Np, dB);
+            const int64_t size = onward ? c.size : 0;
             gemm::run({dx, Pp, q, c.width, 0.0f, {B, Np, 1, dstate_NP, Pp, size}, decay.leave,
                        {M, 1, qp, dy, Pp, q}, Range::FROM_ROW}, ahead);
             if (c.D) {
@@ -325,15 +329,13 @@ void Unit::backward() const {
             }
             gemm::unpack(dx, q, c.width, dx_rows, c.heads * c.width);
 
-            // T multiplies the whole state after the chunk.
-            float sum = 0.0f;
-            if (onward) {
-                gemm::pack(state(head, i + 1), c.width, c.size, c.width, h, c.size);
-                sum = hsum(dot(dstate_NP, h, c.size * Pp, vf{}));
-            }
+            // Step k decays what passes it: from the state before the chunk and from tokens before k to the state after the
+            // chunk, and what later tokens read less what they wrote. No term is in two of these sums, or they would leave
+            // its rounding where their difference is zero.
+            float sum = onward ? decay.cross * hsum(dot(dstate_NP, h, c.size * Pp, vf{})) : 0.0f;
             for (int64_t t = q - 1; t >= 0; --t) {
                 sum += hsum(load(dS + t * W));
-                c.dlog_a[(b * c.length + start + t) * c.heads + head] = sum;
+                c.dlog_a[(b * c.length + start + t) * c.heads + head] = sum + passed[t];
             }
             scaled(C, decay.enter, q, Np, EC);
             gemm::run({dstate_NP, Pp, c.size, c.width, decay.cross, {}, nullptr, {EC, 1, Np, dy, Pp, q}}, ahead);
