@@ -89,7 +89,8 @@ def _prefix(log_a_BLH: Tensor) -> Tensor:
     "xarch::matrix_distance_triton_forward",
     mutates_args=(),
     schema="(Tensor C, Tensor B, Tensor log_a, Tensor? D, Tensor q, Tensor k, Tensor? start, Tensor? stop,"
-    " Tensor? real, float scale, int? window, float? softcap, bool at_once) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? real, float scale, int? window, float? softcap, bool at_once)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(
     C: Tensor, B: Tensor, log_a: Tensor, D: Any, q: Tensor, k: Tensor, start: Any, stop: Any, real: Any,
