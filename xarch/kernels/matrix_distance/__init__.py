@@ -14,7 +14,7 @@ from xarch.kernels.matrix_distance.matrices import attention_matrix, mixing_matr
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["MatrixDistance", "attention_matrix", "matrix_distance", "mixing_matrix", "naive", "tiled", "triton"]
+__all__ = ["MatrixDistance", "attention_matrix", "cpp", "matrix_distance", "mixing_matrix", "naive", "tiled", "triton"]
 
 
 def matrix_distance(

@@ -118,7 +118,8 @@ def _compile(name: str, compiler: str, sources: Sequence[Path], path: Path) -> N
 
 def _key(compiler: str, sources: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for file in [*sources, *sorted(HEADERS.glob("*.h"))]:
+    beside = {header for source in sources for header in source.parent.glob("*.h")}
+    for file in [*sources, *sorted(beside | set(HEADERS.glob("*.h")))]:
         content = file.read_bytes()
         digest.update(f"{file.name}:{len(content)}\n".encode())
         digest.update(content)
