@@ -122,8 +122,8 @@ def _(x: Tensor, weight: Tensor, bias: Any, run: Any, lead: int) -> Tensor:
 
 @_backward.register_fake
 def _(dy: Tensor, x: Tensor, weight: Tensor, run: Any, lead: int) -> tuple[Tensor, Tensor, Tensor]:
-    wide = {"dtype": torch.float32}
-    return x.new_empty(x.shape), weight.new_empty(weight.shape, **wide), weight.new_empty(weight.shape[0], **wide)
+    dweight = weight.new_empty(weight.shape, dtype=torch.float32)
+    return x.new_empty(x.shape), dweight, dweight.new_empty(weight.shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Triton kernels of the causal convolution: blocks of tokens and channels, float32 sums, the [B, L, C] layout as it is.
 
-Legend: B batch, L outputs, U inputs (``lead`` of them before the first output), C channels, K taps; BT and BC are blocks
-of tokens and channels.
+Legend: B batch, L outputs, U inputs (``lead`` of them before the first output), C channels, K taps; BT and BC are
+blocks of tokens and channels.
 """
 
 from __future__ import annotations
