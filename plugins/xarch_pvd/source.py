@@ -23,6 +23,8 @@ from xarch_pvd.representations.records import NO_CLIP, from_file
 RESOLUTION = 64
 SPHERE = 1.9
 """Camera distance in circumradii of the box, for files that tell nothing of their cameras."""
+FEATURE_ARCHS = ("hash", "mlp", "vm", "cp", "torch-ngp-mlp")
+"""Kinds of field with the feature of 16 values that fields are aligned on."""
 
 
 class FieldOptions(Options):
@@ -75,7 +77,7 @@ def facts_of(record: FieldFile, views: ViewFacts | None, samples: int) -> FieldF
         sigma_clip=record.sigma_clip or NO_CLIP,
         background=record.background or (1.0, 1.0, 1.0),
         occupancy=RESOLUTION if grid is None else grid.shape[0],
-        feature=record.arch in ("hash", "mlp", "vm", "cp"),
+        feature=record.arch in FEATURE_ARCHS,
         samples=samples,
         views=views or _sphere(record),
     )

@@ -60,25 +60,25 @@ def bake(teacher: FieldTeacher, voxels: VoxelField) -> None:
     Colours are looked at in fixed directions and fitted by least squares before the sigmoid. Vertices outside the
     occupied cells (dilated once) get the lowest density.
     """
-    size = voxels.volume.shape[0]
     low, high = voxels.sigma_clip
     grid = occupancies.dilate(voxels.occupancy)
-    axis = torch.linspace(0, 1, size, device=voxels.volume.device)
-    u_N3 = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).view(-1, 3)
+    axes = [torch.linspace(0, 1, size, device=voxels.volume.device) for size in voxels.volume.shape[:3]]
+    u_N3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
     inside = occupancies.lookup(grid, u_N3).nonzero()[:, 0]
     dirs = _sphere(max(DIRECTIONS, 2 * voxels.degree**2)).to(u_N3.device)
     fit_KM = torch.linalg.pinv(spherical_harmonics(dirs, voxels.degree))
     with torch.no_grad():
-        flat = torch.zeros_like(voxels.volume).view(size**3, -1)
+        flat = torch.zeros_like(voxels.volume).flatten(0, 2)
         flat[:, 0] = low
         for rows in inside.split(CHUNK):
             x_N3 = voxels.to_world(u_N3[rows])
-            colours = []
-            for d in dirs:
-                values = teacher.field.query(x_N3, d.expand(len(rows), 3), ("sigma_raw", "rgb"))
-                colours.append(torch.logit(values["rgb"].clamp(COLOUR_LIMIT, 1 - COLOUR_LIMIT)))
-            flat[rows, 0] = values["sigma_raw"].clamp(low, high)
-            flat[rows, 1:] = torch.einsum("km,mnc->nck", fit_KM, torch.stack(colours)).flatten(1)
+            # A feature is the same in every direction: it is asked for once.
+            source = teacher.field.block1(x_N3) if teacher.field.has_feature else x_N3
+            raw_N = source[:, 0] if teacher.field.has_feature else teacher.field.sigma_raw(x_N3)
+            flat[rows, 0] = raw_N.clamp(low, high)
+            colours = [teacher.field.colour(source, d.expand(len(rows), 3)) for d in dirs]
+            logits_MN3 = torch.logit(torch.stack(colours).clamp(COLOUR_LIMIT, 1 - COLOUR_LIMIT))
+            flat[rows, 1:] = torch.einsum("km,mnc->nck", fit_KM, logits_MN3).flatten(1)
         voxels.volume.copy_(flat.view(voxels.volume.shape))
 
 

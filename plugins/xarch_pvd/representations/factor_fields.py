@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xarch.families.field import FEATURES, FeatureField, named_tensors
 from xarch.kernels import grid_encode
-from xarch_pvd.representations.presets import Preset
+from xarch_pvd.representations.presets import Preset, Resolution, per_axis
 
 PLANES = ((1, 0), (2, 0), (2, 1))
 """Axes of the planes XY, XZ, YZ, slow axis first."""
@@ -28,9 +28,10 @@ class VMOptions(Preset):
         "small": {"resolution": 64, "density_rank": 8, "colour_rank": 16},
         "paper": {"resolution": 300, "density_rank": 16, "colour_rank": 48},
     }
-    resolution: int = Field(64, ge=2, description="samples an axis")
+    resolution: Resolution = Field(64, description="samples an axis")
     density_rank: int = Field(8, ge=1, description="channels of each plane for the density")
     colour_rank: int = Field(16, ge=1, description="channels of each plane for the colour")
+    feature_clip: tuple[float, float] | None = Field(None, description="limits of the features in files that clip them")
 
 
 class CPOptions(VMOptions):
@@ -40,7 +41,7 @@ class CPOptions(VMOptions):
         "small": {"resolution": 128, "density_rank": 32, "colour_rank": 64},
         "paper": {"resolution": 500, "density_rank": 96, "colour_rank": 288},
     }
-    resolution: int = Field(128, ge=2, description="samples an axis")
+    resolution: Resolution = Field(128, description="samples an axis")
     density_rank: int = Field(32, ge=1, description="channels of a line for the density")
     colour_rank: int = Field(64, ge=1, description="channels of a line for the colour")
 
@@ -50,7 +51,7 @@ class FactorField(FeatureField):
 
     def __init__(self, options: VMOptions, groups: int, **common: Any) -> None:
         super().__init__(**common)
-        self.split, self.groups = options.density_rank, groups
+        self.split, self.groups, self.feature_clip = options.density_rank, groups, options.feature_clip
         self.basis = nn.Linear(groups * options.colour_rank, FEATURES - 1, bias=False)
 
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
@@ -60,7 +61,10 @@ class FactorField(FeatureField):
     def features(self, u_N3: Tensor) -> Tensor:
         product_NGC = grid_encode(u_N3, self.factors()).unflatten(1, (self.groups, -1))
         raw_N1 = product_NGC[:, :, : self.split].sum(dim=(1, 2))[:, None]
-        return torch.cat((raw_N1, self.basis(product_NGC[:, :, self.split :].flatten(1))), dim=-1)
+        mixed_NG = self.basis(product_NGC[:, :, self.split :].flatten(1))
+        if self.feature_clip is not None:
+            mixed_NG = mixed_NG.clamp(*self.feature_clip)
+        return torch.cat((raw_N1, mixed_NG), dim=-1)
 
     def raw(self, u_N3: Tensor) -> Tensor:
         thin = [[(grid[..., : self.split], axes) for grid, axes in group] for group in self.factors()]
@@ -83,9 +87,9 @@ class VMField(FactorField):
 
     def __init__(self, options: VMOptions, **common: Any) -> None:
         super().__init__(options, 3, **common)
-        size, channels = options.resolution, options.density_rank + options.colour_rank
-        self.planes = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size, size, channels)) for _ in PLANES])
-        self.lines = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size, channels)) for _ in LINES])
+        size, channels = per_axis(options.resolution), options.density_rank + options.colour_rank
+        self.planes = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[b], size[a], channels)) for b, a in PLANES])
+        self.lines = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[c], channels)) for c in LINES])
 
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
         return [[(self.planes[m], PLANES[m]), (self.lines[m], (LINES[m],))] for m in range(3)]
@@ -98,8 +102,8 @@ class CPField(FactorField):
 
     def __init__(self, options: CPOptions, **common: Any) -> None:
         super().__init__(options, 1, **common)
-        size, channels = options.resolution, options.density_rank + options.colour_rank
-        self.lines = nn.ParameterList([nn.Parameter(0.2 * torch.randn(size, channels)) for _ in LINES])
+        size, channels = per_axis(options.resolution), options.density_rank + options.colour_rank
+        self.lines = nn.ParameterList([nn.Parameter(0.2 * torch.randn(size[c], channels)) for c in LINES])
 
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
         return [[(self.lines[m], (LINES[m],)) for m in range(3)]]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge
 from pydantic import Field, model_validator
 
 from xarch import Options
+
+Samples = Annotated[int, Ge(2)]
+Resolution = Samples | tuple[Samples, Samples, Samples]
+"""Samples along every axis, or along x, y and z."""
+
+
+def per_axis(resolution: Resolution) -> tuple[int, int, int]:
+    """Samples along x, y and z."""
+    return (resolution, resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 class Preset(Options):

@@ -13,21 +13,21 @@ from xarch_pvd.formats.record import FieldFile, numbered
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.representations.factor_fields import FactorField
 
-OWN = tuple(OPTIONS)
 NO_CLIP = (-100.0, 30.0)
 """Log-density limits of a field whose file names none: nothing a picture could show lies outside."""
 
 
 def from_file(record: FieldFile) -> RadianceField:
-    """The module of a record, with its weights.
+    """The module of a record, with its weights; other projects' own kinds are wrapped.
 
     Raises:
-        UsageError: the representation is another project's own, or a tensor does not fit.
+        UsageError: an unknown kind of field, or a tensor does not fit.
     """
     if record.arch not in OPTIONS:
-        raise UsageError(
-            f"fields of kind {record.arch!r} can be read but not run yet", f"kinds that run: {', '.join(OWN)}"
-        )
+        # They are built on the representations, which this module belongs to.
+        from xarch_pvd.foreign import foreign_field
+
+        return foreign_field(record)
     known = OPTIONS[record.arch].model_fields
     options = OPTIONS[record.arch].model_validate({k: v for k, v in record.options.items() if k in known})
     low, high = record.aabb[:3], record.aabb[3:]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xarch.families.field import RadianceField, spherical_harmonics
 from xarch.kernels import grid_encode
-from xarch_pvd.representations.presets import Preset
+from xarch_pvd.representations.presets import Preset, Resolution, per_axis
 
 
 class VoxelOptions(Preset):
@@ -21,7 +21,7 @@ class VoxelOptions(Preset):
         "small": {"resolution": 96, "degree": 2},
         "paper": {"resolution": 128, "degree": 3},
     }
-    resolution: int = Field(96, ge=2, description="samples an axis")
+    resolution: Resolution = Field(96, description="samples an axis")
     degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics a colour")
 
 
@@ -34,8 +34,7 @@ class VoxelField(RadianceField):
     def __init__(self, options: VoxelOptions, **common: Any) -> None:
         super().__init__(**common)
         self.degree = options.degree
-        size = options.resolution
-        self.volume = nn.Parameter(0.02 * torch.randn(size, size, size, 1 + 3 * options.degree**2))
+        self.volume = nn.Parameter(0.02 * torch.randn(*per_axis(options.resolution), 1 + 3 * options.degree**2))
 
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
         if set(want) == {"sigma_raw"}:

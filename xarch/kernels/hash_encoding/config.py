@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
+
 PRIMES = (1, 2654435761, 805459861)
 Style = Literal["torch_ngp", "tcnn", "nerfstudio"]
 
@@ -74,7 +76,7 @@ def level_table(config: HashConfig) -> tuple[Level, ...]:
     for i in range(config.levels):
         cells = config.base * growth**i
         if config.style == "nerfstudio":
-            scale, shift, stride, size = float(math.floor(cells)), 0.0, 0, most
+            scale, shift, stride, size = _whole_cells(config, i), 0.0, 0, most
         else:
             stride = math.ceil(cells) + (1 if config.style == "torch_ngp" else 0)
             scale, shift = cells - 1, 0.5
@@ -84,3 +86,10 @@ def level_table(config: HashConfig) -> tuple[Level, ...]:
         levels.append(Level(scale, shift, stride, offset, size, dense))
         offset += size
     return tuple(levels)
+
+
+def _whole_cells(config: HashConfig, level: int) -> float:
+    """Cells an axis rounded down in float32, as the original does: the last level may lose a cell to rounding."""
+    growth = np.exp((np.log(config.finest) - np.log(config.base)) / max(config.levels - 1, 1))
+    powers = np.float32(growth) ** np.arange(config.levels, dtype=np.float32)
+    return float(np.floor(np.float32(config.base) * powers[level]))
