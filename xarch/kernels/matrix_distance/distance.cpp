@@ -20,6 +20,16 @@ struct Unit {
     Buffer<float> dB;  // [padded][padded state], only if there are several parts
 };
 
+// What a thread needs to work on any unit.
+struct Workspace {
+    Columns columns;
+    Panel panel;
+    Rows rows;
+    Buffer<float> dB, own;  // [padded][padded state]; weights of t = s [length]
+    explicit Workspace(const Problem& p)
+        : columns(p), panel(p), rows(p), dB(p.dC == nullptr ? 0 : p.padded() * p.padded_state()), own(p.length) {}
+};
+
 int64_t parts_of(const Problem& p, int threads) {
     const int64_t units = p.batch * p.groups;
     if (units % threads == 0 || units >= 8 * threads) return 1;
@@ -49,15 +59,12 @@ double dot(const float* a, const float* b, int64_t padded) {
     return simd::hsum(sum);
 }
 
-void run(const Problem& p, Unit& unit, int64_t parts) {
+void run(const Problem& p, Workspace& workspace, Unit& unit, int64_t parts) {
     const bool gradient = p.dC != nullptr;
     const int64_t b = unit.batch, g = unit.group, ratio = p.heads / p.groups, width = p.padded_state();
     const int64_t row = p.groups * p.state;
     const Sequence sequence(p, b);
-    Columns columns(p);
-    Panel panel(p);
-    Rows rows(p);
-    Buffer<float> dB(gradient ? p.padded() * width : 0), own(gradient ? p.length : 0);
+    auto& [columns, panel, rows, dB, own] = workspace;
     columns.pack_B(p, sequence, b, g);
     int64_t packed = -1;
     for (int64_t r = 0; r < ratio; ++r) {
@@ -151,9 +158,12 @@ extern "C" int matrix_distance(const Problem* problem, int threads) {
                 Buffer<double>(gradient ? ratio * p.length : 0),
                 Buffer<float>(gradient && parts > 1 ? p.padded() * p.padded_state() : 0)
             });
-        parallel::parallel_for(static_cast<int64_t>(units.size()), threads, [&](int64_t i) {
+        const auto count = static_cast<int64_t>(units.size());
+        std::atomic<int64_t> next{0};
+        parallel::parallel_for(std::min<int64_t>(count, threads), threads, [&](int64_t) {
             try {
-                run(p, units[i], parts);
+                Workspace workspace(p);
+                for (int64_t i; (i = next.fetch_add(1)) < count;) run(p, workspace, units[i], parts);
             } catch (const std::bad_alloc&) {
                 failed = 1;
             }

@@ -30,20 +30,6 @@ struct Sequence {
     }
 };
 
-// `rows` tokens of a factor, times `scale`, transposed into out[width][rows].
-static void transpose(
-    float* out, int rows, const Strided& x, int64_t width, float scale, int64_t b, int64_t t0, int64_t h,
-    const int32_t* real
-) {
-    for (int i = 0; i < rows; ++i) {
-        const float* from = x.at(b, t0 + i, h);
-        if (real[t0 + i])
-            for (int64_t n = 0; n < width; ++n) out[n * rows + i] = from[n] * scale;
-        else
-            for (int64_t n = 0; n < width; ++n) out[n * rows + i] = 0;
-    }
-}
-
 // `rows` tokens of a factor into out[rows][padded width].
 static void copy(
     float* out, int64_t rows, const Strided& x, int64_t width, int64_t padded, int64_t b, int64_t t0, int64_t h,
@@ -57,27 +43,42 @@ static void copy(
     }
 }
 
+// U tokens of a factor into out[padded width][U].
+static void copy_across(
+    float* out, const Strided& x, int64_t width, int64_t b, int64_t t0, int64_t h, const int32_t* real, float* scratch
+) {
+    const int64_t padded = gemm::padded(width);
+    copy(scratch, U, x, width, padded, b, t0, h, real);
+    gemm::transpose(scratch, padded, out, U, U, padded);
+}
+
 // Keys and input vectors by column tile, and prefix sums of the log-decay in double precision.
-struct Columns {
-    Buffer<float> keys;  // [tiles][width][U]
-    Buffer<float> B_across;  // [tiles][state][U]
+class Columns {
+public:
+    Buffer<float> keys;  // [tiles][padded width][U]
+    Buffer<float> B_across;  // [tiles][padded state][U]
     Buffer<float> B;  // [padded][padded state]
     Buffer<double> S;  // [padded]
 
     explicit Columns(const Problem& p)
-        : keys(p.tiles() * p.width * U),
-          B_across(p.tiles() * p.state * U),
+        : keys(p.padded() * p.padded_width()),
+          B_across(p.padded() * p.padded_state()),
           B(p.dB == nullptr ? 0 : p.padded() * p.padded_state()),
-          S(p.padded()) {}
+          S(p.padded()),
+          scratch_(U * std::max(p.padded_width(), p.padded_state())) {}
 
     void pack_keys(const Problem& p, const Sequence& sequence, int64_t b, int64_t h) {
         for (int64_t j = 0; j < p.tiles(); ++j)
-            transpose(keys.get() + j * p.width * U, U, p.k, p.width, 1, b, j * U, h, sequence.real.get());
+            copy_across(
+                keys.get() + j * U * p.padded_width(), p.k, p.width, b, j * U, h, sequence.real.get(), scratch_.get()
+            );
     }
 
     void pack_B(const Problem& p, const Sequence& sequence, int64_t b, int64_t g) {
         for (int64_t j = 0; j < p.tiles(); ++j)
-            transpose(B_across.get() + j * p.state * U, U, p.B, p.state, 1, b, j * U, g, sequence.real.get());
+            copy_across(
+                B_across.get() + j * U * p.padded_state(), p.B, p.state, b, j * U, g, sequence.real.get(), scratch_.get()
+            );
         if (B.get() != nullptr)
             copy(B.get(), p.padded(), p.B, p.state, p.padded_state(), b, 0, g, sequence.real.get());
     }
@@ -92,6 +93,9 @@ struct Columns {
             S[t] = sum;
         }
     }
+
+private:
+    Buffer<float> scratch_;  // one tile
 };
 
 }  // namespace distance

@@ -42,10 +42,11 @@ struct Problem {
 
     int64_t padded() const { return (length + U - 1) / U * U; }
     int64_t tiles() const { return (length + U - 1) / U; }
-    int64_t padded_state() const { return (state + simd::W - 1) / simd::W * simd::W; }
+    int64_t padded_width() const { return gemm::padded(width); }
+    int64_t padded_state() const { return gemm::padded(state); }
 };
 
-static_assert(U % T == 0 && T % product::ROWS == 0 && U % (product::VECTORS * simd::W) == 0, "tiles of whole blocks");
+static_assert(U == T && U % (product::VECTORS * simd::W) == 0 && T % simd::W == 0, "tiles of whole vectors");
 
 // Memory aligned to a cache line; not initialised.
 template <class N>

@@ -14,7 +14,7 @@ struct Squares {
 
 class Rows {
     Buffer<float> C_, scaled_;  // [T][padded state], without and with a_t
-    Buffer<float> C_across_, scaled_across_;  // [state][T]
+    Buffer<float> C_across_, scaled_across_;  // [padded state][T]
     Buffer<float> dC_, dC_scaled_;  // [T][padded state]
     Buffer<float> weight_;  // [T][U], error times decay
     alignas(64) float decay_[T];  // a_t
@@ -24,7 +24,7 @@ class Rows {
 
 public:
     explicit Rows(const Problem& p)
-        : C_(T * p.padded_state()), scaled_(T * p.padded_state()), C_across_(p.state * T), scaled_across_(p.state * T),
+        : C_(T * p.padded_state()), scaled_(T * p.padded_state()), C_across_(p.padded_state() * T), scaled_across_(p.padded_state() * T),
           dC_(T * p.padded_state()), dC_scaled_(T * p.padded_state()), weight_(T * U) {}
 
     const float* C(int i, const Problem& p) const { return C_.get() + i * p.padded_state(); }
@@ -33,8 +33,8 @@ public:
 
     void begin(const Problem& p, const Sequence& sequence, const Columns& columns, int64_t b, int64_t g, int64_t t0) {
         const int64_t width = p.padded_state();
-        transpose(C_across_.get(), T, p.C, p.state, 1, b, t0, g, sequence.real.get());
         copy(C_.get(), T, p.C, p.state, width, b, t0, g, sequence.real.get());
+        gemm::transpose(C_.get(), width, C_across_.get(), T, T, width);
         for (int i = 0; i < T; ++i) {
             const float exponent = static_cast<float>(columns.S[t0 + i] - columns.S[t0]);
             exponent_[i] = exponent < FLOOR ? FLOOR : exponent;
@@ -69,7 +69,7 @@ public:
             return;
         }
         for (int i = 0; i < U; ++i) back_[i] = static_cast<float>(columns.S[t0] - columns.S[s0 + i]);
-        const float* B_across = columns.B_across.get() + j * p.state * U;
+        const float* B_across = columns.B_across.get() + j * U * width;
         const bool factored = before && s0 >= sequence.student_first[t0 + T - 1];
         if (factored) {
             for (int i = 0; i < U; i += W)
@@ -79,14 +79,14 @@ public:
             else
                 products<false>(p, B_across, nullptr, nullptr, squares);
         } else {
-            product::multiply<1, T, false>(weight_.get(), U, T, U, C_across_.get(), B_across, U, p.state);
+            product::multiply<1, T, T, false>(weight_.get(), U, U, C_across_.get(), B_across, U, p.state);
             entries(sequence, P, P == nullptr ? nullptr : panel.factors(j), skip, s0, t0, squares);
         }
         if (dB == nullptr) return;
         const float* C = factored ? scaled_.get() : C_.get();
         float* dC = factored ? dC_scaled_.get() : dC_.get();
-        product::multiply<U, 1, true>(dC, width, T, width, weight_.get(), columns.B.get() + s0 * width, width, U);
-        product::multiply<1, U, true>(dB + s0 * width, width, U, width, weight_.get(), C, width, T);
+        product::multiply<U, 1, T, true>(dC, width, width, weight_.get(), columns.B.get() + s0 * width, width, U);
+        product::multiply<1, U, U, true>(dB + s0 * width, width, width, weight_.get(), C, width, T);
     }
 
 private:
@@ -108,32 +108,41 @@ private:
     template <bool ATTENDED>
     void products(const Problem& p, const float* B_across, const float* P, const float* factors, Squares& squares) {
         using product::ROWS;
-        using product::VECTORS;
-        vf error[VECTORS] = {}, teacher[VECTORS] = {};
-        for (int c = 0; c < U; c += VECTORS * W)
-            for (int r = 0; r < T; r += ROWS) {
-                vf acc[ROWS][VECTORS] = {};
-                product::block<1, T, VECTORS>(acc, scaled_across_.get() + r, B_across + c, U, p.state);
-#pragma GCC unroll 4
-                for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 4
-                    for (int v = 0; v < VECTORS; ++v) {
-                        const int64_t at = (r + i) * U + c + v * W;
-                        const vf back = simd::load(back_ + c + v * W);
-                        vf e = acc[i][v] * back;
-                        if (ATTENDED) {
-                            const vf attention = simd::load(P + at) * factors[r + i];
-                            teacher[v] = simd::fma(attention, attention, teacher[v]);
-                            e -= attention;
-                        }
-                        error[v] = simd::fma(e, e, error[v]);
-                        simd::store(weight_.get() + at, e * back);
-                    }
-                }
-            }
-        for (int v = 0; v < VECTORS; ++v) {
+        vf error[product::VECTORS] = {}, teacher[product::VECTORS] = {};
+        for (int c = 0; c < U; c += product::VECTORS * W) {
+            int r = 0;
+            for (; r + ROWS <= T; r += ROWS) block<ATTENDED, ROWS>(p, B_across, P, factors, r, c, error, teacher);
+            if constexpr (T % ROWS != 0) block<ATTENDED, T % ROWS>(p, B_across, P, factors, r, c, error, teacher);
+        }
+        for (int v = 0; v < product::VECTORS; ++v) {
             squares.error += simd::hsum(error[v]);
             squares.teacher += simd::hsum(teacher[v]);
+        }
+    }
+
+    template <bool ATTENDED, int R>
+    inline __attribute__((always_inline)) void block(
+        const Problem& p, const float* B_across, const float* P, const float* factors, int r, int c, vf* error,
+        vf* teacher
+    ) {
+        constexpr int V = product::VECTORS;
+        vf sum[R][V] = {};
+        product::block<1, T, R, V>(sum, scaled_across_.get() + r, B_across + c, U, p.state);
+#pragma GCC unroll 6
+        for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) {
+                const int64_t at = (r + i) * U + c + v * W;
+                const vf back = simd::load(back_ + c + v * W);
+                vf e = sum[i][v] * back;
+                if (ATTENDED) {
+                    const vf attention = simd::load(P + at) * factors[r + i];
+                    teacher[v] = simd::fma(attention, attention, teacher[v]);
+                    e -= attention;
+                }
+                error[v] = simd::fma(e, e, error[v]);
+                simd::store(weight_.get() + at, e * back);
+            }
         }
     }
 

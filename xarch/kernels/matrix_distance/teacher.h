@@ -53,7 +53,7 @@ SIMD_INLINE float top(vf v) {
 class Panel {
     Buffer<float> exponentials_;  // [tiles][T][U]
     Buffer<float> factors_;  // [tiles][T]
-    Buffer<float> queries_;  // [width][T]
+    Buffer<float> queries_, scratch_;  // [padded width][T]
     int64_t first_ = 0;
 
     static int64_t tiles(const Problem& p) {
@@ -62,7 +62,7 @@ class Panel {
 
 public:
     explicit Panel(const Problem& p)
-        : exponentials_(tiles(p) * T * U), factors_(tiles(p) * T), queries_(p.width * T) {}
+        : exponentials_(tiles(p) * T * U), factors_(tiles(p) * T), queries_(p.padded_width() * T), scratch_(T * p.padded_width()) {}
 
     // Exponentials [T][U] of a column tile and their factors [T]; null if no query attends to the tile.
     const float* tile(int64_t j) const { return j < first_ ? nullptr : exponentials_.get() + (j - first_) * T * U; }
@@ -73,7 +73,8 @@ public:
         const int64_t last = (t0 + count - 1) / U;
         first_ = sequence.teacher_first[t0] / U;
         const float scale = static_cast<float>(p.softcap > 0 ? p.scale / p.softcap : p.scale);
-        transpose(queries_.get(), T, p.q, p.width, scale, b, t0, h, sequence.real.get());
+        copy_across(queries_.get(), p.q, p.width, b, t0, h, sequence.real.get(), scratch_.get());
+        for (int64_t i = 0; i < p.width * T; ++i) queries_[i] *= scale;
         alignas(64) float maximum[T], sum[T];
         alignas(64) vf sums[T];
         std::fill(maximum, maximum + T, NEVER);
@@ -81,9 +82,8 @@ public:
         for (int64_t j = first_; j <= last; ++j) {
             float* tile = exponentials_.get() + (j - first_) * T * U;
             float* highest = factors_.get() + (j - first_) * T;
-            product::multiply<1, T, false>(
-                tile, U, T, U, queries_.get(), columns.keys.get() + j * p.width * U, U, p.width
-            );
+            const float* keys = columns.keys.get() + j * U * p.padded_width();
+            product::multiply<1, T, T, false>(tile, U, U, queries_.get(), keys, U, p.width);
             if (p.softcap > 0) cap(tile, static_cast<float>(p.softcap));
             const bool clean = (j + 1) * U - 1 <= t0 && j * U >= sequence.teacher_first[t0 + T - 1] && sequence.whole[j];
             if (clean)
