@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No wish from outside, only the two backends of every operation, and nothing registered here survives the test."""
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
     monkeypatch.setattr(dispatch, "_REGISTRY", {op: _common(table) for op, table in dispatch._REGISTRY.items()})
+    monkeypatch.setattr(dispatch, "_VERDICTS", {})
 
 
 def _common(table: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +122,61 @@ def test_describe_tells_what_runs_and_why():
 def test_every_operation_has_a_truth_and_a_fast_form():
     for op in {backend.op for backend in backends()}:
         assert [backend.name for backend in backends(op)] == ["torch", "naive"]
+
+
+def failing(device: str) -> None:
+    raise RuntimeError(f"wrong digits on {device}\nand a second line")
+
+
+def test_a_backend_that_fails_its_check_is_skipped_with_one_line(caplog):
+    register("ssd", "built", priority=90, check=failing)(lambda: None)
+    with caplog.at_level(logging.WARNING):
+        assert [chosen() for _ in range(3)] == ["torch"] * 3
+    assert [r.getMessage() for r in caplog.records] == [
+        "ssd: backend built is not used on cpu: RuntimeError: wrong digits on cpu"
+    ]
+    assert next(c for c in describe() if c.op == "ssd").refused == {"built": "RuntimeError: wrong digits on cpu"}
+    with pytest.raises(
+        UsageError, match="'built', forced by backend=, cannot run this call: RuntimeError: wrong digits"
+    ):
+        chosen(backend="built")
+
+
+def test_a_check_runs_once_and_as_if_nothing_surrounded_it():
+    seen = []
+
+    def check(device: str) -> None:
+        x = torch.ones(2, requires_grad=True)
+        torch.autograd.grad((x * x).sum(), x)
+        seen.append((device, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+
+    register("ssd", "built", priority=90, check=check)(lambda: None)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert chosen() == "built"
+    assert chosen() == "built"
+    assert seen == [("cpu", torch.float32)]
+
+
+def test_a_check_waits_for_a_call_that_needs_it():
+    register("ssd", "built", priority=5, check=failing)(lambda: None)
+    assert chosen() == "torch"
+    assert next(c for c in describe() if c.op == "ssd").refused == {}
+    assert dispatch._VERDICTS == {}
+
+
+def test_an_exporter_ignores_a_wish_it_cannot_record(monkeypatch):
+    register("ssd", "built", priority=90, available=lambda: "an exporter records" if dispatch.tracing() else None)(list)
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "built")
+    assert chosen() == "built"
+    monkeypatch.setattr(dispatch, "tracing", lambda: True)
+    assert chosen() == "torch"
+
+
+def test_choosing_is_a_constant_for_torch_compile(monkeypatch):
+    monkeypatch.setenv(dispatch.ENVIRONMENT, "naive")
+    x, weight = torch.randn(1, 5, 2), torch.randn(2, 4)
+    compiled = torch.compile(causal_conv1d, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, weight), causal_conv1d(x, weight))
 
 
 def test_registering_a_name_again_replaces_it():

@@ -50,7 +50,7 @@ def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     source = tmp_path_factory.mktemp("probe") / "probe.cpp"
     source.write_text(PROBE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XARCH_HOME", str(source.parent))
+        patch.setenv(build.CACHE, str(source.parent / "cache"))
         patch.setattr(build, "FLAGS", (*build.FLAGS, *narrower))
         return library("probe", [source])
 
@@ -106,7 +106,7 @@ def test_a_loop_gives_the_same_on_any_number_of_threads(probe):
 
 @needs_compiler
 def test_a_library_is_compiled_once_per_content(tmp_path: Path, monkeypatch, capfd):
-    monkeypatch.setenv("XARCH_HOME", str(tmp_path))
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "kernels"))
     source = tmp_path / "answer.cpp"
     source.write_text('extern "C" int answer() { return 41; }')
     assert library("answer", [source]).answer() == 41
@@ -118,23 +118,24 @@ def test_a_library_is_compiled_once_per_content(tmp_path: Path, monkeypatch, cap
     source.write_text('extern "C" int answer() { return 42; }')
     assert library("answer", [source]).answer() == 42
     assert "compiling the kernel answer" in capfd.readouterr().err
-    assert len(list((tmp_path / "cache" / "kernels").glob("*.so"))) == 2
+    assert len(list((tmp_path / "kernels").glob("*.so"))) == 2
 
 
 @needs_compiler
 def test_an_error_of_the_compiler_is_one_line(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("XARCH_HOME", str(tmp_path))
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "kernels"))
     source = tmp_path / "broken.cpp"
     source.write_text("int f() { return nonsense; }\n")
     with pytest.raises(BuildError, match=r"kernel broken: .* failed: .*nonsense") as caught:
         library("broken", [source])
     assert len(str(caught.value.args[0]).splitlines()) == 1
-    assert not list((tmp_path / "cache" / "kernels").glob("*.so"))
+    assert not list((tmp_path / "kernels").glob("*.so"))
 
 
 @needs_compiler
 def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
+    monkeypatch.delenv(build.CACHE, raising=False)
     monkeypatch.setenv("XARCH_HOME", str(tmp_path / "file"))
     source = tmp_path / "answer.cpp"
     source.write_text("")

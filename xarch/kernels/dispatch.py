@@ -3,10 +3,14 @@
 A backend is one call of :func:`register`. Without a wish the highest priority wins among the backends that can run the
 call's device, dtype and features. A wish comes from the ``backend=`` argument of an operation, from
 :func:`use_backend`, or from the environment variable ``XARCH_KERNELS``, in this order.
+
+A compiled backend has a ``check``, which builds it and compares it with the truth before its first use. If that fails,
+one line is logged and the next backend runs; if the backend was wished for, the call fails with the same reason.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -16,12 +20,15 @@ from typing import Any
 
 import torch
 
-from xarch.errors import UsageError
+from xarch.errors import UsageError, XarchError
+from xarch.kernels.precision import tracing, without_autocast
 
 ENVIRONMENT = "XARCH_KERNELS"
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
+_VERDICTS: dict[tuple[Backend, str], str | None] = {}
 _WISH: ContextVar[str | None] = ContextVar("xarch_kernels_backend", default=None)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,8 @@ class Backend:
     """Features of a call it cannot do, such as ``segment_ids``."""
     available: Callable[[], str | None]
     """Why it cannot run in this installation, or None if it can."""
+    check: Callable[[str], None] | None
+    """Builds it and compares it with the truth on a device type, and raises if it must not be used."""
 
     def refusal(self, device: str, dtype: torch.dtype, features: Collection[str] = ()) -> str | None:
         """Why this backend cannot take a call, or None if it can."""
@@ -51,6 +60,17 @@ class Backend:
         if missing:
             return f"cannot do {', '.join(missing)}"
         return self.available()
+
+    def verdict(self, device: str) -> str | None:
+        """Why the check before the first use failed on this device, or None; the check runs once per process."""
+        if self.check is None:
+            return None
+        key = (self, device)
+        if key not in _VERDICTS:
+            _VERDICTS[key] = reason = _checked(self.check, device)
+            if reason is not None:
+                _LOG.warning("%s: backend %s is not used on %s: %s", self.op, self.name, device, reason)
+        return _VERDICTS[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +93,14 @@ def register(
     dtypes: Collection[torch.dtype] | None = None,
     lacks: Collection[str] = (),
     available: Callable[[], str | None] | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator that adds a function as backend ``name`` of ``op``; a second one of the same name replaces it.
 
     The function takes the arguments of the operation except ``backend``. It may import what it needs when it is first
-    called; ``available`` must answer without doing so.
+    called; ``available`` must answer without doing so. ``check`` gets a device type, builds what must be built and
+    raises if the backend must not be used there; it runs before the first use, with gradients on and outside of all
+    modes of torch.
     """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,11 +112,16 @@ def register(
             devices=None if devices is None else frozenset(devices),
             dtypes=None if dtypes is None else frozenset(dtypes),
             lacks=frozenset(lacks),
-            available=available or (lambda: None),
+            available=available or _always,
+            check=check,
         )
         return run
 
     return add
+
+
+def _always() -> str | None:
+    return None
 
 
 def backends(op: str | None = None) -> list[Backend]:
@@ -131,18 +159,30 @@ def select(
     Raises:
         UsageError: the backend wished for is unknown or cannot run this call, or none can.
     """
-    return _choose(op, torch.device(device).type, dtype, features, backend)[0]
+    return _REGISTRY[op][_chosen_name(op, torch.device(device).type, dtype, features, backend)]
 
 
 def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
-    """What runs for each operation on a device, why, and what is missing for the others."""
+    """What runs for each operation on a device, why, and what is missing for the others.
+
+    Compiled backends that would run are built and checked, as before their first use.
+    """
     kind = torch.device(device).type
     choices = []
     for op in sorted(_REGISTRY):
         chosen, why = _choose(op, kind, dtype, (), None)
-        refused = {b.name: r for b in backends(op) if (r := b.refusal(kind, dtype)) is not None}
+        refused = {b.name: r for b in backends(op) if (r := _reason(b, kind, dtype, (), verify=False)) is not None}
         choices.append(Choice(op, chosen.name, why, refused))
     return choices
+
+
+def _chosen_name(op: str, device: str, dtype: torch.dtype, features: Collection[str], backend: str | None) -> str:
+    return _choose(op, device, dtype, features, backend)[0].name
+
+
+# torch.compile runs this while it traces, instead of tracing into locks, environment and compilers. The public
+# decorator torch.compiler.assume_constant_result sets the same attribute but imports all of dynamo.
+_chosen_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(
@@ -156,16 +196,47 @@ def _choose(
             )
         return _insist(table[backend], device, dtype, features, "backend="), "asked for by the call"
     wish, origin = _wish()
-    if wish in table:
+    if wish in table and not (tracing() and _reason(table[wish], device, dtype, features) is not None):
         return _insist(table[wish], device, dtype, features, origin), f"forced by {origin}"
     reasons: list[str] = []
     for candidate in backends(op):
-        reason = candidate.refusal(device, dtype, features)
+        reason = _reason(candidate, device, dtype, features)
         if reason is None:
+            if wish in table:
+                return candidate, f"{wish}: {_reason(table[wish], device, dtype, features)}"
             why = "first choice" if not reasons else "; ".join(reasons)
             return candidate, f"{origin} names no backend of {op}" if wish else why
         reasons.append(f"{candidate.name}: {reason}")
     raise UsageError(f"no backend of {op} can run on {device} with {dtype}: {'; '.join(reasons)}")
+
+
+def _reason(
+    backend: Backend, device: str, dtype: torch.dtype, features: Collection[str], verify: bool = True
+) -> str | None:
+    """Why a backend cannot take a call; without ``verify`` a check that has not run yet is taken as passed."""
+    reason = backend.refusal(device, dtype, features)
+    if reason is None and (verify or (backend, device) in _VERDICTS):
+        reason = backend.verdict(device)
+    return reason
+
+
+def _checked(check: Callable[[str], None], device: str) -> str | None:
+    """Run a check as if nothing surrounded it: the caller may be in no_grad, in inference mode or in a fake mode."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    try:
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            without_autocast(torch.device(device)),
+        ):
+            check(device)
+    except XarchError as e:
+        return e.what
+    except Exception as e:
+        return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+    return None
 
 
 def _wish() -> tuple[str, str]:
@@ -185,7 +256,7 @@ def _known(name: str, origin: str) -> str:
 
 
 def _insist(chosen: Backend, device: str, dtype: torch.dtype, features: Collection[str], origin: str) -> Backend:
-    reason = chosen.refusal(device, dtype, features)
+    reason = _reason(chosen, device, dtype, features)
     if reason is not None:
         raise UsageError(
             f"{chosen.op}: backend {chosen.name!r}, forced by {origin}, cannot run this call: {reason}",

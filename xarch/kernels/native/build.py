@@ -1,8 +1,9 @@
 """Compile C++ sources into a shared library on first use and load it.
 
 The sources use no header of torch, so a library takes seconds to compile; tensors are passed as addresses and sizes.
-It is kept in the user's cache under a key made of everything it depends on: sources and headers, compiler, flags and
-processor. Sources include the headers of this folder by name: ``#include "simd.h"``.
+It is kept in the user's cache (or in the folder ``XARCH_KERNELS_CACHE``) under a key made of everything it depends on:
+sources, headers, compiler, flags and processor. Sources include the headers of this folder and of their own by name:
+``#include "simd.h"``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from xarch.errors import XarchError
+from xarch.kernels.precision import tracing
 
 FLAGS = (
     "-O3",
@@ -36,8 +38,9 @@ FLAGS = (
 
 COMPILERS = ("g++", "clang++")
 HEADERS = Path(__file__).parent
+CACHE = "XARCH_KERNELS_CACHE"
 
-_LOADED: dict[Path, ctypes.CDLL] = {}
+_LOADED: dict[str, ctypes.CDLL] = {}
 
 
 class BuildError(XarchError):
@@ -45,7 +48,13 @@ class BuildError(XarchError):
 
 
 def why_not() -> str | None:
-    """Why libraries cannot be compiled here, or None if they can; looks only whether there is a compiler."""
+    """Why no compiled kernel can run now, or None if one can; looks only whether there is a compiler."""
+    if tracing():
+        return "an exporter records plain operators"
+    return _no_compiler()
+
+
+def _no_compiler() -> str | None:
     wanted = os.environ.get("CXX", "")
     if _compiler(wanted, os.environ.get("PATH", "")) is not None:
         return None
@@ -63,28 +72,30 @@ def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     Raises:
         BuildError: no compiler, a compiler error, a cache that cannot be written, or a library that cannot be loaded.
     """
-    reason = why_not()
+    reason = _no_compiler()
     if reason is not None:
         raise BuildError(f"kernel {name}: {reason}", "install a C++ compiler, for example `apt install g++`")
     compiler = _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
     assert compiler is not None
-    path = _folder() / f"{name}-{_key(compiler, sources)}.so"
-    if path in _LOADED:
-        return _LOADED[path]
+    full_name = f"{name}-{_key(compiler, sources)}"
+    if full_name in _LOADED:
+        return _LOADED[full_name]
+    path = _folder() / f"{full_name}.so"
     if not path.exists():
         _build(name, compiler, sources, path)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as e:
         raise BuildError(f"kernel {name}: cannot load {path}: {e}", f"delete {path} to compile it again") from e
-    _LOADED[path] = loaded
+    _LOADED[full_name] = loaded
     return loaded
 
 
 def _folder() -> Path:
     from xarch.store.home import cache_dir
 
-    return cache_dir() / "kernels"
+    chosen = os.environ.get(CACHE)
+    return Path(chosen).expanduser() if chosen else cache_dir() / "kernels"
 
 
 def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:
@@ -97,7 +108,8 @@ def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> Non
                 _compile(name, compiler, sources, path)
     except OSError as e:
         raise BuildError(
-            f"kernel {name}: cannot write {path.parent}: {e.strerror}", "set XARCH_HOME to a folder you may write"
+            f"kernel {name}: cannot write {path.parent}: {e.strerror}",
+            f"set XARCH_HOME or {CACHE} to a folder you may write",
         ) from e
 
 
