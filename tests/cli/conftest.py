@@ -20,7 +20,7 @@ from xarch.plugins.loader import get_registry
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A site for fake distributions, a home of its own, and only the core of xarch's plugins."""
     made = make_site(tmp_path, monkeypatch)
-    monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "hf,text,mohawk")
+    monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "hf,text,mohawk,pvd")
     monkeypatch.chdir(tmp_path)
     yield made
     forget(made)
