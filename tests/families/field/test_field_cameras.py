@@ -74,6 +74,15 @@ def test_boxes_that_rays_cross() -> None:
     grid = torch.zeros(4, 4, 4, dtype=torch.bool)
     grid[1:3, 1:3, 2] = True
     assert torch.allclose(Ball(occupancy=grid).march_box(), torch.tensor([[-0.5, -0.5, 0.0], [0.5, 0.5, 0.5]]))
+    ball = Ball(occupancy=grid.clone())
+    first = ball.march_box()
+    assert ball.march_box() is first
+    ball.occupancy[0] = True
+    assert float(ball.march_box()[0, 0]) == -1.0
+    ball.aabb.mul_(2)
+    assert float(ball.march_box()[0, 0]) == -2.0
+    ball.set_occupancy(grid)
+    assert torch.allclose(ball.march_box()[1], torch.tensor([1.0, 1.0, 1.0]))
     assert torch.allclose(Ball(warp="contract_l2").march_box(), torch.tensor([[-8.0] * 3, [8.0] * 3]))
     with pytest.raises(UsageError, match="no world box"):
         Ball(warp="ndc", warp_parameters=NDC).march_box()

@@ -66,6 +66,7 @@ class RadianceField(nn.Module, ABC):
         self.warp_parameters = tuple(warp_parameters)
         self.sigma_clip = (float(sigma_clip[0]), float(sigma_clip[1]))
         self.background = tuple(background)
+        self._crossed: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
 
     @abstractmethod
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
@@ -157,11 +158,22 @@ class RadianceField(nn.Module, ABC):
         if self.march_aabb is not None:
             return self.march_aabb
         if self.warp == "aabb":
-            return self.to_world(occupancies.bounds(self.occupancy))
+            return self._occupied_box()
         if self.warp == "ndc":
             raise UsageError("a field in normalised device coordinates has no world box", "set its march_aabb")
         middle = self.aabb.mean(dim=0)
         return middle + 8 * (self.aabb - middle)
+
+    def _occupied_box(self) -> Tensor:
+        """The occupied part of the box, found again only after occupancy or box have changed."""
+        parts = (self.occupancy, self.aabb)
+        if torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
+            return self.to_world(occupancies.bounds(self.occupancy))
+        key = tuple((id(t), t._version) for t in parts)
+        if self._crossed is None or self._crossed[0] != key:
+            # The tensors are kept with the key: while they live no other tensor has their ids.
+            self._crossed = key, parts, self.to_world(occupancies.bounds(self.occupancy))
+        return self._crossed[2]
 
     def set_occupancy(self, grid_HHH: Tensor) -> None:
         """Replace the occupancy, of any resolution."""

@@ -15,13 +15,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from xarch.families.field.field import RadianceField
 
+_EXACT_CELLS = 256
+
 
 def lookup(grid_HHH: Tensor, u_N3: Tensor) -> Tensor:
     """Whether the cells of points in the unit cube are occupied, bool [N]; outside the cube nothing is."""
     size = grid_HHH.shape[0]
-    cell_N3 = (u_N3 * size).long().clamp(0, size - 1)
-    index_N = (cell_N3[:, 0] * size + cell_N3[:, 1]) * size + cell_N3[:, 2]
-    inside_N = ((u_N3 >= 0) & (u_N3 <= 1)).all(dim=-1)
+    cell_N3 = (u_N3 * size).clamp(0, size - 1)
+    # Whole numbers up to 2²⁴ are exact in float32, and a third of the conversions is saved.
+    cell_N3 = cell_N3.floor() if size <= _EXACT_CELLS else cell_N3.long()
+    x_N, y_N, z_N = cell_N3.unbind(dim=-1)
+    index_N = ((x_N * size + y_N) * size + z_N).long()
+    inside_N = ((u_N3 - 0.5).abs() <= 0.5).all(dim=-1)
     return grid_HHH.reshape(-1)[index_N] & inside_N
 
 
