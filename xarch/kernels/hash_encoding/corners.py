@@ -27,7 +27,8 @@ def rows(cell_N3: Tensor, level: Level) -> Tensor:
     axes = [torch.stack((cell_N3[:, a] * f, (cell_N3[:, a] + 1) * f), dim=-1) for a, f in enumerate(factors)]
     x_N112, y_N121, z_N211 = axes[0][:, None, None, :], axes[1][:, None, :, None], axes[2][:, :, None, None]
     if level.dense:
-        index = x_N112 + y_N121 + z_N211
+        # Where the stride has no room for the last corner (tiny-cuda-nn), rows wrap around within the level.
+        index = (x_N112 + y_N121 + z_N211) % level.size
     elif level.size & (level.size - 1) == 0:
         index = (x_N112 ^ y_N121 ^ z_N211) & (level.size - 1)
     else:

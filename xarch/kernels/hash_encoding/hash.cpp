@@ -65,7 +65,11 @@ void corners(const Level& level, const float* points, int count, Corners& c) {
         else
             for (int i = 0; i < count; ++i)
                 c.row[k][i] = (cell[0][i] + bx) ^ ((cell[1][i] + by) * kY) ^ ((cell[2][i] + bz) * kZ);
-        if (level.dense) continue;
+        if (level.dense) {
+            for (int i = 0; i < count; ++i)
+                if (c.row[k][i] >= size) c.row[k][i] %= size;
+            continue;
+        }
         if (power)
             for (int i = 0; i < count; ++i) c.row[k][i] &= size - 1;
         else

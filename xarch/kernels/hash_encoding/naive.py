@@ -31,8 +31,7 @@ def hash_encode_naive(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Ten
                 weight = weight * (fraction if bit else 1 - fraction)
                 hashed = index ^ (place * PRIMES[axis] % 2**32)
                 index = index + place * level.stride**axis if level.dense else hashed
-            if not level.dense:
-                index = index % level.size
+            index = index % level.size
             value = value + weight[:, None] * table_EF[index + level.offset]
         parts.append(value)
     return torch.cat(parts, dim=-1)
