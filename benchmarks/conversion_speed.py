@@ -1,0 +1,232 @@
+"""Tokens per second of the matrix and hidden stages of the real SmolLM2-135M conversion.
+
+    python benchmarks/conversion_speed.py
+    python benchmarks/conversion_speed.py --device cuda --lengths 2048 8192
+
+Three ways through the same stages, each in its own process and in turns: ``xarch convert`` with the kernels it chooses,
+``xarch convert`` with ``XARCH_KERNELS=torch``, and the published recipe (:mod:`benchmarks.published_recipe`; needs
+mamba-ssm, see there). All 30 attention layers are replaced; the data is text that every machine with Python has.
+Reported are the seconds of a whole stage over its tokens, and the peak resident memory of the process that ran it; the
+published recipe's loss at the first step must equal xarch's. Writes a JSON file after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+STAGES = ("matrix", "hidden")
+WAYS = {"xarch": "", "xarch, plain PyTorch": "torch", "published recipe": ""}
+AGREEMENT = 0.01
+"""Relative difference allowed between the first losses: the start is fitted on a kernel's own rounding."""
+
+
+def configuration(length: int, steps: int) -> dict[str, Any]:
+    """A run of the two stages after the closed-form start, with next to no evaluation."""
+    stage = {"trains": {"mixers": {}}, "units": steps * length, "batch": 1, "optimiser": {"lr": 1e-4}, "log_every": 1}
+    return {
+        "teacher": "zoo:smollm2-135m",
+        "student": {"target": "dm2"},
+        "data": {"ref": "text:python-stdlib", "sample": {"length": length}},
+        "stages": {
+            "matrix": stage | {"matches": [{"student": "matrix", "objective": "frobenius"}]},
+            "hidden": stage | {"matches": [{"student": "output", "objective": "l2"}]},
+        },
+        "evaluate": {"samples": 1, "batch": 1, "sample": {"length": 16}, "baseline": False},
+        "export": {"targets": []},
+    }
+
+
+def through_xarch(folder: Path, config: dict[str, Any], device: str) -> dict[str, Any]:
+    """In the process of its own: the whole command, then what it wrote."""
+    from xarch.cli.app import main as command
+
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))
+    run = folder / "run"
+    arguments = ["convert", str(path), "--device", device, "--yes", "--out", str(run)]
+    sys.argv = ["xarch", *arguments]
+    try:
+        command()
+    except SystemExit as end:
+        if end.code not in (0, None):
+            raise
+    found: dict[str, Any] = {}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for summary in run.glob("stages/*/summary.json"):
+        stage = json.loads(summary.read_text())
+        losses = [r["match." + LEAF[stage["name"]]] for r in rows if r["stage"] == summary.parent.name and "loss" in r]
+        found[stage["name"]] = {"seconds": stage["seconds"], "units": stage["units"], "losses": losses}
+    return found
+
+
+LEAF = {"matrix": "matrix", "hidden": "output"}
+
+
+def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
+    """The same stages by the published recipe."""
+    import torch
+
+    from benchmarks.published_recipe import step
+    from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
+    from xarch.plugins.loader import get_registry
+
+    registry, where = get_registry(), torch.device(device)
+    source = resolve_teacher(registry, config["teacher"], {}, lambda text: None)
+    teacher = source.adapter.load(source.ref, source.options, device=where, dtype=torch.float32)
+    target = resolve_target(registry, "dm2", {})
+    torch.manual_seed(0)
+    student = target.adapter.build(teacher.facts, target.options, {}, device=torch.device("cpu"))
+    student.module.to(where)
+    target.adapter.initialise(student, teacher)
+    student.module.train().requires_grad_(False)
+    trained = [student.module.get_parameter(n).requires_grad_(True) for n in student.param_groups()["mixers"]]
+    data = resolve_data(registry, config["data"]["ref"], {})
+    processor = teacher.processor()
+    found: dict[str, Any] = {}
+    for name in STAGES:
+        stream = data.adapter.open(
+            data.ref,
+            data.options,
+            split="train",
+            samples=1,
+            sample=config["data"]["sample"],
+            processors={"teacher": processor, "student": processor},
+            seed=0,
+            teacher=teacher,
+        )
+        started = time.monotonic()
+        adam = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+        losses, units = [], 0
+        while units < config["stages"][name]["units"]:
+            batch = next(stream).to(where)
+            losses.append(step(teacher, student, adam, batch, name, 1.0))
+            units += batch.units
+        found[name] = {"seconds": time.monotonic() - started, "units": units, "losses": losses}
+    return found
+
+
+def in_process(way: str, config: dict[str, Any], device: str, threads: int) -> None:
+    """What the fresh process of a row does; prints a JSON line."""
+    import resource
+
+    import torch
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if way == "published recipe":
+            found = through_published(config, device)
+        else:
+            found = through_xarch(Path(folder), config, device)
+    if device == "cpu":
+        found["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:
+        found["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    print("\n" + json.dumps(found), flush=True)
+
+
+def row(way: str, length: int, steps: int, device: str, threads: int, limit: float) -> dict[str, Any]:
+    """One way at one length."""
+    task = [way, str(length), str(steps)]
+    command = [sys.executable, __file__, "--one", *task, "--device", device, "--threads", str(threads)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "XARCH_KERNELS": WAYS[way]}
+    result: dict[str, Any] = {"way": way, "length": length, "steps": steps, "load_1min": round(os.getloadavg()[0], 1)}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return result | {"status": f"over the time limit of {limit:.0f} s"}
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return result | {"status": f"failed: {last[:200]}"}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    for name in STAGES:
+        found[name]["tokens_per_s"] = round(found[name]["units"] / found[name]["seconds"], 1)
+    return result | {"status": "done"} | found
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How much faster and leaner the chosen kernels are than each other way, from rows of one length."""
+    found = []
+    for ours in (r for r in rows if r["way"] == "xarch" and r["status"] == "done"):
+        for other in rows:
+            if other["length"] != ours["length"] or other["way"] == "xarch" or other["status"] != "done":
+                continue
+            entry: dict[str, Any] = {"length": ours["length"], "against": other["way"]}
+            for name in STAGES:
+                entry[f"{name}_times_faster"] = round(ours[name]["tokens_per_s"] / other[name]["tokens_per_s"], 2)
+            first, theirs = (r["matrix"]["losses"][0] for r in (ours, other))
+            entry["same_first_loss"] = abs(first - theirs) <= AGREEMENT * abs(theirs)
+            entry["times_leaner"] = round(other["peak_mib"] / ours["peak_mib"], 2)
+            found.append(entry)
+    return found
+
+
+def show(data: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="SmolLM2-135M, all 30 layers", title_justify="left")
+    for head in ("tokens", "way", "matrix tokens/s", "hidden tokens/s", "peak MiB"):
+        table.add_column(head, justify="left" if head == "way" else "right")
+    for r in data["rows"]:
+        done = r["status"] == "done"
+        figures = [f"{r[n]['tokens_per_s']:.0f}" if done else "" for n in STAGES]
+        name = r["way"] if done else f"{r['way']} ({r['status']})"
+        table.add_row(str(r["length"]), name, *figures, str(r.get("peak_mib", "")))
+    console = Console(width=120)
+    console.print(table)
+    for ratio in data["ratios"]:
+        console.print(ratio)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--time-limit", type=float, default=900, help="seconds per row")
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "LENGTH", "STEPS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        way, length, steps = arguments.one
+        in_process(way, configuration(int(length), int(steps)), arguments.device, arguments.threads)
+        return
+    from benchmarks.kernels import machine
+
+    out = arguments.out or ROOT / "benchmarks" / "results" / f"conversion_speed_{arguments.device}.json"
+    data: dict[str, Any] = {
+        "benchmark": "conversion_speed",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": machine.machine(arguments.device, arguments.threads),
+        "versions": machine.versions(),
+        "code": machine.code(),
+        "rows": [],
+        "ratios": [],
+    }
+    for length in arguments.lengths:
+        for way in WAYS:
+            data["rows"].append(
+                row(way, length, arguments.steps, arguments.device, arguments.threads, arguments.time_limit)
+            )
+            data["ratios"] = ratios(data["rows"])
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(data, indent=1) + "\n")
+            print(json.dumps(data["rows"][-1])[:400], file=sys.stderr, flush=True)
+    show(data)
+
+
+if __name__ == "__main__":
+    main()
