@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from benchmarks.kernels.bars import bars
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.contender import Contender
 from benchmarks.kernels.gate import compare
-from benchmarks.kernels.operation import Operation
 from benchmarks.kernels.ops import operations
 from benchmarks.kernels.store import Store
 from benchmarks.kernels.sweep import cases, given_up
@@ -118,7 +118,7 @@ def test_work_grows_with_length_and_with_the_backward_pass(op: str) -> None:
         dataclasses.astuple(OPERATIONS[op].work(small(op, n), backward))[:3]
         for n, backward in ((64, False), (64, True), (128, True))
     ]
-    for less, more in zip(works, works[1:], strict=False):
+    for less, more in itertools.pairwise(works):
         assert all(a <= b for a, b in zip(less, more, strict=True))
         assert less != more
 
@@ -211,9 +211,5 @@ def test_the_conversion_that_is_timed_is_a_valid_configuration() -> None:
     from xarch.config.schema import RunConfig
 
     config = RunConfig.model_validate(conversion_speed.configuration(512, 4))
-    assert [s for s in config.stages] == list(conversion_speed.STAGES)
+    assert list(config.stages) == list(conversion_speed.STAGES)
     assert all(s.units == 2048 for s in config.stages.values())
-
-
-def test_every_operation_names_its_least_work_by_shape() -> None:
-    assert all(isinstance(o, Operation) and o.shapes for o in OPERATIONS.values())
