@@ -101,6 +101,35 @@ SIMD_INLINE vf vexp(vf x) {
 #endif
 }
 
+// 2^x with 2^r - 1 = r q(r), q of degree 4 fitted on [-1/2, 1/2]: off by 2e-7 at worst, exact at 0,
+// and half the work of vexp.
+SIMD_INLINE vf vexp2(vf x) {
+#if defined(__AVX512DQ__)
+    vf r = (vf)_mm512_reduce_ps((__m512)x, 0);
+    vf n = x - r;
+#else
+    const vf magic = splat(12582912.0f);
+    x = vmax(vmin(x, splat(129.0f)), splat(-151.0f));
+    vf shifted = x + magic;
+    vf n = shifted - magic;
+    vf r = x - n;
+#endif
+    vf p = splat(1.3264727e-3f);
+    p = fma(p, r, splat(9.6715130e-3f));
+    p = fma(p, r, splat(5.5507336e-2f));
+    p = fma(p, r, splat(2.4022242e-1f));
+    p = fma(p, r, splat(6.9314700e-1f));
+    p = fma(p, r, splat(1.0f));
+#if defined(__AVX512DQ__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    vi k = (vi)shifted - (vi)magic;
+    vi half = k >> 1;
+    vf a = (vf)((half + 127) << 23), b = (vf)((k - half + 127) << 23);
+    return p * a * b;
+#endif
+}
+
 // ln x for x > 0 that is normal or infinite; NaN for NaN. Cephes logf.
 SIMD_INLINE vf vlog(vf x) {
     vi bits = (vi)x;
