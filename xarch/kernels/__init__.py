@@ -6,7 +6,8 @@ from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
 from xarch.kernels.grid_encoding import grid_encode, grid_lowering
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
-from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance, mixing_matrix
+from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
+from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [

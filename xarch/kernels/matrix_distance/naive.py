@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.matrix_distance.matrices import attention_matrix, mixing_matrix
+from xarch.kernels.matrix_distance.attention import attention_matrix
 from xarch.kernels.matrix_distance.result import MatrixDistance
+from xarch.kernels.mixing_matrix.naive import mixing_matrix_naive
 
 
 @register("matrix_distance", "naive", priority=0)
@@ -37,5 +38,5 @@ def matrix_distance_naive(
             segment_ids_BL=segment_ids_BL,
             mask_BL=mask_BL,
         )
-    M_BHLL = mixing_matrix(C_BLGN, B_BLGN, log_a_BLH, D_H, segment_ids_BL=segment_ids_BL, mask_BL=mask_BL)
+    M_BHLL = mixing_matrix_naive(C_BLGN, B_BLGN, log_a_BLH, D_H, segment_ids_BL=segment_ids_BL, mask_BL=mask_BL)
     return MatrixDistance(torch.linalg.matrix_norm(M_BHLL - P_BHLL), torch.linalg.matrix_norm(P_BHLL))
