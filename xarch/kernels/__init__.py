@@ -8,6 +8,7 @@ from xarch.kernels.grid_encoding import grid_encode, grid_lowering
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
 from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
 from xarch.kernels.mixing_matrix import mixing_matrix
+from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "matrix_distance",
     "mixing_matrix",
     "register",
+    "selective_scan",
+    "selective_scan_step",
     "ssd",
     "ssd_step",
     "use_backend",
