@@ -135,7 +135,7 @@ static void prepare(const Problem& p, const Gradients& grad, const Block& b, vf 
         }
         const vf z = simd::load(c.z + i);
         simd::store(c.dy + i, dout * z * simd::vsigmoid(z));
-        simd::store(c.y + i, D * x);
+        simd::store(c.y + i, skip(p, D, x));
     }
 }
 
@@ -148,7 +148,7 @@ static void finish(const Problem& p, const Gradients& grad, const Block& b, vf D
         vf ddt = simd::fma(x, u, simd::load(c.w + i) * LN2);
         if (p.softplus) ddt *= simd::vsigmoid(simd::load(c.raw + i) + bias);
         simd::store(c.w + i, ddt);
-        simd::store(c.u + i, simd::fma(D, dy, simd::load(c.dt + i) * u));
+        simd::store(c.u + i, simd::load(c.dt + i) * u + skip(p, D, dy));
         sum_D = simd::fma(dy, x, sum_D);
         sum_bias += ddt;
         if (p.z.data == nullptr) continue;

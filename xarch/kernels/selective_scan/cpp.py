@@ -227,7 +227,7 @@ def _(
     reset: Tensor | None,
     kept: Tensor,
     softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     return _fresh_gradients(x, dt, A, B, z)
 
 

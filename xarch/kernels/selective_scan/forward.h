@@ -68,7 +68,7 @@ static void forward_block(const Problem& p, const Block& b, const float* B, cons
         step_sizes(p, bias, steps, dt, dt);
         for (int t = 0; t < steps; ++t) {
             const vf x_t = simd::load(x + t * W);
-            simd::store(y + t * W, D * x_t);
+            simd::store(y + t * W, skip(p, D, x_t));
             simd::store(x + t * W, simd::load(dt + t * W) * x_t);
         }
         const float *B_chunk = B + matrix + first * p.states, *C_chunk = C + matrix + first * p.states;

@@ -65,6 +65,9 @@ static inline vf read_channels(const float* values, const Block& b) {
     return values == nullptr ? vf{} : simd::load_part(values + b.first, b.lanes);
 }
 
+// D x, zero without D even where x is infinite.
+static inline vf skip(const Problem& p, vf D, vf x) { return p.D == nullptr ? vf{} : D * x; }
+
 // [B, G, N, L] to [B, G, L, N]: a token's values side by side, however far apart the rows are.
 static void states_last(const Problem& p, const float* from, float* to) {
     const int64_t tiles = (p.length + W - 1) / W;
