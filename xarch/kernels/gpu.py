@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -15,27 +12,41 @@ from torch import Tensor
 
 from xarch.kernels.precision import tracing
 
-_LOG = logging.getLogger(__name__)
 _PROGRAMS = 264
 """Two per multiprocessor of the largest GPU of today; with fewer, the heads of a group are spread over programs."""
 
-_TOLERANCE = 5e-3
-"""Relative norm of the error in the check at first use: float32 operands may be rounded to TF32."""
+TOLERANCE = 5e-3
+"""Of the check before the first use: float32 operands may be rounded to TF32."""
 
 
 def why_not_triton() -> str | None:
     """Why no Triton kernel can run here, or None if one can; does not import triton."""
-    if tracing():
-        return "an exporter records plain operators"
-    return _missing("triton")
+    return _recorded() or _missing("triton")
+
+
+def why_not_mamba_ssm() -> str | None:
+    """Why the kernels of ``mamba_ssm`` cannot run here, or None if they can; does not import it."""
+    return _recorded() or _missing("mamba_ssm", "selective_scan_cuda")
+
+
+def why_not_causal_conv1d() -> str | None:
+    """The same for ``causal_conv1d``."""
+    return _recorded() or _missing("causal_conv1d", "causal_conv1d_cuda")
+
+
+def _recorded() -> str | None:
+    return "an exporter records plain operators" if tracing() else None
 
 
 @cache
-def _missing(package: str) -> str | None:
+def _missing(package: str, extension: str | None = None) -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     if importlib.util.find_spec(package) is None:
-        return f"package {package} is not installed: pip install {package}"
+        return f"package {package} is not installed: pip install {package.replace('_', '-')}"
+    # The package imports its extension without a guard, so importing the package to find out would raise.
+    if extension is not None and importlib.util.find_spec(extension) is None:
+        return f"package {package} was installed without its CUDA extension {extension}: build it with nvcc"
     return None
 
 
@@ -78,52 +89,11 @@ def heads_per_program(programs: int, ratio: int) -> int:
     return max((d for d in range(1, ratio + 1) if ratio % d == 0 and programs // d >= _PROGRAMS), default=1)
 
 
+def same_dtype(*operands: Tensor) -> tuple[Tensor, ...]:
+    """The operands, widened to float32 unless all have one dtype."""
+    return operands if len({t.dtype for t in operands}) == 1 else tuple(t.float() for t in operands)
+
+
 def rows_last(t: Tensor) -> Tensor:
     """The tensor itself if its last dimension is dense, else a copy; the kernels take any other strides."""
     return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
-
-
-@dataclass(slots=True)
-class FirstUse:
-    """The first call of a backend on a device is preceded by a small one that is compared with the naive backend."""
-
-    op: str
-    name: str
-    run: Callable[..., Any]
-    truth: Callable[..., Any]
-    example: Callable[[torch.device, torch.dtype], tuple[list[Tensor], dict[str, Any]]]
-    """Differentiable operands and keyword arguments of a small call."""
-    failure: str | None = None
-    """Why the backend is not to be used any more."""
-    _devices: set[torch.device] = field(default_factory=set)
-
-    def passed(self, device: torch.device) -> bool:
-        """Whether the backend gives what the naive one gives; a failure is logged once, and remembered."""
-        if self.failure is not None:
-            return False
-        if device in self._devices or torch.compiler.is_compiling() or interpreted():
-            return True
-        # Added first, as the check itself makes a call.
-        self._devices.add(device)
-        try:
-            with torch.enable_grad():
-                worst = max(_distances(self, device))
-            if not worst <= _TOLERANCE:
-                self.failure = f"its first call was wrong by {worst:.1e} (relative), want <= {_TOLERANCE:.0e}"
-        except Exception as error:  # any failure of a compiler or driver means: do without this backend
-            self.failure = f"its first call failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        if self.failure is not None:
-            _LOG.warning("%s: backend %s is skipped: %s", self.op, self.name, self.failure)
-        return self.failure is None
-
-
-def _distances(use: FirstUse, device: torch.device) -> list[float]:
-    """Relative error of every output and gradient of the small call."""
-    found = []
-    for run, dtype in ((use.run, torch.float32), (use.truth, torch.float64)):
-        leaves, options = use.example(device, dtype)
-        outputs = [t for t in run(*leaves, **options) if t is not None and t.requires_grad]
-        generator = torch.Generator().manual_seed(1)
-        upstream = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in outputs]
-        found.append([*outputs, *torch.autograd.grad(outputs, [t for t in leaves if t.requires_grad], upstream)])
-    return [float((a.double() - b).norm() / b.norm().clamp_min(1e-9)) for a, b in zip(*found, strict=True)]

@@ -5,6 +5,7 @@ Legend: B batch, L tokens, C channels, K taps, J = K - 1, U tokens with those be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,15 +15,12 @@ from xarch.kernels.causal_conv1d.blocked import causal_conv1d_blocked
 from xarch.kernels.causal_conv1d.naive import causal_conv1d_naive
 from xarch.kernels.causal_conv1d.window import final_state, prepend
 from xarch.kernels.dispatch import register
-from xarch.kernels.gpu import FirstUse, rows_last, why_not_triton
+from xarch.kernels.gpu import TOLERANCE, rows_last, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
+from xarch.kernels.selfcheck import agree, waves
 
 _BLOCK = {"BT": 64, "BC": 64}
-
-
-def _why_not() -> str | None:
-    return why_not_triton() or _FIRST_USE.failure
 
 
 @register(
@@ -31,7 +29,8 @@ def _why_not() -> str | None:
     priority=50,
     devices=["cuda"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=_why_not,
+    available=why_not_triton,
+    check=lambda device: check(causal_conv1d_triton, device),
 )
 def causal_conv1d_triton(
     x_BLC: Tensor,
@@ -49,7 +48,6 @@ def causal_conv1d_triton(
     if (
         island_dtype(x_BLC, weight_CK) == torch.float64
         or x_BLC.numel() == 0
-        or not _FIRST_USE.passed(x_BLC.device)
     ):  # fmt: skip
         return causal_conv1d_blocked(
             x_BLC,
@@ -141,13 +139,20 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _small_call(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 150, 70), (70, 4), (70,)]
-    operands = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    segments = (torch.arange(150) // 90).expand(2, -1).to(device)
-    options = {"initial_state_BCJ": None, "segment_ids_BL": segments, "return_final_state": False}
-    return [t.to(device, dtype).requires_grad_() for t in operands], options
+def check(run: Callable[..., Any], device: str) -> None:
+    """Compare a GPU backend with the naive one on a device type: several blocks, documents.
 
+    Raises:
+        SelfCheckError: they differ.
+    """
+    segments_BL = (torch.arange(150, device=device) // 90).expand(2, -1)
 
-_FIRST_USE = FirstUse("causal_conv1d", "triton", causal_conv1d_triton, causal_conv1d_naive, _small_call)
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def outputs(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+            options = {"initial_state_BCJ": None, "segment_ids_BL": segments_BL, "return_final_state": False}
+            return [function(x, weight, bias, **options)[0]]
+
+        return outputs
+
+    operands = [waves(*shape, phase=i, device=device) for i, shape in enumerate([(2, 150, 72), (72, 4), (72,)])]
+    agree(call(run), call(causal_conv1d_naive), operands, tolerance=TOLERANCE)

@@ -8,25 +8,23 @@ Legend: B batch, L tokens, H heads, K key heads, E head width, G B/C groups, N s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.gpu import FirstUse, why_not_triton
+from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.matrix_distance.naive import matrix_distance_naive
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.matrix_distance.tiled import matrix_distance_tiled
 from xarch.kernels.precision import LOG_FLOOR, island_dtype
 from xarch.kernels.segments import runs
+from xarch.kernels.selfcheck import agree, waves
 
 LARGEST = 256
 """Wider heads and larger states do not fit the registers of a program."""
-
-
-def _why_not() -> str | None:
-    return why_not_triton() or _FIRST_USE.failure
 
 
 @register(
@@ -35,7 +33,8 @@ def _why_not() -> str | None:
     priority=50,
     devices=["cuda"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=_why_not,
+    available=why_not_triton,
+    check=lambda device: check(matrix_distance_triton, device),
 )
 def matrix_distance_triton(
     q_BLHE: Tensor,
@@ -58,7 +57,7 @@ def matrix_distance_triton(
     """
     wide = island_dtype(q_BLHE, C_BLGN, B_BLGN, log_a_BLH, D_H) == torch.float64
     wide = wide or max(q_BLHE.shape[-1], C_BLGN.shape[-1]) > LARGEST
-    if wide or 0 in (*q_BLHE.shape, C_BLGN.shape[-1]) or not _FIRST_USE.passed(q_BLHE.device):
+    if wide or 0 in (*q_BLHE.shape, C_BLGN.shape[-1]):
         return matrix_distance_tiled(
             q_BLHE, k_BLKE, C_BLGN, B_BLGN, log_a_BLH, D_H, scale=scale, window=window, softcap=softcap,
             segment_ids_BL=segment_ids_BL, mask_BL=mask_BL, tile=tile,
@@ -168,18 +167,25 @@ def _differentiate(ctx: Any, ddistance: Tensor | None, *_: Tensor | None) -> tup
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _small_call(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
+def check(run: Callable[..., Any], device: str) -> None:
+    """Compare a GPU backend with the naive one on a device type: several tiles, documents, a window, grouped keys.
 
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    Raises:
+        SelfCheckError: they differ.
+    """
+    segments_BL = (torch.arange(150, device=device) // 90)[None]
+    q, k = waves(1, 150, 2, 24, phase=0.1, device=device), waves(1, 150, 1, 24, phase=0.2, device=device)
 
-    q, k = randn(1, 150, 2, 24), randn(1, 150, 1, 24)
-    student = [randn(1, 150, 2, 20), randn(1, 150, 2, 20), -randn(1, 150, 2).abs(), randn(2)]
-    leaves = [t.to(device, dtype) for t in (q, k)] + [t.to(device, dtype).requires_grad_() for t in student]
-    segments = (torch.arange(150) // 90)[None].to(device)
-    options = {"scale": 0.3, "window": 40, "softcap": None, "segment_ids_BL": segments, "mask_BL": None}
-    return leaves, {**options, "tile": (64, 64)}
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def outputs(C: Tensor, B: Tensor, log_a: Tensor, D: Tensor) -> list[Tensor]:
+            found = function(
+                q.to(C.dtype), k.to(C.dtype), C, B, -log_a.abs(), D, scale=0.3, window=40, softcap=None,
+                segment_ids_BL=segments_BL, mask_BL=None, tile=(64, 64),
+            )  # fmt: skip
+            return [found.distance_BH]
 
+        return outputs
 
-_FIRST_USE = FirstUse("matrix_distance", "triton", matrix_distance_triton, matrix_distance_naive, _small_call)
+    shapes = [(1, 150, 2, 20), (1, 150, 2, 20), (1, 150, 2), (2,)]
+    operands = [waves(*shape, phase=i, device=device) for i, shape in enumerate(shapes)]
+    agree(call(run), call(matrix_distance_naive), operands, tolerance=TOLERANCE)

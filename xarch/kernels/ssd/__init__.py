@@ -10,10 +10,10 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import without_autocast
-from xarch.kernels.ssd import chunked, cpp, naive, triton
+from xarch.kernels.ssd import chunked, cpp, mamba_ssm, naive, triton
 from xarch.kernels.ssd.step import ssd_step
 
-__all__ = ["chunked", "cpp", "naive", "ssd", "ssd_step", "triton"]
+__all__ = ["chunked", "cpp", "mamba_ssm", "naive", "ssd", "ssd_step", "triton"]
 
 
 def ssd(

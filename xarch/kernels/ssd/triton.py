@@ -5,24 +5,22 @@ Legend: B batch, L tokens, H heads, G B/C groups, P value width, N state size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.gpu import FirstUse, why_not_triton
+from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
+from xarch.kernels.selfcheck import agree, waves
 from xarch.kernels.ssd.chunked import ssd_chunked
 from xarch.kernels.ssd.naive import ssd_naive
 
 LARGEST = 256
 """Wider heads and larger states do not fit the registers of a program."""
-
-
-def _why_not() -> str | None:
-    return why_not_triton() or _FIRST_USE.failure
 
 
 @register(
@@ -31,7 +29,8 @@ def _why_not() -> str | None:
     priority=50,
     devices=["cuda"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=_why_not,
+    available=why_not_triton,
+    check=lambda device: check(ssd_triton, device),
 )
 def ssd_triton(
     x_BLHP: Tensor,
@@ -52,7 +51,7 @@ def ssd_triton(
     state: dict[str, Any] = {"initial_state_BHPN": initial_state_BHPN, "segment_ids_BL": segment_ids_BL}
     width, size = x_BLHP.shape[-1], B_BLGN.shape[-1]
     wide = island_dtype(*operands, initial_state_BHPN) == torch.float64 or max(width, size) > LARGEST
-    if wide or x_BLHP.numel() == 0 or size == 0 or not _FIRST_USE.passed(x_BLHP.device):
+    if wide or x_BLHP.numel() == 0 or size == 0:
         return ssd_chunked(*operands, **state, chunk_size=chunk_size)
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int()
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
@@ -134,16 +133,21 @@ def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_: Tensor
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _small_call(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
+def check(run: Callable[..., Any], device: str) -> None:
+    """Compare a GPU backend with the naive one on a device type: several chunks, documents, a shared group.
 
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    Raises:
+        SelfCheckError: they differ.
+    """
+    segments_BL = (torch.arange(150, device=device) // 90)[None]
 
-    operands = [randn(1, 150, 2, 24), -randn(1, 150, 2).abs(), randn(1, 150, 1, 20), randn(1, 150, 1, 20), randn(2)]
-    segments = (torch.arange(150) // 90)[None].to(device)
-    leaves = [t.to(device, dtype).requires_grad_() for t in operands]
-    return leaves, {"initial_state_BHPN": None, "segment_ids_BL": segments, "chunk_size": 64}
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def outputs(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> Any:
+            options = {"initial_state_BHPN": state, "segment_ids_BL": segments_BL, "chunk_size": 64}
+            return function(x, -log_a.abs(), B, C, D, **options)
 
+        return outputs
 
-_FIRST_USE = FirstUse("ssd", "triton", ssd_triton, ssd_naive, _small_call)
+    shapes = [(1, 150, 2, 24), (1, 150, 2), (1, 150, 1, 20), (1, 150, 1, 20), (2,), (1, 2, 24, 20)]
+    operands = [waves(*shape, phase=i, device=device) for i, shape in enumerate(shapes)]
+    agree(call(run), call(ssd_naive), operands, tolerance=TOLERANCE)

@@ -1,0 +1,66 @@
+"""SSD on the Triton kernels of ``mamba_ssm``, in the interpreter, against the recurrence.
+
+Some things of the package need a GPU even so: an extension that its import asks for, the timing of kernel variants, the
+choice of a current device and its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+from agreement import relative_errors
+from ssd_cases import documents, make, run
+
+from xarch.kernels import dispatch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mamba_ssm_without_a_gpu() -> Iterator[None]:
+    from triton.runtime.autotuner import Autotuner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+        patch.setattr(Autotuner, "_bench", lambda self, *args, config, **kwargs: [0.0, 0.0, 0.0])
+        patch.setattr(torch.cuda, "device", lambda *args: contextlib.nullcontext())
+        size = types.SimpleNamespace(multi_processor_count=1)
+        patch.setattr(torch.cuda, "get_device_properties", lambda *args: size)
+        table = dispatch._REGISTRY["ssd"]
+        free = dataclasses.replace(table["mamba_ssm"], devices=None, available=lambda: None)
+        patch.setitem(table, "mamba_ssm", free)
+        yield
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_agrees_with_the_recurrence(segmented):
+    segments = documents(1, 50) if segmented else None
+    assert max(relative_errors(run(segments, 32), make(1, 50, 2, 1, 16, 16), backend="mamba_ssm")) <= 1e-5
+
+
+def test_without_skip_and_initial_state():
+    assert max(relative_errors(run(chunk=16), make(1, 20, 2, 2, 16, 16)[:4], backend="mamba_ssm")) <= 1e-5
+
+
+def test_weak_decays_keep_their_gradient():
+    """Dividing x by a step of 1e-6 would leave no digit of it."""
+    operands = make(1, 20, 1, 1, 16, 16)
+    operands[1] *= 1e-6
+    assert max(relative_errors(run(chunk=16), operands, backend="mamba_ssm")) <= 1e-4
+
+
+def test_its_reference_agrees_with_ours():
+    """The reference takes a step size and a decay rate; a step of one is our operation."""
+    from mamba_ssm.modules.ssd_minimal import ssd_minimal_discrete
+
+    x, log_a, B, C, _, _ = (t.double() for t in make(2, 48, 4, 2, 5, 3))
+    B_BLHN, C_BLHN = (t.repeat_interleave(2, 2) for t in (B, C))
+    want, last = ssd_minimal_discrete(x, log_a, B_BLHN, C_BLHN, 16)
+    for backend in ("naive", "torch"):
+        y, state = run(chunk=16)(backend, x, log_a, B, C)
+        torch.testing.assert_close(y, want)
+        torch.testing.assert_close(state, last)

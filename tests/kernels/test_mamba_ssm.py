@@ -1,0 +1,47 @@
+"""The backends that run kernels of ``mamba_ssm`` and ``causal_conv1d``: when they are there, what they compute."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from interpreted.run import run_cases
+
+from xarch.kernels import backends, gpu
+
+EXTENSIONS = {
+    "ssd": ("mamba_ssm", "selective_scan_cuda"),
+    "causal_conv1d": ("causal_conv1d", "causal_conv1d_cuda"),
+}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None,
+    reason="mamba_ssm is not installed",
+)
+def test_its_kernels_and_references_agree_with_naive():
+    run_cases(Path(__file__).parent / "interpreted" / "mamba_ssm_cases.py")
+
+
+@pytest.mark.parametrize("op", EXTENSIONS)
+def test_what_is_missing_is_said_in_one_line(op, monkeypatch):
+    package, extension = EXTENSIONS[op]
+    backend = next(b for b in backends(op) if b.name == "mamba_ssm")
+    installed: set[str] = set()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def reason() -> str | None:
+        gpu._missing.cache_clear()
+        return backend.available()
+
+    assert reason() == "PyTorch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert reason() == f"package {package} is not installed: pip install {package.replace('_', '-')}"
+    installed.add(package)
+    assert reason() == f"package {package} was installed without its CUDA extension {extension}: build it with nvcc"
+    installed.add(extension)
+    assert reason() is None
+    gpu._missing.cache_clear()
