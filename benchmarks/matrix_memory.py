@@ -1,4 +1,4 @@
-"""Memory and time of the matrix stage, tiled against materialised, over the number of tokens.
+"""Memory and time of the matrix stage, tiled (in PyTorch, and compiled) against materialised, over the tokens.
 
     python benchmarks/matrix_memory.py
 
@@ -25,7 +25,7 @@ from typing import Any
 HEADS, KEY_HEADS, WIDTH, STATE = 9, 3, 64, 64
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
 LONGEST_DENSE = 4096
-BACKENDS = {"tiled": "torch", "dense": "naive"}
+BACKENDS = {"tiled": "torch", "compiled": "cpp", "dense": "naive"}
 
 
 def measure(form: str, length: int, repeats: int, threads: int) -> dict[str, Any]:
@@ -114,18 +114,23 @@ def report(points: list[dict[str, Any]], threads: int) -> dict[str, Any]:
 
     by = {form: [p for p in points if p["form"] == form] for form in BACKENDS}
     at = {(p["form"], p["length"]): p for p in points}
-    shared = sorted({p["length"] for p in by["tiled"]} & {p["length"] for p in by["dense"]})
-    ratios = {
-        str(n): {
-            "times_faster": round(at["dense", n]["seconds"] / at["tiled", n]["seconds"], 2),
-            "times_less_cpu": round(at["dense", n]["cpu_seconds"] / at["tiled", n]["cpu_seconds"], 2),
-            "times_leaner": round(at["dense", n]["peak_mib"] / at["tiled", n]["peak_mib"], 2),
+    ratios: dict[str, Any] = {}
+    doubling: dict[str, float] = {}
+    for form in ("tiled", "compiled"):
+        shared = sorted({p["length"] for p in by[form]} & {p["length"] for p in by["dense"]})
+        ratios[form] = {
+            str(n): {
+                "times_faster": round(at["dense", n]["seconds"] / at[form, n]["seconds"], 2),
+                "times_less_cpu": round(at["dense", n]["cpu_seconds"] / at[form, n]["cpu_seconds"], 2),
+                "times_leaner": round(at["dense", n]["peak_mib"] / at[form, n]["peak_mib"], 2),
+            }
+            for n in shared
         }
-        for n in shared
+        if (form, 4096) in at and (form, 8192) in at:
+            doubling[form] = round(at[form, 8192]["peak_mib"] / at[form, 4096]["peak_mib"], 3)
+    tiled_over_compiled = {
+        str(p["length"]): round(at["tiled", p["length"]]["cpu_seconds"] / p["cpu_seconds"], 2) for p in by["compiled"]
     }
-    doubling = None
-    if ("tiled", 4096) in at and ("tiled", 8192) in at:
-        doubling = round(at["tiled", 8192]["peak_mib"] / at["tiled", 4096]["peak_mib"], 3)
     return {
         "benchmark": "matrix_memory",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -156,21 +161,26 @@ def report(points: list[dict[str, Any]], threads: int) -> dict[str, Any]:
             form: {"memory": slope(found, "peak_mib"), "time": slope(found, "cpu_seconds")}
             for form, found in by.items()
         },
-        "dense_over_tiled": ratios,
+        "dense_over": ratios,
+        "tiled_over_compiled_cpu_seconds": tiled_over_compiled,
         "peak_8192_over_4096": doubling,
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'tokens':>7}  {'form':<6} {'peak MiB':>9} {'seconds':>8} {'CPU s':>8}"]
+    lines = [f"{'tokens':>7}  {'form':<8} {'peak MiB':>9} {'seconds':>8} {'CPU s':>8}"]
     lines += [
-        f"{p['length']:>7}  {p['form']:<6} {p['peak_mib']:>9.1f} {p['seconds']:>8.3f} {p['cpu_seconds']:>8.3f}"
+        f"{p['length']:>7}  {p['form']:<8} {p['peak_mib']:>9.1f} {p['seconds']:>8.3f} {p['cpu_seconds']:>8.3f}"
         for p in result["points"]
     ]
     for form, exponents in result["log_log_slope"].items():
         lines.append(f"{form}: memory ~ L^{exponents['memory']}, time ~ L^{exponents['time']}")
-    for length, ratio in result["dense_over_tiled"].items():
-        lines.append(f"{length} tokens: {ratio['times_faster']}x faster, {ratio['times_leaner']}x leaner than dense")
+    for form, ratios in result["dense_over"].items():
+        for length, ratio in ratios.items():
+            lines.append(
+                f"{form}, {length} tokens: {ratio['times_faster']}x faster, {ratio['times_leaner']}x leaner than dense"
+            )
+    lines.append(f"compiled, times less CPU than tiled: {result['tiled_over_compiled_cpu_seconds']}")
     lines.append(f"peak at 8192 tokens / peak at 4096: {result['peak_8192_over_4096']}")
     return "\n".join(lines)
 
@@ -189,7 +199,7 @@ def main() -> None:
     points = []
     for length in args.lengths:
         for form in BACKENDS:
-            if form == "tiled" or length <= LONGEST_DENSE:
+            if form != "dense" or length <= LONGEST_DENSE:
                 points.append(fresh(form, length, args.repeats, args.threads))
                 print(json.dumps(points[-1]), file=sys.stderr)
     result = report(points, args.threads)

@@ -38,11 +38,12 @@ def inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def ours(i: Inputs, backend: str) -> Tensor:
-    from xarch.kernels import selective_scan
+    from xarch.kernels.selective_scan import selective_scan
 
-    y = selective_scan(i["x"], i["dt"], i["A"], i["B"], i["C"], i["D"], z=i["z"], dt_bias=i["dt_bias"], backend=backend)
+    x, dt, B, C, z = (i[n].transpose(1, 2) for n in TOKENS_LAST)
+    y = selective_scan(x, dt, i["A"], B, C, i["D"], z, dt_bias_D=i["dt_bias"], dt_softplus=True, backend=backend)
     assert isinstance(y, Tensor)
-    return y
+    return y.transpose(1, 2)
 
 
 def work(case: Case, backward: bool) -> Work:

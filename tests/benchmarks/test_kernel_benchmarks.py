@@ -1,0 +1,219 @@
+"""The kernel benchmark measures nothing that is wrong, compares like with like, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import conversion_speed
+from benchmarks.kernels import fresh, point
+from benchmarks.kernels.bars import bars
+from benchmarks.kernels.case import Case
+from benchmarks.kernels.contender import Contender
+from benchmarks.kernels.gate import compare
+from benchmarks.kernels.ops import operations
+from benchmarks.kernels.store import Store
+from benchmarks.kernels.sweep import cases, given_up
+from benchmarks.kernels.work import Work, floor
+
+SMALL = {
+    "selective_scan": {"B": 2, "D": 6, "N": 4},
+    "ssd": {"B": 2, "H": 4, "P": 8, "G": 2, "N": 8},
+    "causal_conv1d": {"B": 2, "C": 10, "K": 4},
+    "matrix_distance": {"B": 2, "H": 4, "K": 2, "E": 8, "G": 4, "N": 8},
+}
+HEADER = {"settings": {"lengths": [8]}, "code": "a", "machine": {"threads": 1}, "versions": {"torch": "2"}}
+OPERATIONS = operations()
+
+
+def small(op: str, length: int = 64) -> Case:
+    return Case(op, "small", SMALL[op], length)
+
+
+def peers(op: str) -> list[Contender]:
+    return [c for c in OPERATIONS[op].contenders(small(op)) if c.absent(small(op)) is None]
+
+
+@pytest.mark.parametrize("op", list(SMALL))
+def test_every_contender_that_can_run_here_gives_the_true_result_and_gradients(op: str) -> None:
+    """Each in its own layout, so a wrong permutation of inputs, result or gradients would show."""
+    operation, case = OPERATIONS[op], small(op, 256)
+    truth = point.reference(operation, case, backward=True)
+    for contender in peers(op):
+        found, seconds = point.run(operation, contender, point.tensors(operation, case), backward=True)
+        verdict = compare(found, truth, "float32")
+        # A peer whose gradients overflow is shut out by the gate; a wrong layout would be wrong without overflowing.
+        known = verdict.errors if contender.ours else {n: e for n, e in verdict.errors.items() if math.isfinite(e)}
+        assert "output" in known, contender.name
+        assert all(e <= verdict.limit for e in known.values()), (contender.name, verdict.errors)
+        assert set(found) == {"output", *operation.leaves}
+        assert all(found[n].shape == truth[n].shape for n in truth)
+        assert seconds[0] > 0
+
+
+@pytest.mark.parametrize("op", list(SMALL))
+def test_a_point_prints_peak_gate_and_time_of_both_passes(op: str, capsys: pytest.CaptureFixture[str]) -> None:
+    operation, case = OPERATIONS[op], small(op)
+    torch_backend = next(c for c in operation.contenders(case) if c.name == "torch")
+    point.measure(operation, torch_backend, case, budget=0.01)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["pass"] for line in lines] == ["forward", "forward_backward"]
+    assert set(lines[1]["gate"]["errors"]) == {"output", *operation.leaves}
+    for line in lines:
+        assert line["gate"]["passed"]
+        assert line["gate"]["truth"] == "naive, float64"
+        assert 0 < line["seconds"] <= line["median_seconds"]
+        assert line["peak_mib"] >= 0
+
+
+def test_a_wrong_result_gets_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    operation, case = OPERATIONS["causal_conv1d"], small("causal_conv1d")
+    wrong = Contender("wrong", lambda i: operation.ours(i, "torch") * 1.01)
+    point.measure(operation, wrong, case, budget=0.01)
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        assert not line["gate"]["passed"]
+        assert "seconds" not in line
+
+
+def test_a_gradient_that_is_wrong_or_not_a_number_closes_the_gate() -> None:
+    truth = {"output": torch.ones(3).double(), "x": torch.ones(3).double()}
+    assert compare({n: t.float() for n, t in truth.items()}, truth, "float32").passed
+    for bad in (torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, float("nan"), 1.0])):
+        assert not compare({"output": torch.ones(3), "x": bad}, truth, "float32").passed
+
+
+def test_memory_of_a_run_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    operation, case = OPERATIONS["causal_conv1d"], small("causal_conv1d")
+
+    def greedy(inputs: dict[str, Tensor]) -> Tensor:
+        held = torch.ones(64 * 2**18)
+        return operation.ours(inputs, "torch") + 0 * held[0]
+
+    point.measure(operation, Contender("greedy", greedy), case, budget=0.01)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(60 <= line["peak_mib"] < 100 for line in lines), lines
+
+
+def test_the_floor_is_the_slowest_of_the_limits() -> None:
+    limits = {
+        "copy_bytes_per_s": 10.0,
+        "matmul_flops_per_s": 100.0,
+        "fma_flops_per_s": 1000.0,
+        "exp_per_s": 5.0,
+    }
+    assert floor(Work(bytes=20, flops=100, exps=1, matmul=True), limits).seconds == 2
+    assert floor(Work(bytes=20, flops=100, exps=1, matmul=True), limits).bound == "memory"
+    assert floor(Work(bytes=1, flops=400, exps=1, matmul=True), limits).bound == "matmul"
+    assert floor(Work(bytes=1, flops=400, exps=1, matmul=False), limits).bound == "fma"
+    assert floor(Work(bytes=1, flops=1, exps=50, matmul=False), limits).seconds == 10
+
+
+@pytest.mark.parametrize("op", list(SMALL))
+def test_work_grows_with_length_and_with_the_backward_pass(op: str) -> None:
+    works = [
+        dataclasses.astuple(OPERATIONS[op].work(small(op, n), backward))[:3]
+        for n, backward in ((64, False), (64, True), (128, True))
+    ]
+    for less, more in itertools.pairwise(works):
+        assert all(a <= b for a, b in zip(less, more, strict=True))
+        assert less != more
+
+
+def test_gpu_shapes_are_measured_on_a_gpu_or_when_named() -> None:
+    chosen = list(OPERATIONS.values())
+
+    def shapes(device: str, named: list[str]) -> set[str]:
+        return {c.shape for _, c in cases(chosen, [64], device, "float32", named)}
+
+    assert {"phi-1.5", "llama-3.2-1b"} <= shapes("cuda", [])
+    assert not {"phi-1.5", "llama-3.2-1b"} & shapes("cpu", [])
+    assert shapes("cpu", ["phi-1.5"]) == {"phi-1.5"}
+    for operation, case in cases(chosen, [8], "cuda", "bfloat16", []):
+        made = operation.inputs(case, torch.Generator().manual_seed(0))
+        assert set(operation.leaves) <= set(made)
+        assert set(operation.keeps_float32) <= set(made)
+        assert operation.work(case, True).flops > 0
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_or_foreign_one_does_not(tmp_path: Path) -> None:
+    path, case = tmp_path / "r.json", small("ssd", 8)
+    store = Store(path, HEADER, fresh=False)
+    store.add(case.as_json() | {"contender": "torch", "status": "done"})
+    again = Store(path, HEADER, fresh=False)
+    assert again.continued
+    assert again.find(case, "torch") is not None
+    assert again.find(case, "naive") is None
+    assert again.find(case.with_length(16), "torch") is None
+    assert not Store(path, HEADER, fresh=True).continued
+    assert not Store(path, HEADER | {"code": "b"}, fresh=False).continued
+    again.finish({"bars": []})
+    assert not Store(path, HEADER, fresh=False).continued
+
+
+def test_a_contender_over_its_limit_is_not_tried_on_more_tokens(tmp_path: Path) -> None:
+    store, case = Store(tmp_path / "r.json", HEADER, fresh=False), small("ssd", 8)
+    store.add(case.as_json() | {"contender": "slow", "status": "over the time limit of 1 s", "forward": {}})
+    store.add(case.as_json() | {"contender": "fast", "status": "done", "forward_backward": {"seconds": 1}})
+    assert "time limit" in (given_up(store, case.with_length(16), "slow") or "")
+    assert given_up(store, case.with_length(4), "slow") is None
+    assert given_up(store, case.with_length(16), "fast") is None
+
+
+def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit() -> None:
+    case = Case("matrix_distance", "small", SMALL["matrix_distance"] | {"H": 64, "G": 64}, 2048)
+    tight = fresh.point(case, "naive", fresh.Limits(seconds=60, memory_gib=1, budget=0.01, threads=1))
+    assert tight["status"] == "out of memory (limit 1.0 GiB)"
+    hasty = fresh.point(case, "naive", fresh.Limits(seconds=0.1, memory_gib=1, budget=0.01, threads=1))
+    assert hasty == {"status": "over the time limit of 0 s"}
+
+
+def made_point(op: str, shape: str, length: int, seconds: float | None, **more: Any) -> dict[str, Any]:
+    both = {} if seconds is None else {"forward_backward": {"seconds": seconds, "peak_mib": 10 * seconds}}
+    plain = {"contender": "x", "default": False, "ours": False, "family": "", "device": "cpu", "status": "done"}
+    return plain | {"op": op, "shape": shape, "length": length} | more | both
+
+
+def test_bars_are_ratios_against_the_best_of_each_kind() -> None:
+    points = [
+        made_point("selective_scan", "mamba1", 2048, 0.5, default=True),
+        made_point("selective_scan", "mamba1", 2048, 20.0, family="step by step"),
+        made_point("selective_scan", "mamba1", 2048, 2.0, family="pure-PyTorch package", contender="a"),
+        made_point("selective_scan", "mamba1", 2048, 1.0, family="pure-PyTorch package", contender="b"),
+        made_point("matrix_distance", "smollm2-135m", 4096, 1.0, default=True),
+        made_point("matrix_distance", "smollm2-135m", 8192, 2.0, default=True),
+        made_point("matrix_distance", "smollm2-135m", 4096, None, family="materialised"),
+    ]
+    found = bars(points, {})
+    assert [(b.value, b.met) for b in found[:2]] == [(40.0, True), (2.0, False)]
+    assert found[1].against == "b"
+    assert [(b.value, b.met) for b in found[2:]] == [(None, None), (None, None), (2.0, True)]
+
+
+def test_conversion_ratios_compare_rows_of_one_length_and_their_first_loss() -> None:
+    def row(way: str, length: int, speed: float, loss: float) -> dict[str, Any]:
+        stages = {n: {"tokens_per_s": speed, "losses": [loss]} for n in conversion_speed.STAGES}
+        return {"way": way, "length": length, "status": "done", "peak_mib": 100 * speed} | stages
+
+    rows = [row("xarch", 8, 10, 1.0), row("published recipe", 8, 5, 1.001), row("published recipe", 16, 1, 1.0)]
+    rows.append({"way": "xarch, plain PyTorch", "length": 8, "status": "failed: x"})
+    (found,) = conversion_speed.ratios(rows)
+    assert found["matrix_times_faster"] == found["hidden_times_faster"] == 2
+    assert found["same_first_loss"]
+    rows[1]["matrix"]["losses"] = [1.5]
+    assert not conversion_speed.ratios(rows)[0]["same_first_loss"]
+
+
+def test_the_conversion_that_is_timed_is_a_valid_configuration() -> None:
+    from xarch.config.schema import RunConfig
+
+    config = RunConfig.model_validate(conversion_speed.configuration(512, 4))
+    assert list(config.stages) == list(conversion_speed.STAGES)
+    assert all(s.units == 2048 for s in config.stages.values())
