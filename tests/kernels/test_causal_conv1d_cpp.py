@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import causal_conv1d, describe
+from xarch.kernels import causal_conv1d, describe, dispatch
 from xarch.kernels.causal_conv1d import cpp
 from xarch.kernels.dispatch import select
-from xarch.kernels.native import BuildError, ready, why_not
+from xarch.kernels.native import BuildError, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason="needs a C++ compiler")
 
@@ -192,12 +192,12 @@ def test_a_library_that_does_not_build_is_left_out_with_one_line(monkeypatch, ca
     def broken() -> None:
         raise BuildError("kernel causal_conv1d: g++ failed: error: no such thing", "try again")
 
-    monkeypatch.setattr(ready, "_FAILURES", {})
+    monkeypatch.setattr(dispatch, "_VERDICTS", {})
     monkeypatch.setattr(cpp, "_library", broken)
     for _ in range(3):
         assert select("causal_conv1d", "cpu", torch.float32).name == "torch"
     assert [r.getMessage() for r in caplog.records] == [
-        "causal_conv1d: backend cpp is skipped: kernel causal_conv1d: g++ failed: error: no such thing"
+        "causal_conv1d: backend cpp is not used on cpu: kernel causal_conv1d: g++ failed: error: no such thing"
     ]
     with pytest.raises(UsageError, match="cannot run this call"):
         select("causal_conv1d", "cpu", torch.float32, backend="cpp")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import backends, describe, ssd
+from xarch.kernels import backends, describe, dispatch, ssd
 from xarch.kernels.dispatch import select
-from xarch.kernels.native import BuildError, ready, why_not
+from xarch.kernels.native import BuildError, why_not
 from xarch.kernels.ssd import cpp
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason="needs a C++ compiler")
@@ -238,14 +238,14 @@ def test_a_library_that_fails_its_check_is_left_out_with_one_line(monkeypatch, c
     def broken() -> ctypes.CDLL:
         raise BuildError("kernel ssd: g++ failed: error: no such thing", "try again")
 
-    monkeypatch.setattr(ready, "_FAILURES", {})
+    monkeypatch.setattr(dispatch, "_VERDICTS", {})
     monkeypatch.setattr(cpp, "_library", Silent if fault == "wrong" else broken)
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         assert select("ssd", "cpu", torch.float32).name == "torch"
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 1
-    assert lines[0].startswith("ssd: backend cpp is skipped: ")
+    assert lines[0].startswith("ssd: backend cpp is not used on cpu: ")
     with pytest.raises(UsageError, match="cannot run this call"):
         select("ssd", "cpu", torch.float32, backend="cpp")
 

@@ -56,8 +56,6 @@ def largest_error(
     )
 
 
-# A compiler of models asks while it records, and takes the answer of this process as given.
-@torch.compiler.assume_constant_result
 def _failure(op: str) -> str | None:
     reason = why_not()
     if reason is not None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library
-from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.native import library, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
+from xarch.kernels.selfcheck import agree, waves
 from xarch.kernels.ssd.chunked import ssd_chunked
 from xarch.kernels.ssd.naive import ssd_naive
 
@@ -56,20 +56,17 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _check() -> float:
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    operands = [randn(2, 70, 4, 19), -randn(2, 70, 4).abs(), randn(2, 70, 2, 18), randn(2, 70, 2, 18), randn(4)]
+def _check(_: str) -> None:
+    """Two chunks, the second partial; shared groups, a change of document, widths that fill no vector."""
+    shapes = [(2, 70, 4, 19), (2, 70, 4), (2, 70, 2, 18), (2, 70, 2, 18), (4,), (2, 4, 19, 18)]
+    inputs = [waves(*shape, phase=i) for i, shape in enumerate(shapes)]
+    inputs[1] = -inputs[1].abs()
     segments = (torch.arange(70) // 30).expand(2, -1)
 
     def run(function: Any) -> Any:
-        return lambda *t, state: function(*t[:5], initial_state_BHPN=t[5], segment_ids_BL=segments, chunk_size=None)
+        return lambda *t: function(*t[:5], initial_state_BHPN=t[5], segment_ids_BL=segments, chunk_size=None)
 
-    state = randn(2, 4, 19, 18)
-    return largest_error(run(ssd_cpp), run(ssd_naive), [*operands, state], {"state": None})
+    agree(run(ssd_cpp), run(ssd_naive), inputs, tolerance=1e-4)
 
 
 @register(
@@ -78,7 +75,8 @@ def _check() -> float:
     priority=30,
     devices=["cpu"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=ready("ssd", _check),
+    available=why_not,
+    check=_check,
 )
 def ssd_cpp(
     x_BLHP: Tensor,
