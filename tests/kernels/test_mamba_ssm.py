@@ -12,6 +12,7 @@ from interpreted.run import run_cases
 from xarch.kernels import backends, gpu
 
 EXTENSIONS = {
+    "selective_scan": ("mamba_ssm", "selective_scan_cuda"),
     "ssd": ("mamba_ssm", "selective_scan_cuda"),
     "causal_conv1d": ("causal_conv1d", "causal_conv1d_cuda"),
 }

@@ -49,6 +49,20 @@ def matrix_distance(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     return call
 
 
+def selective_scan(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
+    """Mamba's 16 states with everything a call can have; 64 without a gate for one of the two targets."""
+    size = 16 if arch == 90 else 64
+
+    def call() -> None:
+        x, B = torch.zeros(1, 64, 256, dtype=dtype), torch.zeros(1, 1, size, 256, dtype=dtype)
+        D, z, run = torch.zeros(64), x if arch == 90 else None, torch.zeros(1, 256, dtype=torch.int32)
+        operands = (x, x, torch.zeros(64, size), B, B, D, z, D)
+        _, last, states = torch.ops.xarch.selective_scan_triton_forward(*operands, torch.zeros(1, 64, size), run, True)
+        torch.ops.xarch.selective_scan_triton_backward(x, last, *operands, run, states, True)
+
+    return call
+
+
 def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     """Four taps over a slice of a wider projection, with documents for one of the two targets."""
 
@@ -71,7 +85,7 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("call", "kernels"), [(ssd, 8), (matrix_distance, 2), (causal_conv1d, 2)])
+@pytest.mark.parametrize(("call", "kernels"), [(ssd, 8), (matrix_distance, 2), (causal_conv1d, 2), (selective_scan, 3)])
 def test_kernels_compile_and_fit(call, kernels, dtype, arch, tmp_path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -82,4 +96,4 @@ def test_kernels_compile_and_fit(call, kernels, dtype, arch, tmp_path, monkeypat
         assert f".entry {kernel.name}" in kernel.ptx
         assert kernel.shared_bytes <= SHARED_BYTES[arch], kernel.name
     # Products must reach the tensor cores.
-    assert call is causal_conv1d or any("mma" in kernel.ptx for kernel in compiled)
+    assert call in (causal_conv1d, selective_scan) or any("mma" in kernel.ptx for kernel in compiled)

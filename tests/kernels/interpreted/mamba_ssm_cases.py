@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
 import types
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from agreement import relative_errors
+from selective_scan_cases import make as make_scan
 from ssd_cases import documents, make, run
 
-from xarch.kernels import dispatch
+from xarch.kernels import dispatch, selective_scan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,9 +32,10 @@ def mamba_ssm_without_a_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda, "device", lambda *args: contextlib.nullcontext())
         size = types.SimpleNamespace(multi_processor_count=1)
         patch.setattr(torch.cuda, "get_device_properties", lambda *args: size)
-        table = dispatch._REGISTRY["ssd"]
-        free = dataclasses.replace(table["mamba_ssm"], devices=None, available=lambda: None)
-        patch.setitem(table, "mamba_ssm", free)
+        for op in ("ssd", "selective_scan"):
+            table = dispatch._REGISTRY[op]
+            free = dataclasses.replace(table["mamba_ssm"], devices=None, available=lambda: None)
+            patch.setitem(table, "mamba_ssm", free)
         yield
 
 
@@ -64,3 +67,20 @@ def test_its_reference_agrees_with_ours():
         y, state = run(chunk=16)(backend, x, log_a, B, C)
         torch.testing.assert_close(y, want)
         torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+@pytest.mark.parametrize("gated", [False, True])
+def test_selective_scan_agrees_with_its_reference(groups, gated, monkeypatch):
+    """The CUDA kernel cannot run here; the package's reference of the same arguments stands in for it."""
+    from mamba_ssm.ops import selective_scan_interface as package
+
+    assert inspect.signature(package.selective_scan_fn) == inspect.signature(package.selective_scan_ref)
+    monkeypatch.setattr(package, "selective_scan_fn", package.selective_scan_ref)
+    operands = make_scan(2, 4, 20, 3, groups)[:8]
+    operands[6] = operands[6] if gated else None
+
+    def call(backend, x, dt, A, B, C, D, z, bias):
+        return selective_scan(x, dt, A, B, C, D, z, dt_bias_D=bias, dt_softplus=True, backend=backend)
+
+    assert max(relative_errors(call, operands, backend="mamba_ssm")) <= 1e-5
