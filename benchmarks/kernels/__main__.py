@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.kernels import fresh
 from benchmarks.kernels.case import Case
 
-LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
+LENGTHS = [256, 1024, 2048, 4096, 8192, 16384]
 QUICK = [96]
 
 
@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> None:
     bound = fresh.Limits(
         seconds=arguments.time_limit or (60 if quick else 900),
         memory_gib=arguments.memory_limit or round(machine.available_gib() / 2, 1),
-        budget=0.1 if quick else 2.0,
+        budget=0.1 if quick else 1.0,
         threads=arguments.threads,
     )
     name = f"kernels_{arguments.device}{'_quick' if quick else ''}.json"

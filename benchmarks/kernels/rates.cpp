@@ -14,6 +14,7 @@ extern "C" float rate_exp(int64_t rounds, int threads) {
         vf x[8];
         for (int i = 0; i < 8; ++i) x[i] = splat(-0.1f * (float)(i + 1));
         for (int64_t r = 0; r < rounds; ++r)
+#pragma GCC unroll 8
             for (int i = 0; i < 8; ++i) x[i] = -vexp(x[i]);
         for (int i = 0; i < 8; ++i) found[t % 256] += hsum(x[i]);
     });
@@ -28,6 +29,7 @@ extern "C" float rate_fma(int64_t rounds, int threads) {
         vf x[16], a = splat(0.9999f), b = splat(1e-6f);
         for (int i = 0; i < 16; ++i) x[i] = splat((float)i);
         for (int64_t r = 0; r < rounds; ++r)
+#pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) x[i] = fma(x[i], a, b);
         for (int i = 0; i < 16; ++i) found[t % 256] += hsum(x[i]);
     });

@@ -55,12 +55,14 @@ def points(op: str, shape: str, found: list[dict[str, Any]]) -> Table:
 
 def promises(bars: list[Bar]) -> Table:
     table = Table(title="bars", title_justify="left", header_style="bold")
-    for head in ("what", "against", "wanted", "measured", "met"):
+    for head in ("what", "against", "wanted", "measured", "by CPU time", "met"):
         table.add_column(head, overflow="fold")
     for bar in bars:
         sign = "<=" if bar.at_most else ">="
         met = {None: "not measured", True: "yes", False: "[red]no[/red]"}[bar.met]
-        table.add_row(bar.what, bar.against, f"{sign} {bar.wanted:g}", _plain(bar.value, "g"), met)
+        table.add_row(
+            bar.what, bar.against, f"{sign} {bar.wanted:g}", _plain(bar.value, "g"), _plain(bar.by_cpu_time, "g"), met
+        )
     return table
 
 

@@ -176,7 +176,11 @@ def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit() ->
 
 
 def made_point(op: str, shape: str, length: int, seconds: float | None, **more: Any) -> dict[str, Any]:
-    both = {} if seconds is None else {"forward_backward": {"seconds": seconds, "peak_mib": 10 * seconds}}
+    both = (
+        {}
+        if seconds is None
+        else {"forward_backward": {"seconds": seconds, "cpu_seconds": seconds, "peak_mib": 10 * seconds}}
+    )
     plain = {"contender": "x", "default": False, "ours": False, "family": "", "device": "cpu", "status": "done"}
     return plain | {"op": op, "shape": shape, "length": length} | more | both
 
