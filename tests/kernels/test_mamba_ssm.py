@@ -45,4 +45,6 @@ def test_what_is_missing_is_said_in_one_line(op, monkeypatch):
     assert reason() == f"package {package} was installed without its CUDA extension {extension}: build it with nvcc"
     installed.add(extension)
     assert reason() is None
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert reason() == "torch.compile cannot record its kernels"
     gpu._missing.cache_clear()

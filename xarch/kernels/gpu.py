@@ -26,16 +26,21 @@ def why_not_triton() -> str | None:
 
 def why_not_mamba_ssm() -> str | None:
     """Why the kernels of ``mamba_ssm`` cannot run here, or None if they can; does not import it."""
-    return _recorded() or _missing("mamba_ssm", "selective_scan_cuda")
+    return _recorded() or _compiled() or _missing("mamba_ssm", "selective_scan_cuda")
 
 
 def why_not_causal_conv1d() -> str | None:
     """The same for ``causal_conv1d``."""
-    return _recorded() or _missing("causal_conv1d", "causal_conv1d_cuda")
+    return _recorded() or _compiled() or _missing("causal_conv1d", "causal_conv1d_cuda")
 
 
 def _recorded() -> str | None:
     return "an exporter records plain operators" if tracing() else None
+
+
+def _compiled() -> str | None:
+    """The kernels of other packages are no operators of PyTorch."""
+    return "torch.compile cannot record its kernels" if torch.compiler.is_compiling() else None
 
 
 @cache
