@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels import describe, selective_scan, selective_scan_step
-from xarch.kernels.native import ready, why_not
+from xarch.kernels.native import build, ready, why_not
 from xarch.kernels.selective_scan import cpp
 from xarch.kernels.selective_scan.traced import scan_traced
 
@@ -349,6 +351,16 @@ def test_the_number_of_threads_changes_no_bit():
     for other in found[1:]:
         assert all(torch.equal(found[0][name], other[name]) for name in other if name != "dlog_A")
         torch.testing.assert_close(found[0]["dlog_A"], other["dlog_A"])
+
+
+@cpp_only
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="options of x86 compilers")
+@pytest.mark.parametrize("narrower", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_processors(monkeypatch, narrower):
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, narrower))
+    monkeypatch.setattr(cpp, "_library", cache(cpp._library.__wrapped__))
+    compare(operands(2, 37, 133, 21), "cpp")
+    assert cpp._library().selective_scan_lanes() == 8
 
 
 @cpp_only

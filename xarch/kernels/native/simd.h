@@ -20,7 +20,8 @@ typedef int32_t vi __attribute__((vector_size(4 * W)));
 
 #define SIMD_INLINE static inline __attribute__((always_inline))
 
-SIMD_INLINE vf splat(float a) { return vf{} + a; }
+// Minus zero: plus zero would be an addition, as it changes -0.
+SIMD_INLINE vf splat(float a) { return a - vf{}; }
 SIMD_INLINE vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
 SIMD_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 

@@ -68,18 +68,29 @@ SIMD_INLINE void transpose(vf* v) {
     exchange<1>(v);
 }
 
-template <int K>
-SIMD_INLINE void fold(vf* v) {
-#pragma GCC unroll 16
-    for (int i = 0; i < K; ++i) v[i] = low<K>(v[i], v[i + K]) + high<K>(v[i], v[i + K]);
+// One branch of sum_tree: the vectors n, n + STEP, n + 2 STEP, ... below COUNT. Each is made where it is needed, so that
+// few of them live at the same time.
+template <int COUNT, int STEP, class F>
+SIMD_INLINE vf sum_branch(int n, const F& make) {
+    if constexpr (STEP == COUNT) {
+        return make(n);
+    } else {
+        vf a = sum_branch<COUNT, 2 * STEP>(n, make), b = sum_branch<COUNT, 2 * STEP>(n + STEP, make);
+        return low<STEP>(a, b) + high<STEP>(a, b);
+    }
 }
-// Lane i of the result: the sum of the lanes of v[i], for W vectors, always in the same order. v is overwritten.
-SIMD_INLINE vf sums(vf* v) {
-    if constexpr (W == 16) fold<8>(v);
-    fold<4>(v);
-    fold<2>(v);
-    fold<1>(v);
-    return v[0];
+// Sums within both halves of COUNT vectors make(0), make(1), ...: with COUNT = W / 2 lane n of each half of the result is
+// the sum of that half of make(n), with COUNT = 1 every lane of a half is its sum.
+template <int COUNT, class F>
+SIMD_INLINE vf sum_tree(const F& make) {
+    static_assert(COUNT == W / 2 || COUNT == 1, "half a vector or one");
+    vf v = sum_branch<COUNT, 1>(0, make);
+    if constexpr (COUNT == 1) {
+        if constexpr (W == 16) v = low<4>(v, v) + high<4>(v, v);
+        v = low<2>(v, v) + high<2>(v, v);
+        v = low<1>(v, v) + high<1>(v, v);
+    }
+    return v;
 }
 
 }  // namespace tiles

@@ -4,8 +4,8 @@
 //   u_t = sum over n of g_t B_t   w_t = sum over n of c_t h_{t-1} A             dA = sum over t of c_t h_{t-1} dt_t
 //   dx_t = dt_t u_t + D dy_t      d dt_t = x_t u_t + w_t                        dD = sum over t of dy_t x_t
 //
-// States and decays of a chunk are computed again from the state before it. Sums over channels first run over the blocks
-// of a fixed span in vectors, then over the lanes, then over the spans: always in the same order.
+// States and decays of a chunk are computed again from the state before it. Sums over channels first run over the lanes,
+// then over the blocks of a fixed span, then over the spans: always in the same order.
 #pragma once
 #include "layout.h"
 
@@ -29,16 +29,27 @@ struct Chunk {
     static int64_t floats(int wide) { return CHUNK * W * (10 + 2 * wide); }
 };
 
-// What the states of a block have besides the chunk: [state][lane] each, dB and dC [CHUNK][state][lane].
-struct States {
-    const float *A, *before;
-    float *carry, *dA, *dB, *dC;
+constexpr int WIDE = W / 2;
+
+// States are taken WIDE at a time, those left over one by one: a "slot". The sums of a slot over the channels of a span are
+// one vector per token, its lower half by B and its upper half by C; of a single state the first lane of each half.
+struct Slots {
+    int64_t full, count;
+    explicit Slots(int64_t states) : full(states / WIDE), count(full + states % WIDE) {}
+    int64_t first(int64_t slot) const { return slot < full ? slot * WIDE : full * WIDE + slot - full; }
+    int width(int64_t slot) const { return slot < full ? WIDE : 1; }
 };
 
-// States n .. n + NB over one chunk, from its last token to its first. Adds to u, w, y, dA, dB and dC.
+// What the states of a block have besides the chunk: [state][lane] each, and `sums` [slot][CHUNK][lane].
+struct States {
+    const float *A, *before;
+    float *carry, *dA, *sums;
+};
+
+// States of a slot over one chunk, from its last token to its first. Adds to u, w, y, dA and sums.
 template <int NB, bool RESET, bool GATE>
-static void backward_states(int steps, int64_t states, int64_t n0, const Chunk& c, const States& s, const float* B,
-                            const float* C, const uint8_t* reset) {
+static void backward_states(int steps, int64_t states, int64_t n0, const Chunk& c, const States& s, float* sums,
+                            const float* B, const float* C, const uint8_t* reset) {
     const float *A = s.A + n0 * W, *before = s.before + n0 * W;
     B += n0, C += n0;
     vf now[NB];
@@ -69,19 +80,18 @@ static void backward_states(int steps, int64_t states, int64_t n0, const Chunk& 
         const float *B_t = B + t * states, *C_t = C + t * states;
         const float *a_t = c.a + t * NB * W, *h_t = c.h + t * NB * W;
         const float* h_before = t > 0 ? h_t - NB * W : before;
-        float *dB_t = s.dB + (t * states + n0) * W, *dC_t = s.dC + (t * states + n0) * W;
         vf u = simd::load(c.u + t * W), w = simd::load(c.w + t * W);
-#pragma GCC unroll 16
-        for (int n = 0; n < NB; ++n) {
+        const vf by_BC = tiles::sum_tree<NB>([&](int n) __attribute__((always_inline)) {
             const vf g = simd::fma(simd::splat(C_t[n]), dy_t, give[n]);
-            simd::store(dB_t + n * W, simd::fma(dtx_t, g, simd::load(dB_t + n * W)));
-            simd::store(dC_t + n * W, simd::fma(dy_t, simd::load(h_t + n * W), simd::load(dC_t + n * W)));
+            const vf dB = dtx_t * g, dC = dy_t * simd::load(h_t + n * W);
             u = simd::fma(g, simd::splat(B_t[n]), u);
             give[n] = g * simd::load(a_t + n * W);
             const vf through_a = give[n] * simd::load(h_before + n * W);
             by_A[n] = simd::fma(through_a, dt_t, by_A[n]);
             w = simd::fma(through_a, simd::load(A + n * W), w);
-        }
+            return tiles::low<W / 2>(dB, dC) + tiles::high<W / 2>(dB, dC);
+        });
+        simd::store(sums + t * W, simd::load(sums + t * W) + by_BC);
         simd::store(c.u + t * W, u);
         simd::store(c.w + t * W, w);
     }
@@ -89,14 +99,14 @@ static void backward_states(int steps, int64_t states, int64_t n0, const Chunk& 
     for (int n = 0; n < NB; ++n) simd::store(carry + n * W, give[n]), simd::store(dA + n * W, by_A[n]);
 }
 
-constexpr int WIDE = W == 16 ? 8 : 4;
-
 template <bool RESET, bool GATE>
 static void backward_chunk(int steps, int64_t states, const Chunk& c, const States& s, const float* B, const float* C,
                            const uint8_t* reset) {
-    int64_t n = 0;
-    for (; n + WIDE <= states; n += WIDE) backward_states<WIDE, RESET, GATE>(steps, states, n, c, s, B, C, reset);
-    for (; n < states; ++n) backward_states<1, RESET, GATE>(steps, states, n, c, s, B, C, reset);
+    const Slots slots(states);
+    for (int64_t i = 0; i < slots.count; ++i) {
+        const auto run = i < slots.full ? backward_states<WIDE, RESET, GATE> : backward_states<1, RESET, GATE>;
+        run(steps, states, slots.first(i), c, s, s.sums + i * CHUNK * W, B, C, reset);
+    }
 }
 
 // Blocks one task works through together, so that sums over channels leave the vectors once per span.
@@ -106,14 +116,16 @@ static inline int64_t span(const Problem& p) {
 }
 static inline int64_t spans(const Problem& p) { return (p.blocks() + span(p) - 1) / span(p); }
 
-// Sums of the lanes of `count` vectors.
-static void sum_lanes(const float* from, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i += W) {
-        const int now = int(count - i < W ? count - i : W);
-        vf v[W];
-        for (int j = 0; j < W; ++j) v[j] = j < now ? simd::load(from + (i + j) * W) : vf{};
-        simd::store_part(to + i, tiles::sums(v), now);
-    }
+// The sums of one chunk as rows [token][state].
+static void write_sums(const float* sums, int64_t states, int steps, float* dB, float* dC) {
+    const Slots slots(states);
+    for (int64_t i = 0; i < slots.count; ++i)
+        for (int t = 0; t < steps; ++t)
+            for (int n = 0; n < slots.width(i); ++n) {
+                const float* from = sums + (i * CHUNK + t) * W + n;
+                dB[t * states + slots.first(i) + n] = from[0];
+                dC[t * states + slots.first(i) + n] = from[W / 2];
+            }
 }
 
 // The tokens of one chunk before the states are worked through: dt, dt x, the gradient by y, and y where it is gated.
@@ -168,7 +180,7 @@ static void backward_span(const Problem& p, const Gradients& grad, int64_t batch
                           int64_t count, const float* kept, const float* B, const float* C, float* dB_part,
                           float* dC_part) {
     const int64_t size = p.states * W, each = 3 * size + 2 * W;
-    Floats blocks(count * each), sums(2 * CHUNK * size), buffers(Chunk::floats(WIDE));
+    Floats blocks(count * each), sums(Slots(p.states).count * CHUNK * W), buffers(Chunk::floats(WIDE));
     std::memset(blocks, 0, sizeof(float) * (size_t)(count * each));
     const Chunk c(buffers, WIDE);
     for (int64_t i = 0; i < count; ++i) {
@@ -184,19 +196,17 @@ static void backward_span(const Problem& p, const Gradients& grad, int64_t batch
         const int64_t first = chunk * CHUNK;
         const int steps = p.chunk_length(chunk);
         const uint8_t* reset = p.reset == nullptr ? nullptr : p.reset + batch * p.length + first;
-        float *dB = sums, *dC = dB + CHUNK * size;
-        std::memset(dB, 0, sizeof(float) * (size_t)(2 * CHUNK * size));
+        std::memset(sums, 0, sizeof(float) * (size_t)(Slots(p.states).count * CHUNK * W));
         for (int64_t i = 0; i < count; ++i) {
             const Block b(p, batch, group, first_block + i);
             const vf D = read_channels(p.D, b), bias = read_channels(p.bias, b);
             float *A = blocks + i * each, *carry = A + size, *dA = carry + size, *by_D = dA + size;
-            const States s{A, kept + b.number(p) * p.kept_per_block() + chunk * size, carry, dA, dB, dC};
+            const States s{A, kept + b.number(p) * p.kept_per_block() + chunk * size, carry, dA, sums};
             prepare(p, grad, b, D, bias, first, steps, c);
             run(steps, p.states, c, s, B + first * p.states, C + first * p.states, reset);
             finish(p, grad, b, D, bias, first, steps, c, by_D, by_D + W);
         }
-        sum_lanes(dB, steps * p.states, dB_part + first * p.states);
-        sum_lanes(dC, steps * p.states, dC_part + first * p.states);
+        write_sums(sums, p.states, steps, dB_part + first * p.states, dC_part + first * p.states);
     }
     for (int64_t i = 0; i < count; ++i) {
         const Block b(p, batch, group, first_block + i);
