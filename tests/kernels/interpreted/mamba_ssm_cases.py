@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import sys
 import types
@@ -19,7 +20,7 @@ from agreement import relative_errors
 from selective_scan_cases import make as make_scan
 from ssd_cases import documents, make, run
 
-from xarch.kernels import dispatch, selective_scan
+from xarch.kernels import causal_conv1d, dispatch, selective_scan
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,3 +85,29 @@ def test_selective_scan_agrees_with_its_reference(groups, gated, monkeypatch):
         return selective_scan(x, dt, A, B, C, D, z, dt_bias_D=bias, dt_softplus=True, backend=backend)
 
     assert max(relative_errors(call, operands, backend="mamba_ssm")) <= 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("causal_conv1d") is None, reason="causal_conv1d is not installed")
+def test_convolution_agrees_with_its_reference(monkeypatch):
+    """The reference knows no documents; that the kernel's argument for them exists is all that can be seen here."""
+    monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", types.ModuleType("causal_conv1d_cuda"))
+    import causal_conv1d as package
+    from causal_conv1d.causal_conv1d_interface import causal_conv1d_ref
+
+    assert "seq_idx" in inspect.signature(package.causal_conv1d_fn).parameters
+    monkeypatch.setattr(
+        package,
+        "causal_conv1d_fn",
+        lambda x, w, b, seq_idx, activation: causal_conv1d_ref(x, w, b, activation=activation),
+    )
+    free = dataclasses.replace(
+        dispatch._REGISTRY["causal_conv1d"]["mamba_ssm"], devices=None, available=lambda: None, check=None
+    )
+    monkeypatch.setitem(dispatch._REGISTRY["causal_conv1d"], "mamba_ssm", free)
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(shape, generator=generator) for shape in ((2, 20, 8), (8, 4), (8,))]
+
+    def call(backend, x, weight, bias):
+        return causal_conv1d(x, weight, bias, return_final_state=True, backend=backend)
+
+    assert max(relative_errors(call, operands, backend="mamba_ssm")) <= 1e-6
