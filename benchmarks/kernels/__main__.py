@@ -31,6 +31,7 @@ from benchmarks.kernels.case import Case
 
 LENGTHS = [256, 1024, 2048, 4096, 8192, 16384]
 QUICK = [96]
+OPERATIONS = ["selective_scan", "ssd", "causal_conv1d", "matrix_distance"]
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--ops", nargs="+", metavar="OP")
+    parser.add_argument("--ops", nargs="+", choices=OPERATIONS, metavar="OP", help=", ".join(OPERATIONS))
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--time-limit", type=float, help="seconds per point (default 900, quick 60)")
@@ -81,7 +82,8 @@ def _run(arguments: argparse.Namespace) -> None:
     console, quick = Console(), arguments.quick
     if not console.is_terminal:
         console = Console(width=160)
-    chosen = [o for n, o in operations().items() if not arguments.ops or n in arguments.ops]
+    known = operations()
+    chosen = [known[n] for n in arguments.ops or known]
     lengths = arguments.lengths or (QUICK if quick else LENGTHS)
     todo = list(cases(chosen, lengths, arguments.device, arguments.dtype, arguments.shapes or []))
     bound = fresh.Limits(
@@ -120,6 +122,8 @@ def _run(arguments: argparse.Namespace) -> None:
         both = point.get("forward_backward", {}).get("seconds")
         figure = f"{both * 1e3:10.2f} ms" if both else point["status"]
         console.print(f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}")
+        store.data["bars"] = [b.as_json() for b in bars(store.data["points"], store.data["limits"])]
+        store.write()
     found = bars(store.data["points"], store.data["limits"])
     store.finish({"bars": [b.as_json() for b in found]})
     show(console, store.data, found)

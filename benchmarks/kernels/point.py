@@ -19,13 +19,14 @@ from benchmarks.kernels.gate import Verdict, compare
 from benchmarks.kernels.operation import Operation
 from benchmarks.kernels.peak import Peak
 
-WARM_UP = 64
-"""Tokens of the call that loads code and starts threads before memory is counted."""
+WARM_UP = (64, 256)
+"""Tokens of the call that loads code and starts threads before memory is counted; the first that a contender takes."""
 
 
 def measure(operation: Operation, contender: Contender, case: Case, budget: float) -> None:
     """Print the results of both passes; ``budget`` is the number of seconds of repeats per pass."""
-    warm = tensors(operation, case.with_length(WARM_UP))
+    length = next(n for n in WARM_UP if contender.cannot(case.with_length(n)) is None)
+    warm = tensors(operation, case.with_length(length))
     run(operation, contender, warm, backward=True)
     run(operation, contender, warm, backward=False)
     truth: dict[str, Tensor] = {}
