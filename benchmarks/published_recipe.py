@@ -25,11 +25,19 @@ NAME = "published"
 
 @register("matrix_distance", NAME, priority=-1)
 def distance(
-    q_BLHE: Tensor, k_BLKE: Tensor, C_BLGN: Tensor, B_BLGN: Tensor, log_a_BLH: Tensor, D_H: Tensor, **rest: Any
+    q_BLHE: Tensor,
+    k_BLKE: Tensor,
+    C_BLGN: Tensor,
+    B_BLGN: Tensor,
+    log_a_BLH: Tensor,
+    D_H: Tensor,
+    *,
+    scale: float,
+    **rest: Any,
 ) -> MatrixDistance:
     """Both matrices of the layer; causal attention without window, documents or padding."""
     with torch.no_grad():
-        P_BHLL = materialised.attention(q_BLHE, k_BLKE)
+        P_BHLL = materialised.attention(q_BLHE, k_BLKE, scale)
     M_BHLL = materialised.mixing(C_BLGN, B_BLGN, log_a_BLH, D_H)
     return MatrixDistance(torch.linalg.matrix_norm(M_BHLL - P_BHLL), torch.linalg.matrix_norm(P_BHLL))
 
@@ -108,7 +116,7 @@ def step(teacher: Any, student: Any, adam: torch.optim.Optimizer, batch: Batch, 
 
 
 def _frobenius(own: Any, given: Any) -> Tensor:
-    found = distance(given.q_BLHE, given.k_BLKE, own.C_BLGN, own.B_BLGN, own.log_a_BLH, own.D_H)
+    found = distance(given.q_BLHE, given.k_BLKE, own.C_BLGN, own.B_BLGN, own.log_a_BLH, own.D_H, scale=given.scale)
     return found.distance_BH.mean()
 
 

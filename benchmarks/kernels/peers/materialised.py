@@ -15,15 +15,15 @@ from benchmarks.kernels.peers import mamba_ssm
 def distance(i: Inputs) -> Tensor:
     """‖M − P‖_F per sequence and head."""
     with torch.no_grad():
-        P_BHLL = attention(i["q"], i["k"])
+        P_BHLL = attention(i["q"], i["k"], i["q"].shape[-1] ** -0.5)
     return torch.linalg.matrix_norm(mixing(i["C"], i["B"], i["log_a"], i["D"]) - P_BHLL)
 
 
-def attention(q_BLHE: Tensor, k_BLKE: Tensor) -> Tensor:
+def attention(q_BLHE: Tensor, k_BLKE: Tensor, scale: float) -> Tensor:
     """Causal attention matrix [B, H, L, L]."""
     length, heads = q_BLHE.shape[1:3]
     k_BLHE = k_BLKE.repeat_interleave(heads // k_BLKE.shape[2], 2)
-    score_BHLL = q_BLHE.transpose(1, 2) @ k_BLHE.permute(0, 2, 3, 1) * q_BLHE.shape[-1] ** -0.5
+    score_BHLL = q_BLHE.transpose(1, 2) @ k_BLHE.permute(0, 2, 3, 1) * scale
     future_LL = torch.ones(length, length, dtype=torch.bool, device=q_BLHE.device).triu(1)
     return score_BHLL.masked_fill(future_LL, float("-inf")).softmax(-1)
 
