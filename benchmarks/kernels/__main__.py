@@ -51,6 +51,10 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device")
     if arguments.point:
         _point(json.loads(arguments.point), arguments.threads)
     else:

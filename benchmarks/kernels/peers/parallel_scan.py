@@ -27,12 +27,13 @@ def selective(load: Callable[[], Scan]) -> Callable[[Inputs], Tensor]:
     """The selective scan around a scan, tokens second [B, L, D]."""
 
     def run(i: Inputs) -> Tensor:
-        dt = F.softplus(i["dt"] + i["dt_bias"])
+        x, dt, B, C, z = (i[n].float() if i[n].dtype.itemsize < 4 else i[n] for n in ("x", "dt", "B", "C", "z"))
+        dt = F.softplus(dt + i["dt_bias"])
         decay = torch.exp(dt[..., None] * i["A"])
-        entry = dt[..., None] * i["B"][:, :, None] * i["x"][..., None]
+        entry = dt[..., None] * B[:, :, None] * x[..., None]
         h = load()(decay, entry)
-        y = (h @ i["C"][..., None]).squeeze(3) + i["D"] * i["x"]
-        return y * F.silu(i["z"])
+        y = (h @ C[..., None]).squeeze(3) + i["D"] * x
+        return (y * F.silu(z)).to(i["x"].dtype)
 
     return run
 
