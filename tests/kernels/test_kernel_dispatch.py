@@ -148,13 +148,14 @@ def test_a_check_runs_once_and_as_if_nothing_surrounded_it():
     def check(device: str) -> None:
         x = torch.ones(2, requires_grad=True)
         torch.autograd.grad((x * x).sum(), x)
-        seen.append((device, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        seen.append((device, product.dtype, product.device.type))
 
     register("ssd", "built", priority=90, check=check)(lambda: None)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert chosen() == "built"
     assert chosen() == "built"
-    assert seen == [("cpu", torch.float32)]
+    assert seen == [("cpu", torch.float32, "cpu")]
 
 
 def test_a_check_waits_for_a_call_that_needs_it():

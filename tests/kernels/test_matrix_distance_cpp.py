@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xarch.errors import UsageError
-from xarch.kernels import describe, matrix_distance
+from xarch.kernels import describe, dispatch, matrix_distance
 from xarch.kernels.dispatch import select
 from xarch.kernels.matrix_distance import compiled, cpp
-from xarch.kernels.native import BuildError, ready, why_not
+from xarch.kernels.native import BuildError, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason="needs a C++ compiler")
 
@@ -373,14 +373,14 @@ def test_a_library_that_fails_its_check_is_left_out_with_one_line(monkeypatch, c
     def broken() -> ctypes.CDLL:
         raise BuildError("kernel matrix_distance: g++ failed: error: no such thing", "try again")
 
-    monkeypatch.setattr(ready, "_FAILURES", {})
+    monkeypatch.setattr(dispatch, "_VERDICTS", {})
     monkeypatch.setattr(compiled, "_library", Silent if fault == "wrong" else broken)
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         assert select("matrix_distance", "cpu", torch.float32).name == "torch"
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 1
-    assert lines[0].startswith("matrix_distance: backend cpp is skipped: ")
+    assert lines[0].startswith("matrix_distance: backend cpp is not used on cpu: ")
     with pytest.raises(UsageError, match="cannot run this call"):
         select("matrix_distance", "cpu", torch.float32, backend="cpp")
 

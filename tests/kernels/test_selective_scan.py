@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels import describe, selective_scan, selective_scan_step
-from xarch.kernels.native import build, ready, why_not
+from xarch.kernels.native import build, why_not
 from xarch.kernels.selective_scan import cpp
 from xarch.kernels.selective_scan.traced import scan_traced
 
@@ -377,7 +377,6 @@ def test_infinite_and_missing_values_come_through():
 
 
 def test_without_a_compiler_the_plain_form_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr(ready, "_FAILURES", {})
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     choice = next(c for c in describe() if c.op == "selective_scan")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from xarch.errors import UsageError, XarchError
-from xarch.kernels.precision import tracing, without_autocast
+from xarch.kernels.precision import tracing
 
 ENVIRONMENT = "XARCH_KERNELS"
 
@@ -99,8 +100,7 @@ def register(
 
     The function takes the arguments of the operation except ``backend``. It may import what it needs when it is first
     called; ``available`` must answer without doing so. ``check`` gets a device type, builds what must be built and
-    raises if the backend must not be used there; it runs before the first use, with gradients on and outside of all
-    modes of torch.
+    raises if the backend must not be used there; it runs before the first use, in a thread of its own.
     """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,17 +221,13 @@ def _reason(
 
 
 def _checked(check: Callable[[str], None], device: str) -> str | None:
-    """Run a check as if nothing surrounded it: the caller may be in no_grad, in inference mode or in a fake mode."""
-    from torch.utils._python_dispatch import _disable_current_modes
+    """Run a check as if nothing surrounded it.
 
+    In a thread of its own the caller's no_grad, autocast, default device and fake tensors are not seen.
+    """
     try:
-        with (
-            _disable_current_modes(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            without_autocast(torch.device(device)),
-        ):
-            check(device)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(check, device).result()
     except XarchError as e:
         return e.what
     except Exception as e:

@@ -47,7 +47,7 @@ def _results(run: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], dty
     leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
     outputs = list(run(*leaves))
     cotangents = [waves(*o.shape, phase=i + 0.5, device=str(o.device)).to(o.dtype) for i, o in enumerate(outputs)]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
 
 
 def _names(results: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[str]:

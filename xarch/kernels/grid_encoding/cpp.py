@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from xarch.kernels.dispatch import register
 from xarch.kernels.grid_encoding.bagged import grid_encode_bagged
 from xarch.kernels.grid_encoding.naive import grid_encode_naive
-from xarch.kernels.native import library
-from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.native import library, why_not
+from xarch.kernels.selfcheck import agree
 
 _FACTORS = 4
 """Most factors of a group, as in grid.cpp."""
@@ -54,7 +54,7 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _check() -> float:
+def _check(_: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -69,9 +69,8 @@ def _check() -> float:
 
         return both
 
-    return largest_error(
-        run(grid_encode_cpp), run(grid_encode_naive), [randn(5, 6, 19), randn(7, 19), randn(4, 5, 3, 2)], {}
-    )
+    inputs = [randn(5, 6, 19), randn(7, 19), randn(4, 5, 3, 2)]
+    agree(run(grid_encode_cpp), run(grid_encode_naive), inputs, tolerance=1e-4)
 
 
 @register(
@@ -81,7 +80,8 @@ def _check() -> float:
     devices=["cpu"],
     dtypes=[torch.float32],
     lacks=["position_gradient"],
-    available=ready("grid_encode", _check),
+    available=why_not,
+    check=_check,
 )
 def grid_encode_cpp(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tuple[int, ...]]]]) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.grid_encode`."""

@@ -19,8 +19,8 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.hash_encoding.bagged import hash_encode_bagged
 from xarch.kernels.hash_encoding.config import HashConfig, level_table
 from xarch.kernels.hash_encoding.naive import hash_encode_naive
-from xarch.kernels.native import library
-from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.native import library, why_not
+from xarch.kernels.selfcheck import agree
 
 _FEATURES = 64
 """Most features of a row, as in hash.cpp."""
@@ -49,7 +49,7 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _check() -> float:
+def _check(_: str) -> None:
     generator = torch.Generator().manual_seed(0)
     config = HashConfig(levels=4, log2_size=10, base=4, finest=60)
     # Multiples of 1/64 lie on no face of a cell in any level, so float32 and float64 find the same cells.
@@ -59,7 +59,7 @@ def _check() -> float:
         return lambda table: [function(points.to(table.dtype), table, config)]
 
     table = torch.randn(config.rows, 2, generator=generator, dtype=torch.float64)
-    return largest_error(run(hash_encode_cpp), run(hash_encode_naive), [table], {})
+    agree(run(hash_encode_cpp), run(hash_encode_naive), [table], tolerance=1e-4)
 
 
 @register(
@@ -69,7 +69,8 @@ def _check() -> float:
     devices=["cpu"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
     lacks=["position_gradient"],
-    available=ready("hash_encode", _check),
+    available=why_not,
+    check=_check,
 )
 def hash_encode_cpp(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.hash_encode`."""

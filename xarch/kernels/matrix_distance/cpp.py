@@ -16,13 +16,14 @@ from xarch.kernels.matrix_distance import compiled
 from xarch.kernels.matrix_distance.naive import matrix_distance_naive
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.matrix_distance.tiled import matrix_distance_tiled
-from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.native import why_not
 from xarch.kernels.precision import island_dtype
+from xarch.kernels.selfcheck import agree
 
 _Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _check() -> float:
+def _check(_: str) -> None:
     """Several tiles, a partial one, a window and a change of document; shared key heads."""
     generator = torch.Generator().manual_seed(0)
 
@@ -35,9 +36,9 @@ def _check() -> float:
     options = {"scale": 0.5, "window": 90, "softcap": None, "segment_ids_BL": segments, "mask_BL": None}
 
     def run(function: Any) -> Any:
-        return lambda *t, tile: function(q.to(t[0].dtype), k.to(t[0].dtype), *t, tile=tile, **options)[:1]
+        return lambda *t: function(q.to(t[0].dtype), k.to(t[0].dtype), *t, tile=(64, 64), **options)[:1]
 
-    return largest_error(run(matrix_distance_cpp), run(matrix_distance_naive), student, {"tile": (64, 64)})
+    agree(run(matrix_distance_cpp), run(matrix_distance_naive), student, tolerance=1e-4)
 
 
 @register(
@@ -46,7 +47,8 @@ def _check() -> float:
     priority=30,
     devices=["cpu"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=ready("matrix_distance", _check),
+    available=why_not,
+    check=_check,
 )
 def matrix_distance_cpp(
     q_BLHE: Tensor,

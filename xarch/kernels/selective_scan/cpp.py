@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library
-from xarch.kernels.native.ready import largest_error, ready
+from xarch.kernels.native import library, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selective_scan.chunked import selective_scan_chunked
 from xarch.kernels.selective_scan.naive import selective_scan_naive
+from xarch.kernels.selfcheck import agree
 
 
 class _Sequence(ctypes.Structure):
@@ -58,7 +58,7 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _check() -> float:
+def _check(_: str) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def _check() -> float:
     segments = (torch.arange(70) // 40).expand(2, -1)
     operands = [randn(2, 18, 70), randn(2, 18, 70), randn(18, 17), randn(2, 1, 17, 70), randn(2, 1, 17, 70)]
     operands += [randn(18), randn(2, 18, 70), randn(2, 18, 17)]
-    return largest_error(run(selective_scan_cpp), run(selective_scan_naive), operands, {})
+    agree(run(selective_scan_cpp), run(selective_scan_naive), operands, tolerance=1e-4)
 
 
 @register(
@@ -83,7 +83,8 @@ def _check() -> float:
     priority=30,
     devices=["cpu"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    available=ready("selective_scan", _check),
+    available=why_not,
+    check=_check,
 )
 def selective_scan_cpp(
     x_BDL: Tensor,
