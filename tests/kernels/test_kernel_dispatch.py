@@ -158,6 +158,13 @@ def test_a_check_runs_once_and_as_if_nothing_surrounded_it():
     assert seen == [("cpu", torch.float32, "cpu")]
 
 
+def test_backends_of_other_devices_are_no_news():
+    register("ssd", "elsewhere", priority=90, devices=["cuda"])(lambda: None)
+    choice = next(c for c in describe() if c.op == "ssd")
+    assert choice.why == "first choice"
+    assert choice.refused == {"elsewhere": "runs on cuda, not on cpu"}
+
+
 def test_a_check_waits_for_a_call_that_needs_it():
     register("ssd", "built", priority=5, check=failing)(lambda: None)
     assert chosen() == "torch"

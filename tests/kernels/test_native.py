@@ -122,6 +122,14 @@ def test_a_library_is_compiled_once_per_content(tmp_path: Path, monkeypatch, cap
 
 
 @needs_compiler
+def test_the_compiler_names_itself(tmp_path: Path, monkeypatch):
+    assert any(digit.isdigit() for digit in build.compiler() or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.compiler() is None
+
+
+@needs_compiler
 def test_an_error_of_the_compiler_is_one_line(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(build.CACHE, str(tmp_path / "kernels"))
     source = tmp_path / "broken.cpp"

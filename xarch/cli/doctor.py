@@ -20,6 +20,7 @@ def command(session: Session) -> None:
         "memory": machine.memory,
         "folders": machine.folders,
         "kernels": machine.kernels,
+        "compiler": machine.compiler,
         "onnxruntime": machine.onnx_providers,
         "plugins": machine.plugins,
         "installation": machine.installation,

@@ -95,6 +95,15 @@ def kernels() -> list[dict[str, Any]]:
     return [{"device": kind, **dataclasses.asdict(choice)} for kind in kinds for choice in describe(kind)]
 
 
+def compiler() -> dict[str, str]:
+    """What compiles the C++ kernels, and where they are kept."""
+    from xarch.kernels.native import build
+
+    kept = list(build.folder().glob("*.so"))
+    libraries = f"{len(kept)} libraries, {size(sum(f.stat().st_size for f in kept))}" if kept else "empty"
+    return {"C++": build.compiler() or str(build.why_not()), "kept in": str(build.folder()), "there": libraries}
+
+
 def onnx_providers() -> dict[str, Any]:
     """Execution providers of onnxruntime."""
     import onnxruntime

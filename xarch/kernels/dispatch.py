@@ -51,9 +51,13 @@ class Backend:
     check: Callable[[str], None] | None
     """Builds it and compares it with the truth on a device type, and raises if it must not be used."""
 
+    def serves(self, device: str) -> bool:
+        """Whether it is made for a device type at all."""
+        return self.devices is None or device in self.devices
+
     def refusal(self, device: str, dtype: torch.dtype, features: Collection[str] = ()) -> str | None:
         """Why this backend cannot take a call, or None if it can."""
-        if self.devices is not None and device not in self.devices:
+        if self.devices is not None and not self.serves(device):
             return f"runs on {', '.join(sorted(self.devices))}, not on {device}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"takes {', '.join(sorted(str(d) for d in self.dtypes))}, not {dtype}"
@@ -199,6 +203,7 @@ def _choose(
     if wish in table and not (tracing() and _reason(table[wish], device, dtype, features) is not None):
         return _insist(table[wish], device, dtype, features, origin), f"forced by {origin}"
     reasons: list[str] = []
+    elsewhere: list[str] = []
     for candidate in backends(op):
         reason = _reason(candidate, device, dtype, features)
         if reason is None:
@@ -206,8 +211,11 @@ def _choose(
                 return candidate, f"{wish}: {_reason(table[wish], device, dtype, features)}"
             why = "first choice" if not reasons else "; ".join(reasons)
             return candidate, f"{origin} names no backend of {op}" if wish else why
-        reasons.append(f"{candidate.name}: {reason}")
-    raise UsageError(f"no backend of {op} can run on {device} with {dtype}: {'; '.join(reasons)}")
+        if candidate.serves(device):
+            reasons.append(f"{candidate.name}: {reason}")
+        else:
+            elsewhere.append(f"{candidate.name}: {reason}")
+    raise UsageError(f"no backend of {op} can run on {device} with {dtype}: {'; '.join(elsewhere + reasons)}")
 
 
 def _reason(

@@ -54,6 +54,20 @@ def why_not() -> str | None:
     return _no_compiler()
 
 
+def compiler() -> str | None:
+    """Version line of the compiler that kernels are compiled with, None without one."""
+    found = _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    return None if found is None else next(iter(_version(found).splitlines()), found)
+
+
+def folder() -> Path:
+    """Where compiled libraries are kept; not created here."""
+    from xarch.store.home import cache_dir
+
+    chosen = os.environ.get(CACHE)
+    return Path(chosen).expanduser() if chosen else cache_dir() / "kernels"
+
+
 def _no_compiler() -> str | None:
     wanted = os.environ.get("CXX", "")
     if _compiler(wanted, os.environ.get("PATH", "")) is not None:
@@ -75,27 +89,20 @@ def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     reason = _no_compiler()
     if reason is not None:
         raise BuildError(f"kernel {name}: {reason}", "install a C++ compiler, for example `apt install g++`")
-    compiler = _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
-    assert compiler is not None
-    full_name = f"{name}-{_key(compiler, sources)}"
+    command = _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+    assert command is not None
+    full_name = f"{name}-{_key(command, sources)}"
     if full_name in _LOADED:
         return _LOADED[full_name]
-    path = _folder() / f"{full_name}.so"
+    path = folder() / f"{full_name}.so"
     if not path.exists():
-        _build(name, compiler, sources, path)
+        _build(name, command, sources, path)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as e:
         raise BuildError(f"kernel {name}: cannot load {path}: {e}", f"delete {path} to compile it again") from e
     _LOADED[full_name] = loaded
     return loaded
-
-
-def _folder() -> Path:
-    from xarch.store.home import cache_dir
-
-    chosen = os.environ.get(CACHE)
-    return Path(chosen).expanduser() if chosen else cache_dir() / "kernels"
 
 
 def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:
