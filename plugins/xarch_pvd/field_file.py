@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xarch import UsageError, load_weights, save_weights, weights_header
 from xarch.families.field.facts import ViewFacts
@@ -50,9 +51,12 @@ def field_head(path: Path) -> dict[str, Any]:
     text = weights_header(path).metadata.get(KEY)
     if text is None:
         raise UsageError(f"{path} is no xarch field: its header has no {KEY!r}", "train one with `xarch pvd train`")
-    head: dict[str, Any] = json.loads(text)
-    if head.get("format") != FORMAT:
-        raise UsageError(f"{path} has format {head.get('format')!r}, this xarch reads {FORMAT}")
+    try:
+        head: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UsageError(f"the header of {path} is damaged: {e}", "write the field again") from e
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise UsageError(f"{path} has another format, this xarch reads {FORMAT}")
     return head
 
 
@@ -61,7 +65,15 @@ def load_field_file(path: Path) -> tuple[FieldFile, ViewFacts]:
     head = field_head(path)
     tensors = load_weights(path)
     grid = tensors.pop("occupancy", None)
-    record = FieldFile(
+    try:
+        record, views = _record(head, tensors, grid), ViewFacts.from_json(head["views"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise UsageError(f"the header of {path} is damaged: {type(e).__name__}: {e}", "write the field again") from e
+    return record, views
+
+
+def _record(head: dict[str, Any], tensors: dict[str, Tensor], grid: Tensor | None) -> FieldFile:
+    return FieldFile(
         arch=head["arch"],
         options=head["options"],
         tensors=tensors,
@@ -72,9 +84,3 @@ def load_field_file(path: Path) -> tuple[FieldFile, ViewFacts]:
         background=None if head["background"] is None else tuple(head["background"]),
         details=head["details"],
     )
-    views = {k: _tuples(v) for k, v in head["views"].items()}
-    return record, ViewFacts(**views)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

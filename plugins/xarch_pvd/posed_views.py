@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xarch.families.field import Camera
 from xarch.families.field.facts import ViewFacts
+from xarch_pvd.datasets.fit import meeting_point
 from xarch_pvd.datasets.open import open_posed
 from xarch_pvd.datasets.posed import PosedImages
 
@@ -45,7 +46,7 @@ def posed_views(folder: str) -> PosedViews:
     """
     train, heldout = open_posed(folder, split="train"), open_posed(folder, split="test")
     cameras = cameras_of(train)
-    return PosedViews(cameras, cameras_of(heldout), view_facts(cameras), train.digest, heldout)
+    return PosedViews(cameras, cameras_of(heldout), view_facts(train, cameras), train.digest, heldout)
 
 
 def cameras_of(posed: PosedImages) -> list[Camera]:
@@ -53,13 +54,13 @@ def cameras_of(posed: PosedImages) -> list[Camera]:
     return [posed.camera(i) for i in range(len(posed))]
 
 
-def view_facts(cameras: list[Camera]) -> ViewFacts:
+def view_facts(posed: PosedImages, cameras: list[Camera]) -> ViewFacts:
     """Cameras that all look inwards become a sphere around the point they look at; others are kept as they are."""
     c2w = torch.stack([c.c2w[:3] for c in cameras])
     places, ahead = c2w[:, :, 3], -c2w[:, :, 2]
     first = cameras[0]
     common = ViewFacts(width=first.width, height=first.height, focal=first.fx / first.width)
-    target = _meeting_point(places, ahead)
+    target = meeting_point(posed)[0].float()
     inward = torch.nn.functional.cosine_similarity(ahead, target - places, dim=-1)
     if float(inward.min()) > math.cos(math.pi / 12):
         distance = (places - target).norm(dim=-1)
@@ -69,9 +70,3 @@ def view_facts(cameras: list[Camera]) -> ViewFacts:
             target=(float(target[0]), float(target[1]), float(target[2])),
         )
     return replace(common, poses=tuple(tuple(row) for row in c2w.reshape(len(cameras), 12).tolist()))
-
-
-def _meeting_point(places: Tensor, ahead: Tensor) -> Tensor:
-    """Least-squares meeting point of the optical axes."""
-    across = torch.eye(3)[None] - ahead[:, :, None] * ahead[:, None, :]
-    return torch.linalg.lstsq(across.sum(0), (across @ places[:, :, None]).sum(0)).solution[:, 0]

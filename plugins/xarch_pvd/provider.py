@@ -6,6 +6,7 @@ of posed pictures, whose held-out pictures then also judge teacher and student.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from xarch import Batch, BatchStream, DataInfo, DataProvider, Options, UsageErro
 from xarch.families.field import occupancy
 from xarch.families.field.facts import ViewFacts
 from xarch.families.field.model import FieldTeacher
+from xarch_pvd.checked import checked
 from xarch_pvd.posed_views import PosedViews, posed_views
 from xarch_pvd.views import fixed_cameras, random_camera
 
@@ -51,6 +53,15 @@ class Views(DataProvider):
         posed = posed_views(ref)
         return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": len(posed.heldout)})
 
+    def units_per_sample(self, sample: Mapping[str, Any]) -> int:
+        """One: a point or a ray.
+
+        Raises:
+            UsageError: the sample is described wrongly; asked while planning, so that nothing runs on it.
+        """
+        _sample(sample)
+        return 1
+
     def open(
         self,
         ref: str,
@@ -65,7 +76,7 @@ class Views(DataProvider):
     ) -> BatchStream:
         if not isinstance(teacher, FieldTeacher):
             raise UsageError(f"views: draws from a radiance field, the teacher is {type(teacher).__name__}")
-        wanted = Sample.model_validate(dict(sample))
+        wanted = _sample(sample)
         posed = None if ref == "teacher" else posed_views(ref)
         chosen = cast(ViewOptions, options)
         if split == "heldout":
@@ -77,7 +88,7 @@ class Views(DataProvider):
         return Rays(teacher, samples, seed, chosen, posed)
 
 
-class Drawn(BatchStream):
+class Drawn(BatchStream, ABC):
     """Endless batches, each from a generator of its own: the position is one number."""
 
     def __init__(self, teacher: FieldTeacher, samples: int, seed: int) -> None:
@@ -88,9 +99,9 @@ class Drawn(BatchStream):
         self.drawn += 1
         return self.draw(generator)
 
+    @abstractmethod
     def draw(self, generator: torch.Generator) -> Batch:
         """One batch."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
@@ -165,7 +176,7 @@ class Rays(Drawn):
         return random_camera(self.views, generator)
 
 
-class Finite(BatchStream):
+class Finite(BatchStream, ABC):
     """A fixed list of batches, made one by one."""
 
     def __init__(self, length: int) -> None:
@@ -177,9 +188,9 @@ class Finite(BatchStream):
         self.place += 1
         return self.make(self.place - 1)
 
+    @abstractmethod
     def make(self, index: int) -> Batch:
         """Batch number ``index``."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {"place": self.place}
@@ -218,6 +229,10 @@ class Pictures(Finite):
         if self.posed is not None:
             batch.tensors["picture"] = self.posed.picture(index, self.teacher.facts.background)
         return batch
+
+
+def _sample(sample: Mapping[str, Any]) -> Sample:
+    return checked(Sample, sample, "sample")
 
 
 def _heldout(views: ViewFacts) -> list[Any]:

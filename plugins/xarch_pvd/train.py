@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from xarch_pvd.datasets.fit import fit_box
 from xarch_pvd.datasets.open import open_posed
 from xarch_pvd.field_file import save_field_file
 from xarch_pvd.posed_views import PosedViews, posed_views
-from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations import build_field, options_of
 from xarch_pvd.representations.records import to_file
 from xarch_pvd.training import Pixels, TrainingOptions, train_field
 
@@ -33,11 +34,10 @@ def train_from_pictures(
     Raises:
         UsageError: no known format, an unknown representation, or cameras whose rays miss the box.
     """
-    if arch not in OPTIONS:
-        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(OPTIONS)}")
+    chosen = options_of(arch, options, "options")
+    _reserve(out)
     torch.manual_seed(seed)
     views = posed_views(folder)
-    chosen = OPTIONS[arch].model_validate(dict(options))
     box = fit_box(open_posed(folder, split="train")).aabb
     field = build_field(arch, chosen, aabb=[box[:3], box[3:]])
     spent = train_field(
@@ -46,6 +46,20 @@ def train_from_pictures(
     details = {"trained_from": Path(folder).name, "steps": steps, "seed": seed, "cpu_seconds": round(spent, 1)}
     save_field_file(out, to_file(field, chosen.model_dump(mode="json"), details), views.facts, details)
     return spent
+
+
+def _reserve(out: Path) -> None:
+    """Fail before the training, not after it.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            return
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written: {e.strerror or e}", "choose another file with --out") from e
 
 
 def training_pixels(folder: str, views: PosedViews) -> Pixels:

@@ -25,12 +25,14 @@ class TargetConformance:
         adapter: the target's name, or ``plugin:name``.
         options: its options for the test teacher.
         decisions: what stages would have decided, for targets with open choices.
+        local: whether the student has sites; False for families whose stages are all global.
     The teacher is a tiny Llama; other families override :meth:`make_teacher`, :meth:`batch` and :meth:`configuration`.
     """
 
     adapter: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Any]] = {}
     decisions: ClassVar[Mapping[str, Any]] = {}
+    local: ClassVar[bool] = True
 
     def make_teacher(self, folder: Path) -> str:
         """Reference of a small teacher written into ``folder``."""
@@ -101,12 +103,13 @@ class TargetConformance:
         assert_taps(student, self.batch(teacher.facts))
 
     def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
+        assert bool(student.sites()) == self.local, "sites are what local stages train; declare `local` accordingly"
         for site in student.sites().values():
             assert set(site.inputs.values()) <= set(teacher.taps())
 
     def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
         batch = self.batch(teacher.facts)
-        if not student.sites():
+        if not self.local:
             pytest.skip("this family has no sites; its stages are global")
         name, site = next(iter(student.sites().items()))
         inputs = teacher.collect(batch, set(site.inputs.values()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from xarch import UsageError
 from xarch.families.field import RadianceField
+from xarch_pvd.checked import checked
 from xarch_pvd.representations.factor_fields import CPField, CPOptions, VMField, VMOptions
 from xarch_pvd.representations.hash_field import HashField, HashOptions
 from xarch_pvd.representations.mlp_field import MLPField, MLPOptions
@@ -30,6 +32,17 @@ FIELDS: dict[str, type[RadianceField]] = {
 }
 
 
+def options_of(arch: str, data: Mapping[str, Any], where: str) -> Preset:
+    """Options of a representation; ``where`` says whose they are.
+
+    Raises:
+        UsageError: no such representation, an unknown key or a wrong value.
+    """
+    if arch not in OPTIONS:
+        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(OPTIONS)}")
+    return checked(OPTIONS[arch], data, where)
+
+
 def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
     """An untrained field of a representation.
 
@@ -48,4 +61,4 @@ def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
     return field
 
 
-__all__ = ["FIELDS", "OPTIONS", "build_field"]
+__all__ = ["FIELDS", "OPTIONS", "build_field", "options_of"]

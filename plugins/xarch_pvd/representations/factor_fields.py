@@ -5,6 +5,7 @@ Density and colour share one grid: its first channels are the density's, so one 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -54,9 +55,9 @@ class FactorField(FeatureField):
         self.split, self.groups, self.feature_clip = options.density_rank, groups, options.feature_clip
         self.basis = nn.Linear(groups * options.colour_rank, FEATURES - 1, bias=False)
 
+    @abstractmethod
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
         """Groups of factors with the axes they follow."""
-        raise NotImplementedError
 
     def features(self, u_N3: Tensor) -> Tensor:
         product_NGC = grid_encode(u_N3, self.factors()).unflatten(1, (self.groups, -1))

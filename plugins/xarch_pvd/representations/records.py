@@ -10,7 +10,7 @@ from torch import Tensor
 from xarch import UsageError
 from xarch.families.field import RadianceField
 from xarch_pvd.formats.record import FieldFile, numbered
-from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations import OPTIONS, build_field, options_of
 from xarch_pvd.representations.factor_fields import FactorField
 
 NO_CLIP = (-100.0, 30.0)
@@ -29,7 +29,7 @@ def from_file(record: FieldFile) -> RadianceField:
 
         return foreign_field(record)
     known = OPTIONS[record.arch].model_fields
-    options = OPTIONS[record.arch].model_validate({k: v for k, v in record.options.items() if k in known})
+    options = options_of(record.arch, {k: v for k, v in record.options.items() if k in known}, "the file's options")
     low, high = record.aabb[:3], record.aabb[3:]
     field = build_field(
         record.arch,
@@ -82,8 +82,10 @@ def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {k: v for k, v in tensors.items() if not k.startswith(("sigma_planes", "color_planes", "sigma_lines"))}
     out = {k: v for k, v in out.items() if not k.startswith("color_lines")}
     for kind in ("planes", "lines"):
-        pairs = zip(numbered(tensors, f"sigma_{kind}"), numbered(tensors, f"color_{kind}"), strict=True)
-        for m, (density, colour) in enumerate(pairs):
+        densities, colours = numbered(tensors, f"sigma_{kind}"), numbered(tensors, f"color_{kind}")
+        if [t.shape[2:] for t in densities] != [t.shape[2:] for t in colours]:
+            raise UsageError(f"sigma_{kind} and color_{kind} of the file do not have the same number and size of grids")
+        for m, (density, colour) in enumerate(zip(densities, colours, strict=True)):
             both = torch.cat((density, colour), dim=1)[0].permute(1, 2, 0)
             out[f"{kind}.{m}"] = (both if kind == "planes" else both[:, 0]).contiguous()
     return out

@@ -25,6 +25,7 @@ class FieldConformance(TargetConformance):
     """What the five share."""
 
     recipe: ClassVar[str] = "pvd"
+    local = False
 
     def make_teacher(self, folder: Path) -> str:
         return write_teacher(folder / "teacher.safetensors")
@@ -111,10 +112,10 @@ def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["cp", "hash"])
 def test_training_brings_the_student_closer(tmp_path: Path, target: str) -> None:
-    run = convert(overrides=configuration(tmp_path, target, budget=300_000), out=tmp_path / "run")
+    run = convert(overrides=configuration(tmp_path, target, budget=600_000), out=tmp_path / "run")
     found = json.loads((run.path / "eval.json").read_text())
     before = found["baselines"]["before training"]["psnr_teacher"]
-    assert found["student"]["psnr_teacher"] > before + 2
+    assert found["student"]["psnr_teacher"] > max(19.0, before + 3)
 
 
 def test_voxels_leave_the_volume_stage_out_and_are_baked(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from xarch.contracts.tap import Tap
-
-FEATURE = 16
-"""Width of the volume feature: raw log-density and fifteen geometry features."""
+from xarch.families.field.head import FEATURES
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,14 @@ class ViewFacts:
     radius: tuple[float, float] = (3.2, 3.2)
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
     poses: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ViewFacts:
+        """From plain data; unknown keys are an error."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"view facts: unknown keys {unknown}")
+        return cls(**{k: _tuples(v) for k, v in data.items()})
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,7 @@ class FieldFacts:
         if unknown:
             raise ValueError(f"field facts: unknown keys {unknown}")
         known = {k: _tuples(v) if k not in ("options", "views") else v for k, v in data.items()}
-        views = {k: _tuples(v) for k, v in data.get("views", {}).items()}
-        return cls(**{**known, "views": ViewFacts(**views)})
+        return cls(**{**known, "views": ViewFacts.from_json(data.get("views", {}))})
 
     def tiny(self) -> FieldFacts:
         """The same field with a coarse occupancy grid and few samples, for trial exports."""
@@ -86,7 +92,7 @@ class FieldFacts:
 
 def field_taps(*, feature: bool, samples: int) -> dict[str, Tap]:
     """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
-    taps = [Tap("points.feature", "volume", "NF", {"F": FEATURE})] if feature else []
+    taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
     taps += [
         Tap("points.sigma_raw", "point", "N", info={"clipped": False}),
         Tap("points.rgb", "point", "NC", {"C": 3}),

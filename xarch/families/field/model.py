@@ -19,7 +19,7 @@ from xarch.contracts.model import Sink, Site, Student, TapModel, Teacher
 from xarch.contracts.tap import Tap
 from xarch.families.field.facts import FieldFacts, field_taps
 from xarch.families.field.field import RadianceField
-from xarch.families.field.rendering import ray_points
+from xarch.families.field.rendering import ray_points, ray_weights
 
 FAMILY = "radiance-field"
 
@@ -76,17 +76,11 @@ class FieldModel(TapModel):
             return
         sigma_N = self.field.density(values["sigma_raw"])
         if "samples.weight" in wanted:
-            sink("samples.weight", _weights(points.unpack(sigma_N) * points.delta_RK))
+            sink("samples.weight", ray_weights(points.unpack(sigma_N) * points.delta_RK)[0])
         rgb, acc, depth = points.composite(sigma_N, values["rgb"], batch["background"])
         for name, value in (("rays.rgb", rgb), ("rays.acc", acc), ("rays.depth", depth)):
             if name in wanted:
                 sink(name, value)
-
-
-def _weights(tau_RK: Tensor) -> Tensor:
-    """Share of each sample in its ray's colour."""
-    after_RK = torch.exp(-tau_RK.cumsum(dim=-1))
-    return torch.cat((torch.ones_like(after_RK[:, :1]), after_RK[:, :-1]), dim=-1) - after_RK
 
 
 class FieldTeacher(FieldModel, Teacher):

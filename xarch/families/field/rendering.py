@@ -33,13 +33,16 @@ def composite(
         background_R3: colour behind each ray (or one colour for all, [3]).
         depth: distances t [R, K] of the samples.
     """
-    tau_RK = sigma_RK.float() * delta_RK.float()
-    after_RK = torch.exp(-tau_RK.cumsum(dim=-1))
-    before_RK = torch.cat((torch.ones_like(after_RK[:, :1]), after_RK[:, :-1]), dim=-1)
-    weight_RK = before_RK - after_RK
-    acc_R = 1 - after_RK[:, -1]
+    weight_RK, acc_R = ray_weights(sigma_RK.float() * delta_RK.float())
     rgb_R3 = (weight_RK[:, :, None] * rgb_RK3.float()).sum(dim=1) + (1 - acc_R)[:, None] * background_R3
     return rgb_R3, acc_R, (weight_RK * depth).sum(dim=-1)
+
+
+def ray_weights(tau_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of each sample in its ray's colour [R, K], and opacity [R], from optical depths."""
+    after_RK = torch.exp(-tau_RK.cumsum(dim=-1))
+    before_RK = torch.cat((torch.ones_like(after_RK[:, :1]), after_RK[:, :-1]), dim=-1)
+    return before_RK - after_RK, 1 - after_RK[:, -1]
 
 
 def slabs(origins_R3: Tensor, dirs_R3: Tensor, box_23: Tensor) -> tuple[Tensor, Tensor]:
