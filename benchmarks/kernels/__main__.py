@@ -1,14 +1,16 @@
 """Time and peak memory of every kernel backend that runs here, against peers from package registries, in one run.
 
     python -m benchmarks.kernels --quick          # seconds: does everything run, and is it right
-    python -m benchmarks.kernels                  # the CPU figures, an hour on two cores
+    python -m benchmarks.kernels --threads 1      # the CPU figures, three quarters of an hour
     python -m benchmarks.kernels --device cuda --dtype bfloat16      # with Phi-1.5's and Llama-3.2-1B's shapes
 
 Every point has its own process: peak memory of the first run (inputs, results, gradients and workspace), then the
 result and all gradients against float64 (the naive backend, for long cases the plain-PyTorch one), and only if they are
 right the time, fastest of the repeats. Beside it stands the shortest time at the machine's limits, which are measured
-first. A peer that does not finish in the time limit is not tried on more tokens, and nothing is extrapolated. The JSON
-file is written after every point and an interrupted run goes on where it was.
+first. A run that does not finish in the time limit is ended: what had passed is a lower bound of its time, marked as
+such; nothing is extrapolated, and it is tried on more tokens only where the project promises a ratio. The JSON file is
+written after every point, and an interrupted run goes on where it was; if code has changed since, only the operations
+that use it are measured again.
 
 Peers that are not installed are left out. On a CPU:
 
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", choices=OPERATIONS, metavar="OP", help=", ".join(OPERATIONS))
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE")
     parser.add_argument("--lengths", type=int, nargs="+")
-    parser.add_argument("--time-limit", type=float, help="seconds per point (default 900, quick 60)")
+    parser.add_argument("--time-limit", type=float, help="seconds per run (default 120, quick 30)")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="per point (default half of what is free)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/kernels_DEVICE.json")
     parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
@@ -70,13 +72,13 @@ def _point(task: dict, threads: int) -> None:
     case = Case(**task["case"])
     operation = operations()[case.op]
     contender = next(c for c in operation.contenders(case) if c.name == task["contender"])
-    point.measure(operation, contender, case, task["budget"])
+    point.measure(operation, contender, case, task["budget"], task["seconds"], Path(task["truth"]))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from benchmarks.kernels import limits, machine
+    from benchmarks.kernels import code, limits, machine
     from benchmarks.kernels.bars import bars
     from benchmarks.kernels.ops import operations
     from benchmarks.kernels.store import Store
@@ -89,9 +91,10 @@ def _run(arguments: argparse.Namespace) -> None:
     known = operations()
     chosen = [known[n] for n in arguments.ops or known]
     lengths = arguments.lengths or (QUICK if quick else LENGTHS)
-    todo = list(cases(chosen, lengths, arguments.device, arguments.dtype, arguments.shapes or []))
+    also = arguments.lengths is None and not quick
+    todo = list(cases(chosen, lengths, arguments.device, arguments.dtype, arguments.shapes or [], also=also))
     bound = fresh.Limits(
-        seconds=arguments.time_limit or (60 if quick else 900),
+        seconds=arguments.time_limit or (30 if quick else 120),
         memory_gib=arguments.memory_limit or round(machine.available_gib() / 2, 1),
         budget=0.1 if quick else 1.0,
         threads=arguments.threads,
@@ -110,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> None:
         },
         "machine": machine.machine(arguments.device, arguments.threads),
         "versions": machine.versions(),
-        "code": machine.code(),
+        "code": {o.name: code.digest(o.name) for o in chosen},
     }
     store = Store(arguments.out or Path(__file__).parents[1] / "results" / name, header, arguments.fresh)
     if not store.continued:
@@ -125,7 +128,10 @@ def _run(arguments: argparse.Namespace) -> None:
     for point in sweep(todo, store, bound, store.data["limits"]):
         both = point.get("forward_backward", {}).get("seconds")
         figure = f"{both * 1e3:10.2f} ms" if both else point["status"]
-        console.print(f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}")
+        console.print(
+            f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}",
+            highlight=False,
+        )
         store.data["bars"] = [b.as_json() for b in bars(store.data["points"], store.data["limits"])]
         store.write()
     found = bars(store.data["points"], store.data["limits"])

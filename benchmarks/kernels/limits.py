@@ -13,17 +13,20 @@ import torch
 def measure(device: str, threads: int) -> dict[str, float]:
     """Rates per second: ``copy_bytes`` (read plus written), ``matmul_flops``, ``fma_flops``, ``exp``.
 
-    Each is the best of several tries. On a CPU the copy is 2 x 512 MiB, larger than most caches; on a GPU
+    Each is the best of many short tries, so that other processes on the machine disturb it little. On a CPU the copy
+    is from 128 MiB to another 128 MiB, larger than most caches; on a GPU
     ``matmul_flops`` is that of bfloat16 and ``sgemm_flops`` that of float32 with TF32 allowed as the kernels do.
     """
     torch.set_num_threads(threads)
-    found = {"copy_bytes_per_s": _copy(device, 2**27), "exp_torch_per_s": _exp(device)}
+    found = {"copy_bytes_per_s": _copy(device, 2**25 if device == "cpu" else 2**27), "exp_torch_per_s": _exp(device)}
     if device == "cpu":
         found["copy_small_bytes_per_s"] = _copy(device, 2**16)
-        found["matmul_flops_per_s"] = _matmul(device, torch.float32, 2048)
-        found["fma_flops_per_s"] = found["matmul_flops_per_s"]
-        found["exp_per_s"] = found["exp_torch_per_s"]
-        found |= _native(threads, found["exp_torch_per_s"])
+        found["matmul_flops_per_s"] = max(_matmul(device, torch.float32, n) for n in (512, 1024))
+        native = _native(threads)
+        # A matrix product may sustain more than a loop over few registers does, and the other way round.
+        found["fma_flops_per_s"] = max(native.pop("fma_flops_per_s", 0.0), found["matmul_flops_per_s"])
+        found["exp_per_s"] = max(native.get("exp_native_per_s", 0.0), found["exp_torch_per_s"])
+        found |= native
     else:
         found["sgemm_flops_per_s"] = found["fma_flops_per_s"] = _matmul(device, torch.float32, 8192)
         found["matmul_flops_per_s"] = _matmul(device, torch.bfloat16, 8192)
@@ -31,7 +34,7 @@ def measure(device: str, threads: int) -> dict[str, float]:
     return found
 
 
-def _best(run: Callable[[], object], device: str, tries: int = 7) -> float:
+def _best(run: Callable[[], object], device: str, tries: int = 30) -> float:
     seconds = []
     for _ in range(tries + 1):
         if device == "cuda":
@@ -66,13 +69,13 @@ def _exp(device: str) -> float:
     out = torch.empty_like(x)
 
     def run() -> None:
-        for _ in range(16):
+        for _ in range(4):
             torch.exp(x, out=out)
 
-    return 16 * count / _best(run, device)
+    return 4 * count / _best(run, device)
 
 
-def _native(threads: int, exp_torch: float) -> dict[str, float]:
+def _native(threads: int) -> dict[str, float]:
     """Rates in registers by the vector functions of the compiled kernels; empty without a compiler."""
     from xarch.kernels.native.build import library, why_not
 
@@ -82,7 +85,7 @@ def _native(threads: int, exp_torch: float) -> dict[str, float]:
     for name in ("rate_exp", "rate_fma"):
         function = getattr(rates, name)
         function.argtypes, function.restype = [ctypes.c_int64, ctypes.c_int], ctypes.c_float
-    lanes, rounds = rates.lanes(), 1_000_000
-    exps = 8 * lanes * rounds * threads / _best(lambda: rates.rate_exp(rounds, threads), "cpu", 5)
-    flops = 2 * 16 * lanes * rounds * threads / _best(lambda: rates.rate_fma(rounds, threads), "cpu", 5)
-    return {"exp_native_per_s": exps, "fma_flops_per_s": flops, "exp_per_s": max(exps, exp_torch)}
+    lanes, rounds = rates.lanes(), 20_000
+    exps = 8 * lanes * rounds * threads / _best(lambda: rates.rate_exp(rounds, threads), "cpu", 200)
+    flops = 2 * 16 * lanes * rounds * threads / _best(lambda: rates.rate_fma(rounds, threads), "cpu", 200)
+    return {"exp_native_per_s": exps, "fma_flops_per_s": flops}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -10,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch",
     "transformers",
@@ -52,16 +50,6 @@ def versions() -> dict[str, str]:
     if compiler is not None and compiler.stdout:
         found["g++"] = compiler.stdout.splitlines()[0]
     return found
-
-
-def code() -> str:
-    """Digest of the kernels and of this benchmark: results of other code are not continued."""
-    digest = hashlib.sha256()
-    for folder in (ROOT / "xarch" / "kernels", Path(__file__).parent):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in {".py", ".cpp", ".h"}:
-                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def cpu_name() -> str:

@@ -34,6 +34,11 @@ class Operation:
     keeps_float32: tuple[str, ...] = ()
     """Inputs that stay float32 in a case of a narrower dtype."""
     longest_naive: int = 4096
+    promised: tuple[int, ...] = ()
+    """Lengths of the project's promises: there a peer is tried even if it did not finish fewer tokens in time."""
+
+    also: tuple[int, ...] = ()
+    """Further lengths, where a slow peer still finishes."""
 
     def contenders(self, case: Case) -> list[Contender]:
         """Backends that can take the case, best first, then the peers."""

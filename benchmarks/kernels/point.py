@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.kernels.case import Case
@@ -18,31 +20,39 @@ from benchmarks.kernels.contender import Contender, Inputs
 from benchmarks.kernels.gate import Verdict, compare
 from benchmarks.kernels.operation import Operation
 from benchmarks.kernels.peak import Peak
+from benchmarks.kernels.watchdog import at_most
 
 WARM_UP = (64, 256)
 """Tokens of the call that loads code and starts threads before memory is counted; the first that a contender takes."""
 
 
-def measure(operation: Operation, contender: Contender, case: Case, budget: float) -> None:
-    """Print the results of both passes; ``budget`` is the number of seconds of repeats per pass."""
+def measure(
+    operation: Operation, contender: Contender, case: Case, budget: float, seconds: float, truths: Path | None = None
+) -> None:
+    """Print the results of both passes.
+
+    Args:
+        budget: seconds of repeats per pass.
+        seconds: after so many the first run of a pass ends the process, with what had passed as a lower bound.
+        truths: folder that keeps the float64 results of the case for the next contender.
+    """
     length = next(n for n in WARM_UP if contender.cannot(case.with_length(n)) is None)
     warm = tensors(operation, case.with_length(length))
     run(operation, contender, warm, backward=True)
     run(operation, contender, warm, backward=False)
-    truth: dict[str, Tensor] = {}
     for backward in (False, True):
-        found, seconds, mib = first(operation, contender, case, backward)
-        if not truth or backward:
-            truth = reference(operation, case, backward)
-        verdict = compare(found, truth, case.dtype)
+        name = "forward_backward" if backward else "forward"
+        with at_most(seconds, name):
+            found, taken, mib = first(operation, contender, case, backward)
+        verdict = compare(found, kept_reference(operation, case, backward, truths), case.dtype)
         del found
         line: dict[str, Any] = {
-            "pass": "forward_backward" if backward else "forward",
+            "pass": name,
             "peak_mib": round(mib, 1),
             "gate": gate_json(operation, case, verdict),
         }
         if verdict.passed:
-            line |= repeat(operation, contender, case, backward, budget, seconds)
+            line |= repeat(operation, contender, case, backward, budget, taken)
         print(json.dumps(line), flush=True)
 
 
@@ -100,6 +110,27 @@ def reference(operation: Operation, case: Case, backward: bool) -> dict[str, Ten
     backend = truth_backend(operation, case)
     judge = Contender(backend, lambda inputs: operation.ours(inputs, backend))
     return run(operation, judge, {n: t.double() for n, t in tensors(operation, case).items()}, backward)[0]
+
+
+def kept_reference(operation: Operation, case: Case, backward: bool, folder: Path | None) -> dict[str, Tensor]:
+    """:func:`reference`, computed by the first contender of a case and read by the others."""
+    if folder is None:
+        return reference(operation, case, backward)
+    path = folder / ("both.safetensors" if backward else "forward.safetensors")
+    if not path.is_file():
+        found = reference(operation, case, backward)
+        if backward:
+            _keep(found, path)
+        _keep({"output": found["output"]}, folder / "forward.safetensors")
+        return found
+    return load_file(path, device=case.device)
+
+
+def _keep(tensors: dict[str, Tensor], path: Path) -> None:
+    """Written under another name first: a process may be ended at any moment."""
+    partial = path.with_suffix(".partial")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, partial)
+    partial.replace(path)
 
 
 def truth_backend(operation: Operation, case: Case) -> str:

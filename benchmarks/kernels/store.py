@@ -1,4 +1,6 @@
-"""The result file: written after every point; an interrupted run of the same code and settings goes on in it."""
+"""The result file: written after every point. An interrupted run with the same settings goes on in it, and so does one
+whose code has changed for some operations only: their points are measured again, the others stay.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ class Store:
         self.continued = False
         if path.is_file() and not fresh:
             before = json.loads(path.read_text())
-            same = all(before.get(k) == header[k] for k in ("settings", "code", "machine", "versions"))
-            if same and not before["finished"]:
-                self.data, self.continued = before, True
+            same = all(before.get(k) == header[k] for k in ("settings", "machine", "versions"))
+            known = before["code"] if isinstance(before.get("code"), dict) else {}
+            current = {op for op, digest in header["code"].items() if known.get(op) == digest}
+            if same and current and not (before["finished"] and current == set(header["code"])):
+                points = [p for p in before["points"] if p["op"] in current]
+                self.data = before | {"code": header["code"], "finished": False, "points": points}
+                self.continued = True
 
     def find(self, case: Case, contender: str) -> dict[str, Any] | None:
         wanted = case.as_json() | {"contender": contender}

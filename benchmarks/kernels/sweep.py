@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import fresh
@@ -17,9 +20,19 @@ PASSES = ("forward", "forward_backward")
 
 
 def cases(
-    operations: Sequence[Operation], lengths: Sequence[int], device: str, dtype: str, shapes: Sequence[str]
+    operations: Sequence[Operation],
+    lengths: Sequence[int],
+    device: str,
+    dtype: str,
+    shapes: Sequence[str],
+    *,
+    also: bool = False,
 ) -> Iterator[tuple[Operation, Case]]:
-    """Every case; shapes meant for a GPU only there, unless they are asked for by name."""
+    """Every case; shapes meant for a GPU only there, unless they are asked for by name.
+
+    Args:
+        also: whether the further lengths of an operation are measured, too.
+    """
     for operation in operations:
         for full, size in operation.shapes.items():
             shape = full.removeprefix("gpu:")
@@ -27,7 +40,7 @@ def cases(
                 continue
             if not shapes and full != shape and device != "cuda":
                 continue
-            for length in lengths:
+            for length in sorted({*lengths, *(operation.also if also else ())}):
                 yield operation, Case(operation.name, shape, size, length, dtype, device)
 
 
@@ -37,32 +50,41 @@ def sweep(
     """Measure what is missing, write it, and yield every point."""
     for operation, case in todo:
         default = True
-        for contender in operation.contenders(case):
-            is_default, default = contender.ours and default, default and not contender.ours
-            point = store.find(case, contender.name)
-            if point is None:
-                if contender.absent(case) is not None:
-                    continue
-                refusal = contender.cannot(case) or given_up(store, case, contender.name)
-                found = {"status": refusal} if refusal else fresh.point(case, contender.name, limits)
-                point = case.as_json() | {
-                    "contender": contender.name,
-                    "ours": contender.ours,
-                    "default": is_default,
-                    "family": contender.family,
-                    "load_1min": round(os.getloadavg()[0], 1),
-                }
-                point |= found
-                add_floor(point, operation, case, rates)
-                store.add(point)
-            yield point
+        with tempfile.TemporaryDirectory() as truths:
+            for contender in operation.contenders(case):
+                is_default, default = contender.ours and default, default and not contender.ours
+                point = store.find(case, contender.name)
+                if point is None:
+                    if contender.absent(case) is not None:
+                        continue
+                    refusal = contender.cannot(case) or given_up(operation, store, case, contender.name)
+                    start = time.monotonic()
+                    found = {"status": refusal} if refusal else fresh.point(case, contender.name, limits, Path(truths))
+                    point = case.as_json() | {
+                        "contender": contender.name,
+                        "ours": contender.ours,
+                        "default": is_default,
+                        "family": contender.family,
+                        "load_1min": round(os.getloadavg()[0], 1),
+                        "took_s": round(time.monotonic() - start, 1),
+                    }
+                    point |= found
+                    add_floor(point, operation, case, rates)
+                    store.add(point)
+                yield point
 
 
-def given_up(store: Store, case: Case, contender: str) -> str | None:
-    """A contender that did not finish a shorter case is not tried on a longer one, and its time is not guessed."""
+def given_up(operation: Operation, store: Store, case: Case, contender: str) -> str | None:
+    """A contender that did not finish a shorter case is not tried on a longer one, and its time is not guessed.
+
+    Where a promise of the project is measured it is, for a lower bound.
+    """
+    if case.length in operation.promised:
+        return None
     for point in store.data["points"]:
         same = (point["op"], point["shape"], point["contender"]) == (case.op, case.shape, contender)
-        if same and point["length"] < case.length and PASSES[1] not in point and "limit" in point["status"]:
+        finished = "seconds" in point.get(PASSES[1], {})
+        if same and point["length"] < case.length and not finished and "limit" in point["status"]:
             return f"not tried: {point['status']} at {point['length']} tokens"
     return None
 

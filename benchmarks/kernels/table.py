@@ -34,15 +34,14 @@ def points(op: str, shape: str, found: list[dict[str, Any]]) -> Table:
         rows = [p for p in found if p["length"] == length]
         ours = next((_get(p, "forward_backward", "seconds") for p in rows if p["default"]), None)
         for i, point in enumerate(rows):
-            both = _get(point, "forward_backward", "seconds")
             name = f"[bold]{point['contender']}[/bold]" if point["ours"] else point["contender"]
             note = "" if point["status"] == "done" else f" ({point['status']})"
             table.add_row(
                 str(length) if i == 0 else "",
                 name + note,
-                _ms(_get(point, "forward", "seconds")),
-                _ms(both),
-                f"{both / ours:.2f}" if both and ours else "",
+                _ms(point, "forward"),
+                _ms(point, "forward_backward"),
+                _of(point, ours),
                 _plain(_get(point, "forward", "peak_mib"), ".0f"),
                 _plain(_get(point, "forward_backward", "peak_mib"), ".0f"),
                 _plain(_get(point, "forward_backward", "times_floor"), ".1f"),
@@ -60,9 +59,11 @@ def promises(bars: list[Bar]) -> Table:
     for bar in bars:
         sign = "<=" if bar.at_most else ">="
         met = {None: "not measured", True: "yes", False: "[red]no[/red]"}[bar.met]
-        table.add_row(
-            bar.what, bar.against, f"{sign} {bar.wanted:g}", _plain(bar.value, "g"), _plain(bar.by_cpu_time, "g"), met
-        )
+        measured, by_cpu = _plain(bar.value, "g"), _plain(bar.by_cpu_time, "g")
+        if bar.at_least is not None:
+            measured = f">= {bar.at_least:g} (did not finish in {bar.ended_after_s:.0f} s)"
+            by_cpu = f">= {bar.at_least_by_cpu_time:g}"
+        table.add_row(bar.what, bar.against, f"{sign} {bar.wanted:g}", measured, by_cpu, met)
     return table
 
 
@@ -70,8 +71,20 @@ def _get(point: dict[str, Any], name: str, key: str) -> Any:
     return point.get(name, {}).get(key)
 
 
-def _ms(seconds: float | None) -> str:
+def _ms(point: dict[str, Any], name: str) -> str:
+    """Milliseconds of a pass; with a sign before it where the pass was ended by then."""
+    seconds, ended = _get(point, name, "seconds"), _get(point, name, "at_least")
+    if ended is not None:
+        return f"> {ended['seconds'] * 1e3:.0f}"
     return "" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _of(point: dict[str, Any], ours: float | None) -> str:
+    """How many times as long as our own default both passes take."""
+    seconds, ended = _get(point, "forward_backward", "seconds"), _get(point, "forward_backward", "at_least")
+    if ours is None or (seconds is None and ended is None):
+        return ""
+    return f"> {ended['seconds'] / ours:.0f}" if ended is not None else f"{seconds / ours:.2f}"
 
 
 def _plain(value: float | None, form: str) -> str:
@@ -79,7 +92,7 @@ def _plain(value: float | None, form: str) -> str:
 
 
 def _error(point: dict[str, Any]) -> str:
-    gates = [point[name]["gate"] for name in ("forward", "forward_backward") if name in point]
+    gates = [point[name]["gate"] for name in ("forward", "forward_backward") if _get(point, name, "gate")]
     if not gates:
         return ""
     worst = max((e if e == e else float("inf") for g in gates for e in g["errors"].values()), default=0.0)

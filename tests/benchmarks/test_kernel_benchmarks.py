@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from benchmarks import conversion_speed
-from benchmarks.kernels import fresh, point
+from benchmarks.kernels import code, fresh, point, table
 from benchmarks.kernels.bars import bars
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.contender import Contender
@@ -31,7 +33,12 @@ SMALL = {
     "causal_conv1d": {"B": 2, "C": 10, "K": 4},
     "matrix_distance": {"B": 2, "H": 4, "K": 2, "E": 8, "G": 4, "N": 8},
 }
-HEADER = {"settings": {"lengths": [8]}, "code": "a", "machine": {"threads": 1}, "versions": {"torch": "2"}}
+HEADER: dict[str, Any] = {
+    "settings": {"lengths": [8]},
+    "code": {"ssd": "a", "causal_conv1d": "b"},
+    "machine": {"threads": 1},
+    "versions": {"torch": "2"},
+}
 OPERATIONS = operations()
 
 
@@ -64,7 +71,7 @@ def test_every_contender_that_can_run_here_gives_the_true_result_and_gradients(o
 def test_a_point_prints_peak_gate_and_time_of_both_passes(op: str, capsys: pytest.CaptureFixture[str]) -> None:
     operation, case = OPERATIONS[op], small(op)
     torch_backend = next(c for c in operation.contenders(case) if c.name == "torch")
-    point.measure(operation, torch_backend, case, budget=0.01)
+    point.measure(operation, torch_backend, case, budget=0.01, seconds=60)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["pass"] for line in lines] == ["forward", "forward_backward"]
     assert set(lines[1]["gate"]["errors"]) == {"output", *operation.leaves}
@@ -78,7 +85,7 @@ def test_a_point_prints_peak_gate_and_time_of_both_passes(op: str, capsys: pytes
 def test_a_wrong_result_gets_no_time(capsys: pytest.CaptureFixture[str]) -> None:
     operation, case = OPERATIONS["causal_conv1d"], small("causal_conv1d")
     wrong = Contender("wrong", lambda i: operation.ours(i, "torch") * 1.01)
-    point.measure(operation, wrong, case, budget=0.01)
+    point.measure(operation, wrong, case, budget=0.01, seconds=60)
     for line in map(json.loads, capsys.readouterr().out.splitlines()):
         assert not line["gate"]["passed"]
         assert "seconds" not in line
@@ -98,7 +105,7 @@ def test_memory_of_a_run_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
         held = torch.ones(64 * 2**18)
         return operation.ours(inputs, "torch") + 0 * held[0]
 
-    point.measure(operation, Contender("greedy", greedy), case, budget=0.01)
+    point.measure(operation, Contender("greedy", greedy), case, budget=0.01, seconds=60)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(60 <= line["peak_mib"] < 100 for line in lines), lines
 
@@ -134,6 +141,8 @@ def test_gpu_shapes_are_measured_on_a_gpu_or_when_named() -> None:
     def shapes(device: str, named: list[str]) -> set[str]:
         return {c.shape for _, c in cases(chosen, [64], device, "float32", named)}
 
+    scan = [OPERATIONS["selective_scan"]]
+    assert [c.length for _, c in cases(scan, [256, 1024], "cpu", "float32", [], also=True)] == [256, 512, 1024]
     assert {"phi-1.5", "llama-3.2-1b"} <= shapes("cuda", [])
     assert not {"phi-1.5", "llama-3.2-1b"} & shapes("cpu", [])
     assert shapes("cpu", ["phi-1.5"]) == {"phi-1.5"}
@@ -154,26 +163,79 @@ def test_an_interrupted_run_goes_on_and_a_finished_or_foreign_one_does_not(tmp_p
     assert again.find(case, "naive") is None
     assert again.find(case.with_length(16), "torch") is None
     assert not Store(path, HEADER, fresh=True).continued
-    assert not Store(path, HEADER | {"code": "b"}, fresh=False).continued
+    assert not Store(path, HEADER | {"versions": {"torch": "3"}}, fresh=False).continued
     again.finish({"bars": []})
     assert not Store(path, HEADER, fresh=False).continued
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_only_operations_whose_code_changed_are_measured_again(tmp_path: Path, finished: bool) -> None:
+    path = tmp_path / "r.json"
+    store = Store(path, HEADER, fresh=False)
+    for op in ("ssd", "causal_conv1d"):
+        store.add(small(op, 8).as_json() | {"contender": "torch", "status": "done"})
+    if finished:
+        store.finish({"bars": []})
+    changed = Store(path, HEADER | {"code": {"ssd": "a", "causal_conv1d": "c"}}, fresh=False)
+    assert changed.continued
+    assert changed.data["code"]["causal_conv1d"] == "c"
+    assert not changed.data["finished"]
+    assert changed.find(small("ssd", 8), "torch") is not None
+    assert changed.find(small("causal_conv1d", 8), "torch") is None
+    assert not Store(path, HEADER | {"code": {"ssd": "x", "causal_conv1d": "y"}}, fresh=False).continued
+
+
+def test_the_digest_of_an_operation_covers_what_it_runs_and_nothing_of_its_neighbours() -> None:
+    files = {op: {str(p) for p in code.files(op)} for op in SMALL}
+    for op, found in files.items():
+        assert {f"xarch/kernels/{op}/cpp.py", "xarch/kernels/dispatch.py", "xarch/kernels/native/simd.h"} <= found
+        assert f"benchmarks/kernels/ops/{op}.py" in found
+        assert "benchmarks/kernels/point.py" in found
+        assert not any("_encoding" in f or f.endswith(("table.py", "bars.py", "kernels/__init__.py")) for f in found)
+    assert "xarch/kernels/matrix_distance/teacher.h" in files["matrix_distance"]
+    assert "xarch/kernels/native/gemm.h" in files["ssd"]
+    assert "xarch/kernels/native/gemm.h" not in files["causal_conv1d"]
+    assert not any("kernels/ssd/" in f for f in files["selective_scan"])
+    assert len({code.digest(op) for op in SMALL}) == len(SMALL)
+
+
 def test_a_contender_over_its_limit_is_not_tried_on_more_tokens(tmp_path: Path) -> None:
     store, case = Store(tmp_path / "r.json", HEADER, fresh=False), small("ssd", 8)
-    store.add(case.as_json() | {"contender": "slow", "status": "over the time limit of 1 s", "forward": {}})
+    ended = {"forward_backward": {"at_least": {"seconds": 1.0, "cpu_seconds": 1.0}}}
+    store.add(case.as_json() | {"contender": "slow", "status": "over the time limit of 1 s", **ended})
     store.add(case.as_json() | {"contender": "fast", "status": "done", "forward_backward": {"seconds": 1}})
-    assert "time limit" in (given_up(store, case.with_length(16), "slow") or "")
-    assert given_up(store, case.with_length(4), "slow") is None
-    assert given_up(store, case.with_length(16), "fast") is None
+    operation = OPERATIONS["ssd"]
+    assert "time limit" in (given_up(operation, store, case.with_length(16), "slow") or "")
+    assert given_up(operation, store, case.with_length(4), "slow") is None
+    assert given_up(operation, store, case.with_length(16), "fast") is None
+    assert given_up(operation, store, case.with_length(operation.promised[0]), "slow") is None
 
 
-def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit() -> None:
+def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit(tmp_path: Path) -> None:
     case = Case("matrix_distance", "small", SMALL["matrix_distance"] | {"H": 64, "G": 64}, 2048)
-    tight = fresh.point(case, "naive", fresh.Limits(seconds=60, memory_gib=1, budget=0.01, threads=1))
+    tight = fresh.point(case, "naive", fresh.Limits(seconds=60, memory_gib=1, budget=0.01, threads=1), tmp_path)
     assert tight["status"] == "out of memory (limit 1.0 GiB)"
-    hasty = fresh.point(case, "naive", fresh.Limits(seconds=0.1, memory_gib=1, budget=0.01, threads=1))
-    assert hasty == {"status": "over the time limit of 0 s"}
+    slow = Case("selective_scan", "small", SMALL["selective_scan"], 8192)
+    hasty = fresh.point(slow, "naive", fresh.Limits(seconds=0.05, memory_gib=4, budget=0.01, threads=1), tmp_path)
+    assert hasty["status"] == "over the time limit of 0.05 s"
+    (ended,) = (v for v in hasty.values() if isinstance(v, dict))
+    assert ended["at_least"]["seconds"] >= 0.05
+    assert "seconds" not in ended
+
+
+def test_the_truth_of_a_case_is_computed_once_for_all_its_contenders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operation, case = OPERATIONS["causal_conv1d"], small("causal_conv1d")
+    by_name = {c.name: c for c in operation.contenders(case)}
+    point.measure(operation, by_name["torch"], case, budget=0.01, seconds=60, truths=tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr(point, "reference", lambda *_: pytest.fail("computed again"))
+    point.measure(operation, by_name["naive"], case, budget=0.01, seconds=60, truths=tmp_path)
+    wrong = Contender("wrong", lambda i: operation.ours(i, "torch") * 1.01)
+    point.measure(operation, wrong, case, budget=0.01, seconds=60, truths=tmp_path)
+    gates = [json.loads(line)["gate"]["passed"] for line in capsys.readouterr().out.splitlines()]
+    assert gates == [True, True, False, False]
 
 
 def made_point(op: str, shape: str, length: int, seconds: float | None, **more: Any) -> dict[str, Any]:
@@ -200,6 +262,32 @@ def test_bars_are_ratios_against_the_best_of_each_kind() -> None:
     assert [(b.value, b.met) for b in found[:2]] == [(40.0, True), (2.0, False)]
     assert found[1].against == "b"
     assert [(b.value, b.met) for b in found[2:]] == [(None, None), (None, None), (2.0, True)]
+
+
+def test_a_run_that_was_ended_gives_a_lower_bound_and_never_a_figure() -> None:
+    ended = {"status": "over the time limit", "family": "step by step", "contender": "ref"}
+    points = [
+        made_point("selective_scan", "mamba1", 512, 0.1, default=True),
+        made_point("selective_scan", "mamba1", 512, 9.0, family="step by step", contender="ref"),
+        made_point("selective_scan", "mamba1", 1024, 0.2, default=True),
+        made_point("selective_scan", "mamba1", 1024, 40.0, family="step by step", contender="ref"),
+        made_point("selective_scan", "mamba1", 2048, 0.5, default=True),
+        made_point("selective_scan", "mamba1", 2048, None, **ended)
+        | {"forward_backward": {"at_least": {"seconds": 60.0, "cpu_seconds": 50.0}}},
+    ]
+    bound, exact, other = bars(points, {})
+    assert (bound.value, bound.at_least, bound.at_least_by_cpu_time, bound.met) == (None, 120, 100, True)
+    assert (exact.value, exact.met, exact.at_least) == (200, True, None)
+    assert "1024 tokens" in exact.what
+    assert (other.value, other.at_least, other.met) == (None, None, None)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table.promises([bound, exact]))
+    console.print(table.points("selective_scan", "mamba1", points[-2:]))
+    shown = console.export_text()
+    assert ">= 120 (did not finish in 60 s)" in shown
+    assert "> 60000" in shown
+    points[-1]["forward_backward"]["at_least"]["seconds"] = 5.0
+    assert bars(points, {})[0].met is None
 
 
 def test_conversion_ratios_compare_finished_rows_of_one_length() -> None:

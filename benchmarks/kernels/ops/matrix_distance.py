@@ -75,6 +75,7 @@ OPERATION = Operation(
         )
     ],
     work=work,
+    promised=(4096,),
     exact_length=512,
     keeps_float32=("log_a", "D"),
 )

@@ -106,6 +106,8 @@ OPERATION = Operation(
         *parallel_scan.contenders(),
     ],
     work=work,
+    promised=(2048,),
+    also=(512,),
     exact_length=256,
     keeps_float32=("A", "D", "dt_bias"),
     longest_naive=2048,

@@ -105,6 +105,8 @@ OPERATION = Operation(
         Contender("mamba-scan-lite", scan_lite.chunked, family="pure-PyTorch package", packages=("mamba_scan_lite",)),
     ],
     work=work,
+    promised=(2048,),
     exact_length=512,
     keeps_float32=("dt", "A"),
+    longest_naive=2048,
 )
