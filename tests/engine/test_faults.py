@@ -142,16 +142,84 @@ def test_missed_gate_is_exit_7_and_nothing_is_exported(tmp_path: Path, home: Pat
     assert not (tmp_path / "run" / "export").exists()
 
 
-def test_two_processes_equal_one(whole: Path, tmp_path: Path, home: Path) -> None:
+FLAT = (
+    "stages.local.until={plateau: {window: 3, change: 0.4}}",
+    "stages.local.checkpoint_every=2",
+    "stages.global.until={plateau: {window: 2, change: 0.1}}",
+)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """An undisturbed run whose two gradient stages end at a plateau."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    done = convert(out, *FLAT, home=home)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_plateau_ends_a_stage_and_is_told_everywhere(short: Path) -> None:
+    rows = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
+    log, page = ((short / name).read_text() for name in ("log.txt", "report.md"))
+    for folder, planned in (("02-local", 30), ("04-global", 15)):
+        summary = json.loads((short / "stages" / folder / "summary.json").read_text())
+        mine = [r for r in rows if r["stage"] == folder and "loss" in r]
+        taken = summary["steps"]
+        assert taken == len(mine) < planned
+        assert summary["ended"] == {"step": taken, "steps": planned, "units": taken * 16, "reason": "plateau"}
+        assert mine[-1]["lr"] < 0.5 * max(r["lr"] for r in mine)
+        assert rows[rows.index(mine[-1]) + 1]["planned_steps"] == planned
+        assert f"ended at step {taken} of {planned}: plateau" in log
+        assert f"{taken} of {planned} (plateau)" in page
+        assert (short / "stages" / folder / "checkpoints" / f"step-{taken}").is_dir()
+        assert summary["training"]["seconds"] > 0
+
+
+# Moments of the two plateau stages: before and at the plateaus, while the rate falls, at the borders.
+@pytest.mark.parametrize(
+    "call", [pytest.param(m, marks=[] if m in (28, 40) else [pytest.mark.slow]) for m in (12, 22, 28, 40, 46, 52, 58)]
+)
+def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
+    call: int, short: Path, tmp_path: Path, home: Path
+) -> None:
+    out = tmp_path / "run"
+    assert convert(out, *FLAT, home=home, sabotage=f"kill@{call}").returncode == -9
+    resumed = convert(out, "--resume", home=home)
+    assert resumed.returncode == 0, resumed.stderr
+    assert student(out) == student(short)
+    assert (out / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
+
+
+def test_spent_seconds_end_a_stage_also_across_a_resume(tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    long = ("stages.local.units=32_000_000", "stages.local.until.seconds=4", "stages.local.log_every=1000000")
+    assert convert(out, *long, home=home, sabotage="term@20").returncode == 130
+    newest = max((out / "stages" / "02-local" / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    state = json.loads((newest / "state.json").read_text())
+    assert 0 < state["training"]["seconds"] < 4
+    resumed = convert(out, "--resume", home=home)
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads((out / "stages" / "02-local" / "summary.json").read_text())
+    assert summary["ended"]["reason"] == "time"
+    assert 4 <= summary["training"]["seconds"] < 8
+
+
+def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Path) -> None:
+    failed = convert(tmp_path / "run", "stages.fit.until.seconds=1", home=home)
+    assert failed.returncode == 2
+    assert "stages.fit.until" in failed.stderr
+
+
+def test_two_processes_equal_one(whole: Path, short: Path, tmp_path: Path, home: Path) -> None:
     from safetensors.torch import load_file
 
     torchrun = shutil.which("torchrun") or str(Path(sys.executable).with_name("torchrun"))
     env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "XARCH_DISABLE_PLUGINS": "hf,text,mohawk"}
-    for sharding in ("replicate", "fsdp2"):
+    for sharding, same, more in (("replicate", short, FLAT), ("fsdp2", whole, ())):
         out = tmp_path / sharding
-        command = [torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out)]
+        command = [torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out), *more]
         done = subprocess.run([*command, f"runtime.sharding={sharding}"], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        one, two = (load_file(r / "student" / "model.safetensors") for r in (whole, out))
+        one, two = (load_file(r / "student" / "model.safetensors") for r in (same, out))
         for name in one:
             assert (one[name] - two[name]).abs().max() < 1e-4, (sharding, name)

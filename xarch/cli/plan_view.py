@@ -13,6 +13,7 @@ from xarch.config.provenance import DEFAULT
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xarch.config.schema import Until
     from xarch.planning.plan import Plan, PlannedMatch, PlannedStage
 
 
@@ -79,7 +80,10 @@ def _stage(s: PlannedStage) -> list[str]:
     return [
         str(s.index),
         s.name,
-        kind + (f", {s.passes} passes" if s.passes > 1 else "") + (", teacher cached" if s.cache.use else ""),
+        kind
+        + (f", {s.passes} passes" if s.passes > 1 else "")
+        + (", teacher cached" if s.cache.use else "")
+        + _until(s.config.until),
         _matches(s.matches),
         trained,
         count(s.units),
@@ -87,6 +91,14 @@ def _stage(s: PlannedStage) -> list[str]:
         size(s.memory_bytes),
         duration(s.seconds),
     ]
+
+
+def _until(until: Until | None) -> str:
+    """``, until plateau or 20 s``."""
+    if until is None:
+        return ""
+    ends = [*(["plateau"] if until.plateau else []), *([duration(until.seconds)] if until.seconds else [])]
+    return f", until {' or '.join(ends)}"
 
 
 def _matches(matches: list[PlannedMatch]) -> str:

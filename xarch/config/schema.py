@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = str
 
@@ -44,7 +44,7 @@ class Optimiser(Model):
     clip: float = Field(1.0, ge=0, description="largest gradient norm (per site in a local stage); 0 = off")
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps that warm up linearly from 0")
-    decay: float = Field(0.3, ge=0, le=1, description="fraction of the steps that decay (wsd only)")
+    decay: float = Field(0.3, ge=0, le=1, description="fraction of the steps that decay (wsd; `until`: cosine too)")
     final: float = Field(0.0, ge=0, description="learning rate at the end, as a fraction of the peak")
 
 
@@ -62,6 +62,26 @@ class Validation(Model):
     keep: Literal["last", "better"] = Field("better", description="`better`: undo the stage if the loss rose")
 
 
+class Plateau(Model):
+    """The loss no longer changes: its means over two windows in a row differ by little."""
+
+    window: int = Field(100, ge=1, description="optimiser steps in a window")
+    change: float = Field(0.01, gt=0, lt=1, description="relative change from window to window below which it is flat")
+
+
+class Until(Model):
+    """What ends a gradient stage before its budget is read; what is left of the budget is saved."""
+
+    plateau: Plateau | None = Field(None, description="of the loss, e.g. {window: 100, change: 0.01}; then lr decays")
+    seconds: float | None = Field(None, gt=0, description="of training; schedules are fitted to them; not repeatable")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Until:
+        if self.plateau is None and self.seconds is None:
+            raise ValueError("give `plateau`, `seconds` or both")
+        return self
+
+
 class Stage(Model):
     """One step of the way from teacher to student."""
 
@@ -74,6 +94,7 @@ class Stage(Model):
     trains: dict[str, Group] = Field(default_factory=dict, description="parameter group -> how it trains")
     share: float | None = Field(None, ge=0, description="share of the run's budget")
     units: int | None = Field(None, ge=0, description="tokens, images or rays; overrides `share`")
+    until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
     passes: int = Field(1, ge=1, description="how often the same units are read; they count once per pass")
     batch: int = Field(1, ge=1, description="samples per optimiser step")
     micro_batch: int | None = Field(None, ge=1, description="samples per forward; default the whole batch")

@@ -12,6 +12,23 @@ from xarch.contracts.data import BatchStream
 from xarch.contracts.model import Student, Teacher
 
 
+@dataclass(frozen=True)
+class EarlyEnd:
+    """A stage that ended before its budget was read.
+
+    Attributes:
+        step: optimiser steps it took.
+        steps: optimiser steps of the plan.
+        units: tokens, images or rays it read.
+        reason: "plateau" or "time".
+    """
+
+    step: int
+    steps: int
+    units: int
+    reason: str
+
+
 @dataclass
 class StageOutcome:
     """What a finished stage leaves behind.
@@ -20,11 +37,15 @@ class StageOutcome:
         metrics: figures for the report (``{"kl": 0.08}``).
         decisions: JSON facts that change the student's structure, handed to ``Student.decide`` and saved with it.
         tables: named per-site figures, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
+        ended: if it ended early, where and why.
+        training: seconds of its optimiser steps, ``seconds`` on the clock and ``cpu_seconds``.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, float]] = field(default_factory=dict)
+    ended: EarlyEnd | None = None
+    training: dict[str, float] = field(default_factory=dict)
 
 
 class StageContext(ABC):

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
-from xarch.contracts.stage import StageContext, StageKind, StageOutcome
+from xarch.contracts.stage import EarlyEnd, StageContext, StageKind, StageOutcome
 from xarch.engine.context import EngineContext
+from xarch.engine.ending import Ending
 from xarch.engine.guards import finite, first_nonfinite_gradient, first_nonfinite_module
 from xarch.engine.local import SiteWalk
 from xarch.engine.oom import is_out_of_memory, release_memory
 from xarch.engine.schedule import lr_factor
 from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.terms import StepFigures, Term, build_terms, objective_modules, weights_at
 from xarch.engine.trainable import Trainable, select
 from xarch.errors import DivergedError, Interrupted, OutOfMemoryError
@@ -56,6 +58,9 @@ class GradientStage:
         self.sites = list(self.by_site) if self.local else []
         self.micro_batch = self.stage.micro_batch or max(1, math.ceil(context.planned.batch / context.ranks.world))
         self.steps = context.planned.steps
+        self.ending = Ending(self.stage.until, self.steps, self.stage.optimiser)
+        self.watch = Stopwatch()
+        self.trained = Spent()
         self.units = 0
         self.lr_scale = 1.0
         self.oom_retries = 0
@@ -78,7 +83,8 @@ class GradientStage:
         figures: dict[str, float] = {}
         step = first
         per_pass = self.steps // self.stage.passes
-        while step < self.steps:
+        self.watch = Stopwatch(self.trained)
+        while not self.ending.over:
             if step % per_pass == 0 and step > 0:
                 stream.load_state_dict(stream_start)
             batch = next(stream)
@@ -92,18 +98,21 @@ class GradientStage:
                 continue
             step += 1
             self.units += batch.units
-            if step % self.stage.log_every == 0 or step == self.steps:
+            self._follow(figures["loss"])
+            over = self.ending.over
+            if step % self.stage.log_every == 0 or over:
                 context.metrics.row(context.planned.folder, step, figures, self.units)
                 if context.ranks.main:
                     context.on_step(step, figures)
-            context.reporter.step(step, self.steps, figures, batch.units)
+            context.reporter.step(step, self.ending.end, figures, batch.units)
             stopping = context.ranks.any(context.stop.received is not None)
-            if step < self.steps and (step % self.stage.checkpoint_every == 0 or stopping):
+            if not over and (step % self.stage.checkpoint_every == 0 or stopping):
                 self._save(step, stream)
-            if stopping and step < self.steps:
+            if stopping and not over:
                 raise Interrupted(
                     f"stopped by {context.stop.received or 'another process'} after step {step} of stage {context.name}"
                 )
+        training, ended = self.watch.spent.rounded(), self._early_end()
         if checks and before is not None:
             after = self._evaluate(checks)
             kept = "after"
@@ -115,7 +124,32 @@ class GradientStage:
                     "its changes were undone"
                 )
             validation = {"before": before, "after": after, "kept": kept}
-        return self._finish(figures, validation)
+        outcome = self._finish(figures, validation)
+        outcome.training, outcome.ended = training, ended
+        return outcome
+
+    def _follow(self, loss: float) -> None:
+        """Tell the ending of a step; where it may decide, every process hears the figures of the main one."""
+        context, falling = self.context, self.ending.falling
+        figures = {"loss": loss, "seconds": self.watch.spent.seconds}
+        if self.stage.until is not None and context.ranks.world > 1:
+            figures = context.ranks.sum_dict({k: v * context.ranks.main for k, v in figures.items()})
+        self.ending.see(figures["loss"], figures["seconds"])
+        if self.ending.falling and not falling and not self.ending.over:
+            before, after = self.ending.means
+            context.say(
+                f"stage {context.name}: the loss is on a plateau at step {self.ending.done} of {self.steps} "
+                f"({before:.5g}, then {after:.5g}); the learning rate falls until step {self.ending.end}"
+            )
+
+    def _early_end(self) -> EarlyEnd | None:
+        """Where and why the stage ended before its budget was read, told once."""
+        ending, context = self.ending, self.context
+        if not ending.reason:
+            return None
+        context.say(f"stage {context.name} ended at step {ending.done} of {self.steps}: {ending.reason}")
+        context.metrics.row(context.planned.folder, ending.done, {"ended_early": 1.0, "planned_steps": self.steps})
+        return EarlyEnd(ending.done, self.steps, self.units, ending.reason)
 
     def _finish(self, figures: Mapping[str, float], validation: Mapping[str, Any]) -> StageOutcome:
         context = self.context
@@ -181,7 +215,7 @@ class GradientStage:
             with torch.no_grad():
                 batch = self.student.prepare(batch, context.teacher, context.name, step)
         mine = context.ranks.slice(batch)
-        weights = weights_at(self.terms, step, self.steps)
+        weights = weights_at(self.terms, self.ending.position, self.steps)
         denominators = self._denominators(mine)
         figures = StepFigures()
         for part in mine.split(math.ceil(len(mine) / self.micro_batch)):
@@ -192,7 +226,8 @@ class GradientStage:
         self._check(row["loss"], None, batch, step)
         norm = self.trainable.clip(self.sites, self.stage.optimiser.clip)
         self._check(row["loss"], norm, batch, step)
-        lr = self.stage.optimiser.lr * lr_factor(step, self.steps, self.stage.optimiser) * self.lr_scale
+        factor = lr_factor(self.ending.lr_position, self.steps, self.stage.optimiser)
+        lr = self.stage.optimiser.lr * factor * self.lr_scale
         self.trainable.step(lr)
         self.trainable.zero_grad()
         for term in self.terms:
@@ -348,6 +383,8 @@ class GradientStage:
                     "lr_scale": self.lr_scale,
                     "metrics_size": context.metrics.size(),
                     "validation_before": self._validation_before,
+                    "ending": self.ending.state_dict(),
+                    "training": vars(self.watch.spent),
                 },
             )
         context.ranks.barrier()
@@ -368,6 +405,8 @@ class GradientStage:
         self.micro_batch = found.state["micro_batch"]
         self.lr_scale = found.state["lr_scale"]
         self._validation_before = found.state["validation_before"]
+        self.trained = Spent(**found.state["training"])
+        self.ending.load_state_dict(found.state["ending"], self.trained.seconds)
         self.context.metrics.cut(found.state["metrics_size"])
         self.context.say(f"stage {self.context.name} goes on from step {found.step}")
         return found.step
@@ -377,6 +416,7 @@ class GradientStage:
         if step == 0:
             self._restore(start)
             stream.load_state_dict(stream_start)
+            self.ending.forget()
             self.units = 0
         self.lr_scale = 0.5
         return step

@@ -112,12 +112,16 @@ class StageRunner:
         state = c.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        ended = outcome.ended
+        taken = ended.step if ended else planned.steps
         summary = {
             "name": planned.name,
             "kind": planned.kind,
             "seconds": round(time.monotonic() - started, 3),
-            "units": planned.units,
-            "steps": planned.steps,
+            "training": outcome.training,
+            "units": ended.units if ended else planned.units,
+            "steps": taken,
+            "ended": vars(ended) if ended else None,
             "changed_tensors": len(changed),
             "metrics": outcome.metrics,
             "tables": outcome.tables,
@@ -128,7 +132,7 @@ class StageRunner:
         self._metrics_end = c.metrics.size()
         if c.ranks.main:
             checkpoints.save(
-                planned.steps,
+                taken,
                 model=changed,
                 trainer={},
                 final=True,

@@ -89,6 +89,6 @@ def objective_modules(terms: Sequence[Term]) -> nn.ModuleList:
     return nn.ModuleList([t.objective for t in terms])
 
 
-def weights_at(terms: Sequence[Term], step: int, steps: int) -> list[float]:
+def weights_at(terms: Sequence[Term], step: float, steps: int) -> list[float]:
     """Match weights at a step."""
     return [match_weight(t.pair.match.weight, step, steps) for t in terms]

@@ -247,6 +247,8 @@ class _Stages:
                 known = ", ".join(sorted(self.student.param_groups()))
                 raise UsageError(f"stages.{name}.trains: the student has no group {unknown[0]!r}", f"groups: {known}")
             trained = estimate.trained_parameters(self.student, stage.trains)
+        elif stage.until is not None:
+            raise UsageError(f"stages.{name}.until: only a gradient stage can end early, this one is {stage.kind}")
         units = self._units(name, stage, kind, each)
         if self.config.tiny:
             batch = min(batch, 2)

@@ -80,7 +80,7 @@ def _method(files: RunFiles) -> list[str]:
     plan, unit = files.plan, str(dig(files.plan, "unit", default="unit"))
     stages = [
         f"1. {escape(str(s.get('name')))} ({escape(str(s.get('kind')))}, {escape(str(s.get('scope')))}): "
-        f"{count(s.get('units'))} {escape(unit)}s"
+        f"{count(files.stages[str(s.get('folder'))].get('units', s.get('units')))} {escape(unit)}s"
         for s in rows_of(plan, "stages")
         if s.get("folder") in files.stages
     ]

@@ -66,7 +66,7 @@ def _stages(files: RunFiles) -> Table:
                 _matches(stage),
                 ", ".join(f"{k} ({count(v)})" for k, v in trained.items()) or "–",
                 count(stage.get("units")),
-                number(stage.get("steps")),
+                _steps(stage, summary),
                 size(stage.get("memory_bytes")),
                 duration(stage.get("seconds")),
                 duration(took) if took is not None else Cell("not run", "quiet"),
@@ -74,6 +74,13 @@ def _stages(files: RunFiles) -> Table:
         )
     head = ["#", "stage", "kind, scope", "matches", "trains", f"{unit}s", "steps", "memory", "planned", "took"]
     return Table(head, rows, "rllllrrrrr", "Planned memory and time are estimates.")
+
+
+def _steps(stage: dict[str, Any], summary: dict[str, Any]) -> str:
+    """``212 of 620 (plateau)`` for a stage that ended early."""
+    ended = table_of(summary, "ended")
+    planned = number(stage.get("steps"))
+    return f"{number(ended.get('step'))} of {planned} ({ended.get('reason')})" if ended else planned
 
 
 def _matches(stage: dict[str, Any]) -> str:

@@ -53,7 +53,9 @@ def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
         return None
     first, last = losses[0][1], losses[-1][1]
     text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at the last of {len(losses)}."
-    return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}")
+    ended = table_of(files.stages.get(folder), "ended")
+    early = f"; ended at step {number(ended.get('step'))} of {number(ended.get('steps'))}: {ended.get('reason')}"
+    return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}{early if ended else ''}")
 
 
 def _validation(folder: str, summary: dict[str, object]) -> list[list[str | Cell]]:

@@ -1,0 +1,55 @@
+"""Seconds of training, without what is measured in between; they go on after a resume."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and CPU seconds of this process with all its threads."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def rounded(self) -> dict[str, float]:
+        """For a file."""
+        return {"seconds": round(self.seconds, 3), "cpu_seconds": round(self.cpu_seconds, 3)}
+
+
+class Stopwatch:
+    """Runs from its making on.
+
+    Args:
+        before: what was spent already, by an interrupted process.
+    """
+
+    def __init__(self, before: Spent | None = None) -> None:
+        self._before = before or Spent()
+        self._start = _now()
+
+    @property
+    def spent(self) -> Spent:
+        """Until now."""
+        now = _now()
+        since = Spent(now.seconds - self._start.seconds, now.cpu_seconds - self._start.cpu_seconds)
+        return self._before + since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        self._before = self.spent
+        try:
+            yield
+        finally:
+            self._start = _now()
+
+
+def _now() -> Spent:
+    return Spent(time.monotonic(), time.process_time())
