@@ -45,6 +45,8 @@ _PUBLIC = {
     "ExportGraph": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
+    # commands of plugins
+    "write_document": "xarch.cli.stdout",
     # files
     "cache_dir": "xarch.store.home",
     "file_digest": "xarch.store.digest",
@@ -77,6 +79,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from xarch.api import convert, export, load, plan
+    from xarch.cli.stdout import write_document
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider

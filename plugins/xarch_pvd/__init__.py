@@ -50,7 +50,8 @@ def xarch_report_sections(run: Any) -> list[dict[str, str]]:
 
 @hookimpl
 def xarch_commands(group: Any) -> None:
-    """``xarch pvd train``."""
-    from xarch_pvd.commands import train
+    """``xarch pvd train``, ``save`` and ``render``."""
+    from xarch_pvd import commands
 
-    group.add_command(train)
+    for name in commands.__all__:
+        group.add_command(getattr(commands, name))

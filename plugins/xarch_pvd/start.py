@@ -7,17 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xarch import Coverage
-from xarch.families.field import RadianceField, spherical_harmonics
-from xarch.families.field import occupancy as occupancies
+from xarch.families.field import RadianceField
 from xarch.families.field.facts import FieldFacts
 from xarch.families.field.model import FieldStudent, FieldTeacher
+from xarch_pvd.baking import bake
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.representations.voxel_field import VoxelField
-
-DIRECTIONS = 16
-"""Directions in which a colour is looked at to fit spherical harmonics (at least degree²)."""
-CHUNK = 1 << 15
-COLOUR_LIMIT = 1e-3
 
 
 def planned_start(facts: FieldFacts, student: FieldStudent, arch: str) -> Coverage:
@@ -50,36 +45,8 @@ def start(teacher: FieldTeacher, student: FieldStudent, arch: str) -> Coverage:
             elif name not in done.mapped:
                 parameter.copy_(values[name])
     if isinstance(field, VoxelField) and done.mapped:
-        bake(teacher, field)
+        bake(teacher.field, field)
     return done
-
-
-def bake(teacher: FieldTeacher, voxels: VoxelField) -> None:
-    """Fill a volume with the teacher's values at its vertices; no training.
-
-    Colours are looked at in fixed directions and fitted by least squares before the sigmoid. Vertices outside the
-    occupied cells (dilated once) get the lowest density.
-    """
-    low, high = voxels.sigma_clip
-    grid = occupancies.dilate(voxels.occupancy)
-    axes = [torch.linspace(0, 1, size, device=voxels.volume.device) for size in voxels.volume.shape[:3]]
-    u_N3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
-    inside = occupancies.lookup(grid, u_N3).nonzero()[:, 0]
-    dirs = _sphere(max(DIRECTIONS, 2 * voxels.degree**2)).to(u_N3.device)
-    fit_KM = torch.linalg.pinv(spherical_harmonics(dirs, voxels.degree))
-    with torch.no_grad():
-        flat = torch.zeros_like(voxels.volume).flatten(0, 2)
-        flat[:, 0] = low
-        for rows in inside.split(CHUNK):
-            x_N3 = voxels.to_world(u_N3[rows])
-            # A feature is the same in every direction: it is asked for once.
-            source = teacher.field.block1(x_N3) if teacher.field.has_feature else x_N3
-            raw_N = source[:, 0] if teacher.field.has_feature else teacher.field.sigma_raw(x_N3)
-            flat[rows, 0] = raw_N.clamp(low, high)
-            colours = [teacher.field.colour(source, d.expand(len(rows), 3)) for d in dirs]
-            logits_MN3 = torch.logit(torch.stack(colours).clamp(COLOUR_LIMIT, 1 - COLOUR_LIMIT))
-            flat[rows, 1:] = torch.einsum("km,mnc->nck", fit_KM, logits_MN3).flatten(1)
-        voxels.volume.copy_(flat.view(voxels.volume.shape))
 
 
 def resampled(grid: Tensor, shape: torch.Size) -> Tensor:
@@ -116,12 +83,3 @@ def _full_names(field: RadianceField, block: dict[str, Tensor]) -> dict[str, Ten
     """The names of a block's tensors in the whole field."""
     names = {id(p): n for n, p in field.named_parameters()}
     return {names[id(t)]: t for t in block.values()}
-
-
-def _sphere(count: int) -> Tensor:
-    """Even directions on the sphere [count, 3] (a Fibonacci spiral)."""
-    place = torch.arange(count) + 0.5
-    z = 1 - 2 * place / count
-    around = torch.pi * (1 + 5**0.5) * place
-    ring = (1 - z * z).sqrt()
-    return torch.stack((ring * torch.cos(around), ring * torch.sin(around), z), dim=-1)

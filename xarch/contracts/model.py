@@ -138,6 +138,10 @@ class Student(TapModel):
         if decisions:
             raise ValueError(f"{type(self).__name__} takes no decisions, got {sorted(decisions)}")
 
+    def facts_as_teacher(self) -> Any:
+        """Facts of this model when it is the teacher of another conversion; by default those it was built from."""
+        return self.facts
+
     def shard_units(self) -> Iterable[nn.Module]:
         """Modules that are sharded one by one when the student does not fit one device."""
         return ()

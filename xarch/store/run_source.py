@@ -27,6 +27,7 @@ class RunSource(SourceAdapter):
         target = resolve_target(registry, f"{config['plugin']}:{config['target']}", config["options"])
         facts = target.adapter.Facts.from_json(config["facts"])
         student = target.adapter.build(facts, target.options, config["decisions"], device=torch.device("meta"))
+        facts = student.facts_as_teacher()
         _refuse_incomplete(ref, student, facts)
         weights = folder / "model.safetensors"
         return SourceInfo(

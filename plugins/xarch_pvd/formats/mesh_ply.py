@@ -42,7 +42,7 @@ def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 1
     if not float(volume.min()) < level < float(volume.max()):
         raise UsageError(
             f"densities reach from {float(volume.min()):.3g} to {float(volume.max()):.3g}, none crosses {level:.3g}",
-            "choose a level between them",
+            f"choose a level between them, such as {float(volume.max()) / 2:.3g} (--level)",
         )
     # A surface that runs out of the box would stay open; empty space around closes it.
     padded = torch.nn.functional.pad(volume, (1,) * 6)

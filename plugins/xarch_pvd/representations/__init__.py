@@ -58,6 +58,7 @@ def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
         raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(FIELDS)}")
     kind: Any = FIELDS[arch]
     field: RadianceField = kind(options, **common)
+    field.options = options.model_dump(mode="json")
     return field
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,8 +56,10 @@ def from_file(record: FieldFile) -> RadianceField:
     return field
 
 
-def to_file(field: RadianceField, options: dict[str, Any], details: dict[str, Any] | None = None) -> FieldFile:
-    """The record of a module; ``options`` are those it was built with."""
+def to_file(
+    field: RadianceField, options: Mapping[str, Any] | None = None, details: dict[str, Any] | None = None
+) -> FieldFile:
+    """The record of a module; ``options`` are by default those it was built with."""
     tensors = {k: v.detach().cpu() for k, v in field.named_parameters()}
     if isinstance(field, FactorField):
         tensors = _split(tensors, field.split)
@@ -66,7 +69,7 @@ def to_file(field: RadianceField, options: dict[str, Any], details: dict[str, An
     background = field.background
     return FieldFile(
         arch=field.arch,
-        options=options,
+        options=dict(field.options if options is None else options),
         tensors=tensors,
         aabb=(low[0], low[1], low[2], high[0], high[1], high[2]),
         warp=field.warp,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xarch.contracts.batch import Batch
@@ -14,6 +12,7 @@ from xarch.contracts.model import Sink, Teacher
 from xarch.contracts.tap import Tap
 from xarch.families.decoder.copying import attention_names
 from xarch.families.decoder.student import ATTENTION, DecoderStudent
+from xarch.families.digest import digest
 
 
 class StudentTeacher(Teacher):
@@ -34,7 +33,7 @@ class StudentTeacher(Teacher):
         self.student, self.facts, self.ref = student, student.facts, ref
         self.module = student.module.eval().requires_grad_(False)
         self._processor = processor
-        self.fingerprint = _digest(self.weights())
+        self.fingerprint = digest(self.weights())
 
     def taps(self) -> Mapping[str, Tap]:
         return self.student.taps()
@@ -55,13 +54,3 @@ class StudentTeacher(Teacher):
     def save_processor(self, folder: str) -> None:
         if self._processor is not None:
             self._processor.save_pretrained(folder)
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and values, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -9,7 +9,8 @@ Legend: N points, 3 = x, y, z (or r, g, b), H occupancy cells an axis.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,10 +37,12 @@ class RadianceField(nn.Module, ABC):
 
     Attributes:
         arch: name of the representation.
+        options: what the representation was built with, plain data; a file needs it beside the tensors.
         has_feature: whether block 1 and block 2 can be told apart.
     """
 
     arch: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
     has_feature: bool = True
     aabb: Tensor
     occupancy: Tensor

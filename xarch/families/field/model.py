@@ -9,6 +9,7 @@ Legend: N points, R rays, K samples on a ray.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Sink, Site, Student, TapModel, Teacher
 from xarch.contracts.tap import Tap
+from xarch.families.digest import digest
 from xarch.families.field.facts import FieldFacts, field_taps
 from xarch.families.field.field import RadianceField
 from xarch.families.field.rendering import ray_points, ray_weights
@@ -104,6 +106,16 @@ class FieldStudent(FieldModel, Student):
     def __init__(self, field: RadianceField, facts: FieldFacts, options: Any = None) -> None:
         super().__init__(field, facts)
         self.options = options
+
+    def facts_as_teacher(self) -> FieldFacts:
+        """Box and cameras of the scene as they are, with this field's own representation."""
+        field = self.field
+        return replace(self.facts, arch=field.arch, options=dict(field.options), feature=field.has_feature)
+
+    def as_teacher(self, *, ref: str, processor: Any = None) -> FieldTeacher:
+        """The finished student as the teacher of the next conversion; its parameters are frozen."""
+        field = self.field.eval().requires_grad_(False)
+        return FieldTeacher(field, self.facts_as_teacher(), ref=ref, fingerprint=digest(field.state_dict()))
 
     def sites(self) -> Mapping[str, Site]:
         return {}

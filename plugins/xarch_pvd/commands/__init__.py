@@ -1,0 +1,9 @@
+"""``xarch pvd ...``: one file a command."""
+
+from __future__ import annotations
+
+from xarch_pvd.commands.render import render
+from xarch_pvd.commands.save import save
+from xarch_pvd.commands.train import train
+
+__all__ = ["render", "save", "train"]

@@ -1,0 +1,52 @@
+"""``xarch pvd render``: a picture or a turn of a field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("field", metavar="FIELD_OR_RUN")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".png, or .gif for a turn")
+@click.option("--size", type=click.IntRange(1, 4096), help="pixels along the longer side [default: the field's own]")
+@click.option("--azimuth", type=float, default=45.0, show_default=True, help="degrees from +x towards +y")
+@click.option("--elevation", type=click.FloatRange(-89, 89), default=25.0, show_default=True, help="degrees")
+@click.option("--radius", type=click.FloatRange(0, min_open=True), help="camera distance [default: the field's own]")
+@click.option("--frames", type=click.IntRange(2, 360), default=24, show_default=True, help="pictures of a turn")
+@click.option("--samples", type=click.IntRange(8, 2048), default=192, show_default=True, help="steps along a ray")
+@click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+def render(
+    field: str,
+    out: Path,
+    size: int | None,
+    azimuth: float,
+    elevation: float,
+    radius: float | None,
+    frames: int,
+    samples: int,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Render a field: FIELD_OR_RUN is a file, `demo` or a run folder."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from xarch import write_document
+    from xarch_pvd.opened import field_of, open_field
+    from xarch_pvd.turntable import checked_out, orbit, pictures, write_pictures
+
+    turn = checked_out(out)
+    opened = open_field(field, allow_pickle=allow_pickle)
+    cameras = orbit(opened.views, azimuth, elevation, count=frames if turn else 1, size=size, radius=radius)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("rendering", total=len(cameras))
+        seen = list(bar.track(pictures(field_of(opened.record), cameras, samples), task_id=task, total=len(cameras)))
+    write_pictures(seen, out)
+    if as_json:
+        height, width = seen[0].shape[:2]
+        write_document({"file": str(out), "width": width, "height": height, "frames": len(seen)})
+    console.print(f"{out}: {len(seen)} pictures" if turn else str(out), highlight=False)

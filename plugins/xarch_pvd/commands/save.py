@@ -1,0 +1,73 @@
+"""``xarch pvd save``: a field into a file of another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("field", metavar="FIELD_OR_RUN")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="file to write")
+@click.option("--format", "named", help="xarch, torch-ngp, voxels, svox2 or mesh; told from the ending by default")
+@click.option(
+    "--resolution", type=click.IntRange(2, 1024), help="bake into voxels (or mesh) with so many samples [default: 128]"
+)
+@click.option("--degree", type=click.IntRange(1, 4), default=2, show_default=True, help="harmonics of baked colours")
+@click.option("--level", type=float, default=20.0, show_default=True, help="density at the surface of a mesh")
+@click.option("--linear", is_flag=True, help="voxels: density, not its logarithm")
+@click.option("--full", is_flag=True, help="voxels: float32, not float16")
+@click.option("--no-check", is_flag=True, help="do not read the file again to compare pictures")
+@click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+def save(
+    field: str,
+    out: Path,
+    named: str | None,
+    resolution: int | None,
+    degree: int,
+    level: float,
+    linear: bool,
+    full: bool,
+    no_check: bool,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Write a field for another program.
+
+    FIELD_OR_RUN is a file, `demo` or a run folder. By its ending OUT is a PVD or torch-ngp checkpoint (.pth), voxels
+    (.npz), a mesh (.ply) or xarch's own (.safetensors). What the format has no form for is baked into voxels first.
+    """
+    from rich.console import Console
+
+    from xarch import write_document
+    from xarch_pvd.opened import open_field
+    from xarch_pvd.saving import SavingOptions, format_of
+    from xarch_pvd.saving import save as write
+
+    kind = format_of(out, named)
+    options = SavingOptions(resolution, degree, level, not full, linear, not no_check)
+    console = Console(stderr=True)
+    with console.status(f"writing {out}"):
+        opened = open_field(field, allow_pickle=allow_pickle)
+        found = write(opened, out, kind, options)
+    if as_json:
+        write_document({"file": str(out), **found})
+    for line in lines(found, opened.record.arch, out):
+        console.print(line, highlight=False)
+
+
+def lines(found: dict[str, Any], arch: str, out: Path) -> list[str]:
+    """What a person wants to know about a written file."""
+    size = f"{found['bytes'] / 1e6:.1f} MB"
+    if found["format"] == "mesh":
+        return [f"{out}: mesh, {found['vertices']} vertices, {found['faces']} faces, {size}"]
+    told = [f"{out}: {found['format']}, {found['arch']}, {size}"]
+    if "psnr_baked" in found:
+        shape = " x ".join(map(str, found["resolution"]))
+        told.append(f"  baked from {arch} into {shape} voxels: {found['psnr_baked']:.1f} dB to the field")
+    if "psnr_read_again" in found:
+        told.append(f"  read again: {found['psnr_read_again']:.1f} dB to what was written")
+    return told
