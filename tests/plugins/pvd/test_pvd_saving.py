@@ -99,7 +99,9 @@ def test_a_finer_bake_is_closer(files: dict[str, Path]) -> None:
 
 
 def test_a_mesh(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = command(capsys, "pvd", "save", files["tensors"], "--out", tmp_path / "a.ply", "--resolution", "48", "--level", "1")
+    found = command(
+        capsys, "pvd", "save", files["tensors"], "--out", tmp_path / "a.ply", "--resolution", "48", "--level", "1"
+    )
     assert found["vertices"] > 500
     assert (tmp_path / "a.ply").read_bytes().startswith(b"ply\n")
 
