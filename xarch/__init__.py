@@ -43,6 +43,7 @@ _PUBLIC = {
     "StageContext": "xarch.contracts.stage",
     "StageOutcome": "xarch.contracts.stage",
     "ExportGraph": "xarch.contracts.export",
+    "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
     # commands of plugins
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider
-    from xarch.contracts.export import ExportGraph, ParityCase, Profile
+    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile
     from xarch.contracts.factored import AttentionFactors, FactoredLogits, SSDFactors
     from xarch.contracts.metric import Evaluation, Metric
     from xarch.contracts.model import Coverage, Site, Solver, Student, TapModel, Teacher

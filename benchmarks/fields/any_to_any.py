@@ -1,10 +1,11 @@
 """Every representation into every other: PSNR to the teacher and CPU seconds, one command.
 
-    python benchmarks/fields/any_to_any.py
+    python benchmarks/fields/any_to_any.py [--scene FOLDER]
 
-Teachers are trained from pictures of the procedural scene (their seconds are reported apart); each pair is a whole
-``xarch.convert`` without export. Rows are written as they are measured, and a run that was interrupted goes on. PSNR is
-that of whole held-out views against the teacher's renders, and against the scene itself (``psnr_truth``).
+Teachers are trained from pictures of the procedural scene, or of a folder of posed pictures (their seconds are reported
+apart); each pair is a whole ``xarch.convert`` without export. Rows are written as they are measured, and a run that was
+interrupted goes on. PSNR is that of whole held-out views against the teacher's renders, and against the pictures of the
+scene itself (``psnr_truth``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -19,25 +21,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import xarch
-from xarch.families.field import render
-from xarch.families.field.facts import ViewFacts
-from xarch_pvd import scene
-from xarch_pvd.field_file import save_field_file
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import to_file
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+import xarch  # noqa: E402
+from benchmarks.fields.pictures import Pictures, posed, procedural  # noqa: E402
+from xarch_pvd.field_file import save_field_file  # noqa: E402
+from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.representations.records import to_file  # noqa: E402
+from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_any_to_any.json"
 ARCHS = ("hash", "mlp", "vm", "cp", "tensors")
-VIEWS, TEST_VIEWS = 30, 4
 
 
 def main() -> None:
     """Train teachers, convert all pairs, print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64, help="picture side in pixels")
+    parser.add_argument("--scene", type=Path, help="folder of posed pictures in place of the procedural scene")
+    parser.add_argument("--size", type=int, default=64, help="picture side of the procedural scene in pixels")
     parser.add_argument("--steps", type=int, default=900, help="training steps of each teacher")
     parser.add_argument("--budget", type=float, default=1.0, help="multiple of each recipe's budget")
     parser.add_argument("--work", type=Path, default=Path("fields-any-to-any"), help="folder for teachers and runs")
@@ -48,11 +50,12 @@ def main() -> None:
     data = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"teachers": {}, "pairs": {}}
     data["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
     data["settings"] = {"size": arguments.size, "steps": arguments.steps, "budget": arguments.budget}
-    truth = [(c, scene.render_view(c)) for c in scene.random_cameras(TEST_VIEWS, arguments.size, _generator(1))]
+    pictures = posed(arguments.scene) if arguments.scene else procedural(arguments.size)
+    data["settings"]["scene"] = pictures.name
     for arch in ARCHS:
         file = arguments.work / f"{arch}.safetensors"
         if arch not in data["teachers"] or not file.is_file():
-            data["teachers"][arch] = teacher(arch, file, arguments.size, arguments.steps, truth)
+            data["teachers"][arch] = teacher(arch, file, arguments.steps, pictures)
             store(arguments.out, data)
     for source in ARCHS:
         for target in ARCHS:
@@ -60,28 +63,25 @@ def main() -> None:
             if name not in data["pairs"]:
                 file = arguments.work / f"{source}.safetensors"
                 run = arguments.work / f"{source}-{target}-{int(time.time())}"
-                data["pairs"][name] = convert(file, target, run, arguments.budget, truth)
+                data["pairs"][name] = convert(file, target, run, arguments.budget, pictures)
                 store(arguments.out, data)
                 print(name, data["pairs"][name], flush=True)
     show(data)
 
 
-def teacher(arch: str, file: Path, size: int, steps: int, truth: list) -> dict[str, float]:
+def teacher(arch: str, file: Path, steps: int, pictures: Pictures) -> dict[str, float]:
     """Train a field of the scene from its pictures."""
     torch.manual_seed(0)
-    cameras = scene.random_cameras(VIEWS, size, _generator(0))
-    pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
+    pixels = Pixels.of(pictures.cameras, pictures.picture)
     options = OPTIONS[arch].model_validate({})
-    field = build_field(arch, options, aabb=scene.BOX)
+    field = build_field(arch, options, aabb=pictures.box)
     settings = TrainingOptions(steps=steps, net_lr=4e-3 if arch == "mlp" else 2e-3)
     spent = train_field(field, pixels, settings)
-    radius = (scene.RADIUS, scene.RADIUS)
-    views = ViewFacts(width=size, height=size, focal=cameras[0].fx / size, radius=radius)
-    save_field_file(file, to_file(field, options.model_dump(mode="json")), views, {"steps": steps})
-    return {"cpu_seconds": round(spent, 1), "psnr_truth": round(against(field, truth), 2)}
+    save_field_file(file, to_file(field, options.model_dump(mode="json")), pictures.views, {"steps": steps})
+    return {"cpu_seconds": round(spent, 1), "psnr_truth": round(pictures.score(field), 2)}
 
 
-def convert(file: Path, target: str, run: Path, budget: float, truth: list) -> dict[str, float]:
+def convert(file: Path, target: str, run: Path, budget: float, pictures: Pictures) -> dict[str, float]:
     """One conversion; its CPU seconds are those of planning, start and stages."""
     recipe = "pvd-bake" if target == "tensors" else "pvd"
     overrides = {
@@ -104,20 +104,9 @@ def convert(file: Path, target: str, run: Path, budget: float, truth: list) -> d
     return {
         "cpu_seconds": round(spent, 1),
         "psnr_teacher": round(found["student"]["psnr_teacher"], 2),
-        "psnr_truth": round(against(student, truth), 2),
+        "psnr_truth": round(pictures.score(student), 2),
         "bytes": found["student"]["bytes"],
     }
-
-
-def against(field: torch.nn.Module, truth: list) -> float:
-    """Mean PSNR against the scene itself over white."""
-    values = []
-    with torch.no_grad():
-        for camera, picture in truth:
-            rgb = render(field, *camera.rays(), torch.ones(3))["rgb"].view(camera.height, camera.width, 3)
-            seen = picture[..., :3] * picture[..., 3:] + (1 - picture[..., 3:])
-            values.append(psnr(rgb.clamp(0, 1), seen))
-    return sum(values) / len(values)
 
 
 def show(data: dict) -> None:
@@ -136,10 +125,6 @@ def store(out: Path, data: dict) -> None:
     """Write what is measured so far."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 if __name__ == "__main__":

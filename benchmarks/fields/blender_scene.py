@@ -1,12 +1,14 @@
 """Render a scene of real meshes with Blender into the folder format of NeRF, for measurements on path-traced pictures.
 
-    pip install bpy                      # or: apt install blender
-    python benchmarks/fields/blender_scene.py OUT --views 40 --size 100
+    python -m venv blender-env && blender-env/bin/pip install bpy        # or: apt install blender
+    blender-env/bin/python benchmarks/fields/blender_scene.py OUT --views 50 --size 100
+    xarch pvd train OUT --out teacher.safetensors                        # in xarch's own environment
 
-Uses the module ``bpy`` where it can be imported, else the program ``blender``; without either it says so and ends
-with exit code 0, so that a list of benchmarks goes on. The scene: a monkey's head of glossy plastic, a
-coated ring and a metal cone on a wooden board, lit by an area lamp and a grey sky; transparent background. Cameras are
-those of the procedural scene: on the upper half of a sphere, looking at the origin.
+The file needs nothing of xarch: ``bpy`` wants one Python version and numpy below 2, so it gets an environment of its
+own. Uses the module ``bpy`` where it can be imported, else the program ``blender``; without either it says so and ends
+with exit code 0, so that a list of benchmarks goes on. The scene: a monkey's head of glossy plastic, a coated ring and
+a metal cone on a wooden board, lit by an area lamp and a grey sky; transparent background. Cameras are those of the
+procedural scene: on the upper half of a sphere, looking at the origin.
 """
 
 from __future__ import annotations
@@ -66,13 +68,13 @@ def build(bpy: Any) -> Any:
     head.modifiers["smooth"].render_levels = 2
     bpy.ops.object.shade_smooth()
     bpy.ops.mesh.primitive_torus_add(
-        major_radius=0.28, minor_radius=0.09, location=(0.5, -0.45, -0.36), major_segments=64, minor_segments=24
+        major_radius=0.28, minor_radius=0.09, location=(0.36, -0.36, -0.36), major_segments=64, minor_segments=24
     )
     bpy.context.object.data.materials.append(coated)
     bpy.ops.object.shade_smooth()
-    bpy.ops.mesh.primitive_cone_add(radius1=0.2, depth=0.6, location=(0.45, 0.5, -0.15), vertices=64)
+    bpy.ops.mesh.primitive_cone_add(radius1=0.2, depth=0.6, location=(0.45, 0.45, -0.15), vertices=64)
     bpy.context.object.data.materials.append(metal)
-    bpy.ops.mesh.primitive_cube_add(size=1, location=(0, 0, -0.5), scale=(1.6, 1.6, 0.1))
+    bpy.ops.mesh.primitive_cube_add(size=1, location=(0, 0, -0.5), scale=(1.5, 1.5, 0.1))
     bpy.context.object.data.materials.append(chequered(bpy))
     bpy.ops.object.light_add(type="AREA", location=(2, 1.2, 3.5))
     lamp = bpy.context.object
@@ -139,9 +141,9 @@ def render(out: Path, views: dict[str, int], size: int, samples: int, seed: int)
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--views", type=int, default=40, help="training views; a fifth as many are held out")
+    parser.add_argument("--views", type=int, default=50, help="training views; a fifth as many are held out")
     parser.add_argument("--size", type=int, default=100, help="side of the pictures in pixels")
-    parser.add_argument("--samples", type=int, default=32, help="paths a pixel")
+    parser.add_argument("--samples", type=int, default=64, help="paths a pixel")
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args(arguments)
     if importlib.util.find_spec("bpy") is None:

@@ -1,20 +1,18 @@
-"""The graphs a field leaves as, and their comparison on held-out views."""
+"""The graphs a field leaves as."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from xarch import Batch, ExportGraph, ParityCase, Profile, UsageError
+from xarch import ExportGraph, Profile, UsageError
 from xarch.families.field import PointsGraph, RaysGraph, example_points
 from xarch.families.field.model import FieldStudent
 
-POINTS = (2, 1, 257, 4096)
 RAYS = 1024
-"""Rays a call of the parity check; a picture is many calls."""
+"""Rays of a call with a profile of static shapes."""
 
 
 def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
@@ -78,42 +76,3 @@ def facts_of_use(student: FieldStudent) -> dict[str, Any]:
             "target": list(facts.views.target),
         },
     }
-
-
-def field_parity(
-    student: FieldStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch]
-) -> Iterable[ParityCase]:
-    """Random points of the box and whole held-out views."""
-    known = {g.name: g for g in graphs}
-    static = not known["points"].dynamic
-    fixed = len(known["points"].inputs["xyz"])
-    generator = torch.Generator().manual_seed(5)
-    for count in (fixed,) if static else POINTS:
-        xyz = student.field.to_world(torch.rand(count, 3, generator=generator))
-        dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-        expected = known["points"].module(xyz, dirs)
-        yield _case("points", {"points": count}, {"xyz": xyz, "dir": dirs}, ("sigma", "rgb"), expected)
-    size = len(known["rays"].inputs["origins"]) if static else RAYS
-    for batch in batches:
-        background = batch["background"][0]
-        for start in range(0, len(batch) - len(batch) % size if static else len(batch), size):
-            part = batch.narrow(start, min(start + size, len(batch)))
-            inputs = {"origins": part["origins"], "directions": part["dirs"], "background": background}
-            expected = known["rays"].module(*inputs.values())
-            yield _case("rays", {"rays": len(part)}, inputs, ("rgb", "depth", "acc"), expected)
-
-
-def _case(
-    graph: str,
-    shape: dict[str, int],
-    inputs: Mapping[str, torch.Tensor],
-    names: Sequence[str],
-    expected: Sequence[torch.Tensor],
-) -> ParityCase:
-    given = {k: v.numpy() for k, v in inputs.items()}
-
-    def drive(call: Any) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = call(graph, given)
-        return found
-
-    return ParityCase(graph, shape, drive, {n: v.numpy() for n, v in zip(names, expected, strict=True)})

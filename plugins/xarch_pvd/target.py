@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from xarch import Batch, Coverage, ExportGraph, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
 from xarch.families.field.facts import FieldFacts
 from xarch.families.field.model import FieldStudent, FieldTeacher
-from xarch_pvd.graphs import field_graphs, field_parity
+from xarch_pvd.graphs import field_graphs
+from xarch_pvd.parity import field_parity
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.start import planned_start, start
 
@@ -61,7 +62,7 @@ class FieldTarget(TargetAdapter):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
-        return field_parity(_own(student), graphs, batches)
+        return field_parity(_own(student), graphs, batches, profile)
 
 
 class HashTarget(FieldTarget):

@@ -34,7 +34,9 @@ def run(tmp_path: Path) -> Path:
     }
     put(path / "eval.json", evaluation)
     cases = [{"outputs": {"logits": {"rel_l2": 2e-6}}}, {"outputs": {"logits": {"rel_l2": 3e-5}}}]
-    parity = {"passed": True, "graphs": {"decode_1": {"cases": cases, "top1_agreement": 0.999}}}
+    measures = {"psnr": {"value": 71.25, "minimum": 60, "unit": "dB"}}
+    graph = {"cases": cases, "top1_agreement": 0.999, "measures": measures}
+    parity = {"passed": True, "graphs": {"decode_1": graph}}
     put(path / "export" / "cpu" / "parity.json", parity)
     put(path / "export" / "cpu" / "decode_1.onnx", "x" * 1500)
     put(path / "student" / "config.json", {"parameters": 12_345})
@@ -59,6 +61,8 @@ def test_a_finished_run(run: Path) -> None:
         "11.5 (lower is better)",
         "400",
         "3e-05, top-1 agreement 0.999",
+        "psnr, cpu decode_1",
+        "71.25 dB, wanted at least 60 dB",
         "1.5 kB",
         "12.3 k",
     ):

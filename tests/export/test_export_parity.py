@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from xarch.contracts.export import Call, ParityCase
+from xarch.contracts.export import Call, Measure, ParityCase
 from xarch.errors import ParityError
 from xarch.export.figures import distance, top1
 from xarch.export.parity import measure_parity, raise_unless_passed
@@ -74,6 +76,38 @@ def test_failures_name_output_figure_and_limit(
 def test_infinity_in_the_export(folder: Path) -> None:
     result = verdict(folder, case({"y": 2 * X}, x=np.where(X > 2, np.inf, X).astype(np.float32)))
     assert {f["figure"] for f in result["failures"]} == {"NaN or infinity in the export"}
+
+
+def spread(seen: Any, expected: Any) -> float:
+    return float(np.abs(seen["y"] - expected["y"]).max())
+
+
+def test_a_measure_is_reported_at_its_worst(folder: Path) -> None:
+    measures = (Measure("spread", spread, maximum=0.5, unit="m"),)
+    near = [replace(case({"y": 2 * X + off}), top1=None, rel_l2=1.0, measures=measures) for off in (0.25, 0.125)]
+    result = verdict(folder, *near)
+    assert result["passed"]
+    entry = result["graphs"]["double"]
+    assert entry["measures"]["spread"] == {"value": pytest.approx(0.25), "maximum": 0.5, "unit": "m"}
+    assert entry["cases"][2]["measures"]["spread"]["value"] == pytest.approx(0.125)
+    assert entry["cases"][0]["rel_l2_limit"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Measure("spread", spread, maximum=0.5, unit="m"),
+        Measure("spread", spread, minimum=1),
+        Measure("spread", lambda *_: float("nan")),
+    ],
+    ids=["above", "below", "no number"],
+)
+def test_a_measure_outside_its_limits_fails(measure: Measure, folder: Path) -> None:
+    result = verdict(folder, replace(case({"y": 2 * X + 0.6}), top1=None, rel_l2=9, measures=(measure,)))
+    assert [f["figure"] for f in result["failures"]] == ["spread", "spread"]
+    assert "NaN" not in json.dumps(result["graphs"])
+    with pytest.raises(ParityError, match=r"optimised\): spread is"):
+        raise_unless_passed(result, folder)
 
 
 def test_small_deviation_that_flips_the_best_class_fails(folder: Path) -> None:

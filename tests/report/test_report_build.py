@@ -87,6 +87,18 @@ def failed(run: RunDir, reason: str) -> RunDir:
     return run
 
 
+def test_measures_of_the_parity_gate_are_shown_with_their_limits(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    parity = make_parity()
+    parity["graphs"]["prefill_64"]["measures"]["psnr"]["value"] = 41.5
+    put(run.export_dir / "cpu" / "parity.json", parity)
+    built(run)
+    rows = [line.replace("\\", "") for line in run.report_md.read_text(encoding="utf-8").splitlines()]
+    assert "| ok | cpu | decode_1 | PSNR | 71.25 dB | ≥ 60 |" in rows
+    assert "| ok | cpu | decode_1 | word errors | 0.01250 | ≤ 0.05 |" in rows
+    assert "| missed | cpu | prefill_64 | PSNR | 41.50 dB | ≥ 60 |" in rows
+
+
 def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
     run = failed(make_run(tmp_path / "run"), "parity: graph 'decode_1': rel_l2 is 0.021, limit 0.0001")
     shutil.rmtree(run.bench_dir)

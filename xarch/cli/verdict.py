@@ -68,6 +68,7 @@ def _export(parity_file: Path) -> dict[str, Any]:
         "top1_agreement": [
             g["top1_agreement"] for g in parity["graphs"].values() if g.get("top1_agreement") is not None
         ],
+        "measures": {graph: g["measures"] for graph, g in parity["graphs"].items() if g.get("measures")},
         "files": {str(f): f.stat().st_size for f in files},
     }
 
@@ -127,7 +128,19 @@ def _parity_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
         text = f"largest relative error {worst:.2g}" if worst is not None else "no figures"
         if export["top1_agreement"]:
             text += f", top-1 agreement {min(export['top1_agreement']):.4g}"
-        yield ["passed" if export["passed"] else "failed", f"parity {target}", text]
+        state = "passed" if export["passed"] else "failed"
+        yield [state, f"parity {target}", text]
+        for graph, measures in export["measures"].items():
+            for name, entry in measures.items():
+                yield [state if export["passed"] else "", f"{name}, {target} {graph}", _measured(entry)]
+
+
+def _measured(entry: Mapping[str, Any]) -> str:
+    """A measure of the parity gate with its limits."""
+    unit = f" {entry['unit']}" if entry.get("unit") else ""
+    bounds = [f"{how} {entry[key]:g}" for key, how in (("minimum", "at least"), ("maximum", "at most")) if key in entry]
+    shown = "no number" if entry["value"] is None else f"{figure(entry['value'])}{unit}"
+    return shown + (f", wanted {' and '.join(bounds)}{unit}" if bounds else "")
 
 
 def _file_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:

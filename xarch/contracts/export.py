@@ -64,6 +64,30 @@ Call = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
 """Runs a graph by name on named inputs in the deployment runtime and returns its named outputs."""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a whole case, for what its outputs one by one do not say: PSNR of a picture, errors of a transcript.
+
+    Attributes:
+        name: e.g. "psnr".
+        value: (outputs seen, outputs expected) -> the figure.
+        minimum, maximum: limits of the gate; without either the figure is only reported.
+        unit: e.g. "dB".
+    """
+
+    name: str
+    value: Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], float]
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
+
+    def holds(self, figure: float) -> bool:
+        """Whether ``figure`` lies within the limits; NaN never does."""
+        above = self.minimum is None or figure >= self.minimum
+        below = self.maximum is None or figure <= self.maximum
+        return above and below and figure == figure
+
+
 @dataclass
 class ParityCase:
     """One comparison between the student in torch and its exported graphs in a runtime.
@@ -77,6 +101,8 @@ class ParityCase:
         drive: runs the graphs through a :data:`Call` and returns named outputs.
         expected: the student's own outputs under the same names.
         top1: name of an output whose last axis is a distribution; arg-max agreement is reported for it.
+        measures: further figures of the case, gated by limits of their own.
+        rel_l2: largest relative deviation of its outputs, in place of the limit that goes with the profile's dtype.
     """
 
     graph: str
@@ -84,3 +110,5 @@ class ParityCase:
     drive: Callable[[Call], dict[str, np.ndarray]]
     expected: dict[str, np.ndarray]
     top1: str | None = None
+    measures: Sequence[Measure] = ()
+    rel_l2: float | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xarch.contracts.export import ParityCase, Profile
+from xarch.contracts.export import Measure, ParityCase, Profile
 from xarch.errors import ParityError
 from xarch.export.figures import TIE_MARGIN, distance, top1
 from xarch.export.session import RuntimeFailure, Sessions
@@ -55,10 +55,8 @@ class Failure:
 
     def __str__(self) -> str:
         how = "optimised" if self.optimised else "unoptimised"
-        return (
-            f"graph {self.graph!r}, case {self.case} ({how}), output {self.output!r}: "
-            f"{self.figure} is {self.seen}, limit {self.limit}"
-        )
+        where = f"graph {self.graph!r}, case {self.case} ({how})" + (f", output {self.output!r}" if self.output else "")
+        return f"{where}: {self.figure} is {self.seen}, limit {self.limit}"
 
 
 class _Gate:
@@ -101,12 +99,25 @@ class _Gate:
             figures = distance(got, wanted)
             outputs[name] = asdict(figures)
             limit = self.limits.state if name.startswith("present_") else self.limits.output
+            limit = limit if case.rel_l2 is None else case.rel_l2
             if not figures.rel_l2 <= limit:
                 fail(name, "rel_l2", figures.rel_l2, limit)
         if case.top1 in outputs:
             counts = top1(seen[case.top1], case.expected[case.top1])
             self.rows[case.graph] = [a + b for a, b in zip(self.rows[case.graph], counts, strict=True)]
-        self.cases[case.graph].append({"shape": dict(case.shape), "optimised": optimised, "outputs": outputs})
+        entry: dict[str, Any] = {"shape": dict(case.shape), "optimised": optimised, "outputs": outputs}
+        if case.rel_l2 is not None:
+            entry["rel_l2_limit"] = case.rel_l2
+        if outputs.keys() == case.expected.keys():
+            measures = {}
+            for measure in case.measures:
+                figure = float(measure.value(seen, case.expected))
+                measures[measure.name] = _measured(measure, figure)
+                if not measure.holds(figure):
+                    fail("", measure.name, figure, _limit(measure))
+            if measures:
+                entry["measures"] = measures
+        self.cases[case.graph].append(entry)
 
     def result(self) -> dict[str, Any]:
         graphs: dict[str, Any] = {}
@@ -119,6 +130,9 @@ class _Gate:
                     Failure(name, {"rows": rows}, True, "arg-max", "top1_agreement", f"{share:.5f}", limit)
                 )
             graphs[name] = {"cases": cases, "top1_agreement": share, "rows": rows, "ties": ties}
+            measures = _worst(cases)
+            if measures:
+                graphs[name]["measures"] = measures
         return {
             "passed": not self.failures,
             "limits": {
@@ -130,6 +144,35 @@ class _Gate:
             "graphs": graphs,
             "failures": [asdict(f) for f in self.failures],
         }
+
+
+def _measured(measure: Measure, figure: float) -> dict[str, Any]:
+    """A measure's figure with its unit and limits, as ``parity.json`` holds it."""
+    limits = {"minimum": measure.minimum, "maximum": measure.maximum, "unit": measure.unit or None}
+    shown = figure if np.isfinite(figure) else None
+    return {"value": shown, **{k: v for k, v in limits.items() if v is not None}}
+
+
+def _limit(measure: Measure) -> str:
+    """The limits in words; a measure without any still has to be a number."""
+    unit = f" {measure.unit}" if measure.unit else ""
+    bounds = (("at least", measure.minimum), ("at most", measure.maximum))
+    return " and ".join(f"{how} {bound:g}{unit}" for how, bound in bounds if bound is not None) or "a number"
+
+
+def _worst(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Measure -> its entry in the case where it is worst: lowest where a minimum is asked for, else highest."""
+    worst: dict[str, Any] = {}
+    for case in cases:
+        for name, entry in case.get("measures", {}).items():
+            worst[name] = max(worst.get(name, entry), entry, key=_badness)
+    return worst
+
+
+def _badness(entry: dict[str, Any]) -> float:
+    if entry["value"] is None:
+        return float("inf")
+    return float(-entry["value"] if "minimum" in entry else entry["value"])
 
 
 def measure_parity(

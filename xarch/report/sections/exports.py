@@ -6,7 +6,7 @@ from typing import Any
 
 from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
 from xarch.report.files import RunFiles, dig, rows_of, table_of
-from xarch.report.wording import duration, number, size
+from xarch.report.wording import duration, number, size, words
 
 PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
 
@@ -14,6 +14,7 @@ PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
 def parity(files: RunFiles) -> Section | None:
     """The student in torch against its exported graphs, worst case of each graph."""
     rows: list[list[str | Cell]] = []
+    measured: list[list[str | Cell]] = []
     blocks: list[Block] = []
     for target, found in files.parity.items():
         limits = table_of(found, "limits")
@@ -35,13 +36,28 @@ def parity(files: RunFiles) -> Section | None:
                     number(share, 4),
                 ]
             )
+            measured += [_measured(target, graph, name, entry) for name, entry in table_of(result, "measures").items()]
         for failure in rows_of(found, "failures"):
             blocks.append(Text(f"{target}: {_failure(failure)}", "bad"))
     if not rows:
         return None
     head = ["", "target", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
     note = "Worst over all cases: real inputs, several lengths, optimised and unoptimised graphs."
-    return Section("Parity", [Table(head, rows, "lllrrrrr", note), *blocks])
+    tables: list[Block] = [Table(head, rows, "lllrrrrr", note)]
+    if measured:
+        note = "Figures of whole cases, the worst of each graph."
+        tables.append(Table(["", "target", "graph", "measure", "value", "limit"], measured, "llllrl", note))
+    return Section("Parity", [*tables, *blocks])
+
+
+def _measured(target: str, graph: str, name: str, entry: Any) -> list[str | Cell]:
+    value, unit = dig(entry, "value"), str(dig(entry, "unit", default=""))
+    low, high = dig(entry, "minimum"), dig(entry, "maximum")
+    kept = isinstance(value, int | float) and (low is None or value >= low) and (high is None or value <= high)
+    bounds = [f"{sign} {bound:g}" for sign, bound in (("≥", low), ("≤", high)) if isinstance(bound, int | float)]
+    mark = Cell("ok", "good") if kept else Cell("missed", "bad")
+    shown = f"{number(value, 4)} {unit}".rstrip()
+    return [mark if bounds else "", target, graph, words(name), shown, ", ".join(bounds) or "–"]
 
 
 def _limit(value: object) -> str:

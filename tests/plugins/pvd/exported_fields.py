@@ -1,0 +1,43 @@
+"""A small trained field as a student, and its export to a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_field import OPTIONS_OF, SIZE, trained
+
+from xarch.contracts.export import Profile
+from xarch.export.run import ExportResult, export_target
+from xarch.families.field.facts import FieldFacts, ViewFacts
+from xarch.families.field.model import FieldStudent
+from xarch.planning.resolve import resolve_target
+from xarch.plugins.loader import get_registry
+from xarch_pvd import scene
+from xarch_pvd.provider import picture_batch
+from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.views import fixed_cameras
+
+SAMPLES = 32
+
+
+def student_of(arch: str, **options: Any) -> FieldStudent:
+    """Its trained field; with options of its own an untrained one with the trained one's occupancy."""
+    views = ViewFacts(width=SIZE, height=SIZE, focal=1.39, radius=(scene.RADIUS, scene.RADIUS))
+    low, high = (tuple(corner) for corner in scene.BOX)
+    facts = FieldFacts(arch=arch, aabb=(low, high), samples=SAMPLES, views=views)
+    chosen = OPTIONS[arch].model_validate(options or OPTIONS_OF[arch])
+    torch.manual_seed(0)
+    grid = trained().occupancy
+    field = build_field(arch, chosen, aabb=scene.BOX, occupancy=grid) if options else trained(arch)
+    return FieldStudent(field.eval().requires_grad_(False), facts, chosen)
+
+
+def export(student: FieldStudent, profile: Profile, out: Path, **options: Any) -> ExportResult:
+    """Export it with two held-out views for the parity gate."""
+    adapter = resolve_target(get_registry(), student.field.arch, {}).adapter
+    views = [picture_batch(c, (1.0, 1.0, 1.0)) for c in fixed_cameras(student.facts.views, 2, "heldout")]
+    return export_target(
+        student, adapter, profile, options=options, batches=views, out=out, metadata={}, say=lambda line: None
+    )
