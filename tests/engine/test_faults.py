@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,9 @@ FLAT = (
     "stages.local.until={plateau: {window: 3, change: 0.4}}",
     "stages.local.checkpoint_every=2",
     "stages.global.until={plateau: {window: 2, change: 0.1}}",
+    "evaluate.curve={samples: 2, every: 4}",
 )
+UNTIMED = ("stage", "step", "units", "student")
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,36 @@ def test_a_plateau_ends_a_stage_and_is_told_everywhere(short: Path) -> None:
         assert summary["training"]["seconds"] > 0
 
 
+def curve(out: Path) -> list[dict[str, Any]]:
+    """The rows of curve.jsonl without what a clock decides."""
+    rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    seconds = [r["seconds"] for r in rows]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > seconds[0] > 0
+    return [{k: r[k] for k in UNTIMED} for r in rows]
+
+
+def test_a_curve_has_a_row_at_the_start_on_the_way_and_after_every_stage(short: Path) -> None:
+    rows = curve(short)
+    seen = [(r["stage"], r["step"]) for r in rows]
+    ends = {s.parent.name: json.loads(s.read_text())["steps"] for s in short.glob("stages/*/summary.json")}
+    assert seen[0] == ("start", 0)
+    assert set(ends.items()) <= set(seen)
+    local = [step for stage, step in seen if stage == "02-local"]
+    assert local == [*range(4, ends["02-local"], 4), ends["02-local"]]
+    assert rows[-1]["student"]["mse"] < rows[0]["student"]["mse"]
+    assert "Quality over time" in (short / "report.md").read_text()
+
+
+def test_a_curve_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    done = convert(out, "evaluate.curve={samples: 3, seconds: 0.05}", home=home)
+    assert done.returncode == 0, done.stderr
+    assert student(out) == student(whole)
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert len(curve(out)) > 5
+
+
 # Moments of the two plateau stages: before and at the plateaus, while the rate falls, at the borders.
 @pytest.mark.parametrize(
     "call", [pytest.param(m, marks=[] if m in (28, 40) else [pytest.mark.slow]) for m in (12, 22, 28, 40, 46, 52, 58)]
@@ -188,6 +221,7 @@ def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
     assert resumed.returncode == 0, resumed.stderr
     assert student(out) == student(short)
     assert (out / "metrics.jsonl").read_bytes() == (short / "metrics.jsonl").read_bytes()
+    assert curve(out) == curve(short)
 
 
 def test_spent_seconds_end_a_stage_also_across_a_resume(tmp_path: Path, home: Path) -> None:
@@ -210,16 +244,19 @@ def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Pat
     assert "stages.fit.until" in failed.stderr
 
 
-def test_two_processes_equal_one(whole: Path, short: Path, tmp_path: Path, home: Path) -> None:
+def test_two_processes_equal_one(short: Path, tmp_path: Path, home: Path) -> None:
     from safetensors.torch import load_file
 
     torchrun = shutil.which("torchrun") or str(Path(sys.executable).with_name("torchrun"))
     env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "XARCH_DISABLE_PLUGINS": "hf,text,mohawk"}
-    for sharding, same, more in (("replicate", short, FLAT), ("fsdp2", whole, ())):
+    for sharding in ("replicate", "fsdp2"):
         out = tmp_path / sharding
-        command = [torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out), *more]
+        command = [torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out), *FLAT]
         done = subprocess.run([*command, f"runtime.sharding={sharding}"], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        one, two = (load_file(r / "student" / "model.safetensors") for r in (same, out))
+        one, two = (load_file(r / "student" / "model.safetensors") for r in (short, out))
         for name in one:
             assert (one[name] - two[name]).abs().max() < 1e-4, (sharding, name)
+        for mine, theirs in zip(curve(out), curve(short), strict=True):
+            assert mine["student"]["mse"] == pytest.approx(theirs["student"]["mse"], rel=1e-2)
+            assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])

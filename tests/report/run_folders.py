@@ -120,6 +120,20 @@ def metrics_rows(seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def curve_rows() -> list[dict[str, Any]]:
+    """Perplexity comes down over the stages."""
+    marks = [("start", 0), ("01-init", 16), ("02-choose", 2), *(("03-hidden", s) for s in (25, 50, 75, 100))]
+    marks += [("04-logits", 25), ("04-logits", 50)]
+    rows = []
+    for i, (folder, step) in enumerate(marks):
+        figures = {"perplexity": 34 + 60 * math.exp(-i / 2), "kl": 0.11 + math.exp(-i / 2), "bytes": 7.0}
+        rows.append(
+            {"stage": folder, "step": step, "units": step * 2048, "seconds": 1.5 + 80.0 * i, "cpu_seconds": 150.0 * i,
+             "metric": "perplexity", "student": figures, "teacher": {"perplexity": 32.18}}
+        )  # fmt: skip
+    return rows
+
+
 def summaries() -> dict[str, dict[str, Any]]:
     draw = random.Random(1)
     kl = {
@@ -256,6 +270,7 @@ def make_run(root: Path, **plan_changes: Any) -> RunDir:
         {"state": "done", "reason": "", "resume": "", "seconds": 2210.4},
     )  # fmt: skip
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()), encoding="utf-8")
+    run.curve.write_text("".join(json.dumps(row) + "\n" for row in curve_rows()), encoding="utf-8")
     for folder, summary in summaries().items():
         put(run.stages_dir / folder / "summary.json", summary)
     put(

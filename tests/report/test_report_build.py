@@ -47,6 +47,7 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
         "1.23\u00a0% of 243 could not be used",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
+        "Of the way from 94.00 to 35.10: 50\u00a0% after 2\u00a0min 42\u00a0s, 90\u00a0% after 6\u00a0min 42\u00a0s",
         "Directory tree generator.",
     ):
         assert text in page.text, text
@@ -72,7 +73,7 @@ def test_pictures_follow_the_theme(tmp_path: Path) -> None:
     build_report(run)
     html = run.report_html.read_text(encoding="utf-8")
     svgs = html.split("<svg")[1:]
-    assert len(svgs) == 9
+    assert len(svgs) == 11
     defined = {line.split(":")[0].strip() for part in html.split("--")[1:] if ":" in (line := part[:20])}
     for svg in svgs:
         body = svg.split("</svg>")[0]
@@ -97,6 +98,28 @@ def test_measures_of_the_parity_gate_are_shown_with_their_limits(tmp_path: Path)
     assert "| ok | cpu | decode_1 | PSNR | 71.25 dB | ≥ 60 |" in rows
     assert "| ok | cpu | decode_1 | word errors | 0.01250 | ≤ 0.05 |" in rows
     assert "| missed | cpu | prefill_64 | PSNR | 41.50 dB | ≥ 60 |" in rows
+
+
+def test_a_curve_of_numbers_that_are_none_draws_what_it_can(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in run.curve.read_text().splitlines()]
+    rows[3]["seconds"] = rows[-1]["student"]["perplexity"] = float("nan")
+    rows[4]["seconds"] = None
+    run.curve.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    page = built(run)
+    assert page.headings == SHOWN
+    run.curve.write_text(json.dumps(rows[0]) + "\n")
+    assert "Quality over time" not in built(run).headings
+
+
+def test_a_stage_that_ended_early_says_where_and_why(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    file = run.stages_dir / "03-hidden" / "summary.json"
+    ended = {"step": 40, "steps": 100, "units": 81_920, "reason": "plateau"}
+    put(file, {**json.loads(file.read_text()), "steps": 40, "units": 81_920, "ended": ended})
+    page = built(run)
+    assert "40 of 100 (plateau)" in page.text
+    assert "ended at step 40 of 100: plateau" in page.text
 
 
 def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
@@ -186,6 +209,7 @@ PARTS = [
     "run.json",
     "status.json",
     "metrics.jsonl",
+    "curve.jsonl",
     "stages",
     "stages/02-choose",
     "stages/03-hidden/summary.json",
@@ -252,6 +276,8 @@ def test_no_content_of_the_files_can_break_the_report(tmp_path: Path, seed: int)
     run, draw = make_run(tmp_path / "run"), random.Random(seed)
     for path in run.path.rglob("*.json"):
         put(path, wrong(json.loads(path.read_text()), draw))
+    rows = [wrong(json.loads(line), draw) for line in run.curve.read_text().splitlines()]
+    run.curve.write_text("".join(json.dumps(r) + "\n" for r in rows))
     built(run)
 
 
@@ -298,6 +324,8 @@ def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -
     rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     spoiled = [{(k + text if "." in k else k): v for k, v in {**r, "stage": r["stage"] + text}.items()} for r in rows]
     run.metrics.write_text("".join(json.dumps(r) + "\n" for r in spoiled), encoding="utf-8")
+    rows = [spoil(json.loads(line)) for line in run.curve.read_text(encoding="utf-8").splitlines()]
+    run.curve.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     run.config.write_text(text, encoding="utf-8", errors="surrogatepass")
     page = built(run)
     assert run.report_html.read_text(encoding="utf-8").count("<h1") == 1

@@ -122,6 +122,14 @@ class Data(Model):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Curve(Model):
+    """The metric's figures on a few fixed held-out samples while the student trains; the seconds of it do not count."""
+
+    samples: int = Field(2, ge=1, description="held-out samples, the same at every point")
+    every: int = Field(100, ge=1, description="optimiser steps between points; every stage also ends with one")
+    seconds: float | None = Field(None, gt=0, description="training seconds between points; instead of `every`")
+
+
 class Evaluate(Model):
     """Held-out evaluation."""
 
@@ -130,6 +138,7 @@ class Evaluate(Model):
     batch: int = Field(2, ge=1)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
+    curve: Curve | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
 
 
 class Export(Model):

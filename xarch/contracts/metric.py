@@ -32,7 +32,10 @@ class Evaluation:
 
 
 class Metric(ABC):
-    """Evaluates models of one family."""
+    """Evaluates models of one family.
+
+    A run keeps one object for all its evaluations, so it may remember what the teacher made of a batch.
+    """
 
     family: ClassVar[str]
 

@@ -17,6 +17,7 @@ from xarch.contracts.model import Solver, Student, Teacher
 from xarch.contracts.objective import Objective
 from xarch.contracts.stage import StageContext
 from xarch.engine.checkpoint import StageCheckpoints
+from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Ranks
 from xarch.engine.events import Reporter
 from xarch.engine.feed import TeacherFeed
@@ -51,12 +52,14 @@ class EngineContext(StageContext):
     feed: TeacherFeed
     checkpoints: StageCheckpoints
     metrics: MetricsLog
+    curve: QualityCurve
     reporter: Reporter
     stop: StopRequest
     open_stream: OpenStream
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
     say: Callable[[str], None]
     metrics_start: int
+    curve_start: int
     data_counters: dict[str, int]
     on_step: Callable[[int, Mapping[str, float]], object]
 

@@ -141,6 +141,9 @@ class Ranks:
         with torch.no_grad():
             for name, tensor in (*sharded.module.named_parameters(), *sharded.module.named_buffers()):
                 own[name].copy_(self.whole(tensor.detach()))
+
+    def drop_shards(self) -> None:
+        """The sharded copy is no longer trained."""
         self._sharded = set()
 
     def whole(self, tensor: Tensor) -> Tensor:

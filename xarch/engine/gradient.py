@@ -60,7 +60,7 @@ class GradientStage:
         self.steps = context.planned.steps
         self.ending = Ending(self.stage.until, self.steps, self.stage.optimiser)
         self.watch = Stopwatch()
-        self.trained = Spent()
+        self.trained = self.seen = Spent()
         self.units = 0
         self.lr_scale = 1.0
         self.oom_retries = 0
@@ -83,7 +83,7 @@ class GradientStage:
         figures: dict[str, float] = {}
         step = first
         per_pass = self.steps // self.stage.passes
-        self.watch = Stopwatch(self.trained)
+        self.watch, self.seen = Stopwatch(self.trained), self.trained
         while not self.ending.over:
             if step % per_pass == 0 and step > 0:
                 stream.load_state_dict(stream_start)
@@ -105,6 +105,8 @@ class GradientStage:
                 if context.ranks.main:
                     context.on_step(step, figures)
             context.reporter.step(step, self.ending.end, figures, batch.units)
+            if context.curve.on and not over:
+                self._add_point(step)
             stopping = context.ranks.any(context.stop.received is not None)
             if not over and (step % self.stage.checkpoint_every == 0 or stopping):
                 self._save(step, stream)
@@ -142,6 +144,20 @@ class GradientStage:
                 f"({before:.5g}, then {after:.5g}); the learning rate falls until step {self.ending.end}"
             )
 
+    def _add_point(self, step: int) -> None:
+        """A point of the quality curve, where one is due by the main process' clock."""
+        context, spent = self.context, self.watch.spent
+        due = context.curve.due(step, self.seen.seconds, spent.seconds)
+        self.seen = spent
+        if not context.ranks.any(due and context.ranks.main):
+            return
+        with self.watch.paused():
+            if self.sharded:
+                context.ranks.collect_into(self.student, context.student)
+            context.curve.point(context.planned.folder, step, self.units, context.student, spent)
+            self.student.module.train()
+            context.ranks.barrier()
+
     def _early_end(self) -> EarlyEnd | None:
         """Where and why the stage ended before its budget was read, told once."""
         ending, context = self.ending, self.context
@@ -159,6 +175,7 @@ class GradientStage:
             parameter.grad = None
         if self.sharded:
             context.ranks.collect_into(self.student, context.student)
+            context.ranks.drop_shards()
             context.student.module.eval()
         tables: dict[str, dict[str, float]] = {}
         sites = {k.removeprefix("site."): v for k, v in figures.items() if k.startswith("site.")}
@@ -382,6 +399,7 @@ class GradientStage:
                     "micro_batch": self.micro_batch,
                     "lr_scale": self.lr_scale,
                     "metrics_size": context.metrics.size(),
+                    "curve_size": context.curve.size(),
                     "validation_before": self._validation_before,
                     "ending": self.ending.state_dict(),
                     "training": vars(self.watch.spent),
@@ -396,6 +414,7 @@ class GradientStage:
         found = self.context.checkpoints.latest()
         if found is None or found.final:
             self.context.metrics.cut(self.context.metrics_start)
+            self.context.curve.cut(self.context.curve_start)
             return 0
         moments = {k: v for k, v in found.trainer.items() if not k.startswith("rng|")}
         self._restore(found.model, moments)
@@ -408,6 +427,7 @@ class GradientStage:
         self.trained = Spent(**found.state["training"])
         self.ending.load_state_dict(found.state["ending"], self.trained.seconds)
         self.context.metrics.cut(found.state["metrics_size"])
+        self.context.curve.cut(found.state["curve_size"])
         self.context.say(f"stage {self.context.name} goes on from step {found.step}")
         return found.step
 

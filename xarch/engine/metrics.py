@@ -28,7 +28,7 @@ class MetricsLog:
         head: dict[str, Any] = {"stage": stage, "step": step}
         if units is not None:
             head["units"] = units
-        self.run.append_metrics({**head, **metrics})
+        self.run.append_row(self.run.metrics, {**head, **metrics})
         if self._tensorboard:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
@@ -39,12 +39,12 @@ class MetricsLog:
 
     def size(self) -> int:
         """Position in metrics.jsonl, for checkpoints."""
-        return self.run.metrics_size() if self.run is not None else 0
+        return self.run.rows_size(self.run.metrics) if self.run is not None else 0
 
     def cut(self, size: int) -> None:
         """Back to a position."""
         if self.run is not None:
-            self.run.cut_metrics(size)
+            self.run.cut_rows(self.run.metrics, size)
 
     def close(self) -> None:
         """Flush TensorBoard."""

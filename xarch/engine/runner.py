@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ import yaml
 import xarch
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
-from xarch.contracts.metric import Evaluation
+from xarch.contracts.metric import Evaluation, Metric
 from xarch.contracts.model import Student, Teacher
 from xarch.engine.checkpoint import combined_hash, tensor_hashes
+from xarch.engine.curve import QualityCurve
 from xarch.engine.device import autocast, choose_device
 from xarch.engine.distributed import Ranks
 from xarch.engine.events import Many, Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stages import StageRunner
+from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.errors import Interrupted, PlanError, QualityError, XarchError
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
@@ -76,6 +79,8 @@ class Conversion:
         self.reporter: Reporter = Many(*watchers)
         self.device = choose_device(plan.device, self.ranks.local_rank)
         self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
+        self.curve = QualityCurve(self.config.evaluate.curve, run if self.ranks.main else None, self._on_the_way)
+        self.initialising = Spent()
         self.stop = StopRequest()
         self.data_counters: dict[str, int] = {}
         self.evaluations: dict[str, dict[str, float]] = {}
@@ -205,10 +210,12 @@ class Conversion:
         )
         adapter, spec = self.target.adapter, self.registry.get("target", self.target.name)
         torch.manual_seed(self.config.seed)
+        watch = Stopwatch()
         with self.registry.guard(spec, "initialise"):
             self.student = adapter.build(self.teacher.facts, self.target.options, {}, device=torch.device("cpu"))
             self.student.module.to(self.device)
             coverage = adapter.initialise(self.student, self.teacher)
+        self.initialising = watch.spent
         for planned, done, word in (
             (plan.student.copied, coverage.copied, "copied"),
             (plan.student.mapped, coverage.mapped, "mapped"),
@@ -243,10 +250,7 @@ class Conversion:
 
     def measure(self, students: Mapping[str, Student]) -> Evaluation | None:
         """Evaluate on held-out data; None if the family has no metric."""
-        if self.plan.metric is None:
-            return None
-        metric = self.registry.create("metric", self.plan.metric)
-        samples = min(self.config.evaluate.samples, 2) if self.config.tiny else self.config.evaluate.samples
+        samples = self.config.evaluate.samples
         done = 0
 
         def progress(units: int) -> None:
@@ -254,15 +258,31 @@ class Conversion:
             done += 1
             self.reporter.progress(done, -(-samples // self.config.evaluate.batch))
 
+        return self._figures(students, samples, progress)
+
+    def _on_the_way(self, student: Student, samples: int) -> Evaluation | None:
+        return self._figures({"student": student}, samples, lambda units: None)
+
+    def _figures(
+        self, students: Mapping[str, Student], samples: int, progress: Callable[[int], None]
+    ) -> Evaluation | None:
+        if self.plan.metric is None:
+            return None
+        count = min(samples, 2) if self.config.tiny else samples
         with self.registry.guard(self.registry.get("metric", self.plan.metric), "evaluate"), torch.no_grad():
-            evaluation: Evaluation = metric.evaluate(
+            evaluation: Evaluation = self._metric.evaluate(
                 self.teacher,
                 students,
-                lambda: self.heldout(samples),
+                lambda: self.heldout(count),
                 processor=self.teacher.processor(),
                 progress=progress,
             )
         return evaluation
+
+    @functools.cached_property
+    def _metric(self) -> Metric:
+        metric: Metric = self.registry.create("metric", str(self.plan.metric))
+        return metric
 
     def baseline(self, folder: Path) -> None:
         """Figures of the student before any gradient step, kept in the stage's folder."""

@@ -16,6 +16,7 @@ from xarch.engine.checkpoint import Checkpoint, StageCheckpoints, assert_handove
 from xarch.engine.context import EngineContext
 from xarch.engine.feed import TeacherFeed
 from xarch.engine.seeds import seed_everything
+from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import UsageError
 from xarch.planning.build import pairs_of
@@ -36,11 +37,12 @@ class StageRunner:
     def __init__(self, conversion: Conversion) -> None:
         self.conversion = conversion
         self.decisions: dict[str, Any] = {}
-        self._metrics_end = 0
+        self._metrics_end = self._curve_end = 0
 
     def run_all(self) -> None:
         """Every stage of the plan, from the first unfinished one on."""
         c = self.conversion
+        self._curve_end = c.curve.begin(c.student, c.initialising)
         hashes = tensor_hashes(c.student.module.state_dict())
         trained = False
         for planned in c.plan.stages:
@@ -67,7 +69,8 @@ class StageRunner:
         self._load_delta(found.model)
         hashes = tensor_hashes(c.student.module.state_dict())
         assert_handover(found.state["hash_after"], combined_hash(hashes), f"after {planned.name}")
-        self._metrics_end = found.state["metrics_size"]
+        self._metrics_end, self._curve_end = found.state["metrics_size"], found.state["curve_size"]
+        c.curve.before += Spent(**found.state["summary"]["training"])
         if c.ranks.main and not (folder / "summary.json").exists():
             write_json(folder / "summary.json", found.state["summary"])
         c.say(f"stage {planned.name} is done already")
@@ -100,26 +103,34 @@ class StageRunner:
         kind = c.registry.create("stage", planned.kind)
         spec = c.registry.get("stage", planned.kind)
         started = time.monotonic()
+        watch = Stopwatch()
         if planned.kind != "gradient":
             # Such a stage starts again from its beginning, so what an interrupted one has logged must go.
             c.metrics.cut(self._metrics_end)
+            c.curve.cut(self._curve_end)
         with c.registry.guard(spec, f"stage {planned.name!r}"):
             outcome: StageOutcome = kind.run(context)
+        outcome.training = outcome.training or watch.spent.rounded()
         # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
         outcome.metrics = _stated(outcome.metrics)
         outcome.tables = {name: _stated(row) for name, row in outcome.tables.items()}
         self._decide(outcome)
+        ended, spent = outcome.ended, Spent(**outcome.training)
+        taken = ended.step if ended else planned.steps
+        units = ended.units if ended else planned.units
+        if c.curve.on:
+            c.curve.point(planned.folder, taken, units, c.student, spent)
+            c.curve.before += spent
+            c.ranks.barrier()
         state = c.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
-        ended = outcome.ended
-        taken = ended.step if ended else planned.steps
         summary = {
             "name": planned.name,
             "kind": planned.kind,
             "seconds": round(time.monotonic() - started, 3),
             "training": outcome.training,
-            "units": ended.units if ended else planned.units,
+            "units": units,
             "steps": taken,
             "ended": vars(ended) if ended else None,
             "changed_tensors": len(changed),
@@ -129,7 +140,7 @@ class StageRunner:
             "data": dict(c.data_counters),
             "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
         }
-        self._metrics_end = c.metrics.size()
+        self._metrics_end, self._curve_end = c.metrics.size(), c.curve.size()
         if c.ranks.main:
             checkpoints.save(
                 taken,
@@ -144,7 +155,8 @@ class StageRunner:
                         "decisions": outcome.decisions,
                         "tables": outcome.tables,
                     },
-                    "metrics_size": c.metrics.size(),
+                    "metrics_size": self._metrics_end,
+                    "curve_size": self._curve_end,
                     "summary": summary,
                 },
             )
@@ -189,12 +201,14 @@ class StageRunner:
                 feed=TeacherFeed(c.teacher, c.autocast, cache),
                 checkpoints=checkpoints,
                 metrics=c.metrics,
+                curve=c.curve,
                 reporter=c.reporter,
                 stop=c.stop,
                 open_stream=c.open_stream,
                 autocast=c.autocast,
                 say=c.say,
                 metrics_start=self._metrics_end,
+                curve_start=self._curve_end,
                 data_counters=c.data_counters,
                 on_step=lambda step, row: c.registry.call(
                     "xarch_step_finished", run=c.run, stage=planned, step=step, metrics=row

@@ -94,6 +94,9 @@ def build_plan(
         )
         for e in exports
     ]
+    metric = config.evaluate.metric or default_metric(registry, info.family)
+    if metric is None and config.evaluate.curve is not None:
+        raise UsageError(f"evaluate.curve: no metric is registered for the family {info.family!r}", "leave it out")
     caches = max([s.cache.bytes for s in stages if s.cache.use], default=0)
     return Plan(
         xarch=xarch.__version__,
@@ -129,7 +132,7 @@ def build_plan(
             "size": described.size,
         },
         stages=stages,
-        metric=config.evaluate.metric or default_metric(registry, info.family),
+        metric=metric,
         export=exports,
         gates={k: g.model_dump() for k, g in config.gates.items()},
         checks=checks,

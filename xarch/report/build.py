@@ -14,6 +14,7 @@ from xarch.report.render_markdown import to_markdown
 from xarch.report.sections.conversion import conversion, layers, tensors
 from xarch.report.sections.errors import probe, site_errors
 from xarch.report.sections.exports import export_files, latency, parity
+from xarch.report.sections.over_time import over_time
 from xarch.report.sections.quality import quality, samples
 from xarch.report.sections.run import data, environment, reproduce, timing
 from xarch.report.sections.training import training
@@ -25,6 +26,7 @@ SECTIONS: tuple[tuple[str, Callable[[RunFiles], Section | None]], ...] = (
     ("What was converted", conversion),
     ("Layers", layers),
     ("Quality", quality),
+    ("Quality over time", over_time),
     ("Samples", samples),
     ("Training", training),
     ("Error per layer", site_errors),

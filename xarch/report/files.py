@@ -22,6 +22,7 @@ class RunPaths(Protocol):
     run_json: Path
     status: Path
     metrics: Path
+    curve: Path
     stages_dir: Path
     student: Path
     eval_json: Path
@@ -49,6 +50,7 @@ class RunFiles:
     Attributes:
         stages: summary.json by stage folder, in order.
         curves: metrics.jsonl by stage folder.
+        quality: curve.jsonl, figures over training time.
         parity, profile, bench: by export target.
         student_bytes: of model.safetensors, None if there is no student.
         rejected: export target -> graphs that failed the parity gate.
@@ -62,6 +64,7 @@ class RunFiles:
     config_text: str = ""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
+    quality: list[dict[str, Any]] = field(default_factory=list)
     student: dict[str, Any] = field(default_factory=dict)
     student_bytes: int | None = None
     eval: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +86,7 @@ def read_run(run: RunPaths) -> RunFiles:
         if summary:
             found.stages[folder.name] = summary
     found.curves = dict(read.curves(run.metrics))
+    found.quality = list(read.rows(run.curve))
     found.student = read.json(run.student / "config.json")
     weights = run.student / "model.safetensors"
     found.student_bytes = weights.stat().st_size if weights.is_file() else None
@@ -174,27 +178,33 @@ class _Reader:
             return {}
         return dict(clean(data))
 
-    def curves(self, path: Path) -> Iterator[tuple[str, Curve]]:
-        """Figures by stage; a line cut by a crash is skipped."""
+    def rows(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The objects of a file of JSON lines; a line cut by a crash is skipped."""
         if not path.is_file():
             return
-        found: dict[str, Curve] = {}
         damaged = 0
         with open(path, encoding="utf-8", errors="replace") as f:
             for line in f:
                 try:
-                    row = clean(json.loads(line))
-                    curve, step = found.setdefault(str(row["stage"]), Curve()), int(row["step"])
-                except (ValueError, KeyError, TypeError, RecursionError):
+                    yield dict(clean(json.loads(line)))
+                except (ValueError, TypeError, RecursionError):
                     damaged += 1
-                    continue
-                for key, value in row.items():
-                    if key == "units" and isinstance(value, int):
-                        curve.units[step] = value
-                    elif key not in ("stage", "step") and isinstance(value, int | float):
-                        curve.values.setdefault(key, []).append((step, float(value)))
         if damaged:
             self.notes.append(f"{self._name(path)}: {damaged} lines could not be read")
+
+    def curves(self, path: Path) -> Iterator[tuple[str, Curve]]:
+        """Figures by stage."""
+        found: dict[str, Curve] = {}
+        for row in self.rows(path):
+            stage, step = row.get("stage"), row.get("step")
+            if not isinstance(stage, str) or not isinstance(step, int):
+                continue
+            curve = found.setdefault(stage, Curve())
+            for key, value in row.items():
+                if key == "units" and isinstance(value, int):
+                    curve.units[step] = value
+                elif key not in ("stage", "step") and isinstance(value, int | float):
+                    curve.values.setdefault(key, []).append((step, float(value)))
         yield from found.items()
 
     def _name(self, path: Path) -> str:

@@ -30,6 +30,7 @@ class RunDir:
         self.run_json = self.path / "run.json"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.curve = self.path / "curve.jsonl"
         self.log = self.path / "log.txt"
         self.tb = self.path / "tb"
         self.stages_dir = self.path / "stages"
@@ -98,19 +99,22 @@ class RunDir:
             raise ValueError(f"unknown state {state!r}, one of {', '.join(STATES)}")
         write_json(self.status, {"state": state, "reason": reason, "resume": resume, **more})
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as f:
+    @staticmethod
+    def append_row(file: Path, row: dict[str, Any]) -> None:
+        """Append one line to a file of JSON lines."""
+        with open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
-    def metrics_size(self) -> int:
-        """Bytes of metrics.jsonl now; stored in checkpoints so that a resumed run can cut what came after."""
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
+    @staticmethod
+    def rows_size(file: Path) -> int:
+        """Bytes of a file of lines now; stored in checkpoints so that a resumed run can cut what came after."""
+        return file.stat().st_size if file.exists() else 0
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget metrics written after a checkpoint, so that a resumed run writes the same file."""
-        if self.metrics.exists() and self.metrics.stat().st_size > size:
-            os.truncate(self.metrics, size)
+    @staticmethod
+    def cut_rows(file: Path, size: int) -> None:
+        """Forget lines written after a checkpoint, so that a resumed run writes them once."""
+        if file.exists() and file.stat().st_size > size:
+            os.truncate(file, size)
 
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""

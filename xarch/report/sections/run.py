@@ -45,9 +45,10 @@ def timing(files: RunFiles) -> Section | None:
     unit = str(dig(files.plan, "unit", default="unit"))
     for folder, summary in files.stages.items():
         took, units = summary.get("seconds"), summary.get("units")
+        trained = dig(summary, "training", "seconds", default=took)
         speed = "–"
-        if isinstance(took, int | float) and isinstance(units, int) and took > 0:
-            speed = f"{count(units / took)} {unit}s/s"
+        if isinstance(trained, int | float) and isinstance(units, int) and trained > 0:
+            speed = f"{count(units / trained)} {unit}s/s"
         rows.append([folder, duration(dig(planned, folder, "seconds")), duration(took), speed])
     if not rows:
         return None

@@ -1,0 +1,80 @@
+"""Quality over training time: how fast the student came close."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch.report.blocks import Block, Figure, Figures, Section, Table, Text
+from xarch.report.files import RunFiles, dig, table_of
+from xarch.report.plots.over_time import over_time_svg
+from xarch.report.wording import duration, number, percent, with_unit
+
+FIGURES = 3
+SHARES = (0.5, 0.9, 0.99)
+"""Parts of the whole gain whose time is told."""
+
+
+def over_time(files: RunFiles) -> Section | None:
+    """Curves of the figures that changed, and where every stage ended; None without a curve."""
+    rows = [r for r in files.quality if isinstance(r.get("seconds"), int | float) and table_of(r, "student")]
+    if len(rows) < 2:
+        return None
+    metric, unit = str(rows[-1].get("metric", "")), str(dig(files.eval, "unit", default=""))
+    names = _changing(rows, metric)
+    stages = _stages(rows)
+    figures = []
+    for name in names[:FIGURES]:
+        points = [(float(r["seconds"]), float(r["student"][name])) for r in rows]
+        title = with_unit(name, unit if name == metric else "")
+        svg = over_time_svg(f"over-time-{name}", points, stages, teacher=dig(rows[-1], "teacher", name))
+        if svg is not None:
+            words = f"{title}: {number(points[0][1])} at the start, {number(points[-1][1])} "
+            figures.append(Figure(svg, f"{words}after {duration(points[-1][0])} of training.", title))
+    blocks: list[Block] = [Figures(figures)] if figures else []
+    if names:
+        blocks.append(Text(_reached(rows, names[0])))
+    blocks.append(_ends(rows, names[:FIGURES], metric, unit))
+    return Section("Quality over time", blocks)
+
+
+def _changing(rows: list[dict[str, Any]], metric: str) -> list[str]:
+    """Figures that every row has and that are not the same in all of them, the headline first."""
+    names = [
+        name
+        for name in rows[0]["student"]
+        if all(isinstance(r["student"].get(name), int | float) for r in rows)
+        and len({r["student"][name] for r in rows}) > 1
+    ]
+    return sorted(names, key=lambda n: n != metric)
+
+
+def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """(name, start, end) of every stage, in seconds of training."""
+    ends: dict[str, float] = {str(r.get("stage")): float(r["seconds"]) for r in rows}
+    spans, start = [], 0.0
+    for folder, end in ends.items():
+        spans.append((folder.split("-", 1)[-1], start, end))
+        start = end
+    return spans
+
+
+def _reached(rows: list[dict[str, Any]], name: str) -> str:
+    """``90 % of the way was done after 12 s``."""
+    first, last = (float(r["student"][name]) for r in (rows[0], rows[-1]))
+    parts = []
+    for share in SHARES:
+        there = (r["seconds"] for r in rows if (r["student"][name] - first) / ((last - first) or 1.0) >= share)
+        parts.append(f"{percent(share, 1)} after {duration(next(there, rows[-1]['seconds']))}")
+    return f"Of the way from {number(first)} to {number(last)}: {', '.join(parts)}, of {duration(rows[-1]['seconds'])}."
+
+
+def _ends(rows: list[dict[str, Any]], names: list[str], metric: str, unit: str) -> Table:
+    last = {str(r.get("stage")): r for r in rows}
+    head = ["after", "steps", "time", "CPU time", *(with_unit(n, unit if n == metric else "") for n in names)]
+    body = [
+        [folder, number(r.get("step")), duration(r["seconds"]), duration(r.get("cpu_seconds")),
+         *(number(r["student"][n]) for n in names)]
+        for folder, r in last.items()
+    ]  # fmt: skip
+    note = "Seconds of initialisation and stages, without evaluation; figures of a few fixed held-out samples."
+    return Table(head, body, "lrrr" + "r" * len(names), note)
