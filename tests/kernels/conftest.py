@@ -20,7 +20,14 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nan_in_fresh_memory() -> Iterator[None]:
-    """Memory that a kernel forgets to write shows up as NaN instead of, by luck, as zero."""
+    """Memory that a kernel forgets to write shows up as NaN instead of, by luck, as zero.
+
+    PyTorch lists the functions that ``with torch.device(...)`` acts on when one is first called under it or traced,
+    and keeps the list. Made while ``torch.empty`` is replaced, it would lack the real one for the rest of the process,
+    and models asked for on the meta device would be built in memory. So it is made first.
+    """
+    with torch.device("cpu"):
+        torch.empty(0)
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in [
             (torch, "empty"),
