@@ -50,7 +50,7 @@ def xarch_report_sections(run: Any) -> list[dict[str, str]]:
 
 @hookimpl
 def xarch_commands(group: Any) -> None:
-    """``xarch pvd train``, ``save`` and ``render``."""
+    """``xarch pvd train``, ``edit``, ``save`` and ``render``."""
     from xarch_pvd import commands
 
     for name in commands.__all__:

@@ -18,8 +18,6 @@ DIRECTIONS = 16
 """Directions in which a colour is looked at to fit spherical harmonics (at least degree²)."""
 CHUNK = 1 << 15
 COLOUR_LIMIT = 1e-3
-FAINTEST = 1e-4
-"""Optical depth across the whole box that stands for empty."""
 
 
 def baked(field: RadianceField, *, resolution: int, degree: int = 2) -> VoxelField:
@@ -35,7 +33,7 @@ def baked(field: RadianceField, *, resolution: int, degree: int = 2) -> VoxelFie
     if field.warp != "aabb":
         raise UsageError(
             f"a field with warp {field.warp} reaches to infinity, voxels do not",
-            "crop it to a box first: `xarch pvd edit FIELD --edits '[{crop: {box: [[-1,-1,-1],[1,1,1]]}}]' --out ...`",
+            "crop it to a box first: --edits '[{crop: {box: [[-1, -1, -1], [1, 1, 1]]}}]'",
         )
     sides = (field.aabb[1] - field.aabb[0]).tolist()
     counts = [max(2, round((resolution - 1) * side / max(sides)) + 1) for side in sides]
@@ -44,7 +42,7 @@ def baked(field: RadianceField, *, resolution: int, degree: int = 2) -> VoxelFie
         "tensors",
         options,
         aabb=field.aabb,
-        sigma_clip=(max(field.sigma_clip[0], lowest(field.aabb)), field.sigma_clip[1]),
+        sigma_clip=(_lowest(field), field.sigma_clip[1]),
         occupancy=field.occupancy.clone(),
         background=field.background,
     )
@@ -60,7 +58,7 @@ def bake(teacher: RadianceField, voxels: VoxelField) -> None:
     occupied cells (dilated once) get the lowest density.
     """
     # Far below empty, interpolation to a neighbour that holds matter would eat into the surface.
-    low, high = max(voxels.sigma_clip[0], lowest(voxels.aabb)), voxels.sigma_clip[1]
+    low, high = _lowest(voxels), voxels.sigma_clip[1]
     grid = occupancies.dilate(voxels.occupancy)
     axes = [torch.linspace(0, 1, size, device=voxels.volume.device) for size in voxels.volume.shape[:3]]
     u_N3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
@@ -82,9 +80,8 @@ def bake(teacher: RadianceField, voxels: VoxelField) -> None:
         voxels.volume.copy_(flat.view(voxels.volume.shape))
 
 
-def lowest(aabb_23: Tensor) -> float:
-    """The log-density at which a whole box of it cannot be seen."""
-    return float((FAINTEST / (aabb_23[1] - aabb_23[0]).norm()).log())
+def _lowest(field: RadianceField) -> float:
+    return max(field.sigma_clip[0], float(occupancies.faintest(field.aabb).log()))
 
 
 def _sphere(count: int) -> Tensor:

@@ -22,8 +22,8 @@ def checked(model: type[M], data: Mapping[str, Any], where: str) -> M:
         return model.model_validate(dict(data))
     except ValidationError as e:
         first = e.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join([where, *(str(part) for part in first["loc"])])
         raise UsageError(
-            f"{where}.{key}: {first['msg']} (seen {first.get('input')!r})",
+            f"{key}: {first['msg'].removeprefix('Value error, ')} (seen {first.get('input')!r})",
             f"keys here: {', '.join(sorted(model.model_fields))}",
         ) from e

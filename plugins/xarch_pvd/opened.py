@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,9 @@ from xarch import UsageError
 from xarch.families.field import RadianceField, occupancy
 from xarch.families.field.facts import FieldFacts, ViewFacts
 from xarch_pvd.demo import DEMO, demo_field
+from xarch_pvd.editing.build import others_of
+from xarch_pvd.editing.record import edited_record
+from xarch_pvd.editing.schema import read_edits
 from xarch_pvd.field_file import is_field_file, load_field_file
 from xarch_pvd.formats import read_field
 from xarch_pvd.formats.nerfstudio import last_checkpoint
@@ -40,12 +45,25 @@ class OpenedField:
     path: Path
 
 
-def open_field(ref: str, *, allow_pickle: bool = False) -> OpenedField:
+def open_field(ref: str, *, allow_pickle: bool = False, edits: str | Sequence[Any] = ()) -> OpenedField:
     """The field of a reference: FILE, ``demo``, RUN, each also with ``field:`` or ``run:`` in front.
 
+    Args:
+        edits: made on it, see :mod:`xarch_pvd.editing.schema`; a list, its text, or the file of one.
+
     Raises:
-        UsageError: nothing is there, no format that is known, or a run of another family.
+        UsageError: nothing is there, no format that is known, a run of another family, or an edit that is wrong.
     """
+    opened = _opened(ref, allow_pickle)
+    if not edits:
+        return opened
+    read = read_edits(edits)
+    others = [_joining(other, allow_pickle) for other in others_of(read)]
+    record, views = edited_record(opened.record, opened.views, read, others)
+    return replace(opened, record=record, views=views)
+
+
+def _opened(ref: str, allow_pickle: bool) -> OpenedField:
     ref = ref.removeprefix("field:").removeprefix("run:")
     path = demo_field() if ref == DEMO else Path(ref).expanduser()
     home = next((f for f in (path / "student", path) if (f / "config.json").is_file()), None)
@@ -59,6 +77,13 @@ def open_field(ref: str, *, allow_pickle: bool = False) -> OpenedField:
         return OpenedField(record, views, path)
     record = read_field(path, allow_pickle=allow_pickle)
     return OpenedField(record, views_around(record), path)
+
+
+def _joining(ref: str, allow_pickle: bool) -> FieldFile:
+    try:
+        return _opened(ref, allow_pickle).record
+    except UsageError as e:
+        raise UsageError(f"edits, compose with {ref!r}: {e.what}", e.hint) from e
 
 
 def field_of(record: FieldFile) -> RadianceField:

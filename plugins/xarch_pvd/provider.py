@@ -80,7 +80,8 @@ class Views(DataProvider):
         posed = None if ref == "teacher" else posed_views(ref)
         chosen = cast(ViewOptions, options)
         if split == "heldout":
-            return Pictures(teacher, posed)
+            # Pictures of a scene are no measure of what it became.
+            return Pictures(teacher, None if teacher.facts.edits else posed)
         if split == "validation":
             return Checks(teacher, wanted, samples)
         if wanted.kind == "points":

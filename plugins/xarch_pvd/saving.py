@@ -68,7 +68,7 @@ def format_of(out: Path, named: str | None) -> str:
     return named
 
 
-def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions) -> dict[str, Any]:
+def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = SavingOptions()) -> dict[str, Any]:
     """Write a field; returns what was written and how well it renders when it is read again.
 
     Keys: ``format``, ``arch`` (as written), ``bytes``; baked: ``resolution``, ``degree``, ``psnr_baked`` (dB to the

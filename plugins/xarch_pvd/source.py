@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,8 +10,11 @@ import torch
 from pydantic import BaseModel, Field
 
 from xarch import Options, SourceAdapter, SourceInfo, file_digest
+from xarch.families.digest import digest
 from xarch.families.field.facts import FieldFacts, ViewFacts
 from xarch.families.field.model import FAMILY, FieldTeacher
+from xarch_pvd.editing.fields import EDITED
+from xarch_pvd.editing.record import edited_field
 from xarch_pvd.formats.record import FieldFile
 from xarch_pvd.opened import RESOLUTION, OpenedField, field_of, open_field
 from xarch_pvd.representations.records import NO_CLIP
@@ -23,6 +27,7 @@ class FieldOptions(Options):
     """Options of ``field:`` teachers."""
 
     allow_pickle: bool = Field(False, description="read .pth, .th and .ckpt too, by torch.load(weights_only=True)")
+    edits: str | list[Any] = Field([], description="erase, crop, affine, compose: a list, or the YAML file of one")
     samples: int = Field(128, ge=8, description="steps along a ray")
 
 
@@ -38,13 +43,13 @@ class FieldSource(SourceAdapter):
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
         opened, samples = _open(ref, cast(FieldOptions, options))
         record = opened.record
-        parameters = sum(t.numel() for t in record.tensors.values())
+        parameters = sum(t.numel() for n, t in record.tensors.items() if not n.endswith(".occupancy"))
         return SourceInfo(
             family=FAMILY,
             facts=facts_of(record, opened.views, samples),
             parameters=parameters,
             weight_bytes=opened.path.stat().st_size,
-            title=f"{record.arch} field, {parameters / 1e6:.2f} M parameters ({opened.path.name})",
+            title=f"{kind_of(record)} field, {parameters / 1e6:.2f} M parameters ({opened.path.name})",
             details=dict(record.details),
         )
 
@@ -52,29 +57,51 @@ class FieldSource(SourceAdapter):
         opened, samples = _open(ref, cast(FieldOptions, options))
         field = field_of(opened.record).to(device)
         facts = facts_of(opened.record, opened.views, samples)
-        return FieldTeacher(field, facts, ref=f"field:{ref}", fingerprint=file_digest(opened.path))
+        fingerprint = file_digest(opened.path)
+        if facts.edits:
+            # Other fields may have joined in, and what was done to them is not in any weight.
+            fingerprint = f"{digest(opened.record.tensors)} {json.dumps(opened.record.options, sort_keys=True)}"
+        return FieldTeacher(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
 
 
 def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:
     """Facts of a teacher from its record."""
     low, high = record.aabb[:3], record.aabb[3:]
     grid = record.occupancy
+    arch, options, feature = record.arch, record.options, record.arch in FEATURE_ARCHS
+    edits: tuple[str, ...] = ()
+    inherits: tuple[str, ...] | None = None
+    if record.arch == EDITED:
+        field = edited_field(record)
+        edits, inherits, feature = tuple(n for e in options["edits"] for n in e), field.inherits, field.has_feature
+        # What a student may start from is that of the field below.
+        arch, options = (options["parts"][0][k] for k in ("arch", "options")) if inherits else (EDITED, {})
     return FieldFacts(
-        arch=record.arch,
+        arch=arch,
         aabb=((low[0], low[1], low[2]), (high[0], high[1], high[2])),
-        options=_plain(record.options),
+        options=_plain(options),
         warp=record.warp,
         sigma_clip=record.sigma_clip or NO_CLIP,
         background=record.background or (1.0, 1.0, 1.0),
         occupancy=RESOLUTION if grid is None else grid.shape[0],
-        feature=record.arch in FEATURE_ARCHS,
+        feature=feature,
         samples=samples,
+        edits=edits,
+        inherits=inherits,
         views=views,
     )
 
 
 def _open(ref: str, options: FieldOptions) -> tuple[OpenedField, int]:
-    return open_field(ref, allow_pickle=options.allow_pickle), options.samples
+    return open_field(ref, allow_pickle=options.allow_pickle, edits=options.edits), options.samples
+
+
+def kind_of(record: FieldFile) -> str:
+    """What a field is, for a person."""
+    if record.arch != EDITED:
+        return record.arch
+    parts = " + ".join(part["arch"] for part in record.options["parts"])
+    return f"edited {parts}"
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def planned_start(facts: FieldFacts, student: FieldStudent, arch: str) -> Covera
         options = OPTIONS[facts.arch].model_validate({k: v for k, v in facts.options.items() if k in known})
         with torch.device("meta"):
             theirs = build_field(facts.arch, options, aabb=facts.aabb).state_blocks()
+        if facts.inherits is not None:
+            theirs = {name: block for name, block in theirs.items() if name in facts.inherits}
     return _coverage(theirs, student.field, arch)
 
 
@@ -35,7 +37,12 @@ def start(teacher: FieldTeacher, student: FieldStudent, arch: str) -> Coverage:
     done = _coverage(theirs, field, arch)
     fresh = build_field(arch, student.options, aabb=teacher.facts.aabb)
     values = dict(fresh.named_parameters())
-    sources = {name: t for block in theirs.values() for name, t in _full_names(teacher.field, block).items()}
+    sources = {
+        full: theirs[block][short]
+        for block, tensors in field.state_blocks().items()
+        for short, full in zip(tensors, _full_names(field, tensors), strict=True)
+        if short in theirs.get(block, {})
+    }
     for name, parameter in field.named_parameters():
         with torch.no_grad():
             if name in done.copied:

@@ -16,6 +16,7 @@ import click
 @click.option("--radius", type=click.FloatRange(0, min_open=True), help="camera distance [default: the field's own]")
 @click.option("--frames", type=click.IntRange(2, 360), default=24, show_default=True, help="pictures of a turn")
 @click.option("--samples", type=click.IntRange(8, 2048), default=192, show_default=True, help="steps along a ray")
+@click.option("--edits", default="", help="edits made on it first: a YAML file, or the list itself")
 @click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
 def render(
@@ -27,6 +28,7 @@ def render(
     radius: float | None,
     frames: int,
     samples: int,
+    edits: str,
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -39,7 +41,7 @@ def render(
     from xarch_pvd.turntable import checked_out, orbit, pictures, write_pictures
 
     turn = checked_out(out)
-    opened = open_field(field, allow_pickle=allow_pickle)
+    opened = open_field(field, allow_pickle=allow_pickle, edits=edits)
     cameras = orbit(opened.views, azimuth, elevation, count=frames if turn else 1, size=size, radius=radius)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as bar:
@@ -49,4 +51,4 @@ def render(
     if as_json:
         height, width = seen[0].shape[:2]
         write_document({"file": str(out), "width": width, "height": height, "frames": len(seen)})
-    console.print(f"{out}: {len(seen)} pictures" if turn else str(out), highlight=False)
+    console.print(f"{out}: {len(seen)} pictures" if turn else str(out), highlight=False, soft_wrap=True)

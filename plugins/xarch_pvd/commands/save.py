@@ -20,6 +20,7 @@ import click
 @click.option("--linear", is_flag=True, help="voxels: density, not its logarithm")
 @click.option("--full", is_flag=True, help="voxels: float32, not float16")
 @click.option("--no-check", is_flag=True, help="do not read the file again to compare pictures")
+@click.option("--edits", default="", help="edits made on it first: a YAML file, or the list itself")
 @click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
 def save(
@@ -32,6 +33,7 @@ def save(
     linear: bool,
     full: bool,
     no_check: bool,
+    edits: str,
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -46,20 +48,21 @@ def save(
     from xarch_pvd.opened import open_field
     from xarch_pvd.saving import SavingOptions, format_of
     from xarch_pvd.saving import save as write
+    from xarch_pvd.source import kind_of
 
     kind = format_of(out, named)
     options = SavingOptions(resolution, degree, level, not full, linear, not no_check)
     console = Console(stderr=True)
     with console.status(f"writing {out}"):
-        opened = open_field(field, allow_pickle=allow_pickle)
+        opened = open_field(field, allow_pickle=allow_pickle, edits=edits)
         found = write(opened, out, kind, options)
     if as_json:
         write_document({"file": str(out), **found})
-    for line in lines(found, opened.record.arch, out):
-        console.print(line, highlight=False)
+    for line in lines(found, kind_of(opened.record), out):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
-def lines(found: dict[str, Any], arch: str, out: Path) -> list[str]:
+def lines(found: dict[str, Any], kind: str, out: Path) -> list[str]:
     """What a person wants to know about a written file."""
     size = f"{found['bytes'] / 1e6:.1f} MB"
     if found["format"] == "mesh":
@@ -67,7 +70,7 @@ def lines(found: dict[str, Any], arch: str, out: Path) -> list[str]:
     told = [f"{out}: {found['format']}, {found['arch']}, {size}"]
     if "psnr_baked" in found:
         shape = " x ".join(map(str, found["resolution"]))
-        told.append(f"  baked from {arch} into {shape} voxels: {found['psnr_baked']:.1f} dB to the field")
+        told.append(f"  baked from {kind} into {shape} voxels: {found['psnr_baked']:.1f} dB to the field")
     if "psnr_read_again" in found:
         told.append(f"  read again: {found['psnr_read_again']:.1f} dB to what was written")
     return told

@@ -32,4 +32,4 @@ def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int)
             folder, arch=arch, options={"preset": preset}, steps=steps, seed=seed, out=out, progress=show
         )
     console.print(f"{out}: {steps} steps in {spent:.0f} CPU seconds")
-    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:{folder}")
+    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:{folder}", soft_wrap=True)

@@ -26,7 +26,12 @@ def from_file(record: FieldFile) -> RadianceField:
     """
     if record.arch not in OPTIONS:
         # They are built on the representations, which this module belongs to.
+        from xarch_pvd.editing.fields import EDITED
+        from xarch_pvd.editing.record import edited_field
         from xarch_pvd.foreign import foreign_field
+
+        if record.arch == EDITED:
+            return edited_field(record)
 
         return foreign_field(record)
     known = OPTIONS[record.arch].model_fields

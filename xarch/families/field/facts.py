@@ -53,6 +53,8 @@ class FieldFacts:
         occupancy: cells of the occupancy grid along an axis.
         feature: whether it has the 16-value volume feature.
         samples: steps along a ray.
+        edits: what was done to the field since it was trained; pictures of the scene do not show it.
+        inherits: blocks of the representation that a student may start from; None: all of them.
         views: cameras of the scene.
     """
 
@@ -66,6 +68,8 @@ class FieldFacts:
     occupancy: int = 64
     feature: bool = True
     samples: int = 128
+    edits: tuple[str, ...] = ()
+    inherits: tuple[str, ...] | None = None
     views: ViewFacts = field(default_factory=ViewFacts)
 
     def to_json(self) -> dict[str, Any]:

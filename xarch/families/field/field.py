@@ -68,7 +68,8 @@ class RadianceField(nn.Module, ABC):
         self.warp = warp
         self.warp_parameters = tuple(warp_parameters)
         self.sigma_clip = (float(sigma_clip[0]), float(sigma_clip[1]))
-        self.background = tuple(background)
+        red, green, blue = background
+        self.background = (red, green, blue)
         self._crossed: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
 
     @abstractmethod

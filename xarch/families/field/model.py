@@ -110,7 +110,9 @@ class FieldStudent(FieldModel, Student):
     def facts_as_teacher(self) -> FieldFacts:
         """Box and cameras of the scene as they are, with this field's own representation."""
         field = self.field
-        return replace(self.facts, arch=field.arch, options=dict(field.options), feature=field.has_feature)
+        return replace(
+            self.facts, arch=field.arch, options=dict(field.options), feature=field.has_feature, inherits=None
+        )
 
     def as_teacher(self, *, ref: str, processor: Any = None) -> FieldTeacher:
         """The finished student as the teacher of the next conversion; its parameters are frozen."""

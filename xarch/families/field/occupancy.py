@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xarch.families.field.field import RadianceField
 
 _EXACT_CELLS = 256
+_UNSEEN = 1e-4
 
 
 def lookup(grid_HHH: Tensor, u_N3: Tensor) -> Tensor:
@@ -46,6 +47,11 @@ def bounds(grid_HHH: Tensor) -> Tensor:
     if len(cell_M3):
         low, high = cell_M3.amin(dim=0) / size, (cell_M3.amax(dim=0) + 1) / size
     return torch.stack((low, high))
+
+
+def faintest(aabb_23: Tensor) -> Tensor:
+    """The density with which a whole box is a ten-thousandth opaque, []: whatever is fainter cannot be seen."""
+    return _UNSEEN / (aabb_23[1] - aabb_23[0]).norm()
 
 
 @torch.no_grad()

@@ -1,0 +1,143 @@
+"""An edited field as a file: the fields it is made of, whole, and the list of edits.
+
+Nothing is lost by storing it, and it needs no other file. Options of the record: ``edits`` (the list), ``parts`` (what
+the records of the parts say besides their tensors); tensors are called ``parts.0.NAME``, occupancies
+``parts.0.occupancy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch.families.field import RadianceField
+from xarch.families.field import occupancy as occupancies
+from xarch.families.field.facts import ViewFacts
+from xarch_pvd.editing.build import Edits, edited, matter_box, others_of
+from xarch_pvd.editing.cameras import views_after
+from xarch_pvd.editing.fields import EDITED, EditedField
+from xarch_pvd.editing.matter import settle
+from xarch_pvd.editing.schema import plain, read_edits
+from xarch_pvd.formats.record import FieldFile
+from xarch_pvd.representations.records import from_file
+
+PART_RESOLUTION = 64
+
+
+def edited_record(
+    record: FieldFile, views: ViewFacts, edits: Edits, others: Sequence[FieldFile]
+) -> tuple[FieldFile, ViewFacts]:
+    """The record of a field with edits, its box and occupancy found again, and the cameras that see it.
+
+    Args:
+        views: cameras of the field before.
+        others: the fields that join in, in the order of :func:`xarch_pvd.editing.build.others_of`.
+
+    Raises:
+        UsageError: see :func:`xarch_pvd.editing.build.edited`; or nothing is left.
+    """
+    parts, done = [record], []
+    if record.arch == EDITED:
+        parts, done = _parts(record), list(record.options["edits"])
+    parts += others
+    options = {"edits": done + plain(edits), "parts": [_head(p) for p in parts]}
+    field = _field(parts, options["edits"])
+    settle(field, keep_box=keeps_box(field))
+    if not bool(field.occupancy.any()):
+        raise UsageError("the edits leave nothing of the scene", "erase less, or crop to a larger region")
+    if any("erase" not in edit for edit in plain(edits)):
+        views = views_after(views, matter_box(_module(record)), matter_box(field))
+    low, high = field.aabb.tolist()
+    background = field.background
+    made = FieldFile(
+        arch=EDITED,
+        options=options,
+        tensors={f"parts.{i}.{n}": t for i, part in enumerate(parts) for n, t in _tensors(part).items()},
+        aabb=(low[0], low[1], low[2], high[0], high[1], high[2]),
+        warp=field.warp,
+        sigma_clip=field.sigma_clip,
+        occupancy=field.occupancy.cpu(),
+        background=(background[0], background[1], background[2]),
+        details={**record.details, "edits": [name for edit in options["edits"] for name in edit]},
+    )
+    return made, views
+
+
+def edited_field(record: FieldFile) -> EditedField:
+    """The module of a record.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
+    field = _field(_parts(record), record.options.get("edits", []))
+    field.aabb.copy_(torch.tensor(record.aabb).view(2, 3))
+    if record.occupancy is not None:
+        field.set_occupancy(record.occupancy)
+    else:
+        settle(field, keep_box=True)
+    return field
+
+
+def keeps_box(field: EditedField) -> bool:
+    """Whether a student may take grids of the field that is edited: the box must then stay what it is."""
+    return bool(set(field.inherits) & {"encoder", "factors", "trunk"})
+
+
+def _field(parts: Sequence[FieldFile], edits: Sequence[Mapping[str, Any]]) -> EditedField:
+    read = read_edits(edits)
+    if len(parts) != 1 + len(list(others_of(read))):
+        raise UsageError(f"the edited field has {len(parts)} parts, its edits name another number", "edit it again")
+    modules = iter([_module(part) for part in parts])
+    field = edited(next(modules), read, modules)
+    if not isinstance(field, EditedField):
+        raise UsageError("the list of edits is empty", "such as [{erase: {box: [[-1, -1, -1], [1, 1, 0]]}}]")
+    return field.eval()
+
+
+def _module(part: FieldFile) -> RadianceField:
+    field = from_file(part)
+    if part.occupancy is None:
+        field.set_occupancy(occupancies.build(field, resolution=PART_RESOLUTION))
+    return field.eval().requires_grad_(False)
+
+
+def _parts(record: FieldFile) -> list[FieldFile]:
+    try:
+        return [_part(record, i, head) for i, head in enumerate(record.options["parts"])]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UsageError(f"the edited field is damaged: {type(e).__name__}: {e}", "edit the field again") from e
+
+
+def _part(record: FieldFile, index: int, head: Mapping[str, Any]) -> FieldFile:
+    prefix = f"parts.{index}."
+    tensors = {n.removeprefix(prefix): t for n, t in record.tensors.items() if n.startswith(prefix)}
+    grid = tensors.pop("occupancy", None)
+    return FieldFile(
+        arch=head["arch"],
+        options=head["options"],
+        tensors=tensors,
+        aabb=tuple(head["aabb"]),
+        warp=head["warp"],
+        sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
+        occupancy=None if grid is None else grid.to(torch.bool),
+        background=None if head["background"] is None else tuple(head["background"]),
+    )
+
+
+def _head(part: FieldFile) -> dict[str, Any]:
+    return {
+        "arch": part.arch,
+        "options": dict(part.options),
+        "aabb": list(part.aabb),
+        "warp": part.warp,
+        "sigma_clip": part.sigma_clip,
+        "background": part.background,
+    }
+
+
+def _tensors(part: FieldFile) -> dict[str, Tensor]:
+    return dict(part.tensors) if part.occupancy is None else {**part.tensors, "occupancy": part.occupancy}
