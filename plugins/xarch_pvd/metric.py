@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -13,9 +11,8 @@ from torch import Tensor
 from xarch import Batch, Evaluation, Metric, TapModel, UsageError
 from xarch.families.field import render
 from xarch.families.field.model import FieldModel
+from xarch_pvd.shown import ShownViews
 
-SHOWN = 3
-"""Views whose pictures go into the report."""
 KEPT = 4
 """Views whose teacher's render is kept between evaluations."""
 RAYS = ("origins", "dirs", "background")
@@ -50,7 +47,7 @@ class FieldPSNR(Metric):
         """
         models = {"teacher": teacher, **students}
         lists: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-        samples: list[dict[str, Any]] = []
+        shown = ShownViews()
         views = 0
         truth = False
         for batch in batches():
@@ -61,8 +58,8 @@ class FieldPSNR(Metric):
                 truth = True
             for name in models:
                 _compare(lists[name], name, pictures)
-            if len(samples) < SHOWN and "student" in pictures:
-                samples.append(_shown(pictures, views))
+            if "student" in pictures:
+                shown.add(pictures, {n: {k: v[-1] for k, v in lists[n].items()} for n in ("teacher", "student")})
             views += 1
             progress(batch.units)
         if not views:
@@ -83,7 +80,7 @@ class FieldPSNR(Metric):
             baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
             gated=gated,
             n=views,
-            samples=samples,
+            samples=shown.samples(),
         )
 
     def _teacher_picture(self, teacher: TapModel, batch: Batch, view: int) -> Tensor:
@@ -140,18 +137,3 @@ def _figures(values: Mapping[str, list[float]], size: int) -> dict[str, float]:
 
 def _bytes(model: TapModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.module.parameters())
-
-
-def _shown(pictures: Mapping[str, Tensor], view: int) -> dict[str, Any]:
-    shown = {name: _png(picture) for name, picture in pictures.items() if name in ("truth", "teacher", "student")}
-    error = (pictures["student"] - pictures["teacher"]).abs().mean(dim=-1, keepdim=True)
-    shown["error"] = _png((error * 8).clamp(0, 1).expand(-1, -1, 3))
-    return {"view": view, "psnr_teacher": psnr(pictures["student"], pictures["teacher"]), "png": shown}
-
-
-def _png(picture: Tensor) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray((picture * 255).round().to(torch.uint8).cpu().numpy()).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -21,13 +21,17 @@ from xarch.report.sections.training import training
 from xarch.report.sections.verdict import verdict
 from xarch.store.atomic import write_text
 
-SECTIONS: tuple[tuple[str, Callable[[RunFiles], Section | None]], ...] = (
+Sections = tuple[tuple[str, Callable[[RunFiles], Section | None]], ...]
+RESULT: Sections = (
     ("Verdict", verdict),
     ("What was converted", conversion),
     ("Layers", layers),
     ("Quality", quality),
     ("Quality over time", over_time),
     ("Samples", samples),
+)
+"""What came out; the sections of plugins follow, which show what the student makes."""
+DETAILS: Sections = (
     ("Training", training),
     ("Error per layer", site_errors),
     ("Probe", probe),
@@ -40,6 +44,7 @@ SECTIONS: tuple[tuple[str, Callable[[RunFiles], Section | None]], ...] = (
     ("Environment", environment),
     ("Reproduce", reproduce),
 )
+SECTIONS = RESULT + DETAILS
 
 _BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "not finished"}
 
@@ -51,8 +56,7 @@ def build_report(run: RunPaths) -> None:
     failed gets a report that says what stopped it and how to go on.
     """
     files = read_run(run)
-    sections = [s for s in (_guarded(name, make, files) for name, make in SECTIONS) if s is not None]
-    sections += plugin_sections(run)
+    sections = [*_made(RESULT, files), *plugin_sections(run), *_made(DETAILS, files)]
     card = _card(run, files)
     if files.notes:
         sections.append(Section("Notes", [Text(note, "warn") for note in files.notes]))
@@ -85,6 +89,10 @@ def _card(run: RunPaths, files: RunFiles) -> str | None:
     except _UNEXPECTED as e:
         files.notes.append(f"the model card could not be made: {type(e).__name__}: {e}")
         return None
+
+
+def _made(sections: Sections, files: RunFiles) -> list[Section]:
+    return [s for s in (_guarded(name, make, files) for name, make in sections) if s is not None]
 
 
 def _guarded(name: str, make: Callable[[RunFiles], Section | None], files: RunFiles) -> Section | None:

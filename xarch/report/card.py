@@ -10,7 +10,7 @@ from xarch.report.files import RunFiles, RunPaths, dig, read_run, rows_of, table
 from xarch.report.outcome import is_tiny
 from xarch.report.render_markdown import escape, fenced
 from xarch.report.sites import sites_of
-from xarch.report.wording import count, number, size, with_unit
+from xarch.report.wording import count, figure, number, size, with_unit
 
 _NO_LICENCE = (
     "The teacher states no licence. The student's weights derive from it, so its terms apply: find them out before "
@@ -100,7 +100,7 @@ def _figures(files: RunFiles) -> list[str]:
     teacher, metric = table_of(files.eval, "teacher"), dig(files.eval, "metric", default="")
     rows = [
         f"| {escape(with_unit(name, str(dig(files.eval, 'unit', default='')) if name == metric else ''))} | "
-        f"{number(teacher.get(name))} | {number(value)} |"
+        f"{figure(name, teacher.get(name))} | {figure(name, value)} |"
         for name, value in student.items()
     ]
     held = f"Held-out data, {number(dig(files.eval, 'n'))} {dig(files.plan, 'unit', default='sample')}s."

@@ -54,6 +54,11 @@ def size(value: Any) -> str:
     return text if text == "–" else (f"{text}B" if text[-1].isalpha() else f"{text}{NBSP}B")
 
 
+def figure(name: str, value: Any) -> str:
+    """A figure by its name: what is called bytes is a size, everything else a number."""
+    return size(value) if name.split("_")[-1] == "bytes" else number(value)
+
+
 def duration(value: Any) -> str:
     """Seconds: 75 -> "1 min 15 s"."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

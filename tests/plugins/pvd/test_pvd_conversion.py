@@ -129,14 +129,6 @@ def test_voxels_leave_the_volume_stage_out_and_are_baked(tmp_path: Path) -> None
     assert found["baselines"]["before training"]["psnr_teacher"] > 22
 
 
-def test_the_report_shows_renders_and_not_their_bytes(tmp_path: Path) -> None:
-    run = convert(overrides=configuration(tmp_path, "vm", budget=1), out=tmp_path / "run")
-    page = (run.path / "report.html").read_text(encoding="utf-8")
-    assert "Renders" in page
-    assert "picture by plugin pvd" in page
-    assert "iVBOR" not in (run.path / "report.md").read_text(encoding="utf-8")
-
-
 def _fan(count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(count, 3, generator=generator) * torch.tensor([0.15, 0.0, 0.15])

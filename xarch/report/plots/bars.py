@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from xarch.report.plots.canvas import THEME, Canvas, drawable, label
 from xarch.report.wording import number
@@ -11,8 +11,8 @@ from xarch.report.wording import number
 ROLE = {"teacher": "teacher", "student": "student"}
 
 
-def comparison_svg(name: str, values: Sequence[tuple[str, float]]) -> str | None:
-    """Horizontal bars of teacher, student and baselines, each with its value."""
+def comparison_svg(name: str, values: Sequence[tuple[str, float]], text: Callable[[float], str] = number) -> str | None:
+    """Horizontal bars of teacher, student and baselines, each with its value as ``text`` writes it."""
     values = [(who, v) for who, v in values if drawable(v)]
     if not values:
         return None
@@ -21,7 +21,7 @@ def comparison_svg(name: str, values: Sequence[tuple[str, float]]) -> str | None
         top = max(max(v for _, v in values), 0.0)
         for row, (who, value) in enumerate(values):
             axes.barh(row, value, height=0.62, color=THEME[ROLE.get(who, "baseline")])
-            axes.text(max(value, 0.0) + 0.02 * (top or 1.0), row, number(value), va="center", fontweight="bold")
+            axes.text(max(value, 0.0) + 0.02 * (top or 1.0), row, text(value), va="center", fontweight="bold")
         axes.set_yticks(range(len(values)), [label(who) for who, _ in values])
         axes.tick_params(axis="y", colors=THEME["ink"])
         axes.invert_yaxis()

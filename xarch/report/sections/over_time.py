@@ -7,7 +7,7 @@ from typing import Any
 from xarch.report.blocks import Block, Figure, Figures, Section, Table, Text
 from xarch.report.files import RunFiles, dig, table_of
 from xarch.report.plots.over_time import over_time_svg
-from xarch.report.wording import duration, number, percent, with_unit
+from xarch.report.wording import duration, figure, number, percent, with_unit
 
 FIGURES = 3
 SHARES = (0.5, 0.9, 0.99)
@@ -73,7 +73,7 @@ def _ends(rows: list[dict[str, Any]], names: list[str], metric: str, unit: str) 
     head = ["after", "steps", "time", "CPU time", *(with_unit(n, unit if n == metric else "") for n in names)]
     body = [
         [folder, number(r.get("step")), duration(r["seconds"]), duration(r.get("cpu_seconds")),
-         *(number(r["student"][n]) for n in names)]
+         *(figure(n, r["student"][n]) for n in names)]
         for folder, r in last.items()
     ]  # fmt: skip
     note = "Seconds of initialisation and stages, without evaluation; figures of a few fixed held-out samples."

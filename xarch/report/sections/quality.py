@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from xarch.report.blocks import Block, Figure, Figures, Sample, Samples, Section, Table, Text
 from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
-from xarch.report.wording import number, with_unit
+from xarch.report.wording import figure, number, with_unit
 
 FIGURES = 4
 
@@ -23,11 +25,15 @@ def quality(files: RunFiles) -> Section | None:
     figures = []
     for name in names[:FIGURES]:
         values = [(w, float(f[name])) for w, f in who.items() if isinstance(f.get(name), int | float)]
-        svg = comparison_svg(f"quality-{name}", values)
+        svg = comparison_svg(f"quality-{name}", values, partial(figure, name))
         if svg is not None:
-            text = f"{with_unit(name, unit.get(name, ''))}: " + ", ".join(f"{w} {number(v)}" for w, v in values) + "."
+            text = (
+                f"{with_unit(name, unit.get(name, ''))}: "
+                + ", ".join(f"{w} {figure(name, v)}" for w, v in values)
+                + "."
+            )
             figures.append(Figure(svg, text, with_unit(name, unit.get(name, ""))))
-    rows = [[with_unit(n, unit.get(n, "")), *(number(f.get(n)) for f in who.values())] for n in names]
+    rows = [[with_unit(n, unit.get(n, "")), *(figure(n, f.get(n)) for f in who.values())] for n in names]
     better = "higher is better" if dig(files.eval, "higher_is_better", default=False) else "lower is better"
     n = dig(files.eval, "n")
     note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} {_counted(files)} held out." if n else ".")
