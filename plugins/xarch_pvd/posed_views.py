@@ -32,6 +32,11 @@ class PosedViews:
     digest: str
     source: PosedImages
 
+    @property
+    def pictured(self) -> bool:
+        """Whether held-out pictures are there; a conversion needs none, cameras are enough."""
+        return any(file.is_file() for file in self.source.files)
+
     def picture(self, index: int, background: tuple[float, float, float]) -> Tensor:
         """Held-out picture [height * width, 3] over a background."""
         return self.source.picture(index, background).reshape(-1, 3)

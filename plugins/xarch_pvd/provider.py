@@ -51,7 +51,7 @@ class Views(DataProvider):
         if ref == "teacher":
             return DataInfo("cameras around the teacher, no pictures", "teacher", "sample")
         posed = posed_views(ref)
-        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": len(posed.heldout)})
+        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": len(posed.heldout) * posed.pictured})
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
         """One: a point or a ray.
@@ -227,7 +227,7 @@ class Pictures(Finite):
 
     def make(self, index: int) -> Batch:
         batch = picture_batch(self.cameras[index], self.teacher.facts.background)
-        if self.posed is not None:
+        if self.posed is not None and self.posed.pictured:
             batch.tensors["picture"] = self.posed.picture(index, self.teacher.facts.background)
         return batch
 

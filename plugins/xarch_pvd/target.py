@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from xarch import Batch, Coverage, ExportGraph, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
 from xarch.families.field.facts import FieldFacts
 from xarch.families.field.model import FieldStudent, FieldTeacher
+from xarch.kernels import keep_freed_memory
 from xarch_pvd.graphs import field_graphs
 from xarch_pvd.parity import field_parity
 from xarch_pvd.representations import OPTIONS, build_field
@@ -51,6 +52,7 @@ class FieldTarget(TargetAdapter):
     def initialise(self, student: Student, teacher: Teacher) -> Coverage:
         if not isinstance(teacher, FieldTeacher):
             raise PlanError(f"target {self.arch} converts radiance fields, the teacher is {type(teacher).__name__}")
+        keep_freed_memory()
         return start(teacher, _own(student), self.arch)
 
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:

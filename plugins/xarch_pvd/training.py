@@ -17,6 +17,7 @@ from torch import Tensor
 from xarch.families.field import RadianceField, ray_points
 from xarch.families.field import occupancy as occupancies
 from xarch.families.field.cameras import Camera
+from xarch.kernels import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,16 @@ def train_field(
     options: TrainingOptions,
     *,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-    until: Callable[[int], bool] = lambda step: False,
+    until: Callable[[int, float], bool] = lambda step, seconds: False,
 ) -> float:
     """Train in place and return the CPU seconds of it.
 
     Args:
         model: the field; its occupancy is built here unless ``options.warmup`` is negative (the grid is given).
         progress: called every ten steps with step, steps and loss.
-        until: called after every step, outside of the measured time; True stops.
+        until: called after every step with the CPU seconds so far, outside of the measured time; True stops.
     """
+    keep_freed_memory()
     generator = torch.Generator().manual_seed(options.seed)
     groups = model.param_groups()
     named = dict(model.named_parameters())
@@ -97,6 +99,7 @@ def train_field(
         ],
         betas=(0.9, 0.99),
         eps=1e-15,
+        fused=True,
     )
     given = options.warmup < 0
     if not given:
@@ -123,7 +126,7 @@ def train_field(
         spent += time.process_time() - started
         if step % 10 == 9:
             progress(step + 1, options.steps, float(loss.detach()))
-        if until(step + 1):
+        if until(step + 1, spent):
             break
         started = time.process_time()
     for parameter in named.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xarch.kernels.allocator import keep_freed_memory
 from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
 from xarch.kernels.grid_encoding import grid_encode, grid_lowering
@@ -23,6 +24,7 @@ __all__ = [
     "grid_encode",
     "grid_lowering",
     "hash_encode",
+    "keep_freed_memory",
     "matrix_distance",
     "mixing_matrix",
     "register",

@@ -56,7 +56,7 @@ class MLPField(FeatureField):
         x = encoded
         for i, layer in enumerate(self.trunk):
             x = layer(torch.cat((encoded, x), dim=-1) if self.skip and i == self.skip else x)
-            x = F.relu(x) if i < len(self.trunk) - 1 else x
+            x = F.relu_(x) if i < len(self.trunk) - 1 else x
         return self.sigma_net(x)
 
     def encode(self, u_N3: Tensor) -> Tensor:

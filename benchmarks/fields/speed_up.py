@@ -1,0 +1,228 @@
+"""How much time a conversion saves over training the same field from pictures, one command.
+
+    python benchmarks/fields/speed_up.py
+
+For each kind of student: CPU seconds of one thread until a picture quality is reached, 1 dB below the PSNR of the teacher
+against the scene, by conversion of the teacher and by training from pictures with the same optimiser and renderer. The
+conversion counts planning, start and stages; evaluation is outside of both. Training from pictures is counted four ways:
+with an occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as
+NeRFs were trained classically; the seconds of the teacher stand apart.
+
+Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
+steps, each schedule ending at its own end, until one reaches the quality; only that one counts. PSNR is that of every
+third ray of four views that nobody trained on. Rows are written as they are measured, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from stopwatch import machine_state, timed
+
+import xarch
+from xarch.families.field import RadianceField, render
+from xarch_pvd import demo, scene
+from xarch_pvd.field_file import field_head, load_field_file
+from xarch_pvd.metric import psnr
+from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations.records import from_file
+from xarch_pvd.training import Pixels, TrainingOptions, train_field
+
+RESULTS = Path(__file__).parent.parent / "results" / "fields_speed_up.json"
+STUDENTS = ("vm", "cp", "hash", "tensors", "mlp")
+REPEATED = ("vm", "mlp")
+"""Students that are measured with several seeds."""
+BELOW = 1.0
+"""dB below the teacher that have to be reached."""
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
+"""Budgets of the conversions tried, as shares of the recipe's."""
+STEPS = {"vm": (250, 500, 1000), "cp": (250, 500, 1000), "hash": (250, 500, 1000), "tensors": (250, 500, 1000)}
+"""Lengths of the trainings tried."""
+SLOW_STEPS = (1000, 3000)
+"""Those of ``mlp``."""
+NET_LR = {"mlp": 4e-3}
+LOOKS = 12
+"""How often a training is looked at."""
+STRIDE = 3
+DROP_SECONDS = 45.0
+"""Time after which the drop against the scene is stated."""
+
+
+class Judge:
+    """Pictures of the scene from cameras that nobody trained on."""
+
+    def __init__(self) -> None:
+        cameras = scene.random_cameras(4, demo.SIZE, torch.Generator().manual_seed(1))
+        self.views = []
+        for camera in cameras:
+            picture = scene.render_view(camera).view(-1, 4)[::STRIDE]
+            rays = tuple(part[::STRIDE] for part in camera.rays())
+            self.views.append((rays, picture[:, :3] * picture[:, 3:] + 1 - picture[:, 3:]))
+
+    def __call__(self, field: RadianceField) -> float:
+        """Mean PSNR over the views, dB, over white."""
+        with torch.no_grad():
+            values = [psnr(render(field, *rays, torch.ones(3))["rgb"].clamp(0, 1), seen) for rays, seen in self.views]
+        return sum(values) / len(values)
+
+
+class Rows:
+    """What is measured so far, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.data = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
+        self.data["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data["rows"]
+
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Write a row at once."""
+        self.data["rows"][name] = row
+        self.store()
+        print(name, {k: v for k, v in row.items() if k not in ("curve", "parts")}, flush=True)
+
+    def store(self) -> None:
+        """Write everything."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Train the teacher, convert, train from pictures, print and store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--students", default=",".join(STUDENTS), help="comma-separated")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of vm and mlp")
+    parser.add_argument("--cap", type=float, default=400, help="CPU seconds after which a training from pictures stops")
+    parser.add_argument("--parts", default="convert,drop,own,given,uniform", help="which measurements, comma-separated")
+    parser.add_argument("--work", type=Path, default=Path("fields-speed-up"), help="folder for teacher and runs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["XARCH_HOME"] = str(arguments.work.resolve())
+    file, judge, rows = demo.demo_field(), Judge(), Rows(arguments.out)
+    teacher = from_file(load_field_file(file)[0])
+    quality = judge(teacher)
+    rows.data["teacher"] = {"psnr": round(quality, 2), "cpu_seconds": field_head(file)["details"]["cpu_seconds"]}
+    rows.data["wanted"] = round(quality - BELOW, 2)
+    rows.data["cap"] = arguments.cap
+    cameras = scene.random_cameras(demo.VIEWS, demo.SIZE, torch.Generator().manual_seed(demo.SEED))
+    pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
+    parts = arguments.parts.split(",")
+    for part in parts:
+        for arch in arguments.students.split(","):
+            seeds = arguments.seeds if arch in REPEATED and part in ("convert", "drop", "own") else 1
+            for seed in range(seeds):
+                name = f"{arch}/{part}/{seed}"
+                if name in rows:
+                    continue
+                if part == "convert":
+                    rows.add(name, conversion(arch, seed, file, judge, quality - BELOW, arguments.work))
+                elif part == "drop" and arch in ("vm", "cp"):
+                    rate = rows.data["rows"][f"{arch}/convert/{seed}"]["curve"][-1]
+                    share = rate["share"] * DROP_SECONDS / rate["cpu_seconds"]
+                    row = converted(arch, seed, file, judge, share, arguments.work)
+                    rows.add(name, {**row, "drop": round(quality - row["psnr"], 2)})
+                elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
+                    given = teacher.occupancy if part == "given" else None
+                    wanted = quality - BELOW
+                    rows.add(name, training(arch, seed, pixels, judge, wanted, arguments.cap, part, given))
+    show(rows.data)
+
+
+def conversion(arch: str, seed: int, file: Path, judge: Judge, wanted: float, work: Path) -> dict[str, Any]:
+    """Growing budgets until one reaches the quality."""
+    curve = []
+    for share in SHARES:
+        curve.append(converted(arch, seed, file, judge, share, work))
+        if curve[-1]["psnr"] >= wanted:
+            break
+    return {"reached": curve[-1]["psnr"] >= wanted, "cpu_seconds": curve[-1]["cpu_seconds"], "curve": curve}
+
+
+def converted(arch: str, seed: int, file: Path, judge: Judge, share: float, work: Path) -> dict[str, Any]:
+    """One whole conversion with a share of the recipe's budget."""
+    chosen: dict[str, Any] = {"teacher": f"field:{file}", "student.target": arch, "seed": seed}
+    chosen["budget"] = max(1, int(xarch.plan(overrides=chosen).config.budget * share))
+    run, row = timed(chosen, work / f"{arch}-{seed}-{share:.3f}-{os.getpid()}")
+    found = json.loads((run.path / "eval.json").read_text())["student"]
+    field: Any = xarch.load(run.path)
+    return {"share": share, "psnr": round(judge(field), 2), "psnr_teacher": round(found["psnr_teacher"], 2), **row}
+
+
+def training(
+    arch: str, seed: int, pixels: Pixels, judge: Judge, wanted: float, cap: float, part: str, given: Any
+) -> dict[str, Any]:
+    """Trainings of growing length until one reaches the quality or the cap."""
+    tried = []
+    for steps in STEPS.get(arch, SLOW_STEPS):
+        tried.append(trained(arch, seed, pixels, judge, wanted, cap, part, given, steps))
+        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= cap:
+            break
+    return {**tried[-1], "tried": [{k: t[k] for k in ("steps", "cpu_seconds", "psnr")} for t in tried]}
+
+
+def trained(
+    arch: str, seed: int, pixels: Pixels, judge: Judge, wanted: float, cap: float, part: str, given: Any, steps: int
+) -> dict[str, Any]:
+    """One training from pictures."""
+    torch.manual_seed(seed)
+    field = build_field(arch, OPTIONS[arch].model_validate({}), aabb=scene.BOX)
+    warmup = TrainingOptions.warmup
+    if given is not None:
+        field.set_occupancy(given)
+        warmup = -1
+    elif part == "uniform":
+        warmup = steps + 1
+    net_lr = NET_LR.get(arch, TrainingOptions.net_lr)
+    curve: list[tuple[float, float]] = []
+
+    def look(step: int, seconds: float) -> bool:
+        if step % max(steps // LOOKS, 1) and seconds < cap:
+            return False
+        curve.append((round(seconds, 1), round(judge(field), 2)))
+        field.requires_grad_(True)
+        return curve[-1][1] >= wanted or seconds >= cap
+
+    before = machine_state()
+    options = TrainingOptions(steps=steps, net_lr=net_lr, seed=seed, warmup=warmup)
+    train_field(field, pixels, options, until=look)
+    seconds, reached = curve[-1][0], curve[-1][1] >= wanted
+    row = {"reached": reached, "cpu_seconds": seconds, "psnr": curve[-1][1], "steps": steps, "curve": curve, **before}
+    return row
+
+
+def show(data: dict[str, Any]) -> None:
+    """Seconds and ratios; a training that did not get there counts with the time it was given, marked >=."""
+    table = Table("student", "conversion, s", *(f"{p}, s (ratio)" for p in ("own grid", "grid given", "no grid")))
+    table.title = f"to {data['wanted']} dB; the teacher has {data['teacher']['psnr']} dB and took more time before"
+    for arch in STUDENTS:
+        mine = _mean(data["rows"], f"{arch}/convert/")
+        cells = []
+        for part in ("own", "given", "uniform"):
+            theirs = _mean(data["rows"], f"{arch}/{part}/")
+            more = "" if theirs is None or theirs[1] else "≥"
+            cells.append("" if not theirs or not mine else f"{more}{theirs[0]:.0f} ({more}{theirs[0] / mine[0]:.1f}x)")
+        table.add_row(arch, "" if mine is None else f"{'' if mine[1] else '≥'}{mine[0]:.1f}", *cells)
+    Console().print(table)
+
+
+def _mean(rows: dict[str, Any], start: str) -> tuple[float, bool] | None:
+    """Mean seconds over seeds, and whether all reached the quality."""
+    found = [row for name, row in rows.items() if name.startswith(start)]
+    if not found:
+        return None
+    return sum(r["cpu_seconds"] for r in found) / len(found), all(r["reached"] for r in found)
+
+
+if __name__ == "__main__":
+    main()
