@@ -2,11 +2,11 @@
 
     python benchmarks/fields/speed_up.py
 
-For each kind of student: CPU seconds of one thread until a picture quality is reached, 1 dB below the PSNR of the teacher
+For each kind of student: CPU seconds of one thread until a picture quality is reached, 1 dB below the teacher's own
 against the scene, by conversion of the teacher and by training from pictures with the same optimiser and renderer. The
-conversion counts planning, start and stages; evaluation is outside of both. Training from pictures is counted four ways:
-with an occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as
-NeRFs were trained classically; the seconds of the teacher stand apart.
+conversion counts planning, start and stages; evaluation is outside of both. Training from pictures is counted with an
+occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as NeRFs
+were trained classically; the seconds of the teacher stand apart.
 
 Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
 steps, each schedule ending at its own end, until one reaches the quality; only that one counts. PSNR is that of every

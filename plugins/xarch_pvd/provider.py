@@ -21,6 +21,7 @@ from xarch.families.field.model import FieldTeacher
 from xarch_pvd.checked import checked
 from xarch_pvd.posed_views import PosedViews, posed_views
 from xarch_pvd.views import fixed_cameras, random_camera
+from xarch_pvd.visible import sample_cells, visible_cells
 
 VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
 VALIDATION_STRIDE = 7
@@ -31,6 +32,7 @@ class ViewOptions(Options):
     """Options of ``views:``."""
 
     uniform: float = Field(0.15, ge=0, le=1, description="share of the points drawn anywhere in the box")
+    visible: float = Field(0.5, ge=0, le=1, description="share of the points drawn where cameras see matter")
     background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
     poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
     rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
@@ -51,7 +53,8 @@ class Views(DataProvider):
         if ref == "teacher":
             return DataInfo("cameras around the teacher, no pictures", "teacher", "sample")
         posed = posed_views(ref)
-        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": len(posed.heldout) * posed.pictured})
+        pictures = len(posed.heldout) if posed.pictured else 0
+        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": pictures})
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
         """One: a point or a ray.
@@ -85,7 +88,7 @@ class Views(DataProvider):
         if split == "validation":
             return Checks(teacher, wanted, samples)
         if wanted.kind == "points":
-            return Points(teacher, samples, seed, chosen.uniform)
+            return Points(teacher, samples, seed, chosen, teacher.facts.views if posed is None else posed.facts)
         return Rays(teacher, samples, seed, chosen, posed)
 
 
@@ -115,22 +118,27 @@ class Drawn(BatchStream, ABC):
 
 
 class Points(Drawn):
-    """Points of occupied cells, some anywhere in the box, with random directions."""
+    """Points where cameras see matter, in occupied cells and anywhere in the box, with random directions."""
 
-    def __init__(self, teacher: FieldTeacher, samples: int, seed: int, uniform: float) -> None:
+    def __init__(self, teacher: FieldTeacher, samples: int, seed: int, options: ViewOptions, views: ViewFacts) -> None:
         super().__init__(teacher, samples, seed)
-        self.uniform = uniform
+        self.uniform = options.uniform
         self.grid = occupancy.dilate(teacher.field.occupancy.cpu())
+        self.seen = visible_cells(teacher, views) if options.visible else torch.zeros(())
+        self.visible = round(samples * min(options.visible, 1 - options.uniform)) if bool(self.seen.any()) else 0
 
     def draw(self, generator: torch.Generator) -> Batch:
-        return points_batch(self.teacher, self.grid, self.samples, generator, self.uniform)
+        others = self.samples - self.visible
+        uniform = min(1.0, self.uniform * self.samples / others) if others else 0.0
+        u_N3 = occupancy.sample(self.grid, others, generator, uniform=uniform)
+        if self.visible:
+            u_N3 = torch.cat((sample_cells(self.seen, self.visible, generator), u_N3))
+        return points_batch(self.teacher, u_N3, generator)
 
 
-def points_batch(
-    teacher: FieldTeacher, grid_HHH: Tensor, count: int, generator: torch.Generator, uniform: float
-) -> Batch:
-    """World points and unit directions."""
-    u_N3 = occupancy.sample(grid_HHH, count, generator, uniform=uniform)
+def points_batch(teacher: FieldTeacher, u_N3: Tensor, generator: torch.Generator) -> Batch:
+    """World points of the unit cube's, with random unit directions."""
+    count = len(u_N3)
     device = teacher.field.aabb.device
     xyz = teacher.field.to_world(u_N3.to(device)).cpu()
     dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
@@ -212,7 +220,8 @@ class Checks(Finite):
         if self.sample.kind == "points":
             generator = torch.Generator().manual_seed(3_000_017 + index)
             grid = occupancy.dilate(self.teacher.field.occupancy.cpu())
-            return points_batch(self.teacher, grid, self.samples, generator, 0.15)
+            u_N3 = occupancy.sample(grid, self.samples, generator, uniform=0.15)
+            return points_batch(self.teacher, u_N3, generator)
         batch = picture_batch(self.cameras[index], self.teacher.facts.background)
         return Batch({k: v[::VALIDATION_STRIDE] for k, v in batch.tensors.items()}, batch.units // VALIDATION_STRIDE)
 

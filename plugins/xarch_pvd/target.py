@@ -56,7 +56,7 @@ class FieldTarget(TargetAdapter):
         return start(teacher, _own(student), self.arch)
 
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
-        return "pvd-bake" if self.arch == "tensors" else "pvd"
+        return {"tensors": "pvd-bake", "mlp": "pvd-mlp"}.get(self.arch, "pvd")
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)
