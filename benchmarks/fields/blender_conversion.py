@@ -77,7 +77,6 @@ def convert(
     """One conversion: figures of the student, figures of the teacher. CPU seconds are those of planning, start and
     stages together with the evaluation."""
     overrides: dict[str, Any] = {
-        "recipe": "pvd-bake" if target == "tensors" else "pvd",
         "teacher": f"field:{file}",
         "student.target": target,
         "data.ref": f"views:{folder}",

@@ -18,23 +18,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from stopwatch import machine_state, timed
+from torch import Tensor
 
-import xarch
-from xarch.families.field import RadianceField, render
-from xarch_pvd import demo, scene
-from xarch_pvd.field_file import field_head, load_field_file
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import from_file
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+import xarch  # noqa: E402
+from benchmarks.fields.stopwatch import machine_state, timed  # noqa: E402
+from xarch.bench.machine import machine  # noqa: E402
+from xarch.families.field import RadianceField, render  # noqa: E402
+from xarch_pvd import demo, scene  # noqa: E402
+from xarch_pvd.field_file import field_head, load_field_file  # noqa: E402
+from xarch_pvd.metric import psnr  # noqa: E402
+from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.representations.records import from_file  # noqa: E402
+from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_speed_up.json"
 STUDENTS = ("vm", "cp", "hash", "tensors", "mlp")
@@ -44,11 +50,11 @@ BELOW = 1.0
 """dB below the teacher that have to be reached."""
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Budgets of the conversions tried, as shares of the recipe's."""
-STEPS = {"vm": (250, 500, 1000), "cp": (250, 500, 1000), "hash": (250, 500, 1000), "tensors": (250, 500, 1000)}
-"""Lengths of the trainings tried."""
-SLOW_STEPS = (1000, 3000)
-"""Those of ``mlp``."""
+STEPS = {"mlp": (1200, 3600)}
+"""Lengths of the trainings tried, by student."""
+OTHER_STEPS = (400, 900, 2000)
 NET_LR = {"mlp": 4e-3}
+"""Learning rates of layers in trainings from pictures."""
 LOOKS = 12
 """How often a training is looked at."""
 STRIDE = 3
@@ -80,7 +86,7 @@ class Rows:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.data = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
-        self.data["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+        self.data["machine"] = {**machine(), "threads": 1}
 
     def __contains__(self, name: str) -> bool:
         return name in self.data["rows"]
@@ -125,8 +131,10 @@ def main() -> None:
                 name = f"{arch}/{part}/{seed}"
                 if name in rows:
                     continue
+                first = rows.data["rows"].get(f"{arch}/{part}/0")
                 if part == "convert":
-                    rows.add(name, conversion(arch, seed, file, judge, quality - BELOW, arguments.work))
+                    shares = SHARES if first is None else [s for s in SHARES if s >= first["curve"][-1]["share"]]
+                    rows.add(name, conversion(arch, seed, file, judge, quality - BELOW, shares, arguments.work))
                 elif part == "drop" and arch in ("vm", "cp"):
                     rate = rows.data["rows"][f"{arch}/convert/{seed}"]["curve"][-1]
                     share = rate["share"] * DROP_SECONDS / rate["cpu_seconds"]
@@ -134,15 +142,18 @@ def main() -> None:
                     rows.add(name, {**row, "drop": round(quality - row["psnr"], 2)})
                 elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
                     given = teacher.occupancy if part == "given" else None
-                    wanted = quality - BELOW
-                    rows.add(name, training(arch, seed, pixels, judge, wanted, arguments.cap, part, given))
+                    lengths = STEPS.get(arch, OTHER_STEPS) if first is None else (first["steps"],)
+                    goal = (quality - BELOW, arguments.cap)
+                    rows.add(name, training(arch, seed, pixels, judge, goal, part, given, lengths))
     show(rows.data)
 
 
-def conversion(arch: str, seed: int, file: Path, judge: Judge, wanted: float, work: Path) -> dict[str, Any]:
+def conversion(
+    arch: str, seed: int, file: Path, judge: Judge, wanted: float, shares: Sequence[float], work: Path
+) -> dict[str, Any]:
     """Growing budgets until one reaches the quality."""
     curve = []
-    for share in SHARES:
+    for share in shares:
         curve.append(converted(arch, seed, file, judge, share, work))
         if curve[-1]["psnr"] >= wanted:
             break
@@ -160,19 +171,33 @@ def converted(arch: str, seed: int, file: Path, judge: Judge, share: float, work
 
 
 def training(
-    arch: str, seed: int, pixels: Pixels, judge: Judge, wanted: float, cap: float, part: str, given: Any
+    arch: str,
+    seed: int,
+    pixels: Pixels,
+    judge: Judge,
+    goal: tuple[float, float],
+    part: str,
+    given: Tensor | None,
+    lengths: Sequence[int],
 ) -> dict[str, Any]:
-    """Trainings of growing length until one reaches the quality or the cap."""
-    tried = []
-    for steps in STEPS.get(arch, SLOW_STEPS):
-        tried.append(trained(arch, seed, pixels, judge, wanted, cap, part, given, steps))
-        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= cap:
+    """Trainings of growing length until one reaches the goal: a PSNR, or the seconds after which it is given up."""
+    tried: list[dict[str, Any]] = []
+    for steps in lengths:
+        tried.append(trained(arch, seed, pixels, judge, goal, part, given, steps))
+        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= goal[1]:
             break
     return {**tried[-1], "tried": [{k: t[k] for k in ("steps", "cpu_seconds", "psnr")} for t in tried]}
 
 
 def trained(
-    arch: str, seed: int, pixels: Pixels, judge: Judge, wanted: float, cap: float, part: str, given: Any, steps: int
+    arch: str,
+    seed: int,
+    pixels: Pixels,
+    judge: Judge,
+    goal: tuple[float, float],
+    part: str,
+    given: Tensor | None,
+    steps: int,
 ) -> dict[str, Any]:
     """One training from pictures."""
     torch.manual_seed(seed)
@@ -183,22 +208,27 @@ def trained(
         warmup = -1
     elif part == "uniform":
         warmup = steps + 1
-    net_lr = NET_LR.get(arch, TrainingOptions.net_lr)
     curve: list[tuple[float, float]] = []
 
     def look(step: int, seconds: float) -> bool:
-        if step % max(steps // LOOKS, 1) and seconds < cap:
+        if step % max(steps // LOOKS, 1) and seconds < goal[1]:
             return False
         curve.append((round(seconds, 1), round(judge(field), 2)))
-        field.requires_grad_(True)
-        return curve[-1][1] >= wanted or seconds >= cap
+        return curve[-1][1] >= goal[0] or seconds >= goal[1]
 
-    before = machine_state()
-    options = TrainingOptions(steps=steps, net_lr=net_lr, seed=seed, warmup=warmup)
+    state = machine_state()
+    options = TrainingOptions(steps=steps, net_lr=NET_LR.get(arch, TrainingOptions.net_lr), seed=seed, warmup=warmup)
     train_field(field, pixels, options, until=look)
-    seconds, reached = curve[-1][0], curve[-1][1] >= wanted
-    row = {"reached": reached, "cpu_seconds": seconds, "psnr": curve[-1][1], "steps": steps, "curve": curve, **before}
-    return row
+    seconds, psnr_reached = curve[-1]
+    reached = psnr_reached >= goal[0]
+    return {
+        "reached": reached,
+        "cpu_seconds": seconds,
+        "psnr": psnr_reached,
+        "steps": steps,
+        "curve": curve,
+        **state,
+    }
 
 
 def show(data: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 import xarch
+from xarch.bench.machine import load_average
 from xarch.engine.events import Reporter
 
 METHOD = ("planning", "start")
@@ -83,4 +83,4 @@ def machine_state() -> dict[str, float]:
         for _ in range(4):
             a @ a
         best = max(best, 8 * 512**3 / max(time.process_time() - started, 1e-9) / 1e9)
-    return {"load": round(os.getloadavg()[0], 1), "gflops": round(best)}
+    return {"load_average": load_average(), "gflops": round(best)}
