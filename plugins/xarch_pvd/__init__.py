@@ -35,6 +35,7 @@ def xarch_register(registry: Any) -> None:
     for name, summary in (
         ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
         ("pvd-mlp", "field to layers: the same stages with larger steps, fewer rays"),
+        ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
         ("pvd-bake", "field to dense voxels: baked, then corrected on rays"),
         ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
     ):

@@ -18,9 +18,7 @@ from xarch_pvd.editing.record import edited_field
 from xarch_pvd.formats.record import FieldFile
 from xarch_pvd.opened import RESOLUTION, OpenedField, field_of, open_field
 from xarch_pvd.representations.records import NO_CLIP
-
-FEATURE_ARCHS = ("hash", "mlp", "vm", "cp", "torch-ngp-mlp")
-"""Kinds of field with the feature of 16 values that fields are aligned on."""
+from xarch_pvd.stitch import StitchedTeacher, has_latent
 
 
 class FieldOptions(Options):
@@ -61,19 +59,22 @@ class FieldSource(SourceAdapter):
         if facts.edits:
             # Other fields may have joined in, and what was done to them is not in any weight.
             fingerprint = f"{digest(opened.record.tensors)} {json.dumps(opened.record.options, sort_keys=True)}"
-        return FieldTeacher(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
+        kind = StitchedTeacher if has_latent(field) else FieldTeacher
+        return kind(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
 
 
 def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:
     """Facts of a teacher from its record."""
     low, high = record.aabb[:3], record.aabb[3:]
     grid = record.occupancy
-    arch, options, feature = record.arch, record.options, record.arch in FEATURE_ARCHS
+    # Every kind of field that a file holds has the shared feature, or one that is stitched to it.
+    arch, options, feature = record.arch, record.options, True
     edits: tuple[str, ...] = ()
     inherits: tuple[str, ...] | None = None
     if record.arch == EDITED:
         field = edited_field(record)
-        edits, inherits, feature = tuple(n for e in options["edits"] for n in e), field.inherits, field.has_feature
+        edits, inherits = tuple(n for e in options["edits"] for n in e), field.inherits
+        feature = field.has_feature or has_latent(field)
         # What a student may start from is that of the field below.
         arch, options = (options["parts"][0][k] for k in ("arch", "options")) if inherits else (EDITED, {})
     return FieldFacts(

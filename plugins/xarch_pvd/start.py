@@ -1,92 +1,105 @@
-"""What a student takes from its teacher before training: occupancy, blocks of equal shape, resampled grids, bakes."""
+"""What a student takes from its teacher before training: occupancy, blocks of equal shape, resampled grids, bakes,
+low-rank fits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xarch import Coverage
-from xarch.families.field import RadianceField
+from xarch.families.field import ColourHead, RadianceField, named_tensors
 from xarch.families.field.facts import FieldFacts
 from xarch.families.field.model import FieldStudent, FieldTeacher
 from xarch_pvd.baking import bake
+from xarch_pvd.factor_start import start_factors
+from xarch_pvd.grids import resampled
 from xarch_pvd.representations import OPTIONS, build_field
+from xarch_pvd.representations.factor_fields import FactorField
 from xarch_pvd.representations.voxel_field import VoxelField
 
 
-def planned_start(facts: FieldFacts, student: FieldStudent, arch: str) -> Coverage:
+def planned_start(facts: FieldFacts, student: FieldStudent) -> Coverage:
     """What :func:`start` will do, from the architecture alone."""
-    theirs: dict[str, dict[str, Tensor]] = {}
-    if facts.arch in OPTIONS:
-        known = OPTIONS[facts.arch].model_fields
-        options = OPTIONS[facts.arch].model_validate({k: v for k, v in facts.options.items() if k in known})
-        with torch.device("meta"):
-            theirs = build_field(facts.arch, options, aabb=facts.aabb).state_blocks()
+    theirs: dict[str, Mapping[str, Tensor]] = {}
+    with torch.device("meta"):
+        if facts.arch in OPTIONS:
+            known = OPTIONS[facts.arch].model_fields
+            options = OPTIONS[facts.arch].model_validate({k: v for k, v in facts.options.items() if k in known})
+            theirs |= build_field(facts.arch, options, aabb=facts.aabb).state_blocks()
         if facts.inherits is not None:
             theirs = {name: block for name, block in theirs.items() if name in facts.inherits}
-    return _coverage(theirs, student.field, arch)
+        if facts.feature:
+            theirs.setdefault("color_net", named_tensors(ColourHead()))
+    return _coverage(theirs, student, facts.feature)[0]
 
 
-def start(teacher: FieldTeacher, student: FieldStudent, arch: str) -> Coverage:
+def start(teacher: FieldTeacher, student: FieldStudent) -> Coverage:
     """Write everything that can be written without training; the rest keeps its random start."""
     field = student.field
     field.aabb.copy_(teacher.field.aabb)
     field.set_occupancy(teacher.field.occupancy.clone())
-    theirs = teacher.field.state_blocks()
-    done = _coverage(theirs, field, arch)
-    fresh = build_field(arch, student.options, aabb=teacher.facts.aabb)
-    values = dict(fresh.named_parameters())
-    sources = {
-        full: theirs[block][short]
-        for block, tensors in field.state_blocks().items()
-        for short, full in zip(tensors, _full_names(field, tensors), strict=True)
-        if short in theirs.get(block, {})
-    }
+    done, sources = _coverage(teacher.blocks(field.state_blocks()), student, teacher.has_feature)
+    fresh = dict(build_field(field.arch, student.options, aabb=teacher.facts.aabb).named_parameters())
     for name, parameter in field.named_parameters():
+        given = sources.get(name, fresh[name])
         with torch.no_grad():
-            if name in done.copied:
-                parameter.copy_(sources[name])
-            elif name in done.mapped and not isinstance(field, VoxelField):
-                parameter.copy_(resampled(sources[name], parameter.shape))
-            elif name not in done.mapped:
-                parameter.copy_(values[name])
+            parameter.copy_(given if given.shape == parameter.shape else resampled(given, parameter.shape))
     if isinstance(field, VoxelField) and done.mapped:
         bake(teacher.field, field)
+    elif isinstance(field, FactorField) and set(done.mapped) - sources.keys():
+        start_factors(teacher, field)
     return done
 
 
-def resampled(grid: Tensor, shape: torch.Size) -> Tensor:
-    """A grid [S, ..., C] at another number of samples an axis; corners stay corners."""
-    axes = grid.ndim - 1
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
-    moved = grid.movedim(-1, 0)[None]
-    return F.interpolate(moved, size=tuple(shape[:-1]), mode=mode, align_corners=True)[0].movedim(0, -1)
+def _coverage(
+    theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool
+) -> tuple[Coverage, dict[str, Tensor]]:
+    """What is done with every parameter, and the teacher's tensors that are taken over, by the student's names.
 
-
-def _coverage(theirs: dict[str, dict[str, Tensor]], field: RadianceField, arch: str) -> Coverage:
-    """Equal name and shape: copied. Grids of the same kind and width: resampled. Voxels: baked."""
-    shapes = {f"{b}/{n}": t.shape for b, block in theirs.items() for n, t in block.items()}
-    copied, mapped, new = [], [], []
-    for block, tensors in field.state_blocks().items():
-        whole = all(shapes.get(f"{block}/{n}") == t.shape for n, t in tensors.items())
-        full = _full_names(field, tensors)
-        for (short, tensor), name in zip(tensors.items(), full, strict=True):
-            other = shapes.get(f"{block}/{short}")
-            if whole:
-                copied.append(name)
-            elif arch == "tensors" or (_grid_like(name) and other is not None and other[-1] == tensor.shape[-1]):
-                mapped.append(name)
-            else:
-                new.append(name)
-    return Coverage(copied=tuple(copied), mapped=tuple(mapped), new=tuple(new))
-
-
-def _grid_like(name: str) -> bool:
-    return name.startswith(("planes.", "lines.")) or name == "volume"
-
-
-def _full_names(field: RadianceField, block: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of a block's tensors in the whole field."""
+    Blocks of equal names and shapes are copied, grids of equal width resampled. Voxels are baked; planes and lines of
+    another kind or width are fitted, with their basis if the teacher has a ``feature``.
+    """
+    field = student.field
     names = {id(p): n for n, p in field.named_parameters()}
-    return {names[id(t)]: t for t in block.values()}
+    made = _made(theirs, student, feature)
+    sources: dict[str, Tensor] = {}
+    copied: list[str] = []
+    mapped: list[str] = []
+    new: list[str] = []
+    for block, tensors in field.state_blocks().items():
+        other = theirs.get(block, {})
+        full = [names[id(t)] for t in tensors.values()]
+        if block in made:
+            mapped += full
+            continue
+        same = _same(tensors, other, slice(None))
+        if not same and not (block == "encoder" and _resampled(field, tensors, other)):
+            new += full
+            continue
+        (copied if same else mapped).extend(full)
+        sources |= {name: other[short] for name, short in zip(full, tensors, strict=True)}
+    return Coverage(copied=tuple(copied), mapped=tuple(mapped), new=tuple(new)), sources
+
+
+def _made(theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool) -> set[str]:
+    """Blocks that are computed from the teacher's values instead of its tensors."""
+    field = student.field
+    blocks = field.state_blocks()
+    if isinstance(field, VoxelField):
+        return set() if _same(blocks["volume"], theirs.get("volume", {}), slice(None)) else {"volume"}
+    if not isinstance(field, FactorField) or student.options.start == "random":
+        return set()
+    if _resampled(field, blocks["encoder"], theirs.get("encoder", {})):
+        return set()
+    return {"encoder", "basis"} if feature else {"encoder"}
+
+
+def _resampled(field: RadianceField, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    return isinstance(field, FactorField) and _same(ours, theirs, slice(-1, None))
+
+
+def _same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], axes: slice) -> bool:
+    """Whether the names agree, and the sizes of some axes."""
+    return {n: t.shape[axes] for n, t in ours.items()} == {n: t.shape[axes] for n, t in theirs.items()}

@@ -17,6 +17,9 @@ from xarch_pvd.parity import field_parity
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.start import planned_start, start
 
+RECIPES = {"vm": "pvd-factors", "cp": "pvd-factors", "mlp": "pvd-mlp", "tensors": "pvd-bake"}
+"""Of representations that start from more than what is copied, or train otherwise than a hash field."""
+
 
 class FieldTarget(TargetAdapter):
     """Builds, starts and exports students of one representation."""
@@ -47,16 +50,16 @@ class FieldTarget(TargetAdapter):
         return FieldStudent(field.to(device), facts, options)
 
     def coverage(self, facts: FieldFacts, student: Student) -> Coverage:
-        return planned_start(facts, _own(student), self.arch)
+        return planned_start(facts, _own(student))
 
     def initialise(self, student: Student, teacher: Teacher) -> Coverage:
         if not isinstance(teacher, FieldTeacher):
             raise PlanError(f"target {self.arch} converts radiance fields, the teacher is {type(teacher).__name__}")
         keep_freed_memory()
-        return start(teacher, _own(student), self.arch)
+        return start(teacher, _own(student))
 
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
-        return {"tensors": "pvd-bake", "mlp": "pvd-mlp"}.get(self.arch, "pvd")
+        return "pvd" if getattr(options, "start", "") == "random" else RECIPES.get(self.arch, "pvd")
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)

@@ -73,6 +73,10 @@ class EditedField(RadianceField):
     def colour(self, source: Tensor, d_N3: Tensor) -> Tensor:
         return self.first.colour(source, self.turned(d_N3)) if self.has_feature else super().colour(source, d_N3)
 
+    def before(self, x_N3: Tensor) -> Tensor:
+        """Points as the field below sees them."""
+        return x_N3
+
     def turned(self, d_N3: Tensor) -> Tensor:
         """Directions as the field below sees them."""
         return d_N3
@@ -151,16 +155,16 @@ class Moved(EditedField):
         self.inherits = tuple(name for name in blocks_of(field) if name in kept)
 
     def at(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        values = self.first.query(self._before(x_N3), None if d_N3 is None else self.turned(d_N3), want)
+        values = self.first.query(self.before(x_N3), None if d_N3 is None else self.turned(d_N3), want)
         return {**values, "sigma": values["sigma"] * self.gain}
 
     def possible(self, x_N3: Tensor) -> Tensor:
-        return possible(self.first, self._before(x_N3))
+        return possible(self.first, self.before(x_N3))
 
     def turned(self, d_N3: Tensor) -> Tensor:
         return torch.nn.functional.normalize(d_N3 @ self.back.T, dim=-1)
 
-    def _before(self, x_N3: Tensor) -> Tensor:
+    def before(self, x_N3: Tensor) -> Tensor:
         return (x_N3 - self.shift) @ self.back.T
 
 

@@ -12,17 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch.families.field import RadianceField
 from xarch_pvd.formats.record import FieldFile, need
+from xarch_pvd.latent import LatentField
 
 LOWEST = 1e-30
 """Density of empty space where an activation gives zero: its logarithm stays finite."""
 
 
-class ForeignField(RadianceField):
-    """A teacher only: no feature to align, nothing to inherit."""
-
-    has_feature = False
+class ForeignField(LatentField):
+    """A teacher only: a feature of its own, nothing to inherit."""
 
     def __init__(self, record: FieldFile) -> None:
         low, high = record.aabb[:3], record.aabb[3:]

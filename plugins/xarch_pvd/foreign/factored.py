@@ -67,9 +67,11 @@ class Factored(ForeignField):
         raw_N = self.log_density(grid_encode(u_N3, _groups(self.density_grids)).sum(dim=-1))
         values = {"sigma_raw": raw_N}
         if "rgb" in want and d_N3 is not None:
-            features_NA = grid_encode(u_N3, _groups(self.colour_grids)) @ self.basis.T
-            values["rgb"] = self.shade(features_NA, 2 * u_N3 - 1, d_N3)
+            values["rgb"] = self.shade(self.latent(u_N3), 2 * u_N3 - 1, d_N3)
         return values
+
+    def latent(self, u_N3: Tensor) -> Tensor:
+        return grid_encode(u_N3, _groups(self.colour_grids)) @ self.basis.T
 
 
 def tensorf(record: FieldFile) -> Factored:

@@ -45,13 +45,19 @@ class NerfstudioHash(ForeignField):
         self.register_buffer("signs", 1.0 - 2.0 * (torch.arange(16) % 2), persistent=False)
 
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        base_NG = self.base(hash_encode(u_N3, self.table, self.config))
+        base_NG = self._base(u_N3)
         values = {"sigma_raw": base_NG[:, 0] + self.scale}
         if "rgb" in want and d_N3 is not None:
             harmonics = spherical_harmonics((d_N3 + 1) / 2) * self.signs
             look = self.appearance.expand(len(u_N3), -1)
             values["rgb"] = torch.sigmoid(self.head(torch.cat((harmonics, base_NG[:, 1:], look), dim=-1)))
         return values
+
+    def latent(self, u_N3: Tensor) -> Tensor:
+        return self._base(u_N3)[:, 1:]
+
+    def _base(self, u_N3: Tensor) -> Tensor:
+        return self.base(hash_encode(u_N3, self.table, self.config))
 
 
 class NerfstudioVanilla(ForeignField):
@@ -68,13 +74,16 @@ class NerfstudioVanilla(ForeignField):
         self.head = Layers(tensors, [*_names(record, "mlp_head.layers"), "field_heads.0.net"], record.arch)
 
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        x_N3 = self.to_world(u_N3)
-        base = self.base(torch.cat((turns_by_coordinate(x_N3, *self.position), x_N3), dim=-1))
+        base = self.latent(u_N3)
         values = {"sigma_raw": log_softplus(self.density_layer(base)[:, 0])}
         if "rgb" in want and d_N3 is not None:
             directions = torch.cat((turns_by_coordinate(d_N3, *self.direction), d_N3), dim=-1)
             values["rgb"] = torch.sigmoid(self.head(torch.cat((directions, base), dim=-1)))
         return values
+
+    def latent(self, u_N3: Tensor) -> Tensor:
+        x_N3 = self.to_world(u_N3)
+        return self.base(torch.cat((turns_by_coordinate(x_N3, *self.position), x_N3), dim=-1))
 
 
 def _names(record: FieldFile, prefix: str) -> list[str]:

@@ -41,6 +41,9 @@ class Svox2(ForeignField):
             values["rgb"] = (colour + 0.5).clamp_min(0)
         return values
 
+    def latent(self, u_N3: Tensor) -> Tensor:
+        return self._interpolate(u_N3)[:, 1:]
+
     def _interpolate(self, u_N3: Tensor) -> Tensor:
         sizes = torch.tensor(self.links.shape, device=u_N3.device)
         place_N3 = torch.minimum((u_N3 * sizes - 0.5).clamp_min(0), sizes - 1.0)

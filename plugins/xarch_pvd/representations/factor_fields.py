@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,6 +33,7 @@ class VMOptions(Preset):
     density_rank: int = Field(8, ge=1, description="channels of each plane for the density")
     colour_rank: int = Field(16, ge=1, description="channels of each plane for the colour")
     feature_clip: tuple[float, float] | None = Field(None, description="limits of the features in files that clip them")
+    start: Literal["teacher", "random"] = Field("teacher", description="`teacher`: fitted to it before training")
 
 
 class CPOptions(VMOptions):
@@ -52,6 +53,8 @@ class FactorField(FeatureField):
 
     def __init__(self, options: VMOptions, groups: int, **common: Any) -> None:
         super().__init__(**common)
+        self.sizes = per_axis(options.resolution)
+        """Samples along x, y and z."""
         self.split, self.groups, self.feature_clip = options.density_rank, groups, options.feature_clip
         self.basis = nn.Linear(groups * options.colour_rank, FEATURES - 1, bias=False)
 

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from xarch.families.field import RadianceField, spherical_harmonics
+from xarch.families.field import spherical_harmonics
 from xarch.kernels import grid_encode
+from xarch_pvd.latent import LatentField
 from xarch_pvd.representations.presets import Preset, Resolution, per_axis
 
 
@@ -25,11 +26,10 @@ class VoxelOptions(Preset):
     degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics a colour")
 
 
-class VoxelField(RadianceField):
+class VoxelField(LatentField):
     """A volume [X, Y, Z, 1 + 3 · degree²]: raw log-density, then the harmonics of red, green and blue."""
 
     arch = "tensors"
-    has_feature = False
 
     def __init__(self, options: VoxelOptions, **common: Any) -> None:
         super().__init__(**common)
@@ -45,6 +45,9 @@ class VoxelField(RadianceField):
             basis_N1K = spherical_harmonics(d_N3, self.degree)[:, None, :]
             values["rgb"] = torch.sigmoid((value_NC[:, 1:].unflatten(1, (3, -1)) * basis_N1K).sum(dim=-1))
         return values
+
+    def latent(self, u_N3: Tensor) -> Tensor:
+        return grid_encode(u_N3, [[(self.volume[..., 1:], (0, 1, 2))]])
 
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
         return {"volume": {"volume": self.volume}}

@@ -279,7 +279,7 @@ def test_what_a_student_may_start_from(
             "teacher": teacher,
             "teacher_options.edits": given,
             "student.target": "vm",
-            "student.options": OPTIONS_OF["vm"],
+            "student.options": {**OPTIONS_OF["vm"], "start": "random"},
             "export.targets": [],
         }
     )

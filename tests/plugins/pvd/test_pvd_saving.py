@@ -137,7 +137,7 @@ def test_a_run_is_a_field_and_the_teacher_of_the_next(files: dict[str, Path], tm
     for ref in (f"run:{first.path}", f"field:{first.path}"):
         # A student knows its own kind: the second conversion copies voxels, the first one baked them.
         second = xarch.plan(overrides={**given, "teacher": ref})
-        assert (second.teacher.facts["arch"], second.teacher.facts["feature"]) == ("tensors", False)
+        assert (second.teacher.facts["arch"], second.teacher.facts["feature"]) == ("tensors", ref.startswith("field:"))
         assert second.student.copied == ["volume"]
     done = convert(overrides={**given, "teacher": f"run:{first.path}"}, out=tmp_path / "second")
     assert torch.equal(xarch.load(done.path).aabb, xarch.load(first.path).aabb)

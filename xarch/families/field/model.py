@@ -49,8 +49,21 @@ class FieldModel(TapModel):
         """The field."""
         return self.module
 
+    @property
+    def has_feature(self) -> bool:
+        """Whether :meth:`query` knows the feature of 16 values."""
+        return self.field.has_feature
+
+    def query(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
+        """Values at world points, see :meth:`RadianceField.query`; a teacher may derive some of them."""
+        return self.field.query(x_N3, d_N3, want)
+
+    def blocks(self, wanted: Collection[str]) -> Mapping[str, Mapping[str, Tensor]]:
+        """Blocks that a student of equal shape may take over, see :meth:`RadianceField.state_blocks`."""
+        return {name: block for name, block in self.field.state_blocks().items() if name in wanted}
+
     def taps(self) -> Mapping[str, Tap]:
-        return field_taps(feature=self.field.has_feature, samples=self.facts.samples)
+        return field_taps(feature=self.has_feature, samples=self.facts.samples)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         at_points = {w for w in wanted if w.startswith("points.")}
@@ -62,7 +75,7 @@ class FieldModel(TapModel):
     def _points(self, batch: Batch, wanted: set[str], sink: Sink) -> None:
         names = {w.removeprefix("points.") for w in wanted}
         ask = (names - {"opacity"}) | ({"sigma_raw"} if "opacity" in names else set())
-        values = self.field.query(batch["xyz"], batch["dirs"] if "rgb" in ask else None, ask)
+        values = self.query(batch["xyz"], batch["dirs"] if "rgb" in ask else None, ask)
         if "opacity" in names:
             values["opacity"] = 1 - torch.exp(-self.field.density(values["sigma_raw"]) * self.step)
         for name in names:
