@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
+from benchmarks.fields.rows import Rows  # noqa: E402
 from benchmarks.fields.stopwatch import machine_state, timed  # noqa: E402
-from xarch.bench.machine import machine  # noqa: E402
 from xarch.families.field import RadianceField, render  # noqa: E402
 from xarch_pvd import demo, scene  # noqa: E402
 from xarch_pvd.field_file import field_head, load_field_file  # noqa: E402
@@ -78,29 +78,6 @@ class Judge:
         with torch.no_grad():
             values = [psnr(render(field, *rays, torch.ones(3))["rgb"].clamp(0, 1), seen) for rays, seen in self.views]
         return sum(values) / len(values)
-
-
-class Rows:
-    """What is measured so far, in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.data = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
-        self.data["machine"] = {**machine(), "threads": 1}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.data["rows"]
-
-    def add(self, name: str, row: dict[str, Any]) -> None:
-        """Write a row at once."""
-        self.data["rows"][name] = row
-        self.store()
-        print(name, {k: v for k, v in row.items() if k not in ("curve", "parts")}, flush=True)
-
-    def store(self) -> None:
-        """Write everything."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
