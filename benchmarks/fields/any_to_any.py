@@ -65,8 +65,8 @@ def main() -> None:
         if arch not in data["teachers"] or not file.is_file():
             data["teachers"][arch] = teacher(arch, file, arguments.steps, pictures)
             store(arguments.out, data)
-    for source in ARCHS:
-        for target in ARCHS:
+    for target in ARCHS:
+        for source in ARCHS:
             name = f"{source}->{target}"
             if name not in data["pairs"]:
                 file = arguments.work / f"{source}.safetensors"
