@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="picture side of the procedural scene in pixels")
     parser.add_argument("--steps", type=int, default=900, help="training steps of each teacher")
     parser.add_argument("--budget", type=float, default=1.0, help="multiple of each recipe's budget")
+    parser.add_argument("--targets", default=",".join(ARCHS), help="students to make now, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-any-to-any"), help="folder for teachers and runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> None:
         if arch not in data["teachers"] or not file.is_file():
             data["teachers"][arch] = teacher(arch, file, arguments.steps, pictures)
             store(arguments.out, data)
-    for target in ARCHS:
+    for target in arguments.targets.split(","):
         for source in ARCHS:
             name = f"{source}->{target}"
             if name not in data["pairs"]:
@@ -114,8 +115,8 @@ def show(data: dict) -> None:
     for source in ARCHS:
         cells = []
         for target in ARCHS:
-            pair = data["pairs"][f"{source}->{target}"]
-            cells.append(f"{pair['psnr_teacher']:.1f} ({pair['cpu_seconds']:.0f})")
+            pair = data["pairs"].get(f"{source}->{target}")
+            cells.append("" if pair is None else f"{pair['psnr_teacher']:.1f} ({pair['cpu_seconds']:.0f})")
         table.add_row(source, f"{data['teachers'][source]['psnr_truth']:.1f}", *cells)
     Console().print(table)
 
