@@ -106,17 +106,17 @@ def measured(
 def occupancy_alone() -> Iterator[None]:
     """Within the block a student takes nothing but box and occupancy from its teacher."""
 
-    def planned(facts: Any, student: FieldStudent, arch: str) -> xarch.Coverage:
+    def planned(facts: Any, student: FieldStudent) -> xarch.Coverage:
         return xarch.Coverage(copied=(), mapped=(), new=tuple(n for n, _ in student.field.named_parameters()))
 
-    def start(teacher: FieldTeacher, student: FieldStudent, arch: str) -> xarch.Coverage:
-        fresh = build_field(arch, student.options, aabb=teacher.facts.aabb)
+    def start(teacher: FieldTeacher, student: FieldStudent) -> xarch.Coverage:
+        fresh = build_field(student.field.arch, student.options, aabb=teacher.facts.aabb)
         values = dict(fresh.named_parameters())
         with torch.no_grad():
             for name, parameter in student.field.named_parameters():
                 parameter.copy_(values[name])
         student.field.set_occupancy(teacher.field.occupancy.clone())
-        return planned(teacher.facts, student, arch)
+        return planned(teacher.facts, student)
 
     with patch("xarch_pvd.target.planned_start", planned), patch("xarch_pvd.target.start", start):
         yield
