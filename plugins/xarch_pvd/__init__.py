@@ -12,13 +12,14 @@ TARGETS = {
     "mlp": ("MLPTarget", "radiance field of layers (NeRF)"),
     "vm": ("VMTarget", "radiance field of planes times lines (TensoRF VM)"),
     "cp": ("CPTarget", "radiance field of products of lines (TensoRF CP)"),
+    "hash+vm": ("HashVMTarget", "radiance field of hash tables and planes times lines, added"),
     "tensors": ("VoxelTarget", "radiance field of dense voxels (Plenoxels)"),
 }
 
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The source, five targets, objectives, data, metric and recipes."""
+    """The source, six targets, objectives, data, metric and recipes."""
     registry.source(
         "field", load="xarch_pvd.source:FieldSource", produces=FAMILY, summary="trained radiance fields: FILE or demo"
     )

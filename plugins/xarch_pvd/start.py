@@ -75,7 +75,7 @@ def _coverage(
             mapped += full
             continue
         same = _same(tensors, other, slice(None))
-        if not same and not (block == "encoder" and _resampled(field, tensors, other)):
+        if not same and not (block == "factors" and _resampled(field, tensors, other)):
             new += full
             continue
         (copied if same else mapped).extend(full)
@@ -91,9 +91,12 @@ def _made(theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, fea
         return set() if _same(blocks["volume"], theirs.get("volume", {}), slice(None)) else {"volume"}
     if not isinstance(field, FactorField) or student.options.start == "random":
         return set()
-    if _resampled(field, blocks["encoder"], theirs.get("encoder", {})):
+    if _resampled(field, blocks["factors"], theirs.get("factors", {})):
         return set()
-    return {"encoder", "basis"} if feature else {"encoder"}
+    if "encoder" in blocks and _same(blocks["encoder"], theirs.get("encoder", {}), slice(None)):
+        # A composition that has the teacher's tables needs no planes yet.
+        return set()
+    return {"factors", "basis"} if feature else {"factors"}
 
 
 def _resampled(field: RadianceField, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Targets ``hash``, ``mlp``, ``vm``, ``cp`` and ``tensors``: the same scene in another representation."""
+"""Targets ``hash``, ``mlp``, ``vm``, ``cp``, ``hash+vm`` and ``tensors``: the same scene in another representation."""
 
 from __future__ import annotations
 
@@ -98,6 +98,13 @@ class CPTarget(FieldTarget):
     Options = OPTIONS["cp"]
 
 
+class HashVMTarget(FieldTarget):
+    """Hash tables and planes times lines, added."""
+
+    arch = "hash+vm"
+    Options = OPTIONS["hash+vm"]
+
+
 class VoxelTarget(FieldTarget):
     """Dense voxels of log-density and spherical harmonics (Plenoxels, arXiv 2112.05131)."""
 
@@ -111,4 +118,4 @@ def _own(student: Student) -> FieldStudent:
     return student
 
 
-__all__ = ["CPTarget", "FieldTarget", "HashTarget", "MLPTarget", "VMTarget", "VoxelTarget"]
+__all__ = ["CPTarget", "FieldTarget", "HashTarget", "HashVMTarget", "MLPTarget", "VMTarget", "VoxelTarget"]

@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="file to write")
-@click.option("--arch", default="hash", show_default=True, help="hash, mlp, vm, cp or tensors")
+@click.option("--arch", default="hash", show_default=True, help="hash, mlp, vm, cp, hash+vm, tensors")
 @click.option("--preset", type=click.Choice(["small", "paper"]), default="small", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True, help="optimiser steps")
 @click.option("--seed", type=int, default=0, show_default=True)

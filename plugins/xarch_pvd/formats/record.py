@@ -20,16 +20,16 @@ class FieldFile:
     """A radiance field as its file describes it, before any module exists.
 
     Attributes:
-        arch: one of xarch's own (``hash``, ``mlp``, ``vm``, ``cp``, ``tensors``) or a foreign variant
-            (``torch-ngp-mlp``, ``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``, ``nerfstudio-hash``,
-            ``nerfstudio-vanilla``, ``nerfstudio-vm``, ``nerfstudio-cp``, ``svox2``).
+        arch: one of xarch's own (``hash``, ``mlp``, ``vm``, ``cp``, ``hash+vm``, ``tensors``), ``edited``, or a foreign
+            variant (``torch-ngp-mlp``, ``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``,
+            ``nerfstudio-hash``, ``nerfstudio-vanilla``, ``nerfstudio-vm``, ``nerfstudio-cp``, ``svox2``).
         options: what the architecture needs besides its tensors; JSON-able, keys in the docstring of each format.
         tensors: float32 unless a format says otherwise. xarch's own archs use these names:
             hash: ``encoder.table`` [n,F], ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
             mlp: ``trunk.{i}.weight``, ``trunk.{i}.bias``, ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
             vm: ``sigma_planes.{m}`` [1,R,Nb,Na], ``sigma_lines.{m}`` [1,R,Nc,1], ``color_planes.{m}``,
             ``color_lines.{m}``, ``basis.weight``, ``color_net.{i}.weight`` with (a,b) = (0,1), (0,2), (1,2) and
-            c = 2, 1, 0; cp: the same without planes; tensors: ``volume`` [C,X,Y,Z].
+            c = 2, 1, 0; cp: the same without planes; hash+vm: those of both; tensors: ``volume`` [C,X,Y,Z].
             Foreign variants keep the names of their own code, without its prefix.
         aabb: (x0, y0, z0, x1, y1, z1) in the file's world.
         warp: how world points enter the field, one of ``WARPS``.

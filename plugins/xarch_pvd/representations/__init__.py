@@ -1,4 +1,4 @@
-"""The five representations and their passage from and to files."""
+"""The six representations and their passage from and to files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xarch.families.field import RadianceField
 from xarch_pvd.checked import checked
 from xarch_pvd.representations.factor_fields import CPField, CPOptions, VMField, VMOptions
 from xarch_pvd.representations.hash_field import HashField, HashOptions
+from xarch_pvd.representations.hash_vm_field import HashVMField, HashVMOptions
 from xarch_pvd.representations.mlp_field import MLPField, MLPOptions
 from xarch_pvd.representations.presets import Preset
 from xarch_pvd.representations.voxel_field import VoxelField, VoxelOptions
@@ -21,6 +22,7 @@ OPTIONS: dict[str, type[Preset]] = {
     "mlp": MLPOptions,
     "vm": VMOptions,
     "cp": CPOptions,
+    "hash+vm": HashVMOptions,
     "tensors": VoxelOptions,
 }
 FIELDS: dict[str, type[RadianceField]] = {
@@ -28,6 +30,7 @@ FIELDS: dict[str, type[RadianceField]] = {
     "mlp": MLPField,
     "vm": VMField,
     "cp": CPField,
+    "hash+vm": HashVMField,
     "tensors": VoxelField,
 }
 
@@ -47,7 +50,7 @@ def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
     """An untrained field of a representation.
 
     Args:
-        arch: "hash", "mlp", "vm", "cp" or "tensors".
+        arch: one of :data:`FIELDS`.
         options: the model in :data:`OPTIONS` of that name.
         common: box, warp, occupancy and so on, see :class:`RadianceField`.
 

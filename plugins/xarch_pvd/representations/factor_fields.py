@@ -53,6 +53,10 @@ class FactorField(FeatureField):
 
     def __init__(self, options: VMOptions, groups: int, **common: Any) -> None:
         super().__init__(**common)
+        self.add_basis(options, groups)
+
+    def add_basis(self, options: VMOptions, groups: int) -> None:
+        """Give the field what mixes its products."""
         self.sizes = per_axis(options.resolution)
         """Samples along x, y and z."""
         self.split, self.groups, self.feature_clip = options.density_rank, groups, options.feature_clip
@@ -75,13 +79,15 @@ class FactorField(FeatureField):
         return grid_encode(u_N3, thin).sum(dim=-1)
 
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
-        grids: dict[str, Tensor] = {n: p for n, p in self.named_parameters() if n in self.param_groups()["grid"]}
-        return {"encoder": grids, "basis": named_tensors(self.basis), "color_net": named_tensors(self.color_net)}
+        return {"factors": self.grids(), "basis": named_tensors(self.basis), "color_net": named_tensors(self.color_net)}
 
     def param_groups(self) -> dict[str, list[str]]:
-        names = [n for n, _ in self.named_parameters()]
-        grid = [n for n in names if n.startswith(("planes.", "lines."))]
-        return {"grid": grid, "net": [n for n in names if n not in grid]}
+        grid = list(self.grids())
+        return {"grid": grid, "net": [n for n, _ in self.named_parameters() if n not in grid]}
+
+    def grids(self) -> dict[str, Tensor]:
+        """Planes and lines by name."""
+        return {n: p for n, p in self.named_parameters() if n.startswith(("planes.", "lines."))}
 
 
 class VMField(FactorField):
@@ -91,6 +97,10 @@ class VMField(FactorField):
 
     def __init__(self, options: VMOptions, **common: Any) -> None:
         super().__init__(options, 3, **common)
+        self.add_planes(options)
+
+    def add_planes(self, options: VMOptions) -> None:
+        """Give the field its planes and lines."""
         size, channels = per_axis(options.resolution), options.density_rank + options.colour_rank
         self.planes = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[b], size[a], channels)) for b, a in PLANES])
         self.lines = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[c], channels)) for c in LINES])

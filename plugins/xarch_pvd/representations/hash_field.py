@@ -49,6 +49,10 @@ class HashField(FeatureField):
 
     def __init__(self, options: HashOptions, **common: Any) -> None:
         super().__init__(**common)
+        self.add_tables(options)
+
+    def add_tables(self, options: HashOptions) -> None:
+        """Give the field its tables and ``sigma_net``."""
         config = HashConfig(
             levels=options.levels,
             features=options.features,

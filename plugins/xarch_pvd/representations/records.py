@@ -11,7 +11,7 @@ from torch import Tensor
 from xarch import UsageError
 from xarch.families.field import RadianceField
 from xarch_pvd.formats.record import FieldFile, numbered
-from xarch_pvd.representations import OPTIONS, build_field, options_of
+from xarch_pvd.representations import FIELDS, OPTIONS, build_field, options_of
 from xarch_pvd.representations.factor_fields import FactorField
 
 NO_CLIP = (-100.0, 30.0)
@@ -47,7 +47,7 @@ def from_file(record: FieldFile) -> RadianceField:
         occupancy=record.occupancy,
     )
     tensors = {k: v.float() for k, v in record.tensors.items()}
-    if record.arch in ("vm", "cp"):
+    if issubclass(FIELDS[record.arch], FactorField):
         tensors = _joined(tensors)
     elif record.arch == "tensors" and "volume" in tensors:
         tensors["volume"] = tensors["volume"].permute(1, 2, 3, 0).contiguous()

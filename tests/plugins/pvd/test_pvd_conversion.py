@@ -1,4 +1,4 @@
-"""The five targets through the conformance kit, and a conversion by the command line."""
+"""The six targets through the conformance kit, and a conversion by the command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ whole_path = pytest.mark.slow(TargetConformance.test_tiny_conversion_to_verified
 
 
 class FieldConformance(TargetConformance):
-    """What the five share."""
+    """What the six share."""
 
     recipe: ClassVar[str] = "pvd"
     local = False
@@ -81,6 +81,12 @@ class TestCP(FieldConformance):
     test_tiny_conversion_to_verified_onnx = whole_path
 
 
+class TestHashVM(FieldConformance):
+    adapter = "hash+vm"
+    options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["hash+vm"]
+    test_tiny_conversion_to_verified_onnx = whole_path
+
+
 class TestVoxels(FieldConformance):
     adapter = "tensors"
     recipe = "pvd-bake"
@@ -108,6 +114,16 @@ def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
     rays = (torch.tensor([[0.0, -3.0, 0.4]]).repeat(50, 1), _fan(50))
     seen = render(student, *rays, torch.ones(3))["rgb"]
     assert psnr(seen, render(trained(), *rays, torch.ones(3))["rgb"]) > 35
+
+
+@pytest.mark.parametrize(("teacher", "limit"), [("hash", 60), ("vm", 35)])
+def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, limit: int) -> None:
+    options = {**OPTIONS_OF["hash"], **OPTIONS_OF["vm"]}
+    given = configuration(tmp_path, "hash+vm", budget=1)
+    given |= {"teacher": write_teacher(tmp_path / "half.safetensors", teacher), "student.options": options}
+    run = convert(overrides=given, out=tmp_path / "run")
+    found = json.loads((run.path / "eval.json").read_text())
+    assert found["baselines"]["before training"]["psnr_teacher"] > limit
 
 
 @pytest.mark.parametrize("target", ["cp", "hash"])

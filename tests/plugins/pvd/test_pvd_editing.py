@@ -259,9 +259,9 @@ class TestEditedSource(SourceConformance):
 @pytest.mark.parametrize(
     ("edit", "inherits", "feature"),
     [
-        (SLAB, ("encoder", "basis", "color_net"), True),
+        (SLAB, ("factors", "basis", "color_net"), True),
         (BALL, ("basis", "color_net"), True),
-        ({"affine": {"scale": 2}}, ("encoder", "basis", "color_net"), True),
+        ({"affine": {"scale": 2}}, ("factors", "basis", "color_net"), True),
         ({"affine": {"rotate": {"z": 5}}}, ("basis", "color_net"), True),
         ({"compose": {"with": "TEACHER"}}, (), False),
     ],
@@ -284,9 +284,7 @@ def test_what_a_student_may_start_from(
         }
     )
     copied = {n.split(".")[0] for n in plan.student.copied}
-    assert copied == {"encoder": {"planes", "lines"}}.get("encoder" in inherits and "encoder", set()) | set(
-        inherits
-    ) - {"encoder"}
+    assert copied == (set(inherits) - {"factors"}) | ({"planes", "lines"} if "factors" in inherits else set())
     assert ("volume" in [s.name for s in plan.stages]) == feature
 
 

@@ -1,4 +1,4 @@
-"""The five representations: shapes as published, values as written down, files, and graphs in onnxruntime."""
+"""The six representations: shapes as published, values as written down, files, and graphs in onnxruntime."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ TINY = {
     "mlp": {"layers": 3, "width": 24, "frequencies": 5},
     "vm": {"resolution": 12, "density_rank": 3, "colour_rank": 5},
     "cp": {"resolution": 20, "density_rank": 6, "colour_rank": 10},
+    "hash+vm": {"levels": 3, "log2_size": 9, "finest": 30, "resolution": 12, "density_rank": 3, "colour_rank": 5},
     "tensors": {"resolution": 12, "degree": 2},
 }
 
@@ -35,10 +36,12 @@ def field_of(arch: str) -> RadianceField:
     torch.manual_seed(0)
     grid = torch.rand(6, 6, 6) > 0.5
     field = build_field(arch, OPTIONS[arch].model_validate(TINY[arch]), aabb=BOX, occupancy=grid)
-    gain = {"hash": 1e4, "vm": 4, "cp": 3, "tensors": 50, "mlp": 1}[arch]
+    gain = {"hash": 1e4, "vm": 4, "cp": 3, "tensors": 50, "mlp": 1, "hash+vm": 4}[arch]
     with torch.no_grad():
         for name in field.param_groups()["grid"]:
-            field.get_parameter(name).mul_(gain)
+            grid = field.get_parameter(name)
+            # A composition starts with empty planes.
+            grid.copy_(grid * gain if bool(grid.any()) else torch.randn_like(grid) * 0.3)
     return field.eval().requires_grad_(False)
 
 
@@ -106,6 +109,21 @@ def test_factor_fields_as_tensorf_writes_them(arch: str) -> None:
     g = torch.cat([p[:, rank:] for p in products], dim=1) @ field.basis.weight.T
     wanted = torch.cat((raw[:, None], g), dim=1)
     assert torch.allclose(field.block1(x), wanted, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_composition_is_the_sum_of_its_halves() -> None:
+    field = field_of("hash+vm")
+    halves = {arch: build_field(arch, OPTIONS[arch].model_validate(_known(arch)), aabb=BOX) for arch in ("hash", "vm")}
+    for half in halves.values():
+        half.load_state_dict({n: t for n, t in field.state_dict().items() if n in half.state_dict()})
+    x, d = example_points(40)
+    total = sum(half.block1(x) for half in halves.values())
+    torch.testing.assert_close(field.block1(x), total)
+    torch.testing.assert_close(field.query(x, d, ("rgb",))["rgb"], halves["vm"].colour(total, d))
+
+
+def _known(arch: str) -> dict:
+    return {k: v for k, v in TINY["hash+vm"].items() if k in OPTIONS[arch].model_fields}
 
 
 def test_voxels_as_plenoxels_writes_them() -> None:
@@ -181,7 +199,7 @@ def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -
         PointsGraph(field, lowering), names, example_points(), {n: {0: "points"} for n in names}, tmp_path / "p.onnx"
     )
     operators = {n.op_type for n in graph.graph.node}
-    assert ("GridSample" in operators) == (lowering == "grid_sample" and arch in ("vm", "cp"))
+    assert ("GridSample" in operators) == (lowering == "grid_sample" and arch in ("vm", "cp", "hash+vm"))
     assert not operators & {"Loop", "Scan", "If", "NonZero"}
     for count in (2, 1, 10_000):
         x, d = example_points(count)

@@ -100,7 +100,7 @@ def test_plain_density_and_colour(tmp_path: Path) -> None:
     assert 8 < psnr(picture(field), white) < 30
 
 
-@pytest.mark.parametrize("arch", sorted(OPTIONS))
+@pytest.mark.parametrize("arch", sorted(set(OPTIONS) - {"hash+vm"}))
 def test_torch_ngp_checkpoints_render_alike(tmp_path: Path, arch: str) -> None:
     torch.manual_seed(3)
     options = OPTIONS[arch].model_validate({"preset": "small"})

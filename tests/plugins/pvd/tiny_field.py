@@ -21,6 +21,15 @@ OPTIONS_OF = {
     "mlp": {"layers": 2, "width": 32, "frequencies": 4},
     "vm": {"resolution": 24, "density_rank": 4, "colour_rank": 6},
     "cp": {"resolution": 24, "density_rank": 8, "colour_rank": 12},
+    "hash+vm": {
+        "levels": 3,
+        "log2_size": 10,
+        "finest": 40,
+        "hidden": 16,
+        "resolution": 20,
+        "density_rank": 3,
+        "colour_rank": 5,
+    },
     "tensors": {"resolution": 32, "degree": 2},
 }
 
