@@ -13,7 +13,7 @@ from xarch.families.field import RadianceField, render
 from xarch.families.field.facts import ViewFacts
 from xarch_pvd.baking import baked
 from xarch_pvd.field_file import save_field_file
-from xarch_pvd.formats import write_pvd_pth, write_svox2_npz, write_voxels_npz
+from xarch_pvd.formats import tensors_to_svox2, write_pvd_pth, write_svox2_npz, write_voxels_npz
 from xarch_pvd.formats.mesh_ply import write_mesh_ply
 from xarch_pvd.formats.record import FieldFile
 from xarch_pvd.metric import psnr
@@ -72,7 +72,8 @@ def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = Sav
     """Write a field; returns what was written and how well it renders when it is read again.
 
     Keys: ``format``, ``arch`` (as written), ``bytes``; baked: ``resolution``, ``degree``, ``psnr_baked`` (dB to the
-    field); read again: ``psnr_read_again`` (dB to what was written); meshes: ``vertices``, ``faces``.
+    field); read again: ``psnr_read_again`` (dB to what was written); svox2: ``density`` (which
+    form of it looks better); meshes: ``vertices``, ``faces``.
 
     Raises:
         UsageError: the field has no form in this format, or the file cannot be written.
@@ -90,8 +91,13 @@ def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = Sav
         record, written = to_file(voxels, details=dict(record.details)), voxels
         done = {"resolution": list(voxels.volume.shape[:3]), "degree": voxels.degree}
         done["psnr_baked"] = compared(voxels, source, opened.views)
+    if kind == "svox2" and record.arch == "tensors":
+        # Solid scenes look better in one form, thin fog in the other: pictures decide.
+        forms = [tensors_to_svox2(record, exact=exact) for exact in (False, True)]
+        record = max(forms, key=lambda form: compared(field_of(form), written, opened.views))
+        done["density"] = record.details["density"]
     _write(record, opened.views, out, kind, options)
-    found = {"format": kind, "arch": "svox2" if kind == "svox2" else record.arch, "bytes": out.stat().st_size, **done}
+    found = {"format": kind, "arch": record.arch, "bytes": out.stat().st_size, **done}
     if options.check:
         again = field_of(open_field(str(out), allow_pickle=True).record)
         found["psnr_read_again"] = compared(again, written, opened.views)

@@ -9,9 +9,9 @@ A sample (i, j, k) lies at center + radius * ((2i + 1) / X - 1): at the centres 
 corners. sigma = relu(interpolated density), rgb = max(0, sum of harmonics + 0.5): no exponential, no sigmoid.
 
 Conversion to and from ``tensors`` (samples at the corners of the box, raw log-density, harmonics before a sigmoid)
-keeps every sample in place and is exact in the density at samples; between them one is linear in sigma, the other in
-log sigma. Colour is refitted: the harmonics that give the other form's colour in the least-squares sense over fixed
-directions.
+keeps every sample in place. Between samples one is linear in sigma, the other in log sigma: densities are written
+exactly at samples, or so that voxels are as opaque as they were (see :mod:`xarch_pvd.formats.svox2_density`). Colour is
+refitted: the harmonics that give the other form's colour in the least-squares sense over fixed directions.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from xarch.families.field import spherical_harmonics
 from xarch_pvd.formats.npz_file import read_npz, write_npz
 from xarch_pvd.formats.occupancy import cubic
 from xarch_pvd.formats.record import FieldFile, need
+from xarch_pvd.formats.svox2_density import line_of
 
 NAMES = ("links", "density_data", "sh_data", "radius", "center", "basis_type")
 HARMONICS = 1
@@ -105,8 +106,16 @@ def write_svox2_npz(record: FieldFile, path: Path | str) -> None:
     write_npz(Path(path), arrays)
 
 
-def tensors_to_svox2(record: FieldFile) -> FieldFile:
-    """Samples in occupied cells become rows; the box grows by half a cell, so that samples stay where they are."""
+def tensors_to_svox2(record: FieldFile, *, exact: bool = True) -> FieldFile:
+    """Samples in occupied cells become rows; the box grows by half a cell, so that samples stay where they are.
+
+    Args:
+        exact: write the density of each sample, which makes surfaces thicker; else a line in the log-density, which
+            keeps surfaces and loses what is thin.
+
+    Raises:
+        UsageError: the field is empty.
+    """
     volume = need(record.tensors, "volume", "the record", (None,) * 4)
     shape = volume.shape[1:]
     low_clip, high_clip = record.sigma_clip or (-math.inf, math.inf)
@@ -118,6 +127,14 @@ def tensors_to_svox2(record: FieldFile) -> FieldFile:
     if not bool(kept.any()):
         raise UsageError("this field is empty: no sample of it holds matter")
     degree = math.isqrt((volume.shape[0] - 1) // 3)
+    sigma = raw.exp()
+    sizes = [(record.aabb[axis + 3] - record.aabb[axis]) / (count - 1) for axis, count in enumerate(shape)]
+    if not exact:
+        slope, zero = line_of(raw, kept, sum(sizes) / 3)
+        sigma = slope * (raw - zero)
+        # Next to matter also what lies below the zero is written: the surface ends between the two.
+        around = torch.nn.functional.max_pool3d((kept & (sigma > 0))[None, None].float(), 3, 1, 1)[0, 0] > 0
+        kept = around & (kept | (sigma < 0))
     links = torch.full(shape, -1, dtype=torch.int32)
     links[kept] = torch.arange(int(kept.sum()), dtype=torch.int32)
     center, radius = [], []
@@ -127,7 +144,7 @@ def tensors_to_svox2(record: FieldFile) -> FieldFile:
         radius.append((high - low) / 2 * count / (count - 1))
     colour = _refit(volume[1:, kept].T, degree, lambda v: torch.sigmoid(v) - 0.5)
     box = [c + s * r for s in (-1, 1) for c, r in zip(center, radius, strict=True)]
-    tensors = {"links": links, "density_data": raw[kept].exp()[:, None], "sh_data": colour}
+    tensors = {"links": links, "density_data": sigma[kept][:, None], "sh_data": colour}
     return FieldFile(
         arch="svox2",
         options={"resolution": list(shape), "center": center, "radius": radius, "degree": degree},
@@ -135,7 +152,7 @@ def tensors_to_svox2(record: FieldFile) -> FieldFile:
         aabb=(box[0], box[1], box[2], box[3], box[4], box[5]),
         occupancy=_occupied(links, tensors["density_data"]),
         background=record.background,
-        details=dict(record.details),
+        details={**record.details, "density": "exact at samples" if exact else "opacity of voxels"},
     )
 
 
