@@ -45,7 +45,7 @@ class LogDensity(Objective):
     limits, and a student stuck below would never come back.
 
     Options:
-        low, high: limits of the log-density (-2 and 7).
+        low, high: limits of the log-density: where the teacher counts as empty (-2, an edited one -4), and 7.
     """
 
     accepts: ClassVar[frozenset[tuple[str, str]]] = frozenset({("N", "N"), ("RK", "RK")})
@@ -53,7 +53,8 @@ class LogDensity(Objective):
 
     def __init__(self, student: Tap, teacher: Tap | None, options: Mapping[str, Any]) -> None:
         super().__init__(student, teacher, options)
-        self.low, self.high = float(options.get("low", -2.0)), float(options.get("high", 7.0))
+        empty = -2.0 if teacher is None else teacher.info.get("empty", -2.0)
+        self.low, self.high = float(options.get("low", empty)), float(options.get("high", 7.0))
 
     def forward(self, student: Any, teacher: Any, batch: Batch, **aux: Any) -> Tensor:
         loss = one_sided(student.float(), teacher.float(), self.low, self.high).square()

@@ -37,3 +37,16 @@ def test_samples_count_by_their_weight() -> None:
     weight = torch.tensor([[1.0, 0.0]])
     loss = FieldMSE(tap, tap, {"floor": 0.0})(student, torch.zeros(1, 2, 3), Batch({}, 1), weight=weight)
     torch.testing.assert_close(loss, torch.tensor([1.0]))
+
+
+def test_an_edited_teacher_is_emptier_where_it_is_empty() -> None:
+    from xarch.families.field.facts import FieldFacts
+
+    box = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
+    student, values = torch.full((1,), -2.5), torch.full((1,), -100.0)
+    losses = []
+    for edits in ((), ("erase",)):
+        tap = FieldFacts("vm", box, edits=edits).taps()["points.sigma_raw"]
+        losses.append(float(LogDensity(tap, tap, {})(student, values, Batch({}, 1))))
+        assert float(LogDensity(tap, tap, {"low": -3})(student, values, Batch({}, 1))) == 0.25
+    assert losses == [0.0, 2.25]

@@ -9,6 +9,8 @@ from typing import Any
 from xarch.contracts.tap import Tap
 from xarch.families.field.head import FEATURES
 
+EMPTY, EMPTY_EDITED = -2.0, -4.0
+
 
 @dataclass(frozen=True)
 class ViewFacts:
@@ -91,17 +93,27 @@ class FieldFacts:
 
     def taps(self) -> dict[str, Tap]:
         """Taps of a field with these facts, by name."""
-        return field_taps(feature=self.feature, samples=self.samples)
+        return field_taps(feature=self.feature, samples=self.samples, empty=self.empty)
+
+    @property
+    def empty(self) -> float:
+        """Log-density at and below which a point counts as empty.
+
+        A student that stops at e⁻² leaves a haze in occupied cells. Around matter nobody sees it; where matter was
+        erased, everybody looks for it.
+        """
+        return EMPTY_EDITED if self.edits else EMPTY
 
 
-def field_taps(*, feature: bool, samples: int) -> dict[str, Tap]:
+def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str, Tap]:
     """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
+    density = {"clipped": False, "empty": empty}
     taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
     taps += [
-        Tap("points.sigma_raw", "point", "N", info={"clipped": False}),
+        Tap("points.sigma_raw", "point", "N", info=density),
         Tap("points.rgb", "point", "NC", {"C": 3}),
         Tap("points.opacity", "point", "N"),
-        Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, {"clipped": False}),
+        Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, density),
         Tap("samples.rgb", "ray", "RKC", {"K": samples, "C": 3}),
         Tap("samples.weight", "ray", "RK", {"K": samples}),
         Tap("rays.rgb", "ray", "RC", {"C": 3}),

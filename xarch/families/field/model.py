@@ -63,7 +63,7 @@ class FieldModel(TapModel):
         return {name: block for name, block in self.field.state_blocks().items() if name in wanted}
 
     def taps(self) -> Mapping[str, Tap]:
-        return field_taps(feature=self.has_feature, samples=self.facts.samples)
+        return field_taps(feature=self.has_feature, samples=self.facts.samples, empty=self.facts.empty)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         at_points = {w for w in wanted if w.startswith("points.")}
