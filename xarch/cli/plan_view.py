@@ -83,7 +83,7 @@ def _stage(s: PlannedStage) -> list[str]:
         kind
         + (f", {s.passes} passes" if s.passes > 1 else "")
         + (", teacher cached" if s.cache.use else "")
-        + _until(s.config.until),
+        + until_text(s.config.until),
         _matches(s.matches),
         trained,
         count(s.units),
@@ -93,7 +93,7 @@ def _stage(s: PlannedStage) -> list[str]:
     ]
 
 
-def _until(until: Until | None) -> str:
+def until_text(until: Until | None) -> str:
     """``, until plateau or 20 s``."""
     if until is None:
         return ""
