@@ -52,7 +52,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Budgets of the conversions tried, as shares of the recipe's."""
 STEPS = {"mlp": (1200, 3600)}
 """Lengths of the trainings tried, by student."""
-OTHER_STEPS = (400, 900, 2000)
+OTHER_STEPS = (700, 2000)
 NET_LR = {"mlp": 4e-3}
 """Learning rates of layers in trainings from pictures."""
 LOOKS = 12
