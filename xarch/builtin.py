@@ -18,6 +18,9 @@ def xarch_register(registry: Registration) -> None:
     registry.objective("kl", load="xarch.objectives.logits:KL", summary="divergence from the teacher's distribution")
     registry.objective("cross_entropy", load="xarch.objectives.logits:CrossEntropy", summary="loss on true labels")
     registry.export("cpu", load="xarch.export.profiles:cpu", summary="onnxruntime on a CPU")
+    registry.export("npu", load="xarch.export.profiles:npu", summary="accelerators: static shapes, opset 17, float32")
+    registry.export("npu-fp16", load="xarch.export.profiles:npu_fp16", summary="as npu, matrix products in float16")
+    registry.export("npu-int8", load="xarch.export.profiles:npu_int8", summary="as npu, calibrated to 8 bits")
     registry.source(
         "run", load="xarch.store.run_source:RunSource", produces="*", summary="the student of an earlier run"
     )

@@ -3,55 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
-from xarch import ExportGraph, Profile, UsageError
-from xarch.families.field import PointsGraph, RaysGraph, example_points
+from xarch import ExportGraph, Options, PlanError, Profile
+from xarch.families.field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
 from xarch.families.field.model import FieldStudent
+from xarch_pvd.checked import checked
+from xarch_pvd.encoded import encoded_graph
 
-RAYS = 1024
-"""Rays of a call with a profile of static shapes."""
+
+class FieldExport(Options):
+    """Export options of a field."""
+
+    samples: int | None = Field(None, ge=2, description="steps along a ray; default the scene's")
+    points: int = Field(4096, ge=1, description="points of a call where shapes are static")
+    rays: int = Field(256, ge=1, description="rays of a call where shapes are static")
+    grids: Literal["auto", "grid_sample", "gather"] = Field(
+        "auto",
+        description="operators of planes and lines: GridSample, or Gather and arithmetic; auto: the first that fits",
+    )
+    hash: Literal["loop", "batched"] = Field("loop", description="hash levels one by one, or all at once: fewer nodes")
+    encoding: Literal["graph", "input"] = Field(
+        "graph", description="mlp: `input` exports `encoded`, whose caller makes the positional encoding"
+    )
 
 
 def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
-    """``points`` (xyz, dir -> sigma, rgb) and ``rays`` (origins, directions, background -> rgb, depth, acc).
-
-    Options:
-        samples: steps along a ray in the ``rays`` graph; default the scene's.
-        points, rays: with a profile of static shapes, how many of them a call takes (4096 and 1024).
+    """``points`` (xyz, dir -> sigma, rgb) and ``rays`` (origins, directions, background -> rgb, depth, acc); with
+    ``encoding: input`` only ``encoded`` (pe, dir -> sigma, rgb). Options: :class:`FieldExport`.
 
     Raises:
-        UsageError: an option is unknown.
+        UsageError: an option is unknown or out of range.
+        PlanError: the profile lacks what the representation needs.
     """
-    unknown = sorted(set(options) - {"samples", "points", "rays"})
-    if unknown:
-        raise UsageError(f"export.options has no {unknown[0]!r} for fields", "options: samples, points, rays")
-    samples = int(options.get("samples", student.facts.samples))
-    lowering = "gather" if "gather" in profile.lowerings else "grid_sample"
+    chosen = checked(FieldExport, options, "export.options")
+    _refuse(student.field, profile, chosen)
+    forms = {**forms_of(profile), "hash": chosen.hash}
+    if chosen.grids != "auto":
+        forms["grid"] = chosen.grids
     metadata = facts_of_use(student)
-    xyz, dirs = example_points(int(options.get("points", 4096)) if profile.static else 7)
-    rays = int(options.get("rays", RAYS)) if profile.static else 5
+    xyz, dirs = example_points(chosen.points if profile.static else 7)
+    if chosen.encoding == "input":
+        return [encoded_graph(student, xyz, dirs, _free(profile, "points", "pe", "dir"), metadata)]
+    samples = chosen.samples or student.facts.samples
+    rays = chosen.rays if profile.static else 5
     origins = torch.zeros(rays, 3) + torch.tensor([0.0, 0.0, 4.0])
     ahead = torch.nn.functional.normalize(torch.randn(rays, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
-    free_points = {} if profile.static else {"xyz": {0: "points"}, "dir": {0: "points"}}
-    free_rays = {} if profile.static else {"origins": {0: "rays"}, "directions": {0: "rays"}}
     return [
         ExportGraph(
             "points",
-            PointsGraph(student.field, lowering),
+            PointsGraph(student.field, forms),
             {"xyz": xyz, "dir": dirs},
             ("sigma", "rgb"),
-            free_points,
+            _free(profile, "points", "xyz", "dir"),
             metadata,
         ),
         ExportGraph(
             "rays",
-            RaysGraph(student.field, samples, lowering),
+            RaysGraph(student.field, samples, forms),
             {"origins": origins, "directions": ahead, "background": torch.ones(3)},
             ("rgb", "depth", "acc"),
-            free_rays,
+            _free(profile, "rays", "origins", "directions"),
             {**metadata, "samples": samples},
         ),
     ]
@@ -76,3 +91,28 @@ def facts_of_use(student: FieldStudent) -> dict[str, Any]:
             "target": list(facts.views.target),
         },
     }
+
+
+def _free(profile: Profile, symbol: str, *inputs: str) -> dict[str, dict[int, str]]:
+    return {} if profile.static else {name: {0: symbol} for name in inputs}
+
+
+def _refuse(field: RadianceField, profile: Profile, chosen: FieldExport) -> None:
+    """Say what does not fit before anything is traced.
+
+    Raises:
+        PlanError: hash tables without bitwise operators, or GridSample asked for where there is none.
+    """
+    hashes = profile.max_opset >= 18 and profile.allows("BitwiseXor", "BitwiseAnd") and profile.index_dtype == "int64"
+    if field.arch == "hash" and not hashes:
+        raise PlanError(
+            f"a field of hash tables needs BitwiseXor on 64-bit integers (opset 18), and the export profile "
+            f"{profile.name!r} has opset {profile.max_opset} and {profile.index_dtype} indices",
+            "convert it first: `xarch convert --teacher field:RUN --to mlp --set student.options.preset=npu-mlp "
+            f"--set export.targets=[{profile.name}]` (RUN is this run; `--to vm` with npu-vm works too)",
+        )
+    if chosen.grids == "grid_sample" and not profile.allows("GridSample"):
+        raise PlanError(
+            f"export.options.grids is `grid_sample`, and the export profile {profile.name!r} has no GridSample",
+            "take `auto` or `gather`",
+        )

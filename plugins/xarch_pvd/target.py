@@ -12,8 +12,10 @@ from xarch import Batch, Coverage, ExportGraph, ParityCase, PlanError, Profile, 
 from xarch.families.field.facts import FieldFacts
 from xarch.families.field.model import FieldStudent, FieldTeacher
 from xarch.kernels import keep_freed_memory
+from xarch_pvd.calibration import occupied_points
+from xarch_pvd.encoded import encoded_parity
 from xarch_pvd.graphs import field_graphs
-from xarch_pvd.parity import field_parity
+from xarch_pvd.parity import field_parity, thinned
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.start import planned_start, start
 
@@ -67,7 +69,14 @@ class FieldTarget(TargetAdapter):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
+        if graphs[0].name == "encoded":
+            return encoded_parity(_own(student), graphs[0], thinned(batches[0]), profile)
         return field_parity(_own(student), graphs, batches, profile)
+
+    def calibration_cases(
+        self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+    ) -> Iterable[ParityCase]:
+        return occupied_points(_own(student), graphs[0])
 
 
 class HashTarget(FieldTarget):

@@ -129,3 +129,12 @@ class TargetAdapter(ABC):
         from xarch.export.cases import single_graph_cases
 
         return single_graph_cases(graphs)
+
+    def calibration_cases(
+        self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+    ) -> Iterable[ParityCase]:
+        """What the ranges of 8-bit numbers are measured on; by default the parity cases, on other held-out data.
+
+        Ranges belong to weights. A graph whose weights are all measured in others needs no case of its own.
+        """
+        return self.parity_cases(student, graphs, batches, profile)

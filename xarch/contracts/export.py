@@ -22,7 +22,9 @@ class Profile:
         allowed_ops: the operators it runs; None means any of the standard domain.
         forbidden_ops: operators that must not appear.
         max_rank: highest tensor rank.
-        dtype: floating-point type of the weights.
+        dtype: type of the weights: "float32"; "float16" (weights and matrix products, all else float32); "int8"
+            (weights and inputs of matrix products, calibrated on held-out data).
+        index_dtype: integers that graphs compute with, "int64" or "int32"; shapes and axes are 64-bit constants always.
         lowerings: order of preference where an operation has several graph forms.
     """
 
@@ -35,8 +37,13 @@ class Profile:
     forbidden_ops: frozenset[str] = frozenset()
     max_rank: int | None = None
     dtype: str = "float32"
+    index_dtype: str = "int64"
     lowerings: tuple[str, ...] = ("chunked",)
     summary: str = ""
+
+    def allows(self, *ops: str) -> bool:
+        """Whether all of these operators may appear."""
+        return not self.forbidden_ops & set(ops) and (self.allowed_ops is None or self.allowed_ops >= set(ops))
 
 
 @dataclass

@@ -370,13 +370,17 @@ class Conversion:
         adapter = self.target.adapter
         graphs = adapter.export_graphs(self.student, profile, self.config.export.options)
         replaced = self.registry.call("xarch_export", student=self.student, profile=profile, graphs=graphs)
+        samples = self.config.export.parity_samples
+        batches = list(self.heldout(samples))
+        calibration = list(self.heldout(2 * samples))[len(batches) :] if profile.dtype == "int8" else []
         export_target(
             self.student,
             adapter,
             profile,
             graphs=replaced or graphs,
             options=self.config.export.options,
-            batches=list(self.heldout(self.config.export.parity_samples)),
+            batches=batches,
+            calibration=calibration,
             out=self.run.export_dir / name,
             metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
             say=self.say,

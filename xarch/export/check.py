@@ -59,7 +59,22 @@ def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
             found.append(f"operator {op} is forbidden")
         elif profile.allowed_ops is not None and op not in profile.allowed_ops:
             found.append(f"operator {op} is not among the allowed ones")
+    if profile.index_dtype == "int32":
+        found += [f"{name} is computed in 64-bit integers" for name in _wide_integers(model)]
     return found + _shape_violations(model, profile)
+
+
+def _wide_integers(model: onnx.ModelProto) -> list[str]:
+    """Values that a node computes as 64-bit integers; constants are not computed."""
+    found = []
+    for graph in graphs_of(model):
+        computed = {name for node in graph.node if node.op_type != "Constant" for name in node.output}
+        found += [
+            value.name
+            for value in (*graph.value_info, *graph.output)
+            if value.name in computed and value.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        ]
+    return found
 
 
 def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[str]:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Turn every Constant node into an initialiser, so that a pass finds all constants in one place."""
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def _constant_weight(node: ir.Node) -> ir.Value | None:
@@ -85,6 +92,99 @@ def linear_to_gemm(model: ir.Model) -> int:
             _describe(gemm, lead, rows, x)
         _replace(graph, node, last, new)
         done += 1
+    return done
+
+
+def gather_rows(model: ir.Model) -> int:
+    """Rewrite GatherND with one index a row into Gather in place; returns how many were rewritten.
+
+    torch writes every look-up in a vector that way; GatherND takes 64-bit indices only and few accelerators have it.
+    """
+    graph = model.graph
+    done = 0
+    for node in list(graph):
+        index = node.inputs[1] if node.op_type == "GatherND" and node.domain == "" else None
+        batched = "batch_dims" in node.attributes and node.attributes["batch_dims"].as_int() != 0
+        if index is None or batched or index.shape is None or index.shape[-1] != 1:
+            continue
+        made: list[ir.Node] = []
+        squeeze = ir.node("Squeeze", [index, _ints(made, [-1])])
+        squeeze.outputs[0].shape, squeeze.outputs[0].type = ir.Shape(list(index.shape)[:-1]), index.type
+        gather = ir.node("Gather", [node.inputs[0], squeeze.outputs[0]], attributes={"axis": 0})
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], [*made, squeeze, gather], [node.outputs[0]], [gather.outputs[0]]
+        )
+        done += 1
+    return done
+
+
+def fold_layout(model: ir.Model) -> int:
+    """Apply reshapes and transposes of constants, of whatever size, in place; returns how many nodes went.
+
+    The optimiser leaves large constants alone; a pass that changes how weights are stored wants them as they are read.
+    """
+    lift_constants(model)
+    graph = model.graph
+    done = 0
+    for node in list(graph):
+        if node.domain != "" or node.op_type not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
+            continue
+        tensor = node.inputs[0].const_value if node.inputs[0] is not None else None
+        output = node.outputs[0]
+        if tensor is None or tensor.dtype == ir.DataType.STRING or output.is_graph_output():
+            continue
+        if node.op_type == "Transpose":
+            perm = node.attributes.get("perm")
+            numbers = tensor.numpy().transpose(None if perm is None else list(perm.as_ints()))
+        elif output.shape is not None and all(isinstance(d, int) for d in output.shape):
+            numbers = tensor.numpy().reshape(output.shape.numpy())
+        else:
+            continue
+        name = output.name or f"constant_{done}"
+        made = ir.Value(
+            name=f"{name}_folded",
+            shape=ir.Shape(numbers.shape),
+            type=output.type,
+            const_value=ir.tensor(np.ascontiguousarray(numbers), dtype=tensor.dtype, name=f"{name}_folded"),
+        )
+        graph.register_initializer(made)
+        output.replace_all_uses_with(made)
+        done += 1
+    RemoveUnusedNodesPass()(model)
+    return done
+
+
+UNIFORM_BYTES = 1024
+"""From this size on a constant of equal elements is stored as one of them."""
+
+
+def expand_uniform(model: ir.Model) -> int:
+    """Replace constants whose elements are all equal by Expand of one element, in place; returns how many.
+
+    The optimiser folds what torch writes as a filled tensor; with static shapes that is a value a sample of every ray.
+    """
+    graph = model.graph
+    done = 0
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < UNIFORM_BYTES or tensor.dtype == ir.DataType.STRING:
+            continue
+        numbers = tensor.numpy()
+        first = numbers.reshape(-1)[:1]
+        if not bool((numbers == first).all()):
+            continue
+        name = f"{value.name}_element"
+        one = ir.Value(
+            name=name, shape=ir.Shape([1]), type=value.type, const_value=ir.tensor(first, dtype=tensor.dtype, name=name)
+        )
+        graph.register_initializer(one)
+        made: list[ir.Node] = []
+        expand = ir.node("Expand", [one, _ints(made, list(numbers.shape))])
+        expand.outputs[0].shape, expand.outputs[0].type = value.shape, value.type
+        graph.insert_before(graph[0], [*made, expand])
+        value.replace_all_uses_with(expand.outputs[0])
+        done += 1
+    RemoveUnusedNodesPass()(model)
     return done
 
 

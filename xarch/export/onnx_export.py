@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
-from xarch.export.lowering import linear_to_gemm, reciprocal_to_div
+from xarch.export.integers import narrow_integers
+from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
+from xarch.export.opset import lower_opset
 from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
@@ -43,15 +45,21 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     """Translate ``graph`` at the profile's opset, names and free dimensions exactly as given.
 
     Raises:
-        PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the opset
-            needs something newer than the profile allows.
+        PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the graph
+            needs an opset, an IR version or an integer that the profile does not have.
     """
     program = _translate(graph, profile)
     linear_to_gemm(program.model)
     reciprocal_to_div(program.model)
     program.optimize()
     model: ir.Model = program.model
+    gather_rows(model)
     merge_views(model)
+    expand_uniform(model)
+    if profile.index_dtype == "int32":
+        narrow_integers(model)
+    if profile.max_opset < model.opset_imports.get("", 0):
+        lower_opset(model, profile.max_opset)
     ClearMetadataAndDocStringPass()(model)
     # torch renames an input that is returned as it is
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):

@@ -37,6 +37,7 @@ class Limits:
 LIMITS = {
     "float32": Limits(output=1e-4, state=1e-4, top1=0.999),
     "float16": Limits(output=5e-3, state=5e-3, top1=0.99),
+    "int8": Limits(output=5e-2, state=5e-2, top1=0.95),
 }
 """By type of the weights."""
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xarch.contracts.export import Profile
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 """Operators that run a sub-graph per step: orders of magnitude slower than the same arithmetic written out, and
 absent from most accelerators."""
+
+NPU_OPS = frozenset({
+    "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv",
+    "ConvTranspose", "DepthToSpace", "DequantizeLinear", "Div", "Elu", "Equal", "Exp", "Expand", "Flatten", "Floor",
+    "Gather", "GatherElements", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "GridSample", "HardSigmoid",
+    "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log",
+    "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
+    "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+    "Round", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub",
+    "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, without those that
+others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
 cpu = Profile(
     name="cpu",
@@ -17,4 +32,25 @@ cpu = Profile(
     forbidden_ops=CONTROL_FLOW,
     lowerings=("chunked",),
     summary="onnxruntime on a CPU, float32",
+)
+
+npu = Profile(
+    name="npu",
+    # no accelerator is needed to prove what the graphs compute
+    provider="CPUExecutionProvider",
+    max_opset=17,
+    max_ir=8,
+    static=True,
+    allowed_ops=NPU_OPS,
+    forbidden_ops=CONTROL_FLOW,
+    max_rank=4,
+    index_dtype="int32",
+    lowerings=("chunked",),
+    summary="accelerators: static shapes, opset 17, a list of operators, 32-bit indices; float32",
+)
+
+npu_fp16 = replace(npu, name="npu-fp16", dtype="float16", summary="as npu, weights and matrix products in float16")
+
+npu_int8 = replace(
+    npu, name="npu-int8", dtype="int8", summary="as npu, weights and inputs of matrix products in 8 bits, calibrated"
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ import torch
 import xarch
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
-from xarch.contracts.export import ExportGraph, Profile
+from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Student
 from xarch.errors import PlanError
+from xarch.export.calibration import calibrate
 from xarch.export.check import check_file
+from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
 from xarch.export.parity import measure_parity, raise_unless_passed
+from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
 from xarch.store.atomic import new_folder, write_json
 
@@ -57,6 +61,7 @@ def export_target(
     metadata: Mapping[str, Any],
     say: Callable[[str], None],
     graphs: Sequence[ExportGraph] | None = None,
+    calibration: Sequence[Batch] = (),
 ) -> ExportResult:
     """Write ``out/GRAPH.onnx``, their shared weights, ``parity.json`` and ``profile.json``.
 
@@ -66,6 +71,7 @@ def export_target(
     Args:
         options: the target's own export options.
         batches: held-out data for the parity cases.
+        calibration: other held-out data, for profiles of 8-bit weights; default ``batches``.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: gets a line of progress at each step.
         graphs: exported instead of the adapter's own.
@@ -77,8 +83,12 @@ def export_target(
     student.module.eval()
     graphs = list(adapter.export_graphs(student, profile, options) if graphs is None else graphs)
     _check_names(graphs)
+
+    def seen_in_calibration() -> Iterable[ParityCase]:
+        return adapter.calibration_cases(student, graphs, calibration or batches, profile)
+
     with new_folder(Path(out)) as folder:
-        described = _write_graphs(graphs, profile, folder, metadata, say)
+        described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration)
         started = time.monotonic()
         cases = adapter.parity_cases(student, graphs, batches, profile)
         names = [graph.name for graph in graphs]
@@ -109,23 +119,31 @@ def _write_graphs(
     folder: Path,
     metadata: Mapping[str, Any],
     say: Callable[[str], None],
+    cases: Callable[[], Iterable[ParityCase]],
 ) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = {}
+    models = {}
+    for graph in graphs:
+        started = time.monotonic()
+        models[graph.name] = to_onnx(graph, profile)
+        entries[graph.name] = {"seconds": round(time.monotonic() - started, 2)}
+    reduced = _reduce(models, profile, cases, say)
     with WeightStore(folder / WEIGHTS) as store:
         for graph in graphs:
             started = time.monotonic()
-            model = to_onnx(graph, profile)
+            model = models[graph.name]
             weight_bytes = externalise(model, store)
             model.producer_name, model.producer_version = "xarch", xarch.__version__
             model.graph.name = graph.name
             model.metadata_props.update(_properties(graph, profile, metadata))
             ir.save(model, folder / f"{graph.name}.onnx")
-            seconds = round(time.monotonic() - started, 2)
+            seconds = round(entries[graph.name]["seconds"] + time.monotonic() - started, 2)
             entries[graph.name] = {
                 "opset": model.opset_imports[""],
                 "ir": model.ir_version,
                 "weight_bytes": weight_bytes,
                 "seconds": seconds,
+                **reduced.get(graph.name, {}),
             }
             say(f"export {profile.name}: {graph.name} written in {seconds} s")
     started = time.monotonic()
@@ -150,6 +168,23 @@ def _write_graphs(
             "check": round(time.monotonic() - started, 2),
         },
     }
+
+
+def _reduce(
+    models: Mapping[str, ir.Model],
+    profile: Profile,
+    cases: Callable[[], Iterable[ParityCase]],
+    say: Callable[[str], None],
+) -> dict[str, dict[str, int]]:
+    """Give graphs the weights that the profile asks for, in place; returns what was done to each."""
+    if profile.dtype == "float16":
+        return {name: {"float16_products": halve(model)} for name, model in models.items()}
+    if profile.dtype != "int8":
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        ranges = calibrate(models, cases(), Path(folder), profile.provider, threads=torch.get_num_threads())
+    say(f"export {profile.name}: calibrated the inputs of {len(ranges)} weights")
+    return {name: {"int8_products": quantise(model, ranges)} for name, model in models.items()}
 
 
 def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:

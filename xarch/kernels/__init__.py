@@ -5,14 +5,18 @@ from __future__ import annotations
 from xarch.kernels.allocator import keep_freed_memory
 from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
-from xarch.kernels.grid_encoding import grid_encode, grid_lowering
+from xarch.kernels.graph_forms import FORMS, graph_form, graph_forms
+from xarch.kernels.grid_encoding import grid_encode
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
 from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
 from xarch.kernels.mixing_matrix import mixing_matrix
+from xarch.kernels.octave_waves import octave_waves
+from xarch.kernels.prefix_sum import prefix_sum
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
+    "FORMS",
     "Choice",
     "HashConfig",
     "MatrixDistance",
@@ -21,12 +25,15 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "describe",
+    "graph_form",
+    "graph_forms",
     "grid_encode",
-    "grid_lowering",
     "hash_encode",
     "keep_freed_memory",
     "matrix_distance",
     "mixing_matrix",
+    "octave_waves",
+    "prefix_sum",
     "register",
     "selective_scan",
     "selective_scan_step",

@@ -11,7 +11,7 @@ import click
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="file to write")
 @click.option("--arch", default="hash", show_default=True, help="hash, mlp, vm, cp, hash+vm, tensors")
-@click.option("--preset", type=click.Choice(["small", "paper"]), default="small", show_default=True)
+@click.option("--preset", default="small", show_default=True, help="small, paper; mlp: npu-mlp, vm: npu-vm")
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True, help="optimiser steps")
 @click.option("--seed", type=int, default=0, show_default=True)
 def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int) -> None:

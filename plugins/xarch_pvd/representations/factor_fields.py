@@ -28,6 +28,7 @@ class VMOptions(Preset):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"resolution": 64, "density_rank": 8, "colour_rank": 16},
         "paper": {"resolution": 300, "density_rank": 16, "colour_rank": 48},
+        "npu-vm": {"resolution": 128, "density_rank": 8, "colour_rank": 24},
     }
     resolution: Resolution = Field(64, description="samples an axis")
     density_rank: int = Field(8, ge=1, description="channels of each plane for the density")

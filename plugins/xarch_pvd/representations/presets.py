@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from xarch import Options
 
@@ -24,16 +24,24 @@ class Preset(Options):
     """Base: fields the user leaves out come from the preset.
 
     Class attributes:
-        PRESETS: preset -> field -> value; "small" for minutes on a CPU, "paper" as published.
+        PRESETS: preset -> field -> value; "small" for minutes on a CPU, "paper" as published, "npu-..." for
+            accelerators.
     """
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
 
-    preset: Literal["small", "paper"] = Field("small", description="`small`: minutes of a CPU; `paper`: as published")
+    preset: str = Field("small", description="`small`: minutes of a CPU; `paper`: as published; npu-mlp, npu-vm")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in cls.PRESETS:
+            raise ValueError(f"there is no preset of this name, want one of {', '.join(cls.PRESETS)}")
+        return name
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {**cls.PRESETS.get(data.get("preset", "small"), {}), **data}
+        return {**cls.PRESETS.get(str(data.get("preset", "small")), {}), **data}

@@ -9,10 +9,15 @@ import pytest
 import torch
 from exported_fields import export, student_of
 
-from xarch import Batch, ExportGraph
-from xarch.export.profiles import cpu
+from xarch import Batch, ExportGraph, PlanError, Profile, UsageError
+from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.families.field import RaysGraph
+from xarch.families.field.model import FieldStudent
+from xarch_pvd.graphs import field_graphs
 from xarch_pvd.parity import field_parity, thinned
+from xarch_pvd.provider import picture_batch
+from xarch_pvd.representations import options_of
+from xarch_pvd.views import fixed_cameras
 
 ARCHS = ["vm", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("hash", "mlp", "cp", "tensors"))]
 
@@ -27,6 +32,64 @@ def test_points_and_a_rendered_view_are_the_students(arch: str, tmp_path: Path) 
     assert rays["measures"]["psnr"]["value"] >= rays["measures"]["psnr"]["minimum"] == 60
     assert rays["measures"]["empty pixels"]["value"] <= 1e-3
     assert all(entry["opset"] >= 18 for entry in result.profile["graphs"].values())
+
+
+REDUCED = [
+    pytest.param(arch, profile, marks=[pytest.mark.slow] if (arch, profile) != ("mlp", npu) else [])
+    for arch in ("mlp", "vm", "cp", "tensors")
+    for profile in (npu, npu_fp16, npu_int8)
+]
+
+
+@pytest.mark.parametrize(("arch", "profile"), REDUCED, ids=lambda v: getattr(v, "name", v))
+def test_fields_on_accelerators(arch: str, profile: Profile, tmp_path: Path) -> None:
+    result = export(student_of(arch), profile, tmp_path / "out")
+    psnr = result.parity["graphs"]["rays"]["measures"]["psnr"]
+    assert psnr["value"] >= psnr["minimum"] == {"float32": 60, "float16": 40, "int8": 30}[profile.dtype]
+    for entry in result.profile["graphs"].values():
+        assert entry["opset"] == 17
+        assert not {"Sin", "Cos", "CumSum", "GatherND"} & set(entry["ops"])
+        assert ("DequantizeLinear" in entry["ops"]) == (profile.dtype == "int8")
+
+
+def test_grids_can_be_gathered_on_accelerators(tmp_path: Path) -> None:
+    result = export(student_of("vm"), npu, tmp_path / "out", grids="gather")
+    assert "GridSample" not in result.profile["graphs"]["rays"]["ops"]
+    assert result.parity["graphs"]["rays"]["measures"]["psnr"]["value"] >= 60
+
+
+def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
+    result = export(student_of("mlp"), npu, tmp_path / "out", encoding="input")
+    assert result.graphs == ["encoded"]
+    assert result.parity["graphs"]["encoded"]["measures"]["psnr"]["value"] >= 60
+    with pytest.raises(PlanError, match="'vm' has no positional encoding"):
+        field_graphs(student_of("vm"), npu, {"encoding": "input"})
+
+
+def test_hash_tables_name_the_way_to_an_accelerator() -> None:
+    with pytest.raises(PlanError, match="BitwiseXor") as caught:
+        field_graphs(student_of("hash"), npu, {})
+    assert "--to mlp --set student.options.preset=npu-mlp --set export.targets=[npu]" in (caught.value.hint or "")
+
+
+def test_accelerator_presets() -> None:
+    mlp, vm = student_of("mlp", preset="npu-mlp").field, student_of("vm", preset="npu-vm").field
+    assert [layer.out_features for layer in mlp.trunk] == [128] * 5 + [16]  # type: ignore[union-attr]
+    assert mlp.entry.weight.shape == (128, 51)  # type: ignore[union-attr]
+    assert [tuple(p.shape) for p in vm.planes] == [(128, 128, 32)] * 3  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="small, paper, npu-mlp"):
+        options_of("mlp", {"preset": "npu-vm"}, "student.options")
+
+
+def test_a_skip_by_addition_is_a_skip_by_concatenation() -> None:
+    added = student_of("mlp", layers=4, width=16, frequencies=3, skip=2, skip_by="add").field
+    joined = student_of("mlp", layers=4, width=16, frequencies=3, skip=2).field
+    state = added.state_dict()
+    entry = state.pop("entry.weight")
+    state["trunk.2.weight"] = torch.cat((entry, state["trunk.2.weight"]), dim=1)
+    joined.load_state_dict(state)
+    u_N3 = torch.rand(50, 3)
+    assert torch.allclose(added.features(u_N3), joined.features(u_N3), atol=1e-5)  # type: ignore[attr-defined]
 
 
 def test_haze_in_empty_cells_is_rejected(tmp_path: Path) -> None:
@@ -60,21 +123,13 @@ def test_a_view_is_thinned_to_64_pixels_and_small_ones_stay() -> None:
 
 
 def test_an_option_nobody_knows_is_named() -> None:
-    from xarch import UsageError
-    from xarch_pvd.graphs import field_graphs
-
     with pytest.raises(UsageError, match="layers"):
         field_graphs(student_of("vm"), cpu, {"layers": 3})
 
 
-def graphs_of(student: object) -> list[ExportGraph]:
-    from xarch_pvd.graphs import field_graphs
-
-    return list(field_graphs(student, cpu, {}))  # type: ignore[arg-type]
+def graphs_of(student: FieldStudent) -> list[ExportGraph]:
+    return list(field_graphs(student, cpu, {}))
 
 
 def view() -> Batch:
-    from xarch_pvd.provider import picture_batch
-    from xarch_pvd.views import fixed_cameras
-
     return picture_batch(fixed_cameras(student_of("vm").facts.views, 1, "heldout")[0], (1.0, 1.0, 1.0))

@@ -196,7 +196,11 @@ def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -
     field = field_of(arch)
     names = ["xyz", "dir"]
     graph, session = _export(
-        PointsGraph(field, lowering), names, example_points(), {n: {0: "points"} for n in names}, tmp_path / "p.onnx"
+        PointsGraph(field, {"grid": lowering}),
+        names,
+        example_points(),
+        {n: {0: "points"} for n in names},
+        tmp_path / "p.onnx",
     )
     operators = {n.op_type for n in graph.graph.node}
     assert ("GridSample" in operators) == (lowering == "grid_sample" and arch in ("vm", "cp", "hash+vm"))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xarch.families.field import occupancy as occupancies
 from xarch.families.field.warp import to_unit
+from xarch.kernels import prefix_sum
 
 if TYPE_CHECKING:
     from xarch.families.field.field import RadianceField
@@ -40,7 +41,7 @@ def composite(
 
 def ray_weights(tau_RK: Tensor) -> tuple[Tensor, Tensor]:
     """Share of each sample in its ray's colour [R, K], and opacity [R], from optical depths."""
-    after_RK = torch.exp(-tau_RK.cumsum(dim=-1))
+    after_RK = torch.exp(-prefix_sum(tau_RK))
     before_RK = torch.cat((torch.ones_like(after_RK[:, :1]), after_RK[:, :-1]), dim=-1)
     return before_RK - after_RK, 1 - after_RK[:, -1]
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
 from xarch.kernels.grid_encoding import bagged, cpp, naive
-from xarch.kernels.grid_encoding.lowering import LOWERINGS, grid_lowering
 from xarch.kernels.precision import island_dtype, without_autocast
 
-__all__ = ["LOWERINGS", "Factor", "bagged", "cpp", "grid_encode", "grid_lowering", "naive"]
+__all__ = ["Factor", "bagged", "cpp", "grid_encode", "naive"]
 
 Factor = tuple[Tensor, tuple[int, ...]]
 """A grid [S, ..., C] and the coordinate that each of its sample axes follows."""

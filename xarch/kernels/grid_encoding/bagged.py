@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.grid_encoding.lowering import lowering
+from xarch.kernels.graph_forms import graph_form
 from xarch.kernels.precision import tracing
 from xarch.kernels.weighted_rows import weighted_rows
 
@@ -27,7 +27,7 @@ def grid_encode_bagged(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tup
 
 
 def _interpolate(u_N3: Tensor, table: Tensor, axes: tuple[int, ...]) -> Tensor:
-    if tracing() and lowering() == "grid_sample" and len(axes) < 3:
+    if tracing() and graph_form("grid") == "grid_sample" and len(axes) < 3:
         return _grid_sample(u_N3, table, axes)
     index_NK = torch.zeros(1, 1, dtype=torch.long, device=u_N3.device)
     weight_NK = torch.ones(1, 1, dtype=u_N3.dtype, device=u_N3.device)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
+from xarch.kernels.graph_forms import graph_form
+from xarch.kernels.hash_encoding.batched import hash_encode_batched
 from xarch.kernels.hash_encoding.config import HashConfig, level_table
 from xarch.kernels.hash_encoding.corners import cells, rows, weights
 from xarch.kernels.precision import island_dtype, tracing
@@ -17,6 +19,8 @@ def hash_encode_bagged(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Te
     """Arguments and result of :func:`xarch.kernels.hash_encode`."""
     dtype = island_dtype(u_N3, table_EF)
     u_N3, table_EF = u_N3.to(dtype), table_EF.to(dtype)
+    if tracing() and graph_form("hash") == "batched":
+        return hash_encode_batched(u_N3, table_EF, config)
     index, weight = [], []
     for level in level_table(config):
         cell_N3, fraction_N3 = cells(u_N3, level)

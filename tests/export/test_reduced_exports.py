@@ -1,0 +1,251 @@
+"""Graphs for accelerators: older opset, 32-bit indices, half precision and 8-bit weights, each against float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from export_models import RecurrentStudent
+from torch import Tensor, nn
+
+from xarch.contracts.adapters import TargetAdapter
+from xarch.contracts.export import ExportGraph, Profile
+from xarch.errors import ParityError, PlanError
+from xarch.export.calibration import calibrate
+from xarch.export.cases import single_graph_cases
+from xarch.export.check import violations
+from xarch.export.half import halve
+from xarch.export.onnx_export import to_onnx
+from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
+from xarch.export.quantise import quantise, symmetric
+from xarch.export.run import export_target
+
+
+class Layers(nn.Module):
+    """A small network between arithmetic that half precision could not carry: x is read at 300 times its value, and the
+    result is an exponential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(24, 32), nn.Linear(32, 3)
+        self.table = nn.Parameter(torch.randn(64, 24))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        place = (x * 300).floor()
+        index = (place[:, 0].long() % 8) * 8 + place[:, 1].long() % 8
+        seen = torch.sin(x * 300).repeat(1, 12) + self.table[index]
+        y = self.last(torch.relu(self.first(seen)))
+        return torch.exp(y), y.amax(dim=-1)
+
+
+def layers(profile: Profile) -> ExportGraph:
+    x = torch.rand(50, 2, generator=torch.Generator().manual_seed(3))
+    return ExportGraph("layers", Layers().eval().requires_grad_(False), {"x": x}, ("y", "best"))
+
+
+SIN = replace(npu, allowed_ops=(npu.allowed_ops or frozenset()) | {"Sin", "Mod"})
+"""The test's network has a sine; that the npu profile refuses it is a test of its own."""
+
+
+def run(model: ir.Model, path: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Named outputs, with the runtime's optimisations off: what the graph says, not what a runtime makes of it."""
+    ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def expected(graph: ExportGraph) -> dict[str, np.ndarray]:
+    values = graph.module(*graph.inputs.values())
+    return {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
+
+
+def fits(model: ir.Model, profile: Profile) -> list[str]:
+    return violations(onnx.shape_inference.infer_shapes(ir.to_proto(model)), profile)
+
+
+def types(model: ir.Model, name: str) -> list[ir.DataType]:
+    return [value.dtype for node in model.graph if node.op_type == name for value in node.outputs if value.dtype]
+
+
+def test_the_accelerator_profile_gets_opset_17_and_narrow_indices(tmp_path: Path) -> None:
+    graph = layers(SIN)
+    model = to_onnx(graph, SIN)
+    assert (model.opset_imports[""], model.ir_version) == (17, 8)
+    assert fits(model, SIN) == []
+    seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
+    for name, wanted in expected(graph).items():
+        assert np.allclose(seen[name], wanted, rtol=1e-5, atol=1e-6)
+    wide = to_onnx(graph, cpu)
+    assert any("64-bit integers" in problem for problem in fits(wide, SIN))
+    assert any("opset 18, at most 17" in problem for problem in fits(wide, SIN))
+
+
+def test_what_a_profile_lacks_is_named() -> None:
+    problems = fits(to_onnx(layers(npu), npu), npu)
+    assert "operator Sin is not among the allowed ones" in problems
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (lambda x: x.amax(1) + x.amin(1), (4, 6)),
+        (lambda x: torch.cat(x.split(2, dim=1)[::-1], dim=1), (4, 6)),
+        (lambda x: torch.nn.functional.pad(x, (1, 2)), (4, 6)),
+        (lambda x: x.mean(dim=(0, 1)), (4, 6)),
+        (lambda x: torch.logsumexp(x, dim=1), (4, 6)),
+    ],
+    ids=["extrema", "split", "pad", "mean", "logsumexp"],
+)
+def test_operators_that_changed_with_opset_18(
+    module: Callable[[Tensor], Tensor], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    profile = replace(cpu, max_opset=17)
+    graph = ExportGraph("g", Wrapped(module), {"x": torch.randn(shape)}, ["y"])
+    model = to_onnx(graph, profile)
+    assert model.opset_imports[""] == 17
+    seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
+    assert np.allclose(seen["y"], module(graph.inputs["x"]).numpy(), atol=1e-6)
+
+
+def test_an_operator_without_an_older_form_is_refused() -> None:
+    graph = ExportGraph("g", Wrapped(lambda x: x ^ 5), {"x": torch.arange(6)}, ["y"])
+    with pytest.raises(PlanError, match="BitwiseXor of y has no form in opset 17"):
+        to_onnx(graph, replace(cpu, max_opset=17))
+
+
+def test_integers_of_graph_inputs_are_cast_and_large_constants_are_refused(tmp_path: Path) -> None:
+    profile = replace(cpu, index_dtype="int32")
+    table = torch.randn(40, 3)
+    graph = ExportGraph("g", Wrapped(lambda i: table[i * 2 + 1]), {"i": torch.arange(6)}, ["y"])
+    model = to_onnx(graph, profile)
+    assert fits(model, profile) == []
+    assert np.array_equal(run(model, tmp_path / "m.onnx", i=np.arange(6))["y"], table[1:12:2].numpy())
+    large = ExportGraph("g", Wrapped(lambda i: table[(i * 2**40) % 40]), {"i": torch.arange(6)}, ["y"])
+    with pytest.raises(PlanError, match=f"{2**40}, above 32 bits"):
+        to_onnx(large, profile)
+
+
+def test_an_operator_of_64_bit_integers_keeps_them_and_is_named() -> None:
+    profile = replace(cpu, index_dtype="int32")
+    square = torch.randn(5, 5)
+    graph = ExportGraph("g", Wrapped(lambda x: square[x.long(), (2 * x).long()]), {"x": torch.rand(6)}, ["y"])
+    model = to_onnx(graph, profile)
+    assert "GatherND" in {node.op_type for node in model.graph}
+    assert any("64-bit integers" in problem for problem in fits(model, profile))
+
+
+def test_half_precision_is_for_weights_and_products(tmp_path: Path) -> None:
+    graph = layers(SIN)
+    model = to_onnx(graph, SIN)
+    full = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    assert halve(model) == 2
+    assert types(model, "Gemm") == [ir.DataType.FLOAT16] * 2
+    assert types(model, "Relu") == [ir.DataType.FLOAT16]
+    for op in ("Sin", "Floor", "Exp", "ReduceMax"):
+        assert set(types(model, op)) <= {ir.DataType.FLOAT}, op
+    left = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    assert left < 0.55 * full
+    seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
+    for name, wanted in expected(graph).items():
+        assert seen[name].dtype == np.float32
+        assert 0 < np.abs(seen[name] - wanted).max() / np.abs(wanted).max() < 5e-3
+
+
+def test_a_weight_that_half_precision_cannot_hold_is_refused() -> None:
+    graph = layers(SIN)
+    with torch.no_grad():
+        graph.module.first.weight[0, 0] = 1e5  # type: ignore[union-attr,index]
+    with pytest.raises(PlanError, match="reaches 1e\\+05, float16 ends at 65504"):
+        halve(to_onnx(graph, SIN))
+
+
+def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
+    graph = layers(SIN)
+    model = to_onnx(graph, SIN)
+    (tmp_path / "calibration").mkdir()
+    ranges = calibrate(
+        {"layers": model}, single_graph_cases([graph]), tmp_path / "calibration", cpu.provider, threads=1
+    )
+    assert "QuantizeLinear" not in {node.op_type for node in model.graph}, "calibration changed the graph"
+    assert set(ranges) == {"first.weight", "last.weight"}
+    assert ranges["last.weight"][0] == 0 < ranges["last.weight"][1], "a ReLU stands before it"
+    assert quantise(model, ranges) == 2
+    stored = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    assert {t.shape.numpy() for t in stored if t.dtype == ir.DataType.INT8 and len(t.shape) == 2} == {
+        (32, 24), (3, 32), (64, 24)
+    }  # fmt: skip
+    assert not [t for t in stored if t.dtype == ir.DataType.FLOAT and len(t.shape) == 2]
+    assert {t.shape.numpy() for t in stored if t.dtype == ir.DataType.INT32 and len(t.shape) == 1} >= {(32,), (3,)}
+    seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
+    for name, wanted in expected(graph).items():
+        assert 0 < np.abs(seen[name] - wanted).max() / np.abs(wanted).max() < 0.05
+    problems = fits(model, SIN)
+    assert problems == []
+
+
+def test_symmetric_scales() -> None:
+    numbers, scale = symmetric(np.float32([[1, -2], [0, 0], [127, 63.4]]), 0)
+    assert numbers.tolist() == [[64, -127], [0, 0], [127, 63]]
+    assert scale == pytest.approx([2 / 127, 1e-12 / 127, 1])
+
+
+class LayersTarget(TargetAdapter):
+    def build(self, *_: Any, **__: Any) -> Any: ...
+    def initialise(self, *_: Any) -> Any: ...
+    def coverage(self, *_: Any) -> Any: ...
+    def recipe(self, *_: Any) -> str:
+        return ""
+
+    def export_graphs(self, student: Any, profile: Profile, options: Any) -> list[ExportGraph]:
+        x = torch.rand(50, 2, generator=torch.Generator().manual_seed(3))
+        return [ExportGraph("layers", student.module, {"x": x}, ("y", "best"))]
+
+
+@pytest.mark.parametrize("profile", [npu_fp16, npu_int8], ids=lambda p: p.name)
+def test_a_whole_export_with_its_gate(profile: Profile, tmp_path: Path) -> None:
+    profile = replace(profile, allowed_ops=SIN.allowed_ops)
+    student = RecurrentStudent(Layers().eval())
+    out = tmp_path / "out"
+    result = export_target(
+        student, LayersTarget(), profile, options={}, batches=[], out=out, metadata={}, say=lambda line: None
+    )
+    assert result.profile["graphs"]["layers"][f"{profile.dtype}_products"] == 2
+    assert result.parity["limits"]["rel_l2"] > 1e-4
+    assert max(c["outputs"]["y"]["rel_l2"] for c in result.parity["graphs"]["layers"]["cases"]) > 1e-6
+
+
+def test_eight_bits_that_are_too_few_are_rejected(tmp_path: Path) -> None:
+    """One input a thousand times larger than the others leaves those no bits."""
+    module = Layers().eval()
+    with torch.no_grad():
+        module.table[:, 0] *= 3e3
+        module.first.weight[:, 0] = 0
+    profile = replace(npu_int8, allowed_ops=SIN.allowed_ops)
+    with pytest.raises(ParityError, match="rel_l2"):
+        export_target(
+            RecurrentStudent(module), LayersTarget(), profile,
+            options={}, batches=[], out=tmp_path / "out", metadata={}, say=lambda line: None,
+        )  # fmt: skip
+    assert (tmp_path / "out" / "layers.onnx.rejected").is_file()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)

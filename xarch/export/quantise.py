@@ -1,0 +1,203 @@
+"""8-bit integers for weights and for what enters a product with them, written as QuantizeLinear and DequantizeLinear.
+
+Weights are symmetric with a scale per output channel, inputs asymmetric with the range that calibration saw, biases
+32-bit with the product of both scales (gemmlowp's scheme, arXiv 1712.05877, section 2). Everything between products
+stays float32: an accelerator fuses what it can, a runtime that fuses nothing computes the same. Tables that are looked
+up (grids, embeddings) are stored in 8 bits too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from xarch.export.lowering import fold_layout
+
+SINGLE = ir.DataType.FLOAT
+TABLE = 1024
+"""Elements from which a table is stored in 8 bits."""
+
+Range = tuple[float, float]
+
+
+def products(model: ir.Model) -> list[ir.Node]:
+    """Nodes that multiply a computed value by a constant weight."""
+    fold_layout(model)
+    return [node for node in model.graph if _is_product(node)]
+
+
+def quantise(model: ir.Model, ranges: Mapping[str, Range]) -> int:
+    """Rewrite ``model`` in place; its inputs and outputs stay float32.
+
+    Args:
+        ranges: name of a weight -> (smallest, largest) number seen in what it is multiplied with.
+
+    Returns:
+        How many products take 8-bit numbers.
+
+    Raises:
+        KeyError: a weight has no range.
+    """
+    found = products(model)
+    made = _Quantiser(model.graph)
+    for node in found:
+        x, weight = node.inputs[0], node.inputs[1]
+        assert x is not None
+        assert weight is not None
+        assert weight.name is not None
+        scale_x = made.quantise_input(node, x, ranges[weight.name])
+        scale_w = made.quantise_weight(node, weight, _output_axis(node))
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            made.quantise_bias(node, node.inputs[2], scale_x * scale_w)
+    made.quantise_tables()
+    RemoveUnusedNodesPass()(model)
+    return len(found)
+
+
+def _is_product(node: ir.Node) -> bool:
+    if node.domain != "" or node.op_type not in ("Gemm", "MatMul", "Conv"):
+        return False
+    x, weight = node.inputs[0], node.inputs[1]
+    if x is None or weight is None or x.const_value is not None or weight.const_value is None:
+        return False
+    scaled = any(node.attributes[k].as_float() != 1 for k in ("alpha", "beta") if k in node.attributes)
+    return weight.dtype == SINGLE and len(weight.const_value.shape) >= 2 and not scaled
+
+
+def _output_axis(node: ir.Node) -> int:
+    """The axis of the weight that counts output channels."""
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    rank = len(weight.const_value.shape)
+    transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+    return 0 if node.op_type == "Conv" or transposed else rank - 1
+
+
+class _Quantiser:
+    """Makes quantised versions of values, each once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.inputs: dict[ir.Value, tuple[ir.Value, float]] = {}
+        self.weights: dict[tuple[ir.Value, int], tuple[ir.Value, np.ndarray]] = {}
+
+    def quantise_input(self, node: ir.Node, x: ir.Value, seen: Range) -> float:
+        """Put x through 8 bits on its way into ``node``; returns the scale."""
+        if x not in self.inputs:
+            low, high = min(seen[0], 0.0), max(seen[1], 0.0)
+            scale = float(np.float32(max(high - low, 1e-8) / 255))
+            zero = int(np.clip(round(-low / scale), 0, 255))
+            constants = [
+                self.constant(f"{x.name}_scale", np.float32(scale)),
+                self.constant(f"{x.name}_zero", np.uint8(zero)),
+            ]
+            down = ir.node("QuantizeLinear", [x, *constants])
+            down.outputs[0].type, down.outputs[0].shape = ir.TensorType(ir.DataType.UINT8), x.shape
+            up = ir.node("DequantizeLinear", [down.outputs[0], *constants])
+            up.outputs[0].type, up.outputs[0].shape = ir.TensorType(SINGLE), x.shape
+            down.outputs[0].name, up.outputs[0].name = f"{x.name}_8bit", f"{x.name}_restored"
+            self.graph.insert_before(node, [down, up])
+            self.inputs[x] = up.outputs[0], scale
+        restored, scale = self.inputs[x]
+        node.replace_input_with(0, restored)
+        return scale
+
+    def quantise_weight(self, node: ir.Node, weight: ir.Value, axis: int) -> np.ndarray:
+        """Store a weight in 8 bits; returns the scale of every output channel."""
+        if (weight, axis) not in self.weights:
+            assert weight.const_value is not None
+            numbers, scale = symmetric(weight.const_value.numpy(), axis)
+            self.weights[weight, axis] = self._stored(f"{weight.name}_axis{axis}", numbers, scale, axis, node), scale
+        restored, scale = self.weights[weight, axis]
+        node.replace_input_with(1, restored)
+        return scale
+
+    def quantise_bias(self, node: ir.Node, bias: ir.Value, scale: np.ndarray) -> None:
+        """Store a bias as whole multiples of the scale of the products it is added to."""
+        if bias.const_value is None or bias.const_value.numpy().shape != scale.shape:
+            return
+        numbers = np.round(bias.const_value.numpy() / scale)
+        numbers = numbers.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
+        restored = self._stored(f"{bias.name}_{node.outputs[0].name}", numbers, scale.astype(np.float32), 0, node)
+        node.replace_input_with(2, restored)
+
+    def quantise_tables(self) -> None:
+        """Constants that are looked up: pictures of GridSample by channel, rows of Gather by column."""
+        for value in list(self.graph.initializers.values()):
+            if value.dtype != SINGLE or value.const_value is None or value.const_value.size < TABLE:
+                continue
+            readers = [use for use in value.uses() if use.idx == 0 and use.node.op_type in ("GridSample", "Gather")]
+            for use in readers:
+                assert value.const_value is not None
+                rows = use.node.op_type == "Gather"
+                axis = len(value.const_value.shape) - 1 if rows else 1
+                if rows and (len(value.const_value.shape) < 2 or _axis(use.node) != 0):
+                    continue
+                numbers, scale = symmetric(value.const_value.numpy(), axis)
+                if rows:
+                    self._gather_small(use.node, f"{value.name}_axis{axis}", numbers, scale)
+                else:
+                    use.node.replace_input_with(
+                        0, self._stored(f"{value.name}_axis{axis}", numbers, scale, axis, use.node)
+                    )
+
+    def _gather_small(self, node: ir.Node, name: str, numbers: np.ndarray, scale: np.ndarray) -> None:
+        """Gather 8-bit rows and restore those only."""
+        rows = node.outputs[0]
+        assert rows.shape is not None
+        node.replace_input_with(0, self.constant(name, numbers))
+        readers = list(rows.uses())
+        up = ir.node(
+            "DequantizeLinear",
+            [
+                rows,
+                self.constant(f"{name}_scale", scale),
+                self.constant(f"{name}_zero", np.zeros(scale.shape, np.int8)),
+            ],
+            attributes={"axis": len(rows.shape) - 1},
+        )
+        up.outputs[0].type, up.outputs[0].shape = ir.TensorType(SINGLE), rows.shape
+        up.outputs[0].name = f"{rows.name}_restored"
+        rows.type = ir.TensorType(ir.DataType.INT8)
+        self.graph.insert_after(node, up)
+        for use in readers:
+            use.node.replace_input_with(use.idx, up.outputs[0])
+
+    def _stored(self, name: str, numbers: np.ndarray, scale: np.ndarray, axis: int, before: ir.Node) -> ir.Value:
+        """A quantised constant and the node that restores it."""
+        parts = [
+            self.constant(name, numbers),
+            self.constant(f"{name}_scale", scale),
+            self.constant(f"{name}_zero", np.zeros(scale.shape, numbers.dtype)),
+        ]
+        up = ir.node("DequantizeLinear", parts, attributes={"axis": axis})
+        made = up.outputs[0]
+        made.name, made.type, made.shape = f"{name}_restored", ir.TensorType(SINGLE), ir.Shape(numbers.shape)
+        self.graph.insert_before(before, up)
+        return made
+
+    def constant(self, name: str, numbers: np.ndarray | np.generic) -> ir.Value:
+        """An initialiser, shared by name."""
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(np.asarray(numbers), name=name)
+            made = ir.Value(
+                name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self.graph.register_initializer(made)
+        return self.graph.initializers[name]
+
+
+def symmetric(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers from -127 to 127, and the scale of every entry of ``axis``."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.maximum(np.abs(weight).max(axis=others), 1e-12).astype(np.float32) / np.float32(127)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    return np.round(weight / scale.reshape(shape)).clip(-127, 127).astype(np.int8), scale
+
+
+def _axis(node: ir.Node) -> int:
+    return node.attributes["axis"].as_int() if "axis" in node.attributes else 0

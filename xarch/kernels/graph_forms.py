@@ -1,0 +1,50 @@
+"""Which operators an exported operation is made of, where there are several ways to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from xarch.errors import UsageError
+
+FORMS = {
+    "grid": ("grid_sample", "gather"),
+    "hash": ("loop", "batched"),
+    "waves": ("sine", "polynomial"),
+    "prefix_sum": ("cumsum", "doubling"),
+}
+"""Operation -> its forms, the default first.
+
+grid: grids over one and two axes as 4-D GridSample (opset 16 and later), or as Gather and arithmetic. Grids over three
+axes are always gathered: 5-D GridSample needs opset 20.
+hash: a chain of operators a level, or one for all levels: a sixth of the nodes and larger intermediate values.
+waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin is missing or half precision.
+prefix_sum: CumSum, or log2(length) shifted additions.
+"""
+
+_CHOSEN: ContextVar[Mapping[str, str] | None] = ContextVar("xarch_graph_forms", default=None)
+
+
+@contextmanager
+def graph_forms(**forms: str) -> Iterator[None]:
+    """Within the block exporters record operations in these forms, e.g. ``graph_forms(grid="gather")``.
+
+    Raises:
+        UsageError: an unknown operation or form.
+    """
+    for operation, name in forms.items():
+        if operation not in FORMS:
+            raise UsageError(f"graph forms: no operation {operation!r}", f"known: {', '.join(FORMS)}")
+        if name not in FORMS[operation]:
+            raise UsageError(f"{operation} has no graph form {name!r}", f"choose one of {', '.join(FORMS[operation])}")
+    token = _CHOSEN.set({**(_CHOSEN.get() or {}), **forms})
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
+
+
+def graph_form(operation: str) -> str:
+    """The form in force."""
+    return (_CHOSEN.get() or {}).get(operation, FORMS[operation][0])
