@@ -46,6 +46,7 @@ _PUBLIC = {
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
+    "Work": "xarch.contracts.export",
     # commands of plugins
     "write_document": "xarch.cli.stdout",
     # files
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider
-    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile
+    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Work
     from xarch.contracts.factored import AttentionFactors, FactoredLogits, SSDFactors
     from xarch.contracts.metric import Evaluation, Metric
     from xarch.contracts.model import Coverage, Site, Solver, Student, TapModel, Teacher

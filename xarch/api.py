@@ -199,7 +199,8 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     run.bench_dir.mkdir(exist_ok=True)
     for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
         out = run.bench_dir / f"{folder.name}.json"
-        found[folder.name] = bench_export(folder, out, threads=choose_threads(threads), say=say)
+        teacher = run.teacher_bench(folder.name)
+        found[folder.name] = bench_export(folder, out, teacher=teacher, threads=choose_threads(threads), say=say)
     if not found:
         raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --target cpu")
     return found

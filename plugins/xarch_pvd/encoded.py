@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile
+from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Work
 from xarch.families.field import occupancy as occupancies
 from xarch.families.field import ray_points, render
 from xarch.families.field.model import FieldStudent
@@ -40,7 +40,12 @@ class EncodedGraph(nn.Module):
 
 
 def encoded_graph(
-    student: FieldStudent, xyz: Tensor, dirs: Tensor, dynamic: dict[str, dict[int, str]], metadata: dict[str, Any]
+    student: FieldStudent,
+    xyz: Tensor,
+    dirs: Tensor,
+    dynamic: dict[str, dict[int, str]],
+    metadata: dict[str, Any],
+    work: Work,
 ) -> ExportGraph:
     """The graph with example inputs at world points ``xyz``.
 
@@ -55,7 +60,7 @@ def encoded_graph(
     with torch.no_grad():
         pe = field.encode(field.to_unit(xyz.to(field.aabb.device)))
     inputs = {"pe": pe, "dir": dirs}
-    return ExportGraph("encoded", EncodedGraph(field), inputs, ("sigma", "rgb"), dynamic, {**metadata, **told})
+    return ExportGraph("encoded", EncodedGraph(field), inputs, ("sigma", "rgb"), dynamic, {**metadata, **told}, work)
 
 
 def encoding(u_N3: np.ndarray, octaves: int) -> np.ndarray:

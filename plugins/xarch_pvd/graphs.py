@@ -8,11 +8,14 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from xarch import ExportGraph, Options, PlanError, Profile
+from xarch import ExportGraph, Options, PlanError, Profile, Work
 from xarch.families.field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
-from xarch.families.field.model import FieldStudent
+from xarch.families.field.model import FieldStudent, FieldTeacher
 from xarch_pvd.checked import checked
 from xarch_pvd.encoded import encoded_graph
+
+MEASURED, RAYS = 16_384, 256
+"""Points and rays of a call when a bench measures graphs whose number is free."""
 
 
 class FieldExport(Options):
@@ -46,8 +49,9 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
         forms["grid"] = chosen.grids
     metadata = facts_of_use(student)
     xyz, dirs = example_points(chosen.points if profile.static else 7)
+    work = Work("points", chosen.points if profile.static else MEASURED, {"points": MEASURED})
     if chosen.encoding == "input":
-        return [encoded_graph(student, xyz, dirs, _free(profile, "points", "pe", "dir"), metadata)]
+        return [encoded_graph(student, xyz, dirs, _free(profile, "points", "pe", "dir"), metadata, work)]
     samples = chosen.samples or student.facts.samples
     rays = chosen.rays if profile.static else 5
     origins = torch.zeros(rays, 3) + torch.tensor([0.0, 0.0, 4.0])
@@ -60,6 +64,7 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
             ("sigma", "rgb"),
             _free(profile, "points", "xyz", "dir"),
             metadata,
+            work,
         ),
         ExportGraph(
             "rays",
@@ -68,8 +73,19 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
             ("rgb", "depth", "acc"),
             _free(profile, "rays", "origins", "directions"),
             {**metadata, "samples": samples},
+            Work("rays", rays if profile.static else RAYS, {"rays": RAYS}),
         ),
     ]
+
+
+def teacher_points(teacher: FieldTeacher, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+    """The teacher's own ``points``: what a representation costs is told by its points.
+
+    Raises:
+        PlanError: the profile lacks what the teacher needs.
+    """
+    kept = {key: value for key, value in options.items() if key != "encoding"}
+    return field_graphs(FieldStudent(teacher.field, teacher.facts), profile, kept)[:1]
 
 
 def facts_of_use(student: FieldStudent) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def _refuse(field: RadianceField, profile: Profile, chosen: FieldExport) -> None
         PlanError: hash tables without bitwise operators, or GridSample asked for where there is none.
     """
     hashes = profile.max_opset >= 18 and profile.allows("BitwiseXor", "BitwiseAnd") and profile.index_dtype == "int64"
-    if field.arch == "hash" and not hashes:
+    if "hash" in field.arch and not hashes:
         raise PlanError(
             f"a field of hash tables needs BitwiseXor on 64-bit integers (opset 18), and the export profile "
             f"{profile.name!r} has opset {profile.max_opset} and {profile.index_dtype} indices",

@@ -14,7 +14,7 @@ from xarch.families.field.model import FieldStudent, FieldTeacher
 from xarch.kernels import keep_freed_memory
 from xarch_pvd.calibration import occupied_points
 from xarch_pvd.encoded import encoded_parity
-from xarch_pvd.graphs import field_graphs
+from xarch_pvd.graphs import field_graphs, teacher_points
 from xarch_pvd.parity import field_parity, thinned
 from xarch_pvd.representations import OPTIONS, build_field
 from xarch_pvd.start import planned_start, start
@@ -65,6 +65,9 @@ class FieldTarget(TargetAdapter):
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        return teacher_points(teacher, profile, options) if isinstance(teacher, FieldTeacher) else ()
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

@@ -11,14 +11,16 @@ import pytest
 import torch
 from decoder_export import FACTS, DecoderTarget, decoder_student
 from onnx import TensorProto, helper
+from torch import nn
 
 from xarch.bench.graph import example_inputs
 from xarch.bench.latency import bench_export, bench_model
 from xarch.bench.timing import measure, timing
 from xarch.contracts.batch import Batch
+from xarch.contracts.export import ExportGraph, Work
 from xarch.errors import UsageError
 from xarch.export.profiles import cpu
-from xarch.export.run import export_target
+from xarch.export.run import export_target, export_teacher
 from xarch.export.session import open_session
 
 
@@ -59,6 +61,57 @@ def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
     per_token = 2 * 2 * 8 * 4
     assert language["state_bytes"] == {str(n): 32 * 4 + per_token * n for n in (0, 256, 1024)}
     assert any("tokens/s" in line for line in said)
+
+
+class Doubling(nn.Module):
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(64), requires_grad=False)
+        self.times = times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.times):
+            x = torch.relu(x @ self.weight)
+        return x
+
+
+def worked(times: int, rows: int) -> ExportGraph:
+    return ExportGraph(
+        "double",
+        Doubling(times),
+        {"x": torch.ones(3, 64)},
+        ["y"],
+        {"x": {0: "rows"}},
+        work=Work("rows", rows, {"rows": rows}),
+    )
+
+
+def test_speeds_are_told_by_the_unit_and_beside_the_teachers(tmp_path: Path) -> None:
+    """The teacher does forty times the arithmetic on half the rows a call."""
+    export_teacher([worked(1, 2000)], cpu, tmp_path / "cpu", print)
+    for name, content in (("parity.json", {"passed": True}), ("profile.json", {"profile": {"provider": cpu.provider}})):
+        (tmp_path / "cpu" / name).write_text(json.dumps(content))
+    export_teacher([worked(40, 1000)], cpu, tmp_path / "teacher", print)
+    said: list[str] = []
+    result = bench_export(
+        tmp_path / "cpu", tmp_path / "b.json", threads=1, say=said.append, teacher=tmp_path / "teacher"
+    )
+    own, other = result["graphs"]["double"], result["teacher"]["graphs"]["double"]
+    assert (own["inputs"], other["inputs"]) == ({"x": [2000, 64]}, {"x": [1000, 64]})
+    for figures, rows in ((own, 2000), (other, 1000)):
+        rate = figures["throughput"]
+        assert (rate["unit"], rate["per_call"]) == ("rows", rows)
+        assert rate["per_second"] == pytest.approx(1e3 * rows / figures["p50_ms"], rel=1e-3)
+    expected = own["throughput"]["per_second"] / other["throughput"]["per_second"]
+    assert result["teacher"]["speed_up"] == {"double": pytest.approx(expected, rel=1e-2)}
+    assert expected > 2
+    assert any("M rows/s" in line for line in said)
+
+
+def test_a_teacher_without_graphs_says_why(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "absent.json").write_text('{"reason": "it needs BitwiseXor"}')
+    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=print, teacher=tmp_path)
+    assert result["teacher"] == {"absent": "it needs BitwiseXor"}
 
 
 def test_bench_refuses_a_rejected_export(export: Path, tmp_path: Path) -> None:

@@ -122,6 +122,25 @@ def test_a_stage_that_ended_early_says_where_and_why(tmp_path: Path) -> None:
     assert "ended at step 40 of 100: plateau" in page.text
 
 
+@pytest.mark.parametrize(
+    ("teacher", "shown"),
+    [
+        ({"graphs": {"points": {"throughput": {"unit": "points", "per_second": 210_000}}}, "speed_up": {"points": 2.0}},
+         "210 k points/s | 2.00 times"),
+        ({"absent": "it needs BitwiseXor"}, "none: it needs BitwiseXor | –"),
+        ({}, "– | –"),
+    ],
+)  # fmt: skip
+def test_speeds_are_shown_beside_the_teachers(teacher: dict[str, Any], shown: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rate = {"unit": "points", "per_call": 16_384, "per_second": 420_000.0}
+    put(run.bench_dir / "cpu.json", {"graphs": {"points": {"p50_ms": 39.0, "throughput": rate}}, "teacher": teacher})
+    page = built(run)
+    assert "420\xa0k points/s" in page.text
+    rows = [line.replace("\\", "").replace("\xa0", " ") for line in run.report_md.read_text("utf-8").splitlines()]
+    assert f"| cpu | points | 420 k points/s | {shown} |" in rows
+
+
 def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
     run = failed(make_run(tmp_path / "run"), "parity: graph 'decode_1': rel_l2 is 0.021, limit 0.0001")
     shutil.rmtree(run.bench_dir)

@@ -32,8 +32,11 @@ _TYPES = {
 }
 
 
-def example_inputs(session: ort.InferenceSession, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inputs a session accepts: ``given`` where it has the name, else seeded noise or zeros with free dimensions of 1.
+def example_inputs(
+    session: ort.InferenceSession, given: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Inputs a session accepts: ``given`` where it has the name, else seeded noise or zeros; free dimensions have the
+    size that ``sizes`` gives for their symbol, or 1.
 
     Integers are zero, because nothing says which range a graph can take.
 
@@ -49,28 +52,45 @@ def example_inputs(session: ort.InferenceSession, given: Mapping[str, np.ndarray
         if value.type not in _TYPES:
             raise UsageError(f"input {value.name!r} has type {value.type}, which the bench cannot make")
         kind = np.dtype(_TYPES[value.type])
-        shape = [d if isinstance(d, int) and d >= 0 else 1 for d in value.shape]
+        known = sizes or {}
+        shape = [d if isinstance(d, int) and d >= 0 else known.get(str(d), 1) for d in value.shape]
         noise = rng.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
         inputs[value.name] = noise.astype(kind)
     return inputs
 
 
 def measure_graph(
-    path: Path, provider: str, *, threads: int, given: Mapping[str, np.ndarray] | None = None, prepack: bool = True
+    path: Path,
+    provider: str,
+    *,
+    threads: int,
+    given: Mapping[str, np.ndarray] | None = None,
+    prepack: bool = True,
+    work: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Figures of one graph on example inputs; see :func:`example_inputs`."""
+    """Figures of one graph on example inputs; see :func:`example_inputs`.
+
+    Args:
+        work: what a call gets done (the graph's ``xarch.work``); its units per second are reported.
+    """
     start = time.perf_counter()
     session = open_session(path, provider, threads=threads, prepack=prepack)
     loaded = time.perf_counter() - start
-    inputs = example_inputs(session, given or {})
+    inputs = example_inputs(session, given or {}, work["sizes"] if work else {})
     result = measure(lambda: session.run(None, inputs))
     return {
         **asdict(result),
+        **({} if work is None else {"throughput": _throughput(work, result.p50_ms)}),
         "load_seconds": round(loaded, 3),
         "inputs": {name: list(value.shape) for name, value in inputs.items()},
         "prepacked": prepack,
         **_placement(path, provider, threads, inputs, prepack),
     }
+
+
+def _throughput(work: Mapping[str, Any], call_ms: float) -> dict[str, Any]:
+    """Units of a call and of a second at the median latency."""
+    return {"unit": work["unit"], "per_call": work["amount"], "per_second": round(1e3 * work["amount"] / call_ms, 1)}
 
 
 def _placement(

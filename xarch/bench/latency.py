@@ -24,8 +24,13 @@ FOREIGN_SECONDS = 300.0
 """Time limit for a file that xarch did not write in this run."""
 
 
-def bench_export(export_dir: Path, out_json: Path, *, threads: int, say: Callable[[str], None]) -> dict[str, Any]:
+def bench_export(
+    export_dir: Path, out_json: Path, *, threads: int, say: Callable[[str], None], teacher: Path | None = None
+) -> dict[str, Any]:
     """Measure every graph of an export and write ``out_json``.
+
+    A graph that ``teacher`` (a folder) holds too is measured there right after: ``teacher.graphs.NAME``, and
+    ``teacher.speed_up.NAME`` is the student's speed over the teacher's.
 
     Latencies are in milliseconds: ``graphs.NAME.p50_ms`` per call on example inputs and, for a language student,
     ``language.first_token.N`` for a prompt of N tokens and ``language.decode.N`` per token after N tokens.
@@ -45,13 +50,16 @@ def bench_export(export_dir: Path, out_json: Path, *, threads: int, say: Callabl
     if any(metadata[name]["xarch.tokens"] == "1" for name in language):
         driven = LanguageGraphs(export_dir, metadata, provider, threads=threads)
     graphs: dict[str, Any] = {}
+    rival = _Rival(teacher, provider, threads)
     for name, found in facts.items():
         path, single = export_dir / f"{name}.onnx", metadata[name].get("xarch.tokens") == "1"
         given = driven.initial() if driven is not None and name in language else {}
-        figures = measure_graph(path, provider, threads=threads, given=given, prepack=not single)
+        work = work_of(metadata[name])
+        figures = measure_graph(path, provider, threads=threads, given=given, prepack=not single, work=work)
         figures["weight_bytes"] = sum(found["external_weight_bytes"].values()) + found["inline_weight_bytes"]
         graphs[name] = figures
-        say(f"bench: {name} {figures['p50_ms']:.2f} ms")
+        say(f"bench: {name} {figures['p50_ms']:.2f} ms{_speed(figures)}")
+        rival.measure(name, figures, say)
     result: dict[str, Any] = {
         "provider": provider,
         "threads": threads,
@@ -59,10 +67,43 @@ def bench_export(export_dir: Path, out_json: Path, *, threads: int, say: Callabl
         "load_average": load_average(),
         "graphs": graphs,
     }
+    if rival.result:
+        result["teacher"] = rival.result
     if driven is not None:
         result["language"] = measure_language(driven, say)
     write_json(out_json, result)
     return result
+
+
+def work_of(metadata: dict[str, str]) -> dict[str, Any] | None:
+    """What a call of a graph gets done, from its metadata; None if it does not say."""
+    return json.loads(metadata["xarch.work"]) if "xarch.work" in metadata else None
+
+
+class _Rival:
+    """The teacher's own graphs beside the student's."""
+
+    def __init__(self, folder: Path | None, provider: str, threads: int) -> None:
+        self.folder, self.provider, self.threads = folder, provider, threads
+        self.result: dict[str, Any] = {}
+        if folder is not None and (folder / "absent.json").is_file():
+            self.result = {"absent": read_json(folder / "absent.json")["reason"]}
+
+    def measure(self, name: str, student: dict[str, Any], say: Callable[[str], None]) -> None:
+        path = None if self.folder is None else self.folder / f"{name}.onnx"
+        if path is None or not path.is_file():
+            return
+        work = work_of(inspect_onnx(path)["metadata"])
+        figures = measure_graph(path, self.provider, threads=self.threads, work=work)
+        self.result.setdefault("graphs", {})[name] = figures
+        own, other = (f.get("throughput", {}).get("per_second", 1 / f["p50_ms"]) for f in (student, figures))
+        self.result.setdefault("speed_up", {})[name] = round(own / other, 3)
+        say(f"bench: {name} of the teacher {figures['p50_ms']:.2f} ms{_speed(figures)}")
+
+
+def _speed(figures: dict[str, Any]) -> str:
+    known = figures.get("throughput")
+    return f", {known['per_second'] / 1e6:.3g} M {known['unit']}/s" if known else ""
 
 
 def bench_model(

@@ -119,6 +119,16 @@ class TargetAdapter(ABC):
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         """The graphs this student leaves as, for a target profile."""
 
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+        """The teacher in the same graph forms, for the bench to compare speeds; by default there are none.
+
+        Graphs of one name are compared with each other. They are measured and never shipped.
+
+        Raises:
+            PlanError: this teacher has no such form, with the reason.
+        """
+        return ()
+
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:

@@ -46,6 +46,21 @@ class Profile:
         return not self.forbidden_ops & set(ops) and (self.allowed_ops is None or self.allowed_ops >= set(ops))
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one call of a graph gets done, so that a bench can tell its speed per unit.
+
+    Attributes:
+        unit: e.g. "points".
+        amount: units of a call when it is measured.
+        sizes: symbol of a free dimension -> its size when it is measured; others are 1.
+    """
+
+    unit: str
+    amount: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class ExportGraph:
     """One graph: a module called with positional tensors, returning a tuple of tensors.
@@ -57,6 +72,7 @@ class ExportGraph:
         outputs: names of the returned tensors, in order.
         dynamic: input name -> {dimension: symbol} for dimensions that stay free.
         metadata: facts a user of the file needs; goes into the model's ``metadata_props``.
+        work: what a call gets done, if it is a number of equal things.
     """
 
     name: str
@@ -65,6 +81,7 @@ class ExportGraph:
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    work: Work | None = None
 
 
 Call = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]

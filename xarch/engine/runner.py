@@ -19,6 +19,7 @@ import yaml
 import xarch
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
+from xarch.contracts.export import Profile
 from xarch.contracts.metric import Evaluation, Metric
 from xarch.contracts.model import Student, Teacher
 from xarch.engine.checkpoint import combined_hash, tensor_hashes
@@ -30,7 +31,7 @@ from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stages import StageRunner
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, PlanError, QualityError, XarchError
+from xarch.errors import Interrupted, ParityError, PlanError, QualityError, XarchError
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.plugins.registry import Registry
@@ -358,6 +359,7 @@ class Conversion:
                 bench_export(
                     self.run.export_dir / name,
                     self.run.bench_dir / f"{name}.json",
+                    teacher=self.run.teacher_bench(name),
                     threads=self.plan.threads,
                     say=self.say,
                 )
@@ -385,6 +387,25 @@ class Conversion:
             metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
             say=self.say,
         )
+        if self.config.export.bench:
+            self._export_teacher(profile)
+
+    def _export_teacher(self, profile: Profile) -> None:
+        """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
+        from xarch.export.run import export_teacher
+
+        folder = self.run.teacher_bench(profile.name)
+        if folder.exists():
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            graphs = self.target.adapter.teacher_graphs(self.teacher, profile, self.config.export.options)
+            if graphs:
+                self.reporter.phase("export", f"{profile.name}, teacher")
+                export_teacher(graphs, profile, folder, self.say)
+        except (PlanError, ParityError) as e:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "absent.json", {"reason": e.what})
 
 
 def environment(plan: Plan, world: int) -> dict[str, Any]:

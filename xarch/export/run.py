@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Student
 from xarch.errors import PlanError
 from xarch.export.calibration import calibrate
+from xarch.export.cases import single_graph_cases
 from xarch.export.check import check_file
 from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
@@ -102,6 +103,21 @@ def export_target(
     raise_unless_passed(parity, Path(out))
     say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
     return ExportResult(True, names, parity, described)
+
+
+def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, say: Callable[[str], None]) -> None:
+    """Write a teacher's graphs and their weights in float32, for the bench to compare speeds.
+
+    Raises:
+        PlanError: a graph cannot be exported or does not fit the profile.
+        ParityError: a graph does not reproduce the teacher.
+    """
+    profile = replace(profile, dtype="float32")
+    names = [graph.name for graph in graphs]
+    with new_folder(Path(out)) as folder:
+        _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: ())
+        parity = measure_parity(folder, names, single_graph_cases(graphs), profile, threads=torch.get_num_threads())
+        raise_unless_passed(parity, Path(out))
 
 
 def _check_names(graphs: Sequence[ExportGraph]) -> None:
@@ -194,6 +210,7 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         "graph": graph.name,
         "profile": profile.name,
         "states": _states(graph),
+        **({} if graph.work is None else {"work": asdict(graph.work)}),
         **graph.metadata,
         **metadata,
     }

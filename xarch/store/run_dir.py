@@ -41,6 +41,10 @@ class RunDir:
         self.report_html = self.path / "report.html"
         self.report_md = self.path / "report.md"
 
+    def teacher_bench(self, target: str) -> Path:
+        """Where the teacher's own graphs for one export target lie, for the bench alone."""
+        return self.bench_dir / "teacher" / target
+
     @staticmethod
     def new_path(name: str) -> Path:
         """A fresh name under ``runs/`` for a run called ``name``."""

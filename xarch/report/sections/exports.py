@@ -6,7 +6,7 @@ from typing import Any
 
 from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
 from xarch.report.files import RunFiles, dig, rows_of, table_of
-from xarch.report.wording import duration, number, size, words
+from xarch.report.wording import count, duration, number, size, words
 
 PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
 
@@ -115,6 +115,7 @@ def export_files(files: RunFiles) -> Section | None:
 def latency(files: RunFiles) -> Section | None:
     """Measured speed of the exports."""
     calls: list[list[str | Cell]] = []
+    speeds: list[list[str | Cell]] = []
     prompts: list[list[str | Cell]] = []
     notes: list[Block] = []
     for target, bench in files.bench.items():
@@ -124,17 +125,32 @@ def latency(files: RunFiles) -> Section | None:
             where = ", ".join(f"{n} {p.removesuffix('ExecutionProvider')}" for p, n in placed.items())
             load = duration(dig(figures, "load_seconds"))
             calls.append([target, graph, *columns, load, size(dig(figures, "weight_bytes")), where or "–"])
+            if "throughput" in figures:
+                speeds.append(_speeds(target, graph, figures, bench))
         prompts += _language(target, bench)
         notes += _machine(target, bench)
     blocks: list[Block] = []
     if calls:
         head = ["target", "graph", "p50 ms", "p90 ms", "p99 ms", "load", "weights", "nodes on"]
         blocks.append(Table(head, calls, "llrrrrrl"))
+    if speeds:
+        head = ["target", "graph", "student", "teacher's own ONNX", "student over teacher"]
+        note = "Units a second at the median latency; both measured in the same run."
+        blocks.append(Table(head, speeds, "llrrr", note))
     if prompts:
         head = ["target", "tokens", "first token ms", "decode tokens/s", "decode p50 ms", "state"]
         note = "First token: reading a prompt of so many tokens. Decode: one more token after so many."
         blocks.append(Table(head, prompts, "lrrrrr", note))
     return Section("Latency", [*blocks, *notes]) if blocks else None
+
+
+def _speeds(target: str, graph: str, figures: dict[str, Any], bench: dict[str, Any]) -> list[str | Cell]:
+    own, other = table_of(figures, "throughput"), table_of(bench, "teacher", "graphs", graph, "throughput")
+    ratio = dig(bench, "teacher", "speed_up", graph)
+    absent = dig(bench, "teacher", "absent")
+    mine, theirs = (f"{count(r.get('per_second'))} {r.get('unit', '')}/s" if r else "–" for r in (own, other))
+    times = f"{number(ratio, 3)} times" if ratio is not None else "–"
+    return [target, graph, mine, f"none: {absent}" if absent else theirs, times]
 
 
 def _language(target: str, bench: dict[str, Any]) -> list[list[str | Cell]]:

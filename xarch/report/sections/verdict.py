@@ -62,6 +62,11 @@ def _speed(files: RunFiles) -> list[Tile]:
             speed = number(dig(figures, "tokens_per_second"), 3)
             return [Tile("decode speed", f"{speed} tok/s", f"{target}, after {context} tokens")]
         for name, figures in table_of(bench, "graphs").items():
+            rate = table_of(figures, "throughput")
+            if rate:
+                other = dig(bench, "teacher", "graphs", name, "throughput", "per_second")
+                note = f"{target}, {name}" + (f"; teacher {count(other)}" if other else "")
+                return [Tile("speed", f"{count(rate.get('per_second'))} {rate.get('unit')}/s", note)]
             return [Tile("latency", f"{number(dig(figures, 'p50_ms'), 3)} ms", f"{target}, {name}, median")]
     return []
 
