@@ -37,6 +37,7 @@ def xarch_register(registry: Any) -> None:
         ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
         ("pvd-mlp", "field to layers: the same stages with larger steps, fewer rays"),
         ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
+        ("pvd-active", "field to field with a long rays stage that returns to the worst poses and rays (PVD-AL)"),
         ("pvd-bake", "field to dense voxels: baked, then corrected on rays"),
         ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
     ):

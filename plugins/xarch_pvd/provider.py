@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from xarch import Batch, BatchStream, DataInfo, DataProvider, Options, UsageError
-from xarch.families.field import occupancy
+from xarch.families.field import Camera, occupancy
 from xarch.families.field.facts import ViewFacts
 from xarch.families.field.model import FieldTeacher
+from xarch_pvd.active import ERROR, HardPoses, HardRays
 from xarch_pvd.checked import checked
 from xarch_pvd.posed_views import PosedViews, posed_views
 from xarch_pvd.views import fixed_cameras, random_camera
@@ -42,6 +43,17 @@ class Sample(Options):
     """What one sample of a stage is."""
 
     kind: Literal["points", "rays"] = Field("rays", description="a point of space or a ray of a camera")
+    importance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share drawn where cameras see matter; default: data's `visible`, none of the rays",
+    )
+    floor: float | None = Field(
+        None, ge=0, le=1, description="least share drawn anywhere (box, picture); default: data's `uniform`"
+    )
+    levels: tuple[Literal["pose", "ray"], ...] = Field((), description="draw again what the student does worst (rays)")
+    hard: float = Field(0.1, gt=0, le=0.5, description="share of poses and of rays that are drawn again")
 
 
 class Views(DataProvider):
@@ -82,14 +94,15 @@ class Views(DataProvider):
         wanted = _sample(sample)
         posed = None if ref == "teacher" else posed_views(ref)
         chosen = cast(ViewOptions, options)
+        views = teacher.facts.views if posed is None else posed.facts
         if split == "heldout":
             # Pictures of a scene are no measure of what it became.
             return Pictures(teacher, None if teacher.facts.edits else posed)
         if split == "validation":
-            return Checks(teacher, wanted, samples)
+            return Checks(teacher, wanted, samples, views)
         if wanted.kind == "points":
-            return Points(teacher, samples, seed, chosen, teacher.facts.views if posed is None else posed.facts)
-        return Rays(teacher, samples, seed, chosen, posed)
+            return Points(teacher, samples, seed, chosen, wanted, views)
+        return Rays(teacher, samples, seed, chosen, wanted, views, posed)
 
 
 class Drawn(BatchStream, ABC):
@@ -120,12 +133,21 @@ class Drawn(BatchStream, ABC):
 class Points(Drawn):
     """Points where cameras see matter, in occupied cells and anywhere in the box, with random directions."""
 
-    def __init__(self, teacher: FieldTeacher, samples: int, seed: int, options: ViewOptions, views: ViewFacts) -> None:
+    def __init__(
+        self,
+        teacher: FieldTeacher,
+        samples: int,
+        seed: int,
+        options: ViewOptions,
+        sample: Sample,
+        views: ViewFacts,
+    ) -> None:
         super().__init__(teacher, samples, seed)
-        self.uniform = options.uniform
+        self.uniform = options.uniform if sample.floor is None else sample.floor
+        visible = options.visible if sample.importance is None else sample.importance
         self.grid = occupancy.dilate(teacher.field.occupancy.cpu())
-        self.seen = visible_cells(teacher, views) if options.visible else torch.zeros(())
-        self.visible = round(samples * min(options.visible, 1 - options.uniform)) if bool(self.seen.any()) else 0
+        self.seen = visible_cells(teacher, views) if visible else torch.zeros(())
+        self.visible = round(samples * min(visible, 1 - self.uniform)) if bool(self.seen.any()) else 0
 
     def draw(self, generator: torch.Generator) -> Batch:
         others = self.samples - self.visible
@@ -146,43 +168,96 @@ def points_batch(teacher: FieldTeacher, u_N3: Tensor, generator: torch.Generator
 
 
 class Rays(Drawn):
-    """Random pixels of random cameras."""
+    """Pixels of random cameras: any of the picture, and those behind which visible matter lies.
+
+    With ``levels`` the student's worst poses and rays are drawn again (:mod:`xarch_pvd.active`).
+    """
 
     def __init__(
-        self, teacher: FieldTeacher, samples: int, seed: int, options: ViewOptions, posed: PosedViews | None
+        self,
+        teacher: FieldTeacher,
+        samples: int,
+        seed: int,
+        options: ViewOptions,
+        sample: Sample,
+        views: ViewFacts,
+        posed: PosedViews | None,
     ) -> None:
         super().__init__(teacher, samples, seed)
-        self.options, self.posed = options, posed
-        self.views = posed.facts if posed is not None else teacher.facts.views
+        self.options, self.posed, self.views = options, posed, views
         if options.poses == "given" and posed is None:
             raise UsageError(
                 "data.options.poses is `given`, and `views:teacher` has no cameras of its own",
                 "give the folder of posed pictures: `--data views:FOLDER`",
             )
+        floor = options.uniform if sample.floor is None else sample.floor
+        self.aimed = min(sample.importance or 0.0, 1 - floor)
+        self.seen = visible_cells(teacher, views) if self.aimed else torch.zeros(())
+        self.poses = HardPoses(sample.hard) if "pose" in sample.levels else None
+        self.rays = HardRays(samples, sample.hard) if "ray" in sample.levels else None
+        self.watches_losses = bool(sample.levels)
 
     def draw(self, generator: torch.Generator) -> Batch:
-        origins, dirs = [], []
-        left = self.samples
+        again = self.rays.draw(generator) if self.rays is not None else None
+        left = self.samples - (len(again[0]) if again is not None else 0)
+        parts = []
         while left:
             count = min(left, self.options.rays_per_view)
-            camera = self._camera(generator)
-            pixels = torch.randint(camera.width * camera.height, (count,), generator=generator)
-            o, d = camera.rays(pixels)
-            origins.append(o)
-            dirs.append(d)
+            parts.append(self._look(self._camera(count, generator), count, generator))
             left -= count
+        if again is not None:
+            parts.append(again)
+        origins, dirs = (torch.cat(part) for part in zip(*parts, strict=True))
         if self.options.background == "random":
             background = torch.rand(self.samples, 3, generator=generator)
         else:
             background = torch.tensor(self.teacher.facts.background).expand(self.samples, 3).clone()
         jitter = torch.rand(self.samples, generator=generator)
-        tensors = {"origins": torch.cat(origins), "dirs": torch.cat(dirs), "background": background, "jitter": jitter}
+        tensors = {"origins": origins, "dirs": dirs, "background": background, "jitter": jitter}
         return Batch(tensors, self.samples)
 
-    def _camera(self, generator: torch.Generator) -> Any:
+    def _camera(self, count: int, generator: torch.Generator) -> Camera:
         if self.options.poses == "given" and self.posed is not None:
-            return self.posed.train[int(torch.randint(len(self.posed.train), (), generator=generator))]
-        return random_camera(self.views, generator)
+            camera = self.posed.train[int(torch.randint(len(self.posed.train), (), generator=generator))]
+        else:
+            camera = random_camera(self.views, generator)
+        return camera if self.poses is None else self.poses.draw(camera, count, generator)
+
+    def _look(self, camera: Camera, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels = torch.randint(camera.width * camera.height, (count,), generator=generator)
+        aimed = round(count * self.aimed) if bool(self.seen.any()) else 0
+        if aimed:
+            u_N3 = sample_cells(self.seen, aimed, generator)
+            found, inside = camera.pixels(self.teacher.field.to_world(u_N3.to(self.teacher.field.aabb.device)).cpu())
+            pixels[:aimed] = torch.where(inside, found, pixels[:aimed])
+        return camera.rays(pixels)
+
+    def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        error_R = losses.get(ERROR)
+        if error_R is None:
+            raise UsageError(
+                f"sample.levels finds hard poses and rays by the loss of {ERROR}, the stage matches {sorted(losses)}",
+                f"add a match of the student tap {ERROR}, or leave `levels` out",
+            )
+        if self.poses is not None:
+            self.poses.take(error_R)
+        if self.rays is not None:
+            self.rays.take(batch["origins"], batch["dirs"], error_R)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        for name, level in (("poses", self.poses), ("rays", self.rays)):
+            if level is not None:
+                state |= {f"{name}.{key}": value for key, value in level.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, level in (("poses", self.poses), ("rays", self.rays)):
+            if level is not None:
+                level.load_state_dict(
+                    {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+                )
 
 
 class Finite(BatchStream, ABC):
@@ -211,10 +286,10 @@ class Finite(BatchStream, ABC):
 class Checks(Finite):
     """What a stage is validated on: fixed points, or some rays of fixed views."""
 
-    def __init__(self, teacher: FieldTeacher, sample: Sample, samples: int) -> None:
+    def __init__(self, teacher: FieldTeacher, sample: Sample, samples: int, views: ViewFacts) -> None:
         super().__init__(VALIDATION_VIEWS)
         self.teacher, self.sample, self.samples = teacher, sample, samples
-        self.cameras = fixed_cameras(teacher.facts.views, VALIDATION_VIEWS, "validation")
+        self.cameras = fixed_cameras(views, VALIDATION_VIEWS, "validation")
 
     def make(self, index: int) -> Batch:
         if self.sample.kind == "points":

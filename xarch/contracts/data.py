@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
+from torch import Tensor
 
 from xarch.contracts.adapters import Options
 from xarch.contracts.batch import Batch
@@ -31,7 +32,13 @@ class DataInfo:
 
 
 class BatchStream(ABC, Iterator[Batch]):
-    """Endless (train) or finite (heldout) batches whose position can be saved and restored exactly."""
+    """Endless (train) or finite (heldout) batches whose position can be saved and restored exactly.
+
+    Attributes:
+        watches_losses: whether what comes next depends on how well the student does, see :meth:`take_losses`.
+    """
+
+    watches_losses: bool = False
 
     def __iter__(self) -> BatchStream:
         return self
@@ -41,10 +48,19 @@ class BatchStream(ABC, Iterator[Batch]):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able position: restoring it makes the next batch the same one."""
+        """Position: restoring it makes the next batch the same one. JSON-able values, and tensors at the top level."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        """Called after every optimiser step of a global stage if ``watches_losses``, before the next batch is drawn.
+
+        Args:
+            batch: the whole batch of the step.
+            losses: the loss of each of its samples, by student tap, unweighted, float32 on the CPU; the same in every
+                process. What is made of them belongs to the position.
+        """
 
     def facts(self) -> dict[str, Any]:
         """Facts objectives may need, e.g. class counts."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xarch.config.schema import RunConfig
 from xarch.contracts.adapters import TargetAdapter
@@ -95,6 +96,7 @@ class _OnDevice(BatchStream):
 
     def __init__(self, stream: BatchStream, device: torch.device, counters: dict[str, int]) -> None:
         self.stream, self.device, self.shared = stream, device, counters
+        self.watches_losses = stream.watches_losses
 
     def __next__(self) -> Batch:
         batch = next(self.stream).to(self.device)
@@ -106,6 +108,9 @@ class _OnDevice(BatchStream):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
+
+    def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        self.stream.take_losses(batch.to("cpu"), losses)
 
     def facts(self) -> dict[str, Any]:
         return self.stream.facts()

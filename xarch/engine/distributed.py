@@ -73,8 +73,19 @@ class Ranks:
                 f"a batch of {len(batch)} samples cannot be spread over {self.world} processes",
                 f"set the stage's `batch` to a multiple of {self.world}",
             )
-        edges = [len(batch) * i // self.world for i in range(self.world + 1)]
-        return batch.narrow(edges[self.rank], edges[self.rank + 1])
+        return batch.narrow(*self._share(len(batch)))
+
+    def joined(self, mine: Tensor, total: int) -> Tensor:
+        """Inverse of :meth:`slice` for one value a sample: those of the whole batch, in every process."""
+        if self.world == 1:
+            return mine
+        start, stop = self._share(total)
+        whole = mine.new_zeros(total)
+        whole[start:stop] = mine
+        return self.sum(whole)
+
+    def _share(self, total: int) -> tuple[int, int]:
+        return total * self.rank // self.world, total * (self.rank + 1) // self.world
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""

@@ -64,6 +64,8 @@ class GradientStage:
         self.units = 0
         self.lr_scale = 1.0
         self.oom_retries = 0
+        self.watched = False
+        self.losses: dict[str, list[Tensor]] = {}
 
     def run(self) -> StageOutcome:
         """All steps, from the newest checkpoint if there is one."""
@@ -73,6 +75,7 @@ class GradientStage:
         start = self._snapshot() if keep_start else {}
         stream = context.batches()
         stream_start = stream.state_dict()
+        self.watched = stream.watches_losses and not self.local
         first = self._resume(stream)
         validation: dict[str, Any] = {}
         checks = context.validation(self.stage.validation.samples) if self.stage.validation else []
@@ -96,6 +99,8 @@ class GradientStage:
                 context.say(f"{error.what}; retrying from the last checkpoint at half the learning rate")
                 step = self._rewind(stream, stream_start, start)
                 continue
+            if self.watched:
+                stream.take_losses(batch, self._whole_losses(len(batch)))
             step += 1
             self.units += batch.units
             self._follow(figures["loss"])
@@ -235,6 +240,7 @@ class GradientStage:
         weights = weights_at(self.terms, self.ending.position, self.steps)
         denominators = self._denominators(mine)
         figures = StepFigures()
+        self.losses = {}
         for part in mine.split(math.ceil(len(mine) / self.micro_batch)):
             self._backward(part, weights, denominators, figures)
         context.ranks.reduce_gradients(self.trainable.named.items())
@@ -251,6 +257,10 @@ class GradientStage:
             term.objective.after_step()
         return {**row, "lr": lr, "grad_norm": norm, **self._monitors()}
 
+    def _whole_losses(self, samples: int) -> dict[str, Tensor]:
+        """Loss of every sample of the batch of the last step, by student tap."""
+        return {k: self.context.ranks.joined(torch.cat(v), samples).cpu() for k, v in self.losses.items()}
+
     def _denominators(self, batch: Batch) -> list[float]:
         total = torch.stack([t.denominator(batch).double() for t in self.terms])
         return [max(v, 1e-12) for v in self.context.ranks.sum(total).tolist()]
@@ -261,13 +271,18 @@ class GradientStage:
         index = {id(t): i for i, t in enumerate(self.terms)}
         seen = part.seen_by("student")
         recorded: list[tuple[Term, Tensor, float]] = []
+        each: dict[str, Tensor] = {}
 
         def backward(terms: list[Term], student: Mapping[str, Any], teacher: Mapping[str, Any], local: bool) -> None:
             total: Tensor | None = None
             for term in terms:
                 i = index[id(term)]
                 value = student[term.pair.local if local else term.pair.student.name]
-                loss = term.loss(value, teacher, seen) / denominators[i]
+                own = term.losses(value, teacher, seen)
+                if self.watched:
+                    label = term.pair.label
+                    each[label] = own.detach().float() + each.get(label, 0.0)
+                loss = own.sum() / denominators[i]
                 recorded.append((term, loss.detach(), weights[i]))
                 total = weights[i] * loss if total is None else total + weights[i] * loss
             if total is not None and total.requires_grad:
@@ -286,6 +301,8 @@ class GradientStage:
             with torch.enable_grad(), context.autocast():
                 student = self.student.collect(seen, self.student_taps)
                 backward(self.terms, student, teacher, False)
+        for label, values_B in each.items():
+            self.losses.setdefault(label, []).append(values_B)
         if recorded:
             values = torch.stack([v.float() for _, v, _ in recorded]).tolist()
             for (term, _, weight), value in zip(recorded, values, strict=True):
@@ -388,12 +405,14 @@ class GradientStage:
         values, moments = self.trainable.tensors(context.ranks)
         rng_tensors, rng_data = rng_state()
         if context.ranks.main:
+            position = stream.state_dict()
+            drawn = {f"stream|{k}": v for k, v in position.items() if isinstance(v, Tensor)}
             context.checkpoints.save(
                 step,
                 model={**values, **self._buffers()},
-                trainer={**moments, **{f"rng|{k}": v for k, v in rng_tensors.items()}},
+                trainer={**moments, **{f"rng|{k}": v for k, v in rng_tensors.items()}, **drawn},
                 state={
-                    "stream": stream.state_dict(),
+                    "stream": {k: v for k, v in position.items() if not isinstance(v, Tensor)},
                     "rng": rng_data,
                     "units": self.units,
                     "micro_batch": self.micro_batch,
@@ -416,10 +435,13 @@ class GradientStage:
             self.context.metrics.cut(self.context.metrics_start)
             self.context.curve.cut(self.context.curve_start)
             return 0
-        moments = {k: v for k, v in found.trainer.items() if not k.startswith("rng|")}
-        self._restore(found.model, moments)
-        restore_rng({k[4:]: v for k, v in found.trainer.items() if k.startswith("rng|")}, found.state["rng"])
-        stream.load_state_dict(found.state["stream"])
+        parts: dict[str, dict[str, Tensor]] = {"rng": {}, "stream": {}, "": {}}
+        for name, tensor in found.trainer.items():
+            kind, _, rest = name.partition("|")
+            parts[kind if kind in parts else ""][rest if kind in parts else name] = tensor
+        self._restore(found.model, parts[""])
+        restore_rng(parts["rng"], found.state["rng"])
+        stream.load_state_dict({**found.state["stream"], **parts["stream"]})
         self.units = found.state["units"]
         self.micro_batch = found.state["micro_batch"]
         self.lr_scale = found.state["lr_scale"]

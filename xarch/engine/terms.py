@@ -33,6 +33,10 @@ class Term:
 
     def loss(self, student: Any, teacher: Mapping[str, Any], batch: Batch) -> Tensor:
         """Sum over samples, to be divided by the whole batch's denominator."""
+        return self.losses(student, teacher, batch).sum()
+
+    def losses(self, student: Any, teacher: Mapping[str, Any], batch: Batch) -> Tensor:
+        """Loss of each sample [B]."""
         pair = self.pair
         target = None
         if pair.teacher is not None:
@@ -44,7 +48,8 @@ class Term:
             for key, ref in pair.aux.items()
         }
         with self.guard(pair.match.objective):
-            return self.objective(student, target, batch, **aux).sum()
+            value: Tensor = self.objective(student, target, batch, **aux)
+            return value
 
 
 @dataclass

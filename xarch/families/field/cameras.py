@@ -51,6 +51,15 @@ class Camera:
         dirs_P3 = dirs_P3 / dirs_P3.norm(dim=-1, keepdim=True)
         return self.c2w[:3, 3].expand_as(dirs_P3), dirs_P3
 
+    def pixels(self, x_N3: Tensor) -> tuple[Tensor, Tensor]:
+        """Row-major numbers [N] of the pixels that world points fall on, and whether they do, bool [N]."""
+        right_N, up_N, back_N = ((x_N3 - self.c2w[:3, 3]) @ self.c2w[:3, :3]).unbind(-1)
+        depth_N = (-back_N).clamp_min(1e-9)
+        column_N = (self.cx + self.fx * right_N / depth_N).floor()
+        row_N = (self.cy - self.fy * up_N / depth_N).floor()
+        inside_N = (back_N < 0) & (column_N >= 0) & (column_N < self.width) & (row_N >= 0) & (row_N < self.height)
+        return torch.where(inside_N, row_N * self.width + column_N, 0).long(), inside_N
+
 
 def sphere_pose(
     azimuth: float | Tensor, elevation: float | Tensor, radius: float | Tensor, target: Tensor | None = None
