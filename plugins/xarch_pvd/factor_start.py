@@ -24,8 +24,8 @@ from xarch_pvd.representations.factor_fields import LINES, PLANES, CPField, Fact
 
 RESOLUTION = 64
 """Most vertices an axis that are looked at; finer grids are interpolated from there."""
-LIMITS = (-2.0, 7.0)
-"""Log-densities beyond are as good as empty and as opaque."""
+OPAQUE = 7.0
+"""Log-densities beyond are all the same."""
 LOOKS = 2000
 """Points at which colours are derived by features."""
 SHOWN = 0.999
@@ -41,7 +41,7 @@ CHUNK = 1 << 15
 def start_factors(teacher: FieldTeacher, field: FactorField) -> None:
     """Write grids, and basis if the teacher has a feature; the colour head is the one they will be read by."""
     seen = _look(teacher, field)
-    low, high = max(LIMITS[0], field.sigma_clip[0]), min(LIMITS[1], field.sigma_clip[1])
+    low, high = max(teacher.facts.empty, field.sigma_clip[0]), min(OPAQUE, field.sigma_clip[1])
     density = Volume(seen.raw_XYZ[..., None], seen.known_XYZ, low, high)
     colour, back_GQ = None, None
     if seen.feature_NG is not None:

@@ -30,8 +30,8 @@ STEPS, BATCH = 200, 2048
 HEAD_LR, MAP_LR = 2e-2, 6e-3
 FLOOR = 0.02
 """Weight of a point is its opacity and this."""
-LIMITS = (-2.0, 7.0)
-"""Of the log-density inside the feature: beyond them nothing is seen."""
+OPAQUE = 7.0
+"""Highest log-density inside the feature; the lowest is where the teacher counts as empty."""
 
 
 class Stitch(nn.Module):
@@ -59,7 +59,7 @@ class StitchedTeacher(FieldTeacher):
         if "feature" not in want:
             return super().query(x_N3, d_N3, want)
         values = super().query(x_N3, d_N3, {*want, "sigma_raw"} - {"feature"})
-        raw_N1 = values["sigma_raw"].clamp(*LIMITS)[:, None]
+        raw_N1 = values["sigma_raw"].clamp(self.facts.empty, OPAQUE)[:, None]
         values["feature"] = torch.cat((raw_N1, self.stitch.map(latent(self.field, x_N3))), dim=-1)
         return {name: values[name] for name in want}
 
