@@ -1,60 +1,59 @@
-"""Render an exported radiance field with numpy and onnxruntime alone: a PNG, and a turntable GIF.
+"""Render an exported radiance field with numpy and onnxruntime, and Pillow to write the files.
 
-python examples/edge/render.py RUN/export/cpu/rays.onnx picture.png [--turntable turn.gif]
-"""
-
-from __future__ import annotations
+python render.py RUN/export/cpu picture.png [--turntable turn.gif] [--size 200] [--azimuth 45] [--elevation 25]"""
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
-CHUNK = 1024
+
+def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation: float) -> tuple:
+    """Origins and unit directions [pixels, 3] of a camera that looks at the scene's middle, z up; angles in degrees."""
+    a, e = np.radians(azimuth), np.radians(elevation)
+    back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, height / 2 - np.arange(height) - 0.5)
+    dirs = (x[..., None] * right + y[..., None] * np.cross(back, right)) / (facts["focal"] * width) - back
+    dirs = (dirs / np.linalg.norm(dirs, axis=-1, keepdims=True)).reshape(-1, 3).astype(np.float32)
+    return np.broadcast_to(facts["target"] + facts["radius"] * back, dirs.shape).astype(np.float32), dirs
 
 
-def camera_rays(facts: dict, azimuth: float, elevation: float) -> tuple[np.ndarray, np.ndarray]:
-    """Origins and unit directions [pixels, 3] of a camera that looks at the scene's middle, z up."""
-    width, height, target = facts["width"], facts["height"], np.array(facts["target"])
-    back = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
-    right = np.cross([0.0, 0.0, 1.0], back)
-    right /= np.linalg.norm(right)
-    up = np.cross(back, right)
-    focal = facts["focal"] * width
-    u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    x, y = (u - width / 2) / focal, (height / 2 - v) / focal
-    dirs = x[..., None] * right + y[..., None] * up - back
-    dirs = (dirs / np.linalg.norm(dirs, axis=-1, keepdims=True)).reshape(-1, 3)
-    origin = target + facts["radius"] * back
-    return np.broadcast_to(origin, dirs.shape).astype(np.float32), dirs.astype(np.float32)
+def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.ndarray, colour: list) -> np.ndarray:
+    """Colours [pixels, 3]; a graph of static shapes gets its last rays filled up."""
+    rays = session.get_inputs()[0].shape[0]
+    chunk = rays if isinstance(rays, int) else 1024
+    parts = []
+    for i in range(0, len(dirs), chunk):
+        rows = np.arange(i, i + chunk).clip(max=len(dirs) - 1)
+        given = {"origins": origins[rows], "directions": dirs[rows], "background": np.float32(colour)}
+        parts += session.run(["rgb"], given)
+    return np.concatenate(parts)[: len(dirs)].clip(0, 1)
 
 
-def render(session: onnxruntime.InferenceSession, facts: dict, background: list, azimuth: float) -> Image.Image:
-    """One picture."""
-    origins, dirs = camera_rays(facts, azimuth, 0.45)
-    colour = np.array(background, np.float32)
-    parts = [
-        session.run(
-            ["rgb"], {"origins": origins[i : i + CHUNK], "directions": dirs[i : i + CHUNK], "background": colour}
-        )[0]
-        for i in range(0, len(dirs), CHUNK)
-    ]
-    pixels = np.concatenate(parts).reshape(facts["height"], facts["width"], 3)
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("model")
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("export", type=Path, help="export folder")
 parser.add_argument("png")
 parser.add_argument("--turntable", help="GIF of one turn")
-parser.add_argument("--frames", type=int, default=24)
-arguments = parser.parse_args()
-session = onnxruntime.InferenceSession(arguments.model, providers=["CPUExecutionProvider"])
-told = {k.removeprefix("xarch."): v for k, v in session.get_modelmeta().custom_metadata_map.items()}
-facts, background = json.loads(told["camera"]), json.loads(told["background"])
-render(session, facts, background, 0.8).save(arguments.png)
-if arguments.turntable:
-    frames = [render(session, facts, background, 2 * np.pi * i / arguments.frames) for i in range(arguments.frames)]
-    frames[0].save(arguments.turntable, save_all=True, append_images=frames[1:], duration=80, loop=0)
+parser.add_argument("--frames", type=int, default=24, help="of the GIF")
+parser.add_argument("--size", type=int, help="pixels across; default the scene's")
+parser.add_argument("--azimuth", type=float, default=45.0)
+parser.add_argument("--elevation", type=float, default=25.0)
+said = parser.parse_args()
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit sums on x86 would saturate without
+session = onnxruntime.InferenceSession(str(said.export / "rays.onnx"), options, providers=["CPUExecutionProvider"])
+told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items() if v[:1] in "[{"}
+facts, colour = told["xarch.camera"], told["xarch.background"]
+width = said.size or facts["width"]
+height = round(width * facts["height"] / facts["width"])
+angles = [said.azimuth + 360 * i / said.frames for i in range(said.frames if said.turntable else 1)]
+views = [camera_rays(facts, width, height, angle, said.elevation) for angle in angles]
+pictures = [(255 * render(session, *view, colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views]
+Image.fromarray(pictures[0]).save(said.png)
+if said.turntable:
+    first, *rest = (Image.fromarray(picture).quantize(dither=Image.Dither.NONE) for picture in pictures)
+    first.save(said.turntable, save_all=True, append_images=rest, duration=80, loop=0)
