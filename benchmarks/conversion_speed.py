@@ -1,20 +1,23 @@
-"""Tokens per second of the matrix and hidden stages of the real SmolLM2-135M conversion.
+"""Tokens per second of the matrix and hidden stages of a real conversion, SmolLM2-135M to DM2 in all 30 layers.
 
-    python benchmarks/conversion_speed.py
+    python benchmarks/conversion_speed.py --threads 1
     python benchmarks/conversion_speed.py --device cuda --lengths 2048 8192
 
-Three ways through the same stages, each in its own process and in turns: ``xarch convert`` with the kernels it chooses,
-``xarch convert`` with ``XARCH_KERNELS=torch``, and the published recipe (:mod:`benchmarks.published_recipe`; needs
-mamba-ssm, see there). All 30 attention layers are replaced; the data is text that every machine with Python has.
-Reported are the seconds of a whole stage over its tokens, and the peak resident memory of the process that ran it; the
-published recipe must first give the same losses as xarch on one batch. Writes a JSON file after every row.
+Three ways through the same stages, each in its own process and in turns, several times: ``xarch convert`` with the
+kernels it chooses, ``xarch convert`` with ``XARCH_KERNELS=torch``, and the published recipe
+(:mod:`benchmarks.published_recipe`; needs mamba-ssm, see there). The data is text that every machine with Python has.
+Reported are tokens over the training time of a stage, by the clock and by CPU time, which other processes disturb less
+(median, least and most over the runs), and the peak resident memory of the process; the published recipe must first
+give the same losses as xarch on one batch. Writes a JSON file after every row.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,13 +35,15 @@ AGREEMENT = 1e-3
 """Relative difference allowed between the losses of the published recipe and of xarch on one batch."""
 
 
-def configuration(length: int, steps: int) -> dict[str, Any]:
-    """A run of the two stages after the closed-form start, with next to no evaluation."""
+def configuration(
+    length: int, steps: int, teacher: str = "zoo:smollm2-135m", data: str = "text:python-stdlib"
+) -> dict[str, Any]:
+    """A run of the two stages, with next to no evaluation."""
     stage = {"trains": {"mixers": {}}, "units": steps * length, "batch": 1, "optimiser": {"lr": 1e-4}, "log_every": 1}
     return {
-        "teacher": "zoo:smollm2-135m",
+        "teacher": teacher,
         "student": {"target": "dm2"},
-        "data": {"ref": "text:python-stdlib", "sample": {"length": length}},
+        "data": {"ref": data, "sample": {"length": length}},
         "stages": {
             "matrix": stage | {"matches": [{"student": "matrix", "objective": "frobenius"}]},
             "hidden": stage | {"matches": [{"student": "output", "objective": "l2"}]},
@@ -67,7 +72,7 @@ def through_xarch(folder: Path, config: dict[str, Any], device: str) -> dict[str
     for summary in run.glob("stages/*/summary.json"):
         stage = json.loads(summary.read_text())
         losses = [r["match." + LEAF[stage["name"]]] for r in rows if r["stage"] == summary.parent.name and "loss" in r]
-        found[stage["name"]] = {"seconds": stage["seconds"], "units": stage["units"], "losses": losses}
+        found[stage["name"]] = stage["training"] | {"units": stage["units"], "losses": losses}
     return found
 
 
@@ -107,7 +112,7 @@ def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
             seed=0,
             teacher=teacher,
         )
-        started = time.monotonic()
+        started = (time.monotonic(), time.process_time())
         adam = torch.optim.AdamW(trained, lr=1e-4, fused=True)
         losses, units = [], 0
         while units < config["stages"][name]["units"]:
@@ -117,10 +122,11 @@ def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
                 found["disagreement"] = disagreement(teacher, student, batch)
                 if found["disagreement"] > AGREEMENT:
                     raise SystemExit(f"the published recipe computes another loss: {found['disagreement']:.2e}")
-                started = time.monotonic()
+                started = (time.monotonic(), time.process_time())
             losses.append(step(teacher, student, adam, batch, name, 1.0))
             units += batch.units
-        found[name] = {"seconds": time.monotonic() - started, "units": units, "losses": losses}
+        seconds, cpu_seconds = time.monotonic() - started[0], time.process_time() - started[1]
+        found[name] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "units": units, "losses": losses}
     return found
 
 
@@ -143,12 +149,14 @@ def in_process(way: str, config: dict[str, Any], device: str, threads: int) -> N
     print("\n" + json.dumps(found), flush=True)
 
 
-def row(way: str, length: int, steps: int, device: str, threads: int, limit: float) -> dict[str, Any]:
-    """One way at one length."""
-    task = [way, str(length), str(steps)]
-    command = [sys.executable, __file__, "--one", *task, "--device", device, "--threads", str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "XARCH_KERNELS": WAYS[way]}
-    result: dict[str, Any] = {"way": way, "length": length, "steps": steps, "load_1min": round(os.getloadavg()[0], 1)}
+def row(way: str, length: int, run: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One way at one length, once."""
+    threads, limit = str(arguments.threads), arguments.time_limit
+    command = [sys.executable, __file__, "--one", way, "--lengths", str(length), "--steps", str(arguments.steps)]
+    command += ["--device", arguments.device, "--threads", threads]
+    command += ["--teacher", arguments.teacher, "--data", arguments.data]
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "XARCH_KERNELS": WAYS[way]}
+    result: dict[str, Any] = {"way": way, "length": length, "run": run, "load_1min": round(os.getloadavg()[0], 1)}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -158,39 +166,71 @@ def row(way: str, length: int, steps: int, device: str, threads: int, limit: flo
         return result | {"status": f"failed: {last[:200]}"}
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for name in STAGES:
-        found[name]["tokens_per_s"] = round(found[name]["units"] / found[name]["seconds"], 1)
+        for clock, key in CLOCKS.items():
+            found[name][key] = round(found[name]["units"] / found[name][clock], 1)
     return result | {"status": "done"} | found
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How much faster and leaner the chosen kernels are than each other way, from rows of one length."""
+CLOCKS = {"seconds": "tokens_per_s", "cpu_seconds": "tokens_per_cpu_s"}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median, least and most over the finished runs of every way and length."""
     found = []
-    for ours in (r for r in rows if r["way"] == "xarch" and r["status"] == "done"):
-        for other in rows:
-            if other["length"] != ours["length"] or other["way"] == "xarch" or other["status"] != "done":
-                continue
+    for length, way in dict.fromkeys((r["length"], r["way"]) for r in rows):
+        runs = [r for r in rows if (r["length"], r["way"], r["status"]) == (length, way, "done")]
+        if not runs:
+            continue
+        entry: dict[str, Any] = {"way": way, "length": length, "runs": len(runs)}
+        for name in STAGES:
+            entry[name] = {key: _spread([r[name][key] for r in runs]) for key in CLOCKS.values()}
+        entry["peak_mib"] = _spread([r["peak_mib"] for r in runs])
+        found.append(entry)
+    return found
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratios(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How much faster and leaner the chosen kernels are than each other way at the same length, by medians."""
+    entries = []
+    for ours in (f for f in found if f["way"] == "xarch"):
+        for other in (f for f in found if f["length"] == ours["length"] and f["way"] != "xarch"):
             entry: dict[str, Any] = {"length": ours["length"], "against": other["way"]}
             for name in STAGES:
-                entry[f"{name}_times_faster"] = round(ours[name]["tokens_per_s"] / other[name]["tokens_per_s"], 2)
-            entry["times_leaner"] = round(other["peak_mib"] / ours["peak_mib"], 2)
-            found.append(entry)
-    return found
+                for key, label in (("tokens_per_s", "faster"), ("tokens_per_cpu_s", "faster_by_cpu_time")):
+                    ratio = ours[name][key]["median"] / other[name][key]["median"]
+                    entry[f"{name}_times_{label}"] = round(ratio, 2)
+            entry["times_leaner"] = round(other["peak_mib"]["median"] / ours["peak_mib"]["median"], 2)
+            entries.append(entry)
+    return entries
 
 
 def show(data: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="SmolLM2-135M, all 30 layers", title_justify="left")
-    for head in ("tokens", "way", "matrix tokens/s", "hidden tokens/s", "peak MiB"):
+    table = Table(title=f"{data['teacher']}, tokens/s by the clock and (CPU time)", title_justify="left")
+    for head in ("tokens", "way", "runs", "matrix", "hidden", "peak MiB"):
         table.add_column(head, justify="left" if head == "way" else "right")
-    for r in data["rows"]:
-        done = r["status"] == "done"
-        figures = [f"{r[n]['tokens_per_s']:.0f}" if done else "" for n in STAGES]
-        name = r["way"] if done else f"{r['way']} ({r['status']})"
-        table.add_row(str(r["length"]), name, *figures, str(r.get("peak_mib", "")))
-    console = Console(width=120)
+    for entry in data["summary"]:
+        figures = []
+        for name in STAGES:
+            clock, cpu = (entry[name][key] for key in CLOCKS.values())
+            figures.append(
+                f"{clock['median']:.0f} [{clock['min']:.0f}-{clock['max']:.0f}] "
+                f"({cpu['median']:.0f} [{cpu['min']:.0f}-{cpu['max']:.0f}])"
+            )
+        table.add_row(
+            str(entry["length"]), entry["way"], str(entry["runs"]), *figures, f"{entry['peak_mib']['median']:.0f}"
+        )
+    console = Console(width=140)
     console.print(table)
+    for row in data["rows"]:
+        if row["status"] != "done":
+            console.print(f"{row['way']}, {row['length']} tokens, run {row['run']}: {row['status']}")
     for ratio in data["ratios"]:
         console.print(ratio)
 
@@ -199,19 +239,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=3, help="of every way, in turns")
+    parser.add_argument("--teacher", default="zoo:smollm2-135m")
+    parser.add_argument("--data", default="text:python-stdlib")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--time-limit", type=float, default=900, help="seconds per row")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--one", nargs=3, metavar=("WAY", "LENGTH", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device")
     if arguments.one:
-        way, length, steps = arguments.one
-        in_process(way, configuration(int(length), int(steps)), arguments.device, arguments.threads)
+        config = configuration(arguments.lengths[0], arguments.steps, arguments.teacher, arguments.data)
+        in_process(arguments.one, config, arguments.device, arguments.threads)
         return
     from benchmarks.kernels import code, machine
 
@@ -222,15 +266,18 @@ def main() -> None:
         "machine": machine.machine(arguments.device, arguments.threads),
         "versions": machine.versions(),
         "code": {op: code.digest(op) for op in ("matrix_distance", "ssd", "causal_conv1d")},
+        "teacher": arguments.teacher,
+        "data": arguments.data,
+        "steps": arguments.steps,
         "rows": [],
+        "summary": [],
         "ratios": [],
     }
-    for length in arguments.lengths:
-        for way in WAYS:
-            data["rows"].append(
-                row(way, length, arguments.steps, arguments.device, arguments.threads, arguments.time_limit)
-            )
-            data["ratios"] = ratios(data["rows"])
+    for run in range(arguments.runs):
+        for length, way in itertools.product(arguments.lengths, arguments.ways):
+            data["rows"].append(row(way, length, run, arguments))
+            data["summary"] = summary(data["rows"])
+            data["ratios"] = ratios(data["summary"])
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(data, indent=1) + "\n")
             print(json.dumps(data["rows"][-1])[:400], file=sys.stderr, flush=True)

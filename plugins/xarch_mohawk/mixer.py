@@ -26,13 +26,19 @@ Z_BIAS = 1.2784645427610737
 
 
 @dataclass(frozen=True)
-class Operands:
-    """What the recurrence reads; ``gate`` multiplies what it gives."""
+class Factors:
+    """What the mixing matrix is made of."""
 
-    x_BLHP: Tensor
     B_BLHN: Tensor
     C_BLHN: Tensor
     log_a_BLH: Tensor
+
+
+@dataclass(frozen=True)
+class Operands(Factors):
+    """What the recurrence reads; ``gate`` multiplies what it gives."""
+
+    x_BLHP: Tensor
     gate_BLI: Tensor
 
 
@@ -96,12 +102,13 @@ class DM2(Mixer):
         return self.out_proj(self._mix(self.operands(x_BLD, sequence), sequence))
 
     def inner(self, x_BLD: Tensor, sequence: Sequence, wanted: Collection[str]) -> dict[str, Any]:
-        parts = self.operands(x_BLD, sequence)
+        mixes = "heads" in wanted or "mixer_out" in wanted
+        parts: Factors = self.operands(x_BLD, sequence) if mixes else self.factors(x_BLD, sequence)
         values: dict[str, Any] = {}
         if "matrix" in wanted:
             segments_BL = sequence.segment_ids_BL
             values["matrix"] = SSDFactors(parts.C_BLHN, parts.B_BLHN, parts.log_a_BLH, self.D, segments_BL)
-        if "heads" in wanted or "mixer_out" in wanted:
+        if isinstance(parts, Operands):
             mixed_BLI = self._mix(parts, sequence)
             values["heads"] = mixed_BLI.unflatten(-1, (self.heads, self.value_width))
             if "mixer_out" in wanted:
@@ -158,9 +165,22 @@ class DM2(Mixer):
         weight_XK, bias_X = (self.conv1d.weight[:, 0], self.conv_bias) if plain else self._filter()
         y_BLX = causal_conv1d(mixed_BLX, weight_XK, bias_X, segment_ids_BL=sequence.segment_ids_BL)
         assert isinstance(y_BLX, Tensor)
+        return self._operands(y_BLX, z_BLI, alpha_BLH, self._turn_of(sequence))
+
+    def factors(self, x_BLD: Tensor, sequence: Sequence) -> Factors:
+        """Only B, C and the decays over whole sequences: half of the products and of the convolution."""
+        inner, scored = self.widths["x"], self.widths["B"] + self.widths["C"]
+        _, scored_SD, _, alpha_HD = self.in_proj.weight.split([inner, scored, self.widths["z"], self.heads])
+        weight_XK, bias_X = self._filter()
+        y_BLS = causal_conv1d(
+            F.linear(x_BLD, scored_SD), weight_XK[inner:], bias_X[inner:], segment_ids_BL=sequence.segment_ids_BL
+        )
+        assert isinstance(y_BLS, Tensor)
+        return Factors(*self._factors(y_BLS, F.linear(x_BLD, alpha_HD), self._turn_of(sequence)))
+
+    def _turn_of(self, sequence: Sequence) -> Rotation:
         key = ("rotation", self.frequencies, 1.0)
-        turn = sequence.once(key, lambda: self._turn(sequence.positions_BL))
-        return self._operands(y_BLX, z_BLI, alpha_BLH, turn)
+        return sequence.once(key, lambda: self._turn(sequence.positions_BL))
 
     def _turn(self, positions_BL: Tensor) -> Rotation:
         return rotation(positions_BL, self.frequencies)
@@ -172,22 +192,34 @@ class DM2(Mixer):
         return self.conv1d.weight[:, 0] * scale_X[:, None], self.conv_bias * scale_X
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the convolution reads, z and alpha."""
+        """What the convolution reads, z and alpha.
+
+        Long sequences take one product for each: their number of columns is then a multiple of a vector, which a
+        product with all rows (heads columns of alpha more) is not, and no gradient is put together from three.
+        """
         rows = [self.conv1d.out_channels, self.widths["z"], self.heads]
-        mixed_BLX, z_BLI, alpha_BLH = self.in_proj(x_BLD).split(rows, -1)
+        if x_BLD.shape[1] == 1 or torch.compiler.is_exporting():
+            mixed_BLX, z_BLI, alpha_BLH = self.in_proj(x_BLD).split(rows, -1)
+        else:
+            mixed_BLX, z_BLI, alpha_BLH = (F.linear(x_BLD, part) for part in self.in_proj.weight.split(rows))
         return mixed_BLX, z_BLI, alpha_BLH
 
     def _operands(self, y_BLX: Tensor, z_BLI: Tensor, alpha_BLH: Tensor, turn: Rotation) -> Operands:
-        x_BLI, B_BLS, C_BLS = y_BLX.split([self.widths[part] for part in ("x", "B", "C")], -1)
-        B_BLHN, C_BLHN = (t.unflatten(-1, (self.heads, self.state_size)) for t in (B_BLS, C_BLS))
-        wide = torch.promote_types(alpha_BLH.dtype, torch.float32)
+        x_BLI, y_BLS = y_BLX.split([self.widths["x"], self.widths["B"] + self.widths["C"]], -1)
+        B_BLHN, C_BLHN, log_a_BLH = self._factors(y_BLS, alpha_BLH, turn)
         return Operands(
+            B_BLHN=B_BLHN,
+            C_BLHN=C_BLHN,
+            log_a_BLH=log_a_BLH,
             x_BLHP=x_BLI.unflatten(-1, (self.heads, self.value_width)),
-            B_BLHN=rotate(B_BLHN, turn),
-            C_BLHN=rotate(C_BLHN, turn),
-            log_a_BLH=-F.softplus(alpha_BLH.to(wide) + self.alpha_bias),
             gate_BLI=F.silu(z_BLI + self.z_bias),
         )
+
+    def _factors(self, y_BLS: Tensor, alpha_BLH: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """B, C and log a from the convolution's channels of B and C, and from alpha."""
+        B_BLHN, C_BLHN = (t.unflatten(-1, (self.heads, self.state_size)) for t in y_BLS.chunk(2, -1))
+        wide = torch.promote_types(alpha_BLH.dtype, torch.float32)
+        return rotate(B_BLHN, turn), rotate(C_BLHN, turn), -F.softplus(alpha_BLH.to(wide) + self.alpha_bias)
 
     def _mix(self, parts: Operands, sequence: Sequence) -> Tensor:
         """Gated output of the recurrence [B, L, I]."""

@@ -290,16 +290,24 @@ def test_a_run_that_was_ended_gives_a_lower_bound_and_never_a_figure() -> None:
     assert bars(points, {})[0].met is None
 
 
-def test_conversion_ratios_compare_finished_rows_of_one_length() -> None:
+def test_conversion_ratios_compare_medians_of_finished_runs_of_one_length() -> None:
     def row(way: str, length: int, speed: float) -> dict[str, Any]:
-        stages = {n: {"tokens_per_s": speed} for n in conversion_speed.STAGES}
+        stages = {n: {"tokens_per_s": speed, "tokens_per_cpu_s": 2 * speed} for n in conversion_speed.STAGES}
         return {"way": way, "length": length, "status": "done", "peak_mib": 100 * speed} | stages
 
-    rows = [row("xarch", 8, 10), row("published recipe", 8, 5), row("published recipe", 16, 1)]
+    rows = [row("xarch", 8, speed) for speed in (10, 1, 12)]
+    rows += [row("published recipe", 8, 5), row("published recipe", 16, 1)]
     rows.append({"way": "xarch, plain PyTorch", "length": 8, "status": "failed: x"})
-    (found,) = conversion_speed.ratios(rows)
-    assert found["matrix_times_faster"] == found["hidden_times_faster"] == 2
-    assert found["times_leaner"] == 0.5
+    found = conversion_speed.summary(rows)
+    assert [(f["way"], f["length"], f["runs"]) for f in found] == [
+        ("xarch", 8, 3),
+        ("published recipe", 8, 1),
+        ("published recipe", 16, 1),
+    ]
+    assert found[0]["matrix"]["tokens_per_s"] == {"median": 10, "min": 1, "max": 12}
+    (ratio,) = conversion_speed.ratios(found)
+    assert ratio["matrix_times_faster"] == ratio["hidden_times_faster_by_cpu_time"] == 2
+    assert ratio["times_leaner"] == 0.5
 
 
 def test_the_conversion_that_is_timed_is_a_valid_configuration() -> None:

@@ -51,7 +51,7 @@ def test_start_is_transparent():
     parts = mixer.operands(x, make_sequence(_ids(2, 9), None), plain=True)
     rows = F.linear(x, mixer.in_proj.weight)
     for part, value in (("x", parts.x_BLHP), ("B", parts.B_BLHN), ("C", parts.C_BLHN)):
-        assert torch.equal(value.flatten(2), rows[..., mixer.rows(part)]), part
+        assert difference(value.flatten(2), rows[..., mixer.rows(part)]) < 1e-6, part
     assert (parts.gate_BLI - 1).abs().max() < 1e-6
 
 
@@ -89,6 +89,28 @@ def test_pieces_give_the_whole(options, pieces):
         start += length
     assert difference(torch.cat(outputs, 1), whole) < 1e-12
     assert [tuple(s.shape[1:]) for s in state] == [spec.shape for spec in mixer.state_spec()]
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_the_matrix_alone_leaves_out_what_it_does_not_need_and_has_the_same_gradients(options):
+    batch = tokens(tiny_facts(), 2, 70, documents=True)
+    sequence = make_sequence(batch["input_ids"], batch["segment_ids"])
+    x = _hidden(2, 70).double()
+    found = []
+    for wanted in ({"matrix"}, {"matrix", "heads"}):
+        mixer = _mixer(**options).double().requires_grad_()
+        factors: SSDFactors = mixer.inner(x, sequence, wanted)["matrix"]
+        for i, value in enumerate((factors.B_BLGN, factors.C_BLGN, factors.log_a_BLH)):
+            (value * torch.linspace(-1, 1 + i, value.numel(), dtype=value.dtype).view_as(value)).sum().backward(
+                retain_graph=True
+            )
+        gradients = [mixer.in_proj.weight.grad, mixer.conv1d.weight.grad, mixer.conv_bias.grad, mixer.alpha_bias.grad]
+        found.append([factors.B_BLGN, factors.C_BLGN, factors.log_a_BLH, *gradients])
+    assert all(difference(alone, whole) < 1e-12 for alone, whole in zip(*found, strict=True))
+    gradient = found[0][3]
+    assert not gradient[mixer.rows("x")].any()
+    assert not gradient[mixer.rows("z")].any()
+    assert gradient[mixer.rows("C")].any()
 
 
 def test_documents_do_not_see_each_other():
