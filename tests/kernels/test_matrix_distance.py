@@ -21,7 +21,7 @@ from xarch.kernels import MatrixDistance, attention_matrix, matrix_distance, mix
 # Query heads, key heads, B/C groups.
 HEADS = [(4, 4, 4), (6, 2, 6), (6, 3, 2), (4, 1, 1), (6, 2, 3)]
 VALUE_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
-GRADIENT_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 2e-2}
+GRADIENT_LIMIT = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass
@@ -84,7 +84,8 @@ def agree(got, want, error, dtype=torch.float64) -> None:
     for value, truth in zip(got[0], want[0], strict=True):
         assert error(value, truth) <= VALUE_LIMIT[dtype]
     for value, truth in zip(got[1], want[1], strict=True):
-        assert error(value, truth) <= GRADIENT_LIMIT[dtype]
+        # One token has no decay: its gradient is zero, not small, and what is found is rounding of order one.
+        assert error(value, truth) <= (GRADIENT_LIMIT[dtype] if truth.any() else 1e-3)
 
 
 @pytest.mark.parametrize("dtype", VALUE_LIMIT)

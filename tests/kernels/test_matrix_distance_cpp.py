@@ -148,6 +148,18 @@ def test_no_decay_and_no_score_is_too_strong(softcap):
     assert_right(operands, 2e-4, softcap=softcap)
 
 
+@pytest.mark.parametrize("log_a", [-90.0, -1e4])
+@pytest.mark.parametrize("heads", [(2, 1, 2), (2, 1, 1)])
+def test_weak_decays_behind_strong_ones_keep_their_digits(log_a, heads):
+    """A tile's prefix sums reach -1300, where float32 is 6e-5 apart."""
+    operands = make(1, 200, heads)
+    operands[4][:, ::3] = log_a
+    segments = documents(1, 200)
+    for options in ({}, {"segment_ids_BL": segments}):
+        got = results(operands, "cpp", torch.float32, **options)
+        assert_close(got, results(operands, "naive", torch.float64, **options), 3e-6)
+
+
 @pytest.mark.parametrize("heads", [(2, 1, 2), (2, 1, 1)])
 def test_tiles_whose_decays_vanish_count_for_the_teacher(heads):
     operands = make(1, 400, heads)

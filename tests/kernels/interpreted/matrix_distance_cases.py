@@ -44,8 +44,6 @@ def run(**options):
 
 
 def assert_close(errors: list[float]) -> None:
-    """The decay's gradient is a sum over all later tokens in which rows and columns nearly cancel."""
-    assert errors.pop(6) <= 1e-4
     assert max(errors) <= 1e-5
 
 
@@ -106,7 +104,7 @@ def test_half_precision_with_float32_decay(dtype):
 def test_no_decay_is_too_weak_or_too_strong(log_a):
     operands = make(1, 150, 2, 2, 2, 4, 4)
     operands[4][:, ::3] = log_a
-    assert max(relative_errors(run(), operands)) <= 1e-4
+    assert_close(relative_errors(run(), operands))
 
 
 def test_strides_do_not_matter():

@@ -83,7 +83,13 @@ def test_half_precision_with_float32_decay(dtype):
 def test_no_decay_is_too_weak_or_too_strong(log_a):
     operands = make(1, 70, 2, 2, 4, 4)
     operands[1][:, ::3] = log_a
-    assert max(relative_errors(run(), operands)) <= 1e-4
+    errors = relative_errors(run(), operands)
+    # The gradient of log a behind steps of -60: a prefix sum of a chunk reaches -1300, where float32 is 6e-5 apart, and
+    # so far off is the difference of two of them. Plain PyTorch in float32 has the same sums and the same error (2.3e-5
+    # against 1.6e-5 here); without prefix sums, in the recurrence, it is 8e-8.
+    plain = relative_errors(run(), operands, backend="torch")
+    assert errors.pop(3) <= max(1e-5, plain.pop(3))
+    assert max(errors) <= 1e-5
 
 
 def test_a_decay_that_is_not_a_number_is_not_hidden():

@@ -120,10 +120,14 @@ class Slab:
 
     def decay(self, rows: slice, columns: slice) -> Tensor:
         """exp(S_t - S_s) [n, T, U], zero where the student's matrix is."""
-        origin_n1 = self._S_nL[:, rows.start : rows.start + 1]
-        row_nT = (self._S_nL[:, rows] - origin_n1).to(self.dtype)
-        column_nU = (self._S_nL[:, columns] - origin_n1).to(self.dtype)
-        decay_nTU = (row_nT[:, :, None] - column_nU[:, None, :]).clamp_(LOG_FLOOR, 0.0).exp_()
+        row_nT, column_nU = self._S_nL[:, rows], self._S_nL[:, columns]
+        if columns.stop <= rows.start:
+            origin_n1 = self._S_nL[:, rows.start : rows.start + 1]
+            row_nT, column_nU = (row_nT - origin_n1).to(self.dtype), (column_nU - origin_n1).to(self.dtype)
+        # On the diagonal neighbours meet behind whatever decays lie before them in the tile, so the difference comes
+        # first: of sums rounded to float32 it would have few digits.
+        exponent_nTU = (row_nT[:, :, None] - column_nU[:, None, :]).to(self.dtype)
+        decay_nTU = exponent_nTU.clamp_(LOG_FLOOR, 0.0).exp_()
         allowed_BTU = self._allowed(rows, columns, teacher=False)
         if allowed_BTU is not None:
             self._by_row(decay_nTU).mul_(allowed_BTU[:, None])

@@ -12,14 +12,21 @@ struct Squares {
     double error = 0, teacher = 0, skip = 0;  // skip: half the gradient for D
 };
 
+inline void split(double value, float& near, float& rest) {
+    near = static_cast<float>(value);
+    rest = static_cast<float>(value - near);
+}
+
 class Rows {
     Buffer<float> C_, scaled_;  // [T][padded state], without and with a_t
     Buffer<float> C_across_, scaled_across_;  // [padded state][T]
     Buffer<float> dC_, dC_scaled_;  // [T][padded state]
     Buffer<float> weight_;  // [T][U], error times decay
     alignas(64) float decay_[T];  // a_t
-    alignas(64) float exponent_[T];  // S_t - origin
-    alignas(64) float back_[U];  // origin - S_s
+    // What float32 loses of these prefix sums stands beside them: behind strong decays they are so large within a tile
+    // that the difference of two would leave weak decays no digits.
+    alignas(64) float exponent_[T], exponent_rest_[T];  // S_t - origin
+    alignas(64) float back_[U], back_rest_[U];  // origin - S_s
     alignas(64) float own_[T];  // weight of t = s, kept out of dC and dB: it does not depend on the decays
 
 public:
@@ -40,7 +47,7 @@ public:
             exponent_[i] = exponent < FLOOR ? FLOOR : exponent;
         }
         for (int i = 0; i < T; i += W) simd::store(decay_ + i, simd::vexp(simd::load(exponent_ + i)));
-        for (int i = 0; i < T; ++i) exponent_[i] = static_cast<float>(columns.S[t0 + i] - columns.S[t0]);
+        for (int i = 0; i < T; ++i) split(columns.S[t0 + i] - columns.S[t0], exponent_[i], exponent_rest_[i]);
         for (int64_t n = 0; n < p.state; ++n)
             for (int i = 0; i < T; ++i) scaled_across_[n * T + i] = C_across_[n * T + i] * decay_[i];
         for (int i = 0; i < T; ++i)
@@ -68,7 +75,7 @@ public:
             if (P != nullptr) teacher_only(P, panel.factors(j), squares);
             return;
         }
-        for (int i = 0; i < U; ++i) back_[i] = static_cast<float>(columns.S[t0] - columns.S[s0 + i]);
+        for (int i = 0; i < U; ++i) split(columns.S[t0] - columns.S[s0 + i], back_[i], back_rest_[i]);
         const float* B_across = columns.B_across.get() + j * U * width;
         const bool factored = before && s0 >= sequence.student_first[t0 + T - 1];
         if (factored) {
@@ -159,7 +166,8 @@ private:
                 const int64_t s = s0 + v * W;
                 vi mask = allowed(s, sequence.student_first[t], t, sequence.real.get());
                 mask &= vi{} + sequence.real[t];
-                const vf exponent = simd::vmin(exponent_[i] + simd::load(back_ + v * W), vf{});
+                const vf rest = exponent_rest_[i] + simd::load(back_rest_ + v * W);
+                const vf exponent = simd::vmin(exponent_[i] + simd::load(back_ + v * W) + rest, vf{});
                 const vf decay = simd::select(mask, simd::vexp(simd::vmax(exponent, simd::splat(FLOOR))), vf{});
                 vf e = simd::load(at) * decay;
                 e += simd::select((lanes(s) == static_cast<int32_t>(t)) & mask, simd::splat(skip), vf{});

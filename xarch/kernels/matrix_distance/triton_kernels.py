@@ -49,6 +49,15 @@ def _since(S_ptr, t, length, origin):
 
 
 @triton.jit
+def _between(S_ptr, t, s, length):
+    """S_t - S_s in float32. Subtracted in float64: behind strong decays S is so large within a tile that float32 would
+    leave weak ones no digits."""
+    S_t = tl.load(S_ptr + t, mask=t < length, other=0.0)
+    S_s = tl.load(S_ptr + s, mask=s < length, other=0.0)
+    return (S_t[:, None] - S_s[None, :]).to(tl.float32)
+
+
+@triton.jit
 def _first_key(start_ptr, real_ptr, t, length, HAS_DOCUMENTS: tl.constexpr, HAS_MASK: tl.constexpr):
     """First key of the document of each row, beyond every key where the row does not count."""
     first = tl.where(t < length, 0, _NO_KEY)
@@ -139,8 +148,7 @@ def rows_kernel(
             lse = tl.load(lse_ptr + at * length + t, mask=t < length, other=0.0)
         S_h = S_ptr + at * length
         origin = tl.load(S_h + row)
-        S_t = _since(S_h, t, length, origin)
-        reach = _decay(S_t, FLOOR)
+        reach = _decay(_since(S_h, t, length, origin), FLOOR)
         D = tl.load(D_ptr + h).to(tl.float32) if HAS_D else 0.0
         factor = 1.0 if FORWARD else tl.load(factor_ptr + at)
         errors = tl.zeros([T], tl.float32)
@@ -190,7 +198,7 @@ def rows_kernel(
                 dots, lse[:, None], t[:, None], s[None, :], keep,
                 scale, window, softcap, HAS_WINDOW, HAS_CAP, FLOOR,
             )  # fmt: skip
-            decay = tl.where(keep, _decay(S_t[:, None] - _since(S_h, s, length, origin)[None, :], FLOOR), 0.0)
+            decay = tl.where(keep, _decay(_between(S_h, t, s, length), FLOOR), 0.0)
             inner = tl.dot(C_t, tl.trans(B_s), input_precision=PRECISION)
             same = keep & (t[:, None] == s[None, :])
             error = inner * decay + tl.where(same, D, 0.0) - P
@@ -268,9 +276,7 @@ def columns_kernel(
                 dots, lse[None, :], t[None, :], s[:, None], keep,
                 scale, window, softcap, HAS_WINDOW, HAS_CAP, FLOOR,
             )  # fmt: skip
-            origin = tl.load(S_h + i * T)
-            S_t, S_s = _since(S_h, t, length, origin), _since(S_h, s, length, origin)
-            decay = tl.where(keep, _decay(S_t[None, :] - S_s[:, None], FLOOR), 0.0)
+            decay = tl.where(keep, _decay(tl.trans(_between(S_h, t, s, length)), FLOOR), 0.0)
             inner = tl.dot(B_s, tl.trans(C_t), input_precision=PRECISION)
             same = keep & (s[:, None] == t[None, :])
             error = inner * decay + tl.where(same, D, 0.0) - P
