@@ -39,7 +39,7 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
         save(after, out, "xarch")
     record, grid = after.record, after.record.occupancy
     assert grid is not None
-    box = [list(record.aabb[:3]), list(record.aabb[3:])]
+    box = [[round(v, 6) for v in corner] for corner in (record.aabb[:3], record.aabb[3:])]
     share = float(grid.float().mean())
     if as_json:
         names = record.details["edits"]
