@@ -27,8 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
 from benchmarks.fields.pictures import Pictures, posed, procedural  # noqa: E402
+from benchmarks.fields.rows import opened, store  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
-from xarch.bench.machine import machine  # noqa: E402
 from xarch_pvd.field_file import save_field_file  # noqa: E402
 from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.representations.records import to_file  # noqa: E402
@@ -54,8 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    data = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"teachers": {}, "pairs": {}}
-    data["machine"] = {**machine(), "threads": 1}
+    data = opened(arguments.out, {"teachers": {}, "pairs": {}})
     # Python and torch are imported by now; what else a conversion imports, the first one pays.
     data["import_cpu_seconds"] = round(IMPORTED, 1)
     data["settings"] = {"size": arguments.size, "steps": arguments.steps, "budget": arguments.budget}
@@ -119,12 +118,6 @@ def show(data: dict) -> None:
             cells.append("" if pair is None else f"{pair['psnr_teacher']:.1f} ({pair['cpu_seconds']:.0f})")
         table.add_row(source, f"{data['teachers'][source]['psnr_truth']:.1f}", *cells)
     Console().print(table)
-
-
-def store(out: Path, data: dict) -> None:
-    """Write what is measured so far."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,34 +19,37 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import procedural
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import xarch
-from xarch.families.field import Camera, RadianceField, render
-from xarch.families.field.rendering import ray_points, ray_weights
-from xarch_pvd import scene
-from xarch_pvd.baking import baked
-from xarch_pvd.editing.fields import Moved
-from xarch_pvd.field_file import save_field_file
-from xarch_pvd.metric import psnr
-from xarch_pvd.opened import field_of, open_field
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import to_file
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
-from xarch_pvd.views import fixed_cameras
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+import xarch  # noqa: E402
+from benchmarks.fields.pictures import procedural  # noqa: E402
+from benchmarks.fields.rows import opened, store  # noqa: E402
+from xarch.families.field import Camera, RadianceField, render  # noqa: E402
+from xarch.families.field.rendering import ray_points, ray_weights  # noqa: E402
+from xarch_pvd import scene  # noqa: E402
+from xarch_pvd.baking import baked  # noqa: E402
+from xarch_pvd.editing.fields import Moved  # noqa: E402
+from xarch_pvd.field_file import save_field_file  # noqa: E402
+from xarch_pvd.metric import psnr  # noqa: E402
+from xarch_pvd.opened import field_of, open_field  # noqa: E402
+from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.representations.records import to_file  # noqa: E402
+from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
+from xarch_pvd.views import fixed_cameras  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_edited.json"
 SEEDS = (0, 1, 2)
@@ -71,8 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    data = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"seeds": {}}
-    data["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    data = opened(arguments.out, {"seeds": {}})
     data["settings"] = {k: getattr(arguments, k) for k in ("size", "steps", "resolution", "budget", "views")}
     for seed in arguments.seeds:
         rows = data["seeds"].setdefault(str(seed), {})
@@ -222,12 +224,6 @@ def show(data: dict) -> None:
 def mean(values: list[float]) -> float:
     """Rounded mean."""
     return round(sum(values) / len(values), 2)
-
-
-def store(out: Path, data: dict) -> None:
-    """Write what is measured so far."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

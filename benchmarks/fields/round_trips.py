@@ -12,25 +12,28 @@ second (``svox2 again``) must keep every number.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import Pictures, procedural
 from rich.console import Console
 from rich.table import Table
 
-from xarch_pvd import scene
-from xarch_pvd.field_file import save_field_file
-from xarch_pvd.opened import open_field
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import to_file
-from xarch_pvd.saving import SavingOptions, save
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+from benchmarks.fields.pictures import Pictures, procedural  # noqa: E402
+from benchmarks.fields.rows import opened, store  # noqa: E402
+from xarch_pvd import scene  # noqa: E402
+from xarch_pvd.field_file import save_field_file  # noqa: E402
+from xarch_pvd.opened import open_field  # noqa: E402
+from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.representations.records import to_file  # noqa: E402
+from xarch_pvd.saving import SavingOptions, save  # noqa: E402
+from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_round_trips.json"
 FILES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
@@ -57,8 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    data = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"seeds": {}}
-    data["machine"] = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    data = opened(arguments.out, {"seeds": {}})
     data["settings"] = {k: getattr(arguments, k) for k in ("size", "steps", "resolution")}
     pictures = procedural(arguments.size)
     for seed in arguments.seeds:
@@ -119,12 +121,6 @@ def show(data: dict) -> None:
         table.add_row(arch, f"{statistics.mean(cost):.1f}" if cost else "", *cells)
     Console().print(table)
     Console().print(f"A13 {'passed' if data['passed'] else 'failed'}: {data['limits']}")
-
-
-def store(out: Path, data: dict) -> None:
-    """Write what is measured so far."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

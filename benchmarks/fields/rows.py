@@ -11,13 +11,24 @@ import torch
 from xarch.bench.machine import machine
 
 
+def opened(file: Path, empty: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted run has stored, or ``empty``; with the machine of this one."""
+    data: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else empty
+    return {**data, "machine": {**machine(), "torch": torch.__version__, "threads": 1}}
+
+
+def store(file: Path, data: dict[str, Any]) -> None:
+    """Write what is measured so far."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
 class Rows:
     """What is measured so far, in a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.data = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
-        self.data["machine"] = {**machine(), "torch": torch.__version__, "threads": 1}
+        self.data = opened(file, {"rows": {}})
 
     def __contains__(self, name: str) -> bool:
         return name in self.data["rows"]
@@ -30,5 +41,4 @@ class Rows:
 
     def store(self) -> None:
         """Write everything."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
+        store(self.file, self.data)

@@ -16,10 +16,11 @@ third ray of four views that nobody trained on. Rows are written as they are mea
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 """Budgets of the conversions tried, as shares of the recipe's."""
 STEPS = {"mlp": (1200, 3600)}
 """Lengths of the trainings tried, by student."""
-OTHER_STEPS = (700, 2000)
+OTHER_STEPS = (400, 700, 1000, 1400, 2000)
 NET_LR = {"mlp": 4e-3}
 """Learning rates of layers in trainings from pictures."""
 LOOKS = 12
@@ -121,7 +122,8 @@ def main() -> None:
                     given = teacher.occupancy if part == "given" else None
                     lengths = STEPS.get(arch, OTHER_STEPS) if first is None else (first["steps"],)
                     goal = (quality - BELOW, arguments.cap)
-                    rows.add(name, training(arch, seed, pixels, judge, goal, part, given, lengths))
+                    attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
+                    rows.add(name, training(attempt, lengths, arguments.cap))
     show(rows.data)
 
 
@@ -147,21 +149,12 @@ def converted(arch: str, seed: int, file: Path, judge: Judge, share: float, work
     return {"share": share, "psnr": round(judge(field), 2), "psnr_teacher": round(found["psnr_teacher"], 2), **row}
 
 
-def training(
-    arch: str,
-    seed: int,
-    pixels: Pixels,
-    judge: Judge,
-    goal: tuple[float, float],
-    part: str,
-    given: Tensor | None,
-    lengths: Sequence[int],
-) -> dict[str, Any]:
-    """Trainings of growing length until one reaches the goal: a PSNR, or the seconds after which it is given up."""
+def training(attempt: Callable[[int], dict[str, Any]], lengths: Sequence[int], cap: float) -> dict[str, Any]:
+    """Trainings of growing length until one reaches the goal, or the seconds after which it is given up."""
     tried: list[dict[str, Any]] = []
     for steps in lengths:
-        tried.append(trained(arch, seed, pixels, judge, goal, part, given, steps))
-        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= goal[1]:
+        tried.append(attempt(steps))
+        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= cap:
             break
     return {**tried[-1], "tried": [{k: t[k] for k in ("steps", "cpu_seconds", "psnr")} for t in tried]}
 

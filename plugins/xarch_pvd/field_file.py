@@ -7,9 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from xarch import UsageError, load_weights, save_weights, weights_header
 from xarch.families.field.facts import ViewFacts
 from xarch_pvd.formats.record import FieldFile
@@ -23,17 +20,7 @@ def save_field_file(path: Path, record: FieldFile, views: ViewFacts, details: di
     tensors = {k: v.detach().cpu().contiguous() for k, v in record.tensors.items()}
     if record.occupancy is not None:
         tensors["occupancy"] = record.occupancy.cpu()
-    head = {
-        "format": FORMAT,
-        "arch": record.arch,
-        "options": dict(record.options),
-        "aabb": list(record.aabb),
-        "warp": record.warp,
-        "sigma_clip": record.sigma_clip,
-        "background": record.background,
-        "views": asdict(views),
-        "details": details,
-    }
+    head = {"format": FORMAT, **record.head(), "views": asdict(views), "details": details}
     save_weights(tensors, path, {KEY: json.dumps(head)})
 
 
@@ -64,23 +51,9 @@ def load_field_file(path: Path) -> tuple[FieldFile, ViewFacts]:
     """The record and the cameras."""
     head = field_head(path)
     tensors = load_weights(path)
-    grid = tensors.pop("occupancy", None)
     try:
-        record, views = _record(head, tensors, grid), ViewFacts.from_json(head["views"])
+        record = FieldFile.from_head(head, tensors, head["details"])
+        views = ViewFacts.from_json(head["views"])
     except (KeyError, TypeError, ValueError) as e:
         raise UsageError(f"the header of {path} is damaged: {type(e).__name__}: {e}", "write the field again") from e
     return record, views
-
-
-def _record(head: dict[str, Any], tensors: dict[str, Tensor], grid: Tensor | None) -> FieldFile:
-    return FieldFile(
-        arch=head["arch"],
-        options=head["options"],
-        tensors=tensors,
-        aabb=tuple(head["aabb"]),
-        warp=head["warp"],
-        sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
-        occupancy=None if grid is None else grid.to(torch.bool),
-        background=None if head["background"] is None else tuple(head["background"]),
-        details=head["details"],
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -61,6 +62,19 @@ def test_any_damage_falls_back_to_the_one_before(file: str, harm: str, tmp_path:
     assert found is not None
     assert found.step == 1
     assert "is damaged" in said[0]
+
+
+def test_progress_of_another_format_is_told_and_passed_over(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = StageCheckpoints(tmp_path, said.append)
+    _save(store, 1)
+    manifest = tmp_path / "step-1" / "manifest.json"
+    older = {**json.loads(manifest.read_text()), "format": 1}
+    manifest.write_text(json.dumps(older))
+    assert store.latest() is None
+    assert "step-1 has format 1, this xarch goes on from 2" in said[0]
+    manifest.write_text(json.dumps({**older, "final": True}))
+    assert store.latest() is not None
 
 
 def test_another_student_is_refused_at_a_stage_border() -> None:

@@ -196,6 +196,29 @@ def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
     assert problems == []
 
 
+class _Rows(torch.nn.Module):
+    """Rows of a table, as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(64, 32)
+
+    def forward(self, i: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.table(i),)
+
+
+@pytest.mark.parametrize("reduce", [halve, lambda model: quantise(model, {})], ids=["float16", "int8"])
+def test_rows_of_a_table_that_are_an_output_stay_float32(reduce: Callable[[ir.Model], int], tmp_path: Path) -> None:
+    graph = ExportGraph("rows", _Rows().eval(), {"i": torch.tensor([3, 5])}, ("y",))
+    model = to_onnx(graph, cpu)
+    reduce(model)
+    seen = run(model, tmp_path / "m.onnx", i=np.int64([3, 5]))
+    with torch.no_grad():
+        wanted = graph.module(torch.tensor([3, 5]))[0].numpy()
+    assert seen["y"].dtype == np.float32
+    assert np.abs(seen["y"] - wanted).max() < 5e-3
+
+
 def test_symmetric_scales() -> None:
     numbers, scale = symmetric(np.float32([[1, -2], [0, 0], [127, 63.4]]), 0)
     assert numbers.tolist() == [[64, -127], [0, 0], [127, 63]]

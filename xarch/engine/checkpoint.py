@@ -20,6 +20,8 @@ from xarch.store.atomic import new_folder, write_json
 
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2
+FORMAT = 2
+"""Of what a stage in progress keeps in ``state.json``; final checkpoints of every format are the same."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class StageCheckpoints:
                 write_json(folder / "state.json", dict(state))
                 for file in sorted(folder.iterdir()):
                     files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-                write_json(folder / "manifest.json", {"format": 1, "step": step, "final": final, "files": files})
+                write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "final": final, "files": files})
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Interrupted(
@@ -109,6 +111,12 @@ class StageCheckpoints:
             try:
                 manifest = json.loads((folder / "manifest.json").read_text())
                 if final_only and not manifest["final"]:
+                    continue
+                if not manifest["final"] and manifest["format"] != FORMAT:
+                    self.say(
+                        f"checkpoint {folder} has format {manifest['format']}, this xarch goes on from {FORMAT}; "
+                        "using an earlier one, or starting the stage again"
+                    )
                     continue
                 for name, facts in manifest["files"].items():
                     file = folder / name

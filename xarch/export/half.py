@@ -110,13 +110,7 @@ class _Converter:
         for use in list(value.uses()):
             if use.node.op_type == "Gather" and use.idx == 0:
                 use.node.replace_input_with(0, small)
-                rows = use.node.outputs[0]
-                readers, output = list(rows.uses()), rows.is_graph_output()
-                rows.type = ir.TensorType(HALF)
-                wide = self._cast(rows, SINGLE, after=use.node)
-                for reader in readers:
-                    reader.node.replace_input_with(reader.idx, wide)
-                assert not output, "a graph output is never a bare row of a table"
+                self.widen_uses(use.node.outputs[0], use.node)
             else:
                 use.node.replace_input_with(use.idx, self._cast(small, SINGLE, before=use.node))
 

@@ -135,7 +135,8 @@ class _Quantiser:
                 assert value.const_value is not None
                 rows = use.node.op_type == "Gather"
                 axis = len(value.const_value.shape) - 1 if rows else 1
-                if rows and (len(value.const_value.shape) < 2 or _axis(use.node) != 0):
+                bare = rows and use.node.outputs[0].is_graph_output()
+                if bare or (rows and (len(value.const_value.shape) < 2 or _axis(use.node) != 0)):
                     continue
                 numbers, scale = symmetric(value.const_value.numpy(), axis)
                 if rows:

@@ -44,7 +44,7 @@ def edited_record(
     if record.arch == EDITED:
         parts, done = _parts(record), list(record.options["edits"])
     parts += others
-    options = {"edits": done + plain(edits), "parts": [_head(p) for p in parts]}
+    options = {"edits": done + plain(edits), "parts": [p.head() for p in parts]}
     field = _field(parts, options["edits"])
     settle(field, keep_box=keeps_box(field))
     if not bool(field.occupancy.any()):
@@ -115,28 +115,7 @@ def _parts(record: FieldFile) -> list[FieldFile]:
 def _part(record: FieldFile, index: int, head: Mapping[str, Any]) -> FieldFile:
     prefix = f"parts.{index}."
     tensors = {n.removeprefix(prefix): t for n, t in record.tensors.items() if n.startswith(prefix)}
-    grid = tensors.pop("occupancy", None)
-    return FieldFile(
-        arch=head["arch"],
-        options=head["options"],
-        tensors=tensors,
-        aabb=tuple(head["aabb"]),
-        warp=head["warp"],
-        sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
-        occupancy=None if grid is None else grid.to(torch.bool),
-        background=None if head["background"] is None else tuple(head["background"]),
-    )
-
-
-def _head(part: FieldFile) -> dict[str, Any]:
-    return {
-        "arch": part.arch,
-        "options": dict(part.options),
-        "aabb": list(part.aabb),
-        "warp": part.warp,
-        "sigma_clip": part.sigma_clip,
-        "background": part.background,
-    }
+    return FieldFile.from_head(head, tensors)
 
 
 def _tensors(part: FieldFile) -> dict[str, Tensor]:

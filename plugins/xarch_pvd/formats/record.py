@@ -60,6 +60,39 @@ class FieldFile:
         if grid is not None and (grid.dtype != torch.bool or grid.ndim != 3 or len(set(grid.shape)) != 1):
             raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, wanted bool [H,H,H]")
 
+    def head(self) -> dict[str, Any]:
+        """All but tensors, occupancy and details, JSON-able; :meth:`from_head` reads it."""
+        return {
+            "arch": self.arch,
+            "options": dict(self.options),
+            "aabb": list(self.aabb),
+            "warp": self.warp,
+            "sigma_clip": self.sigma_clip,
+            "background": self.background,
+        }
+
+    @classmethod
+    def from_head(
+        cls, head: Mapping[str, Any], tensors: dict[str, Tensor], details: Mapping[str, Any] | None = None
+    ) -> FieldFile:
+        """Inverse of :meth:`head`; a tensor called ``occupancy`` is the grid.
+
+        Raises:
+            KeyError, TypeError: the description is incomplete or of another form.
+        """
+        grid = tensors.pop("occupancy", None)
+        return cls(
+            arch=head["arch"],
+            options=head["options"],
+            tensors=tensors,
+            aabb=tuple(head["aabb"]),
+            warp=head["warp"],
+            sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
+            occupancy=None if grid is None else grid.to(torch.bool),
+            background=None if head["background"] is None else tuple(head["background"]),
+            details=details or {},
+        )
+
     @property
     def bound(self) -> float:
         """Half side of the smallest cube around the origin that holds the box."""
