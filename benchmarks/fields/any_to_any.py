@@ -3,8 +3,8 @@
     python benchmarks/fields/any_to_any.py [--scene FOLDER]
 
 Teachers are trained from pictures of the procedural scene, or of a folder of posed pictures (their seconds are reported
-apart); each pair is a whole ``xarch.convert`` without export, whose CPU seconds are those of planning, start and stages
-(``parts`` tells them and the rest apart). Rows are written as they are measured, and a run that was
+apart); each pair is a whole ``xarch.convert`` without export, once a seed, whose CPU seconds are those of planning,
+start and stages (``parts`` tells them and the rest apart). Rows are written as they are measured, and a run that was
 interrupted goes on. PSNR is that of whole held-out views against the teacher's renders, and against the pictures of the
 scene itself (``psnr_truth``).
 """
@@ -12,6 +12,7 @@ scene itself (``psnr_truth``).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -36,8 +37,6 @@ from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E40
 
 IMPORTED = time.process_time()
 RESULTS = Path(__file__).parent.parent / "results" / "fields_any_to_any.json"
-COPIED = 20_000
-"""Budget of a field into its own kind and size: everything is copied, there is nothing to train."""
 ARCHS = ("hash", "mlp", "vm", "cp", "tensors")
 
 
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="picture side of the procedural scene in pixels")
     parser.add_argument("--steps", type=int, default=900, help="training steps of each teacher")
     parser.add_argument("--budget", type=float, default=1.0, help="multiple of each recipe's budget")
+    parser.add_argument("--seeds", type=int, default=3, help="conversions of every pair; teachers have one seed")
     parser.add_argument("--targets", default=",".join(ARCHS), help="students to make now, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-any-to-any"), help="folder for teachers and runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -65,15 +65,15 @@ def main() -> None:
         if arch not in data["teachers"] or not file.is_file():
             data["teachers"][arch] = teacher(arch, file, arguments.steps, pictures)
             store(arguments.out, data)
-    for target in arguments.targets.split(","):
-        for source in ARCHS:
-            name = f"{source}->{target}"
-            if name not in data["pairs"]:
-                file = arguments.work / f"{source}.safetensors"
-                run = arguments.work / f"{source}-{target}-{int(time.time())}"
-                data["pairs"][name] = convert(file, target, run, arguments.budget, pictures)
-                store(arguments.out, data)
-                print(name, data["pairs"][name], flush=True)
+    wanted = itertools.product(range(arguments.seeds), arguments.targets.split(","), ARCHS)
+    for seed, target, source in wanted:
+        found = data["pairs"].setdefault(f"{source}->{target}", {})
+        if str(seed) not in found:
+            file = arguments.work / f"{source}.safetensors"
+            run = arguments.work / f"{source}-{target}-{seed}-{int(time.time())}"
+            found[str(seed)] = convert(file, target, seed, run, arguments.budget, pictures)
+            store(arguments.out, data)
+            print(source, target, seed, found[str(seed)], flush=True)
     show(data)
 
 
@@ -83,18 +83,16 @@ def teacher(arch: str, file: Path, steps: int, pictures: Pictures) -> dict[str, 
     pixels = Pixels.of(pictures.cameras, pictures.picture)
     options = OPTIONS[arch].model_validate({})
     field = build_field(arch, options, aabb=pictures.box)
-    settings = TrainingOptions(steps=steps, net_lr=4e-3 if arch == "mlp" else 2e-3)
+    settings = TrainingOptions(steps=steps)
     spent = train_field(field, pixels, settings)
     save_field_file(file, to_file(field, options.model_dump(mode="json")), pictures.views, {"steps": steps})
     return {"steps": steps, "cpu_seconds": round(spent, 1), "psnr_truth": round(pictures.score(field), 2)}
 
 
-def convert(file: Path, target: str, run: Path, budget: float, pictures: Pictures) -> dict[str, Any]:
+def convert(file: Path, target: str, seed: int, run: Path, budget: float, pictures: Pictures) -> dict[str, Any]:
     """One conversion by the target's own recipe; its CPU seconds are those of planning, start and stages."""
-    overrides: dict[str, Any] = {"teacher": f"field:{file}", "student.target": target}
-    if file.stem == target:
-        overrides["budget"] = COPIED
-    elif budget != 1.0:
+    overrides: dict[str, Any] = {"teacher": f"field:{file}", "student.target": target, "seed": seed}
+    if budget != 1.0:
         overrides["budget"] = int(xarch.plan(overrides=overrides).config.budget * budget)
     done, row = timed(overrides, run)
     found = json.loads((done.path / "eval.json").read_text())["student"]
@@ -109,15 +107,22 @@ def convert(file: Path, target: str, run: Path, budget: float, pictures: Picture
 
 
 def show(data: dict) -> None:
-    """The matrix as a table: PSNR to the teacher (dB) and CPU seconds."""
+    """The matrix as a table: PSNR to the teacher (dB) and CPU seconds, least to most over the seeds."""
     table = Table("teacher", "PSNR to the scene", *ARCHS, title="PSNR to the teacher, dB (CPU seconds)")
     for source in ARCHS:
         cells = []
         for target in ARCHS:
-            pair = data["pairs"].get(f"{source}->{target}")
-            cells.append("" if pair is None else f"{pair['psnr_teacher']:.1f} ({pair['cpu_seconds']:.0f})")
+            found = data["pairs"].get(f"{source}->{target}", {}).values()
+            cells.append(
+                f"{_range([r['psnr_teacher'] for r in found], 1)} ({_range([r['cpu_seconds'] for r in found], 0)})"
+            )
         table.add_row(source, f"{data['teachers'][source]['psnr_truth']:.1f}", *cells)
-    Console().print(table)
+    Console(width=140).print(table)
+
+
+def _range(values: list[float], digits: int) -> str:
+    """Least and most; once if they look alike, empty without values."""
+    return "–".join(dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values)))) if values else ""
 
 
 if __name__ == "__main__":

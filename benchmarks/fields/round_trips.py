@@ -91,7 +91,7 @@ def train(arch: str, file: Path, seed: int, steps: int, pictures: Pictures) -> N
     """A field of the scene."""
     torch.manual_seed(seed)
     field = build_field(arch, OPTIONS[arch].model_validate({}), aabb=scene.BOX)
-    options = TrainingOptions(steps=steps, seed=seed, net_lr=4e-3 if arch == "mlp" else 2e-3)
+    options = TrainingOptions(steps=steps, seed=seed)
     train_field(field, Pixels.of(pictures.cameras, pictures.picture), options)
     save_field_file(file, to_file(field), pictures.views, {"seed": seed})
 

@@ -54,8 +54,6 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
 STEPS = {"mlp": (1200, 3600)}
 """Lengths of the trainings tried, by student."""
 OTHER_STEPS = (400, 700, 1000, 1400, 2000)
-NET_LR = {"mlp": 4e-3}
-"""Learning rates of layers in trainings from pictures."""
 LOOKS = 12
 """How often a training is looked at."""
 STRIDE = 3
@@ -187,7 +185,7 @@ def trained(
         return curve[-1][1] >= goal[0] or seconds >= goal[1]
 
     state = machine_state()
-    options = TrainingOptions(steps=steps, net_lr=NET_LR.get(arch, TrainingOptions.net_lr), seed=seed, warmup=warmup)
+    options = TrainingOptions(steps=steps, seed=seed, warmup=warmup)
     train_field(field, pixels, options, until=look)
     seconds, psnr_reached = curve[-1]
     reached = psnr_reached >= goal[0]

@@ -39,6 +39,7 @@ def xarch_register(registry: Any) -> None:
         ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
         ("pvd-active", "field to field with a long rays stage that returns to the worst poses and rays (PVD-AL)"),
         ("pvd-bake", "field to dense voxels: baked, then corrected on rays"),
+        ("pvd-copy", "field into its own kind and shape: everything is copied, nothing is trained"),
         ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
     ):
         registry.recipe(name, load=f"xarch_pvd:recipes/{name}.yaml", summary=summary)

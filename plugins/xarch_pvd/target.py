@@ -61,7 +61,10 @@ class FieldTarget(TargetAdapter):
         return start(teacher, _own(student))
 
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
-        return "pvd" if getattr(options, "start", "") == "random" else RECIPES.get(self.arch, "pvd")
+        if getattr(options, "start", "") == "random":
+            return "pvd"
+        done = self.coverage(facts, self.build(facts, options, {}, device=torch.device("meta")))
+        return "pvd-copy" if not done.mapped and not done.new else RECIPES.get(self.arch, "pvd")
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)

@@ -19,6 +19,11 @@ from xarch.families.field import occupancy as occupancies
 from xarch.families.field.cameras import Camera
 from xarch.kernels import keep_freed_memory
 
+RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 4e-3), "tensors": (1e-1, 2e-3)}
+"""Learning rates of grids and of layers that suit a representation. Voxels meet few rays each: with the rate of the
+others they are 6 dB behind after 450 steps."""
+OTHER_RATES = (2e-2, 2e-3)
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -28,7 +33,7 @@ class TrainingOptions:
         steps: optimiser steps.
         rays: rays a step.
         samples: steps along a ray.
-        grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %.
+        grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; default what suits the representation.
         resolution: cells of the occupancy grid along an axis.
         warmup: steps before the grid is first built.
         every: steps between refreshes.
@@ -39,8 +44,8 @@ class TrainingOptions:
     steps: int = 1500
     rays: int = 1024
     samples: int = 128
-    grid_lr: float = 2e-2
-    net_lr: float = 2e-3
+    grid_lr: float | None = None
+    net_lr: float | None = None
     resolution: int = 64
     warmup: int = 96
     every: int = 64
@@ -89,13 +94,17 @@ def train_field(
     keep_freed_memory()
     generator = torch.Generator().manual_seed(options.seed)
     groups = model.param_groups()
+    grid_lr, net_lr = (
+        usual if chosen is None else chosen
+        for chosen, usual in zip((options.grid_lr, options.net_lr), RATES.get(model.arch, OTHER_RATES), strict=True)
+    )
     named = dict(model.named_parameters())
     for parameter in named.values():
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(
         [
-            {"params": [named[n] for n in groups.get("grid", [])], "lr": options.grid_lr, "peak": options.grid_lr},
-            {"params": [named[n] for n in groups.get("net", [])], "lr": options.net_lr, "peak": options.net_lr},
+            {"params": [named[n] for n in groups.get("grid", [])], "lr": grid_lr, "peak": grid_lr},
+            {"params": [named[n] for n in groups.get("net", [])], "lr": net_lr, "peak": net_lr},
         ],
         betas=(0.9, 0.99),
         eps=1e-15,

@@ -19,7 +19,8 @@ def done(here: Xarch, tmp_path: Path) -> Path:
     return tmp_path / "done"
 
 
-def test_plan_shows_everything_and_loads_nothing(here: Xarch, tmp_path: Path) -> None:
+def test_plan_shows_everything_and_loads_nothing(here: Xarch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the estimated time of a busy machine is long and would wrap its neighbours
     human = here("plan", "run.yaml", "-v", "--set", "stages.local.units=640", "--seed", "4")
     assert human.code == 0, human.err
     for text in ("stack:3", "low, 120 parameters", "output sabotage x3", "all (120)", "gates: mse <= 5"):

@@ -116,6 +116,16 @@ def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
     assert psnr(seen, render(trained(), *rays, torch.ones(3))["rgb"]) > 35
 
 
+@pytest.mark.parametrize("arch", ["hash", "cp"])
+def test_a_field_into_its_own_kind_is_copied_and_nothing_is_trained(tmp_path: Path, arch: str) -> None:
+    given = configuration(tmp_path, arch)
+    del given["recipe"]
+    given["teacher"] = write_teacher(tmp_path / "same.safetensors", arch)
+    run = convert(overrides=given, out=tmp_path / "run")
+    assert json.loads((run.path / "plan.json").read_text())["stages"] == []
+    assert json.loads((run.path / "eval.json").read_text())["student"]["psnr_teacher"] > 60
+
+
 @pytest.mark.parametrize(("teacher", "limit"), [("hash", 60), ("vm", 35)])
 def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, limit: int) -> None:
     options = {**OPTIONS_OF["hash"], **OPTIONS_OF["vm"]}
