@@ -13,39 +13,51 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 FIGURES = ("perplexity_ratio", "kl", "top1_agreement")
 
 
-def convert(seed: int, folder: Path) -> None:
+def convert(seed: int, folder: Path, recipe: str, options: Sequence[str]) -> None:
     """Finish the run of a seed. Missing a quality gate is a result here, not a failure."""
     command = [sys.executable, "-m", "xarch", "convert"]
     if (folder / "plan.json").is_file():
         command += ["--resume", "--out", str(folder)]
     else:
-        command += ["smollm2-hybrid", "--seed", str(seed), "--set", "export.targets=[]", "--yes", "--out", str(folder)]
+        command += [recipe, "--seed", str(seed), *options, "--yes", "--out", str(folder)]
     code = subprocess.run(command).returncode
     if code not in (0, 7):
         raise SystemExit(f"seed {seed} ended with exit code {code}")
 
 
-def read(seed: int, folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """Figures of a finished run."""
     evaluation = json.loads((folder / "eval.json").read_text())
     environment = json.loads((folder / "run.json").read_text())
-    choice = json.loads((folder / "stages" / "02-choose" / "summary.json").read_text())
-    before = evaluation["baselines"]["before training"]
-    return {
+    row: dict[str, Any] = {
         "seed": environment["seed"],
         "student": {name: evaluation["student"][name] for name in FIGURES},
-        "before_training": {name: before[name] for name in FIGURES},
         "teacher_perplexity": evaluation["teacher"]["perplexity"],
         "tokens": evaluation["n"],
-        "layers": choice["decisions"]["layers"],
         "environment": {k: environment[k] for k in ("platform", "threads", "versions", "git")},
     }
+    before = evaluation["baselines"].get("before training")  # a rehearsal (--tiny) has none
+    if before is not None:
+        row["before_training"] = {name: before[name] for name in FIGURES}
+    for choice in folder.glob("stages/*-choose/summary.json"):
+        row["layers"] = json.loads(choice.read_text())["decisions"]["layers"]
+    return row
+
+
+def spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean, least and most of every figure over the seeds."""
+    found = {}
+    for name in FIGURES:
+        values = [row["student"][name] for row in rows]
+        found[name] = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
+    return found
 
 
 def main() -> None:
@@ -58,20 +70,13 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.runs / f"seed{seed}"
         if not (folder / "eval.json").is_file():
-            convert(seed, folder)
-        rows.append(read(seed, folder))
+            convert(seed, folder, "smollm2-hybrid", ["--set", "export.targets=[]"])
+        rows.append(read(folder))
         assert rows[-1]["seed"] == seed, f"{folder} is a run of seed {rows[-1]['seed']}"
-    spread = {
-        name: {
-            "mean": statistics.mean(r["student"][name] for r in rows),
-            "min": min(r["student"][name] for r in rows),
-            "max": max(r["student"][name] for r in rows),
-        }
-        for name in FIGURES
-    }
-    for name, row in spread.items():
+    found = spread(rows)
+    for name, row in found.items():
         print(f"{name:18s} mean {row['mean']:.4f}  min {row['min']:.4f}  max {row['max']:.4f}")
-    arguments.out.write_text(json.dumps({"spread": spread, "runs": rows}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({"spread": found, "runs": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,14 @@ class TapModel(ABC):
         The caller decides about gradients; the model never switches them on or off.
         """
 
+    def work(self, sample: Mapping[str, Any]) -> float:
+        """Multiply-adds of a forward pass over one unit of such a sample, for the plan's estimate of time.
+
+        By default one a parameter, as of a token in dense layers. Facts may have the same method: a teacher is planned
+        without its weights.
+        """
+        return float(sum(p.numel() for p in self.module.parameters()))
+
     def collect(self, batch: Batch, wanted: Collection[str]) -> dict[str, Any]:
         """Run and return the wanted values together."""
         values: dict[str, Any] = {}

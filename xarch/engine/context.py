@@ -70,7 +70,8 @@ class EngineContext(StageContext):
         return _OnDevice(stream, self.device, self.data_counters)
 
     def validation(self, samples: int) -> list[Batch]:
-        """Fixed batches of the validation split."""
+        """Fixed batches of the validation split; a trial run takes few."""
+        samples = min(samples, 2) if self.config.tiny else samples
         stream = self.open_stream("validation", self.planned.batch, self.planned.sample, self.seed)
         out: list[Batch] = []
         for batch in stream:

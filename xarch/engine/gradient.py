@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ class Gradient(StageKind):
     def run(self, context: StageContext) -> StageOutcome:
         assert isinstance(context, EngineContext)
         return GradientStage(context).run()
+
+
+def _silent(done: int, total: int, text: str) -> None:
+    """Progress of what takes a moment."""
 
 
 class GradientStage:
@@ -79,7 +83,7 @@ class GradientStage:
         first = self._resume(stream)
         validation: dict[str, Any] = {}
         checks = context.validation(self.stage.validation.samples) if self.stage.validation else []
-        before = self._evaluate(checks) if checks and first == 0 else None
+        before = self._evaluate(checks, context.progress) if checks and first == 0 else None
         if checks and first > 0:
             before = self._validation_before
         self._validation_before = before
@@ -121,7 +125,8 @@ class GradientStage:
                 )
         training, ended = self.watch.spent.rounded(), self._early_end()
         if checks and before is not None:
-            after = self._evaluate(checks)
+            # Nobody interrupts this one: it would take the steps since the last checkpoint with it.
+            after = self._evaluate(checks, context.reporter.progress)
             kept = "after"
             if self.stage.validation and self.stage.validation.keep == "better" and not after <= before:
                 self._restore(start)
@@ -327,7 +332,7 @@ class GradientStage:
         context = self.context
         where = None
         if not finite(loss):
-            where = first_nonfinite_module(self.student.module, lambda: self._evaluate([batch]))
+            where = first_nonfinite_module(self.student.module, lambda: self._evaluate([batch], _silent))
             where = f"module {where}" if where else "the objective or the teacher's values"
         else:
             name = first_nonfinite_gradient(self.trainable.named.items())
@@ -340,11 +345,12 @@ class GradientStage:
             "or use `--set runtime.on_nan=retry`, then resume",
         )
 
-    def _evaluate(self, batches: list[Batch]) -> float:
+    def _evaluate(self, batches: list[Batch], progress: Callable[[int, int, str], None]) -> float:
         """Mean weighted loss on whole batches without gradients; memory that runs out is answered as in a step."""
         self.student.module.eval()
         total = 0.0
-        for batch in batches:
+        for done, batch in enumerate(batches):
+            progress(done, len(batches), "validating")
             loss = None
             while loss is None:
                 try:

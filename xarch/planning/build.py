@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -296,7 +296,7 @@ class _Stages:
                 sites=len(self.student.sites()),
                 scope=stage.scope,
             ),
-            seconds=self._seconds(stage, units, sum(trained.values()), cache.use),
+            seconds=self._seconds(stage, sample, units, sum(trained.values()), cache.use),
         )
 
     def _units(self, name: str, stage: Stage, kind: Any, each: int) -> int:
@@ -310,12 +310,13 @@ class _Stages:
             raise UsageError(f"stages.{name}: give `share` or `units`: how much data the stage reads")
         return int(kind.units({**stage.options}))
 
-    def _seconds(self, stage: Stage, units: int, trained: int, cached: bool) -> float:
-        teacher = self.info.parameters * (units / stage.passes if cached else units)
-        own = 3 * trained * units
+    def _seconds(self, stage: Stage, sample: Mapping[str, Any], units: int, trained: int, cached: bool) -> float:
+        known = getattr(self.info.facts, "work", None)
+        teacher = known(sample) if known else self.info.parameters
+        own = 3.0 * trained
         if stage.scope == "global":
-            own = (2 * self.student_size + trained) * units
-        return float((teacher + own) / self.rate)
+            own = self.student.work(sample) * (2 + trained / max(self.student_size, 1))
+        return float((teacher * (units / stage.passes if cached else units) + own * units) / self.rate)
 
 
 def _match(pair: Pair) -> PlannedMatch:

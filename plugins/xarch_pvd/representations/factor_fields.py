@@ -67,6 +67,9 @@ class FactorField(FeatureField):
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
         """Groups of factors with the axes they follow."""
 
+    def grid_reads(self) -> int:
+        return sum(2 ** len(axes) * grid.shape[-1] for group in self.factors() for grid, axes in group)
+
     def features(self, u_N3: Tensor) -> Tensor:
         product_NGC = grid_encode(u_N3, self.factors()).unflatten(1, (self.groups, -1))
         raw_N1 = product_NGC[:, :, : self.split].sum(dim=(1, 2))[:, None]

@@ -64,6 +64,9 @@ class HashField(FeatureField):
         self.encoder = Table(config)
         self.sigma_net = PlainMLP((config.width, options.hidden, FEATURES))
 
+    def grid_reads(self) -> int:
+        return 8 * self.encoder.config.levels * self.encoder.config.features
+
     def features(self, u_N3: Tensor) -> Tensor:
         return self.sigma_net(self.encoder(u_N3))
 

@@ -39,6 +39,9 @@ class HashVMField(HashField, VMField):
             for line in self.lines:
                 line.zero_()
 
+    def grid_reads(self) -> int:
+        return HashField.grid_reads(self) + VMField.grid_reads(self)
+
     def features(self, u_N3: Tensor) -> Tensor:
         return HashField.features(self, u_N3) + VMField.features(self, u_N3)
 

@@ -36,6 +36,9 @@ class VoxelField(LatentField):
         self.degree = options.degree
         self.volume = nn.Parameter(0.02 * torch.randn(*per_axis(options.resolution), 1 + 3 * options.degree**2))
 
+    def grid_reads(self) -> int:
+        return 8 * self.volume.shape[-1]
+
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
         if set(want) == {"sigma_raw"}:
             return {"sigma_raw": grid_encode(u_N3, [[(self.volume[..., :1], (0, 1, 2))]])[:, 0]}

@@ -41,6 +41,12 @@ class ViewFacts:
         return cls(**{k: _tuples(v) for k, v in data.items()})
 
 
+POINT_WORK = 50_000
+"""Multiply-adds that take about as long as evaluating a small field at a point."""
+OCCUPIED = 0.15
+"""Share of a ray's samples that lie in occupied cells, for estimates of time."""
+
+
 @dataclass(frozen=True)
 class FieldFacts:
     """A teacher field without its weights.
@@ -91,6 +97,10 @@ class FieldFacts:
         """The same field with a coarse occupancy grid and few samples, for trial exports."""
         return replace(self, occupancy=8, samples=8, views=replace(self.views, poses=()))
 
+    def work(self, sample: Mapping[str, Any]) -> float:
+        """Multiply-adds of one point or ray, roughly: kinds of fields differ less than points and rays do."""
+        return POINT_WORK * evaluated(sample, self.samples)
+
     def taps(self) -> dict[str, Tap]:
         """Taps of a field with these facts, by name."""
         return field_taps(feature=self.feature, samples=self.samples, empty=self.empty)
@@ -103,6 +113,11 @@ class FieldFacts:
         erased, everybody looks for it.
         """
         return EMPTY_EDITED if self.edits else EMPTY
+
+
+def evaluated(sample: Mapping[str, Any], samples: int) -> float:
+    """Points that are evaluated for one point or ray."""
+    return 1.0 if sample.get("kind") == "points" else OCCUPIED * samples
 
 
 def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str, Tap]:

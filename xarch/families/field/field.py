@@ -72,6 +72,10 @@ class RadianceField(nn.Module, ABC):
         self.background = (red, green, blue)
         self._crossed: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
 
+    def grid_reads(self) -> int:
+        """Numbers that one point reads from tables and grids, for estimates of time."""
+        return 0
+
     @abstractmethod
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
         """Values at points of the unit cube (those outside may get anything finite).

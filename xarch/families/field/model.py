@@ -19,11 +19,13 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.model import Sink, Site, Student, TapModel, Teacher
 from xarch.contracts.tap import Tap
 from xarch.families.digest import digest
-from xarch.families.field.facts import FieldFacts, field_taps
+from xarch.families.field.facts import FieldFacts, evaluated, field_taps
 from xarch.families.field.field import RadianceField
 from xarch.families.field.rendering import ray_points, ray_weights
 
 FAMILY = "radiance-field"
+READ_WORK = 50
+"""Multiply-adds of layers that take as long as reading one number of a grid."""
 
 
 class FieldModel(TapModel):
@@ -64,6 +66,11 @@ class FieldModel(TapModel):
 
     def taps(self) -> Mapping[str, Tap]:
         return field_taps(feature=self.has_feature, samples=self.facts.samples, empty=self.facts.empty)
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        groups, sizes = self.field.param_groups(), {n: p.numel() for n, p in self.field.named_parameters()}
+        layers = sum(sizes[n] for n in groups.get("net", ()))
+        return (layers + READ_WORK * self.field.grid_reads()) * evaluated(sample, self.facts.samples)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         at_points = {w for w in wanted if w.startswith("points.")}

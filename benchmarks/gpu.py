@@ -1,0 +1,103 @@
+"""Everything that takes a GPU, one command.
+
+    pip install -e '.[dev,cuda]' --no-build-isolation
+    python benchmarks/gpu.py --data "text:corpus/*.jsonl"
+    python benchmarks/gpu.py --device cpu --rehearse          # a few minutes: the same parts, tiny, on a CPU
+
+Parts, each in processes of its own, in this order:
+
+``kernels``  every kernel against mamba-ssm and against materialising, bfloat16 and float32, with the shapes of Phi-1.5
+             and Llama-3.2-1B; right results and gradients come first (:mod:`benchmarks.kernels`).
+``speed``    tokens per second of the matrix and hidden stages (``benchmarks/conversion_speed.py``).
+``hybrid``   SmolLM2-135M with 10 of 30 layers replaced, over seeds, quality against teacher and untrained start.
+``full``     the same with all layers replaced, by the paper's schedule.
+
+Finished runs are read, interrupted ones go on. Results stand in ``benchmarks/results/*_cuda.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.smollm2_hybrid import FIGURES, convert, read, spread  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+PARTS = ("kernels", "speed", "hybrid", "full")
+RECIPES = {"hybrid": "smollm2-hybrid", "full": "mohawk-paper"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--data", default="text:python-stdlib", help="training text of the conversions")
+    parser.add_argument("--hybrid-tokens", type=int, default=50_000_000)
+    parser.add_argument("--full-tokens", type=int, default=500_000_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rehearse", action="store_true", help="short lengths, a teacher of two layers, few tokens")
+    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="folder of the conversions")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    arguments = parser.parse_args()
+    import torch
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no CUDA device; --device cpu --rehearse tries the parts without one")
+    if arguments.device == "cpu" and not arguments.rehearse:
+        parser.error("--device cpu is for --rehearse; CPU figures have benchmarks of their own")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    for part in arguments.parts:
+        if part in RECIPES:
+            conversions(part, arguments)
+        else:
+            for command in commands(part, arguments):
+                print("$", *command, flush=True)
+                subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+def commands(part: str, arguments: argparse.Namespace) -> list[list[str]]:
+    """Arguments of Python for a part that another benchmark measures."""
+    device = arguments.device
+    if part == "speed":
+        size = (
+            ["--lengths", "64", "--steps", "1", "--runs", "1"] if arguments.rehearse else ["--lengths", "2048", "8192"]
+        )
+        out = arguments.results / f"conversion_speed_{device}.json"
+        return [["benchmarks/conversion_speed.py", "--device", device, *size, "--out", str(out.resolve())]]
+    types = ["float32"] if arguments.rehearse else ["bfloat16", "float32"]
+    found = []
+    for dtype in types:
+        out = arguments.results / f"kernels_{device}_{dtype}.json"
+        command = ["-m", "benchmarks.kernels", "--device", device, "--dtype", dtype, "--out", str(out.resolve())]
+        found.append([*command, "--quick"] if arguments.rehearse else command)
+    return found
+
+
+def conversions(part: str, arguments: argparse.Namespace) -> None:
+    """One run a seed, and their figures."""
+    tokens = arguments.hybrid_tokens if part == "hybrid" else arguments.full_tokens
+    options = ["--set", f"runtime.device={arguments.device}", "--set", "export.targets=[]"]
+    options += ["--data", arguments.data, "--teacher", "zoo:smollm2-135m"]
+    options += ["--tiny", "--set", "data.sample.length=128"] if arguments.rehearse else ["--set", f"budget={tokens}"]
+    rows: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        folder = arguments.runs / part / f"seed{seed}"
+        if not (folder / "eval.json").is_file():
+            convert(seed, folder, RECIPES[part], options)
+        rows.append(read(folder))
+    data = {"part": part, "data": arguments.data, "tokens": None if arguments.rehearse else tokens}
+    data |= {"spread": spread(rows), "runs": rows}
+    (arguments.results / f"smollm2_{part}_{arguments.device}.json").write_text(json.dumps(data, indent=1) + "\n")
+    for name in FIGURES:
+        print(f"{part} {name}: {data['spread'][name]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
