@@ -47,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
     if before is not None:
         row["before_training"] = {name: before[name] for name in FIGURES}
     for choice in folder.glob("stages/*-choose/summary.json"):
-        row["layers"] = json.loads(choice.read_text())["decisions"]["layers"]
+        row |= json.loads(choice.read_text())["decisions"]  # the layers, where some were chosen
     return row
 
 
