@@ -88,6 +88,17 @@ def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path,
     assert student(out) == student(whole)
 
 
+def test_a_long_validation_before_a_stage_can_be_interrupted(tmp_path: Path, home: Path) -> None:
+    out, longer = tmp_path / "run", "stages.global.validation.samples=12"
+    stopped = convert(out, longer, home=home, sabotage="term@99")
+    assert stopped.returncode == 130, stopped.stderr
+    assert json.loads((out / "status.json").read_text())["reason"] == "stopped by SIGTERM in stage global"
+    assert not list(out.glob("stages/04-global/checkpoints/step-*"))
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert convert(tmp_path / "straight", longer, home=home).returncode == 0
+    assert student(out) == student(tmp_path / "straight")
+
+
 def test_nan_stops_without_an_update(tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     failed = convert(out, home=home, sabotage="nan@20")

@@ -162,3 +162,14 @@ def _fan(count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(count, 3, generator=generator) * torch.tensor([0.15, 0.0, 0.15])
     return torch.nn.functional.normalize(spread + torch.tensor([0.0, 1.0, -0.1]), dim=-1)
+
+
+def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(tmp_path: Path) -> None:
+    def seconds(target: str, **options: Any) -> float:
+        given = configuration(tmp_path, target) | {"student.options": options, "teacher_options": {}}
+        points = next(s for s in xarch.plan(overrides=given).stages if s.name == "points")
+        return points.seconds
+
+    small, large = seconds("vm", resolution=16), seconds("vm", resolution=160)
+    assert large < 3 * small  # a hundred times the parameters; the machine's rate is measured each time
+    assert 1 < seconds("hash") < 300
