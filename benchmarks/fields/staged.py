@@ -79,6 +79,8 @@ def measured(
     """One conversion of so many seconds."""
     chosen: dict[str, Any] = {"teacher": f"field:{file}", "student.target": arch, "seed": seed}
     planned = xarch.plan(overrides=chosen).config
+    # By name, so that what is said of single stages changes the recipe's.
+    chosen["recipe"] = planned.recipe
     if way == RAYS:
         peak = planned.stages["points"].optimiser.lr
         trains = {name: group.model_dump() for name, group in planned.stages["points"].trains.items()}
