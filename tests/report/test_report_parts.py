@@ -130,6 +130,13 @@ def test_sites_come_from_the_plan_until_a_stage_decides(tmp_path: Path) -> None:
     assert len(few.every) == 30
 
 
+@pytest.mark.parametrize(
+    ("plan", "said"), [({}, "every export reproduces it"), ({"export": []}, "nothing was exported")]
+)
+def test_the_verdict_does_not_praise_exports_that_are_not_there(tmp_path: Path, plan: dict, said: str) -> None:
+    assert outcome_of(read_run(make_run(tmp_path / "run", **plan))).headline.endswith(said)
+
+
 def test_a_gate_on_a_missing_figure_is_a_problem(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     plan = make_plan()

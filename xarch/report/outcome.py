@@ -91,7 +91,8 @@ def _headline(files: RunFiles, state: str, reason: str, gates: tuple[GateResult,
             return "Trial run done: the whole path works; its figures say nothing about quality"
         if gates:
             count = {1: "its quality gate", 2: "both quality gates"}.get(len(gates), f"all {len(gates)} quality gates")
-            return f"Done: the student keeps {count} and every export reproduces it"
+            exported = "every export reproduces it" if rows_of(files.plan, "export") else "nothing was exported"
+            return f"Done: the student keeps {count} and {exported}"
         return "Done; no quality gate was set"
     if state == "failed":
         return f"Stopped by {STOPPED_BY.get(reason.split(':')[0], 'an error')}"
