@@ -49,7 +49,7 @@ REPEATED = ("vm", "mlp")
 """Students that are measured with several seeds."""
 BELOW = 1.0
 """dB below the teacher that have to be reached."""
-SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
+SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)
 """Budgets of the conversions tried, as shares of the recipe's."""
 STEPS = {"mlp": (1200, 3600)}
 """Lengths of the trainings tried, by student."""
