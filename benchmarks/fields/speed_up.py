@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", default=",".join(STUDENTS), help="comma-separated")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of vm and mlp")
+    parser.add_argument("--steps", help="lengths of the trainings from pictures, comma-separated; default by student")
     parser.add_argument("--cap", type=float, default=400, help="CPU seconds after which a training from pictures stops")
     parser.add_argument("--parts", default="convert,drop,own,given,uniform", help="which measurements, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-speed-up"), help="folder for teacher and runs")
@@ -118,7 +119,9 @@ def main() -> None:
                     rows.add(name, {**row, "drop": round(quality - row["psnr"], 2)})
                 elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
                     given = teacher.occupancy if part == "given" else None
-                    lengths = STEPS.get(arch, OTHER_STEPS) if first is None else (first["steps"],)
+                    usual = STEPS.get(arch, OTHER_STEPS)
+                    chosen = tuple(int(n) for n in arguments.steps.split(",")) if arguments.steps else usual
+                    lengths = chosen if first is None else (first["steps"],)
                     goal = (quality - BELOW, arguments.cap)
                     attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
                     rows.add(name, training(attempt, lengths, arguments.cap))
