@@ -86,11 +86,17 @@ def conversions(part: str, arguments: argparse.Namespace) -> None:
     options = ["--set", f"runtime.device={arguments.device}", "--set", "export.targets=[]"]
     options += ["--data", arguments.data, "--teacher", "zoo:smollm2-135m"]
     options += ["--tiny", "--set", "data.sample.length=128"] if arguments.rehearse else ["--set", f"budget={tokens}"]
+    size = "rehearsal" if arguments.rehearse else str(tokens)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
-        folder = arguments.runs / part / f"seed{seed}"
+        folder = arguments.runs / f"{part}-{arguments.device}-{size}" / f"seed{seed}"
         if not (folder / "eval.json").is_file():
             convert(seed, folder, RECIPES[part], options)
+        used = json.loads((folder / "plan.json").read_text())["config"]["data"]["ref"]
+        if used != arguments.data:
+            raise SystemExit(
+                f"{folder} was trained on {used}, not on {arguments.data}: name another folder with --runs"
+            )
         rows.append(read(folder))
     data = {"part": part, "data": arguments.data, "tokens": None if arguments.rehearse else tokens}
     data |= {"spread": spread(rows), "runs": rows}

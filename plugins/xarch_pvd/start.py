@@ -32,7 +32,7 @@ def planned_start(facts: FieldFacts, student: FieldStudent) -> Coverage:
             theirs = {name: block for name, block in theirs.items() if name in facts.inherits}
         if facts.feature:
             theirs.setdefault("color_net", named_tensors(ColourHead()))
-    return _coverage(theirs, student, facts.feature)[0]
+    return _coverage(_fitting(theirs, facts, student), student, facts.feature)[0]
 
 
 def start(teacher: FieldTeacher, student: FieldStudent) -> Coverage:
@@ -40,7 +40,8 @@ def start(teacher: FieldTeacher, student: FieldStudent) -> Coverage:
     field = student.field
     field.aabb.copy_(teacher.field.aabb)
     field.set_occupancy(teacher.field.occupancy.clone())
-    done, sources = _coverage(teacher.blocks(field.state_blocks()), student, teacher.has_feature)
+    theirs = _fitting(teacher.blocks(field.state_blocks()), teacher.facts, student)
+    done, sources = _coverage(theirs, student, teacher.has_feature)
     fresh = dict(build_field(field.arch, student.options, aabb=teacher.facts.aabb).named_parameters())
     for name, parameter in field.named_parameters():
         given = sources.get(name, fresh[name])
@@ -51,6 +52,16 @@ def start(teacher: FieldTeacher, student: FieldStudent) -> Coverage:
     elif isinstance(field, FactorField) and set(done.mapped) - sources.keys():
         start_factors(teacher, field)
     return done
+
+
+def _fitting(
+    theirs: Mapping[str, Mapping[str, Tensor]], facts: FieldFacts, student: FieldStudent
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """The teacher's blocks without planes and lines whose channels are split otherwise into density and colour."""
+    ours = getattr(student.options, "density_rank", None)
+    if facts.options.get("density_rank", ours) == ours:
+        return theirs
+    return {name: block for name, block in theirs.items() if name not in ("factors", "basis")}
 
 
 def _coverage(

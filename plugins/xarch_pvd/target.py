@@ -21,6 +21,8 @@ from xarch_pvd.start import planned_start, start
 
 RECIPES = {"vm": "pvd-factors", "cp": "pvd-factors", "mlp": "pvd-mlp", "tensors": "pvd-bake"}
 """Of representations that start from more than what is copied, or train otherwise than a hash field."""
+UNSEEN = {"preset", "start"}
+"""Options that leave no trace in a trained field."""
 
 
 class FieldTarget(TargetAdapter):
@@ -63,8 +65,22 @@ class FieldTarget(TargetAdapter):
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
         if getattr(options, "start", "") == "random":
             return "pvd"
+        return "pvd-copy" if self._same_function(facts, options) else RECIPES.get(self.arch, "pvd")
+
+    def _same_function(self, facts: FieldFacts, options: BaseModel) -> bool:
+        """Whether a copied student computes what the teacher does.
+
+        Equal shapes are not enough: levels may lie elsewhere, and an edited field is more than what a student may start
+        from.
+        """
+        if facts.arch != self.arch or facts.edits or facts.inherits is not None:
+            return False
+        known = {k: v for k, v in facts.options.items() if k in OPTIONS[self.arch].model_fields}
+        theirs = OPTIONS[self.arch].model_validate(known)
+        if theirs.model_dump(exclude=UNSEEN) != options.model_dump(exclude=UNSEEN):
+            return False
         done = self.coverage(facts, self.build(facts, options, {}, device=torch.device("meta")))
-        return "pvd-copy" if not done.mapped and not done.new else RECIPES.get(self.arch, "pvd")
+        return not done.mapped and not done.new
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)

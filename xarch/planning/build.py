@@ -72,6 +72,12 @@ def build_plan(
     teacher_taps = family_taps(registry, info)
     builder = _Stages(config, registry, info, student, teacher_taps, data, device)
     active, left_out = _active(config, student, teacher_taps)
+    if not active and coverage.new:
+        raise PlanError(
+            f"no stage trains the student, and {len(coverage.new)} of its tensors are not the teacher's: "
+            f"{', '.join(coverage.new[:3])}{', ...' if len(coverage.new) > 3 else ''}",
+            "give it a stage, or a recipe that has some: `xarch list recipes`",
+        )
     stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
     exports = [_export(registry, target, student, info.facts, t, config) for t in config.export.targets]
     parameters = sum(p.numel() for p in student.module.parameters())

@@ -70,3 +70,12 @@ def test_compiled_without_a_break() -> None:
     compiled(leaf).square().sum().backward()
     rotate(other, by).square().sum().backward()
     torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_angles_of_more_rows_are_refused_and_angles_with_gradients_get_them() -> None:
+    x, by = _case()
+    with pytest.raises(RuntimeError):
+        rotate(x[:1], by)
+    cos = by[0].clone().requires_grad_()
+    rotate(x, (cos, by[1])).sum().backward()
+    assert cos.grad is not None

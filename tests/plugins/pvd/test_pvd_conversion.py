@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +16,11 @@ import xarch
 from xarch import Batch
 from xarch.api import convert
 from xarch.families.field import render
+from xarch.families.field.facts import FieldFacts
 from xarch.testing import TargetConformance
 from xarch_pvd.metric import psnr
+from xarch_pvd.representations import OPTIONS
+from xarch_pvd.target import CPTarget, HashTarget, MLPTarget, VMTarget
 
 whole_path = pytest.mark.slow(TargetConformance.test_tiny_conversion_to_verified_onnx)
 
@@ -124,6 +128,43 @@ def test_a_field_into_its_own_kind_is_copied_and_nothing_is_trained(tmp_path: Pa
     run = convert(overrides=given, out=tmp_path / "run")
     assert json.loads((run.path / "plan.json").read_text())["stages"] == []
     assert json.loads((run.path / "eval.json").read_text())["student"]["psnr_teacher"] > 60
+
+
+FIELD = FieldFacts("hash", ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "options"),
+    [
+        (replace(FIELD, options={"finest": 240}), {}),
+        (replace(FIELD, options={"log2_size": 12}), {"log2_size": 12, "base": 32}),
+        (replace(FIELD, edits=("erase",)), {}),
+        (replace(FIELD, inherits=("encoder",)), {}),
+        (replace(FIELD, arch="vm"), {}),
+        (replace(FIELD, arch="mlp", options={"skip": 2}), {"skip": 3}),
+        (replace(FIELD, arch="vm", options={"feature_clip": [-5.0, 5.0]}), {}),
+        (replace(FIELD, arch="cp", options={"feature_clip": [-5.0, 5.0]}), {}),
+    ],
+)
+def test_what_is_not_the_same_function_is_trained(facts: FieldFacts, options: dict[str, Any]) -> None:
+    arch = "hash" if facts.arch == "vm" and not facts.options else facts.arch
+    target = {"hash": HashTarget, "mlp": MLPTarget, "vm": VMTarget, "cp": CPTarget}[arch]()
+    assert target.recipe(facts, OPTIONS[arch].model_validate(options)) != "pvd-copy"
+    same = replace(facts, arch=arch, edits=(), inherits=None)
+    assert target.recipe(same, OPTIONS[arch].model_validate(same.options)) == "pvd-copy"
+
+
+def test_planes_that_split_their_channels_otherwise_are_fitted_not_copied() -> None:
+    facts = replace(FIELD, arch="vm", options={"density_rank": 8, "colour_rank": 16})
+    options = OPTIONS["vm"].model_validate({"density_rank": 12, "colour_rank": 12})
+    student = VMTarget().build(facts, options, {}, device=torch.device("meta"))
+    assert set(VMTarget().coverage(facts, student).mapped) >= {"planes.0", "lines.2"}
+
+
+def test_a_student_that_nothing_trains_is_refused(tmp_path: Path) -> None:
+    given = configuration(tmp_path, "mlp", recipe="pvd-copy")
+    with pytest.raises(xarch.PlanError, match=r"no stage trains the student, and .* are not the teacher's"):
+        xarch.plan(overrides=given)
 
 
 @pytest.mark.parametrize(("teacher", "limit"), [("hash", 60), ("vm", 35)])
