@@ -97,7 +97,6 @@ def main() -> None:
     quality = judge(teacher)
     rows.data["teacher"] = {"psnr": round(quality, 2), "cpu_seconds": field_head(file)["details"]["cpu_seconds"]}
     rows.data["wanted"] = round(quality - BELOW, 2)
-    rows.data["cap"] = arguments.cap
     cameras = scene.random_cameras(demo.VIEWS, demo.SIZE, torch.Generator().manual_seed(demo.SEED))
     pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
     parts = arguments.parts.split(",")
@@ -197,6 +196,7 @@ def trained(
         "cpu_seconds": seconds,
         "psnr": psnr_reached,
         "steps": steps,
+        "cap": goal[1],
         "curve": curve,
         **state,
     }

@@ -94,7 +94,7 @@ def write_voxels_npz(record: FieldFile, path: Path | str, *, half: bool = True, 
     kind = np.float16 if half else np.float32
     raw = volume[0]
     if linear:
-        raw = raw.clamp(*record.sigma_clip) if record.sigma_clip else raw
+        # Not clipped: the field clips between samples, and its limits stand in the file.
         raw = raw.exp().clamp(max=65504.0 if half else float("inf"))
     degree = math.isqrt((volume.shape[0] - 1) // 3)
     colour = volume[1:].view(3, degree**2, *volume.shape[1:]).permute(2, 3, 4, 0, 1)

@@ -44,8 +44,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any
     ("arch", "name", "more", "limit"),
     [
         ("tensors", "a.npz", [], 45),
-        # Densities are clipped at the samples, the field clips between them.
-        ("tensors", "b.npz", ["--full", "--linear"], 45),
+        ("tensors", "b.npz", ["--full", "--linear"], 60),
         ("tensors", "c.pth", [], 60),
         ("vm", "d.pth", [], 60),
         ("vm", "e.safetensors", [], 99),
