@@ -60,7 +60,8 @@ def registering(body: str) -> str:
 
 
 def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A fresh site on ``sys.path`` and a settings folder of its own."""
+    """A fresh site on ``sys.path`` and a settings folder of its own; what an earlier test file loaded is forgotten."""
+    get_registry.cache_clear()
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
