@@ -35,10 +35,12 @@ class Match(Model):
 
 
 class Optimiser(Model):
-    """AdamW and its schedule."""
+    """How weights move, and the schedule."""
 
+    algorithm: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices of layers; adamw for the rest")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = Field(0.95, ge=0, lt=1, description="of muon")
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm (per site in a local stage); 0 = off")

@@ -1,4 +1,4 @@
-"""Stage kind ``gradient``: minimise the matches of a stage by AdamW, locally per site or end to end."""
+"""Stage kind ``gradient``: minimise the matches of a stage by AdamW or Muon, locally per site or end to end."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from xarch.config.schema import Group, Optimiser
 from xarch.contracts.model import Student
 from xarch.engine.distributed import Ranks
 from xarch.errors import UsageError
+from xarch.optim import Muon, layer_matrices
 
 OBJECTIVES = "objectives"
 """Pseudo-site of parameters that belong to objectives (projectors)."""
@@ -34,19 +35,20 @@ def select(student: Student, trains: Mapping[str, Group]) -> dict[str, Group]:
 
 
 class Trainable:
-    """The trained parameters of a stage with their AdamW optimiser; everything else is frozen.
+    """The trained parameters of a stage with their optimisers; everything else is frozen.
 
     Attributes:
         named: parameter name -> parameter; those of objectives are called ``objectives.…``.
+        optimisers: AdamW, or Muon for matrices of layers and AdamW for the rest; none where nothing is trained.
     """
 
     def __init__(
         self, student: Student, chosen: Mapping[str, Group], objectives: nn.Module, optimiser: Optimiser, *, fused: bool
     ) -> None:
-        self.optimiser = optimiser
         self.named: dict[str, nn.Parameter] = {}
         no_decay = set(student.no_decay())
-        buckets: dict[tuple[float, float], list[nn.Parameter]] = {}
+        matrices = layer_matrices(student.module) if optimiser.algorithm == "muon" else set()
+        buckets: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
         for name, parameter in student.module.named_parameters():
             group = chosen.get(name)
             parameter.requires_grad_(group is not None)
@@ -56,25 +58,26 @@ class Trainable:
             self.named[name] = parameter
             decay = optimiser.weight_decay if group.weight_decay is None else group.weight_decay
             decay = 0.0 if name in no_decay and group.weight_decay is None else decay
-            buckets.setdefault((group.lr, decay), []).append(parameter)
+            buckets[name in matrices].setdefault((group.lr, decay), []).append(parameter)
         for name, parameter in objectives.named_parameters():
             self.named[f"{OBJECTIVES}.{name}"] = parameter
-            buckets.setdefault((1.0, optimiser.weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-        self.multiples = [lr for lr, _ in buckets]
-        groups = [{"params": ps, "weight_decay": decay} for (_, decay), ps in buckets.items()]
-        self.adam = (
-            torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas, eps=optimiser.eps, fused=fused or None)
-            if groups
-            else None
-        )
+            decay = optimiser.weight_decay if parameter.ndim > 1 else 0.0
+            buckets[False].setdefault((1.0, decay), []).append(parameter)
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if buckets[False]:
+            rest, betas, eps = _groups(buckets[False]), optimiser.betas, optimiser.eps
+            self.optimisers.append(
+                torch.optim.AdamW(rest, lr=optimiser.lr, betas=betas, eps=eps, fused=fused or None)
+            )
+        if buckets[True]:
+            self.optimisers.append(Muon(_groups(buckets[True]), lr=optimiser.lr, momentum=optimiser.momentum))
 
     def step(self, lr: float) -> None:
         """One update at learning rate ``lr`` (times each group's multiple)."""
-        if self.adam is None:
-            return
-        for group, multiple in zip(self.adam.param_groups, self.multiples, strict=True):
-            group["lr"] = lr * multiple
-        self.adam.step()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group["multiple"]
+            optimiser.step()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -106,10 +109,12 @@ class Trainable:
         """(trained values, optimiser moments), whole, for a checkpoint."""
         values = {name: ranks.whole(p.detach()) for name, p in self.named.items()}
         moments: dict[str, Tensor] = {}
-        state = {} if self.adam is None else self.adam.state
-        for name, parameter in self.named.items():
-            for key, tensor in state.get(parameter, {}).items():
-                moments[f"{key}|{name}"] = ranks.whole(tensor) if isinstance(tensor, Tensor) else torch.tensor(tensor)
+        for optimiser in self.optimisers:
+            for name, parameter in self.named.items():
+                for key, tensor in optimiser.state.get(parameter, {}).items():
+                    moments[f"{key}|{name}"] = (
+                        ranks.whole(tensor) if isinstance(tensor, Tensor) else torch.tensor(tensor)
+                    )
         return values, moments
 
     def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -117,18 +122,21 @@ class Trainable:
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(ranks.like(values[name], parameter))
-        if self.adam is None:
-            return
-        self.adam.state.clear()
+        owners = {}
+        for optimiser in self.optimisers:
+            optimiser.state.clear()
+            owners |= {id(p): optimiser for group in optimiser.param_groups for p in group["params"]}
         for key, tensor in moments.items():
             part, name = key.split("|", 1)
             parameter = self.named[name]
+            optimiser = owners[id(parameter)]
             value: Any = tensor.clone() if tensor.ndim == 0 else ranks.like(tensor.clone(), parameter)
-            self.adam.state[parameter][part] = value.to(parameter.device) if tensor.ndim == 0 and self._fused else value
+            on_device = tensor.ndim == 0 and optimiser.param_groups[0].get("fused")
+            optimiser.state[parameter][part] = value.to(parameter.device) if on_device else value
 
-    @property
-    def _fused(self) -> bool:
-        return self.adam is not None and bool(self.adam.param_groups[0].get("fused"))
+
+def _groups(buckets: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": ps, "multiple": lr, "weight_decay": decay} for (lr, decay), ps in buckets.items()]
 
 
 def _site_of(name: str, sites: list[str]) -> str:
