@@ -9,7 +9,9 @@ occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with
 were trained classically; the seconds of the teacher stand apart.
 
 Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
-steps, each schedule ending at its own end, until one reaches the quality; only that one counts. PSNR is that of every
+steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is looked at
+on its way and counts only until it got there; a conversion counts whole. Further seeds begin where the first one got
+there. PSNR is that of every
 third ray of four views that nobody trained on. Rows are written as they are measured, and an interrupted run goes on.
 """
 
@@ -45,15 +47,12 @@ from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E40
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_speed_up.json"
 STUDENTS = ("vm", "cp", "hash", "tensors", "mlp")
-REPEATED = ("vm", "mlp")
-"""Students that are measured with several seeds."""
 BELOW = 1.0
 """dB below the teacher that have to be reached."""
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)
 """Budgets of the conversions tried, as shares of the recipe's."""
-STEPS = {"mlp": (1200, 3600)}
-"""Lengths of the trainings tried, by student."""
-OTHER_STEPS = (400, 700, 1000, 1400, 2000)
+STEPS = (100, 200, 400, 700, 1000, 1400, 2000)
+"""Lengths of the trainings tried."""
 LOOKS = 12
 """How often a training is looked at."""
 STRIDE = 3
@@ -83,8 +82,8 @@ def main() -> None:
     """Train the teacher, convert, train from pictures, print and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", default=",".join(STUDENTS), help="comma-separated")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of vm and mlp")
-    parser.add_argument("--steps", help="lengths of the trainings from pictures, comma-separated; default by student")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds; the first one finds the budget and the lengths")
+    parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="lengths of the trainings from pictures")
     parser.add_argument("--cap", type=float, default=400, help="CPU seconds after which a training from pictures stops")
     parser.add_argument("--parts", default="convert,drop,own,given,uniform", help="which measurements, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-speed-up"), help="folder for teacher and runs")
@@ -102,8 +101,7 @@ def main() -> None:
     parts = arguments.parts.split(",")
     for part in parts:
         for arch in arguments.students.split(","):
-            seeds = arguments.seeds if arch in REPEATED and part in ("convert", "drop", "own") else 1
-            for seed in range(seeds):
+            for seed in range(arguments.seeds):
                 name = f"{arch}/{part}/{seed}"
                 if name in rows:
                     continue
@@ -118,9 +116,8 @@ def main() -> None:
                     rows.add(name, {**row, "drop": round(quality - row["psnr"], 2)})
                 elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
                     given = teacher.occupancy if part == "given" else None
-                    usual = STEPS.get(arch, OTHER_STEPS)
-                    chosen = tuple(int(n) for n in arguments.steps.split(",")) if arguments.steps else usual
-                    lengths = chosen if first is None else (first["steps"],)
+                    chosen = tuple(int(n) for n in arguments.steps.split(","))
+                    lengths = chosen if first is None else tuple(n for n in chosen if n >= first["steps"])
                     goal = (quality - BELOW, arguments.cap)
                     attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
                     rows.add(name, training(attempt, lengths, arguments.cap))

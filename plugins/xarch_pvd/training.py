@@ -20,7 +20,7 @@ from xarch.families.field.cameras import Camera
 from xarch.kernels import keep_freed_memory
 from xarch.optim import Muon, layer_matrices
 
-RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 2e-2), "tensors": (1e-1, 2e-3)}
+RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 3e-2), "tensors": (1e-1, 2e-3)}
 """Learning rates of grids and of layers that suit a representation. Voxels meet few rays each: with the rate of the
 others they are 6 dB behind after 450 steps."""
 OTHER_RATES = (2e-2, 2e-3)

@@ -66,9 +66,7 @@ class Trainable:
         self.optimisers: list[torch.optim.Optimizer] = []
         if buckets[False]:
             rest, betas, eps = _groups(buckets[False]), optimiser.betas, optimiser.eps
-            self.optimisers.append(
-                torch.optim.AdamW(rest, lr=optimiser.lr, betas=betas, eps=eps, fused=fused or None)
-            )
+            self.optimisers.append(torch.optim.AdamW(rest, lr=optimiser.lr, betas=betas, eps=eps, fused=fused or None))
         if buckets[True]:
             self.optimisers.append(Muon(_groups(buckets[True]), lr=optimiser.lr, momentum=optimiser.momentum))
 
