@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,30 @@ import pytest
 PROGRAM = Path(__file__).with_name("convert_stack.py")
 
 
+@functools.cache
+def server() -> subprocess.Popen[str]:
+    """One process that has imported what a conversion needs, for all conversions of this file."""
+    command = [sys.executable, str(PROGRAM), "--serve"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(started.communicate)
+    return started
+
+
 def convert(out: Path, *arguments: str, home: Path, sabotage: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the program; returns its exit code and output."""
+    """Run the program in a process of its own; returns its exit code and output."""
     env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage}
     env["XARCH_DISABLE_PLUGINS"] = "hf,text,mohawk"
-    return subprocess.run([sys.executable, str(PROGRAM), str(out), *arguments], env=env, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
+        command = [str(out), *arguments]
+        request = {"arguments": command, "environment": env, "stdout": str(stdout), "stderr": str(stderr)}
+        to, back = server().stdin, server().stdout
+        assert to is not None
+        assert back is not None
+        print(json.dumps(request), file=to, flush=True)
+        code = int(back.readline())
+        return subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
 
 
 def student(out: Path) -> bytes:
