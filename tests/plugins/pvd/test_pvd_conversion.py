@@ -78,7 +78,7 @@ class TestMLP(WholePathInCI):
     options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["mlp"]
 
 
-class TestVM(FieldConformance):
+class TestVM(WholePathInCI):
     adapter = "vm"
     options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["vm"]
 
