@@ -51,6 +51,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, by: float) -> Path:
         "runtime.threads": 1,
         "runtime.tensorboard": False,
         "export.bench": False,
+        "export.options": {"prefill": []},
         "tiny": True,
     }
     try:

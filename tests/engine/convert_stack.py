@@ -1,7 +1,14 @@
-"""Runs one stack conversion in its own process: ``convert_stack.py OUT [--resume] [key=value ...]``."""
+"""Runs one stack conversion in its own process: ``convert_stack.py OUT [--resume] [key=value ...]``.
+
+``convert_stack.py --serve`` reads requests, a line of JSON each, and answers with exit codes. Every request is run in a
+fork of a process that has nothing but imported its modules, which is most of what so small a conversion takes.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +38,19 @@ STAGES = {
     },
 }
 
+MODULES = (
+    "accelerate",
+    "matplotlib.pyplot",
+    "torch._dynamo",
+    "xarch.engine.distributed",
+    "xarch.engine.gradient",
+    "xarch.engine.runner",
+    "xarch.planning.build",
+    "xarch.report.build",
+)
 
-def main() -> int:
+
+def main(arguments: list[str]) -> int:
     from xarch import errors
     from xarch.config.load import load_config
     from xarch.engine.distributed import open_run
@@ -44,7 +62,7 @@ def main() -> int:
     from xarch.store.run_dir import RunDir
 
     torch.set_num_threads(1)
-    out, *rest = sys.argv[1:]
+    out, *rest = arguments
     registry = load_registry([str(Path(__file__).with_name("stack_plugin.py"))])
     try:
         if "--resume" in rest:
@@ -74,5 +92,23 @@ def main() -> int:
     return 0
 
 
+def serve() -> int:
+    """Answer requests until there are none; in a fork, return the exit code of the one it is there for."""
+    for module in MODULES:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        fork = os.fork()
+        if fork == 0:
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            for number, name in ((1, "stdout"), (2, "stderr")):
+                os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+            return main(request["arguments"])
+        _, status = os.waitpid(fork, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve() if sys.argv[1:] == ["--serve"] else main(sys.argv[1:]))

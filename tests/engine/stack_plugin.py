@@ -230,8 +230,8 @@ class Trouble:
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if not at or kind == "oom" or cls.moments != int(at):
             return ""
-        if kind in ("kill", "term"):
-            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+        if kind in ("kill", "term", "int"):
+            os.kill(os.getpid(), getattr(signal, f"SIG{kind.upper()}"))
         if kind == "bug":
             raise ZeroDivisionError("planted bug")
         return kind

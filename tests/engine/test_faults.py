@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,30 @@ import pytest
 PROGRAM = Path(__file__).with_name("convert_stack.py")
 
 
+@functools.cache
+def server() -> subprocess.Popen[str]:
+    """One process that has imported what a conversion needs, for all conversions of this file."""
+    command = [sys.executable, str(PROGRAM), "--serve"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(started.communicate)
+    return started
+
+
 def convert(out: Path, *arguments: str, home: Path, sabotage: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the program; returns its exit code and output."""
+    """Run the program in a process of its own; returns its exit code and output."""
     env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage}
     env["XARCH_DISABLE_PLUGINS"] = "hf,text,mohawk"
-    return subprocess.run([sys.executable, str(PROGRAM), str(out), *arguments], env=env, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
+        command = [str(out), *arguments]
+        request = {"arguments": command, "environment": env, "stdout": str(stdout), "stderr": str(stderr)}
+        to, back = server().stdin, server().stdout
+        assert to is not None
+        assert back is not None
+        print(json.dumps(request), file=to, flush=True)
+        code = int(back.readline())
+        return subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
 
 
 def student(out: Path) -> bytes:
@@ -88,15 +110,55 @@ def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path,
     assert student(out) == student(whole)
 
 
-def test_a_long_validation_before_a_stage_can_be_interrupted(tmp_path: Path, home: Path) -> None:
-    out, longer = tmp_path / "run", "stages.global.validation.samples=12"
-    stopped = convert(out, longer, home=home, sabotage="term@99")
+LONGER = "stages.global.validation.samples=12"
+"""Three batches before the 15 steps of the global stage, moments 101 to 103, and three after them, 119 to 121."""
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """An undisturbed run with long validations."""
+    out = tmp_path_factory.mktemp("validated") / "run"
+    done = convert(out, LONGER, home=home)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """What the global stage left behind, without what a clock decides."""
+    found = json.loads((out / "stages" / "04-global" / "summary.json").read_text())
+    return {k: v for k, v in found.items() if k not in ("seconds", "training")}
+
+
+def test_a_long_validation_before_a_stage_can_be_interrupted(validated: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    stopped = convert(out, LONGER, home=home, sabotage="term@102")
     assert stopped.returncode == 130, stopped.stderr
     assert json.loads((out / "status.json").read_text())["reason"] == "stopped by SIGTERM in stage global"
     assert not list(out.glob("stages/04-global/checkpoints/step-*"))
     assert convert(out, "--resume", home=home).returncode == 0
-    assert convert(tmp_path / "straight", longer, home=home).returncode == 0
-    assert student(out) == student(tmp_path / "straight")
+    assert student(out) == student(validated)
+    assert summary(out) == summary(validated)
+
+
+@pytest.mark.parametrize(("trouble", "code"), [("int@120", 130), ("term@120", 130), ("kill@120", -9)])
+def test_a_long_validation_after_a_stage_can_be_interrupted(
+    trouble: str, code: int, validated: Path, tmp_path: Path, home: Path
+) -> None:
+    out = tmp_path / "run"
+    stopped = convert(out, LONGER, home=home, sabotage=trouble)
+    assert stopped.returncode == code, stopped.stderr
+    if code == 130:
+        reason = json.loads((out / "status.json").read_text())["reason"]
+        assert reason == f"stopped by SIG{trouble[:-4].upper()} in stage global"
+    assert not json.loads((out / "stages/04-global/checkpoints/step-15/manifest.json").read_text())["final"]
+    # Four moments are left: three of the validation and the stage's end. A step that is taken again makes a fifth.
+    resumed = convert(out, "--resume", home=home, sabotage="kill@5")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "goes on from step 15" in (out / "log.txt").read_text()
+    assert (out / "metrics.jsonl").read_bytes() == (validated / "metrics.jsonl").read_bytes()
+    assert student(out) == student(validated)
+    assert summary(out) == summary(validated)
+    assert summary(out)["metrics"]["validation_after"] < summary(out)["metrics"]["validation_before"]
 
 
 def test_nan_stops_without_an_update(tmp_path: Path, home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from run_folders import make_eval, make_parity, make_plan, make_run
 
 from xarch.report.build import SECTIONS, build_report
 from xarch.report.files import clean
+from xarch.report.sections import errors, over_time, quality, training
 from xarch.store.run_dir import RunDir
 
 SHOWN = [name for name, _ in SECTIONS]
@@ -28,6 +30,30 @@ def built(run: RunDir) -> Any:
     build_report(run)
     assert run.report_md.read_text(encoding="utf-8").strip()
     return check_page(run.report_html)
+
+
+PICTURES = {errors: ("heat_svg", "sites_svg"), over_time: ("over_time_svg",), quality: ("comparison_svg",)}
+PICTURES |= {training: ("curve_svg",)}
+DRAWN: dict[str, tuple[Any, str | None]] = {}
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of figures that an earlier test has drawn are not drawn again: they take most of a report's time."""
+
+    def once(draw: Callable[..., str | None]) -> Callable[..., str | None]:
+        def drawn(*given: Any, **named: Any) -> str | None:
+            key = repr((draw.__name__, given, named))
+            if key not in DRAWN:
+                # The arguments are kept, for among them are functions, which repr tells apart by their address.
+                DRAWN[key] = ((given, named), draw(*given, **named))
+            return DRAWN[key][1]
+
+        return drawn
+
+    for module, names in PICTURES.items():
+        for name in names:
+            monkeypatch.setattr(module, name, once(getattr(module, name)))
 
 
 def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
@@ -242,7 +268,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str) -> None:
+def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str, drawn_once: None) -> None:
     run = make_run(tmp_path / "run")
     path = run.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -261,7 +287,7 @@ FILES = [p for p in PARTS if p.endswith((".json", ".jsonl"))] + ["bench/cpu.json
 
 
 @pytest.mark.parametrize("part", FILES)
-def test_a_damaged_file_costs_its_sections_only(tmp_path: Path, part: str) -> None:
+def test_a_damaged_file_costs_its_sections_only(tmp_path: Path, part: str, drawn_once: None) -> None:
     run = make_run(tmp_path / "run")
     (run.path / part).write_text('{"stages": 5, "eval": [], "tables": ')
     page = built(run)

@@ -109,6 +109,8 @@ class _OnDevice(BatchStream):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
+        # A stage that resumes after its last step reads no batch and still tells what its data were.
+        self.shared.update(self.stream.counters())
 
     def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
         self.stream.take_losses(batch.to("cpu"), losses)

@@ -70,6 +70,8 @@ class GradientStage:
         self.oom_retries = 0
         self.watched = False
         self.losses: dict[str, list[Tensor]] = {}
+        self._validation_before: float | None = None
+        self._resumed_figures: dict[str, float] = {}
 
     def run(self) -> StageOutcome:
         """All steps, from the newest checkpoint if there is one."""
@@ -87,8 +89,7 @@ class GradientStage:
         if checks and first > 0:
             before = self._validation_before
         self._validation_before = before
-        figures: dict[str, float] = {}
-        step = first
+        figures, step = dict(self._resumed_figures), first
         per_pass = self.steps // self.stage.passes
         self.watch, self.seen = Stopwatch(self.trained), self.trained
         while not self.ending.over:
@@ -118,15 +119,17 @@ class GradientStage:
                 self._add_point(step)
             stopping = context.ranks.any(context.stop.received is not None)
             if not over and (step % self.stage.checkpoint_every == 0 or stopping):
-                self._save(step, stream)
+                self._save(step, stream, figures)
             if stopping and not over:
                 raise Interrupted(
                     f"stopped by {context.stop.received or 'another process'} after step {step} of stage {context.name}"
                 )
+        if checks and step > first:
+            # What is stopped or killed from here on resumes with the validation, no step is taken again.
+            self._save(step, stream, figures)
         training, ended = self.watch.spent.rounded(), self._early_end()
         if checks and before is not None:
-            # Nobody interrupts this one: it would take the steps since the last checkpoint with it.
-            after = self._evaluate(checks, context.reporter.progress)
+            after = self._evaluate(checks, context.progress)
             kept = "after"
             if self.stage.validation and self.stage.validation.keep == "better" and not after <= before:
                 self._restore(start)
@@ -406,7 +409,7 @@ class GradientStage:
             for name, buffer in self._buffers().items():
                 buffer.copy_(values[name].to(buffer.device))
 
-    def _save(self, step: int, stream: BatchStream) -> None:
+    def _save(self, step: int, stream: BatchStream, figures: Mapping[str, float]) -> None:
         context = self.context
         values, moments = self.trainable.tensors(context.ranks)
         rng_tensors, rng_data = rng_state()
@@ -426,13 +429,13 @@ class GradientStage:
                     "metrics_size": context.metrics.size(),
                     "curve_size": context.curve.size(),
                     "validation_before": self._validation_before,
+                    # JSON knows finite numbers only, and an outcome states no others.
+                    "figures": {k: v for k, v in figures.items() if math.isfinite(v)},
                     "ending": self.ending.state_dict(),
                     "training": vars(self.watch.spent),
                 },
             )
         context.ranks.barrier()
-
-    _validation_before: float | None = None
 
     def _resume(self, stream: BatchStream) -> int:
         """Load the newest checkpoint; returns the step to go on from."""
@@ -452,6 +455,7 @@ class GradientStage:
         self.micro_batch = found.state["micro_batch"]
         self.lr_scale = found.state["lr_scale"]
         self._validation_before = found.state["validation_before"]
+        self._resumed_figures = found.state.get("figures", {})
         self.trained = Spent(**found.state["training"])
         self.ending.load_state_dict(found.state["ending"], self.trained.seconds)
         self.context.metrics.cut(found.state["metrics_size"])

@@ -62,6 +62,11 @@ def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: An
     """Export, run every parity case, and assert on each of its outputs."""
     graphs = decoder_graphs(student, profile, options)
     runtime = Runtime(graphs, folder)
+    check(student, graphs, runtime, options["prefill"][0])
+    return runtime
+
+
+def check(student: DecoderStudent, graphs: list[ExportGraph], runtime: Runtime, size: int) -> None:
     seen = []
     for case in decoder_parity(student, graphs, [tokens(student.facts, 2, 90)]):
         got = case.drive(runtime)
@@ -72,7 +77,6 @@ def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: An
             assert difference(torch.tensor(got[name]), torch.tensor(value)) <= 1e-5, (case.shape, name)
         assert case.top1 == "logits"
         seen.append((case.graph, case.shape["tokens"], case.shape["calls"]))
-    size = options["prefill"][0]
     assert seen == [
         ("decode_1", 1, 1),
         ("decode_1", size - 1, size - 1),
@@ -80,27 +84,42 @@ def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: An
         (f"prefill_{size}", 2 * size + 2, 4),
         ("decode_1", 64, 64),
     ]
-    return runtime
 
 
-@pytest.mark.parametrize("profile", [FREE, STATIC], ids=["free", "static"])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"windows": (6, None), "softcap": 3.0, "qk_norm": True, "tied": False}],
-    ids=["plain", "window-softcap"],
-)
-def test_attention_student(profile: Profile, changes: dict[str, Any], tmp_path: Path) -> None:
-    student = make_student(tiny_facts(**changes))
-    runtime = drive(student, profile, tmp_path, prefill=[16])
-    ops = {node.op_type for model in runtime.models.values() for node in model.graph.node}
-    assert not ops & {"Loop", "Scan", "If", "Einsum", "CumSum", "ScatterND", "ScatterElements"}
-    if profile.static:
-        assert not ops & {"Range", "Shape"}
-        for model in runtime.models.values():
-            for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-                dims = value.type.tensor_type.shape.dim
-                assert len(dims) <= 4, value.name
-                assert all(d.HasField("dim_value") for d in dims), value.name
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderStudent, Runtime]:
+    """Attention with caches of any length and a vocabulary that no other size equals, exported once."""
+    student = make_student(tiny_facts(vocab=997))
+    return student, Runtime(decoder_graphs(student, FREE, {"prefill": [16]}), tmp_path_factory.mktemp("onnx"))
+
+
+def operators(runtime: Runtime) -> set[str]:
+    return {node.op_type for model in runtime.models.values() for node in model.graph.node}
+
+
+NEVER = {"Loop", "Scan", "If", "Einsum", "CumSum", "ScatterND", "ScatterElements"}
+VARIED = {"windows": (6, None), "softcap": 3.0, "qk_norm": True, "tied": False}
+
+
+def test_attention_student(plain: tuple[DecoderStudent, Runtime]) -> None:
+    student, runtime = plain
+    check(student, decoder_graphs(student, FREE, {"prefill": [16]}), runtime, 16)
+    assert not operators(runtime) & NEVER
+
+
+def test_attention_student_with_windows(tmp_path: Path) -> None:
+    assert not operators(drive(make_student(tiny_facts(**VARIED)), FREE, tmp_path, prefill=[16])) & NEVER
+
+
+@pytest.mark.parametrize("changes", [{}, VARIED], ids=["plain", "window-softcap"])
+def test_attention_student_with_static_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
+    runtime = drive(make_student(tiny_facts(**changes)), STATIC, tmp_path, prefill=[16])
+    assert not operators(runtime) & (NEVER | {"Range", "Shape"})
+    for model in runtime.models.values():
+        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+            dims = value.type.tensor_type.shape.dim
+            assert len(dims) <= 4, value.name
+            assert all(d.HasField("dim_value") for d in dims), value.name
 
 
 @pytest.mark.parametrize("profile", [FREE, STATIC], ids=["free", "static"])
@@ -120,9 +139,8 @@ def test_student_that_does_not_read_positions_keeps_the_interface(tmp_path: Path
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 77])
-def test_caches_of_any_length(length: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    student = make_student(tiny_facts())
-    runtime = _cached_runtime(student, tmp_path_factory)
+def test_caches_of_any_length(length: int, plain: tuple[DecoderStudent, Runtime]) -> None:
+    student, runtime = plain
     ids = tokens(student.facts, 1, length + 16)["input_ids"]
     with torch.no_grad():
         states = student.decoder.initial_states()
@@ -138,19 +156,8 @@ def test_caches_of_any_length(length: int, tmp_path_factory: pytest.TempPathFact
         assert out["present_key_cache.0"].shape == (1, 2, length + count, 8)
 
 
-_RUNTIMES: list[Runtime] = []
-
-
-def _cached_runtime(student: DecoderStudent, factory: pytest.TempPathFactory) -> Runtime:
-    if not _RUNTIMES:
-        _RUNTIMES.append(Runtime(decoder_graphs(student, FREE, {"prefill": [16]}), factory.mktemp("onnx")))
-    return _RUNTIMES[0]
-
-
-def test_tied_embedding_is_stored_once(tmp_path: Path) -> None:
-    facts = tiny_facts(vocab=997)
-    for graph in decoder_graphs(make_student(facts), FREE, {"prefill": [16]}):
-        model = export(graph, tmp_path)
+def test_tied_embedding_is_stored_once(plain: tuple[DecoderStudent, Runtime]) -> None:
+    for model in plain[1].models.values():
         big = [t for t in model.graph.initializer if 997 in t.dims]
         assert [list(t.dims) for t in big] == [[997, 32]]
         readers = sorted(node.op_type for node in model.graph.node if big[0].name in node.input)

@@ -1,17 +1,25 @@
-"""Exported fields: points one by one, a whole rendered view, and what the gate does with a graph that is wrong."""
+"""Exported fields: points one by one, a whole rendered view, what the gate does with a graph that is wrong, and
+examples/edge/render.py, which makes the picture that torch renders with nothing of xarch or torch."""
 
 from __future__ import annotations
 
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from exported_fields import export, student_of
+from exported_fields import SAMPLES, export, student_of
+from PIL import Image
 
 from xarch import Batch, ExportGraph, PlanError, Profile, UsageError
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
-from xarch.families.field import RaysGraph
+from xarch.export.run import ExportResult
+from xarch.families.field import Camera, RaysGraph, render, sphere_pose
 from xarch.families.field.model import FieldStudent
 from xarch_pvd.graphs import field_graphs
 from xarch_pvd.parity import field_parity, thinned
@@ -19,12 +27,28 @@ from xarch_pvd.provider import picture_batch
 from xarch_pvd.representations import options_of
 from xarch_pvd.views import fixed_cameras
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "edge" / "render.py"
+Exported = Callable[[str, Profile], tuple[ExportResult, Path]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """``exported(arch, profile)``: result and folder of a trained field's export, made once."""
+
+    @functools.cache
+    def make(arch: str, profile: Profile) -> tuple[ExportResult, Path]:
+        out = tmp_path_factory.mktemp("exported") / "out"
+        return export(student_of(arch), profile, out), out
+
+    return make
+
+
 ARCHS = ["vm", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("hash", "mlp", "cp", "tensors"))]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_points_and_a_rendered_view_are_the_students(arch: str, tmp_path: Path) -> None:
-    result = export(student_of(arch), cpu, tmp_path / "cpu")
+def test_points_and_a_rendered_view_are_the_students(arch: str, exported: Exported) -> None:
+    result, _ = exported(arch, cpu)
     points, rays = result.parity["graphs"]["points"], result.parity["graphs"]["rays"]
     assert {case["shape"]["points"] for case in points["cases"]} == {1, 2, 257, 10_000}
     assert points["measures"]["largest relative error of sigma"]["value"] <= 1e-4
@@ -42,8 +66,8 @@ REDUCED = [
 
 
 @pytest.mark.parametrize(("arch", "profile"), REDUCED, ids=lambda v: getattr(v, "name", v))
-def test_fields_on_accelerators(arch: str, profile: Profile, tmp_path: Path) -> None:
-    result = export(student_of(arch), profile, tmp_path / "out")
+def test_fields_on_accelerators(arch: str, profile: Profile, exported: Exported) -> None:
+    result, _ = exported(arch, profile)
     psnr = result.parity["graphs"]["rays"]["measures"]["psnr"]
     assert psnr["value"] >= psnr["minimum"] == {"float32": 60, "float16": 40, "int8": 30}[profile.dtype]
     for entry in result.profile["graphs"].values():
@@ -133,3 +157,49 @@ def graphs_of(student: FieldStudent) -> list[ExportGraph]:
 
 def view() -> Batch:
     return picture_batch(fixed_cameras(student_of("vm").facts.views, 1, "heldout")[0], (1.0, 1.0, 1.0))
+
+
+def draw(*arguments: object) -> None:
+    script = (
+        "import runpy, sys; path = sys.argv.pop(1); runpy.run_path(path, run_name='__main__'); "
+        "assert not {'torch', 'xarch', 'onnx'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(EXAMPLE), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def by_torch(arch: str, azimuth: float, elevation: float, size: int) -> np.ndarray:
+    views = student_of(arch).facts.views
+    pose = sphere_pose(math.radians(azimuth), math.radians(elevation), views.radius[1], torch.tensor(views.target))
+    focal = views.focal * size
+    camera = Camera(size, size, focal, focal, size / 2, size / 2, pose)
+    rgb = render(student_of(arch).field, *camera.rays(), torch.ones(3), samples=SAMPLES)["rgb"]
+    return rgb.view(size, size, 3).clamp(0, 1).numpy()
+
+
+def difference(file: Path, wanted: np.ndarray) -> float:
+    return float(np.abs(np.asarray(Image.open(file).convert("RGB")) / 255 - wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("profile", "limit"), [(cpu, 0.003), pytest.param(npu_int8, 0.1, marks=pytest.mark.slow)], ids=["cpu", "npu-int8"]
+)
+def test_picture_and_turntable(profile: Profile, limit: float, exported: Exported, tmp_path: Path) -> None:
+    _, out = exported("vm", profile)
+    png, gif = tmp_path / "view.png", tmp_path / "turn.gif"
+    draw(out, png, "--size", 31, "--azimuth", 100, "--elevation", 40, "--turntable", gif, "--frames", 4)
+    assert difference(png, by_torch("vm", 100, 40, 31)) < limit
+    turn = Image.open(gif)
+    assert (turn.size, turn.n_frames, turn.info["loop"]) == ((31, 31), 4, 0)  # type: ignore[attr-defined]
+    turn.seek(2)
+    turn.convert("RGB").save(tmp_path / "half.png")
+    right, wrong = (difference(tmp_path / "half.png", by_torch("vm", angle, 40, 31)) for angle in (280, 100))
+    assert right < 0.15 < 0.3 < wrong
+
+
+def test_the_example_is_short_and_imports_what_the_readme_says() -> None:
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60
+    modules = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert modules == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "PIL"}

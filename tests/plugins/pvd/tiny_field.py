@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,15 +35,22 @@ OPTIONS_OF = {
 }
 
 
-@lru_cache(maxsize=5)
-def trained(arch: str = "vm", steps: int = 120) -> RadianceField:
-    """A field of the procedural scene from ten small pictures."""
-    torch.manual_seed(0)
-    cameras = scene.random_cameras(10, SIZE, torch.Generator().manual_seed(0))
-    pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
-    field = build_field(arch, OPTIONS[arch].model_validate(OPTIONS_OF[arch]), aabb=scene.BOX)
-    train_field(field, pixels, TrainingOptions(steps=steps, rays=256, samples=48, resolution=16, warmup=32, every=32))
+@cache
+def _trained(arch: str, steps: int) -> RadianceField:
+    # Without the fork, numbers drawn after this call would depend on whether an earlier test has made the field.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        cameras = scene.random_cameras(10, SIZE, torch.Generator().manual_seed(0))
+        pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
+        field = build_field(arch, OPTIONS[arch].model_validate(OPTIONS_OF[arch]), aabb=scene.BOX)
+        options = TrainingOptions(steps=steps, rays=256, samples=48, resolution=16, warmup=32, every=32)
+        train_field(field, pixels, options)
     return field
+
+
+def trained(arch: str = "vm", steps: int = 120) -> RadianceField:
+    """A field of the procedural scene from ten small pictures; a copy, so that no test changes another's."""
+    return deepcopy(_trained(arch, steps))
 
 
 def write_teacher(file: Path, arch: str = "vm", steps: int = 120) -> str:
