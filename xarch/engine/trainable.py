@@ -120,7 +120,7 @@ class Trainable:
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(ranks.like(values[name], parameter))
-        owners = {}
+        owners: dict[int, torch.optim.Optimizer] = {}
         for optimiser in self.optimisers:
             optimiser.state.clear()
             owners |= {id(p): optimiser for group in optimiser.param_groups for p in group["params"]}
