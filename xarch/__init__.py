@@ -6,9 +6,13 @@ Names resolve on first use, so ``import xarch`` imports no torch.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# onnxruntime sends what it is used for to its maker since 1.29; xarch sends nothing anywhere. Read when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     # running conversions

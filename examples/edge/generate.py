@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+
+# Before the import: from 1.29 on onnxruntime tells its maker what it is used for unless this is set.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 from tokenizers import Tokenizer, decoders
 

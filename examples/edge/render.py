@@ -4,9 +4,14 @@ python render.py RUN/export/cpu picture.png [--turntable turn.gif] [--size 200] 
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+
+# Before the import: from 1.29 on onnxruntime tells its maker what it is used for unless this is set.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 from PIL import Image
 

@@ -8,6 +8,9 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+# For a process that imported onnxruntime before xarch, whose environment variable it has not seen.
+ort.disable_telemetry_events()
+
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),

@@ -19,7 +19,10 @@ _NO_LICENCE = (
 
 _ONNX = """\
 import json
+import os
 import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 session = ort.InferenceSession({path!r})
