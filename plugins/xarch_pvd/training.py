@@ -25,7 +25,7 @@ from xarch_pvd.pixels import Pixels
 RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 4e-3), "tensors": (1e-1, 2e-3)}
 """Learning rates of grids and of layers that suit a representation. Voxels meet few rays each: with the rate of the
 others they are 6 dB behind after 450 steps."""
-OTHER_RATES = (2e-2, 2e-3)
+OTHER_RATES = (2e-2, 5e-3)
 FIRST_PASSES = 4
 """Points a cell at the first refresh, before which there is nothing to remember."""
 
