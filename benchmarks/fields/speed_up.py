@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -53,6 +53,8 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)
 """Budgets of the conversions tried, as shares of the recipe's."""
 STEPS = (100, 200, 400, 700, 1000, 1400, 2000)
 """Lengths of the trainings tried."""
+OCCUPANCY: dict[str, Literal["found", "given", "none"]] = {"own": "found", "given": "given", "uniform": "none"}
+"""Where a training has its occupancy grid from, by part."""
 LOOKS = 12
 """How often a training is looked at."""
 STRIDE = 3
@@ -169,12 +171,8 @@ def trained(
     """One training from pictures."""
     torch.manual_seed(seed)
     field = build_field(arch, OPTIONS[arch].model_validate({}), aabb=scene.BOX)
-    warmup = TrainingOptions.warmup
     if given is not None:
         field.set_occupancy(given)
-        warmup = -1
-    elif part == "uniform":
-        warmup = steps + 1
     curve: list[tuple[float, float]] = []
 
     def look(step: int, seconds: float) -> bool:
@@ -184,7 +182,7 @@ def trained(
         return curve[-1][1] >= goal[0] or seconds >= goal[1]
 
     state = machine_state()
-    options = TrainingOptions(steps=steps, seed=seed, warmup=warmup)
+    options = TrainingOptions(steps=steps, seed=seed, occupancy=OCCUPANCY[part])
     train_field(field, pixels, options, until=look)
     seconds, psnr_reached = curve[-1]
     reached = psnr_reached >= goal[0]

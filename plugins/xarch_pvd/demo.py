@@ -16,7 +16,7 @@ from xarch_pvd.representations.records import to_file
 from xarch_pvd.training import Pixels, TrainingOptions, train_field
 
 DEMO = "demo"
-VERSION = 1
+VERSION = 2
 VIEWS, SIZE, STEPS, SEED = 40, 100, 1200, 0
 
 

@@ -1,7 +1,8 @@
 """Training a field from posed pictures: teachers, and the baseline that conversions are compared with.
 
-Squared error on rendered rays with an occupancy grid that is refreshed from the field as it forms (Instant-NGP, arXiv
-2201.05989, appendix C; TensoRF, arXiv 2203.09517, section 4).
+Squared error on rendered rays. A coarse volume finds the occupied cells first (DVGO, arXiv 2111.11215); the occupancy
+grid is then refreshed from the field as it forms (Instant-NGP, arXiv 2201.05989, appendix C; TensoRF, arXiv 2203.09517,
+section 4).
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from xarch.families.field import RadianceField, ray_points
-from xarch.families.field import occupancy as occupancies
-from xarch.families.field.cameras import Camera
+from xarch.families.field import RadianceField
+from xarch.families.field.occupancy import DensityGrid
 from xarch.kernels import keep_freed_memory
 from xarch.optim import Muon, layer_matrices
+from xarch_pvd.coarse import coarse_occupancy
+from xarch_pvd.pixels import Pixels
 
 RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 3e-2), "tensors": (1e-1, 2e-3)}
 """Learning rates of grids and of layers that suit a representation. Voxels meet few rays each: with the rate of the
 others they are 6 dB behind after 450 steps."""
-OTHER_RATES = (2e-2, 2e-3)
+OTHER_RATES = (2e-2, 5e-3)
 MUON = ("mlp",)
 """Representations whose layers Muon trains: those that are nothing but layers."""
+FIRST_PASSES = 4
+"""Points a cell at the first refresh, before which there is nothing to remember."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,10 @@ class TrainingOptions:
         rays: rays a step.
         samples: steps along a ray.
         grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; default what suits the representation.
+        occupancy: ``found`` from the pictures, ``given`` by the field and left as it is, or ``none`` (all is occupied).
         resolution: cells of the occupancy grid along an axis.
-        warmup: steps before the grid is first built.
+        coarse: steps of the coarse volume that finds the first grid, with half the samples of a quarter of the rays.
+        warmup: steps of the field before the grid follows it.
         every: steps between refreshes.
         threshold: density above which a cell is occupied, at most the mean over all cells.
         seed: of rays, jitter and grid.
@@ -49,34 +56,13 @@ class TrainingOptions:
     samples: int = 128
     grid_lr: float | None = None
     net_lr: float | None = None
+    occupancy: Literal["found", "given", "none"] = "found"
     resolution: int = 64
+    coarse: int = 192
     warmup: int = 96
-    every: int = 64
+    every: int = 16
     threshold: float = 10.0
     seed: int = 0
-
-
-@dataclass
-class Pixels:
-    """Every pixel of a set of pictures as rays, with straight RGBA colours."""
-
-    origins: Tensor
-    dirs: Tensor
-    rgba: Tensor
-    count: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = len(self.origins)
-
-    @classmethod
-    def of(cls, cameras: list[Camera], pictures: Callable[[int], Tensor]) -> Pixels:
-        """All pixels of cameras; ``pictures(i)`` is [height, width, 4] in [0, 1]."""
-        rays = [camera.rays() for camera in cameras]
-        return cls(
-            torch.cat([o for o, _ in rays]),
-            torch.cat([d for _, d in rays]),
-            torch.cat([pictures(i).reshape(-1, 4) for i in range(len(cameras))]),
-        )
 
 
 def train_field(
@@ -90,7 +76,7 @@ def train_field(
     """Train in place and return the CPU seconds of it.
 
     Args:
-        model: the field; its occupancy is built here unless ``options.warmup`` is negative (the grid is given).
+        model: the field; its occupancy is replaced unless ``options.occupancy`` is ``given``.
         progress: called every ten steps with step, steps and loss.
         until: called after every step with the CPU seconds so far, outside of the measured time; True stops.
     """
@@ -117,29 +103,26 @@ def train_field(
     )
     layers = [{"params": [named[n] for n in sorted(matrices)], "lr": net_lr, "peak": net_lr}]
     optimisers = [adam, Muon(layers)] if matrices else [adam]
-    given = options.warmup < 0
-    if not given:
-        model.set_occupancy(torch.ones(options.resolution, options.resolution, options.resolution))
     spent, started = 0.0, time.process_time()
+    densities = None
+    if options.occupancy == "none":
+        model.set_occupancy(torch.ones(1, 1, 1))
+    elif options.occupancy == "found":
+        model.set_occupancy(_first_grid(model, pixels, options))
+        densities = DensityGrid(model.occupancy, seed=options.seed)
     for step in range(options.steps):
         scale = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        loss = _loss(model, pixels, options, generator)
+        loss = pixels.error(model, options.rays, options.samples, generator)
         model.zero_grad(set_to_none=True)
         loss.backward()
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * scale
             optimiser.step()
-        if not given and step + 1 >= options.warmup and (step + 1 - options.warmup) % options.every == 0:
-            model.set_occupancy(
-                occupancies.build(
-                    model,
-                    resolution=options.resolution,
-                    threshold=options.threshold,
-                    passes=1,
-                    seed=options.seed + step,
-                )
-            )
+        follows = step + 1 - options.warmup
+        if densities is not None and follows >= 0 and follows % options.every == 0:
+            passes = FIRST_PASSES if follows == 0 else 1
+            model.set_occupancy(densities.refresh(model, passes=passes, threshold=options.threshold))
         spent += time.process_time() - started
         if step % 10 == 9:
             progress(step + 1, options.steps, float(loss.detach()))
@@ -151,12 +134,16 @@ def train_field(
     return spent
 
 
-def _loss(model: RadianceField, pixels: Pixels, options: TrainingOptions, generator: torch.Generator) -> Tensor:
-    rows = torch.randint(pixels.count, (options.rays,), generator=generator)
-    background = torch.rand(options.rays, 3, generator=generator)
-    jitter = torch.rand(options.rays, generator=generator)
-    points = ray_points(model, pixels.origins[rows], pixels.dirs[rows], options.samples, jitter)
-    values = model.query(points.x_N3, points.d_N3, ("sigma_raw", "rgb"))
-    rgb, _, _ = points.composite(model.density(values["sigma_raw"]), values["rgb"], background)
-    alpha = pixels.rgba[rows, 3:]
-    return (rgb - pixels.rgba[rows, :3] * alpha - background * (1 - alpha)).square().mean()
+def _first_grid(model: RadianceField, pixels: Pixels, options: TrainingOptions) -> Tensor:
+    return coarse_occupancy(
+        model,
+        pixels,
+        resolution=options.resolution,
+        steps=options.coarse,
+        rays=max(options.rays // 4, 1),
+        samples=max(options.samples // 2, 1),
+        seed=options.seed,
+    )
+
+
+__all__ = ["Pixels", "TrainingOptions", "train_field"]

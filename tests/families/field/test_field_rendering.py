@@ -135,6 +135,28 @@ def test_occupancy_found_by_asking_covers_the_ball_tightly() -> None:
     assert high.tolist() == pytest.approx([0.75] * 3)
 
 
+def test_a_refreshed_grid_remembers_asks_only_within_and_grows_along_matter() -> None:
+    ball, full = Ball(), torch.ones(32, 32, 32, dtype=torch.bool)
+    whole = occupancy.build(ball, resolution=32, passes=1)
+    densities = occupancy.DensityGrid(full, decay=0.5)
+    assert torch.equal(densities.refresh(ball), whole)
+    seen = densities.sigma_HHH.clone()
+    hidden = Ball(sigma_clip=(-20.0, -10.0))
+    densities.refresh(hidden)
+    assert torch.allclose(densities.sigma_HHH, seen * 0.5, atol=1e-4)
+
+    left = full.clone()
+    left[16:] = False
+    halves = occupancy.DensityGrid(left)
+    first = halves.refresh(ball)
+    assert not bool(halves.sigma_HHH[16:].any())
+    assert torch.equal(first[:15], whole[:15])
+    assert not bool(first[17:].any())
+    for _ in range(10):
+        grown = halves.refresh(ball)
+    assert bool(grown[whole].float().mean() > 0.95)
+
+
 def test_points_are_drawn_in_occupied_cells() -> None:
     grid = torch.zeros(8, 8, 8, dtype=torch.bool)
     grid[1, 2, 3] = grid[7, 7, 7] = True

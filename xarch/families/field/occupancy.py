@@ -54,7 +54,6 @@ def faintest(aabb_23: Tensor) -> Tensor:
     return _UNSEEN / (aabb_23[1] - aabb_23[0]).norm()
 
 
-@torch.no_grad()
 def build(
     field: RadianceField,
     *,
@@ -78,20 +77,51 @@ def build(
     Returns:
         bool [H, H, H].
     """
-    device = field.aabb.device
-    jitter = torch.Generator(device="cpu").manual_seed(seed)
-    total = resolution**3
-    best = torch.zeros(total, device=device)
-    low, high = field.sigma_clip
-    for _ in range(passes):
-        for start in range(0, total, chunk):
-            index = torch.arange(start, min(start + chunk, total), device=device)
-            cell = torch.stack((index // resolution**2, index // resolution % resolution, index % resolution), dim=-1)
-            shift = torch.rand(len(index), 3, generator=jitter).to(device)
-            raw = field.sigma_raw(field.to_world((cell + shift) / resolution))
-            best[index] = torch.maximum(best[index], raw.clamp(low, high).exp())
-    occupied = (best > min(float(best.mean()), threshold)).view(resolution, resolution, resolution)
-    return dilate(occupied, grow) if grow else occupied
+    densities = DensityGrid(torch.ones(resolution, resolution, resolution, dtype=torch.bool), seed=seed)
+    return densities.refresh(field, passes=passes, threshold=threshold, grow=grow, chunk=chunk)
+
+
+class DensityGrid:
+    """The densities of a field's cells while it is trained: the largest seen, fading with every refresh.
+
+    One point per cell and refresh misses what is thinner than a cell; what was found before outlasts such a miss. Only
+    cells that may hold matter are asked: those given, and whatever has become occupied next to them.
+
+    Args:
+        within_HHH: bool [H, H, H], the cells that may hold matter.
+        decay: factor of earlier densities at each refresh.
+        seed: of the points in the cells.
+
+    Attributes:
+        sigma_HHH: density per world unit of each cell, float [H, H, H]; zero where nobody asked.
+    """
+
+    def __init__(self, within_HHH: Tensor, *, decay: float = 0.95, seed: int = 0) -> None:
+        self.within_HHH = within_HHH
+        self.decay = decay
+        self.sigma_HHH = torch.zeros(within_HHH.shape, device=within_HHH.device)
+        self._jitter = torch.Generator(device="cpu").manual_seed(seed)
+
+    @torch.no_grad()
+    def refresh(
+        self, field: RadianceField, *, passes: int = 1, threshold: float = 10.0, grow: int = 1, chunk: int = 1 << 16
+    ) -> Tensor:
+        """Ask the field and return the occupied cells, bool [H, H, H] on its device; arguments as of :func:`build`."""
+        device, size = field.aabb.device, self.within_HHH.shape[0]
+        self.within_HHH, best = self.within_HHH.to(device), self.sigma_HHH.to(device).reshape(-1) * self.decay
+        low, high = field.sigma_clip
+        cells = self.within_HHH.reshape(-1).nonzero()[:, 0]
+        for _ in range(passes):
+            for index in cells.split(chunk):
+                corner = torch.stack((index // size**2, index // size % size, index % size), dim=-1)
+                shift = torch.rand(len(index), 3, generator=self._jitter).to(device)
+                raw = field.sigma_raw(field.to_world((corner + shift) / size))
+                best[index] = torch.maximum(best[index], raw.clamp(low, high).exp())
+        self.sigma_HHH = best.view(size, size, size)
+        occupied = self.sigma_HHH > min(float(best.mean()), threshold)
+        occupied = dilate(occupied, grow) if grow else occupied
+        self.within_HHH = self.within_HHH | occupied
+        return occupied
 
 
 def sample(grid_HHH: Tensor, count: int, generator: torch.Generator, *, uniform: float = 0.15) -> Tensor:
