@@ -135,7 +135,7 @@ def train_field(
 
 
 def _first_grid(model: RadianceField, pixels: Pixels, options: TrainingOptions) -> Tensor:
-    return coarse_occupancy(
+    found = coarse_occupancy(
         model,
         pixels,
         resolution=options.resolution,
@@ -144,6 +144,8 @@ def _first_grid(model: RadianceField, pixels: Pixels, options: TrainingOptions) 
         samples=max(options.samples // 2, 1),
         seed=options.seed,
     )
+    # Without a cell there is nothing to train, and nothing that later refreshes could grow from.
+    return found if bool(found.any()) else torch.ones_like(found)
 
 
 __all__ = ["Pixels", "TrainingOptions", "train_field"]

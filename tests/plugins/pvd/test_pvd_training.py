@@ -80,3 +80,11 @@ def test_where_the_grid_comes_from(where: Literal["found", "given", "none"]) -> 
     else:
         assert model.occupancy.shape == ((1, 1, 1) if where == "none" else (12, 12, 12))
         assert bool(model.occupancy.all()) or where == "found"
+
+
+def test_a_grid_without_cells_is_no_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would be trained in it, and nothing found in it later."""
+    monkeypatch.setattr("xarch_pvd.training.coarse_occupancy", lambda *_, **__: torch.zeros(8, 8, 8, dtype=torch.bool))
+    model = untrained()
+    train_field(model, pictured(16, 3), TrainingOptions(steps=3, rays=64, samples=24, resolution=8, warmup=1, every=1))
+    assert bool(model.occupancy.any())
