@@ -122,7 +122,10 @@ def train_field(
         follows = step + 1 - options.warmup
         if densities is not None and follows >= 0 and follows % options.every == 0:
             passes = FIRST_PASSES if follows == 0 else 1
-            model.set_occupancy(densities.refresh(model, passes=passes, threshold=options.threshold))
+            grid = densities.refresh(model, passes=passes, threshold=options.threshold)
+            # Equal densities everywhere tell no cell from another; without cells there would be nothing to train.
+            if bool(grid.any()):
+                model.set_occupancy(grid)
         spent += time.process_time() - started
         if step % 10 == 9:
             progress(step + 1, options.steps, float(loss.detach()))

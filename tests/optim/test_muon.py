@@ -38,6 +38,22 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(weight, before)
 
 
+def test_a_gradient_that_vanished_stops_moving_the_weight() -> None:
+    weight = nn.Parameter(random(20, 24))
+    optimiser = Muon([weight], lr=1e-3)
+    for step in range(5):
+        weight.grad = random(20, 24, seed=step)
+        optimiser.step()
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(1500):
+        optimiser.step()
+    settled = weight.detach().clone()
+    for _ in range(1500):
+        optimiser.step()
+    assert bool(weight.isfinite().all())
+    assert torch.equal(weight, settled)
+
+
 def test_an_update_is_as_large_as_one_of_adamw() -> None:
     weight = nn.Parameter(torch.zeros(64, 96))
     weight.grad = random(64, 96)

@@ -17,6 +17,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that is iterated: steep at zero, and within 0.7 to 1.2 for any singular value after five times."""
 RMS = 0.2
 """Root mean square of an update at learning rate 1, that of AdamW, so that their rates compare (arXiv 2502.16982)."""
+FAINTEST = 1e-16
+"""Norm below which an update fades out: what a vanished gradient leaves behind in the momentum is no direction."""
 THINNEST = 16
 """Rows and columns that a matrix needs; the singular values of thinner ones say little about directions."""
 
@@ -24,7 +26,8 @@ THINNEST = 16
 def layer_matrices(module: nn.Module) -> set[str]:
     """Names of the parameters that Muon is made for: weights of linear layers, with at least 16 rows and columns.
 
-    Tables are left out, also those that a linear layer shares: a row of a table is a direction of its own.
+    Tables are left out, also those that a linear layer shares: a row of a table is a direction of its own. A head that
+    shares no table counts as a layer.
     """
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     layers = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)} - tables
@@ -34,13 +37,14 @@ def layer_matrices(module: nn.Module) -> set[str]:
 def orthogonalised(update: Tensor) -> Tensor:
     """The orthogonal factor of a matrix [M, N], roughly: every singular value becomes 0.7 to 1.2.
 
-    float32, on CUDA bfloat16; the result has the dtype of the argument. A matrix of zeros stays one.
+    float32, on CUDA bfloat16; the result has the dtype of the argument. A matrix of zeros stays one, and one whose
+    norm is below 1e-16 fades towards zero.
     """
     a, b, c = COEFFICIENTS
     x = update.bfloat16() if update.is_cuda else update.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    x = x / (x.norm() + 1e-30)
+    x = x / x.norm().clamp_min(FAINTEST)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x
