@@ -5,19 +5,16 @@ import json
 import os
 from pathlib import Path
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or onnxruntime tells its maker what it is used for, from 1.29 on
+
 import numpy as np
-
-# Before the import: from 1.29 on onnxruntime tells its maker what it is used for unless this is set.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 import onnxruntime as ort
 from tokenizers import Tokenizer, decoders
 
 
 def load(path, threads):
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # repacked weights speed up products of matrices; for a single token they can stay mapped from the file
+    options.intra_op_num_threads = threads  # below: repacked weights help products of matrices, not a single token
     options.add_session_config_entry("session.disable_prepacking", "1" if path.stem == "decode_1" else "0")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -32,16 +29,14 @@ def generate(graphs, facts, ids, args, stop):
             inputs = {"input_ids": np.array([ids[:size]]), "position": np.array([position]), **states}
             names = [output.name for output in graphs[size].get_outputs()]
             out = dict(zip(names, graphs[size].run(names, inputs), strict=True))
-            states = {name: out[f"present_{name}"] for name in states}
-            position, ids = position + size, ids[size:]
+            states, position, ids = {k: out[f"present_{k}"] for k in states}, position + size, ids[size:]
         logits = out["logits"][0, -1].astype(np.float64)
         best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
         weights = np.exp((logits[best] - logits[best[-1]]) / (args.temperature or 1))
         token = int(rng.choice(best, p=weights / weights.sum()))
         if ids or token in stop:  # ids are left over when the states are full
             return
-        yield token
-        ids = [token]
+        yield (ids := [token])[0]
 
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -1,5 +1,4 @@
 """Render an exported radiance field with numpy and onnxruntime, and Pillow to write the files.
-
 python render.py RUN/export/cpu picture.png [--turntable turn.gif] [--size 200] [--azimuth 45] [--elevation 25]"""
 
 import argparse
@@ -7,11 +6,9 @@ import json
 import os
 from pathlib import Path
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or onnxruntime tells its maker what it is used for, from 1.29 on
+
 import numpy as np
-
-# Before the import: from 1.29 on onnxruntime tells its maker what it is used for unless this is set.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 import onnxruntime
 from PIL import Image
 
@@ -29,8 +26,7 @@ def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation:
 
 def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.ndarray, colour: list) -> np.ndarray:
     """Colours [pixels, 3]; a graph of static shapes gets its last rays filled up."""
-    rays = session.get_inputs()[0].shape[0]
-    chunk = rays if isinstance(rays, int) else 1024
+    chunk = rays if isinstance(rays := session.get_inputs()[0].shape[0], int) else 1024
     parts = []
     for i in range(0, len(dirs), chunk):
         rows = np.arange(i, i + chunk).clip(max=len(dirs) - 1)
@@ -43,10 +39,9 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("export", type=Path, help="export folder")
 parser.add_argument("png")
 parser.add_argument("--turntable", help="GIF of one turn")
-parser.add_argument("--frames", type=int, default=24, help="of the GIF")
 parser.add_argument("--size", type=int, help="pixels across; default the scene's")
-parser.add_argument("--azimuth", type=float, default=45.0)
-parser.add_argument("--elevation", type=float, default=25.0)
+for name, default in {"frames": 24, "azimuth": 45.0, "elevation": 25.0}.items():
+    parser.add_argument(f"--{name}", type=type(default), default=default)
 said = parser.parse_args()
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit sums on x86 would saturate without

@@ -111,4 +111,4 @@ def test_example_is_short_and_needs_little() -> None:
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
     modules = {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert modules == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "tokenizers"}
+    assert modules == {"argparse", "json", "os", "pathlib", "numpy", "onnxruntime", "tokenizers"}

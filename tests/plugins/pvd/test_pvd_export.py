@@ -202,4 +202,4 @@ def test_the_example_is_short_and_imports_what_the_readme_says() -> None:
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     assert len(lines) < 60
     modules = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert modules == {"argparse", "json", "pathlib", "numpy", "onnxruntime", "PIL"}
+    assert modules == {"argparse", "json", "os", "pathlib", "numpy", "onnxruntime", "PIL"}
