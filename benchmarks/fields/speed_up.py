@@ -11,8 +11,8 @@ were trained classically; the seconds of the teacher stand apart.
 Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
 steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is looked at
 on its way and counts only until it got there; a conversion counts whole. Further seeds begin where the first one got
-there. PSNR is that of every
-third ray of four views that nobody trained on. Rows are written as they are measured, and an interrupted run goes on.
+there. PSNR is that of every third ray of four views that nobody trained on. Rows are written as they are measured, and
+an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--students", default=",".join(STUDENTS), help="comma-separated")
     parser.add_argument("--seeds", type=int, default=3, help="seeds; the first one finds the budget and the lengths")
-    parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="lengths of the trainings from pictures")
+    parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="lengths of the trainings, comma-separated")
     parser.add_argument("--cap", type=float, default=400, help="CPU seconds after which a training from pictures stops")
     parser.add_argument("--parts", default="convert,drop,own,given,uniform", help="which measurements, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-speed-up"), help="folder for teacher and runs")
