@@ -79,7 +79,7 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     ("dtype", "arch"),
     [
         (torch.bfloat16, 90),
-        (torch.float32, 80),
+        pytest.param(torch.float32, 80, marks=pytest.mark.slow),
         pytest.param(torch.bfloat16, 80, marks=pytest.mark.slow),
         pytest.param(torch.float32, 90, marks=pytest.mark.slow),
     ],

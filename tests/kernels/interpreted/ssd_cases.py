@@ -129,11 +129,13 @@ def test_float64_runs_in_pytorch():
     assert state.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_the_operator_is_well_formed():
     x, log_a, B, C, D, state = (t.requires_grad_() for t in make(1, 20, 2, 1, 4, 4))
     torch.library.opcheck(torch.ops.xarch.ssd_triton_forward, (x, log_a, B, C, D, state, None, 16))
 
 
+@pytest.mark.slow
 def test_compiled_whole():
     operands = make(1, 20, 2, 1, 4, 4)
     compiled = torch.compile(run(), fullgraph=True, backend="aot_eager")
@@ -144,6 +146,7 @@ def test_compiled_whole():
     assert max(relative_errors(call, operands)) <= 1e-5
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     batch=st.integers(1, 2),
