@@ -116,6 +116,20 @@ def test_kill_anywhere_then_resume_is_bit_identical(call: int, whole: Path, tmp_
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+def test_the_order_of_sets_does_not_matter(whole: Path, tmp_path: Path, home: Path) -> None:
+    """Forks of one server hash strings alike; a run and its resume on a user's machine do not."""
+    out = tmp_path / "run"
+    env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "XARCH_DISABLE_PLUGINS": "hf,text,mohawk"}
+    command = [sys.executable, str(PROGRAM), str(out)]
+    killed = subprocess.run(command, env={**env, "SABOTAGE": "kill@45", "PYTHONHASHSEED": "1"}, capture_output=True)
+    assert killed.returncode == -9
+    resumed = subprocess.run([*command, "--resume"], env={**env, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert student(out) == student(whole)
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     stopped = convert(out, home=home, sabotage="term@50")

@@ -10,6 +10,7 @@ from torch import nn
 from xarch.config.schema import Group, Optimiser
 from xarch.engine.distributed import Ranks
 from xarch.engine.trainable import Trainable
+from xarch.errors import UsageError
 
 
 class Student:
@@ -69,3 +70,26 @@ def test_muon_moves_matrices_of_layers_and_adamw_the_rest() -> None:
     assert isinstance(adamw, torch.optim.AdamW)
     assert [(g["lr"], g["weight_decay"]) for g in muon.param_groups] == [(0.01, 0.1)]
     assert {g["lr"] for g in adamw.param_groups} == {0.01, 0.005}
+
+
+@pytest.mark.parametrize(("was", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_checkpoint_of_another_algorithm_changes_nothing(was: str, now: str) -> None:
+    student = Student()
+    trained = trainable(student, algorithm=was)
+    step(student, trained, 0)
+    values, moments = trained.tensors(Ranks())
+    other_student = Student()
+    other = trainable(other_student, algorithm=now)
+    before = copy.deepcopy(other_student.module.state_dict())
+    with pytest.raises(UsageError, match=f"the checkpoint trained 0.weight by {was}, the plan does by {now}"):
+        other.load(values, moments, Ranks())
+    assert all(torch.equal(before[name], value) for name, value in other_student.module.state_dict().items())
+
+
+def test_a_checkpoint_without_a_parameter_that_trains_is_refused() -> None:
+    student = Student()
+    trained = trainable(student)
+    values, moments = trained.tensors(Ranks())
+    del values["2.bias"]
+    with pytest.raises(UsageError, match=r"no parameter 2\.bias, which the plan trains"):
+        trained.load(values, moments, Ranks())

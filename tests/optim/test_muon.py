@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from xarch.optim import Muon, layer_matrices
-from xarch.optim.muon import orthogonalised
+from xarch.optim.muon import orthogonalised, update_work
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -28,6 +29,13 @@ def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, 
     u, _, vh = torch.linalg.svd(matrix / scale, full_matrices=False)
     along = torch.einsum("mr,mn,rn->r", u, got, vh)
     torch.testing.assert_close(along.sort().values, values.sort().values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_the_work_of_an_update_is_counted(shape: tuple[int, int]) -> None:
+    with FlopCounterMode(display=False) as counter:
+        orthogonalised(random(*shape))
+    assert counter.get_total_flops() == 2 * update_work(shape)
 
 
 def test_a_gradient_of_zeros_moves_nothing() -> None:

@@ -12,6 +12,7 @@ import torch
 from xarch.api import plan
 from xarch.errors import PlanError, UsageError
 from xarch.export.profiles import cpu
+from xarch.planning.estimate import EFFICIENCY
 from xarch.planning.export_check import trial_operators
 from xarch.planning.resolve import resolve_target, resolve_teacher
 from xarch.plugins.loader import get_registry
@@ -41,6 +42,18 @@ def test_stages_add_up_and_nothing_is_trained_in_vain(base: dict[str, Any]) -> N
     assert sum(hidden.trains.values()) > 0
     assert made.export[0].operators
     assert all(c.ok for c in made.checks)
+
+
+def test_the_iterations_of_muon_cost_time(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 1e9)
+    base = {**base, "export.targets": []}
+    spent = {}
+    for algorithm in ("adamw", "muon"):
+        made = plan(overrides={**base, "stages.hidden.optimiser.algorithm": algorithm})
+        spent[algorithm] = {s.name: (s.seconds, s.steps) for s in made.stages}
+    (adam, _), (muon, steps) = spent["adamw"].pop("hidden"), spent["muon"].pop("hidden")
+    assert muon - adam > steps * 5 * 16**3 * 3 / (1e9 * EFFICIENCY)
+    assert spent["adamw"] == spent["muon"]
 
 
 def test_a_wrong_tap_is_named_with_its_neighbours(base: dict[str, Any]) -> None:

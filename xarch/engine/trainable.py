@@ -116,7 +116,12 @@ class Trainable:
         return values, moments
 
     def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor], ranks: Ranks) -> None:
-        """Inverse of :meth:`tensors`."""
+        """Inverse of :meth:`tensors`.
+
+        Raises:
+            UsageError: they are those of other parameters or of another algorithm.
+        """
+        self._check(values, moments)
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(ranks.like(values[name], parameter))
@@ -131,6 +136,23 @@ class Trainable:
             value: Any = tensor.clone() if tensor.ndim == 0 else ranks.like(tensor.clone(), parameter)
             on_device = tensor.ndim == 0 and optimiser.param_groups[0].get("fused")
             optimiser.state[parameter][part] = value.to(parameter.device) if on_device else value
+
+    def _check(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """A checkpoint fits the plan that made it; one changed by hand since must not go on with half of it."""
+        missing = sorted(self.named.keys() - values.keys())
+        if missing:
+            raise UsageError(f"the checkpoint has no parameter {missing[0]}, which the plan trains", _CHANGED)
+        muon = {id(p) for o in self.optimisers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
+        for key in moments:
+            part, name = key.split("|", 1)
+            if name not in self.named:
+                raise UsageError(f"the checkpoint trained {name}, the plan does not", _CHANGED)
+            if (part == "momentum") != (id(self.named[name]) in muon):
+                was, now = ("muon", "adamw") if part == "momentum" else ("adamw", "muon")
+                raise UsageError(f"the checkpoint trained {name} by {was}, the plan does by {now}", _CHANGED)
+
+
+_CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
 
 
 def _groups(buckets: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:

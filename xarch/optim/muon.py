@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ def orthogonalised(update: Tensor) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return (x.T if tall else x).to(update.dtype)
+
+
+def update_work(shape: Sequence[int]) -> int:
+    """Multiply-adds that :func:`orthogonalised` needs for a matrix of this shape [M, N]."""
+    small, large = min(shape), max(shape)
+    return ITERATIONS * (2 * small**2 * large + small**3)
 
 
 class Muon(torch.optim.Optimizer):

@@ -16,6 +16,8 @@ from xarch.contracts.objective import Objective
 from xarch.contracts.tap import Tap
 from xarch.engine.device import choose_device, choose_threads
 from xarch.errors import PlanError, UsageError
+from xarch.optim import layer_matrices
+from xarch.optim.muon import update_work
 from xarch.planning import estimate
 from xarch.planning.export_check import trial_operators
 from xarch.planning.plan import (
@@ -302,7 +304,8 @@ class _Stages:
                 sites=len(self.student.sites()),
                 scope=stage.scope,
             ),
-            seconds=self._seconds(stage, sample, units, sum(trained.values()), cache.use),
+            seconds=self._seconds(stage, sample, units, sum(trained.values()), cache.use)
+            + steps * self._update_work(stage) / self.rate,
         )
 
     def _units(self, name: str, stage: Stage, kind: Any, each: int) -> int:
@@ -323,6 +326,15 @@ class _Stages:
         if stage.scope == "global":
             own = self.student.work(sample) * (2 + trained / max(self.student_size, 1))
         return float((teacher * (units / stage.passes if cached else units) + own * units) / self.rate)
+
+    def _update_work(self, stage: Stage) -> int:
+        """Multiply-adds of one step of the optimiser where they count beside forward and backward: those of Muon."""
+        if stage.kind != "gradient" or stage.optimiser.algorithm != "muon":
+            return 0
+        groups = self.student.param_groups()
+        names = {name for group, options in stage.trains.items() if options.lr > 0 for name in groups[group]}
+        sizes = {name: tuple(parameter.shape) for name, parameter in self.student.module.named_parameters()}
+        return sum(update_work(sizes[name]) for name in names & layer_matrices(self.student.module))
 
 
 def _match(pair: Pair) -> PlannedMatch:
