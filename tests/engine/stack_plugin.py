@@ -231,7 +231,7 @@ class Trouble:
         if not at or kind == "oom" or cls.moments != int(at):
             return ""
         if kind in ("kill", "term", "int"):
-            os.kill(os.getpid(), getattr(signal, f"SIG{kind.upper()}"))
+            signal.raise_signal(getattr(signal, f"SIG{kind.upper()}"))
         if kind == "bug":
             raise ZeroDivisionError("planted bug")
         return kind
@@ -259,6 +259,7 @@ class Nothing(StageKind):
 
 class StackMetric:
     family = "stack"
+    batches = 0
 
     def evaluate(self, teacher, students, batches, *, processor, progress):
         last = f"layers.{teacher.facts.layers - 1}.output"
@@ -266,6 +267,9 @@ class StackMetric:
         for batch in batches():
             want, got = (m.collect(batch, {last})[last] for m in (teacher, students["student"]))
             total, n = total + float((want - got).square().mean()), n + 1
+            StackMetric.batches += 1
+            if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
+                signal.raise_signal(signal.SIGTERM)
             progress(batch.units)
         value = total / max(n, 1)
         return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))

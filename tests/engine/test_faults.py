@@ -140,6 +140,21 @@ def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path,
     assert student(out) == student(whole)
 
 
+@pytest.mark.parametrize("batch", [3, 7], ids=["before any gradient step", "of the student"])
+def test_an_evaluation_can_be_interrupted(batch: int, whole: Path, tmp_path: Path, home: Path) -> None:
+    """Four batches before the first gradient stage and four at the end."""
+    out = tmp_path / "run"
+    stopped = convert(out, home=home, sabotage=f"evaluate@{batch}")
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped by SIGTERM while it evaluated" in stopped.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "interrupted"
+    assert not (out / "eval.json").exists()
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert student(out) == student(whole)
+    for name in ("eval.json", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
 LONGER = "stages.global.validation.samples=12"
 """Three batches before the 15 steps of the global stage, moments 101 to 103, and three after them, 119 to 121."""
 

@@ -256,6 +256,7 @@ class Conversion:
 
         def progress(units: int) -> None:
             nonlocal done
+            self._heed("while it evaluated")
             done += 1
             self.reporter.progress(done, -(-samples // self.config.evaluate.batch))
 
@@ -330,6 +331,15 @@ class Conversion:
             found.baselines["before training"] = read_json(file)
         write_json(self.run.eval_json, vars(found))
 
+    def _heed(self, when: str) -> None:
+        """Stop here if somebody asked to. Among several processes only steps are: the others would wait for this one.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if self.stop.received is not None and self.ranks.world == 1:
+            raise Interrupted(f"stopped by {self.stop.received} {when}")
+
     def _gates(self) -> None:
         from xarch.evaluation.gates import check
 
@@ -348,6 +358,7 @@ class Conversion:
         if not self.ranks.main:
             return
         for name in self.config.export.targets:
+            self._heed(f"before the export {name}")
             parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
                 self._export_one(name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+_STDERR = 2
+_NOTICE = b"\nstopping after the current step; Ctrl-C once more stops at once\n"
 _WATCHED = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
@@ -32,4 +35,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and number == signal.SIGINT and os.isatty(_STDERR):
+            # Written past Python's streams, which may be in the middle of a line when a signal comes.
+            os.write(_STDERR, _NOTICE)
         self.received = signal.Signals(number).name
