@@ -11,10 +11,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from hypothesis import settings
 
 from xarch.store.home import cache_dir
 
 os.environ.setdefault("XARCH_KERNELS_CACHE", str(cache_dir() / "kernels"))
+# The same examples in every run: what one finds is found again.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 THREADS = torch.get_num_threads()
 
 

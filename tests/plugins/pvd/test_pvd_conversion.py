@@ -207,12 +207,17 @@ def _fan(count: int) -> torch.Tensor:
     return torch.nn.functional.normalize(spread + torch.tensor([0.0, 1.0, -0.1]), dim=-1)
 
 
-def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(tmp_path: Path) -> None:
+def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each plan measures the machine for a moment, which a moment of load would change.
+    monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 2e10)
+
     def seconds(target: str, **options: Any) -> float:
         given = configuration(tmp_path, target) | {"student.options": options, "teacher_options": {}}
         points = next(s for s in xarch.plan(overrides=given).stages if s.name == "points")
         return points.seconds
 
     small, large = seconds("vm", resolution=16), seconds("vm", resolution=160)
-    assert large < 3 * small  # a hundred times the parameters; the machine's rate is measured each time
+    assert large < 1.1 * small  # a hundred times the parameters
     assert 1 < seconds("hash") < 300
