@@ -16,6 +16,7 @@ from xarch.optim import Muon, layer_matrices
 
 OBJECTIVES = "objectives"
 """Pseudo-site of parameters that belong to objectives (projectors)."""
+_CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
 
 
 def select(student: Student, trains: Mapping[str, Group]) -> dict[str, Group]:
@@ -150,9 +151,6 @@ class Trainable:
             if (part == "momentum") != (id(self.named[name]) in muon):
                 was, now = ("muon", "adamw") if part == "momentum" else ("adamw", "muon")
                 raise UsageError(f"the checkpoint trained {name} by {was}, the plan does by {now}", _CHANGED)
-
-
-_CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
 
 
 def _groups(buckets: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:
