@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,38 +16,77 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
-class WeightSchedule(Model):
-    """A match weight that changes over the stage: ``start`` at its first step, ``end`` at its last."""
+class Ramp(Model):
+    """A number that changes over a stage: ``start`` at its first step, ``end`` at its last."""
 
     start: float
     end: float
     shape: Literal["linear", "cosine", "exponential"] = "linear"
 
 
-class Match(Model):
-    """One pair of taps to bring together."""
+class Through(Model):
+    """A connector between the student tap and the objective."""
 
-    student: str = Field(description="student tap: local name in a local stage, full name or glob in a global one")
-    teacher: str | None = Field("same", description="teacher tap, `batch:KEY`, null, or `same` as the student's")
-    objective: str = Field(description="name of a registered objective")
-    weight: float | WeightSchedule = 1.0
-    aux: dict[str, str] = Field(default_factory=dict, description="further values: argument -> `teacher:TAP|batch:KEY`")
+    connector: str = Field(description="name of a registered connector, e.g. linear")
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name(cls, data: Any) -> Any:
+        return {"connector": data} if isinstance(data, str) else data
+
+
+class Match(Model):
+    """What is brought together: a student tap, what it is compared with, and how.
+
+    References on the right: ``same``, ``TAP`` of the teacher, ``TEACHER:TAP`` of another one, ``*:TAP`` of all,
+    ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP``, ``batch:KEY``, null.
+    """
+
+    student: str | list[str] = Field(description="student taps: name, glob, list, or with {j} for the student's layer")
+    teacher: str | None = Field("same", description="right side, with {i} for the teacher's layer")
+    map: Literal["target", "even", "last"] | dict[int, int] | None = Field(
+        None, description="student layer j -> teacher layer i: target (its own map, the default), even, last or {j: i}"
+    )
+    join: bool = Field(False, description="give the objective all student taps together instead of one by one")
+    through: Through | None = Field(None, description="connector, trained with the stage and dropped after it")
+    objective: str = Field(description="name of a registered objective")
+    weight: float | Ramp = 1.0
+    mask: str | None = Field("auto", description="`batch:KEY`, null for none, or `auto`: the family's, where it fits")
+    detach: bool = Field(True, description="no gradient flows into a right side that is the student's own")
+    aux: dict[str, str] = Field(default_factory=dict, description="further values: argument -> reference as above")
+    options: dict[str, Any] = Field(default_factory=dict, description="of the objective; a number may be {start, end}")
+
+
+class LearningRateSchedule(Model):
+    """A registered schedule and its options."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True)
+
+    name: str = "wsd"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name, for the schedule's own model."""
+        return dict(self.model_extra or {})
 
 
 class Optimiser(Model):
     """How weights move, and the schedule."""
 
-    algorithm: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices of layers; adamw for the rest")
+    algorithm: str = Field("adamw", description="registered optimiser: adamw, sgd, lamb, muon, ...")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = Field(0.95, ge=0, lt=1, description="of muon")
-    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="largest gradient norm (per site in a local stage); 0 = off")
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    options: dict[str, Any] = Field(default_factory=dict, description="of the algorithm, e.g. {betas: [0.9, 0.95]}")
+    wrap: dict[str, dict[str, Any] | None] = Field(default_factory=dict, description="e.g. {sam: {rho: 0.05}}")
+    schedule: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps that warm up linearly from 0")
-    decay: float = Field(0.3, ge=0, le=1, description="fraction of the steps that decay (wsd; `until`: cosine too)")
     final: float = Field(0.0, ge=0, description="learning rate at the end, as a fraction of the peak")
 
 
@@ -57,11 +97,65 @@ class Group(Model):
     weight_decay: float | None = Field(None, ge=0, description="overrides the stage's weight decay")
 
 
+class BatchSettings(Model):
+    """How many samples an optimiser step takes, and what happens to them first."""
+
+    size: int = Field(1, ge=1, description="samples per optimiser step")
+    steps: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict, description="batch steps in order: registered name -> its options; null removes one"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size(cls, data: Any) -> Any:
+        return {"size": data} if isinstance(data, int) else data
+
+
+class Phase(Model):
+    """From a share of the stage on, some of its settings differ; optimiser and schedule run on."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
+
+    start: float = Field(alias="from", ge=0, lt=1, description="share of the stage's steps at which it begins")
+    set: dict[str, Any] = Field(
+        description="dotted keys below the stage: matches.NAME[.weight|.options.X], batch.steps.NAME, trains.GROUP.lr"
+    )
+
+
 class Validation(Model):
-    """Loss on fixed validation batches before and after a stage."""
+    """Figures on fixed validation batches before, after and during a stage."""
 
     samples: int = Field(8, ge=1)
-    keep: Literal["last", "better"] = Field("better", description="`better`: undo the stage if the loss rose")
+    metric: str | None = Field(None, description="figure of a registered metric; default the stage's own loss")
+    every: int | None = Field(None, ge=1, description="optimiser steps between measurements; needed by `best`")
+    keep: Literal["last", "better", "best"] = Field(
+        "better", description="`better`: undo the stage if it got worse; `best`: end with the best measured weights"
+    )
+
+    @model_validator(mode="after")
+    def _best(self) -> Validation:
+        if self.keep == "best" and self.every is None:
+            raise ValueError("`keep: best` needs `every`: the optimiser steps between measurements")
+        return self
+
+
+class EMA(Model):
+    """A moving average of the trained weights: the reference ``ema:TAP``, and what the stage ends with."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    adopt: bool = Field(True, description="validate and end the stage with the averaged weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decay(cls, data: Any) -> Any:
+        return {"decay": data} if isinstance(data, float | int) else data
+
+
+class Limit(Model):
+    """A lower or an upper limit of a figure."""
+
+    min: float | None = None
+    max: float | None = None
 
 
 class Plateau(Model):
@@ -72,7 +166,7 @@ class Plateau(Model):
 
 
 class Until(Model):
-    """What ends a gradient stage before its budget is read; what is left of the budget is saved."""
+    """What ends a gradient stage before its budget is read; its unread budget is not passed on."""
 
     plateau: Plateau | None = Field(None, description="of the loss, e.g. {window: 100, change: 0.01}; then lr decays")
     seconds: float | None = Field(None, gt=0, description="of training; schedules are fitted to them; not repeatable")
@@ -87,41 +181,57 @@ class Until(Model):
 class Stage(Model):
     """One step of the way from teacher to student."""
 
-    kind: str = Field("gradient", description="gradient, closed_form, or a kind registered by a plugin")
+    kind: str = Field("gradient", description="gradient, closed_form, or any registered stage kind")
     scope: Literal["local", "global"] = "local"
     skip: bool = False
     optional: bool = Field(False, description="leave the stage out where teacher or student lacks a tap it matches")
+    requires: dict[str, Limit] = Field(
+        default_factory=dict, description="start only if: SIDE.FIGURE -> {min, max}, e.g. teacher.top1: {min: 0.6}"
+    )
     sites: str = Field("*", description="glob over site names, for local stages")
-    matches: list[Match] = Field(default_factory=list)
-    trains: dict[str, Group] = Field(default_factory=dict, description="parameter group -> how it trains")
+    matches: dict[str, Match] = Field(default_factory=dict, description="name -> match; null removes an inherited one")
+    trains: dict[str, Group] = Field(
+        default_factory=dict, description="parameter group -> how it trains; `connectors`, `objectives` are groups too"
+    )
     share: float | None = Field(None, ge=0, description="share of the run's budget")
     units: int | None = Field(None, ge=0, description="tokens, images or rays; overrides `share`")
+    epochs: float | None = Field(None, gt=0, description="passes over the training data, from the data's own size")
     until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
-    passes: int = Field(1, ge=1, description="how often the same units are read; they count once per pass")
-    batch: int = Field(1, ge=1, description="samples per optimiser step")
+    passes: int = Field(1, ge=1, description="how often the very same batches are read; they count once per pass")
+    batch: BatchSettings = Field(default_factory=BatchSettings, description="a number, or {size: 100, steps: {…}}")
     micro_batch: int | None = Field(None, ge=1, description="samples per forward; default the whole batch")
     sample: dict[str, Any] = Field(default_factory=dict, description="what one sample is, e.g. {length: 512}")
+    phases: list[Phase] = Field(default_factory=list, description="settings that change on the way")
     optimiser: Optimiser = Field(default_factory=Optimiser)
+    ema: EMA | None = Field(None, description="a decay, or {decay: 0.999, adopt: true}")
     teacher_cache: Literal["auto", "off", "disk"] = "auto"
     validation: Validation | None = None
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps between checkpoints")
     log_every: int = Field(1, ge=1)
     options: dict[str, Any] = Field(default_factory=dict, description="options of the stage kind or the solver")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_matches(cls, data: Any) -> Any:
+        """A list of matches is taken as m0, m1, ...; a name that is null is gone."""
+        if isinstance(data, Mapping) and isinstance(data.get("matches"), list):
+            data = {**data, "matches": {f"m{i}": m for i, m in enumerate(data["matches"])}}
+        if isinstance(data, Mapping) and isinstance(data.get("matches"), Mapping):
+            data = {**data, "matches": {k: m for k, m in data["matches"].items() if m is not None}}
+        return data
 
-class Gate(Model):
+
+class Gate(Limit):
     """A limit on a figure of eval.json; missing it ends the run with exit code 7."""
-
-    min: float | None = None
-    max: float | None = None
 
 
 class Data(Model):
     """Training and held-out data."""
 
-    ref: str = Field("text:python-stdlib", description="PROVIDER:REF")
+    ref: str = Field("", description="PROVIDER:REF")
     sample: dict[str, Any] = Field(default_factory=dict, description="default for stages, e.g. {length: 512}")
     options: dict[str, Any] = Field(default_factory=dict)
+    workers: int = Field(0, ge=0, description="processes that prepare samples; 0: none")
 
 
 class Curve(Model):
@@ -135,7 +245,8 @@ class Curve(Model):
 class Evaluate(Model):
     """Held-out evaluation."""
 
-    metric: str | None = Field(None, description="registered metric; default the family's")
+    metric: str | None = Field(None, description="registered metric; default the target's or the student's family's")
+    metric_options: dict[str, Any] = Field(default_factory=dict)
     samples: int = Field(16, ge=1, description="held-out samples")
     batch: int = Field(2, ge=1)
     sample: dict[str, Any] = Field(default_factory=dict)
@@ -146,13 +257,13 @@ class Evaluate(Model):
 class Export(Model):
     """ONNX export."""
 
-    targets: list[str] = Field(default_factory=lambda: ["cpu"])
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the student's export, e.g. prefill")
-    parity_samples: int = Field(2, ge=1)
+    profiles: list[str] = Field(default_factory=lambda: ["cpu"])
+    options: dict[str, Any] = Field(default_factory=dict, description="of the target's export, e.g. prefill")
+    parity_samples: int = Field(8, ge=1, description="held-out samples that exports are compared on")
     bench: bool = True
 
 
-class Student(Model):
+class StudentSettings(Model):
     """The student's architecture."""
 
     target: str = Field("", description="name of a target adapter")
@@ -169,16 +280,26 @@ class Runtime(Model):
     on_nan: Literal["stop", "retry"] = "stop"
     oom_retries: int = Field(4, ge=0)
     cache_gb: float = Field(4.0, ge=0, description="largest teacher cache on disk, GB")
+    cache: Literal["run", "shared"] = Field("run", description="shared: one teacher cache for many runs, by sample_id")
     tensorboard: bool = True
+
+
+class TeacherSettings(Model):
+    """A further teacher, addressed as ``NAME:TAP``."""
+
+    ref: str = Field(description="SCHEME:REF, or ema, self, random")
+    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(1.0, ge=0, description="where several are averaged (`*:TAP`)")
 
 
 class RunConfig(Model):
     """A whole conversion."""
 
-    recipe: str | None = Field(None, description="packaged recipe this configuration starts from")
-    teacher: str = Field("", description="SCHEME:REF")
+    recipe: str | None = Field(None, description="packaged recipe or method this configuration starts from")
+    teacher: str = Field("", description="SCHEME:REF of what the student comes from; `none` for a student of its own")
     teacher_options: dict[str, Any] = Field(default_factory=dict)
-    student: Student = Field(default_factory=Student)
+    teachers: dict[str, TeacherSettings] = Field(default_factory=dict, description="further teachers by name")
+    student: StudentSettings = Field(default_factory=StudentSettings)
     data: Data = Field(default_factory=Data)
     budget: int = Field(100_000, ge=0, description="the dial: training units (tokens, images, rays) over all stages")
     stages: dict[str, Stage] = Field(default_factory=dict, description="in order")

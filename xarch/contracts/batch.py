@@ -15,10 +15,10 @@ class Batch:
     """Named tensors that share their first dimension.
 
     Attributes:
-        tensors: name -> tensor, dimension 0 is the sample. A family fixes the names (a decoder reads
-            ``input_ids`` and ``segment_ids``). A *view* for one side only is named ``NAME@teacher`` or
+        tensors: name -> tensor, dimension 0 is the sample. A family fixes the names that its models read. Data may
+            add ``sample_id`` [B] int64, which identifies a sample together with its augmentation draw. A *view* for one side only is named ``NAME@teacher`` or
             ``NAME@student``; :meth:`seen_by` resolves it.
-        units: what budgets count: tokens, images, rays.
+        units: how many units of the budget it is (tokens, images, rays).
         meta: facts that are not tensors (where the samples came from).
     """
 
@@ -28,6 +28,11 @@ class Batch:
 
     def __len__(self) -> int:
         return next(iter(self.tensors.values())).shape[0] if self.tensors else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.tensors.values())).device
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -45,6 +50,13 @@ class Batch:
         plain = {k: v for k, v in self.tensors.items() if "@" not in k}
         own = {k.split("@")[0]: v for k, v in self.tensors.items() if k.endswith("@" + side)}
         return Batch({**plain, **own}, self.units, self.meta)
+
+    def replace(self, **tensors: Tensor) -> Batch:
+        """The same batch with these tensors added or changed; units are kept per sample."""
+        made = Batch({**self.tensors, **tensors}, self.units, self.meta)
+        if tensors and len(next(iter(tensors.values()))) != len(self):
+            raise ValueError("replace() keeps the number of samples; make a Batch to change it")
+        return made
 
     def narrow(self, start: int, stop: int) -> Batch:
         """Samples ``start`` to ``stop`` (exclusive), with their share of the units."""

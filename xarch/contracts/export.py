@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from xarch.contracts.batch import Batch
+from xarch.contracts.bench import Call
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -47,8 +50,8 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one call of a graph gets done, so that a bench can tell its speed per unit.
+class Throughput:
+    """Work done by one call of a graph, so that throughput can be reported per unit.
 
     Attributes:
         unit: e.g. "points".
@@ -72,7 +75,12 @@ class ExportGraph:
         outputs: names of the returned tensors, in order.
         dynamic: input name -> {dimension: symbol} for dimensions that stay free.
         metadata: facts a user of the file needs; goes into the model's ``metadata_props``.
-        work: what a call gets done, if it is a number of equal things.
+        throughput: work done by one call, if it is a number of equal things.
+        reads: input name -> batch key it takes. With ``gives`` the engine proves the graph itself: it computes the
+            student's taps on held-out batches of several sizes and compares. Inputs left out keep their example.
+        gives: output name -> student tap it must reproduce.
+        variant: operating point of the student it belongs to, see ``Student.variants``; "" for the student itself.
+        top1: name of an output whose last axis is a distribution; agreement of the arg-max is reported for it.
     """
 
     name: str
@@ -81,11 +89,11 @@ class ExportGraph:
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
-    work: Work | None = None
-
-
-Call = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""Runs a graph by name on named inputs in the deployment runtime and returns its named outputs."""
+    throughput: Throughput | None = None
+    reads: Mapping[str, str] = field(default_factory=dict)
+    gives: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
+    top1: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,10 @@ class Measure:
 
 @dataclass
 class ParityCase:
-    """One comparison between the student in torch and its exported graphs in a runtime.
+    """A comparison between the student in torch and its exported graphs in a runtime, on top of the engine's own.
+
+    ``expected`` comes from the author, so such a case alone never proves a graph: every exported graph needs ``reads``
+    and ``gives``, or a case whose ``taps`` let the engine compute what is expected.
 
     A case may drive several calls (a prompt cut into prefill and decode calls), so it is a procedure rather than a
     pair of tensors.
@@ -126,13 +137,16 @@ class ParityCase:
         expected: the student's own outputs under the same names.
         top1: name of an output whose last axis is a distribution; arg-max agreement is reported for it.
         measures: further figures of the case, gated by limits of their own.
+        batch, taps: where given, the engine itself computes ``expected`` (output name -> student tap) on this batch.
         rel_l2: largest relative deviation of its outputs, in place of the limit that goes with the profile's dtype.
     """
 
     graph: str
     shape: dict[str, int]
     drive: Callable[[Call], dict[str, np.ndarray]]
-    expected: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray] = field(default_factory=dict)
     top1: str | None = None
     measures: Sequence[Measure] = ()
     rel_l2: float | None = None
+    batch: Batch | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)

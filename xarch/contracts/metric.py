@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import TapModel
+from xarch.contracts.options import Options
 
 
 @dataclass
 class Evaluation:
     """What ``eval.json`` holds.
 
-    ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them.
-    ``gated`` are the numbers a quality gate may name (ratios, KL, agreement).
+    ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every
+    model is judged by the same names. ``teacher`` is empty where there is none. ``gated`` are the numbers a quality
+    gate may name besides those of the student (ratios, KL, agreement).
     """
 
     metric: str
@@ -28,28 +32,38 @@ class Evaluation:
     gated: dict[str, float] = field(default_factory=dict)
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """A few inputs and both outputs for a person to read, e.g. generated text."""
+    """A few inputs and both outputs for a person to look at: texts, and pictures as PNG files of the run folder."""
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is asked of a metric; one object, so that later fields break no metric.
+
+    Attributes:
+        teacher: None where there is none.
+        students: "student" and whatever else is judged in the same pass (baselines, variants, exported files).
+        batches: makes the held-out batches anew at every call, whole, with all views; ``Batch.seen_by`` gives a side's.
+        processor: tokenizer or image processor of the student.
+        data: facts of the data set.
+        progress: called with the units of each batch done.
+    """
+
+    teacher: TapModel | None
+    students: Mapping[str, TapModel]
+    batches: Callable[[], Iterable[Batch]]
+    processor: Any = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int], None] = lambda units: None
 
 
 class Metric(ABC):
-    """Evaluates models of one family.
+    """Evaluates models of the families it is registered for.
 
     A run keeps one object for all its evaluations, so it may remember what the teacher made of a batch.
     """
 
-    family: ClassVar[str]
+    Options: ClassVar[type[BaseModel]] = Options
 
     @abstractmethod
-    def evaluate(
-        self,
-        teacher: TapModel,
-        students: Mapping[str, TapModel],
-        batches: Callable[[], Iterable[Batch]],
-        *,
-        processor: Any,
-        progress: Callable[[int], None],
-    ) -> Evaluation:
-        """Compare on held-out batches. ``students`` has "student" and may have baselines under other names.
-
-        ``progress`` is called with the units of each batch done.
-        """
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        """Compare on held-out batches."""

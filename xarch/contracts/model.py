@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class TapModel(ABC):
     Attributes:
         module: the real ``nn.Module``.
         family: name of the family contract it fulfils ("decoder", ...).
-        facts: the family's description of the architecture (a frozen dataclass, see ``xarch.families``).
+        facts: the family's description of the architecture, see ``xarch.Facts``.
     """
 
     module: nn.Module
@@ -38,16 +38,19 @@ class TapModel(ABC):
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Run on ``batch`` and push each wanted tap into ``sink``; may stop after the last wanted one.
 
-        The caller decides about gradients; the model never switches them on or off.
+        The caller decides about gradients and about train or eval mode; the model never switches them.
         """
 
     def work(self, sample: Mapping[str, Any]) -> float:
         """Multiply-adds of a forward pass over one unit of such a sample, for the plan's estimate of time.
 
-        By default one a parameter, as of a token in dense layers. Facts may have the same method: a teacher is planned
-        without its weights.
+        By default one a parameter, as of a token in dense layers.
         """
         return float(sum(p.numel() for p in self.module.parameters()))
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Tensors that objectives may read, e.g. ``classifier.weight``; by default none."""
+        return {}
 
     def collect(self, batch: Batch, wanted: Collection[str]) -> dict[str, Any]:
         """Run and return the wanted values together."""
@@ -76,54 +79,25 @@ class Teacher(TapModel):
 
 
 @dataclass(frozen=True)
-class Site:
-    """One student module that can be trained alone on the teacher's own input at that place.
+class Initialisation:
+    """What initialisation does with every tensor of the student, and with those of the teacher it does not read.
 
     Attributes:
-        name: e.g. ``blocks.3``.
-        inputs: local name -> teacher tap fed into the site, e.g. ``{"input": "blocks.3.input"}``.
-        taps: local name -> the site's own taps, e.g. ``{"mixer_out": Tap("blocks.3.mixer_out", ...)}``.
+        copied, mapped, new: tensors of the student: taken over as they are, computed from the teacher's, made anew.
+        unused: tensors of the teacher that are deliberately not read. A teacher's tensor that is named nowhere is an
+            error: a conversion must not drop what it does not know.
+        sources: student tensor -> teacher tensors, where their names differ.
     """
-
-    name: str
-    inputs: Mapping[str, str]
-    taps: Mapping[str, Tap] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What initialisation did with every tensor of the student."""
 
     copied: tuple[str, ...] = ()
     mapped: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
-
-
-class Solver(ABC):
-    """Closed-form fit of one site: sees the teacher's taps batch by batch, then solves. No gradients."""
-
-    inputs: Collection[str]
-    """Teacher taps it needs, by full name."""
-
-    @abstractmethod
-    def observe(self, values: Mapping[str, Any], batch: Batch) -> None:
-        """Accumulate one batch; ``values`` holds the taps of ``inputs``."""
-
-    @abstractmethod
-    def solve(self) -> dict[str, float]:
-        """Write the solution into the student and return figures about the fit."""
+    unused: tuple[str, ...] = ()
+    sources: Mapping[str, tuple[str, ...]] | None = None
 
 
 class Student(TapModel):
     """A target adapter's model."""
-
-    @abstractmethod
-    def sites(self) -> Mapping[str, Site]:
-        """The modules a local stage trains, in the order in which the teacher reaches their inputs."""
-
-    @abstractmethod
-    def run_site(self, site: str, inputs: Mapping[str, Any], wanted: Collection[str], batch: Batch) -> dict[str, Any]:
-        """Run one site on teacher values; returns the wanted local taps, with gradients if they are enabled."""
 
     @abstractmethod
     def param_groups(self) -> Mapping[str, list[str]]:
@@ -133,10 +107,26 @@ class Student(TapModel):
         """Parameter names that never get weight decay; by default every parameter with fewer than 2 dimensions."""
         return [name for name, p in self.module.named_parameters() if p.ndim < 2]
 
-    def prepare(self, batch: Batch, teacher: Teacher, stage: str, step: int) -> Batch:
-        """Change a batch before a global stage uses it (on-policy sampling, mixing); runs without gradients, before
-        micro-batches are cut. Default: unchanged."""
-        return batch
+    def layer_map(self) -> Mapping[int, int]:
+        """Student layer -> the teacher layer it stands for, counted as in tap names; empty: same depth, same numbers.
+
+        ``same``, ``{i}`` with ``map: target`` and the report follow it.
+        """
+        return {}
+
+    def counterparts(self) -> Mapping[str, str]:
+        """Student tap -> teacher tap that ``same`` means, where :meth:`layer_map` and equal names do not say it."""
+        return {}
+
+    @property
+    def couples_batch(self) -> bool:
+        """Whether a sample's values depend on the other samples while it trains; by default whether a module keeps
+        running statistics. Such a student's batches are never cut silently."""
+        return any(getattr(m, "track_running_stats", False) for m in self.module.modules())
+
+    def variants(self) -> Mapping[str, TapModel]:
+        """Operating points besides the student itself (a budget, a head): each is evaluated and may be gated."""
+        return {}
 
     def finish(self) -> None:
         """Called once after the last stage: fold helper parameters into weights, merge adapters."""
@@ -149,6 +139,16 @@ class Student(TapModel):
     def facts_as_teacher(self) -> Any:
         """Facts of this model when it is the teacher of another conversion; by default those it was built from."""
         return self.facts
+
+    def as_teacher(self, ref: str, fingerprint: str, processor: Any) -> Teacher:
+        """This student as the teacher of another conversion (``run:DIR``).
+
+        Raises:
+            PlanError: a student of this kind cannot be one, with the reason.
+        """
+        from xarch.errors import PlanError
+
+        raise PlanError(f"students of {type(self).__name__} cannot be teachers")
 
     def shard_units(self) -> Iterable[nn.Module]:
         """Modules that are sharded one by one when the student does not fit one device."""

@@ -1,36 +1,76 @@
-"""An objective: how far a student tap is from a teacher tap, one number per sample."""
+"""An objective: how far a student tap is from what it is compared with, one number per sample."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
+from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
+
+Coupling = Literal["sample", "batch"]
+
+
+@dataclass(frozen=True)
+class MatchContext:
+    """What an objective or a connector may know when it is built. The plan builds both on the meta device.
+
+    Attributes:
+        match: name of the match.
+        steps: optimiser steps of the stage.
+        data: facts of the data set (``classes``, ``class_counts``, ``samples``), see ``DataInfo.facts``.
+        teacher, student: constants of either side, e.g. ``classifier.weight``; on the meta device while planning.
+        weights: name of a teacher -> its weight, for objectives that average several.
+    """
+
+    match: str = ""
+    steps: int = 1
+    data: Mapping[str, Any] = field(default_factory=dict)
+    teacher: Mapping[str, Tensor] = field(default_factory=dict)
+    student: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Objective(nn.Module, ABC):
-    """Built once per match from the two taps; may own projectors, which train with the stage and are dropped with it.
+    """Built once per match from the declarations of its two sides.
 
     Class attributes:
-        accepts: (student layout, teacher layout) pairs it can compare; "*" matches any layout. The teacher side is
-            ``"batch"`` when a tensor of the batch is the target and ``"none"`` for a term of the student alone.
+        Options: options of a match; numbers among them may be given as schedules.
+        accepts: (student layout, right layout) pairs it can compare; "*" matches any layout. The right layout is
+            "none" for a term of the student alone.
         units: what one unit of the value means, e.g. "nats/token".
-        couples: "sample" if the loss of a sample depends on that sample alone, so that a batch may be cut into
-            micro-batches and spread over processes; "batch" if it may not (correlation and contrastive losses).
+        joins: whether it takes several student taps at once (``join: true``) as a mapping from tap to value.
+        ensembles: whether its right side may be a mapping from teacher to value (``teacher: "*:TAP"``).
     """
 
+    Options: ClassVar[type[BaseModel]] = Options
     accepts: ClassVar[frozenset[tuple[str, str]]] = frozenset()
     units: ClassVar[str] = ""
-    couples: ClassVar[Literal["sample", "batch"]] = "sample"
+    joins: ClassVar[bool] = False
+    ensembles: ClassVar[bool] = False
 
-    def __init__(self, student: Tap, teacher: Tap | None, options: Mapping[str, Any]) -> None:
+    options: Any
+    """Validated options; the engine replaces them before every step where one of them is a schedule."""
+
+    def __init__(self, student: Any, teacher: Any, options: BaseModel, context: MatchContext) -> None:
+        """``student`` and ``teacher`` are a :class:`Tap`, a mapping of name to Tap (joined), or None (no right side)."""
         super().__init__()
-        self.student_tap, self.teacher_tap, self.options = student, teacher, dict(options)
+        self.student_tap, self.teacher_tap, self.options, self.context = student, teacher, options, context
+
+    @property
+    def couples(self) -> Coupling:
+        """ "batch" if the loss of a sample depends on other samples (correlations, contrast, batch statistics): such a
+        batch is never cut into micro-batches nor spread over processes. By default "batch" if a module inside
+        normalises over the batch, else "sample".
+        """
+        return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()) else "sample"
 
     @classmethod
     def takes(cls, student: Tap, teacher: Tap | None) -> bool:
@@ -40,29 +80,43 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
-        """Why this pair cannot be compared (shapes), or None. Runs while planning, on declarations only."""
-        if teacher is None:
+        """Why the sizes of this pair cannot be compared, or None; by default equal layouts need equal sizes."""
+        if teacher is None or student.layout != teacher.layout:
             return None
-        shared = student.shape.keys() & teacher.shape.keys()
-        wrong = [
-            f"{k}: {student.shape[k]} != {teacher.shape[k]}"
-            for k in sorted(shared)
-            if student.shape[k] != teacher.shape[k]
-        ]
-        return "; ".join(wrong) or None
+        shared = sorted(student.shape.keys() & teacher.shape.keys())
+        return (
+            "; ".join(
+                f"{k}: {student.shape[k]} != {teacher.shape[k]}" for k in shared if student.shape[k] != teacher.shape[k]
+            )
+            or None
+        )
+
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        """Whether a mask of this layout restricts what counts of ``student``; by default the mask's dimensions are the
+        first ones of the tap ("B" and "BL" for "BLD")."""
+        return student.dense and student.layout.startswith(layout)
 
     @abstractmethod
-    def forward(self, student: Any, teacher: Any, batch: Batch, **aux: Any) -> Tensor:
-        """Loss of each sample [B] in float32, *summed* over the sample's elements that :meth:`weight` counts.
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        """Loss of each sample [B] in float32, *summed* over what :meth:`weight` counts.
 
-        ``aux`` holds the further values a match names (``aux: {alpha: teacher:points.alpha}``).
+        Args:
+            student, teacher: values of the two sides (mappings where joined or averaged), as the declarations said.
+            batch: the batch as the student sees it.
+            mask: 0/1 weights of the positions that count, in a layout that :meth:`masks` accepted.
+            aux: further values that the match names.
         """
 
-    def weight(self, batch: Batch) -> Tensor:
+    def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
         """How much each sample counts [B]: the engine minimises sum(loss) / sum(weight) over the whole effective
-        batch, across micro-batches and processes alike. Known from the batch alone; by default one per sample.
+        batch, across micro-batches and processes alike. By default one per sample. ``target`` (the right side's value)
+        is given only to an objective with ``weighs_target = True``.
         """
-        return torch.ones(len(batch), device=next(iter(batch.tensors.values())).device)
+        return torch.ones(len(batch), device=batch.device)
+
+    weighs_target: ClassVar[bool] = False
+    """Whether :meth:`weight` reads the right side's value; then the whole batch's values are computed first."""
 
     def monitor(self) -> dict[str, float]:
         """Further figures of the last forward, logged at the logging interval (relative error, agreement)."""

@@ -1,15 +1,21 @@
-"""A stage kind: one way of bringing the student closer to the teacher."""
+"""A stage kind: one way of bringing the student closer to the teacher. The built-in kinds use what is public here."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
-from xarch.contracts.model import Student, Teacher
+from xarch.contracts.metric import Evaluation
+from xarch.contracts.model import Student, TapModel, Teacher
+from xarch.contracts.options import Options
 
 
 @dataclass(frozen=True)
@@ -36,30 +42,179 @@ class StageOutcome:
     Attributes:
         metrics: figures for the report (``{"kl": 0.08}``).
         decisions: JSON facts that change the student's structure, handed to ``Student.decide`` and saved with it.
-        tables: named per-site figures, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
+        per_site: named figures per site or match, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
         ended: if it ended early, where and why.
         training: seconds of its optimiser steps, ``seconds`` on the clock and ``cpu_seconds``.
+        undone: why its changes were undone (validation got worse), "" if they were kept.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_site: dict[str, dict[str, float]] = field(default_factory=dict)
     ended: EarlyEnd | None = None
     training: dict[str, float] = field(default_factory=dict)
+    undone: str = ""
+
+
+class StageMatches(ABC):
+    """The proven matches of a stage with their objectives, connectors, weights, masks and denominators.
+
+    Attributes:
+        module: every objective and connector, for optimisers and checkpoints.
+        names: names of the matches in the order of the configuration.
+        coupled: why a batch may not be cut into micro-batches or spread over processes, "" if it may.
+    """
+
+    module: nn.Module
+    names: Sequence[str]
+    coupled: str
+
+    @abstractmethod
+    def backward(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Gradients of the weighted loss of a whole batch, added to ``.grad``: micro-batches, processes, teachers,
+        masks and denominators are taken care of.
+
+        Args:
+            batch: the whole batch, after its batch steps.
+            progress: 0 to 1, where schedules and phases of the stage stand.
+
+        Returns:
+            "loss" and, for every match, "match.NAME" (raw) and "weighted.NAME"; in local stages also "site.SITE".
+        """
+
+    @abstractmethod
+    def measure(self, batches: Iterable[Batch], progress: float = 1.0) -> dict[str, float]:
+        """The same figures as means over batches, in eval mode; changes neither weights, buffers nor random state."""
+
+    @abstractmethod
+    def monitor(self) -> dict[str, float]:
+        """Further figures of the objectives, "monitor.FIGURE.MATCH" (or ".SITE")."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Tell objectives that an optimiser step is done."""
+
+    @abstractmethod
+    def losses(self) -> dict[str, Tensor]:
+        """Match -> loss of every sample of the last whole batch, float32 on the CPU, in every process."""
+
+
+class StageTrainable(ABC):
+    """What a stage trains: chosen parameters of the student, its connectors and objectives, with their optimiser.
+
+    Attributes:
+        named: name -> parameter; those of connectors and objectives begin with ``connectors.`` and ``objectives.``.
+    """
+
+    named: Mapping[str, nn.Parameter]
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+
+    @abstractmethod
+    def clip(self) -> float:
+        """Clip gradients as the stage says (connectors together with the student; each site of a local stage alone)
+        and return their norm before."""
+
+    @abstractmethod
+    def step(self, factor: float) -> float:
+        """One update at ``factor`` times the stage's learning rate; returns the learning rate."""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(trained values and buffers, moments of optimiser and EMA), whole, for a checkpoint."""
+
+    @abstractmethod
+    def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state`."""
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """A checkpoint of a running stage: tensors and JSON facts as they were saved."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    trainer: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+class StageCheckpoints(ABC):
+    """Checkpoints of the running stage: written whole or not at all, verified when read."""
+
+    @abstractmethod
+    def latest(self) -> SavedStep | None:
+        """The newest one of this stage, if it was interrupted; the log is cut back to it."""
+
+    @abstractmethod
+    def save(
+        self, step: int, *, model: Mapping[str, Tensor], trainer: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        """Save; random state and the position of the log are added by the engine."""
 
 
 class StageContext(ABC):
-    """What a stage kind may use. The engine implements it."""
+    """What a stage kind may use.
+
+    Attributes:
+        name: of the stage.
+        options: validated by the kind's ``Options``.
+        settings: the stage's configuration (``xarch.config.schema.Stage``).
+        steps: optimiser steps of the plan.
+        seed: of this stage.
+        student: what is trained.
+        teacher: what the student comes from; None with ``teacher: none``.
+        teachers: further teachers by name; ``ema`` and ``self`` among them where the stage uses them.
+        data: facts of the data set.
+        device: where it runs.
+        processes: how many processes run this stage together, and which this is: ``processes.world``, ``.rank``,
+            ``.main``, ``.sum(tensor)``, ``.any(flag)``, ``.barrier()``.
+        checkpoints: of this stage.
+    """
 
     name: str
-    options: Mapping[str, Any]
+    options: Any
+    settings: Any
+    steps: int
     seed: int
     student: Student
-    teacher: Teacher
+    teacher: Teacher | None
+    teachers: Mapping[str, TapModel]
+    data: Mapping[str, Any]
+    device: torch.device
+    processes: Any
+    checkpoints: StageCheckpoints
+
+    @abstractmethod
+    def matches(self) -> StageMatches:
+        """The stage's matches, built once."""
+
+    @abstractmethod
+    def trainable(self) -> StageTrainable:
+        """What the stage trains, built once; everything else is frozen and stays in eval mode."""
 
     @abstractmethod
     def batches(self) -> BatchStream:
-        """The stage's training batches, on the run's device."""
+        """The stage's training batches, on the run's device, before batch steps."""
+
+    @abstractmethod
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """A training batch after the stage's batch steps at this step."""
+
+    @abstractmethod
+    def validation(self, samples: int) -> list[Batch]:
+        """Fixed batches of the validation split, after batch steps (``training=False``)."""
+
+    @abstractmethod
+    def calibration(self, samples: int) -> list[Batch]:
+        """Fixed batches of the calibration split, for tables and ranges."""
+
+    @abstractmethod
+    def evaluate(
+        self, samples: int | None = None, *, metric: str | None = None, split: str = "validation"
+    ) -> Evaluation:
+        """The run's metric, or another one, of the student as it is now."""
 
     @abstractmethod
     def log(self, step: int, **metrics: float) -> None:
@@ -70,26 +225,51 @@ class StageContext(ABC):
         """Report progress inside the stage; also the place where a pending interrupt is honoured."""
 
     @abstractmethod
+    def say(self, text: str) -> None:
+        """One line for a person and the log."""
+
+    @abstractmethod
     def solver(self, site: str) -> Any:
         """The target's closed-form solver for ``site``."""
 
 
-class StageKind(ABC):
-    """Registered by plugins under a name; ``gradient`` and ``closed_form`` come with xarch.
+@dataclass(frozen=True)
+class StageRequest:
+    """What a kind is asked while planning.
 
-    A kind registered by a plugin is run as a whole: when it is interrupted it starts again from the stage's
-    beginning, so it should take minutes, not hours.
+    Attributes:
+        options: validated.
+        settings: the stage's configuration.
+        units_per_sample: budget units of one sample.
+        budget: units that ``share``, ``units`` or ``epochs`` give; None if the stage says none of them.
+        sites: names of the chosen sites.
     """
 
-    Options: ClassVar[Any] = None
+    options: Any
+    settings: Any
+    units_per_sample: int
+    budget: int | None
+    sites: Sequence[str]
+
+
+class StageKind(ABC):
+    """Registered by ``registry.stage``; ``gradient`` and ``closed_form`` come with xarch and use nothing else.
+
+    Class attributes:
+        Options: its options.
+        trains: whether it optimises matches: then ``matches`` and ``trains`` are needed, otherwise refused.
+        resumes: whether it saves checkpoints of its own; without, an interrupted stage starts again from its
+            beginning, so it should take minutes.
+    """
+
+    Options: ClassVar[type[BaseModel]] = Options
+    trains: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: StageContext) -> StageOutcome:
         """Do the work of the stage on ``context.student``."""
 
-    def units(self, options: Mapping[str, Any]) -> int:
-        """How many units (tokens, images) it reads, for the plan's estimate."""
-        return 0
-
-
-__all__ = ["Batch", "StageContext", "StageKind", "StageOutcome"]
+    def units(self, request: StageRequest) -> int:
+        """How many units it reads, for the plan; by default the budget it was given, or none."""
+        return request.budget or 0

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-KINDS = ("matrix", "hidden", "feature", "logits", "volume", "point", "ray", "scalar", "data")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Declaration of a place in a model.
+    """Declaration of a place in a model, or of a tensor of a batch.
 
     Attributes:
-        name: dotted path, unique in the model, e.g. ``blocks.3.mixer_out``.
-        kind: one of :data:`KINDS`.
-        layout: what the value looks like: a string of dimension letters for a tensor ("BLD", "BCHW"), or the
-            name of a factored form ("attention-factors", "ssd-factors", "factored-logits").
+        name: dotted path, unique in the model, e.g. ``blocks.3.mixer_out``. Numbers in it count layers.
+        kind: what it is, for people and lists: "hidden", "logits", "feature", "matrix", or any word of a family.
+        layout: what the value looks like: one letter a dimension for a tensor ("BLD", "BCHW", "BK"), the first of
+            which counts samples; or the name of a structured form ("attention-factors"). By convention B samples,
+            L, T positions, D width, C channels, H, W picture, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
-        info: further facts an objective may need (prefix tokens, grid size, whether values are clipped).
+        info: further facts an objective or connector may need (prefix tokens, grid size).
     """
 
     name: str
     kind: str
     layout: str
-    shape: dict[str, int] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"tap {self.name!r}: unknown kind {self.kind!r}, one of {', '.join(KINDS)}")
+    shape: Mapping[str, int] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def leaf(self) -> str:
         """The last part of the name: what the tap is called inside its site."""
         return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def dense(self) -> bool:
+        """Whether the value is one tensor whose layout names its dimensions."""
+        return self.layout.isalpha() and self.layout.isupper()
+
+    def elements(self, sizes: Mapping[str, int]) -> int | None:
+        """Numbers that one sample's value holds; None for a structured form or an unknown size.
+
+        Args:
+            sizes: size of free dimensions, e.g. ``{"L": 512}``.
+        """
+        if not self.dense:
+            return None
+        total = 1
+        for letter in self.layout[1:]:
+            size = self.shape.get(letter, sizes.get(letter))
+            if size is None:
+                return None
+            total *= size
+        return total

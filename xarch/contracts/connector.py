@@ -1,0 +1,44 @@
+"""A connector: a trained module between a student tap and an objective, dropped after the stage."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from torch import nn
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.objective import Coupling, MatchContext
+from xarch.contracts.options import Options
+from xarch.contracts.tap import Tap
+
+
+class Connector(nn.Module, ABC):
+    """Built once per match (``through: NAME``); it trains, is clipped, checkpointed and counted with the stage.
+
+    Class attributes:
+        Options: options of the connector (``through: {connector: NAME, options: {…}}``).
+        accepts: student layouts it takes; "*" for any.
+    """
+
+    Options: ClassVar[type[BaseModel]] = Options
+    accepts: ClassVar[frozenset[str]] = frozenset({"*"})
+
+    def __init__(self, student: Tap, teacher: Tap | None, options: BaseModel, context: MatchContext) -> None:
+        super().__init__()
+        self.student_tap, self.teacher_tap, self.options, self.context = student, teacher, options, context
+
+    @property
+    @abstractmethod
+    def tap(self) -> Tap:
+        """Declaration of what it gives; the objective is checked against it."""
+
+    @property
+    def couples(self) -> Coupling:
+        """As :attr:`Objective.couples`."""
+        return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()) else "sample"
+
+    @abstractmethod
+    def forward(self, value: Any, batch: Batch) -> Any:
+        """The student's value in the form that :attr:`tap` declares."""

@@ -1,0 +1,88 @@
+"""A family: what kind of model something is, as an object. Everything that belongs to a kind of model hangs here."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from xarch.contracts.bench import BenchCase
+from xarch.contracts.data import DataInfo
+from xarch.contracts.tap import Tap
+
+
+@runtime_checkable
+class Facts(Protocol):
+    """A model of a family described without its weights (a frozen dataclass): what ``describe`` gives, what targets
+    build from, what run folders keep."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Any:
+        """Inverse of :meth:`to_json`."""
+
+    def taps(self) -> Mapping[str, Tap]:
+        """Every tap a teacher with these facts has."""
+
+    def tiny(self) -> Any:
+        """Facts of the same architecture cut to about two layers and few words; export is tried on it while planning.
+
+        May return ``self`` where the model is small anyway.
+        """
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        """Multiply-adds of a forward pass over one budget unit of such a sample."""
+
+
+class Family(ABC):
+    """Registered by ``registry.family(NAME, load=…)``; subclass it in a package that sources, targets, data and
+    methods import.
+
+    Class attributes:
+        Facts: the facts type, see :class:`Facts`.
+        unit: what budgets count, e.g. "token".
+        tensors: batch key -> layout that its models read; a key that ends in "?" may be absent.
+        mask: batch key that restricts the positions objectives count, unless a match says otherwise; "" for none.
+        metric: default metric of its students; "" for none.
+        constants: names that ``Teacher.constants`` of this family may have.
+    """
+
+    Facts: ClassVar[type[Any]]
+    unit: ClassVar[str] = "sample"
+    tensors: ClassVar[Mapping[str, str]] = {}
+    mask: ClassVar[str] = ""
+    metric: ClassVar[str] = ""
+    constants: ClassVar[Sequence[str]] = ()
+
+    def accepts(self, facts: Any, data: DataInfo) -> str | None:
+        """Why a model with these facts cannot read this data (classes, length, channels), or None."""
+        return None
+
+    def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
+        """How the exported graphs of this family are timed; by default each graph alone on its example inputs."""
+        return ()
+
+    def report_sections(self, run: Any) -> Sequence[Any]:
+        """Sections of the report of a run whose student is of this family; ``run`` is a ``xarch.report.RunInfo``."""
+        return ()
+
+    def generate(self, model: Any, prompt: str, options: Mapping[str, Any]) -> Any:
+        """What lets a person look at a result (text, a picture), for ``xarch generate``.
+
+        Raises:
+            PlanError: this family has nothing of the kind.
+        """
+        from xarch.errors import PlanError
+
+        raise PlanError(f"{type(self).__name__} has nothing to show with `xarch generate`")
+
+    def tiny_teacher(self, folder: Path) -> str:
+        """Reference of a small teacher written into ``folder``, for the conformance kit."""
+        raise NotImplementedError(f"{type(self).__name__}.tiny_teacher: the conformance kit needs it")
+
+    def tiny_run(self, folder: Path) -> Mapping[str, Any]:
+        """Configuration values (dotted keys) of data, samples and batch for a conversion of :meth:`tiny_teacher`."""
+        raise NotImplementedError(f"{type(self).__name__}.tiny_run: the conformance kit needs it")

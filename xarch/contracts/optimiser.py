@@ -1,0 +1,79 @@
+"""Optimisers and learning-rate schedules as registered kinds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from xarch.contracts.options import Options
+
+
+class OptimiserKind(ABC):
+    """Registered by ``registry.optimiser``; chosen by ``optimiser: {algorithm: NAME, options: {…}}``.
+
+    Class attributes:
+        Options: its own options besides the learning rate and the weight decay that every stage has.
+        rest: algorithm for parameters that :meth:`takes` leaves out.
+    """
+
+    Options: ClassVar[type[BaseModel]] = Options
+    rest: ClassVar[str] = "adamw"
+
+    def takes(self, module: nn.Module) -> set[str] | None:
+        """Names of the parameters it is made for; None for all."""
+        return None
+
+    @abstractmethod
+    def build(
+        self, groups: Sequence[Mapping[str, Any]], lr: float, options: Any, *, fused: bool
+    ) -> torch.optim.Optimizer:
+        """The optimiser over groups of ``params``, ``multiple`` (of the learning rate) and ``weight_decay``.
+
+        Its state must be tensors under string keys per parameter, as every optimiser of torch has it.
+        """
+
+    def work(self, shape: Sequence[int]) -> float:
+        """Multiply-adds of one update of a parameter, where they count beside forward and backward."""
+        return 0.0
+
+    def moments(self) -> int:
+        """Numbers it keeps for each parameter, for the plan's memory."""
+        return 2
+
+
+class OptimiserWrapper(ABC):
+    """Registered like an optimiser; ``optimiser: {wrap: {NAME: {…}}}`` computes the gradient somewhere else (SAM)."""
+
+    Options: ClassVar[type[BaseModel]] = Options
+
+    @abstractmethod
+    def perturb(self, parameters: Iterable[nn.Parameter], options: Any) -> Any:
+        """Move the parameters by their gradients before the gradient is computed again; returns what undoes it."""
+
+    @abstractmethod
+    def restore(self, parameters: Iterable[nn.Parameter], moved: Any) -> None:
+        """Undo :meth:`perturb`; the gradients of the moved place stay for the update."""
+
+
+class Schedule(ABC):
+    """A learning rate over a stage as a pure function of the step: nothing to save, nothing to drift.
+
+    Class attributes:
+        Options: its own options besides warm-up and final value, ``schedule: {name: step, …}``.
+    """
+
+    Options: ClassVar[type[BaseModel]] = Options
+
+    @abstractmethod
+    def factor(self, at: float, options: Any, *, final: float) -> float:
+        """Factor on the peak learning rate at ``at``, 0 to 1 of the steps after the warm-up."""
+
+    def falls_at(self, options: Any) -> float:
+        """Share of the steps after the warm-up at which it begins to fall, 1 if it falls everywhere or never; an early
+        end of the stage continues from there."""
+        return 1.0

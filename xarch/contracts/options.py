@@ -1,0 +1,11 @@
+"""Base of every options model."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Options(BaseModel):
+    """Unknown keys are errors, defaults are validated, and ``xarch inspect`` renders the schema."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)

@@ -1,0 +1,1 @@
+"""Matching: what is compared with what, by which objective, proven before anything runs."""
