@@ -16,8 +16,8 @@ class Batch:
 
     Attributes:
         tensors: name -> tensor, dimension 0 is the sample. A family fixes the names that its models read. Data may
-            add ``sample_id`` [B] int64, which identifies a sample together with its augmentation draw. A *view* for one side only is named ``NAME@teacher`` or
-            ``NAME@student``; :meth:`seen_by` resolves it.
+            add ``sample_id`` [B] int64, which identifies a sample together with its augmentation
+            draw. A *view* for one side only is named ``NAME@teacher`` or ``NAME@student``; :meth:`seen_by` resolves it.
         units: how many units of the budget it is (tokens, images, rays).
         meta: facts that are not tensors (where the samples came from).
     """

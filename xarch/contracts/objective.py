@@ -60,7 +60,7 @@ class Objective(nn.Module, ABC):
     """Validated options; the engine replaces them before every step where one of them is a schedule."""
 
     def __init__(self, student: Any, teacher: Any, options: BaseModel, context: MatchContext) -> None:
-        """``student`` and ``teacher`` are a :class:`Tap`, a mapping of name to Tap (joined), or None (no right side)."""
+        """``student`` and ``teacher``: a :class:`Tap`, a mapping of name to Tap (joined), or None (no right side)."""
         super().__init__()
         self.student_tap, self.teacher_tap, self.options, self.context = student, teacher, options, context
 

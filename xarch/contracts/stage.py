@@ -42,7 +42,7 @@ class StageOutcome:
     Attributes:
         metrics: figures for the report (``{"kl": 0.08}``).
         decisions: JSON facts that change the student's structure, handed to ``Student.decide`` and saved with it.
-        per_site: named figures per site or match, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
+        per_site: named figures per site or match, ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
         ended: if it ended early, where and why.
         training: seconds of its optimiser steps, ``seconds`` on the clock and ``cpu_seconds``.
         undone: why its changes were undone (validation got worse), "" if they were kept.

@@ -1,4 +1,4 @@
-"""Numbers and settings that change over a stage, as pure functions of its progress: nothing to save, nothing to drift."""
+"""Numbers and settings that change over a stage, as pure functions of its progress: there is no state to save."""
 
 from __future__ import annotations
 
