@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from xarch.config.load import Resolved, load_config
 from xarch.config.schema import RunConfig
 from xarch.errors import UsageError
-from xarch.plugins.loader import get_registry
-from xarch.store.atomic import read_json
-from xarch.store.run_dir import RunDir
+from xarch.files.atomic import read_json
+from xarch.files.run_dir import RunDir
+from xarch.registry.loader import get_registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,8 +109,8 @@ def convert(
         XarchError: with the exit code of what stopped it; the run folder tells how to go on.
     """
     from xarch.engine.distributed import open_run
-    from xarch.engine.runner import Conversion
     from xarch.planning.plan import Plan
+    from xarch.run.conversion import Conversion
 
     registry = get_registry()
     if resume:
@@ -153,15 +153,15 @@ def load(path: Path | str, device: str = "cpu") -> nn.Module:
     Raises:
         UsageError: there is no student, or its files do not fit together.
     """
-    from xarch.engine.device import choose_device
-    from xarch.store.student_io import load_student
+    from xarch.hardware import choose_device
+    from xarch.run.student_io import load_student
 
     student, _, _ = load_student(Path(path), get_registry(), choose_device(device))
     return student.module
 
 
 def _reopen(run_path: Path | str, reporter: Reporter | None) -> Any:
-    from xarch.engine.runner import Conversion
+    from xarch.run.conversion import Conversion
 
     run = RunDir.open(run_path)
     conversion = Conversion(read_plan(run), run, get_registry(), reporter)
@@ -189,7 +189,7 @@ def export(run_path: Path | str, target: str = "cpu", reporter: Reporter | None 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """Latency of a run's exports, or of any ONNX file."""
     from xarch.bench.latency import bench_export, bench_model
-    from xarch.engine.device import choose_threads
+    from xarch.hardware import choose_threads
 
     say = reporter.message if reporter is not None else _say
     if Path(path).suffix == ".onnx":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from xarch import PlanError, UsageError
-from xarch.families.decoder.facts import DecoderFacts
+from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture
 from xarch_hf.checkpoint import Checkpoint, read_config
 from xarch_hf.facts import architecture_of, decoder_facts

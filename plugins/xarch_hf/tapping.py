@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from xarch import AttentionFactors
-from xarch.families.decoder.mixer import Sequence
+from xarch_decoder.factored import AttentionFactors
+from xarch_decoder.mixer import Sequence
 from xarch_hf.attention import Visible, causal_attention, visible
 
 IMPLEMENTATION = "xarch"

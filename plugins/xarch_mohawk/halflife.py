@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xarch.families.decoder.mixer import Sequence
 from xarch.kernels import ssd
+from xarch_decoder.mixer import Sequence
 from xarch_mohawk.mixer import DM2
 
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, math.inf)

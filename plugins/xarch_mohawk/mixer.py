@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch import SSDFactors
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.mixer import Mixer, Sequence, StateSpec
-from xarch.families.decoder.rotary import Rotation, rotate, rotation
 from xarch.kernels import causal_conv1d, causal_conv1d_step, ssd, ssd_step
+from xarch_decoder.factored import SSDFactors
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.mixer import Mixer, Sequence, StateSpec
+from xarch_decoder.rotary import Rotation, rotate, rotation
 from xarch_mohawk.channels import StateChannels
 
 Z_BIAS = 1.2784645427610737

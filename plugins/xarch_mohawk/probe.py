@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from xarch import Batch, FactoredLogits, Options, StageContext, StageKind, StageOutcome, UsageError
-from xarch.families.decoder.student import ATTENTION
+from xarch import Batch, Options, StageContext, StageKind, StageOutcome, UsageError
+from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.student import ATTENTION
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.student import DM2Student
 

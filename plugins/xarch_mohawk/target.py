@@ -21,12 +21,12 @@ from xarch import (
     Teacher,
     UsageError,
 )
-from xarch.families.decoder.attention import Attention
-from xarch.families.decoder.block import MixerFactory
-from xarch.families.decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.graphs import decoder_graphs
-from xarch.families.decoder.parity import decoder_parity
+from xarch_decoder.attention import Attention
+from xarch_decoder.block import MixerFactory
+from xarch_decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.parity import decoder_parity
 from xarch_mohawk.channels import state_channels
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.options import DM2Options

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from decoder_export import FACTS, DecoderTarget, decoder_student
 from onnx import TensorProto, helper
 from torch import nn
 
+from tests.export.decoder_export import FACTS, DecoderTarget, decoder_student
 from xarch.bench.graph import example_inputs
 from xarch.bench.latency import bench_export, bench_model
 from xarch.bench.timing import measure, timing

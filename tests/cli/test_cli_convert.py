@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_process import RUN, STACK, Xarch
+
+from tests.cli.cli_process import RUN, STACK, Xarch
 
 pytestmark = pytest.mark.usefixtures("stack_run")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_dist import Site, registering
 
+from tests.registry.fake_dist import Site, registering
 from xarch.cli.app import cli
-from xarch.plugins.loader import get_registry
+from xarch.registry.loader import get_registry
 
 
 def call(*arguments: str, code: int = 0) -> Result:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from export_models import RecurrentTarget, make_student
 
+from tests.export.export_models import RecurrentTarget, make_student
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_target
 

@@ -15,13 +15,13 @@ from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Coverage, Student, Teacher
-from xarch.families.decoder.attention import Attention
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.graphs import decoder_graphs
-from xarch.families.decoder.mixer import Mixer, StateSpec
-from xarch.families.decoder.mixer import Sequence as Tokens
-from xarch.families.decoder.parity import decoder_parity
-from xarch.families.decoder.student import DecoderStudent
+from xarch_decoder.attention import Attention
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.mixer import Mixer, StateSpec
+from xarch_decoder.mixer import Sequence as Tokens
+from xarch_decoder.parity import decoder_parity
+from xarch_decoder.student import DecoderStudent
 
 LETTERS = ["<|im_start|>", "<|im_end|>", *string.ascii_lowercase, *" \n.,?!"]
 

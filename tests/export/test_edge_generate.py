@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
 
+from tests.export.decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
 from xarch.contracts.batch import Batch
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_target

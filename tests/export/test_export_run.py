@@ -12,8 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from export_models import VOCAB, WIDTH, Recurrent, RecurrentTarget, WrongWhenExported, graph, make_student
 
+from tests.export.export_models import VOCAB, WIDTH, Recurrent, RecurrentTarget, WrongWhenExported, graph, make_student
 from xarch.contracts.export import Profile
 from xarch.errors import ParityError, PlanError
 from xarch.export.profiles import cpu

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from export_models import RecurrentStudent
 from torch import Tensor, nn
 
+from tests.export.export_models import RecurrentStudent
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import ParityError, PlanError

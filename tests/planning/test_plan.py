@@ -15,8 +15,8 @@ from xarch.export.profiles import cpu
 from xarch.planning.estimate import EFFICIENCY
 from xarch.planning.export_check import trial_operators
 from xarch.planning.resolve import resolve_target, resolve_teacher
-from xarch.plugins.loader import get_registry
-from xarch.testing import tiny_llama, tiny_text
+from xarch.registry.loader import get_registry
+from xarch_decoder.testing.tiny import tiny_llama, tiny_text
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xarch.config.schema import RunConfig
+from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
-from xarch.store.run_dir import RunDir
 
 LAYERS = 30
 REPLACED = [i for i in range(LAYERS) if i % 3 == 1]

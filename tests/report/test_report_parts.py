@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import make_plan, make_run
 
+from tests.report.run_folders import make_plan, make_run
 from xarch.report.card import model_card
 from xarch.report.files import natural, read_run
 from xarch.report.outcome import outcome_of

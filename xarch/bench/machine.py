@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-import xarch
+from xarch._version import __version__
 
 
 def machine() -> dict[str, Any]:
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "system": platform.platform(terse=True),
         "versions": {
-            "xarch": xarch.__version__,
+            "xarch": __version__,
             "onnxruntime": ort.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

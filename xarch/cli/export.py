@@ -17,7 +17,7 @@ def command(session: Session, run: Path, target: str) -> None:
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     get_registry().get("export", target)
     with watched(session.reporter()) as reporter:

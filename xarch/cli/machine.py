@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from xarch.cli.amounts import size
+from xarch.numbers import size
 
 LIBRARIES = (
     "torch",
@@ -31,9 +31,9 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """xarch, Python, the system, and the libraries that matter."""
-    import xarch
+    from xarch._version import __version__
 
-    found = {"xarch": xarch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {"xarch": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -46,7 +46,7 @@ def devices() -> list[dict[str, Any]]:
     """The CPU with its usable cores and threads, and every accelerator torch sees."""
     import torch
 
-    from xarch.engine.device import choose_threads, cores
+    from xarch.hardware import choose_threads, cores
 
     features = torch.backends.cpu.get_cpu_capability()
     found: list[dict[str, Any]] = [
@@ -77,7 +77,7 @@ def memory() -> dict[str, str]:
 
 def folders() -> list[dict[str, str]]:
     """Where xarch keeps things, and the space there."""
-    from xarch.store.home import cache_dir, config_dir
+    from xarch.files.home import cache_dir, config_dir
 
     places = {"cache": cache_dir(), "settings": config_dir(), "here": Path.cwd()}
     return [{"folder": name, "path": str(path), "free": size(_free(path))} for name, path in places.items()]
@@ -113,7 +113,7 @@ def onnx_providers() -> dict[str, Any]:
 
 def plugins() -> list[dict[str, str]]:
     """Every plugin with its state."""
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     return [
         {

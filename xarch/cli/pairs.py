@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xarch.errors import XarchError
-from xarch.plugins.registry import Registry
-from xarch.plugins.spec import Spec
+from xarch.registry.declare import Spec
+from xarch.registry.registry import Registry
 
 ANY_FAMILY = "*"
 WORDS = {"ok": "ready", "missing-extra": "needs", "conflict": "conflict", "incompatible": "incompatible"}

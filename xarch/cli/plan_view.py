@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import count, duration, size
 from xarch.cli.tables import table
 from xarch.config.provenance import DEFAULT
+from xarch.numbers import count, duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console

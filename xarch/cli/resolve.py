@@ -75,8 +75,8 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Res
 def _plan_file(path: Path) -> Plan:
     from pydantic import ValidationError
 
+    from xarch.files.atomic import read_json
     from xarch.planning.plan import Plan
-    from xarch.store.atomic import read_json
 
     try:
         return Plan.model_validate(read_json(path))

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import count, figure, size
 from xarch.cli.tables import table
-from xarch.store.atomic import read_json
+from xarch.files.atomic import read_json
+from xarch.numbers import count, figure, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def _gates(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, A
     from dataclasses import asdict
 
     from xarch.config.schema import Gate
-    from xarch.evaluation.gates import check
+    from xarch.run.gates import check
 
     plan = _json(path / "plan.json")
     if evaluation is None or plan is None or plan["config"].get("tiny"):

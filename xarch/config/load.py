@@ -107,7 +107,7 @@ def recipe_text(name: str) -> str:
         UsageError: no plugin declares it.
         PluginError: its plugin did not load, or two plugins declare it.
     """
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     registry = get_registry()
     return str(registry.resolve(registry.get("recipe", name)))

@@ -23,7 +23,7 @@ class TapModel(ABC):
     Attributes:
         module: the real ``nn.Module``.
         family: name of the family contract it fulfils ("decoder", ...).
-        facts: the family's description of the architecture (a frozen dataclass, see ``xarch.families``).
+        facts: the family's description of the architecture (a frozen dataclass, see the family's package).
     """
 
     module: nn.Module

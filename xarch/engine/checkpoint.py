@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xarch.errors import Interrupted, UsageError
-from xarch.store.atomic import new_folder, write_json
+from xarch.files.atomic import new_folder, write_json
 
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2

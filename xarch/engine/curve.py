@@ -15,7 +15,7 @@ from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
 from xarch.engine.seeds import restore_rng, rng_state
 from xarch.engine.stopwatch import Spent
-from xarch.store.run_dir import RunDir
+from xarch.files.run_dir import RunDir
 
 START = "start"
 """Stage of the first row."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student
 from xarch.errors import UsageError
-from xarch.store.run_dir import RunDir
+from xarch.files.run_dir import RunDir
 
 
 def open_run(out: Path | str | None, name: str) -> RunDir:

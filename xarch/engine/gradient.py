@@ -13,12 +13,17 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
 from xarch.contracts.stage import EarlyEnd, StageContext, StageKind, StageOutcome
 from xarch.engine.context import EngineContext
-from xarch.engine.ending import Ending
-from xarch.engine.guards import finite, first_nonfinite_gradient, first_nonfinite_module
+from xarch.engine.guards import (
+    finite,
+    first_nonfinite_gradient,
+    first_nonfinite_module,
+    is_out_of_memory,
+    release_memory,
+)
 from xarch.engine.local import SiteWalk
-from xarch.engine.oom import is_out_of_memory, release_memory
 from xarch.engine.schedule import lr_factor
 from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.stopping import Ending
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.terms import StepFigures, Term, build_terms, objective_modules, weights_at
 from xarch.engine.trainable import Trainable, select

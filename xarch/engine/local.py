@@ -12,8 +12,8 @@ import torch
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student
-from xarch.engine.feed import TeacherFeed
-from xarch.taps.pairing import Pair
+from xarch.engine.teacher import TeacherFeed
+from xarch.matching.pairing import Pair
 
 OnSite = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (site, student values by local name, teacher values by full name)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.objective import Objective
 from xarch.engine.schedule import match_weight
-from xarch.taps.pairing import DATA_TAP, Pair
+from xarch.matching.pairing import DATA_TAP, Pair
 
 Guard = Callable[[str], contextlib.AbstractContextManager[None]]
 """Around an objective's code, by its name: an error in it names the plugin it came from."""

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-import xarch
+from xarch._version import __version__
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
@@ -29,7 +29,7 @@ from xarch.export.onnx_export import to_onnx
 from xarch.export.parity import measure_parity, raise_unless_passed
 from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
-from xarch.store.atomic import new_folder, write_json
+from xarch.files.atomic import new_folder, write_json
 
 WEIGHTS = "student.onnx.data"
 """The one file all graphs of an export read their weights from."""
@@ -149,7 +149,7 @@ def _write_graphs(
             started = time.monotonic()
             model = models[graph.name]
             weight_bytes = externalise(model, store)
-            model.producer_name, model.producer_version = "xarch", xarch.__version__
+            model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
             model.metadata_props.update(_properties(graph, profile, metadata))
             ir.save(model, folder / f"{graph.name}.onnx")
@@ -206,7 +206,7 @@ def _reduce(
 def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:
     """``metadata_props``: keys under ``xarch.``, text as it is, everything else as JSON."""
     facts = {
-        "version": xarch.__version__,
+        "version": __version__,
         "graph": graph.name,
         "profile": profile.name,
         "states": _states(graph),

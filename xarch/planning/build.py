@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-import xarch
+from xarch._version import __version__
 from xarch.config.schema import RunConfig, Stage
 from xarch.contracts.adapters import SourceInfo, TargetAdapter
 from xarch.contracts.model import Student
 from xarch.contracts.objective import Objective
 from xarch.contracts.tap import Tap
-from xarch.engine.device import choose_device, choose_threads
 from xarch.errors import PlanError, UsageError
+from xarch.hardware import choose_device, choose_threads
+from xarch.matching.pairing import Pair, pair_taps
 from xarch.optim import layer_matrices
 from xarch.optim.muon import update_work
 from xarch.planning import estimate
@@ -32,8 +33,7 @@ from xarch.planning.plan import (
     PlannedTeacher,
 )
 from xarch.planning.resolve import Resolved, resolve_data, resolve_target, resolve_teacher
-from xarch.plugins.registry import Registry
-from xarch.taps.pairing import Pair, pair_taps
+from xarch.registry.registry import Registry
 
 Say = Callable[[str], None]
 TINY_STEPS = 6
@@ -107,7 +107,7 @@ def build_plan(
         raise UsageError(f"evaluate.curve: no metric is registered for the family {info.family!r}", "leave it out")
     caches = max([s.cache.bytes for s in stages if s.cache.use], default=0)
     return Plan(
-        xarch=xarch.__version__,
+        xarch=__version__,
         name=name,
         unit=described.unit,
         teacher=PlannedTeacher(

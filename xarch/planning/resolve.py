@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from xarch.contracts.adapters import SourceAdapter, TargetAdapter
 from xarch.contracts.data import DataProvider
 from xarch.errors import UsageError
-from xarch.plugins.registry import Registry
+from xarch.registry.registry import Registry
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def resolve_teacher(
     """The source adapter of a teacher reference; ``zoo:NAME`` is fetched once and becomes a plain reference."""
     scheme, rest = split_ref(ref, "teacher", "--teacher hf:HuggingFaceTB/SmolLM2-135M or zoo:smollm2-135m")
     if scheme == "zoo":
-        from xarch.store.fetch import fetch_teacher
+        from xarch.planning.zoo import fetch_teacher
 
         scheme, rest = split_ref(fetch_teacher(registry.get("teacher", rest), say), "teacher", "")
     spec = registry.get("source", scheme)

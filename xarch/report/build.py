@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xarch.files.atomic import write_text
 from xarch.report.blocks import Section, Text
 from xarch.report.card import model_card
 from xarch.report.extension import plugin_sections
@@ -19,7 +20,6 @@ from xarch.report.sections.quality import quality, samples
 from xarch.report.sections.run import data, environment, reproduce, timing
 from xarch.report.sections.training import training
 from xarch.report.sections.verdict import verdict
-from xarch.store.atomic import write_text
 
 Sections = tuple[tuple[str, Callable[[RunFiles], Section | None]], ...]
 RESULT: Sections = (

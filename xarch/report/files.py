@@ -14,7 +14,7 @@ MAX_FILE = 1 << 28
 
 
 class RunPaths(Protocol):
-    """The paths a report needs; ``xarch.store.run_dir.RunDir`` has them."""
+    """The paths a report needs; ``xarch.files.run_dir.RunDir`` has them."""
 
     path: Path
     config: Path

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from xarch.config.schema import Gate
 from xarch.errors import UsageError
-from xarch.evaluation.gates import GateResult, check
 from xarch.report.blocks import Step, Tone
 from xarch.report.files import RunFiles, dig, rows_of, table_of
+from xarch.run.gates import GateResult, check
 
 STOPPED_BY = {
     "quality": "the quality gate",

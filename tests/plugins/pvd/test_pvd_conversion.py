@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny_field import OPTIONS_OF, trained, write_teacher
 
 import xarch
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
 from xarch import Batch
 from xarch.api import convert
-from xarch.families.field import render
-from xarch.families.field.facts import FieldFacts
 from xarch.testing import TargetConformance
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import OPTIONS
-from xarch_pvd.target import CPTarget, HashTarget, MLPTarget, VMTarget
+from xarch_field import render
+from xarch_field.facts import FieldFacts
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.targets.representations import OPTIONS
+from xarch_pvd.targets.target import CPTarget, HashTarget, MLPTarget, VMTarget
 
 
 class FieldConformance(TargetConformance):

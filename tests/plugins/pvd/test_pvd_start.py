@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_fields import save_nerfstudio, save_tensorf
-from tiny_field import OPTIONS_OF, write_teacher
 
+from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
 from xarch import plan
-from xarch.families.field import render
-from xarch.families.field.model import FieldStudent, FieldTeacher
-from xarch_pvd.formats.recognise import read_field
-from xarch_pvd.latent import LatentField
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import options_of
-from xarch_pvd.representations.records import from_file
-from xarch_pvd.source import FieldOptions, FieldSource
-from xarch_pvd.stitch import StitchedTeacher
-from xarch_pvd.target import CPTarget, FieldTarget, HashTarget, VMTarget
-from xarch_pvd.views import fixed_cameras
+from xarch_field import render
+from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.source.formats.recognise import read_field
+from xarch_pvd.source.latent import LatentField
+from xarch_pvd.source.source import FieldOptions, FieldSource
+from xarch_pvd.source.stitch import StitchedTeacher
+from xarch_pvd.targets.representations import options_of
+from xarch_pvd.targets.representations.records import from_file
+from xarch_pvd.targets.target import CPTarget, FieldTarget, HashTarget, VMTarget
 
 CPU = torch.device("cpu")
 
