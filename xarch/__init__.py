@@ -32,6 +32,7 @@ _PUBLIC = {
     "Solver": "xarch.contracts.model",
     "Coverage": "xarch.contracts.model",
     "Options": "xarch.contracts.adapters",
+    "validated": "xarch.config.validation",
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from xarch.api import convert, export, load, plan
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
+    from xarch.config.validation import validated
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider

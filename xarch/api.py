@@ -135,16 +135,10 @@ def read_plan(run: RunDir) -> Plan:
     Raises:
         UsageError: plan.json was made by another version or is damaged.
     """
-    from pydantic import ValidationError
-
+    from xarch.config.validation import validated
     from xarch.planning.plan import Plan
 
-    try:
-        return Plan.model_validate(read_json(run.plan))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{run.plan} cannot be used: {where}: {first['msg']}", "make the run again") from e
+    return validated(Plan, read_json(run.plan), f"{run.plan} cannot be used: ", "make the run again")
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:

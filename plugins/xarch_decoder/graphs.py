@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from xarch import ExportGraph, Options, PlanError, Profile, UsageError
+from xarch import ExportGraph, Options, PlanError, Profile, validated
 from xarch_decoder.mixer import StateSpec
 from xarch_decoder.model import MixerDecoder, States
 from xarch_decoder.student import DecoderStudent
@@ -84,7 +84,7 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, options: Mapping[s
         UsageError: an option is unknown or out of range.
         PlanError: a prefill size does not fit, or a mixer has no form for static shapes.
     """
-    chosen = _options(options)
+    chosen = validated(DecoderExport, options, "export.options")
     context = (chosen.context or min(student.facts.max_positions, 1024)) if profile.static else None
     sizes = sorted(set(chosen.prefill), reverse=True)
     wrong = [size for size in sizes if size < 2 or (context is not None and size > context)]
@@ -94,16 +94,6 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, options: Mapping[s
             "set `export.options.prefill` to the numbers of tokens to read per call, e.g. [64]",
         )
     return [_graph(student, size, sizes, context) for size in (1, *sizes)]
-
-
-def _options(options: Mapping[str, Any]) -> DecoderExport:
-    try:
-        return DecoderExport.model_validate(dict(options))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(DecoderExport.model_fields)
-        raise UsageError(f"export.options.{where}: {first['msg']}", f"options of a decoder: {known}") from e
 
 
 def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None) -> ExportGraph:

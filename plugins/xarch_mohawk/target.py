@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from xarch import (
     Batch,
@@ -19,7 +19,7 @@ from xarch import (
     Student,
     TargetAdapter,
     Teacher,
-    UsageError,
+    validated,
 )
 from xarch_decoder.attention import Attention
 from xarch_decoder.block import MixerFactory
@@ -84,13 +84,7 @@ class DM2Target(TargetAdapter):
         Raises:
             UsageError: an option of the stage is unknown or out of range.
         """
-        try:
-            chosen = SolverOptions.model_validate(dict(options))
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(SolverOptions.model_fields)
-            raise UsageError(f"stage options.{where}: {first['msg']}", f"options of a DM2 solver: {known}") from e
+        chosen = validated(SolverOptions, options, "stage options")
         layer = int(site.rsplit(".", 1)[-1])
         return MixerSolver(_student(student).mixer(layer), site, chosen)
 

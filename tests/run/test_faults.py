@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("convert_stack.py")
+PROGRAM = Path(__file__).parents[1] / "engine" / "convert_stack.py"
 
 
 @functools.cache

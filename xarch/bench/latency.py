@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from xarch.bench.graph import measure_graph
-from xarch.bench.machine import load_average, machine
+from xarch.bench.machine import machine
 from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
 from xarch.files.atomic import read_json, write_json
+from xarch.hardware import load_average
 
 FOREIGN_SECONDS = 300.0
 """Time limit for a file that xarch did not write in this run."""

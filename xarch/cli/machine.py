@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -10,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
+from xarch.hardware import available_bytes, memory_bytes, memory_limit
 from xarch.numbers import size
 
 LIBRARIES = (
@@ -46,11 +46,11 @@ def devices() -> list[dict[str, Any]]:
     """The CPU with its usable cores and threads, and every accelerator torch sees."""
     import torch
 
-    from xarch.hardware import choose_threads, cores
+    from xarch.hardware import choose_threads, cores, processor
 
     features = torch.backends.cpu.get_cpu_capability()
     found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": _processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
+        {"device": "cpu", "name": processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
     ]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
@@ -63,16 +63,8 @@ def devices() -> list[dict[str, Any]]:
 
 def memory() -> dict[str, str]:
     """Physical memory and what is free of it, in this process's control group where there is a limit."""
-    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    found = {"total": size(pages * page)}
-    lines = _read("/proc/meminfo").splitlines()
-    available = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
-    if available is not None:
-        found["available"] = size(int(available) * 1024)
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        found["limit of this control group"] = size(int(limit))
-    return found
+    facts = {"total": memory_bytes(), "available": available_bytes(), "limit of this control group": memory_limit()}
+    return {name: size(value) for name, value in facts.items() if value is not None}
 
 
 def folders() -> list[dict[str, str]]:
@@ -151,20 +143,6 @@ def _declared(pyproject: Path) -> dict[str, str] | None:
 
     project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
     return dict(project.get("entry-points", {}).get("xarch", {})) if project.get("name") == "xarch" else None
-
-
-def _processor() -> str:
-    lines = _read("/proc/cpuinfo").splitlines()
-    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str:
-    """A file of the system, "" where this system has none."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _free(path: Path) -> int:

@@ -73,14 +73,8 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Res
 
 
 def _plan_file(path: Path) -> Plan:
-    from pydantic import ValidationError
-
+    from xarch.config.validation import validated
     from xarch.files.atomic import read_json
     from xarch.planning.plan import Plan
 
-    try:
-        return Plan.model_validate(read_json(path))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{path} is not a plan of this version: {where}: {first['msg']}", "plan again") from e
+    return validated(Plan, read_json(path), f"{path} is not a plan of this version: ", "plan again")

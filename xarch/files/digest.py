@@ -81,3 +81,17 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """sha256 of every tensor's bytes."""
+    hashes = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
+    return hashes
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One digest over named digests."""
+    return hashlib.sha256("".join(f"{k}={hashes[k]}\n" for k in sorted(hashes)).encode()).hexdigest()

@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from xarch.config.schema import Match, Stage
-from xarch.contracts.model import Site
+from xarch.contracts.model import Site, Student
 from xarch.contracts.objective import Objective
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
+from xarch.registry.registry import Registry
 
 DATA_TAP = "batch:"
 
@@ -137,3 +138,20 @@ def _aux_ref(ref: str, site: str | None, teacher: Mapping[str, Tap], where: str)
         assert tap is not None
         return f"teacher:{tap.name}"
     raise PlanError(f"{where}: {ref!r} is neither teacher:TAP nor batch:KEY")
+
+
+def pairs_of(name: str, stage: Stage, student: Student, teacher_taps: dict[str, Tap], registry: Registry) -> list[Pair]:
+    """The proven pairs of a gradient stage; also used while running, after decisions changed the student."""
+
+    def objective(wanted: str) -> type[Objective]:
+        kind: type[Objective] = registry.resolve(registry.get("objective", wanted))
+        return kind
+
+    return pair_taps(
+        name,
+        stage,
+        sites=student.sites(),
+        student=student.taps(),
+        teacher=teacher_taps,
+        objective=objective,
+    )

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import platform
 import shlex
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from xarch._version import __version__
-from xarch.contracts.batch import Batch
-from xarch.contracts.data import BatchStream
-from xarch.contracts.export import Profile
-from xarch.contracts.metric import Evaluation, Metric
 from xarch.contracts.model import Student, Teacher
-from xarch.engine.checkpoint import combined_hash, tensor_hashes
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Ranks
 from xarch.engine.events import Many, Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, ParityError, PlanError, QualityError, XarchError
+from xarch.errors import Interrupted, PlanError, QualityError, XarchError
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
 from xarch.planning.plan import Plan
-from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
+from xarch.planning.resolve import Resolved, resolve_data, resolve_target, resolve_teacher
 from xarch.registry.registry import Registry
+from xarch.run.deliver import Delivery
+from xarch.run.environment import environment
+from xarch.run.evaluate import Evaluator
 from xarch.run.stages import StageRunner
-from xarch.run.student_io import load_student, save_student
+from xarch.run.student_io import load_student
 
 
 class _Log(Reporter):
@@ -71,6 +62,7 @@ class Conversion:
 
     student: Student
     teacher: Teacher
+    target: Resolved
 
     def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
         self.plan, self.run, self.registry = plan, run, registry
@@ -80,11 +72,14 @@ class Conversion:
         self.reporter: Reporter = Many(*watchers)
         self.device = choose_device(plan.device, self.ranks.local_rank)
         self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
-        self.curve = QualityCurve(self.config.evaluate.curve, run if self.ranks.main else None, self._on_the_way)
-        self.initialising = Spent()
         self.stop = StopRequest()
-        self.data_counters: dict[str, int] = {}
-        self.evaluations: dict[str, dict[str, float]] = {}
+        shared = (plan, run, registry, self.reporter, self.ranks, self.device)
+        self.evaluator = Evaluator(*shared, self._raise_if_stopped)
+        self.delivery = Delivery(*shared, self.evaluator)
+        self.curve = QualityCurve(
+            self.config.evaluate.curve, run if self.ranks.main else None, self.evaluator.measure_quietly
+        )
+        self.initialising = Spent()
 
     def say(self, text: str) -> None:
         """One line for a person and the log."""
@@ -92,7 +87,7 @@ class Conversion:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Precision of forward passes."""
-        return autocast(self.config.runtime, self.device)
+        return autocast(self.config.runtime.precision, self.device)
 
     @property
     def resume_command(self) -> str:
@@ -112,12 +107,11 @@ class Conversion:
             with self.stop:
                 self._status("running")
                 self._load()
-                stages = StageRunner(self)
-                stages.run_all()
-                self._save_student(stages.decisions)
-                self._evaluate()
+                decisions = self._stages().run_all()
+                self.student = self.delivery.save(self.student, decisions)
+                self.evaluator.evaluate(self.student)
                 self._gates()
-                self._export()
+                self.delivery.deliver(self.student)
         except Interrupted as e:
             self._end("interrupted", e.what)
             raise Interrupted(e.what, self.resume_command) from e
@@ -138,11 +132,31 @@ class Conversion:
         self.ranks.close()
         return status
 
+    def _stages(self) -> StageRunner:
+        return StageRunner(
+            plan=self.plan,
+            run=self.run,
+            registry=self.registry,
+            reporter=self.reporter,
+            ranks=self.ranks,
+            device=self.device,
+            metrics=self.metrics,
+            curve=self.curve,
+            stop=self.stop,
+            student=self.student,
+            teacher=self.teacher,
+            adapter=self.target.adapter,
+            initialising=self.initialising,
+            open_stream=self.evaluator.open_stream,
+            baseline=self.evaluator.baseline,
+            autocast=self.autocast,
+        )
+
     def evaluate_again(self) -> None:
         """Evaluate the saved student again and rebuild the report."""
         self._reload()
         self.run.eval_json.unlink(missing_ok=True)
-        self._evaluate()
+        self.evaluator.evaluate(self.student)
         self._report()
         self._gates()
 
@@ -150,7 +164,7 @@ class Conversion:
         """Export the saved student to ``target`` again and rebuild the report."""
         self._reload()
         try:
-            self._export_one(target)
+            self.delivery.export(self.student, target)
         finally:
             self._report()
 
@@ -159,7 +173,9 @@ class Conversion:
         torch.set_num_threads(self.plan.threads)
         self._load_teacher()
         self.student, _, config = load_student(self.run.student, self.registry, self.device)
-        self.target = resolve_target(self.registry, f"{config['plugin']}:{config['target']}", config["options"])
+        self.target = self.delivery.target = resolve_target(
+            self.registry, f"{config['plugin']}:{config['target']}", config["options"]
+        )
 
     def _write_head(self) -> None:
         if not self.ranks.main or self.run.plan.exists():
@@ -201,12 +217,13 @@ class Conversion:
         )
         with self.registry.guard(self.registry.get("source", source.name), "load"):
             self.teacher = source.adapter.load(source.ref, source.options, device=self.device, dtype=torch.float32)
-        self.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
+        self.evaluator.teacher = self.teacher
+        self.evaluator.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
 
     def _load(self) -> None:
         plan = self.plan
         self._load_teacher()
-        self.target = resolve_target(
+        self.target = self.delivery.target = resolve_target(
             self.registry, plan.student.target, self.config.student.options, tiny=self.config.tiny
         )
         adapter, spec = self.target.adapter, self.registry.get("target", self.target.name)
@@ -226,112 +243,7 @@ class Conversion:
                 raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
         self.student.module.eval().requires_grad_(False)
 
-    def open_stream(self, split: str, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
-        """Data of a split, guarded so that a provider's error names its plugin."""
-        processor = self.teacher.processor()
-        with self.registry.guard(self.registry.get("data", self.data.name), f"open {split}"):
-            stream: BatchStream = self.data.adapter.open(
-                self.data.ref,
-                self.data.options,
-                split=split,
-                samples=samples,
-                sample=sample,
-                processors={"teacher": processor, "student": processor},
-                seed=seed,
-                teacher=self.teacher,
-            )
-        return stream
-
-    def heldout(self, samples: int) -> Iterable[Batch]:
-        """Fixed held-out batches."""
-        chosen = self.config.evaluate
-        batch = min(chosen.batch, samples)
-        stream = self.open_stream("heldout", batch, {**self.config.data.sample, **chosen.sample}, self.config.seed)
-        return (b.to(self.device) for b in islice(stream, -(-samples // batch)))
-
-    def measure(self, students: Mapping[str, Student]) -> Evaluation | None:
-        """Evaluate on held-out data; None if the family has no metric."""
-        samples = self.config.evaluate.samples
-        done = 0
-
-        def progress(units: int) -> None:
-            nonlocal done
-            self._heed("while it evaluated")
-            done += 1
-            self.reporter.progress(done, -(-samples // self.config.evaluate.batch))
-
-        return self._figures(students, samples, progress)
-
-    def _on_the_way(self, student: Student, samples: int) -> Evaluation | None:
-        return self._figures({"student": student}, samples, lambda units: None)
-
-    def _figures(
-        self, students: Mapping[str, Student], samples: int, progress: Callable[[int], None]
-    ) -> Evaluation | None:
-        if self.plan.metric is None:
-            return None
-        count = min(samples, 2) if self.config.tiny else samples
-        with self.registry.guard(self.registry.get("metric", self.plan.metric), "evaluate"), torch.no_grad():
-            evaluation: Evaluation = self._metric.evaluate(
-                self.teacher,
-                students,
-                lambda: self.heldout(count),
-                processor=self.teacher.processor(),
-                progress=progress,
-            )
-        return evaluation
-
-    @functools.cached_property
-    def _metric(self) -> Metric:
-        metric: Metric = self.registry.create("metric", str(self.plan.metric))
-        return metric
-
-    def baseline(self, folder: Path) -> None:
-        """Figures of the student before any gradient step, kept in the stage's folder."""
-        file = folder / "evaluation.json"
-        if not self.config.evaluate.baseline or self.config.tiny or file.exists() or not self.ranks.main:
-            return
-        self.reporter.phase("evaluate", "the student before any gradient step")
-        found = self.measure({"student": self.student})
-        if found is not None:
-            write_json(file, found.student)
-
-    def _save_student(self, decisions: dict[str, Any]) -> None:
-        if self.ranks.main:
-            self.reporter.phase("save", str(self.run.student))
-            save_student(
-                self.run.student,
-                self.student,
-                target=self.target.name,
-                plugin=self.target.plugin,
-                options=self.target.options.model_dump(mode="json"),
-                decisions=decisions,
-                teacher=self.teacher,
-                teacher_facts={
-                    "ref": self.plan.teacher.ref,
-                    "title": self.plan.teacher.title,
-                    "fingerprint": self.teacher.fingerprint,
-                },
-            )
-        self.ranks.barrier()
-        saved = combined_hash(tensor_hashes(self.student.module.state_dict()))
-        self.student, _, _ = load_student(self.run.student, self.registry, self.device)
-        again = combined_hash(tensor_hashes(self.student.module.state_dict()))
-        if saved != again:
-            raise PlanError(f"the saved student does not load as it was: weights {again[:12]}, expected {saved[:12]}")
-
-    def _evaluate(self) -> None:
-        if not self.ranks.main or self.run.eval_json.exists():
-            return
-        self.reporter.phase("evaluate", f"{self.plan.metric or 'nothing registered'}")
-        found = self.measure({"student": self.student})
-        if found is None:
-            return
-        for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
-            found.baselines["before training"] = read_json(file)
-        write_json(self.run.eval_json, vars(found))
-
-    def _heed(self, when: str) -> None:
+    def _raise_if_stopped(self, when: str) -> None:
         """Stop here if somebody asked to. Among several processes only steps are: the others would wait for this one.
 
         Raises:
@@ -353,100 +265,3 @@ class Conversion:
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
                 f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.run.report_html}",
             )
-
-    def _export(self) -> None:
-        if not self.ranks.main:
-            return
-        for name in self.config.export.targets:
-            self._heed(f"before the export {name}")
-            parity = self.run.export_dir / name / "parity.json"
-            if not (parity.exists() and read_json(parity)["passed"]):
-                self._export_one(name)
-            if self.config.export.bench:
-                from xarch.bench.latency import bench_export
-
-                self.reporter.phase("bench", name)
-                self.run.bench_dir.mkdir(exist_ok=True)
-                bench_export(
-                    self.run.export_dir / name,
-                    self.run.bench_dir / f"{name}.json",
-                    teacher=self.run.teacher_bench(name),
-                    threads=self.plan.threads,
-                    say=self.say,
-                )
-
-    def _export_one(self, name: str) -> None:
-        from xarch.export.run import export_target
-
-        self.reporter.phase("export", name)
-        profile = self.registry.create("export", name)
-        adapter = self.target.adapter
-        graphs = adapter.export_graphs(self.student, profile, self.config.export.options)
-        replaced = self.registry.call("xarch_export", student=self.student, profile=profile, graphs=graphs)
-        samples = self.config.export.parity_samples
-        batches = list(self.heldout(samples))
-        calibration = list(self.heldout(2 * samples))[len(batches) :] if profile.dtype == "int8" else []
-        export_target(
-            self.student,
-            adapter,
-            profile,
-            graphs=replaced or graphs,
-            options=self.config.export.options,
-            batches=batches,
-            calibration=calibration,
-            out=self.run.export_dir / name,
-            metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
-            say=self.say,
-        )
-        if self.config.export.bench:
-            self._export_teacher(profile)
-
-    def _export_teacher(self, profile: Profile) -> None:
-        """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
-        from xarch.export.run import export_teacher
-
-        folder = self.run.teacher_bench(profile.name)
-        if folder.exists():
-            return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            graphs = self.target.adapter.teacher_graphs(self.teacher, profile, self.config.export.options)
-            if graphs:
-                self.reporter.phase("export", f"{profile.name}, teacher")
-                export_teacher(graphs, profile, folder, self.say)
-        except (PlanError, ParityError) as e:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "absent.json", {"reason": e.what})
-
-
-def environment(plan: Plan, world: int) -> dict[str, Any]:
-    """Versions, machine and seeds for run.json."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in ("torch", "transformers", "safetensors", "accelerate", "onnx", "onnxruntime", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    git = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        git = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-    return {
-        "xarch": __version__,
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.processor() or platform.machine(),
-        "git": git,
-        "device": plan.device,
-        "threads": plan.threads,
-        "processes": world,
-        "plugins": plan.plugins,
-        "seed": plan.config.seed,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

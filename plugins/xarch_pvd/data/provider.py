@@ -14,11 +14,10 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from xarch import Batch, BatchStream, DataInfo, DataProvider, Options, UsageError
+from xarch import Batch, BatchStream, DataInfo, DataProvider, Options, UsageError, validated
 from xarch_field import Camera, occupancy
 from xarch_field.facts import ViewFacts
 from xarch_field.model import FieldTeacher
-from xarch_pvd.checked import checked
 from xarch_pvd.data.active import ERROR, HardPoses, HardRays
 from xarch_pvd.data.posed_views import PosedViews, posed_views
 from xarch_pvd.data.views import fixed_cameras, random_camera
@@ -317,7 +316,7 @@ class Pictures(Finite):
 
 
 def _sample(sample: Mapping[str, Any]) -> Sample:
-    return checked(Sample, sample, "sample")
+    return validated(Sample, sample, "sample")
 
 
 def _heldout(views: ViewFacts) -> list[Any]:

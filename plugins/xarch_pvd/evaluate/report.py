@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from xarch.numbers import count, percent
 from xarch_pvd.evaluate.renders import renders_svg
 
 LEVEL = 2.0
@@ -52,14 +53,14 @@ def _sizes(path: Path) -> dict[str, str] | None:
     rows = [
         _row(["what", "parameters", "bytes", "share of the teacher's file"]),
         "|---|---:|---:|---:|",
-        _row([f"teacher, {teacher.get('title', '')}", _count(teacher.get("parameters", 0)), _count(whole), "100 %"]),
-        _row(["student as saved", _count(student["parameters"]), _count(kept), _share(kept, whole)]),
+        _row([f"teacher, {teacher.get('title', '')}", count(teacher.get("parameters", 0)), count(whole), "100 %"]),
+        _row(["student as saved", count(student["parameters"]), count(kept), percent(kept, whole)]),
     ]
     for profile in sorted(path.glob("export/*/profile.json")):
         size = _json(profile).get("bytes")
         if size:
             name = f"student as ONNX for {profile.parent.name}"
-            rows.append(_row([name, _count(student["parameters"]), _count(size), _share(size, whole)]))
+            rows.append(_row([name, count(student["parameters"]), count(size), percent(size, whole)]))
     return {"title": "Size", "markdown": "\n".join(rows)}
 
 
@@ -96,12 +97,3 @@ def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
-
-
-def _count(value: float) -> str:
-    """1234567 -> "1,234,567"."""
-    return f"{int(value):,}"
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.3g} %"

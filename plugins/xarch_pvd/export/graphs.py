@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from xarch import ExportGraph, Options, PlanError, Profile, Work
+from xarch import ExportGraph, Options, PlanError, Profile, Work, validated
 from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
 from xarch_field.model import FieldStudent, FieldTeacher
-from xarch_pvd.checked import checked
 from xarch_pvd.export.encoded import encoded_graph
 
 MEASURED, RAYS = 16_384, 256
@@ -42,7 +41,7 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
         UsageError: an option is unknown or out of range.
         PlanError: the profile lacks what the representation needs.
     """
-    chosen = checked(FieldExport, options, "export.options")
+    chosen = validated(FieldExport, options, "export.options")
     _refuse(student.field, profile, chosen)
     forms = {**forms_of(profile), "hash": chosen.hash}
     if chosen.grids != "auto":

@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from xarch import UsageError
+from xarch import UsageError, validated
 from xarch_field import RadianceField
-from xarch_pvd.checked import checked
 from xarch_pvd.targets.representations.factor_fields import CPField, CPOptions, VMField, VMOptions
 from xarch_pvd.targets.representations.hash_field import HashField, HashOptions
 from xarch_pvd.targets.representations.hash_vm_field import HashVMField, HashVMOptions
@@ -43,7 +42,7 @@ def options_of(arch: str, data: Mapping[str, Any], where: str) -> Preset:
     """
     if arch not in OPTIONS:
         raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(OPTIONS)}")
-    return checked(OPTIONS[arch], data, where)
+    return validated(OPTIONS[arch], data, where)
 
 
 def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
