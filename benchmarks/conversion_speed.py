@@ -49,7 +49,7 @@ def configuration(
             "hidden": stage | {"matches": [{"student": "output", "objective": "l2"}]},
         },
         "evaluate": {"samples": 1, "batch": 1, "sample": {"length": 16}, "baseline": False},
-        "export": {"targets": []},
+        "export": {"profiles": []},
     }
 
 

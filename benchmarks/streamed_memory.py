@@ -72,7 +72,7 @@ def measure(depth: int, mode: str) -> float:
             else:
                 losses.append(loss)
 
-        walk.go(TeacherFeed(teacher, torch.no_grad), batch, on_site, grad=True)
+        walk.run(TeacherFeed(teacher, torch.no_grad), batch, on_site, grad=True)
         if losses:
             torch.stack(losses).sum().backward()
         adam.step()

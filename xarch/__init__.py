@@ -30,7 +30,7 @@ _PUBLIC = {
     "Student": "xarch.contracts.model",
     "Site": "xarch.contracts.model",
     "Solver": "xarch.contracts.model",
-    "Coverage": "xarch.contracts.model",
+    "Initialisation": "xarch.contracts.model",
     "Options": "xarch.contracts.adapters",
     "validated": "xarch.config.validation",
     "SourceAdapter": "xarch.contracts.adapters",
@@ -50,7 +50,7 @@ _PUBLIC = {
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
-    "Work": "xarch.contracts.export",
+    "Throughput": "xarch.contracts.export",
     # measuring exported graphs
     "Timing": "xarch.bench.timing",
     "measure": "xarch.bench.timing",
@@ -97,9 +97,9 @@ if TYPE_CHECKING:
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider
-    from xarch.contracts.export import Call, ExportGraph, Measure, ParityCase, Profile, Work
+    from xarch.contracts.export import Call, ExportGraph, Measure, ParityCase, Profile, Throughput
     from xarch.contracts.metric import Evaluation, Metric
-    from xarch.contracts.model import Coverage, Sink, Site, Solver, Student, TapModel, Teacher
+    from xarch.contracts.model import Initialisation, Sink, Site, Solver, Student, TapModel, Teacher
     from xarch.contracts.objective import Objective
     from xarch.contracts.stage import StageContext, StageKind, StageOutcome
     from xarch.contracts.tap import Tap

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch.config.load import Resolved, load_config
+from xarch.config.load import LoadedConfig, load_config
 from xarch.config.schema import RunConfig
 from xarch.errors import UsageError
 from xarch.files.atomic import read_json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xarch.engine.events import Reporter
     from xarch.planning.plan import Plan
 
-Configuration = Resolved | RunConfig | str | None
+Configuration = LoadedConfig | RunConfig | str | None
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _resolved(config: Configuration, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Resolved:
+def _resolved(
+    config: Configuration, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> LoadedConfig:
     if isinstance(config, RunConfig):
-        return Resolved(config, {}, "run")
-    return config if isinstance(config, Resolved) else load_config(config, sets=sets, overrides=overrides)
+        return LoadedConfig(config, {}, "run")
+    return config if isinstance(config, LoadedConfig) else load_config(config, sets=sets, overrides=overrides)
 
 
 def plan(
@@ -125,7 +127,7 @@ def convert(
         run = open_run(out, made.name)
     if reporter is not None:
         reporter.plan_ready(made)
-    status = Conversion(made, run, registry, reporter).go()
+    status = Conversion(made, run, registry, reporter).run()
     return Run(run.path, status)
 
 
@@ -169,15 +171,15 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
     return dict(read_json(run.eval_json))
 
 
-def export(run_path: Path | str, target: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
-    """Export the student of a run to one deployment target, with the parity gate.
+def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
+    """Export the student of a run to one deployment profile, with the parity gate.
 
     Raises:
         ParityError: a graph does not reproduce the student.
     """
     run, conversion = _reopen(run_path, reporter)
-    conversion.export_again(target)
-    return dict(read_json(run.export_dir / target / "parity.json"))
+    conversion.export_again(profile)
+    return dict(read_json(run.export_dir / profile / "parity.json"))
 
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
         teacher = run.teacher_bench(folder.name)
         found[folder.name] = bench_export(folder, out, teacher=teacher, threads=choose_threads(threads), say=say)
     if not found:
-        raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --target cpu")
+        raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --profile cpu")
     return found
 
 

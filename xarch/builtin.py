@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from xarch.registry.declare import Registration
+from xarch.registry.declare import Declarations
 from xarch.registry.hooks import hookimpl
 
 
 @hookimpl
-def xarch_register(registry: Registration) -> None:
-    """Stage kinds, general objectives, the CPU export target, and students of earlier runs as teachers."""
+def xarch_register(registry: Declarations) -> None:
+    """Stage kinds, general objectives, the CPU export profile, and students of earlier runs as teachers."""
     registry.stage("gradient", load="xarch.engine.gradient:Gradient", summary="match taps by gradient descent")
     registry.stage("closed_form", load="xarch.engine.closed_form:ClosedForm", summary="solve each site, no gradient")
     registry.objective("l2", load="xarch.matching.objectives.tensors:L2", summary="Euclidean distance per position")

@@ -128,7 +128,7 @@ def measure(name: str, edits: list, seed: int, arguments: argparse.Namespace) ->
         "teacher": f"field:{ref}",
         "teacher_options.edits": edits,
         "student.target": "vm",
-        "export.targets": [],
+        "export.profiles": [],
         "runtime.threads": 1,
         "runtime.tensorboard": False,
         "seed": seed,

@@ -108,10 +108,10 @@ def measured(
 def occupancy_alone() -> Iterator[None]:
     """Within the block a student takes nothing but box and occupancy from its teacher."""
 
-    def planned(facts: Any, student: FieldStudent) -> xarch.Coverage:
-        return xarch.Coverage(copied=(), mapped=(), new=tuple(n for n, _ in student.field.named_parameters()))
+    def planned(facts: Any, student: FieldStudent) -> xarch.Initialisation:
+        return xarch.Initialisation(copied=(), mapped=(), new=tuple(n for n, _ in student.field.named_parameters()))
 
-    def start(teacher: FieldTeacher, student: FieldStudent) -> xarch.Coverage:
+    def start(teacher: FieldTeacher, student: FieldStudent) -> xarch.Initialisation:
         fresh = build_field(student.field.arch, student.options, aabb=teacher.facts.aabb)
         values = dict(fresh.named_parameters())
         with torch.no_grad():

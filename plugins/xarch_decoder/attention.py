@@ -16,7 +16,7 @@ from xarch import PlanError
 from xarch_decoder.factored import AttentionFactors
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.layers import RMSNorm
-from xarch_decoder.mixer import Mixer, Sequence, StateSpec
+from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
 from xarch_decoder.rotary import Rotation, rotate, rotation
 
 MASKED = -30000.0
@@ -53,12 +53,12 @@ class Attention(Mixer):
         self.q_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
         self.k_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
 
-    def forward(self, x_BLD: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         q_BLHE, k_BLKE = self._queries_keys(x_BLD, self._rotation(sequence))
         heads_BLHE = self._attend(q_BLHE, k_BLKE, self._values(x_BLD), self._mask(sequence))
         return self.o(heads_BLHE.flatten(2))
 
-    def inner(self, x_BLD: Tensor, sequence: Sequence, wanted: Collection[str]) -> dict[str, Any]:
+    def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         mixes = "heads" in wanted or "mixer_out" in wanted
         if "matrix" in wanted or mixes:
@@ -113,7 +113,7 @@ class Attention(Mixer):
         mixed_BLD = self._read(q_BLHE, keys_BKSE, values_BKSE, self._visible(at_BL1, places_S))
         return self.o(mixed_BLD), (keys_BKSE, values_BKSE)
 
-    def _rotation(self, sequence: Sequence) -> Rotation:
+    def _rotation(self, sequence: SequenceInfo) -> Rotation:
         key = ("rotation", self.frequencies, self.gain)
         return sequence.once(key, lambda: rotation(sequence.positions_BL, self.frequencies, self.gain))
 
@@ -136,7 +136,7 @@ class Attention(Mixer):
         seen = key <= query
         return seen if self.window is None else seen & (key > query - self.window)
 
-    def _mask(self, sequence: Sequence) -> Tensor | None:
+    def _mask(self, sequence: SequenceInfo) -> Tensor | None:
         """[B or 1, 1, L, L], True where a token may look; None for plain causal attention over whole rows."""
         length = sequence.positions_BL.shape[1]
         window = self.window if self.window is not None and self.window < length else None

@@ -5,15 +5,14 @@ Legend: B batch, L tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from collections.abc import Sequence as List
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.layers import MLP, make_norm
-from xarch_decoder.mixer import Mixer, Sequence
+from xarch_decoder.mixer import Mixer, SequenceInfo
 
 MixerFactory = Callable[[DecoderFacts, int], Mixer]
 """Builds the mixer of one layer; a mixer class whose constructor takes (facts, layer) is one."""
@@ -31,7 +30,7 @@ class Block(nn.Module):
         factories: mixers of the block, each of another kind; the first one is active.
     """
 
-    def __init__(self, facts: DecoderFacts, layer: int, factories: List[MixerFactory]) -> None:
+    def __init__(self, facts: DecoderFacts, layer: int, factories: Sequence[MixerFactory]) -> None:
         super().__init__()
         self.parallel = facts.block == "parallel"
         self.norm1 = make_norm(facts)
@@ -69,7 +68,7 @@ class Block(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        sequence: Sequence,
+        sequence: SequenceInfo,
         kind: str | None = None,
         wanted: Collection[str] = (),
         push: Push | None = None,

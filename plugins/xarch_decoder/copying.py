@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xarch import Coverage, PlanError, Teacher
+from xarch import Initialisation, PlanError, Teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.names import attention_shapes, trunk_shapes
 from xarch_decoder.student import ATTENTION, DecoderStudent
@@ -32,12 +32,12 @@ def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[st
     return planned
 
 
-def trunk_coverage(facts: DecoderFacts, student: DecoderStudent) -> Coverage:
+def trunk_initialisation(facts: DecoderFacts, student: DecoderStudent) -> Initialisation:
     """What :func:`copy_trunk` copies, from the architecture alone."""
-    return Coverage(copied=tuple(_planned(facts, student)))
+    return Initialisation(copied=tuple(_planned(facts, student)))
 
 
-def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Coverage:
+def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
     """Copy embedding, norms, MLPs, head and the attention of every layer that has it, bit for bit.
 
     Raises:
@@ -52,7 +52,7 @@ def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Coverage:
     with torch.no_grad():
         for name, (canonical, _) in planned.items():
             own[name].copy_(weights[canonical])
-    return Coverage(copied=tuple(planned))
+    return Initialisation(copied=tuple(planned))
 
 
 def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -65,13 +65,13 @@ def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], w
         raise PlanError(f"shapes of {canonical!r} differ: " + ", ".join(f"{k} {v}" for k, v in seen.items()))
 
 
-def check_coverage(student: DecoderStudent, coverage: Coverage) -> None:
-    """Prove that ``coverage`` names every tensor of the student exactly once.
+def check_initialisation(student: DecoderStudent, initialisation: Initialisation) -> None:
+    """Prove that ``initialisation`` names every tensor of the student exactly once.
 
     Raises:
         PlanError: a tensor is missing, named twice, or does not exist.
     """
-    named = [*coverage.copied, *coverage.mapped, *coverage.new]
+    named = [*initialisation.copied, *initialisation.mapped, *initialisation.new]
     own = set(student.module.state_dict())
     problems = {
         "not initialised": sorted(own - set(named)),
@@ -83,9 +83,9 @@ def check_coverage(student: DecoderStudent, coverage: Coverage) -> None:
         raise PlanError("the student's initialisation does not cover its tensors; " + "; ".join(found))
 
 
-def merged(*parts: Coverage) -> Coverage:
+def merged(*parts: Initialisation) -> Initialisation:
     """Several coverages as one."""
-    return Coverage(
+    return Initialisation(
         copied=tuple(n for p in parts for n in p.copied),
         mapped=tuple(n for p in parts for n in p.mapped),
         new=tuple(n for p in parts for n in p.new),

@@ -43,7 +43,7 @@ class StateSpec:
 
 
 @dataclass
-class Sequence:
+class SequenceInfo:
     """What a mixer may know about the tokens besides their hidden states.
 
     ``positions_BL`` restart at zero with every document; ``segment_ids_BL`` is None when each row is one document.
@@ -71,7 +71,7 @@ class Mixer(nn.Module, ABC):
     """Name used in student configs, e.g. "attention" or "dm2"."""
 
     @abstractmethod
-    def forward(self, x_BLD: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         """Whole sequences from the initial state (training, evaluation)."""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Mixer(nn.Module, ABC):
             )
         return self.advance(x_BLD, positions_BL, state)
 
-    def inner(self, x_BLD: Tensor, sequence: Sequence, wanted: Collection[str]) -> dict[str, Any]:
+    def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         """Values of inner taps (``matrix``, ``heads``) when a stage matches them."""
         raise ValueError(f"mixer {self.kind!r} has no inner taps, wanted {sorted(wanted)}")
 

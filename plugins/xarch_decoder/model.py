@@ -8,8 +8,7 @@ Legend: B batch, L tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as List
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from xarch_decoder.block import Block, MixerFactory
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.layers import Head, make_norm
-from xarch_decoder.mixer import Sequence, StateSpec
+from xarch_decoder.mixer import SequenceInfo, StateSpec
 
 States = tuple[tuple[Tensor, ...], ...]
 """State tensors of every layer, each with the batch in dimension 0."""
@@ -59,7 +58,7 @@ class MixerDecoder(nn.Module):
         ValueError: not one entry per layer.
     """
 
-    def __init__(self, facts: DecoderFacts, mixers: List[List[MixerFactory]]) -> None:
+    def __init__(self, facts: DecoderFacts, mixers: Sequence[Sequence[MixerFactory]]) -> None:
         super().__init__()
         if len(mixers) != facts.layers:
             raise ValueError(f"{len(mixers)} lists of mixers for {facts.layers} layers")
@@ -159,12 +158,12 @@ class MixerDecoder(nn.Module):
         return x_BLD if self.facts.embed_gain == 1.0 else x_BLD * self.facts.embed_gain
 
 
-def make_sequence(input_ids_BL: Tensor, segment_ids_BL: Tensor | None) -> Sequence:
+def make_sequence(input_ids_BL: Tensor, segment_ids_BL: Tensor | None) -> SequenceInfo:
     """Positions that restart with every document of a row."""
     place_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand(input_ids_BL.shape)
     if segment_ids_BL is None:
-        return Sequence(place_BL)
+        return SequenceInfo(place_BL)
     starts_BL = torch.zeros_like(place_BL)
     fresh_BL = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
     starts_BL[:, 1:] = torch.where(fresh_BL, place_BL[:, 1:], 0)
-    return Sequence(place_BL - starts_BL.cummax(1).values, segment_ids_BL)
+    return SequenceInfo(place_BL - starts_BL.cummax(1).values, segment_ids_BL)

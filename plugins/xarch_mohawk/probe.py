@@ -61,7 +61,7 @@ class KLProbe(StageKind):
                 "kl_all_mean": sum(by_layer.values()) / len(by_layer),
             },
             decisions={"layers": chosen},
-            tables={"kl": {f"blocks.{layer}": kl for layer, kl in by_layer.items()}},
+            per_site={"kl": {f"blocks.{layer}": kl for layer, kl in by_layer.items()}},
         )
 
 

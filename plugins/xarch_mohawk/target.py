@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from xarch import (
     Batch,
-    Coverage,
     ExportGraph,
+    Initialisation,
     ParityCase,
     PlanError,
     Profile,
@@ -23,7 +23,7 @@ from xarch import (
 )
 from xarch_decoder.attention import Attention
 from xarch_decoder.block import MixerFactory
-from xarch_decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
+from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.graphs import decoder_graphs
 from xarch_decoder.parity import decoder_parity
@@ -65,17 +65,17 @@ class DM2Target(TargetAdapter):
         mixers = [both if layer in replaced else [Attention] for layer in range(facts.layers)]
         return DM2Student(facts, mixers, count=count, device=device)
 
-    def coverage(self, facts: DecoderFacts, student: Student) -> Coverage:
-        return _coverage(facts, _student(student))
+    def initialisation(self, facts: DecoderFacts, student: Student) -> Initialisation:
+        return _initialisation(facts, _student(student))
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         own = _student(student)
         copied = copy_trunk(own, teacher)
         weights = teacher.weights()
         for layer in own.replaced:
             transfer_attention(own.mixer(layer), teacher.facts, layer, weights)
-        done = merged(copied, _mixer_coverage(teacher.facts, own))
-        check_coverage(own, done)
+        done = merged(copied, _mixer_initialisation(teacher.facts, own))
+        check_initialisation(own, done)
         return done
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> MixerSolver:
@@ -112,11 +112,11 @@ def _student(student: Student) -> DM2Student:
     return student
 
 
-def _coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
-    return merged(trunk_coverage(facts, student), _mixer_coverage(facts, student))
+def _initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
+    return merged(trunk_initialisation(facts, student), _mixer_initialisation(facts, student))
 
 
-def _mixer_coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
+def _mixer_initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
     """What :func:`transfer_attention` does to the mixers."""
     mapped: list[str] = []
     new: list[str] = []
@@ -125,4 +125,4 @@ def _mixer_coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
         stem = f"blocks.{layer}.mixers.{DM2.kind}."
         mapped += [stem + name for name in taken]
         new += [stem + name for name in own]
-    return Coverage(mapped=tuple(mapped), new=tuple(new))
+    return Initialisation(mapped=tuple(mapped), new=tuple(new))

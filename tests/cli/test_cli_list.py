@@ -79,7 +79,7 @@ def test_a_broken_recipe_shows_as_failed(shop: Site) -> None:
 
 def test_every_kind_can_be_listed(shop: Site) -> None:
     everything = document("list")
-    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "exports", "metrics", "teachers"):
+    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "profiles", "metrics", "teachers"):
         one = document("list", kind)
         assert one[kind] == everything[kind]
         call("list", kind)

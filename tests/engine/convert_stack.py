@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
                     "student.target": "low",
                     "data.ref": "noise:8",
                     "stages": STAGES,
-                    "export.targets": [],
+                    "export.profiles": [],
                     "runtime.device": "cpu",
                     "runtime.threads": 1,
                     "runtime.tensorboard": False,
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
             )
             run = open_run(out, "stack")
             plan = build_plan(resolved.config, registry, name="stack", provenance={}, command="", say=print)
-        Conversion(plan, run, registry).go()
+        Conversion(plan, run, registry).run()
     except errors.XarchError as e:
         print(f"{e.kind}: {e}", file=sys.stderr)
         return e.exit_code

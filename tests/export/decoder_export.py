@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
-from xarch.contracts.model import Coverage, Student, Teacher
+from xarch.contracts.model import Initialisation, Student, Teacher
 from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.graphs import decoder_graphs
 from xarch_decoder.mixer import Mixer, StateSpec
-from xarch_decoder.mixer import Sequence as Tokens
+from xarch_decoder.mixer import SequenceInfo as Tokens
 from xarch_decoder.parity import decoder_parity
 from xarch_decoder.student import DecoderStudent
 
@@ -70,11 +70,11 @@ class DecoderTarget(TargetAdapter):
     def build(self, facts: Any, options: Any, decisions: Mapping[str, Any], *, device: torch.device) -> Student:
         return decoder_student()
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
-        return Coverage()
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
+        return Initialisation()
 
-    def coverage(self, facts: Any, student: Student) -> Coverage:
-        return Coverage()
+    def initialisation(self, facts: Any, student: Student) -> Initialisation:
+        return Initialisation()
 
     def recipe(self, facts: Any, options: Any) -> str:
         return ""

@@ -76,8 +76,8 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         },
         "stages": stages, "metric": "perplexity",
         "export": [
-            {"target": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
-            {"target": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
+            {"profile": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
+            {"profile": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
         ],
         "gates": {k: g.model_dump() for k, g in config.gates.items()},
         "checks": [

@@ -15,11 +15,11 @@ from markdown_it import MarkdownIt
 from tests.report.page_check import check_page
 from tests.report.run_folders import make_eval, make_parity, make_plan, make_run
 from xarch.files.run_dir import RunDir
-from xarch.report.build import SECTIONS, build_report
+from xarch.report.build import DETAILS, RESULT, build_report
 from xarch.report.files import clean
 from xarch.report.sections import errors, over_time, quality, training
 
-SHOWN = [name for name, _ in SECTIONS]
+SHOWN = [name for name, _ in (*RESULT, *DETAILS)]
 
 
 def put(path: Path, data: Any) -> None:

@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, home: 
 
 
 def test_missed_gate_is_exit_7_and_nothing_is_exported(tmp_path: Path, home: Path) -> None:
-    failed = convert(tmp_path / "run", "gates.mse.max=1e-9", "export.targets=[cpu]", home=home)
+    failed = convert(tmp_path / "run", "gates.mse.max=1e-9", "export.profiles=[cpu]", home=home)
     assert failed.returncode == 7
     assert not (tmp_path / "run" / "export").exists()
 

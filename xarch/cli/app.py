@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from xarch import __version__
+from xarch._version import __version__
 from xarch.cli import failure, stdout
 from xarch.errors import UsageError, XarchError
 

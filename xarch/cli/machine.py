@@ -120,9 +120,7 @@ def plugins() -> list[dict[str, str]]:
 
 def installation() -> dict[str, Any]:
     """Where xarch is imported from, and whether its installed entry points are those of its pyproject.toml."""
-    import xarch
-
-    root = Path(xarch.__file__).parent.parent
+    root = Path(__file__).parents[2]
     found: dict[str, Any] = {"path": str(root / "xarch"), "python": sys.executable}
     declared = _declared(root / "pyproject.toml")
     try:

@@ -14,7 +14,7 @@ WORDS = {"ok": "ready", "missing-extra": "needs", "conflict": "conflict", "incom
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ConversionPair:
     """One row of ``xarch list pairs``."""
 
     source: str
@@ -32,7 +32,7 @@ class Pair:
         return asdict(self)
 
 
-def pairs(registry: Registry) -> list[Pair]:
+def pairs(registry: Registry) -> list[ConversionPair]:
     """Every pair that agrees in family, whether it is ready to be used or not."""
     exports = tuple(dict.fromkeys(s.name for s in registry.specs("export")))
     rows = []
@@ -45,7 +45,9 @@ def pairs(registry: Registry) -> list[Pair]:
             status, detail = _status(registry, source, target, problem)
             family = ", ".join(target.accepts) if family == ANY_FAMILY else family
             owner = _owner(registry, target)
-            rows.append(Pair(source.name, target.name, family, recipe, stages, exports, status, detail, owner))
+            rows.append(
+                ConversionPair(source.name, target.name, family, recipe, stages, exports, status, detail, owner)
+            )
     return rows
 
 

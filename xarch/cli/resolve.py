@@ -13,7 +13,7 @@ from xarch.config.load import load_config
 from xarch.errors import UsageError
 
 if TYPE_CHECKING:
-    from xarch.config.load import Resolved
+    from xarch.config.load import LoadedConfig
     from xarch.planning.plan import Plan
 
 
@@ -48,7 +48,7 @@ def make_plan(session: Session, config: str | None, flags: dict[str, Any]) -> Pl
     return _plan_file(Path(config))
 
 
-def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Resolved:
+def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> LoadedConfig:
     """The configuration that the command line means.
 
     Raises:

@@ -99,7 +99,7 @@ def _next(path: Path) -> list[str]:
     if status.get("state") != "done":
         return [status["resume"]] if status.get("resume") else []
     exported = any(path.glob("export/*/*.onnx"))
-    return [f"xarch bench {name}" if exported else f"xarch export {name} --target cpu", f"xarch inspect {name}"]
+    return [f"xarch bench {name}" if exported else f"xarch export {name} --profile cpu", f"xarch inspect {name}"]
 
 
 def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -124,7 +124,7 @@ class Data(Model):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Curve(Model):
+class CurveConfig(Model):
     """The metric's figures on a few fixed held-out samples while the student trains; the seconds of it do not count."""
 
     samples: int = Field(2, ge=1, description="held-out samples, the same at every point")
@@ -140,19 +140,19 @@ class Evaluate(Model):
     batch: int = Field(2, ge=1)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
-    curve: Curve | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
+    curve: CurveConfig | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
 
 
 class Export(Model):
     """ONNX export."""
 
-    targets: list[str] = Field(default_factory=lambda: ["cpu"])
+    profiles: list[str] = Field(default_factory=lambda: ["cpu"])
     options: dict[str, Any] = Field(default_factory=dict, description="options of the student's export, e.g. prefill")
     parity_samples: int = Field(2, ge=1)
     bench: bool = True
 
 
-class Student(Model):
+class StudentConfig(Model):
     """The student's architecture."""
 
     target: str = Field("", description="name of a target adapter")
@@ -178,7 +178,7 @@ class RunConfig(Model):
     recipe: str | None = Field(None, description="packaged recipe this configuration starts from")
     teacher: str = Field("", description="SCHEME:REF")
     teacher_options: dict[str, Any] = Field(default_factory=dict)
-    student: Student = Field(default_factory=Student)
+    student: StudentConfig = Field(default_factory=StudentConfig)
     data: Data = Field(default_factory=Data)
     budget: int = Field(100_000, ge=0, description="the dial: training units (tokens, images, rays) over all stages")
     stages: dict[str, Stage] = Field(default_factory=dict, description="in order")

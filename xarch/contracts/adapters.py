@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
-from xarch.contracts.model import Coverage, Solver, Student, Teacher
+from xarch.contracts.model import Initialisation, Solver, Student, Teacher
 from xarch.errors import UsageError
 
 
@@ -94,7 +94,7 @@ class TargetAdapter(ABC):
         """
 
     @abstractmethod
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         """Copy and map the teacher's weights into a student whose storage exists.
 
         Every tensor of the student must be written. A planned copy that does not happen is an error.
@@ -104,7 +104,7 @@ class TargetAdapter(ABC):
         """
 
     @abstractmethod
-    def coverage(self, facts: Any, student: Student) -> Coverage:
+    def initialisation(self, facts: Any, student: Student) -> Initialisation:
         """What :meth:`initialise` will do, from the architecture alone (used by the plan)."""
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> Solver:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits of a deployment target.
+    """Limits of a deployment profile.
 
     Attributes:
         name: e.g. "cpu".
@@ -47,7 +47,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Work:
+class Throughput:
     """What one call of a graph gets done, so that a bench can tell its speed per unit.
 
     Attributes:
@@ -81,7 +81,7 @@ class ExportGraph:
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
-    work: Work | None = None
+    work: Throughput | None = None
 
 
 Call = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]

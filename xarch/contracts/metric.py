@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import TapModel
@@ -36,8 +36,6 @@ class Metric(ABC):
 
     A run keeps one object for all its evaluations, so it may remember what the teacher made of a batch.
     """
-
-    family: ClassVar[str]
 
     @abstractmethod
     def evaluate(

@@ -91,7 +91,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Initialisation:
     """What initialisation did with every tensor of the student."""
 
     copied: tuple[str, ...] = ()

@@ -36,14 +36,14 @@ class StageOutcome:
     Attributes:
         metrics: figures for the report (``{"kl": 0.08}``).
         decisions: JSON facts that change the student's structure, handed to ``Student.decide`` and saved with it.
-        tables: named per-site figures, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
+        per_site: named per-site figures, e.g. ``{"relative_error": {"blocks.3": 0.4}}``; the report draws them.
         ended: if it ended early, where and why.
         training: seconds of its optimiser steps, ``seconds`` on the clock and ``cpu_seconds``.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     decisions: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_site: dict[str, dict[str, float]] = field(default_factory=dict)
     ended: EarlyEnd | None = None
     training: dict[str, float] = field(default_factory=dict)
 

@@ -124,16 +124,6 @@ class StageCheckpoints:
                 self.say(f"checkpoint {folder} is damaged ({e}); using an earlier one")
         return None
 
-    def complete(self) -> bool:
-        """Whether a readable final checkpoint exists (files are verified when it is loaded)."""
-        for step in self._steps():
-            try:
-                if json.loads((self.folder / f"step-{step}" / "manifest.json").read_text())["final"]:
-                    return True
-            except (OSError, ValueError, KeyError):
-                continue
-        return False
-
 
 def _storable(tensor: Tensor) -> Tensor:
     return (

@@ -19,7 +19,7 @@ from xarch.contracts.objective import Objective
 from xarch.contracts.stage import StageContext
 from xarch.engine.checkpoint import StageCheckpoints
 from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
@@ -49,7 +49,7 @@ class EngineContext(StageContext):
     objective: Callable[[str], type[Objective]]
     guard: Guard
     device: torch.device
-    ranks: Ranks
+    ranks: Distributed
     feed: TeacherFeed
     checkpoints: StageCheckpoints
     metrics: MetricsLog

@@ -36,7 +36,7 @@ def open_run(out: Path | str | None, name: str) -> RunDir:
     return RunDir(out)
 
 
-class Ranks:
+class Distributed:
     """The processes of this run. With one process every method is free.
 
     Attributes:

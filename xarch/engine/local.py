@@ -45,7 +45,7 @@ class SiteWalk:
             wanted.setdefault(pair.site, set()).add(pair.local)
         return cls(student, needs, wanted)
 
-    def go(self, feed: TeacherFeed, batch: Batch, on_site: OnSite, *, grad: bool) -> None:
+    def run(self, feed: TeacherFeed, batch: Batch, on_site: OnSite, *, grad: bool) -> None:
         """Run the teacher on ``batch`` and call ``on_site`` for every site in the order their inputs appear."""
         sites = self.student.sites()
         readers = Counter(self._readers)
@@ -73,4 +73,4 @@ class SiteWalk:
                     if not readers[name]:
                         held.pop(name, None)
 
-        feed.play(batch, self.taps, take)
+        feed.run(batch, self.taps, take)

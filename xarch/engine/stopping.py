@@ -16,7 +16,7 @@ from xarch.engine.schedule import falls_at, warm_steps
 PLATEAU, TIME = "plateau", "time"
 
 
-class Ending:
+class StoppingRule:
     """Follows one stage: decides its end and says where in its schedules it stands.
 
     The loss is smoothed by its mean over a window of steps; windows follow each other without overlap, from the end of

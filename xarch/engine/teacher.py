@@ -108,7 +108,7 @@ class TeacherCache:
 
 
 class TeacherFeed:
-    """Plays the wanted teacher taps of a batch, without gradients, in forward order."""
+    """Gives the wanted teacher taps of a batch, without gradients, in forward order."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class TeacherFeed:
     ) -> None:
         self.teacher, self.autocast, self.cache = teacher, autocast, cache
 
-    def play(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push each wanted tap into ``sink``.
 
         Raises:

@@ -59,7 +59,6 @@ class StepFigures:
     loss: float = 0.0
     by_match: dict[str, float] = field(default_factory=dict)
     by_site: dict[str, float] = field(default_factory=dict)
-    monitors: dict[str, float] = field(default_factory=dict)
 
     def add(self, term: Term, value: float, weight: float) -> None:
         """Count one term's contribution."""

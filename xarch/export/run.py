@@ -1,4 +1,4 @@
-"""A student leaves for one deployment target: graphs, shared weights, checks, parity, all or nothing."""
+"""A student leaves for one deployment profile: graphs, shared weights, checks, parity, all or nothing."""
 
 from __future__ import annotations
 
@@ -40,18 +40,16 @@ class ExportResult:
     """A finished export.
 
     Attributes:
-        passed: the parity gate; always True, a failed export raises.
         graphs: names of the graphs, in the adapter's order.
         parity, profile: contents of ``parity.json`` and ``profile.json``.
     """
 
-    passed: bool
     graphs: list[str]
     parity: dict[str, Any]
     profile: dict[str, Any]
 
 
-def export_target(
+def export_profile(
     student: Student,
     adapter: TargetAdapter,
     profile: Profile,
@@ -102,7 +100,7 @@ def export_target(
         write_json(folder / "profile.json", described)
     raise_unless_passed(parity, Path(out))
     say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
-    return ExportResult(True, names, parity, described)
+    return ExportResult(names, parity, described)
 
 
 def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, say: Callable[[str], None]) -> None:

@@ -41,9 +41,9 @@ class RunDir:
         self.report_html = self.path / "report.html"
         self.report_md = self.path / "report.md"
 
-    def teacher_bench(self, target: str) -> Path:
-        """Where the teacher's own graphs for one export target lie, for the bench alone."""
-        return self.bench_dir / "teacher" / target
+    def teacher_bench(self, profile: str) -> Path:
+        """Where the teacher's own graphs for one export profile lie, for the bench alone."""
+        return self.bench_dir / "teacher" / profile
 
     @staticmethod
     def new_path(name: str) -> Path:

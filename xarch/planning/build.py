@@ -56,34 +56,34 @@ def build_plan(
         )
     with registry.guard(spec, "build"):
         student: Student = target.adapter.build(info.facts, target.options, {}, device=torch.device("meta"))
-        coverage = target.adapter.coverage(info.facts, student)
+        start = target.adapter.initialisation(info.facts, student)
     data = resolve_data(registry, config.data.ref, config.data.options)
     with registry.guard(registry.get("data", data.name), "describe"):
         described = data.adapter.describe(data.ref, data.options)
     teacher_taps = family_taps(registry, info)
     builder = StagePlanner(config, registry, info, student, teacher_taps, data, device)
     active, left_out = active_stages(config, student, teacher_taps)
-    if not active and coverage.new:
+    if not active and start.new:
         raise PlanError(
-            f"no stage trains the student, and {len(coverage.new)} of its tensors are not the teacher's: "
-            f"{', '.join(coverage.new[:3])}{', ...' if len(coverage.new) > 3 else ''}",
+            f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
+            f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}",
             "give it a stage, or a recipe that has some: `xarch list recipes`",
         )
     stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
-    exports = [planned_export(registry, target, student, info.facts, t, config) for t in config.export.targets]
+    exports = [planned_export(registry, target, student, info.facts, p, config) for p in config.export.profiles]
     parameters = sum(p.numel() for p in student.module.parameters())
     checks = [
         Check(name="family", ok=True, detail=f"{info.family} -> {spec.produces or info.family}"),
         Check(name="shapes", ok=True, detail=f"{sum(len(s.matches) for s in stages)} pairs of taps agree"),
         Check(
-            name="coverage",
+            name="initialisation",
             ok=True,
-            detail=f"{len(coverage.copied)} tensors copied, {len(coverage.mapped)} mapped, {len(coverage.new)} new",
+            detail=f"{len(start.copied)} tensors copied, {len(start.mapped)} mapped, {len(start.new)} new",
         ),
     ]
     checks += [
         Check(
-            name=f"export {e.target}",
+            name=f"export {e.profile}",
             ok=True,
             detail="not tried: this family has no small copy"
             if e.operators is None
@@ -117,9 +117,9 @@ def build_plan(
             family=student.family,
             parameters=parameters,
             sites=list(student.sites()),
-            copied=list(coverage.copied),
-            mapped=list(coverage.mapped),
-            new=list(coverage.new),
+            copied=list(start.copied),
+            mapped=list(start.mapped),
+            new=list(start.new),
         ),
         data={
             "ref": config.data.ref,

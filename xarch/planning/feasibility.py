@@ -66,4 +66,4 @@ def planned_export(
         if profile.static and free:
             raise PlanError(f"export {name!r} needs static shapes; {', '.join(free[:3])} are dynamic")
         operators = trial_operators(adapter, facts, target.options, profile, config.export.options)
-    return PlannedExport(target=name, opset=profile.max_opset, graphs=[g.name for g in graphs], operators=operators)
+    return PlannedExport(profile=name, opset=profile.max_opset, graphs=[g.name for g in graphs], operators=operators)

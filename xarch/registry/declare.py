@@ -52,7 +52,7 @@ LOAD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 RESOURCE = re.compile(r"[A-Za-z_][\w.]*:[\w./+-]+\Z")
 
 
-class Registration:
+class Declarations:
     """Collects the declarations of one plugin; nothing named here is imported before it is used.
 
     Every method takes ``load`` ("module:attribute"), ``summary`` (one line for ``xarch list``) and the optional
@@ -94,7 +94,7 @@ class Registration:
         self._add("data", name, load, summary, **common)
 
     def export(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
-        """An export target: ``load`` names a profile or a function that returns one."""
+        """An export profile: ``load`` names a profile or a function that returns one."""
         self._add("export", name, load, summary, **common)
 
     def metric(self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], **common: Any) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from xarch.contracts.model import Student
     from xarch.contracts.stage import StageOutcome
     from xarch.planning.plan import Plan, PlannedStage
-    from xarch.registry.declare import Registration
+    from xarch.registry.declare import Declarations
 
 PROJECT = "xarch"
 
@@ -23,7 +23,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def xarch_register(registry: Registration) -> None:
+def xarch_register(registry: Declarations) -> None:
     """Declare sources, targets, objectives, stages, recipes, data, exports, metrics and named teachers.
 
     Runs whenever xarch starts, so nothing heavy may be imported here: every declaration names a

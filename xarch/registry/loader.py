@@ -22,7 +22,7 @@ from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.home import config_dir
 from xarch.registry import hooks as hookspecs
-from xarch.registry.declare import API_VERSION, Registration, Spec
+from xarch.registry.declare import API_VERSION, Declarations, Spec
 from xarch.registry.discover import CORE, OWN_DISTRIBUTION, Candidate, discover, files_from_environment
 from xarch.registry.registry import Registry, last_line
 
@@ -194,7 +194,7 @@ def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Out
     if c.name != CORE and not by_hand and disabled & {c.name, c.distribution, *EVERYTHING}:
         return _Outcome(replace(info, state="disabled", detail=f"xarch plugins enable {c.name}"), [])
     printed, heavy_before, start = io.StringIO(), _heavy(), time.perf_counter()
-    registration = Registration(c.name)
+    registration = Declarations(c.name)
     try:
         mismatch = _incompatible(c)
         if mismatch:
@@ -263,7 +263,7 @@ def _import(c: Candidate) -> Any:
     return module
 
 
-def _register(manager: Manager, name: str, module: Any, registration: Registration) -> tuple[str, ...]:
+def _register(manager: Manager, name: str, module: Any, registration: Declarations) -> tuple[str, ...]:
     """Add a plugin's hooks and run its ``xarch_register``; returns the names of its hooks.
 
     Raises:

@@ -66,7 +66,7 @@ def read_resource(load: str) -> str:
     return files(package).joinpath(*parts).read_text(encoding="utf-8")
 
 
-PLURAL = {kind: kind if kind == "data" else f"{kind}s" for kind in KINDS}
+PLURAL = {kind: {"data": "data", "export": "profiles"}.get(kind, f"{kind}s") for kind in KINDS}
 
 
 class Registry:

@@ -116,7 +116,7 @@ def _steps(files: RunFiles, gates: tuple[GateResult, ...], state: str) -> tuple[
         reached.append(("quality gates", done, f"{kept} of {len(gates)} kept" if gates else ""))
     benched = bool(dig(files.plan, "config", "export", "bench", default=False))
     for export in rows_of(files.plan, "export"):
-        target = str(export.get("target", "?"))
+        target = str(export.get("profile", "?"))
         reached.append((f"export {target}", _passed(files.parity.get(target)), ""))
         if benched:
             reached.append((f"bench {target}", bool(files.bench.get(target)), ""))

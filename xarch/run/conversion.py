@@ -12,8 +12,8 @@ import yaml
 
 from xarch.contracts.model import Student, Teacher
 from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Ranks
-from xarch.engine.events import Many, Reporter
+from xarch.engine.distributed import Distributed
+from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
@@ -65,11 +65,11 @@ class Conversion:
     target: Resolved
 
     def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
-        self.plan, self.run, self.registry = plan, run, registry
+        self.plan, self.folder, self.registry = plan, run, registry
         self.config = plan.config
-        self.ranks = Ranks(cpu=plan.device == "cpu")
+        self.ranks = Distributed(cpu=plan.device == "cpu")
         watchers = [_Log(run), reporter or Reporter()] if self.ranks.main else []
-        self.reporter: Reporter = Many(*watchers)
+        self.reporter: Reporter = Reporters(*watchers)
         self.device = choose_device(plan.device, self.ranks.local_rank)
         self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
         self.stop = StopRequest()
@@ -92,9 +92,9 @@ class Conversion:
     @property
     def resume_command(self) -> str:
         """What continues this run."""
-        return f"xarch convert --resume --out {shlex.quote(str(self.run.path))}"
+        return f"xarch convert --resume --out {shlex.quote(str(self.folder.path))}"
 
-    def go(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Run to the end; returns the content of status.json.
 
         Raises:
@@ -135,7 +135,7 @@ class Conversion:
     def _stages(self) -> StageRunner:
         return StageRunner(
             plan=self.plan,
-            run=self.run,
+            run=self.folder,
             registry=self.registry,
             reporter=self.reporter,
             ranks=self.ranks,
@@ -155,16 +155,16 @@ class Conversion:
     def evaluate_again(self) -> None:
         """Evaluate the saved student again and rebuild the report."""
         self._reload()
-        self.run.eval_json.unlink(missing_ok=True)
+        self.folder.eval_json.unlink(missing_ok=True)
         self.evaluator.evaluate(self.student)
         self._report()
         self._gates()
 
-    def export_again(self, target: str) -> None:
-        """Export the saved student to ``target`` again and rebuild the report."""
+    def export_again(self, profile: str) -> None:
+        """Export the saved student for ``profile`` again and rebuild the report."""
         self._reload()
         try:
-            self.delivery.export(self.student, target)
+            self.delivery.export(self.student, profile)
         finally:
             self._report()
 
@@ -172,24 +172,24 @@ class Conversion:
         """Teacher and saved student, without the stages."""
         torch.set_num_threads(self.plan.threads)
         self._load_teacher()
-        self.student, _, config = load_student(self.run.student, self.registry, self.device)
+        self.student, _, config = load_student(self.folder.student, self.registry, self.device)
         self.target = self.delivery.target = resolve_target(
             self.registry, f"{config['plugin']}:{config['target']}", config["options"]
         )
 
     def _write_head(self) -> None:
-        if not self.ranks.main or self.run.plan.exists():
+        if not self.ranks.main or self.folder.plan.exists():
             return
         write_text(
-            self.run.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False)
+            self.folder.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False)
         )
-        write_json(self.run.plan, self.plan.model_dump(mode="json"))
-        write_json(self.run.run_json, environment(self.plan, self.ranks.world))
+        write_json(self.folder.plan, self.plan.model_dump(mode="json"))
+        write_json(self.folder.run_json, environment(self.plan, self.ranks.world))
 
     def _status(self, state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         resume = self.resume_command if state in ("running", "interrupted", "failed") else ""
         if self.ranks.main:
-            self.run.set_status(state, reason=reason, resume=resume, **more)
+            self.folder.set_status(state, reason=reason, resume=resume, **more)
         return {"state": state, "reason": reason, "resume": resume, **more}
 
     def _end(self, state: str, reason: str, **more: Any) -> dict[str, Any]:
@@ -204,10 +204,12 @@ class Conversion:
         try:
             from xarch.report.build import build_report
 
-            build_report(self.run)
+            build_report(self.folder)
         except Exception as e:
             # A run that ended must keep its own verdict; the report can be built again from the same files.
-            self.say(f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.run.path}`")
+            self.say(
+                f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.folder.path}`"
+            )
 
     def _load_teacher(self) -> None:
         plan = self.plan
@@ -232,11 +234,11 @@ class Conversion:
         with self.registry.guard(spec, "initialise"):
             self.student = adapter.build(self.teacher.facts, self.target.options, {}, device=torch.device("cpu"))
             self.student.module.to(self.device)
-            coverage = adapter.initialise(self.student, self.teacher)
+            initialisation = adapter.initialise(self.student, self.teacher)
         self.initialising = watch.spent
         for planned, done, word in (
-            (plan.student.copied, coverage.copied, "copied"),
-            (plan.student.mapped, coverage.mapped, "mapped"),
+            (plan.student.copied, initialisation.copied, "copied"),
+            (plan.student.mapped, initialisation.mapped, "mapped"),
         ):
             lost = sorted(set(planned) - set(done))
             if lost:
@@ -255,13 +257,13 @@ class Conversion:
     def _gates(self) -> None:
         from xarch.run.gates import check
 
-        if not self.ranks.main or not self.config.gates or self.config.tiny or not self.run.eval_json.exists():
+        if not self.ranks.main or not self.config.gates or self.config.tiny or not self.folder.eval_json.exists():
             return
-        results = check(read_json(self.run.eval_json)["gated"], self.config.gates)
+        results = check(read_json(self.folder.eval_json)["gated"], self.config.gates)
         missed = [r for r in results if not r.passed]
         if missed:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
             raise QualityError(
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
-                f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.run.report_html}",
+                f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.folder.report_html}",
             )

@@ -8,7 +8,7 @@ import torch
 
 from xarch.contracts.export import Profile
 from xarch.contracts.model import Student
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
 from xarch.files.atomic import read_json, write_json
@@ -37,7 +37,7 @@ class Delivery:
         run: RunDir,
         registry: Registry,
         reporter: Reporter,
-        ranks: Ranks,
+        ranks: Distributed,
         device: torch.device,
         evaluator: Evaluator,
     ) -> None:
@@ -78,7 +78,7 @@ class Delivery:
         """Every export of the configuration that has not passed yet, each with its bench."""
         if not self.ranks.main:
             return
-        for name in self.config.export.targets:
+        for name in self.config.export.profiles:
             self.evaluator.raise_if_stopped(f"before the export {name}")
             parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
@@ -98,7 +98,7 @@ class Delivery:
 
     def export(self, student: Student, name: str) -> None:
         """The student's graphs for one profile, through the checker and the parity gate."""
-        from xarch.export.run import export_target
+        from xarch.export.run import export_profile
 
         self.reporter.phase("export", name)
         profile = self.registry.create("export", name)
@@ -108,7 +108,7 @@ class Delivery:
         samples = self.config.export.parity_samples
         batches = list(self.evaluator.heldout(samples))
         calibration = list(self.evaluator.heldout(2 * samples))[len(batches) :] if profile.dtype == "int8" else []
-        export_target(
+        export_profile(
             student,
             adapter,
             profile,

@@ -14,7 +14,7 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
 from xarch.contracts.metric import Evaluation, Metric
 from xarch.contracts.model import Student, Teacher
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.files.atomic import read_json, write_json
 from xarch.files.run_dir import RunDir
@@ -41,7 +41,7 @@ class Evaluator:
         run: RunDir,
         registry: Registry,
         reporter: Reporter,
-        ranks: Ranks,
+        ranks: Distributed,
         device: torch.device,
         raise_if_stopped: Callable[[str], None],
     ) -> None:

@@ -21,7 +21,7 @@ from xarch.contracts.stage import StageOutcome
 from xarch.engine.checkpoint import Checkpoint, StageCheckpoints, assert_handover
 from xarch.engine.context import EngineContext, OpenStream
 from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.seeds import seed_everything
@@ -54,7 +54,7 @@ class StageRunner:
     run: RunDir
     registry: Registry
     reporter: Reporter
-    ranks: Ranks
+    ranks: Distributed
     device: torch.device
     metrics: MetricsLog
     curve: QualityCurve
@@ -153,7 +153,7 @@ class StageRunner:
         outcome.training = outcome.training or watch.spent.rounded()
         # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
         outcome.metrics = _stated(outcome.metrics)
-        outcome.tables = {name: _stated(row) for name, row in outcome.tables.items()}
+        outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
         self._decide(outcome)
         ended, spent = outcome.ended, Spent(**outcome.training)
         taken = ended.step if ended else planned.steps
@@ -175,7 +175,7 @@ class StageRunner:
             "ended": vars(ended) if ended else None,
             "changed_tensors": len(changed),
             "metrics": outcome.metrics,
-            "tables": outcome.tables,
+            "per_site": outcome.per_site,
             "decisions": outcome.decisions,
             "data": dict(self.data_counters),
             "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
@@ -193,7 +193,7 @@ class StageRunner:
                     "outcome": {
                         "metrics": outcome.metrics,
                         "decisions": outcome.decisions,
-                        "tables": outcome.tables,
+                        "per_site": outcome.per_site,
                     },
                     "metrics_size": self._metrics_end,
                     "curve_size": self._curve_end,

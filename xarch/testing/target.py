@@ -92,14 +92,14 @@ class TargetConformance:
     def test_builds_on_the_meta_device(self, target: Any, teacher: Teacher) -> None:
         made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("meta"))
         assert all(t.device.type == "meta" for t in made.module.state_dict().values())
-        coverage = target.adapter.coverage(teacher.facts, made)
-        named = [*coverage.copied, *coverage.mapped, *coverage.new]
+        initialisation = target.adapter.initialisation(teacher.facts, made)
+        named = [*initialisation.copied, *initialisation.mapped, *initialisation.new]
         assert sorted(named) == sorted(set(named)), "a tensor is named twice"
         assert set(named) >= {n for n, _ in made.module.named_parameters()}, "a parameter is not accounted for"
 
     def test_initialisation_does_what_was_planned(self, target: Any, teacher: Teacher) -> None:
         made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
-        planned, done = target.adapter.coverage(teacher.facts, made), target.adapter.initialise(made, teacher)
+        planned, done = target.adapter.initialisation(teacher.facts, made), target.adapter.initialise(made, teacher)
         assert set(planned.copied) <= set(done.copied)
         assert set(planned.mapped) <= set(done.mapped)
         assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())

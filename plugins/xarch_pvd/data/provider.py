@@ -38,7 +38,7 @@ class ViewOptions(Options):
     rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
 
 
-class Sample(Options):
+class FieldSample(Options):
     """What one sample of a stage is."""
 
     kind: Literal["points", "rays"] = Field("rays", description="a point of space or a ray of a camera")
@@ -138,7 +138,7 @@ class Points(Drawn):
         samples: int,
         seed: int,
         options: ViewOptions,
-        sample: Sample,
+        sample: FieldSample,
         views: ViewFacts,
     ) -> None:
         super().__init__(teacher, samples, seed)
@@ -178,7 +178,7 @@ class Rays(Drawn):
         samples: int,
         seed: int,
         options: ViewOptions,
-        sample: Sample,
+        sample: FieldSample,
         views: ViewFacts,
         posed: PosedViews | None,
     ) -> None:
@@ -285,7 +285,7 @@ class Finite(BatchStream, ABC):
 class Checks(Finite):
     """What a stage is validated on: fixed points, or some rays of fixed views."""
 
-    def __init__(self, teacher: FieldTeacher, sample: Sample, samples: int, views: ViewFacts) -> None:
+    def __init__(self, teacher: FieldTeacher, sample: FieldSample, samples: int, views: ViewFacts) -> None:
         super().__init__(VALIDATION_VIEWS)
         self.teacher, self.sample, self.samples = teacher, sample, samples
         self.cameras = fixed_cameras(views, VALIDATION_VIEWS, "validation")
@@ -315,8 +315,8 @@ class Pictures(Finite):
         return batch
 
 
-def _sample(sample: Mapping[str, Any]) -> Sample:
-    return validated(Sample, sample, "sample")
+def _sample(sample: Mapping[str, Any]) -> FieldSample:
+    return validated(FieldSample, sample, "sample")
 
 
 def _heldout(views: ViewFacts) -> list[Any]:

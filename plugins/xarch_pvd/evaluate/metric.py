@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ class FieldPSNR(Metric):
     teacher's renders; with pictures also ``psnr`` and ``ssim`` of everyone, and ``psnr_drop`` (teacher - student).
     ``bytes`` is what the weights take. ``n`` is the number of views.
     """
-
-    family: ClassVar[str] = "radiance-field"
 
     def __init__(self) -> None:
         self._renders: dict[int, tuple[TapModel, Batch, Tensor]] = {}

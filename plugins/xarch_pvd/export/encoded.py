@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Work
+from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Throughput
 from xarch_field import occupancy as occupancies
 from xarch_field import ray_points, render
 from xarch_field.model import FieldStudent
@@ -45,7 +45,7 @@ def encoded_graph(
     dirs: Tensor,
     dynamic: dict[str, dict[int, str]],
     metadata: dict[str, Any],
-    work: Work,
+    work: Throughput,
 ) -> ExportGraph:
     """The graph with example inputs at world points ``xyz``.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from xarch import ExportGraph, Options, PlanError, Profile, Work, validated
+from xarch import ExportGraph, Options, PlanError, Profile, Throughput, validated
 from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
 from xarch_field.model import FieldStudent, FieldTeacher
 from xarch_pvd.export.encoded import encoded_graph
@@ -48,7 +48,7 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
         forms["grid"] = chosen.grids
     metadata = facts_of_use(student)
     xyz, dirs = example_points(chosen.points if profile.static else 7)
-    work = Work("points", chosen.points if profile.static else MEASURED, {"points": MEASURED})
+    work = Throughput("points", chosen.points if profile.static else MEASURED, {"points": MEASURED})
     if chosen.encoding == "input":
         return [encoded_graph(student, xyz, dirs, _free(profile, "points", "pe", "dir"), metadata, work)]
     samples = chosen.samples or student.facts.samples
@@ -72,7 +72,7 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
             ("rgb", "depth", "acc"),
             _free(profile, "rays", "origins", "directions"),
             {**metadata, "samples": samples},
-            Work("rays", rays if profile.static else RAYS, {"rays": RAYS}),
+            Throughput("rays", rays if profile.static else RAYS, {"rays": RAYS}),
         ),
     ]
 
@@ -124,7 +124,7 @@ def _refuse(field: RadianceField, profile: Profile, chosen: FieldExport) -> None
             f"a field of hash tables needs BitwiseXor on 64-bit integers (opset 18), and the export profile "
             f"{profile.name!r} has opset {profile.max_opset} and {profile.index_dtype} indices",
             "convert it first: `xarch convert --teacher field:RUN --to mlp --set student.options.preset=npu-mlp "
-            f"--set export.targets=[{profile.name}]` (RUN is this run; `--to vm` with npu-vm works too)",
+            f"--set export.profiles=[{profile.name}]` (RUN is this run; `--to vm` with npu-vm works too)",
         )
     if chosen.grids == "grid_sample" and not profile.allows("GridSample"):
         raise PlanError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xarch import Coverage
+from xarch import Initialisation
 from xarch_field import ColourHead, RadianceField, named_tensors
 from xarch_field.facts import FieldFacts
 from xarch_field.model import FieldStudent, FieldTeacher
@@ -20,7 +20,7 @@ from xarch_pvd.targets.representations.factor_fields import FactorField
 from xarch_pvd.targets.representations.voxel_field import VoxelField
 
 
-def planned_start(facts: FieldFacts, student: FieldStudent) -> Coverage:
+def planned_start(facts: FieldFacts, student: FieldStudent) -> Initialisation:
     """What :func:`start` will do, from the architecture alone."""
     theirs: dict[str, Mapping[str, Tensor]] = {}
     with torch.device("meta"):
@@ -32,16 +32,16 @@ def planned_start(facts: FieldFacts, student: FieldStudent) -> Coverage:
             theirs = {name: block for name, block in theirs.items() if name in facts.inherits}
         if facts.feature:
             theirs.setdefault("color_net", named_tensors(ColourHead()))
-    return _coverage(_fitting(theirs, facts, student), student, facts.feature)[0]
+    return _initialisation(_fitting(theirs, facts, student), student, facts.feature)[0]
 
 
-def start(teacher: FieldTeacher, student: FieldStudent) -> Coverage:
+def start(teacher: FieldTeacher, student: FieldStudent) -> Initialisation:
     """Write everything that can be written without training; the rest keeps its random start."""
     field = student.field
     field.aabb.copy_(teacher.field.aabb)
     field.set_occupancy(teacher.field.occupancy.clone())
     theirs = _fitting(teacher.blocks(field.state_blocks()), teacher.facts, student)
-    done, sources = _coverage(theirs, student, teacher.has_feature)
+    done, sources = _initialisation(theirs, student, teacher.has_feature)
     fresh = dict(build_field(field.arch, student.options, aabb=teacher.facts.aabb).named_parameters())
     for name, parameter in field.named_parameters():
         given = sources.get(name, fresh[name])
@@ -64,9 +64,9 @@ def _fitting(
     return {name: block for name, block in theirs.items() if name not in ("factors", "basis")}
 
 
-def _coverage(
+def _initialisation(
     theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool
-) -> tuple[Coverage, dict[str, Tensor]]:
+) -> tuple[Initialisation, dict[str, Tensor]]:
     """What is done with every parameter, and the teacher's tensors that are taken over, by the student's names.
 
     Blocks of equal names and shapes are copied, grids of equal width resampled. Voxels are baked; planes and lines of
@@ -91,7 +91,7 @@ def _coverage(
             continue
         (copied if same else mapped).extend(full)
         sources |= {name: other[short] for name, short in zip(full, tensors, strict=True)}
-    return Coverage(copied=tuple(copied), mapped=tuple(mapped), new=tuple(new)), sources
+    return Initialisation(copied=tuple(copied), mapped=tuple(mapped), new=tuple(new)), sources
 
 
 def _made(theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool) -> set[str]:

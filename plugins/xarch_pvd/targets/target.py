@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel
 
-from xarch import Batch, Coverage, ExportGraph, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
+from xarch import Batch, ExportGraph, Initialisation, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
 from xarch.kernels import keep_freed_memory
 from xarch_field.facts import FieldFacts
 from xarch_field.model import FieldStudent, FieldTeacher
@@ -53,10 +53,10 @@ class FieldTarget(TargetAdapter):
             )
         return FieldStudent(field.to(device), facts, options)
 
-    def coverage(self, facts: FieldFacts, student: Student) -> Coverage:
+    def initialisation(self, facts: FieldFacts, student: Student) -> Initialisation:
         return planned_start(facts, _own(student))
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         if not isinstance(teacher, FieldTeacher):
             raise PlanError(f"target {self.arch} converts radiance fields, the teacher is {type(teacher).__name__}")
         keep_freed_memory()
@@ -79,7 +79,7 @@ class FieldTarget(TargetAdapter):
         theirs = OPTIONS[self.arch].model_validate(known)
         if theirs.model_dump(exclude=UNSEEN) != options.model_dump(exclude=UNSEEN):
             return False
-        done = self.coverage(facts, self.build(facts, options, {}, device=torch.device("meta")))
+        done = self.initialisation(facts, self.build(facts, options, {}, device=torch.device("meta")))
         return not done.mapped and not done.new
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.mixer import Mixer, Sequence, StateSpec
+from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
 from xarch_decoder.student import DecoderStudent
 
 
@@ -50,7 +50,7 @@ class EMA(Mixer):
         self.value = nn.Linear(facts.width, facts.width, bias=False)
         self.logit = nn.Parameter(torch.linspace(-1, 3, facts.width))
 
-    def forward(self, x_BLD: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         v_BLD, a_D = self.value(x_BLD), torch.sigmoid(self.logit)
         state_BD, out = torch.zeros_like(v_BLD[:, 0]), []
         for t in range(x_BLD.shape[1]):
@@ -72,7 +72,7 @@ class EMA(Mixer):
     def state_spec(self) -> tuple[StateSpec, ...]:
         return (StateSpec("average", (self.width,)),)
 
-    def inner(self, x_BLD: Tensor, sequence: Sequence, wanted: Collection[str]) -> dict[str, Any]:
+    def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         return {"heads": self.value(x_BLD).unflatten(-1, (4, -1))} if "heads" in wanted else {}
 
     def inner_layouts(self) -> dict[str, str]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.plugins.decoder.decoder_models import EMA, make_student, tiny_facts, tokens
-from xarch.contracts.model import Coverage
+from xarch.contracts.model import Initialisation
 from xarch.errors import PlanError
 from xarch_decoder.attention import Attention
-from xarch_decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
+from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
 from xarch_decoder.factored import AttentionFactors
 from xarch_decoder.names import BLOCK_TAPS, teacher_taps, weight_shapes
 from xarch_decoder.student import DecoderStudent
@@ -205,12 +205,12 @@ RICH = {"tied": False, "head_bias": True, "norm": "layer", "qkv_bias": True, "qk
 def test_trunk_is_copied_bit_for_bit(changes: dict[str, Any]) -> None:
     source = teacher(**changes)
     student = make_student(source.facts, BOTH, Attention, seed=9)
-    coverage = copy_trunk(student, source)
-    assert coverage == trunk_coverage(source.facts, student)
-    new = Coverage(new=tuple(student.param_groups()["mixers"]))
-    check_coverage(student, merged(coverage, new))
+    initialisation = copy_trunk(student, source)
+    assert initialisation == trunk_initialisation(source.facts, student)
+    new = Initialisation(new=tuple(student.param_groups()["mixers"]))
+    check_initialisation(student, merged(initialisation, new))
     weights = source.weights()
-    for name in coverage.copied:
+    for name in initialisation.copied:
         assert torch.equal(student.module.get_parameter(name), weights[name.replace("mixers.attention", "attention")])
     kept = make_student(source.facts, seed=9)
     copy_trunk(kept, source)
@@ -222,14 +222,14 @@ def test_trunk_is_copied_bit_for_bit(changes: dict[str, Any]) -> None:
 
 def test_coverage_is_strict() -> None:
     student = make_student(tiny_facts(), EMA, Attention)
-    trunk = trunk_coverage(student.facts, student)
+    trunk = trunk_initialisation(student.facts, student)
     with pytest.raises(PlanError, match=r"not initialised: blocks\.0\.mixers\.ema\.logit"):
-        check_coverage(student, trunk)
+        check_initialisation(student, trunk)
     mixers = tuple(student.param_groups()["mixers"])
     with pytest.raises(PlanError, match=r"named twice: embed\.weight"):
-        check_coverage(student, merged(trunk, Coverage(new=(*mixers, "embed.weight"))))
+        check_initialisation(student, merged(trunk, Initialisation(new=(*mixers, "embed.weight"))))
     with pytest.raises(PlanError, match="not in the student: ghost"):
-        check_coverage(student, merged(trunk, Coverage(new=(*mixers, "ghost"))))
+        check_initialisation(student, merged(trunk, Initialisation(new=(*mixers, "ghost"))))
 
 
 class _Lacking:

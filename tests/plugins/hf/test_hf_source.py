@@ -245,8 +245,8 @@ def test_files_beside_the_weights_change_nothing(tmp_path: Path) -> None:
 def test_registration_imports_nothing_heavy() -> None:
     code = (
         "import sys, xarch_hf\n"
-        "from xarch.registry.declare import Registration\n"
-        "r = Registration('hf'); xarch_hf.xarch_register(r)\n"
+        "from xarch.registry.declare import Declarations\n"
+        "r = Declarations('hf'); xarch_hf.xarch_register(r)\n"
         "print(sorted(f'{s.kind}:{s.name}' for s in r.specs))\n"
         "print([m for m in ('torch', 'transformers', 'gguf', 'numpy', 'pydantic') if m in sys.modules])\n"
     )

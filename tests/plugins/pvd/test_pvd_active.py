@@ -179,7 +179,7 @@ def test_an_interrupted_run_with_levels_ends_as_an_unbroken_one(
         "evaluate.baseline": False,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     convert(overrides=given, out=tmp_path / "whole")
     take, calls = HardRays.take, []

@@ -280,7 +280,7 @@ def test_what_a_student_may_start_from(
             "teacher_options.edits": given,
             "student.target": "vm",
             "student.options": {**OPTIONS_OF["vm"], "start": "random"},
-            "export.targets": [],
+            "export.profiles": [],
         }
     )
     copied = {n.split(".")[0] for n in plan.student.copied}
@@ -299,7 +299,7 @@ def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path)
         "evaluate.samples": 2,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     done = convert(overrides=given, out=tmp_path / "run")
     found = json.loads((done.path / "eval.json").read_text())

@@ -93,7 +93,7 @@ def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
 def test_hash_tables_name_the_way_to_an_accelerator() -> None:
     with pytest.raises(PlanError, match="BitwiseXor") as caught:
         field_graphs(student_of("hash"), npu, {})
-    assert "--to mlp --set student.options.preset=npu-mlp --set export.targets=[npu]" in (caught.value.hint or "")
+    assert "--to mlp --set student.options.preset=npu-mlp --set export.profiles=[npu]" in (caught.value.hint or "")
 
 
 def test_accelerator_presets() -> None:

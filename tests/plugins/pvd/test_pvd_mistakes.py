@@ -24,7 +24,7 @@ def test_a_wrong_sample_is_refused_while_planning(tmp_path: Path) -> None:
         "teacher": write_teacher(tmp_path / "teacher.safetensors"),
         "student.target": "vm",
         "student.options": OPTIONS_OF["vm"],
-        "export.targets": [],
+        "export.profiles": [],
         "stages.rays.sample": {"kind": "cubes"},
     }
     with pytest.raises(UsageError, match=r"sample\.kind: .*'points' or 'rays'.*seen 'cubes'"):

@@ -40,7 +40,7 @@ def converted(teacher: str, folder: Path, out: Path) -> Path:
         "budget": 16_000,
         "evaluate.samples": 2,
         "evaluate.baseline": False,
-        "export.targets": [],
+        "export.profiles": [],
         "runtime.threads": 1,
         "runtime.tensorboard": False,
     }

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluate.curve": {"samples": 2, "every": 6},
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     return convert(overrides=overrides, out=folder / "run").path
 

@@ -129,7 +129,7 @@ def test_a_run_is_a_field_and_the_teacher_of_the_next(files: dict[str, Path], tm
         "evaluate.samples": 1,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     first = convert(overrides=given, out=tmp_path / "first")
     opened = open_field(str(first.path))

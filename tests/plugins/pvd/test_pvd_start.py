@@ -37,7 +37,7 @@ def started(target: FieldTarget, teacher: FieldTeacher, **options: Any) -> Field
     torch.manual_seed(0)
     chosen = options_of(target.arch, {**OPTIONS_OF[target.arch], **options}, "options")
     student = target.build(teacher.facts, chosen, {}, device=CPU)
-    assert target.coverage(teacher.facts, student) == target.initialise(student, teacher)
+    assert target.initialisation(teacher.facts, student) == target.initialise(student, teacher)
     return student
 
 
@@ -103,7 +103,7 @@ def test_a_feature_of_another_width_is_matched_in_the_volume_stage(tmp_path: Pat
             "teacher": f"field:{path}",
             "teacher_options": {"allow_pickle": True},
             "student.target": "hash",
-            "export.targets": [],
+            "export.profiles": [],
         }
     )
     assert [s.name for s in planned.stages] == ["volume", "points", "rays"]
@@ -123,7 +123,7 @@ def test_other_projects_fields_show_what_their_heads_read(kind: str, width: int,
 
 def test_planes_take_their_own_recipe_and_say_so(tmp_path: Path) -> None:
     ref = write_teacher(tmp_path / "teacher.safetensors", "hash")
-    planned = plan(overrides={"teacher": ref, "student.target": "cp", "export.targets": []})
+    planned = plan(overrides={"teacher": ref, "student.target": "cp", "export.profiles": []})
     assert [s.name for s in planned.stages] == ["points", "rays"]
     assert set(planned.student.mapped) >= {"lines.0", "basis.weight"}
     assert json.loads(planned.model_dump_json())["student"]["copied"] == [f"color_net.{i}.weight" for i in range(3)]

@@ -46,8 +46,8 @@ def one_pass(ref: Path, **options: Any) -> dict[str, int]:
 def test_registration_imports_nothing_heavy() -> None:
     code = (
         "import sys, xarch_text\n"
-        "from xarch.registry.declare import Registration\n"
-        "r = Registration('text'); xarch_text.xarch_register(r)\n"
+        "from xarch.registry.declare import Declarations\n"
+        "r = Declarations('text'); xarch_text.xarch_register(r)\n"
         "print([(s.kind, s.name, s.accepts) for s in r.specs], {'torch', 'transformers', 'pyarrow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

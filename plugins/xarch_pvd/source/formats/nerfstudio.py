@@ -35,7 +35,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_pvd.source.formats.occupancy import cubic
-from xarch_pvd.source.formats.pickle_file import read_pickle, tensors_of
+from xarch_pvd.source.formats.pickle_file import tensors_of
 from xarch_pvd.source.formats.plain_yaml import read_plain_yaml
 from xarch_pvd.source.formats.record import FieldFile, chain, need, number
 
@@ -49,16 +49,6 @@ def is_nerfstudio(loaded: Mapping[str, Any]) -> bool:
     """Whether a loaded checkpoint is one of nerfstudio's."""
     pipeline = loaded.get("pipeline")
     return isinstance(pipeline, Mapping) and any(str(k).startswith("_model.") for k in pipeline)
-
-
-def read_nerfstudio(path: Path | str, *, allow_pickle: bool = False) -> FieldFile:
-    """The field of a nerfstudio checkpoint or run folder (its last checkpoint).
-
-    Raises:
-        UsageError: not allowed, damaged, trained with tiny-cuda-nn, or a model that is not read.
-    """
-    path = last_checkpoint(Path(path))
-    return from_loaded(read_pickle(path, allow_pickle=allow_pickle), path)
 
 
 def last_checkpoint(path: Path) -> Path:

@@ -52,7 +52,6 @@ from xarch_pvd.source.formats.pickle_file import read_pickle, tensors_of
 from xarch_pvd.source.formats.record import FieldFile, chain, need, number, numbered, numbers
 
 CLIP = (-2.0, 7.0)
-GEOMETRY = 15
 PVD_LEVELS = 14
 DENSE = 20.0
 """Density written into occupied cells: above every threshold the programs use (at most 10)."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_pvd.source.formats.occupancy import MERGED_SIDE, any_over, cubic
-from xarch_pvd.source.formats.pickle_file import read_pickle, tensors_of
+from xarch_pvd.source.formats.pickle_file import tensors_of
 from xarch_pvd.source.formats.record import FieldFile, need, number, numbers
 
 SHADINGS = ("MLP_Fea", "MLP_PE", "MLP", "SH", "RGB")
@@ -36,16 +36,6 @@ def is_tensorf(loaded: Mapping[str, Any]) -> bool:
     """Whether a loaded checkpoint is one of TensoRF's."""
     state = loaded.get("state_dict")
     return isinstance(loaded.get("kwargs"), Mapping) and isinstance(state, Mapping)
-
-
-def read_tensorf_th(path: Path | str, *, allow_pickle: bool = False) -> FieldFile:
-    """The field of a TensoRF checkpoint.
-
-    Raises:
-        UsageError: not allowed, damaged, no TensoRF checkpoint, or one of its unsplit models.
-    """
-    path = Path(path)
-    return from_loaded(read_pickle(path, allow_pickle=allow_pickle), path)
 
 
 def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
