@@ -49,7 +49,7 @@ def configuration(
             "hidden": stage | {"matches": [{"student": "output", "objective": "l2"}]},
         },
         "evaluate": {"samples": 1, "batch": 1, "sample": {"length": 16}, "baseline": False},
-        "export": {"targets": []},
+        "export": {"profiles": []},
     }
 
 
@@ -86,7 +86,7 @@ def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
     from benchmarks.published_recipe import disagreement, step
     from xarch import Batch
     from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     registry, where = get_registry(), torch.device(device)
     source = resolve_teacher(registry, config["teacher"], {}, lambda text: None)

@@ -83,7 +83,7 @@ def commands(part: str, arguments: argparse.Namespace) -> list[list[str]]:
 def conversions(part: str, arguments: argparse.Namespace) -> None:
     """One run a seed, and their figures."""
     tokens = arguments.hybrid_tokens if part == "hybrid" else arguments.full_tokens
-    options = ["--set", f"runtime.device={arguments.device}", "--set", "export.targets=[]"]
+    options = ["--set", f"runtime.device={arguments.device}", "--set", "export.profiles=[]"]
     options += ["--data", arguments.data, "--teacher", "zoo:smollm2-135m"]
     options += ["--tiny", "--set", "data.sample.length=128"] if arguments.rehearse else ["--set", f"budget={tokens}"]
     size = "rehearsal" if arguments.rehearse else str(tokens)

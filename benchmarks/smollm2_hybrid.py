@@ -70,7 +70,7 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.runs / f"seed{seed}"
         if not (folder / "eval.json").is_file():
-            convert(seed, folder, "smollm2-hybrid", ["--set", "export.targets=[]"])
+            convert(seed, folder, "smollm2-hybrid", ["--set", "export.profiles=[]"])
         rows.append(read(folder))
         assert rows[-1]["seed"] == seed, f"{folder} is a run of seed {rows[-1]['seed']}"
     found = spread(rows)

@@ -27,13 +27,13 @@ def measure(depth: int, mode: str) -> float:
     import torch
 
     from xarch import Batch
-    from xarch.engine.feed import TeacherFeed
     from xarch.engine.local import SiteWalk
-    from xarch.families.decoder.attention import Attention
-    from xarch.families.decoder.facts import DecoderFacts
-    from xarch.families.decoder.student import DecoderStudent
+    from xarch.engine.teacher import TeacherFeed
     from xarch.planning.resolve import resolve_target
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
+    from xarch_decoder.attention import Attention
+    from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.student import DecoderStudent
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def measure(depth: int, mode: str) -> float:
             else:
                 losses.append(loss)
 
-        walk.go(TeacherFeed(teacher, torch.no_grad), batch, on_site, grad=True)
+        walk.run(TeacherFeed(teacher, torch.no_grad), batch, on_site, grad=True)
         if losses:
             torch.stack(losses).sum().backward()
         adam.step()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from xarch.store.home import cache_dir
+from xarch.files.home import cache_dir
 
 os.environ.setdefault("XARCH_KERNELS_CACHE", str(cache_dir() / "kernels"))
 # The same examples in every run: what one finds is found again.

@@ -9,7 +9,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from xarch._version import __version__
 
 # onnxruntime sends what it is used for to its maker since 1.29; xarch sends nothing anywhere. Read when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,19 +21,18 @@ _PUBLIC = {
     "load": "xarch.api",
     "export": "xarch.api",
     # extending xarch
-    "hookimpl": "xarch.plugins.hookspecs",
+    "hookimpl": "xarch.registry.hooks",
     "Batch": "xarch.contracts.batch",
     "Tap": "xarch.contracts.tap",
-    "AttentionFactors": "xarch.contracts.factored",
-    "SSDFactors": "xarch.contracts.factored",
-    "FactoredLogits": "xarch.contracts.factored",
+    "Sink": "xarch.contracts.model",
     "TapModel": "xarch.contracts.model",
     "Teacher": "xarch.contracts.model",
     "Student": "xarch.contracts.model",
     "Site": "xarch.contracts.model",
     "Solver": "xarch.contracts.model",
-    "Coverage": "xarch.contracts.model",
+    "Initialisation": "xarch.contracts.model",
     "Options": "xarch.contracts.adapters",
+    "validated": "xarch.config.validation",
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
@@ -46,21 +45,28 @@ _PUBLIC = {
     "StageKind": "xarch.contracts.stage",
     "StageContext": "xarch.contracts.stage",
     "StageOutcome": "xarch.contracts.stage",
+    "Call": "xarch.contracts.export",
     "ExportGraph": "xarch.contracts.export",
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
-    "Work": "xarch.contracts.export",
+    "Throughput": "xarch.contracts.export",
+    # measuring exported graphs
+    "Timing": "xarch.bench.timing",
+    "measure": "xarch.bench.timing",
+    "timing": "xarch.bench.timing",
+    "open_session": "xarch.export.session",
     # commands of plugins
     "write_document": "xarch.cli.stdout",
     # files
-    "cache_dir": "xarch.store.home",
-    "file_digest": "xarch.store.digest",
-    "load_weights": "xarch.store.safe_load",
-    "new_folder": "xarch.store.atomic",
-    "one_at_a_time": "xarch.store.lock",
-    "save_weights": "xarch.store.safe_load",
-    "weights_header": "xarch.store.safetensors_header",
+    "cache_dir": "xarch.files.home",
+    "file_digest": "xarch.files.digest",
+    "weights_digest": "xarch.files.digest",
+    "load_weights": "xarch.files.safe_load",
+    "new_folder": "xarch.files.atomic",
+    "one_at_a_time": "xarch.files.lock",
+    "save_weights": "xarch.files.safe_load",
+    "weights_header": "xarch.files.header",
     # errors
     "XarchError": "xarch.errors",
     "UsageError": "xarch.errors",
@@ -85,22 +91,24 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from xarch.api import convert, export, load, plan
+    from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
+    from xarch.config.validation import validated
     from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider
-    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Work
-    from xarch.contracts.factored import AttentionFactors, FactoredLogits, SSDFactors
+    from xarch.contracts.export import Call, ExportGraph, Measure, ParityCase, Profile, Throughput
     from xarch.contracts.metric import Evaluation, Metric
-    from xarch.contracts.model import Coverage, Site, Solver, Student, TapModel, Teacher
+    from xarch.contracts.model import Initialisation, Sink, Site, Solver, Student, TapModel, Teacher
     from xarch.contracts.objective import Objective
     from xarch.contracts.stage import StageContext, StageKind, StageOutcome
     from xarch.contracts.tap import Tap
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
-    from xarch.plugins.hookspecs import hookimpl
-    from xarch.store.atomic import new_folder
-    from xarch.store.digest import file_digest
-    from xarch.store.home import cache_dir
-    from xarch.store.lock import one_at_a_time
-    from xarch.store.safe_load import load_weights, save_weights
-    from xarch.store.safetensors_header import weights_header
+    from xarch.export.session import open_session
+    from xarch.files.atomic import new_folder
+    from xarch.files.digest import file_digest, weights_digest
+    from xarch.files.header import weights_header
+    from xarch.files.home import cache_dir
+    from xarch.files.lock import one_at_a_time
+    from xarch.files.safe_load import load_weights, save_weights
+    from xarch.registry.hooks import hookimpl

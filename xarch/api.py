@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch.config.load import Resolved, load_config
+from xarch.config.load import LoadedConfig, load_config
 from xarch.config.schema import RunConfig
 from xarch.errors import UsageError
-from xarch.plugins.loader import get_registry
-from xarch.store.atomic import read_json
-from xarch.store.run_dir import RunDir
+from xarch.files.atomic import read_json
+from xarch.files.run_dir import RunDir
+from xarch.registry.loader import get_registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xarch.engine.events import Reporter
     from xarch.planning.plan import Plan
 
-Configuration = Resolved | RunConfig | str | None
+Configuration = LoadedConfig | RunConfig | str | None
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _resolved(config: Configuration, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Resolved:
+def _resolved(
+    config: Configuration, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> LoadedConfig:
     if isinstance(config, RunConfig):
-        return Resolved(config, {}, "run")
-    return config if isinstance(config, Resolved) else load_config(config, sets=sets, overrides=overrides)
+        return LoadedConfig(config, {}, "run")
+    return config if isinstance(config, LoadedConfig) else load_config(config, sets=sets, overrides=overrides)
 
 
 def plan(
@@ -109,8 +111,8 @@ def convert(
         XarchError: with the exit code of what stopped it; the run folder tells how to go on.
     """
     from xarch.engine.distributed import open_run
-    from xarch.engine.runner import Conversion
     from xarch.planning.plan import Plan
+    from xarch.run.conversion import Conversion
 
     registry = get_registry()
     if resume:
@@ -125,7 +127,7 @@ def convert(
         run = open_run(out, made.name)
     if reporter is not None:
         reporter.plan_ready(made)
-    status = Conversion(made, run, registry, reporter).go()
+    status = Conversion(made, run, registry, reporter).run()
     return Run(run.path, status)
 
 
@@ -135,16 +137,10 @@ def read_plan(run: RunDir) -> Plan:
     Raises:
         UsageError: plan.json was made by another version or is damaged.
     """
-    from pydantic import ValidationError
-
+    from xarch.config.validation import validated
     from xarch.planning.plan import Plan
 
-    try:
-        return Plan.model_validate(read_json(run.plan))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{run.plan} cannot be used: {where}: {first['msg']}", "make the run again") from e
+    return validated(Plan, read_json(run.plan), f"{run.plan} cannot be used: ", "make the run again")
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
@@ -153,15 +149,15 @@ def load(path: Path | str, device: str = "cpu") -> nn.Module:
     Raises:
         UsageError: there is no student, or its files do not fit together.
     """
-    from xarch.engine.device import choose_device
-    from xarch.store.student_io import load_student
+    from xarch.hardware import choose_device
+    from xarch.run.student_io import load_student
 
     student, _, _ = load_student(Path(path), get_registry(), choose_device(device))
     return student.module
 
 
 def _reopen(run_path: Path | str, reporter: Reporter | None) -> Any:
-    from xarch.engine.runner import Conversion
+    from xarch.run.conversion import Conversion
 
     run = RunDir.open(run_path)
     conversion = Conversion(read_plan(run), run, get_registry(), reporter)
@@ -175,21 +171,21 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
     return dict(read_json(run.eval_json))
 
 
-def export(run_path: Path | str, target: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
-    """Export the student of a run to one deployment target, with the parity gate.
+def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
+    """Export the student of a run to one deployment profile, with the parity gate.
 
     Raises:
         ParityError: a graph does not reproduce the student.
     """
     run, conversion = _reopen(run_path, reporter)
-    conversion.export_again(target)
-    return dict(read_json(run.export_dir / target / "parity.json"))
+    conversion.export_again(profile)
+    return dict(read_json(run.export_dir / profile / "parity.json"))
 
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """Latency of a run's exports, or of any ONNX file."""
     from xarch.bench.latency import bench_export, bench_model
-    from xarch.engine.device import choose_threads
+    from xarch.hardware import choose_threads
 
     say = reporter.message if reporter is not None else _say
     if Path(path).suffix == ".onnx":
@@ -202,7 +198,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
         teacher = run.teacher_bench(folder.name)
         found[folder.name] = bench_export(folder, out, teacher=teacher, threads=choose_threads(threads), say=say)
     if not found:
-        raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --target cpu")
+        raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --profile cpu")
     return found
 
 

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 import xarch  # noqa: E402
 from benchmarks.fields.rows import Rows  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
-from xarch_pvd import demo  # noqa: E402
+from xarch_pvd.train import demo  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_active_levels.json"
 VIEWS = 12

@@ -30,10 +30,10 @@ import xarch  # noqa: E402
 from benchmarks.fields.pictures import Pictures, posed, procedural  # noqa: E402
 from benchmarks.fields.rows import opened, store  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
-from xarch_pvd.field_file import save_field_file  # noqa: E402
-from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
-from xarch_pvd.representations.records import to_file  # noqa: E402
-from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
+from xarch_pvd.source.field_file import save_field_file  # noqa: E402
+from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.targets.representations.records import to_file  # noqa: E402
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 IMPORTED = time.process_time()
 RESULTS = Path(__file__).parent.parent / "results" / "fields_any_to_any.json"

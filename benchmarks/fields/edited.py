@@ -38,18 +38,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 import xarch  # noqa: E402
 from benchmarks.fields.pictures import procedural  # noqa: E402
 from benchmarks.fields.rows import opened, store  # noqa: E402
-from xarch.families.field import Camera, RadianceField, render  # noqa: E402
-from xarch.families.field.rendering import ray_points, ray_weights  # noqa: E402
-from xarch_pvd import scene  # noqa: E402
-from xarch_pvd.baking import baked  # noqa: E402
+from xarch_field import Camera, RadianceField, render  # noqa: E402
+from xarch_field.rendering import ray_points, ray_weights  # noqa: E402
+from xarch_pvd.data.views import fixed_cameras  # noqa: E402
 from xarch_pvd.editing.fields import Moved  # noqa: E402
-from xarch_pvd.field_file import save_field_file  # noqa: E402
-from xarch_pvd.metric import psnr  # noqa: E402
-from xarch_pvd.opened import field_of, open_field  # noqa: E402
-from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
-from xarch_pvd.representations.records import to_file  # noqa: E402
-from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
-from xarch_pvd.views import fixed_cameras  # noqa: E402
+from xarch_pvd.evaluate.metric import psnr  # noqa: E402
+from xarch_pvd.source.field_file import save_field_file  # noqa: E402
+from xarch_pvd.source.opened import field_of, open_field  # noqa: E402
+from xarch_pvd.targets.baking import baked  # noqa: E402
+from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.targets.representations.records import to_file  # noqa: E402
+from xarch_pvd.train import scene  # noqa: E402
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_edited.json"
 SEEDS = (0, 1, 2)
@@ -128,7 +128,7 @@ def measure(name: str, edits: list, seed: int, arguments: argparse.Namespace) ->
         "teacher": f"field:{ref}",
         "teacher_options.edits": edits,
         "student.target": "vm",
-        "export.targets": [],
+        "export.profiles": [],
         "runtime.threads": 1,
         "runtime.tensorboard": False,
         "seed": seed,

@@ -32,11 +32,11 @@ from xarch.bench.machine import load_average, machine  # noqa: E402
 from xarch.export.profiles import cpu  # noqa: E402
 from xarch.export.run import export_teacher  # noqa: E402
 from xarch.export.session import open_session  # noqa: E402
-from xarch.families.field.facts import FieldFacts  # noqa: E402
-from xarch.families.field.model import FieldStudent  # noqa: E402
-from xarch_pvd import scene  # noqa: E402
-from xarch_pvd.graphs import field_graphs  # noqa: E402
-from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
+from xarch_field.facts import FieldFacts  # noqa: E402
+from xarch_field.model import FieldStudent  # noqa: E402
+from xarch_pvd.export.graphs import field_graphs  # noqa: E402
+from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.train import scene  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "fields_exported.json"
 FORMS: dict[str, list[dict[str, str]]] = {

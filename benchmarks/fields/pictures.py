@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xarch.families.field import Camera, render
-from xarch.families.field.facts import ViewFacts
-from xarch_pvd import scene
-from xarch_pvd.datasets.fit import fit_box
-from xarch_pvd.datasets.open import open_posed
-from xarch_pvd.metric import psnr
-from xarch_pvd.posed_views import cameras_of, posed_views
+from xarch_field import Camera, render
+from xarch_field.facts import ViewFacts
+from xarch_pvd.data.datasets.fit import fit_box
+from xarch_pvd.data.datasets.open import open_posed
+from xarch_pvd.data.posed_views import cameras_of, posed_views
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.train import scene
 
 VIEWS, TEST_VIEWS = 30, 4
 

@@ -27,13 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from benchmarks.fields.pictures import Pictures, procedural  # noqa: E402
 from benchmarks.fields.rows import opened, store  # noqa: E402
-from xarch_pvd import scene  # noqa: E402
-from xarch_pvd.field_file import save_field_file  # noqa: E402
-from xarch_pvd.opened import open_field  # noqa: E402
-from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
-from xarch_pvd.representations.records import to_file  # noqa: E402
-from xarch_pvd.saving import SavingOptions, save  # noqa: E402
-from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
+from xarch_pvd.export.saving import SavingOptions, save  # noqa: E402
+from xarch_pvd.source.field_file import save_field_file  # noqa: E402
+from xarch_pvd.source.opened import open_field  # noqa: E402
+from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.targets.representations.records import to_file  # noqa: E402
+from xarch_pvd.train import scene  # noqa: E402
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_round_trips.json"
 FILES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {

@@ -37,13 +37,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 import xarch  # noqa: E402
 from benchmarks.fields.rows import Rows  # noqa: E402
 from benchmarks.fields.stopwatch import machine_state, timed  # noqa: E402
-from xarch.families.field import RadianceField, render  # noqa: E402
-from xarch_pvd import demo, scene  # noqa: E402
-from xarch_pvd.field_file import field_head, load_field_file  # noqa: E402
-from xarch_pvd.metric import psnr  # noqa: E402
-from xarch_pvd.representations import OPTIONS, build_field  # noqa: E402
-from xarch_pvd.representations.records import from_file  # noqa: E402
-from xarch_pvd.training import Pixels, TrainingOptions, train_field  # noqa: E402
+from xarch_field import RadianceField, render  # noqa: E402
+from xarch_pvd.evaluate.metric import psnr  # noqa: E402
+from xarch_pvd.source.field_file import field_head, load_field_file  # noqa: E402
+from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
+from xarch_pvd.targets.representations.records import from_file  # noqa: E402
+from xarch_pvd.train import demo, scene  # noqa: E402
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_speed_up.json"
 STUDENTS = ("vm", "cp", "hash", "tensors", "mlp")

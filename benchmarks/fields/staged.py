@@ -31,9 +31,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 import xarch  # noqa: E402
 from benchmarks.fields.rows import Rows  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
-from xarch.families.field.model import FieldStudent, FieldTeacher  # noqa: E402
-from xarch_pvd import demo  # noqa: E402
-from xarch_pvd.representations import build_field  # noqa: E402
+from xarch_field.model import FieldStudent, FieldTeacher  # noqa: E402
+from xarch_pvd.targets.representations import build_field  # noqa: E402
+from xarch_pvd.train import demo  # noqa: E402
 
 RESULTS = Path(__file__).parent.parent / "results" / "fields_staged.json"
 SECONDS = (5.0, 10.0, 20.0)
@@ -108,10 +108,10 @@ def measured(
 def occupancy_alone() -> Iterator[None]:
     """Within the block a student takes nothing but box and occupancy from its teacher."""
 
-    def planned(facts: Any, student: FieldStudent) -> xarch.Coverage:
-        return xarch.Coverage(copied=(), mapped=(), new=tuple(n for n, _ in student.field.named_parameters()))
+    def planned(facts: Any, student: FieldStudent) -> xarch.Initialisation:
+        return xarch.Initialisation(copied=(), mapped=(), new=tuple(n for n, _ in student.field.named_parameters()))
 
-    def start(teacher: FieldTeacher, student: FieldStudent) -> xarch.Coverage:
+    def start(teacher: FieldTeacher, student: FieldStudent) -> xarch.Initialisation:
         fresh = build_field(student.field.arch, student.options, aabb=teacher.facts.aabb)
         values = dict(fresh.named_parameters())
         with torch.no_grad():
@@ -120,7 +120,7 @@ def occupancy_alone() -> Iterator[None]:
         student.field.set_occupancy(teacher.field.occupancy.clone())
         return planned(teacher.facts, student)
 
-    with patch("xarch_pvd.target.planned_start", planned), patch("xarch_pvd.target.start", start):
+    with patch("xarch_pvd.targets.target.planned_start", planned), patch("xarch_pvd.targets.target.start", start):
         yield
 
 

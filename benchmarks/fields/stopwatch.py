@@ -54,7 +54,7 @@ class Stopwatch(Reporter):
 def timed(overrides: dict[str, Any], out: Path) -> tuple[xarch.Run, dict[str, Any]]:
     """A conversion without export, and its row: ``cpu_seconds`` of the method, the parts, the machine's state."""
     fixed = {
-        "export.targets": [],
+        "export.profiles": [],
         "runtime.threads": 1,
         "runtime.tensorboard": False,
         "evaluate.samples": 4,

@@ -6,8 +6,9 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from xarch import hardware
 
 PACKAGES = (
     "torch",
@@ -53,22 +54,13 @@ def versions() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return hardware.processor()
 
 
 def available_gib() -> float:
     """Memory that can be allocated now, in GiB."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) / 2**20
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 / 2
+    found = hardware.available_bytes()
+    return (found if found is not None else (hardware.memory_bytes() or 0) / 2) / 2**30
 
 
 def _has(program: str) -> bool:

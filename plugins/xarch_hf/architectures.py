@@ -1,7 +1,7 @@
 """What each transformers model type is called inside: names of modules and weights, and facts, as data.
 
 To add a decoder, write one more :class:`Architecture` and put it into :data:`ARCHITECTURES`; no code is needed as long
-as :class:`xarch.families.decoder.facts.DecoderFacts` can describe it. The plan proves an entry: every parameter of the
+as :class:`xarch_decoder.facts.DecoderFacts` can describe it. The plan proves an entry: every parameter of the
 model must be named exactly once, with the shape the facts imply.
 """
 

@@ -20,7 +20,7 @@ PICKLE = "pytorch_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class CheckpointFolder:
     """The weight files of a model folder; empty when only its description is here.
 
     Attributes:
@@ -80,7 +80,7 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     return config
 
 
-def find_checkpoint(folder: Path, where: str) -> Checkpoint:
+def find_checkpoint(folder: Path, where: str) -> CheckpointFolder:
     """The weights of a folder: safetensors, one file or an index, before pickles.
 
     Raises:
@@ -88,7 +88,7 @@ def find_checkpoint(folder: Path, where: str) -> Checkpoint:
     """
     for single, pickled in ((SAFETENSORS, False), (PICKLE, True)):
         if (folder / single).is_file():
-            return Checkpoint(folder, (folder / single,), pickled)
+            return CheckpointFolder(folder, (folder / single,), pickled)
         index = folder / f"{single}.index.json"
         if index.is_file():
             names = _index_names(index)
@@ -97,8 +97,8 @@ def find_checkpoint(folder: Path, where: str) -> Checkpoint:
                 continue
             if missing:
                 raise UsageError(f"{where}: {folder} lacks {', '.join(missing[:5])}, named in {index.name}")
-            return Checkpoint(folder, tuple(folder / n for n in sorted(names)), pickled)
-    return Checkpoint(folder, ())
+            return CheckpointFolder(folder, tuple(folder / n for n in sorted(names)), pickled)
+    return CheckpointFolder(folder, ())
 
 
 def licence(folder: Path) -> str | None:

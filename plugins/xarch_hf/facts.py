@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from xarch import UsageError
-from xarch.families.decoder.facts import DecoderFacts
+from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import ARCHITECTURES, Architecture, Field
 
 ACTIVATIONS = {

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from xarch import PlanError, UsageError
-from xarch.families.decoder.facts import DecoderFacts
+from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture
-from xarch_hf.checkpoint import Checkpoint, read_config
+from xarch_hf.checkpoint import CheckpointFolder, read_config
 from xarch_hf.facts import architecture_of, decoder_facts
 from xarch_hf.quiet import quiet
 from xarch_hf.tapping import IMPLEMENTATION
@@ -56,7 +56,7 @@ class Described:
         """Number of parameters, a tied head counted once."""
         return sum(p.numel() for p in self.skeleton.parameters())
 
-    def fingerprint(self, checkpoint: Checkpoint) -> str:
+    def fingerprint(self, checkpoint: CheckpointFolder) -> str:
         """sha256 over the weight files and the facts: two teachers with the same one give the same values."""
         digest = hashlib.sha256("\n".join(checkpoint.digests()).encode())
         digest.update(json.dumps(self.facts.to_json(), sort_keys=True).encode())
@@ -119,7 +119,7 @@ def make_config(raw: Mapping[str, Any], where: str, layers: int | None = None) -
 
 
 def load_module(
-    described: Described, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool
+    described: Described, checkpoint: CheckpointFolder, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool
 ) -> nn.Module:
     """The module with its weights, in eval mode.
 

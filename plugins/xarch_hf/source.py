@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from xarch import Options, SourceAdapter, SourceInfo, UsageError
 from xarch_hf import hub
-from xarch_hf.checkpoint import Checkpoint, find_checkpoint, licence
+from xarch_hf.checkpoint import CheckpointFolder, find_checkpoint, licence
 from xarch_hf.model import Described, describe_folder, load_module
 from xarch_hf.teacher import HFTeacher
 from xarch_hf.tokenizer import has_tokenizer
@@ -89,7 +89,7 @@ class HFSource(DecoderSource):
 
 def make_teacher(
     described: Described,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointFolder,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -155,7 +155,7 @@ def _is_cut(described: Described) -> bool:
     return described.facts.layers != described.stored_layers
 
 
-def _refuse_pickle(where: str, checkpoint: Checkpoint) -> None:
+def _refuse_pickle(where: str, checkpoint: CheckpointFolder) -> None:
     raise UsageError(
         f"{where} has its weights only as pickles ({checkpoint.files[0].name}), and reading a pickle can run code",
         PICKLE_HINT,

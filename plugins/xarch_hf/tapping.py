@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from xarch import AttentionFactors
-from xarch.families.decoder.mixer import Sequence
+from xarch_decoder.factored import AttentionFactors
+from xarch_decoder.mixer import SequenceInfo
 from xarch_hf.attention import Visible, causal_attention, visible
 
 IMPLEMENTATION = "xarch"
@@ -42,7 +42,7 @@ class Run:
         sequence: positions and documents of the batch.
     """
 
-    def __init__(self, wanted: Collection[str], sink: Callable[[str, Any], None], sequence: Sequence) -> None:
+    def __init__(self, wanted: Collection[str], sink: Callable[[str, Any], None], sequence: SequenceInfo) -> None:
         self._left, self._sink, self.sequence = set(wanted), sink, sequence
 
     def wants(self, name: str) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xarch import Batch, FactoredLogits, Tap, Teacher, UsageError
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.model import make_sequence
-from xarch.families.decoder.names import teacher_taps
+from xarch import Batch, Tap, Teacher, UsageError
+from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model import make_sequence
+from xarch_decoder.names import teacher_taps
 from xarch_hf.architectures import Architecture
 from xarch_hf.tapping import Run, on_input, on_output
 from xarch_hf.tokenizer import load_tokenizer, save_tokenizer

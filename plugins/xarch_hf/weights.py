@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from xarch import PlanError
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.names import weight_shapes
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.names import weight_shapes
 from xarch_hf.architectures import Architecture, Fused
 from xarch_hf.wording import few
 

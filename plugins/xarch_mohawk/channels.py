@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xarch import PlanError
-from xarch.families.decoder.facts import DecoderFacts
+from xarch_decoder.facts import DecoderFacts
 
 
 @dataclass(frozen=True, slots=True)

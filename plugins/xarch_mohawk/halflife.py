@@ -6,14 +6,14 @@ Legend: B batch, L tokens, D width, H heads, P value width, R half-lives tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as List
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from xarch.families.decoder.mixer import Sequence
 from xarch.kernels import ssd
+from xarch_decoder.mixer import SequenceInfo
 from xarch_mohawk.mixer import DM2
 
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, math.inf)
@@ -44,12 +44,12 @@ class HalfLifeFit:
     wins. c may have either sign.
     """
 
-    def __init__(self, mixer: DM2, half_lives: List[float]) -> None:
+    def __init__(self, mixer: DM2, half_lives: Sequence[float]) -> None:
         self.mixer, self.half_lives = mixer, [float(h) for h in half_lives]
         self._log_a_R = torch.tensor([-math.log(2.0) / min(h, LONGEST) for h in self.half_lives])
         self._sums_5HR: Tensor | None = None
 
-    def observe(self, mixer_in_BLD: Tensor, heads_BLHP: Tensor, sequence: Sequence) -> None:
+    def observe(self, mixer_in_BLD: Tensor, heads_BLHP: Tensor, sequence: SequenceInfo) -> None:
         """Count the tokens of a batch; memory grows with its tokens times the grid."""
         parts = self.mixer.operands(mixer_in_BLD, sequence, plain=True)
         x_BLHP = parts.x_BLHP.float()

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch import SSDFactors
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.mixer import Mixer, Sequence, StateSpec
-from xarch.families.decoder.rotary import Rotation, rotate, rotation
 from xarch.kernels import causal_conv1d, causal_conv1d_step, ssd, ssd_step
+from xarch_decoder.factored import SSDFactors
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
+from xarch_decoder.rotary import Rotation, rotate, rotation
 from xarch_mohawk.channels import StateChannels
 
 Z_BIAS = 1.2784645427610737
@@ -98,10 +98,10 @@ class DM2(Mixer):
             self.conv_bias.copy_(bias_X)
             self.gain.fill_(1.0)
 
-    def forward(self, x_BLD: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         return self.out_proj(self._mix(self.operands(x_BLD, sequence), sequence))
 
-    def inner(self, x_BLD: Tensor, sequence: Sequence, wanted: Collection[str]) -> dict[str, Any]:
+    def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         mixes = "heads" in wanted or "mixer_out" in wanted
         parts: Factors = self.operands(x_BLD, sequence) if mixes else self.factors(x_BLD, sequence)
         values: dict[str, Any] = {}
@@ -159,7 +159,7 @@ class DM2(Mixer):
     def no_decay(self) -> Collection[str]:
         return ["conv1d.weight", *super().no_decay()]
 
-    def operands(self, x_BLD: Tensor, sequence: Sequence, *, plain: bool = False) -> Operands:
+    def operands(self, x_BLD: Tensor, sequence: SequenceInfo, *, plain: bool = False) -> Operands:
         """Operands of the recurrence over whole sequences; ``plain`` leaves the gain out."""
         mixed_BLX, z_BLI, alpha_BLH = self._project(x_BLD)
         weight_XK, bias_X = (self.conv1d.weight[:, 0], self.conv_bias) if plain else self._filter()
@@ -167,7 +167,7 @@ class DM2(Mixer):
         assert isinstance(y_BLX, Tensor)
         return self._operands(y_BLX, z_BLI, alpha_BLH, self._turn_of(sequence))
 
-    def factors(self, x_BLD: Tensor, sequence: Sequence) -> Factors:
+    def factors(self, x_BLD: Tensor, sequence: SequenceInfo) -> Factors:
         """Only B, C and the decays over whole sequences: half of the products and of the convolution."""
         inner, scored = self.widths["x"], self.widths["B"] + self.widths["C"]
         _, scored_SD, _, alpha_HD = self.in_proj.weight.split([inner, scored, self.widths["z"], self.heads])
@@ -178,7 +178,7 @@ class DM2(Mixer):
         assert isinstance(y_BLS, Tensor)
         return Factors(*self._factors(y_BLS, F.linear(x_BLD, alpha_HD), self._turn_of(sequence)))
 
-    def _turn_of(self, sequence: Sequence) -> Rotation:
+    def _turn_of(self, sequence: SequenceInfo) -> Rotation:
         key = ("rotation", self.frequencies, 1.0)
         return sequence.once(key, lambda: self._turn(sequence.positions_BL))
 
@@ -221,7 +221,7 @@ class DM2(Mixer):
         wide = torch.promote_types(alpha_BLH.dtype, torch.float32)
         return rotate(B_BLHN, turn), rotate(C_BLHN, turn), -F.softplus(alpha_BLH.to(wide) + self.alpha_bias)
 
-    def _mix(self, parts: Operands, sequence: Sequence) -> Tensor:
+    def _mix(self, parts: Operands, sequence: SequenceInfo) -> Tensor:
         """Gated output of the recurrence [B, L, I]."""
         y_BLHP = ssd(
             parts.x_BLHP,

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from xarch import Batch, FactoredLogits, Options, StageContext, StageKind, StageOutcome, UsageError
-from xarch.families.decoder.student import ATTENTION
+from xarch import Batch, Options, StageContext, StageKind, StageOutcome, UsageError, validated
+from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.student import ATTENTION
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.student import DM2Student
 
@@ -34,10 +35,10 @@ class KLProbe(StageKind):
     Options = ProbeOptions
 
     def units(self, options: Mapping[str, Any]) -> int:
-        return _validated(options).tokens
+        return validated(ProbeOptions, options, "stage options").tokens
 
     def run(self, context: StageContext) -> StageOutcome:
-        wanted = _validated(context.options).tokens
+        wanted = validated(ProbeOptions, context.options, "stage options").tokens
         student = context.student
         if not isinstance(student, DM2Student):
             raise UsageError(f"stage kind kl_probe works on students of target dm2, not on a {type(student).__name__}")
@@ -60,7 +61,7 @@ class KLProbe(StageKind):
                 "kl_all_mean": sum(by_layer.values()) / len(by_layer),
             },
             decisions={"layers": chosen},
-            tables={"kl": {f"blocks.{layer}": kl for layer, kl in by_layer.items()}},
+            per_site={"kl": {f"blocks.{layer}": kl for layer, kl in by_layer.items()}},
         )
 
 
@@ -98,12 +99,3 @@ class _LayerKL:
 def _kl(log_p_TV: Tensor, student: FactoredLogits, where: slice) -> float:
     log_q_TV = F.log_softmax(student.of(student.x_BLD.flatten(0, -2)[where]), -1)
     return float(F.kl_div(log_q_TV, log_p_TV, reduction="sum", log_target=True))
-
-
-def _validated(options: Mapping[str, Any]) -> ProbeOptions:
-    try:
-        return ProbeOptions.model_validate(dict(options))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"options of a kl_probe stage, {where}: {first['msg']}", "it takes `tokens`") from e

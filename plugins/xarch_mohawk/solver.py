@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, Solver
-from xarch.families.decoder.mixer import Sequence
-from xarch.families.decoder.model import make_sequence
+from xarch_decoder.mixer import SequenceInfo
+from xarch_decoder.model import make_sequence
 from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.ridge import RidgeFit
@@ -42,7 +42,7 @@ class _Sample:
     mixer_in_BLD: Tensor
     mixer_out_BLD: Tensor
     heads_BLHE: Tensor | None
-    sequence: Sequence
+    sequence: SequenceInfo
 
 
 class MixerSolver(Solver):

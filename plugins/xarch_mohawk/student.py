@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from xarch import PlanError
-from xarch.families.decoder.block import MixerFactory
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.student import ATTENTION, DecoderStudent
+from xarch_decoder.block import MixerFactory
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.student import ATTENTION, DecoderStudent
 from xarch_mohawk.mixer import DM2
 
 

@@ -7,26 +7,26 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from xarch import (
     Batch,
-    Coverage,
     ExportGraph,
+    Initialisation,
     ParityCase,
     PlanError,
     Profile,
     Student,
     TargetAdapter,
     Teacher,
-    UsageError,
+    validated,
 )
-from xarch.families.decoder.attention import Attention
-from xarch.families.decoder.block import MixerFactory
-from xarch.families.decoder.copying import check_coverage, copy_trunk, merged, trunk_coverage
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.graphs import decoder_graphs
-from xarch.families.decoder.parity import decoder_parity
+from xarch_decoder.attention import Attention
+from xarch_decoder.block import MixerFactory
+from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.parity import decoder_parity
 from xarch_mohawk.channels import state_channels
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.options import DM2Options
@@ -65,17 +65,17 @@ class DM2Target(TargetAdapter):
         mixers = [both if layer in replaced else [Attention] for layer in range(facts.layers)]
         return DM2Student(facts, mixers, count=count, device=device)
 
-    def coverage(self, facts: DecoderFacts, student: Student) -> Coverage:
-        return _coverage(facts, _student(student))
+    def initialisation(self, facts: DecoderFacts, student: Student) -> Initialisation:
+        return _initialisation(facts, _student(student))
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         own = _student(student)
         copied = copy_trunk(own, teacher)
         weights = teacher.weights()
         for layer in own.replaced:
             transfer_attention(own.mixer(layer), teacher.facts, layer, weights)
-        done = merged(copied, _mixer_coverage(teacher.facts, own))
-        check_coverage(own, done)
+        done = merged(copied, _mixer_initialisation(teacher.facts, own))
+        check_initialisation(own, done)
         return done
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> MixerSolver:
@@ -84,13 +84,7 @@ class DM2Target(TargetAdapter):
         Raises:
             UsageError: an option of the stage is unknown or out of range.
         """
-        try:
-            chosen = SolverOptions.model_validate(dict(options))
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(SolverOptions.model_fields)
-            raise UsageError(f"stage options.{where}: {first['msg']}", f"options of a DM2 solver: {known}") from e
+        chosen = validated(SolverOptions, options, "stage options")
         layer = int(site.rsplit(".", 1)[-1])
         return MixerSolver(_student(student).mixer(layer), site, chosen)
 
@@ -118,11 +112,11 @@ def _student(student: Student) -> DM2Student:
     return student
 
 
-def _coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
-    return merged(trunk_coverage(facts, student), _mixer_coverage(facts, student))
+def _initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
+    return merged(trunk_initialisation(facts, student), _mixer_initialisation(facts, student))
 
 
-def _mixer_coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
+def _mixer_initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
     """What :func:`transfer_attention` does to the mixers."""
     mapped: list[str] = []
     new: list[str] = []
@@ -131,4 +125,4 @@ def _mixer_coverage(facts: DecoderFacts, student: DM2Student) -> Coverage:
         stem = f"blocks.{layer}.mixers.{DM2.kind}."
         mapped += [stem + name for name in taken]
         new += [stem + name for name in own]
-    return Coverage(mapped=tuple(mapped), new=tuple(new))
+    return Initialisation(mapped=tuple(mapped), new=tuple(new))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from xarch import PlanError
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.names import attention_shapes
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.names import attention_shapes
 from xarch_mohawk.channels import StateChannels
 from xarch_mohawk.halflife import decay_bias
 from xarch_mohawk.mixer import DM2, Z_BIAS

@@ -21,17 +21,27 @@ TARGETS = {
 def xarch_register(registry: Any) -> None:
     """The source, six targets, objectives, data, metric and recipes."""
     registry.source(
-        "field", load="xarch_pvd.source:FieldSource", produces=FAMILY, summary="trained radiance fields: FILE or demo"
+        "field",
+        load="xarch_pvd.source.source:FieldSource",
+        produces=FAMILY,
+        summary="trained radiance fields: FILE or demo",
     )
     for name, (adapter, summary) in TARGETS.items():
-        registry.target(name, load=f"xarch_pvd.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary)
+        registry.target(
+            name, load=f"xarch_pvd.targets.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
+        )
     registry.objective("field-mse", load="xarch_pvd.objectives:FieldMSE", summary="mean square at points or on rays")
     registry.objective(
         "log-density", load="xarch_pvd.objectives:LogDensity", summary="one-sided square of raw log-densities"
     )
-    registry.data("views", load="xarch_pvd.provider:Views", summary="points and rays drawn from a field, no pictures")
+    registry.data(
+        "views", load="xarch_pvd.data.provider:Views", summary="points and rays drawn from a field, no pictures"
+    )
     registry.metric(
-        "field-psnr", load="xarch_pvd.metric:FieldPSNR", accepts=[FAMILY], summary="PSNR and SSIM of rendered views"
+        "field-psnr",
+        load="xarch_pvd.evaluate.metric:FieldPSNR",
+        accepts=[FAMILY],
+        summary="PSNR and SSIM of rendered views",
     )
     for name, summary in (
         ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
@@ -48,7 +58,7 @@ def xarch_register(registry: Any) -> None:
 @hookimpl
 def xarch_report_sections(run: Any) -> list[dict[str, str]]:
     """Renders side by side."""
-    from xarch_pvd.report import sections
+    from xarch_pvd.evaluate.report import sections
 
     return sections(run.path)
 

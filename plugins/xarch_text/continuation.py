@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xarch import Batch, TapModel
-from xarch.families.decoder.model import MixerDecoder
+from xarch_decoder.model import MixerDecoder
 
 
 def continue_greedily(model: TapModel, prompt_BL: Tensor, tokens: int) -> Tensor:

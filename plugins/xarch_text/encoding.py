@@ -7,8 +7,6 @@ from typing import Any
 from xarch import UsageError
 from xarch_text.library import Piece
 
-BYTES = 256
-
 
 class Encoder:
     """Token ids of pieces; special tokens appear only where documents begin and end, never because a text spells them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,6 @@ class Perplexity(Metric):
     ``top1_agreement`` (share of positions where both prefer the same token) and ``top1_accuracy``. Predictions across
     document boundaries do not count. ``n`` is the number of predicted tokens.
     """
-
-    family: ClassVar[str] = "decoder"
 
     def evaluate(
         self,

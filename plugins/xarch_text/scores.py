@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from xarch import Batch, FactoredLogits, XarchError
+from xarch import Batch, XarchError
+from xarch_decoder.factored import FactoredLogits
 
 CHUNK = 128
 """Tokens whose distributions exist at once: 128 x 49k words x 4 bytes = 25 MB per tensor."""

@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from decoder_export import FACTS, DecoderTarget, decoder_student
 from onnx import TensorProto, helper
 from torch import nn
 
+from tests.export.decoder_export import FACTS, DecoderTarget, decoder_student
 from xarch.bench.graph import example_inputs
 from xarch.bench.latency import bench_export, bench_model
 from xarch.bench.timing import measure, timing
 from xarch.contracts.batch import Batch
-from xarch.contracts.export import ExportGraph, Work
+from xarch.contracts.export import ExportGraph, Throughput
 from xarch.errors import UsageError
 from xarch.export.profiles import cpu
-from xarch.export.run import export_target, export_teacher
+from xarch.export.run import export_profile, export_teacher
 from xarch.export.session import open_session
 
 
@@ -28,7 +28,7 @@ from xarch.export.session import open_session
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "cpu"
     batch = Batch({"input_ids": torch.arange(60)[None] % FACTS.vocab}, 60)
-    export_target(
+    export_profile(
         decoder_student(),
         DecoderTarget(),
         cpu,
@@ -82,7 +82,7 @@ def worked(times: int, rows: int) -> ExportGraph:
         {"x": torch.ones(3, 64)},
         ["y"],
         {"x": {0: "rows"}},
-        work=Work("rows", rows, {"rows": rows}),
+        work=Throughput("rows", rows, {"rows": rows}),
     )
 
 

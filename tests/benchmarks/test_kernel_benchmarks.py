@@ -322,11 +322,11 @@ def test_the_conversion_that_is_timed_is_a_valid_configuration() -> None:
 def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer() -> None:
     from benchmarks import published_recipe
     from xarch import Batch
-    from xarch.families.decoder.attention import Attention
-    from xarch.families.decoder.facts import DecoderFacts
-    from xarch.families.decoder.student import DecoderStudent
     from xarch.planning.resolve import resolve_target
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
+    from xarch_decoder.attention import Attention
+    from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.student import DecoderStudent
 
     torch.manual_seed(0)
     facts = DecoderFacts(

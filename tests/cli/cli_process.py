@@ -14,7 +14,7 @@ RUN = """\
 teacher: stack:3
 student: {target: low}
 data: {ref: noise:8}
-export: {targets: []}
+export: {profiles: []}
 stages:
   local:
     matches: [{student: output, objective: sabotage}]

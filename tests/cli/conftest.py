@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-
-from cli_process import RUN, STACK, Ended, Xarch
-from fake_dist import Site, forget, make_site
-
-from xarch.plugins.loader import get_registry
+from tests.cli.cli_process import RUN, STACK, Ended, Xarch
+from tests.registry.fake_dist import Site, forget, make_site
+from xarch.registry.loader import get_registry
 
 
 @pytest.fixture

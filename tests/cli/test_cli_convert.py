@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_process import RUN, STACK, Xarch
+
+from tests.cli.cli_process import RUN, STACK, Xarch
 
 pytestmark = pytest.mark.usefixtures("stack_run")
 
@@ -140,7 +141,7 @@ def test_flags_instead_of_a_file(here: Xarch, tmp_path: Path) -> None:
         "--data",
         "noise:8",
         "--set",
-        "export.targets=[]",
+        "export.profiles=[]",
     )
     ended = here("plan", *arguments, "--json")
     assert ended.code == 0, ended.err
@@ -165,7 +166,7 @@ def test_runs_that_are_none(here: Xarch) -> None:
         ended = here(*command)
         assert ended.code == 2, ended.err
         assert "nope is not a run folder" in ended.err
-    ended = here("export", "nope", "--target", "cpuu")
+    ended = here("export", "nope", "--profile", "cpuu")
     assert "unknown export 'cpuu'; did you mean 'cpu'?" in ended.err
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from fake_dist import Site
 
+from tests.registry.fake_dist import Site
 from xarch.cli import machine
 from xarch.cli.app import cli
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_dist import Site, registering
 
+from tests.registry.fake_dist import Site, registering
 from xarch.cli.app import cli
-from xarch.plugins.loader import get_registry
+from xarch.registry.loader import get_registry
 
 
 def call(*arguments: str, code: int = 0) -> Result:
@@ -79,7 +79,7 @@ def test_a_broken_recipe_shows_as_failed(shop: Site) -> None:
 
 def test_every_kind_can_be_listed(shop: Site) -> None:
     everything = document("list")
-    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "exports", "metrics", "teachers"):
+    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "profiles", "metrics", "teachers"):
         one = document("list", kind)
         assert one[kind] == everything[kind]
         call("list", kind)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_process import RUN, STACK, Xarch
+
+from tests.cli.cli_process import RUN, STACK, Xarch
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_dist import Site, registering
 
-from xarch.plugins.check import Report, check_plugin
+from tests.registry.fake_dist import Site, registering
+from xarch.registry.check import Report, check_plugin
 
 
 def findings(report: Report) -> dict[str, tuple[bool, str]]:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cli_process import Xarch
-from fake_dist import Site
+
+from tests.cli.cli_process import Xarch
+from tests.registry.fake_dist import Site
 
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "numpy")
 

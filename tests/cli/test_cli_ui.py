@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from xarch.cli.amounts import count, duration, size
 from xarch.cli.eta import Eta
 from xarch.cli.session import Session
 from xarch.cli.ui import LineReporter, LiveReporter, make_reporter, watched
 from xarch.contracts.stage import StageOutcome
 from xarch.engine.events import Reporter
+from xarch.numbers import count, duration, size
 
 
 class Clock:

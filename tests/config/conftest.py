@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xarch.plugins.loader import get_registry
+from xarch.registry.loader import get_registry
 
 RECIPES = Callable[..., None]
 

@@ -214,7 +214,7 @@ def test_several_errors_are_shown_together(tmp_path: Path) -> None:
         ("stages.hidden.units=3K", "stages.hidden.units", 3_000),
         ("stages.hidden.optimiser.lr=1e-4", "stages.hidden.optimiser.lr", 1e-4),
         ("stages.hidden.teacher_cache=off", "stages.hidden.teacher_cache", "off"),
-        ("export.targets=[cpu, npu]", "export.targets", ["cpu", "npu"]),
+        ("export.profiles=[cpu, npu]", "export.profiles", ["cpu", "npu"]),
         ("student.options.layers=[0, 3]", "student.options.layers", [0, 3]),
         ("student.options.x=1e-3", "student.options.x", 1e-3),
     ],

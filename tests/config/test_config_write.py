@@ -31,7 +31,7 @@ stages:
 gates:
   kl: {max: 0.2}
   "odd: name": {min: 1}
-export: {targets: [cpu], options: {prefill: [64, 128]}}
+export: {profiles: [cpu], options: {prefill: [64, 128]}}
 """
 Recipes = Callable[..., None]
 

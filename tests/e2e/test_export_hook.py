@@ -9,8 +9,8 @@ import pytest
 
 from xarch.api import convert
 from xarch.errors import ParityError
-from xarch.plugins.loader import get_registry
-from xarch.testing import tiny_llama, tiny_text
+from xarch.registry.loader import get_registry
+from xarch_decoder.testing.tiny import tiny_llama, tiny_text
 
 PLUGIN = """
 from dataclasses import replace

@@ -44,7 +44,7 @@ MODULES = (
     "torch._dynamo",
     "xarch.engine.distributed",
     "xarch.engine.gradient",
-    "xarch.engine.runner",
+    "xarch.run.conversion",
     "xarch.planning.build",
     "xarch.report.build",
 )
@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> int:
     from xarch import errors
     from xarch.config.load import load_config
     from xarch.engine.distributed import open_run
-    from xarch.engine.runner import Conversion
+    from xarch.files.atomic import read_json
+    from xarch.files.run_dir import RunDir
     from xarch.planning.build import build_plan
     from xarch.planning.plan import Plan
-    from xarch.plugins.loader import load_registry
-    from xarch.store.atomic import read_json
-    from xarch.store.run_dir import RunDir
+    from xarch.registry.loader import load_registry
+    from xarch.run.conversion import Conversion
 
     torch.set_num_threads(1)
     out, *rest = arguments
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
                     "student.target": "low",
                     "data.ref": "noise:8",
                     "stages": STAGES,
-                    "export.targets": [],
+                    "export.profiles": [],
                     "runtime.device": "cpu",
                     "runtime.threads": 1,
                     "runtime.tensorboard": False,
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
             )
             run = open_run(out, "stack")
             plan = build_plan(resolved.config, registry, name="stack", provenance={}, command="", say=print)
-        Conversion(plan, run, registry).go()
+        Conversion(plan, run, registry).run()
     except errors.XarchError as e:
         print(f"{e.kind}: {e}", file=sys.stderr)
         return e.exit_code

@@ -15,10 +15,10 @@ from torch import nn
 from xarch import (
     Batch,
     BatchStream,
-    Coverage,
     DataInfo,
     DataProvider,
     Evaluation,
+    Initialisation,
     Objective,
     Site,
     Solver,
@@ -172,10 +172,10 @@ class LowTarget(TargetAdapter):
         return StackStudent(facts, device)
 
     def initialise(self, student, teacher):
-        return self.coverage(student.facts, student)
+        return self.initialisation(student.facts, student)
 
-    def coverage(self, facts, student):
-        return Coverage(new=tuple(n for n, _ in student.module.named_parameters()))
+    def initialisation(self, facts, student):
+        return Initialisation(new=tuple(n for n, _ in student.module.named_parameters()))
 
     def solver(self, student, site, options):
         return BiasSolver(student, site)
@@ -258,7 +258,6 @@ class Nothing(StageKind):
 
 
 class StackMetric:
-    family = "stack"
     batches = 0
 
     def evaluate(self, teacher, students, batches, *, processor, progress):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from xarch import Batch
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 
 
-class Third(Ranks):
+class Third(Distributed):
     """One of three processes, without the others."""
 
     def __init__(self, rank: int) -> None:

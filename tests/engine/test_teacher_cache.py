@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from xarch.contracts.batch import Batch
-from xarch.engine.teacher_cache import TeacherCache
+from xarch.engine.teacher import TeacherCache
 
 
 def _batch(seed: int) -> Batch:

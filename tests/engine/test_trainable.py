@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from xarch.config.schema import Group, Optimiser
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.trainable import Trainable
 from xarch.errors import UsageError
 
@@ -43,11 +43,11 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(algorithm: str) -> None:
     trained = trainable(student, algorithm=algorithm)
     for number in range(3):
         step(student, trained, number)
-    saved = copy.deepcopy(trained.tensors(Ranks()))
+    saved = copy.deepcopy(trained.tensors(Distributed()))
     other = Student()
     again = trainable(other, algorithm=algorithm)
     step(other, again, 7)
-    again.load(*saved, Ranks())
+    again.load(*saved, Distributed())
     for number in range(3, 6):
         step(student, trained, number)
         step(other, again, number)
@@ -59,7 +59,7 @@ def test_muon_moves_matrices_of_layers_and_adamw_the_rest() -> None:
     student = Student()
     trained = trainable(student, algorithm="muon")
     step(student, trained, 0)
-    _, moments = trained.tensors(Ranks())
+    _, moments = trained.tensors(Distributed())
     by_name: dict[str, set[str]] = {}
     for key in moments:
         part, name = key.split("|")
@@ -77,19 +77,19 @@ def test_a_checkpoint_of_another_algorithm_changes_nothing(was: str, now: str) -
     student = Student()
     trained = trainable(student, algorithm=was)
     step(student, trained, 0)
-    values, moments = trained.tensors(Ranks())
+    values, moments = trained.tensors(Distributed())
     other_student = Student()
     other = trainable(other_student, algorithm=now)
     before = copy.deepcopy(other_student.module.state_dict())
     with pytest.raises(UsageError, match=f"the checkpoint trained 0.weight by {was}, the plan does by {now}"):
-        other.load(values, moments, Ranks())
+        other.load(values, moments, Distributed())
     assert all(torch.equal(before[name], value) for name, value in other_student.module.state_dict().items())
 
 
 def test_a_checkpoint_without_a_parameter_that_trains_is_refused() -> None:
     student = Student()
     trained = trainable(student)
-    values, moments = trained.tensors(Ranks())
+    values, moments = trained.tensors(Distributed())
     del values["2.bias"]
     with pytest.raises(UsageError, match=r"no parameter 2\.bias, which the plan trains"):
-        trained.load(values, moments, Ranks())
+        trained.load(values, moments, Distributed())

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from export_models import RecurrentTarget, make_student
 
+from tests.export.export_models import RecurrentTarget, make_student
 from xarch.export.profiles import cpu
-from xarch.export.run import ExportResult, export_target
+from xarch.export.run import ExportResult, export_profile
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
     """A passed export of the recurrent student: ``step_1`` and ``step_4``."""
     out = tmp_path_factory.mktemp("export") / "cpu"
-    result = export_target(
+    result = export_profile(
         make_student(),
         RecurrentTarget(),
         cpu,

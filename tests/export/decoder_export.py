@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
-from xarch.contracts.model import Coverage, Student, Teacher
-from xarch.families.decoder.attention import Attention
-from xarch.families.decoder.facts import DecoderFacts
-from xarch.families.decoder.graphs import decoder_graphs
-from xarch.families.decoder.mixer import Mixer, StateSpec
-from xarch.families.decoder.mixer import Sequence as Tokens
-from xarch.families.decoder.parity import decoder_parity
-from xarch.families.decoder.student import DecoderStudent
+from xarch.contracts.model import Initialisation, Student, Teacher
+from xarch_decoder.attention import Attention
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.mixer import Mixer, StateSpec
+from xarch_decoder.mixer import SequenceInfo as Tokens
+from xarch_decoder.parity import decoder_parity
+from xarch_decoder.student import DecoderStudent
 
 LETTERS = ["<|im_start|>", "<|im_end|>", *string.ascii_lowercase, *" \n.,?!"]
 
@@ -70,11 +70,11 @@ class DecoderTarget(TargetAdapter):
     def build(self, facts: Any, options: Any, decisions: Mapping[str, Any], *, device: torch.device) -> Student:
         return decoder_student()
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
-        return Coverage()
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
+        return Initialisation()
 
-    def coverage(self, facts: Any, student: Student) -> Coverage:
-        return Coverage()
+    def initialisation(self, facts: Any, student: Student) -> Initialisation:
+        return Initialisation()
 
     def recipe(self, facts: Any, options: Any) -> str:
         return ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, Profile
-from xarch.contracts.model import Coverage, Sink, Site, Student, Teacher
+from xarch.contracts.model import Initialisation, Sink, Site, Student, Teacher
 from xarch.contracts.tap import Tap
 
 VOCAB, WIDTH = 300, 32
@@ -91,11 +91,11 @@ class RecurrentTarget(TargetAdapter):
     def build(self, facts: Any, options: Any, decisions: Mapping[str, Any], *, device: torch.device) -> Student:
         return make_student()
 
-    def initialise(self, student: Student, teacher: Teacher) -> Coverage:
-        return Coverage()
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
+        return Initialisation()
 
-    def coverage(self, facts: Any, student: Student) -> Coverage:
-        return Coverage()
+    def initialisation(self, facts: Any, student: Student) -> Initialisation:
+        return Initialisation()
 
     def recipe(self, facts: Any, options: Any) -> str:
         return ""

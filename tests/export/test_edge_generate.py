@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
 
+from tests.export.decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
 from xarch.contracts.batch import Batch
 from xarch.export.profiles import cpu
-from xarch.export.run import ExportResult, export_target
+from xarch.export.run import ExportResult, export_profile
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "generate.py"
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
     letters_tokenizer(folder / "student" / "tokenizer.json")
     text = torch.randint(FACTS.vocab, (2, 50), generator=torch.Generator().manual_seed(1))
     results = [
-        export_target(
+        export_profile(
             decoder_student(),
             DecoderTarget(),
             profile,

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from export_models import RecurrentStudent
 from torch import Tensor, nn
 
+from tests.export.export_models import RecurrentStudent
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import ParityError, PlanError
@@ -26,7 +26,7 @@ from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.quantise import quantise, symmetric
-from xarch.export.run import export_target
+from xarch.export.run import export_profile
 
 
 class Layers(nn.Module):
@@ -228,7 +228,7 @@ def test_symmetric_scales() -> None:
 class LayersTarget(TargetAdapter):
     def build(self, *_: Any, **__: Any) -> Any: ...
     def initialise(self, *_: Any) -> Any: ...
-    def coverage(self, *_: Any) -> Any: ...
+    def initialisation(self, *_: Any) -> Any: ...
     def recipe(self, *_: Any) -> str:
         return ""
 
@@ -242,7 +242,7 @@ def test_a_whole_export_with_its_gate(profile: Profile, tmp_path: Path) -> None:
     profile = replace(profile, allowed_ops=SIN.allowed_ops)
     student = RecurrentStudent(Layers().eval())
     out = tmp_path / "out"
-    result = export_target(
+    result = export_profile(
         student, LayersTarget(), profile, options={}, batches=[], out=out, metadata={}, say=lambda line: None
     )
     assert result.profile["graphs"]["layers"][f"{profile.dtype}_products"] == 2
@@ -258,7 +258,7 @@ def test_eight_bits_that_are_too_few_are_rejected(tmp_path: Path) -> None:
         module.first.weight[:, 0] = 0
     profile = replace(npu_int8, allowed_ops=SIN.allowed_ops)
     with pytest.raises(ParityError, match="rel_l2"):
-        export_target(
+        export_profile(
             RecurrentStudent(module), LayersTarget(), profile,
             options={}, batches=[], out=tmp_path / "out", metadata={}, say=lambda line: None,
         )  # fmt: skip

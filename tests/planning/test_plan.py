@@ -15,8 +15,8 @@ from xarch.export.profiles import cpu
 from xarch.planning.estimate import EFFICIENCY
 from xarch.planning.export_check import trial_operators
 from xarch.planning.resolve import resolve_target, resolve_teacher
-from xarch.plugins.loader import get_registry
-from xarch.testing import tiny_llama, tiny_text
+from xarch.registry.loader import get_registry
+from xarch_decoder.testing.tiny import tiny_llama, tiny_text
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_stages_add_up_and_nothing_is_trained_in_vain(base: dict[str, Any]) -> N
 
 def test_the_iterations_of_muon_cost_time(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 1e9)
-    base = {**base, "export.targets": []}
+    base = {**base, "export.profiles": []}
     spent = {}
     for algorithm in ("adamw", "muon"):
         made = plan(overrides={**base, "stages.hidden.optimiser.algorithm": algorithm})
@@ -64,7 +64,7 @@ def test_a_wrong_tap_is_named_with_its_neighbours(base: dict[str, Any]) -> None:
 
 def test_an_optional_stage_is_left_out_where_a_tap_is_missing(base: dict[str, Any]) -> None:
     # Nothing here is about graphs, whose operators a plan finds by tracing them.
-    base = {**base, "export.targets": [], "stages.hidden.optional": True}
+    base = {**base, "export.profiles": [], "stages.hidden.optional": True}
     made = plan(overrides={**base, "stages.hidden.matches": [{"student": "mixer_aut", "objective": "l2"}]})
     assert "hidden" not in [s.name for s in made.stages]
     assert "stage hidden is left out: the student has no tap mixer_aut" in made.warnings

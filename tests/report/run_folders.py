@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xarch.config.schema import RunConfig
+from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
-from xarch.store.run_dir import RunDir
 
 LAYERS = 30
 REPLACED = [i for i in range(LAYERS) if i % 3 == 1]
@@ -76,8 +76,8 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         },
         "stages": stages, "metric": "perplexity",
         "export": [
-            {"target": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
-            {"target": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
+            {"profile": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
+            {"profile": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
         ],
         "gates": {k: g.model_dump() for k, g in config.gates.items()},
         "checks": [

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from page_check import check_page
-from run_folders import make_eval, make_parity, make_plan, make_run
 
-from xarch.report.build import SECTIONS, build_report
+from tests.report.page_check import check_page
+from tests.report.run_folders import make_eval, make_parity, make_plan, make_run
+from xarch.files.run_dir import RunDir
+from xarch.report.build import DETAILS, RESULT, build_report
 from xarch.report.files import clean
 from xarch.report.sections import errors, over_time, quality, training
-from xarch.store.run_dir import RunDir
 
-SHOWN = [name for name, _ in SECTIONS]
+SHOWN = [name for name, _ in (*RESULT, *DETAILS)]
 
 
 def put(path: Path, data: Any) -> None:
@@ -385,7 +385,7 @@ def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -
 
 
 def test_plugins_add_sections_and_broken_ones_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xarch.plugins import loader
+    from xarch.registry import loader
 
     body = "from xarch import hookimpl\n@hookimpl\ndef xarch_report_sections(run):\n    {body}\n"
     markdown = "**bold** <b>raw</b>\\n\\n|a|b|\\n|-|-|\\n|1|2|\\n\\n[y](javascript:alert(1)) ![x](/b.png)"

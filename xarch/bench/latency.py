@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from xarch.bench.graph import measure_graph
-from xarch.bench.language import LanguageGraphs, is_language, measure_language
-from xarch.bench.machine import load_average, machine
+from xarch.bench.machine import machine
 from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
-from xarch.store.atomic import read_json, write_json
+from xarch.files.atomic import read_json, write_json
+from xarch.hardware import load_average
 
 FOREIGN_SECONDS = 300.0
 """Time limit for a file that xarch did not write in this run."""
@@ -38,6 +38,8 @@ def bench_export(
     Raises:
         UsageError: the folder holds no accepted export.
     """
+    from xarch_decoder.bench import LanguageGraphs, is_language, measure_language
+
     export_dir = Path(export_dir)
     parity = export_dir / "parity.json"
     if not parity.is_file() or not read_json(parity)["passed"]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from xarch import __version__
+from xarch._version import __version__
 from xarch.cli import failure, stdout
 from xarch.errors import UsageError, XarchError
 
@@ -59,7 +59,7 @@ class Lazy(click.Group):
 
 
 def _plugin_commands(plugin: str) -> click.Group | None:
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     registry = get_registry()
     if plugin not in registry.implementers("xarch_commands"):

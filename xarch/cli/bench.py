@@ -18,7 +18,7 @@ def command(session: Session, path: Path, threads: int | None) -> None:
     from xarch import api
     from xarch.cli.document_view import show_document
     from xarch.cli.ui import watched
-    from xarch.store.atomic import write_json
+    from xarch.files.atomic import write_json
 
     if not path.exists():
         raise UsageError(f"{path} does not exist", "give a run folder or an .onnx file")

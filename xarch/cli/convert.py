@@ -66,7 +66,7 @@ def _resume(session: Session, config: str | None, flags: dict[str, Any]) -> None
 
 def _same_configuration(plan: Plan, out: Path) -> None:
     from xarch.config.provenance import deep_leaves, dotted
-    from xarch.store.atomic import read_json
+    from xarch.files.atomic import read_json
 
     stored = {dotted(p): v for p, v in deep_leaves(read_json(out / "plan.json").get("config", {}))}
     wanted = {dotted(p): v for p, v in deep_leaves(plan.config.model_dump(mode="json"))}
@@ -94,14 +94,14 @@ def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict
-    from xarch.engine.events import Many
-    from xarch.store.run_dir import RunDir
+    from xarch.engine.events import Reporters
+    from xarch.files.run_dir import RunDir
 
     path = out or RunDir.new_path(plan.name if plan is not None else "run")
     begun = _Begun()
     try:
         with watched(session.reporter()) as reporter:
-            api.convert(plan, out=path, resume=resume, reporter=Many(begun, reporter))
+            api.convert(plan, out=path, resume=resume, reporter=Reporters(begun, reporter))
     except XarchError as e:
         if not begun:
             raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import figure
 from xarch.cli.tables import table
+from xarch.numbers import figure
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""``xarch export``: the student of a run as ONNX for one deployment target."""
+"""``xarch export``: the student of a run as ONNX for one deployment profile."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from xarch.cli.session import Session, define
 
 @define("export")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--target", default="cpu", show_default=True, help="One of `xarch list exports`.")
-def command(session: Session, run: Path, target: str) -> None:
-    """Export the student in RUN to RUN/export/TARGET; a graph that fails the parity gate is rejected (exit code 6)."""
+@click.option("--profile", default="cpu", show_default=True, help="One of `xarch list profiles`.")
+def command(session: Session, run: Path, profile: str) -> None:
+    """Export the student in RUN to RUN/export/PROFILE; a graph that fails the parity gate is rejected (exit code 6)."""
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
-    get_registry().get("export", target)
+    get_registry().get("export", profile)
     with watched(session.reporter()) as reporter:
-        api.export(run, target, reporter)
+        api.export(run, profile, reporter)
     document = run_document(run)
     session.emit(document, lambda console: show_verdict(document, console))

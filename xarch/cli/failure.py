@@ -12,7 +12,7 @@ import click
 
 from xarch.cli import stdout
 from xarch.errors import XarchError
-from xarch.store.home import cache_dir
+from xarch.files.home import cache_dir
 
 INTERRUPTED = 130
 

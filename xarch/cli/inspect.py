@@ -11,7 +11,7 @@ import click
 
 from xarch.cli.session import Session, define
 from xarch.errors import UsageError
-from xarch.plugins.loader import get_registry
+from xarch.registry.loader import get_registry
 
 
 @define("inspect")

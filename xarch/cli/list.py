@@ -8,9 +8,9 @@ import click
 
 from xarch.cli.pairs import pairs
 from xarch.cli.session import Session, define
-from xarch.plugins.loader import get_registry
-from xarch.plugins.registry import PLURAL, Registry
-from xarch.plugins.spec import Spec
+from xarch.registry.declare import Spec
+from xarch.registry.loader import get_registry
+from xarch.registry.registry import PLURAL, Registry
 
 if TYPE_CHECKING:
     from rich.console import Console

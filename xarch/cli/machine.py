@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -10,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from xarch.cli.amounts import size
+from xarch.hardware import available_bytes, memory_bytes, memory_limit
+from xarch.numbers import size
 
 LIBRARIES = (
     "torch",
@@ -31,9 +31,9 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """xarch, Python, the system, and the libraries that matter."""
-    import xarch
+    from xarch._version import __version__
 
-    found = {"xarch": xarch.__version__, "python": platform.python_version(), "system": platform.platform()}
+    found = {"xarch": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -46,11 +46,11 @@ def devices() -> list[dict[str, Any]]:
     """The CPU with its usable cores and threads, and every accelerator torch sees."""
     import torch
 
-    from xarch.engine.device import choose_threads, cores
+    from xarch.hardware import choose_threads, cores, processor
 
     features = torch.backends.cpu.get_cpu_capability()
     found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": _processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
+        {"device": "cpu", "name": processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
     ]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
@@ -63,21 +63,13 @@ def devices() -> list[dict[str, Any]]:
 
 def memory() -> dict[str, str]:
     """Physical memory and what is free of it, in this process's control group where there is a limit."""
-    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    found = {"total": size(pages * page)}
-    lines = _read("/proc/meminfo").splitlines()
-    available = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
-    if available is not None:
-        found["available"] = size(int(available) * 1024)
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdigit():
-        found["limit of this control group"] = size(int(limit))
-    return found
+    facts = {"total": memory_bytes(), "available": available_bytes(), "limit of this control group": memory_limit()}
+    return {name: size(value) for name, value in facts.items() if value is not None}
 
 
 def folders() -> list[dict[str, str]]:
     """Where xarch keeps things, and the space there."""
-    from xarch.store.home import cache_dir, config_dir
+    from xarch.files.home import cache_dir, config_dir
 
     places = {"cache": cache_dir(), "settings": config_dir(), "here": Path.cwd()}
     return [{"folder": name, "path": str(path), "free": size(_free(path))} for name, path in places.items()]
@@ -113,7 +105,7 @@ def onnx_providers() -> dict[str, Any]:
 
 def plugins() -> list[dict[str, str]]:
     """Every plugin with its state."""
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     return [
         {
@@ -128,9 +120,7 @@ def plugins() -> list[dict[str, str]]:
 
 def installation() -> dict[str, Any]:
     """Where xarch is imported from, and whether its installed entry points are those of its pyproject.toml."""
-    import xarch
-
-    root = Path(xarch.__file__).parent.parent
+    root = Path(__file__).parents[2]
     found: dict[str, Any] = {"path": str(root / "xarch"), "python": sys.executable}
     declared = _declared(root / "pyproject.toml")
     try:
@@ -151,20 +141,6 @@ def _declared(pyproject: Path) -> dict[str, str] | None:
 
     project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
     return dict(project.get("entry-points", {}).get("xarch", {})) if project.get("name") == "xarch" else None
-
-
-def _processor() -> str:
-    lines = _read("/proc/cpuinfo").splitlines()
-    named = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str:
-    """A file of the system, "" where this system has none."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _free(path: Path) -> int:

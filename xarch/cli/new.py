@@ -36,8 +36,8 @@ def run(session: Session, recipe: str | None, name: str, force: bool) -> None:
     """Write a configuration that explains every key, with the values of RECIPE; into --out or the current folder."""
     from xarch.config.load import load_config
     from xarch.config.write import render
-    from xarch.plugins.loader import get_registry
-    from xarch.store.atomic import write_text
+    from xarch.files.atomic import write_text
+    from xarch.registry.loader import get_registry
 
     known = [s.name for s in get_registry().specs("recipe")]
     loaded = load_config(recipe, sets=session.sets, overrides=session.overrides())

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xarch.errors import XarchError
-from xarch.plugins.registry import Registry
-from xarch.plugins.spec import Spec
+from xarch.registry.declare import Spec
+from xarch.registry.registry import Registry
 
 ANY_FAMILY = "*"
 WORDS = {"ok": "ready", "missing-extra": "needs", "conflict": "conflict", "incompatible": "incompatible"}
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ConversionPair:
     """One row of ``xarch list pairs``."""
 
     source: str
@@ -32,7 +32,7 @@ class Pair:
         return asdict(self)
 
 
-def pairs(registry: Registry) -> list[Pair]:
+def pairs(registry: Registry) -> list[ConversionPair]:
     """Every pair that agrees in family, whether it is ready to be used or not."""
     exports = tuple(dict.fromkeys(s.name for s in registry.specs("export")))
     rows = []
@@ -45,7 +45,9 @@ def pairs(registry: Registry) -> list[Pair]:
             status, detail = _status(registry, source, target, problem)
             family = ", ".join(target.accepts) if family == ANY_FAMILY else family
             owner = _owner(registry, target)
-            rows.append(Pair(source.name, target.name, family, recipe, stages, exports, status, detail, owner))
+            rows.append(
+                ConversionPair(source.name, target.name, family, recipe, stages, exports, status, detail, owner)
+            )
     return rows
 
 

@@ -31,7 +31,7 @@ def command(session: Session, config: str | None, **flags: Any) -> None:
 
 def _write(session: Session, document: dict[str, Any]) -> None:
     from xarch.errors import UsageError
-    from xarch.store.atomic import write_json
+    from xarch.files.atomic import write_json
 
     assert session.out is not None
     file = session.out / "plan.json"

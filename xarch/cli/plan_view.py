@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import count, duration, size
 from xarch.cli.tables import table
 from xarch.config.provenance import DEFAULT
+from xarch.numbers import count, duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def _head(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _tail(plan: Plan) -> Iterator[tuple[str, str]]:
     for e in plan.export:
-        yield "export", f"{e.target}: {', '.join(e.graphs)} (opset {e.opset})"
+        yield "export", f"{e.profile}: {', '.join(e.graphs)} (opset {e.opset})"
     gates = ", ".join(f"{name} {limits(gate)}" for name, gate in plan.gates.items())
     yield "quality", f"{plan.metric or 'no metric for this family'}" + (f"; gates: {gates}" if gates else "; no gates")
     for c in plan.checks:

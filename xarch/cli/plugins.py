@@ -10,10 +10,9 @@ import click
 
 from xarch.cli.session import Session, define
 from xarch.errors import PluginError, UsageError
-from xarch.plugins.discover import discover, files_from_environment
-from xarch.plugins.loader import get_registry
-from xarch.plugins.registry import Registry
-from xarch.plugins.state import disable, enable, environment_disabled, stored_disabled
+from xarch.registry.discover import discover, files_from_environment
+from xarch.registry.loader import disable, enable, environment_disabled, get_registry, stored_disabled
+from xarch.registry.registry import Registry
 
 CHECK_SECONDS = 60
 
@@ -84,7 +83,7 @@ def switch_on(session: Session, name: str) -> None:
 def check(session: Session, name: str | None, timeout: int) -> None:
     """Load each plugin (or NAME, a plugin or a file) in a process of its own and check what it declares."""
     from xarch.cli.tables import table
-    from xarch.plugins.check import check_plugin
+    from xarch.registry.check import check_plugin
 
     names = [name] if name else [c.name for c in discover(files_from_environment())]
     if name and not name.endswith(".py"):

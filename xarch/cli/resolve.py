@@ -13,7 +13,7 @@ from xarch.config.load import load_config
 from xarch.errors import UsageError
 
 if TYPE_CHECKING:
-    from xarch.config.load import Resolved
+    from xarch.config.load import LoadedConfig
     from xarch.planning.plan import Plan
 
 
@@ -48,7 +48,7 @@ def make_plan(session: Session, config: str | None, flags: dict[str, Any]) -> Pl
     return _plan_file(Path(config))
 
 
-def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Resolved:
+def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> LoadedConfig:
     """The configuration that the command line means.
 
     Raises:
@@ -73,14 +73,8 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Res
 
 
 def _plan_file(path: Path) -> Plan:
-    from pydantic import ValidationError
-
+    from xarch.config.validation import validated
+    from xarch.files.atomic import read_json
     from xarch.planning.plan import Plan
-    from xarch.store.atomic import read_json
 
-    try:
-        return Plan.model_validate(read_json(path))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise UsageError(f"{path} is not a plan of this version: {where}: {first['msg']}", "plan again") from e
+    return validated(Plan, read_json(path), f"{path} is not a plan of this version: ", "plan again")

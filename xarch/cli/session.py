@@ -145,8 +145,8 @@ def add_plugin_files(files: tuple[str, ...]) -> None:
     """
     if not files:
         return
-    from xarch.plugins.discover import FILES_VARIABLE, files_from_environment
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.discover import FILES_VARIABLE, files_from_environment
+    from xarch.registry.loader import get_registry
 
     missing = [f for f in files if not Path(f).is_file()]
     if missing:

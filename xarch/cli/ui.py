@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import count, duration, figure
 from xarch.cli.eta import Eta
 from xarch.engine.events import Reporter
+from xarch.numbers import count, duration, figure
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch.cli.amounts import count, figure, size
 from xarch.cli.tables import table
-from xarch.store.atomic import read_json
+from xarch.files.atomic import read_json
+from xarch.numbers import count, figure, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def _gates(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, A
     from dataclasses import asdict
 
     from xarch.config.schema import Gate
-    from xarch.evaluation.gates import check
+    from xarch.run.gates import check
 
     plan = _json(path / "plan.json")
     if evaluation is None or plan is None or plan["config"].get("tiny"):
@@ -99,7 +99,7 @@ def _next(path: Path) -> list[str]:
     if status.get("state") != "done":
         return [status["resume"]] if status.get("resume") else []
     exported = any(path.glob("export/*/*.onnx"))
-    return [f"xarch bench {name}" if exported else f"xarch export {name} --target cpu", f"xarch inspect {name}"]
+    return [f"xarch bench {name}" if exported else f"xarch export {name} --profile cpu", f"xarch inspect {name}"]
 
 
 def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ _FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
-class Resolved:
+class LoadedConfig:
     """A configuration and how it came to be.
 
     Attributes:
@@ -45,7 +45,7 @@ class Resolved:
         """Whether no recipe is named and no stage stands on its own: the target's default recipe is to be used."""
         return self.config.recipe is None and not self.config.stages
 
-    def with_recipe(self, name: str) -> Resolved:
+    def with_recipe(self, name: str) -> LoadedConfig:
         """The same user values on top of the recipe ``name``.
 
         Raises:
@@ -56,7 +56,7 @@ class Resolved:
 
 def load_config(
     config: str | None = None, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
-) -> Resolved:
+) -> LoadedConfig:
     """Resolve a configuration.
 
     Args:
@@ -107,7 +107,7 @@ def recipe_text(name: str) -> str:
         UsageError: no plugin declares it.
         PluginError: its plugin did not load, or two plugins declare it.
     """
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     registry = get_registry()
     return str(registry.resolve(registry.get("recipe", name)))
@@ -139,7 +139,7 @@ def _recipe_layers(name: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = None) -> Resolved:
+def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = None) -> LoadedConfig:
     chosen = next((a for layer in reversed(layers) if (a := layer.get(("recipe",))) is not None), None)
     recipe = chosen.value if chosen is not None else default_recipe
     merged = Merged()
@@ -158,7 +158,7 @@ def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = 
     _expand_amounts(merged)
     config = _validated(merged)
     paths = (path for path, _ in deep_leaves(config.model_dump(mode="json")))
-    return Resolved(config, {dotted(path): merged.origin(path) for path in paths}, name or _name(config), layers)
+    return LoadedConfig(config, {dotted(path): merged.origin(path) for path in paths}, name or _name(config), layers)
 
 
 def _stages(merged: Merged) -> list[str]:

@@ -97,7 +97,7 @@ class Group(Model):
     weight_decay: float | None = Field(None, ge=0, description="overrides the stage's weight decay")
 
 
-class BatchSettings(Model):
+class BatchConfig(Model):
     """How many samples an optimiser step takes, and what happens to them first."""
 
     size: int = Field(1, ge=1, description="samples per optimiser step")
@@ -198,7 +198,7 @@ class Stage(Model):
     epochs: float | None = Field(None, gt=0, description="passes over the training data, from the data's own size")
     until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
     passes: int = Field(1, ge=1, description="how often the very same batches are read; they count once per pass")
-    batch: BatchSettings = Field(default_factory=BatchSettings, description="a number, or {size: 100, steps: {…}}")
+    batch: BatchConfig = Field(default_factory=BatchConfig, description="a number, or {size: 100, steps: {…}}")
     micro_batch: int | None = Field(None, ge=1, description="samples per forward; default the whole batch")
     sample: dict[str, Any] = Field(default_factory=dict, description="what one sample is, e.g. {length: 512}")
     phases: list[Phase] = Field(default_factory=list, description="settings that change on the way")
@@ -234,7 +234,7 @@ class Data(Model):
     workers: int = Field(0, ge=0, description="processes that prepare samples; 0: none")
 
 
-class Curve(Model):
+class CurveConfig(Model):
     """The metric's figures on a few fixed held-out samples while the student trains; the seconds of it do not count."""
 
     samples: int = Field(2, ge=1, description="held-out samples, the same at every point")
@@ -251,7 +251,7 @@ class Evaluate(Model):
     batch: int = Field(2, ge=1)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
-    curve: Curve | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
+    curve: CurveConfig | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
 
 
 class Export(Model):
@@ -263,7 +263,7 @@ class Export(Model):
     bench: bool = True
 
 
-class StudentSettings(Model):
+class StudentConfig(Model):
     """The student's architecture."""
 
     target: str = Field("", description="name of a target adapter")
@@ -284,7 +284,7 @@ class Runtime(Model):
     tensorboard: bool = True
 
 
-class TeacherSettings(Model):
+class TeacherConfig(Model):
     """A further teacher, addressed as ``NAME:TAP``."""
 
     ref: str = Field(description="SCHEME:REF, or ema, self, random")
@@ -298,8 +298,8 @@ class RunConfig(Model):
     recipe: str | None = Field(None, description="packaged recipe or method this configuration starts from")
     teacher: str = Field("", description="SCHEME:REF of what the student comes from; `none` for a student of its own")
     teacher_options: dict[str, Any] = Field(default_factory=dict)
-    teachers: dict[str, TeacherSettings] = Field(default_factory=dict, description="further teachers by name")
-    student: StudentSettings = Field(default_factory=StudentSettings)
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers by name")
+    student: StudentConfig = Field(default_factory=StudentConfig)
     data: Data = Field(default_factory=Data)
     budget: int = Field(100_000, ge=0, description="the dial: training units (tokens, images, rays) over all stages")
     stages: dict[str, Stage] = Field(default_factory=dict, description="in order")

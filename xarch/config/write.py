@@ -13,10 +13,10 @@ from xarch.config.provenance import DEFAULT
 from xarch.config.yaml_text import Path, dump_yaml
 
 if TYPE_CHECKING:
-    from xarch.config.load import Resolved
+    from xarch.config.load import LoadedConfig
 
 
-def render(resolved: Resolved, *, recipes: Sequence[str] = ()) -> str:
+def render(resolved: LoadedConfig, *, recipes: Sequence[str] = ()) -> str:
     """YAML with comments: values the user or a recipe gave are active, defaults are commented out.
 
     Args:

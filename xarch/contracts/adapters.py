@@ -126,7 +126,7 @@ class TargetAdapter(ABC):
         return Initialisation(new=tuple(student.module.state_dict()))
 
     def view(self, teacher: Teacher) -> Teacher:
-        """The teacher as this target's matches see it: kept positions, derived taps, other layouts; default: as it is."""
+        """The teacher as this target's matches see it: kept positions, derived taps, other layouts (default: as is)."""
         return teacher
 
     def view_taps(self, facts: Any, options: BaseModel, taps: Mapping[str, Tap]) -> Mapping[str, Tap]:

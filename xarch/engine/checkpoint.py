@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xarch.errors import Interrupted, UsageError
-from xarch.store.atomic import new_folder, write_json
+from xarch.files.atomic import new_folder, write_json
+from xarch.files.digest import sha256
 
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2
@@ -41,15 +41,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     trainer: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class StageCheckpoints:
@@ -81,7 +72,7 @@ class StageCheckpoints:
                     save_file({k: _storable(v) for k, v in tensors.items()}, folder / name)
                 write_json(folder / "state.json", dict(state))
                 for file in sorted(folder.iterdir()):
-                    files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                    files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
                 write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "final": final, "files": files})
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -120,7 +111,7 @@ class StageCheckpoints:
                     continue
                 for name, facts in manifest["files"].items():
                     file = folder / name
-                    if file.stat().st_size != facts["bytes"] or sha256_file(file) != facts["sha256"]:
+                    if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
                         raise ValueError(f"{name} differs from its manifest")
                 return Checkpoint(
                     step=manifest["step"],
@@ -133,16 +124,6 @@ class StageCheckpoints:
                 self.say(f"checkpoint {folder} is damaged ({e}); using an earlier one")
         return None
 
-    def complete(self) -> bool:
-        """Whether a readable final checkpoint exists (files are verified when it is loaded)."""
-        for step in self._steps():
-            try:
-                if json.loads((self.folder / f"step-{step}" / "manifest.json").read_text())["final"]:
-                    return True
-            except (OSError, ValueError, KeyError):
-                continue
-        return False
-
 
 def _storable(tensor: Tensor) -> Tensor:
     return (
@@ -150,20 +131,6 @@ def _storable(tensor: Tensor) -> Tensor:
         if tensor.numel()
         else torch.empty(tensor.shape, dtype=tensor.dtype)
     )
-
-
-def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """sha256 of every tensor's bytes."""
-    hashes = {}
-    for name, tensor in tensors.items():
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-        hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
-    return hashes
-
-
-def combined_hash(hashes: Mapping[str, str]) -> str:
-    """One digest over named digests."""
-    return hashlib.sha256("".join(f"{k}={hashes[k]}\n" for k in sorted(hashes)).encode()).hexdigest()
 
 
 def assert_handover(expected: str, found: str, stage: str) -> None:

@@ -22,7 +22,7 @@ class ClosedForm(StageKind):
         planned = context.planned
         solvers = {site: context.solver(site) for site in planned.sites}
         walk = SiteWalk(context.student, {site: set(s.inputs) for site, s in solvers.items()}, {})
-        tables: dict[str, dict[str, float]] = {}
+        per_site: dict[str, dict[str, float]] = {}
         total = planned.steps * len(solvers)
         done = 0
         stream = context.batches()
@@ -39,13 +39,13 @@ class ClosedForm(StageKind):
                     if step == planned.steps - 1:
                         figures = solvers.pop(site).solve()
                         for name, value in figures.items():
-                            tables.setdefault(name, {})[site] = value
+                            per_site.setdefault(name, {})[site] = value
                         context.metrics.row(
                             planned.folder, step + 1, {f"site.{site}.{k}": v for k, v in figures.items()}
                         )
                     done += 1
                     context.progress(done, total, site)
 
-                walk.go(context.feed, batch, on_site, grad=False)
-        means = {name: sum(values.values()) / len(values) for name, values in tables.items() if values}
-        return StageOutcome(metrics=means, tables=tables)
+                walk.run(context.feed, batch, on_site, grad=False)
+        means = {name: sum(values.values()) / len(values) for name, values in per_site.items() if values}
+        return StageOutcome(metrics=means, per_site=per_site)

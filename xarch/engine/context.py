@@ -19,15 +19,15 @@ from xarch.contracts.objective import Objective
 from xarch.contracts.stage import StageContext
 from xarch.engine.checkpoint import StageCheckpoints
 from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
-from xarch.engine.feed import TeacherFeed
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
+from xarch.engine.teacher import TeacherFeed
 from xarch.engine.terms import Guard
 from xarch.errors import Interrupted
+from xarch.matching.pairing import Pair
 from xarch.planning.plan import PlannedStage
-from xarch.taps.pairing import Pair
 
 OpenStream = Callable[[str, int, Mapping[str, Any], int], BatchStream]
 """(split, samples, sample, seed) -> stream."""
@@ -49,7 +49,7 @@ class EngineContext(StageContext):
     objective: Callable[[str], type[Objective]]
     guard: Guard
     device: torch.device
-    ranks: Ranks
+    ranks: Distributed
     feed: TeacherFeed
     checkpoints: StageCheckpoints
     metrics: MetricsLog

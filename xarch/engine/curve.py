@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from xarch.config.schema import Curve
+from xarch.config.schema import CurveConfig
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
 from xarch.engine.seeds import restore_rng, rng_state
 from xarch.engine.stopwatch import Spent
-from xarch.store.run_dir import RunDir
+from xarch.files.run_dir import RunDir
 
 START = "start"
 """Stage of the first row."""
@@ -36,7 +36,7 @@ class QualityCurve:
         before: spent before the running stage.
     """
 
-    def __init__(self, chosen: Curve | None, run: RunDir | None, measure: Measure) -> None:
+    def __init__(self, chosen: CurveConfig | None, run: RunDir | None, measure: Measure) -> None:
         self.chosen, self.run, self.measure = chosen, run, measure
         self.before = Spent()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student
 from xarch.errors import UsageError
-from xarch.store.run_dir import RunDir
+from xarch.files.run_dir import RunDir
 
 
 def open_run(out: Path | str | None, name: str) -> RunDir:
@@ -36,7 +36,7 @@ def open_run(out: Path | str | None, name: str) -> RunDir:
     return RunDir(out)
 
 
-class Ranks:
+class Distributed:
     """The processes of this run. With one process every method is free.
 
     Attributes:

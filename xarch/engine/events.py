@@ -25,7 +25,7 @@ class Reporter:
         """Progress inside a phase or a stage without optimiser steps."""
 
     def stage_finished(self, name: str, outcome: Any) -> None:
-        """The stage's outcome (metrics, tables, decisions)."""
+        """The stage's outcome (metrics, per_site, decisions)."""
 
     def message(self, text: str) -> None:
         """One line for a person."""
@@ -34,19 +34,40 @@ class Reporter:
         """The run ended; ``status`` is the content of status.json."""
 
 
-class Many(Reporter):
+class Reporters(Reporter):
     """Passes every event on to several reporters, in order."""
 
     def __init__(self, *reporters: Reporter) -> None:
-        self.reporters = [r for r in reporters if r is not None]
+        self.reporters = reporters
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in Reporter.__dict__ and not name.startswith("_"):
-            reporters = object.__getattribute__(self, "reporters")
+    def plan_ready(self, plan: Any) -> None:
+        for reporter in self.reporters:
+            reporter.plan_ready(plan)
 
-            def fan_out(*args: Any, **kwargs: Any) -> None:
-                for reporter in reporters:
-                    getattr(reporter, name)(*args, **kwargs)
+    def phase(self, name: str, detail: str = "") -> None:
+        for reporter in self.reporters:
+            reporter.phase(name, detail)
 
-            return fan_out
-        return object.__getattribute__(self, name)
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        for reporter in self.reporters:
+            reporter.stage_started(index, total, name, kind, steps)
+
+    def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
+        for reporter in self.reporters:
+            reporter.step(step, steps, metrics, units)
+
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        for reporter in self.reporters:
+            reporter.progress(done, total, message)
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        for reporter in self.reporters:
+            reporter.stage_finished(name, outcome)
+
+    def message(self, text: str) -> None:
+        for reporter in self.reporters:
+            reporter.message(text)
+
+    def finished(self, status: Mapping[str, Any]) -> None:
+        for reporter in self.reporters:
+            reporter.finished(status)

@@ -13,12 +13,17 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
 from xarch.contracts.stage import EarlyEnd, StageContext, StageKind, StageOutcome
 from xarch.engine.context import EngineContext
-from xarch.engine.ending import Ending
-from xarch.engine.guards import finite, first_nonfinite_gradient, first_nonfinite_module
+from xarch.engine.guards import (
+    finite,
+    first_nonfinite_gradient,
+    first_nonfinite_module,
+    is_out_of_memory,
+    release_memory,
+)
 from xarch.engine.local import SiteWalk
-from xarch.engine.oom import is_out_of_memory, release_memory
 from xarch.engine.schedule import lr_factor
 from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.stopping import StoppingRule
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.terms import StepFigures, Term, build_terms, objective_modules, weights_at
 from xarch.engine.trainable import Trainable, select
@@ -62,7 +67,7 @@ class GradientStage:
         self.sites = list(self.by_site) if self.local else []
         self.micro_batch = self.stage.micro_batch or max(1, math.ceil(context.planned.batch / context.ranks.world))
         self.steps = context.planned.steps
-        self.ending = Ending(self.stage.until, self.steps, self.stage.optimiser)
+        self.ending = StoppingRule(self.stage.until, self.steps, self.stage.optimiser)
         self.watch = Stopwatch()
         self.trained = self.seen = Spent()
         self.units = 0
@@ -190,17 +195,17 @@ class GradientStage:
             context.ranks.collect_into(self.student, context.student)
             context.ranks.drop_shards()
             context.student.module.eval()
-        tables: dict[str, dict[str, float]] = {}
+        per_site: dict[str, dict[str, float]] = {}
         sites = {k.removeprefix("site."): v for k, v in figures.items() if k.startswith("site.")}
         if sites:
-            tables["loss"] = sites
+            per_site["loss"] = sites
         for key, value in figures.items():
             if key.startswith("monitor."):
                 _, name, site = key.split(".", 2)
-                tables.setdefault(name, {})[site] = value
+                per_site.setdefault(name, {})[site] = value
         metrics = {k: v for k, v in figures.items() if k in ("loss", "grad_norm") or k.startswith("match.")}
         metrics |= {f"validation_{k}": v for k, v in validation.items() if isinstance(v, float)}
-        outcome = StageOutcome(metrics=metrics, tables=tables)
+        outcome = StageOutcome(metrics=metrics, per_site=per_site)
         if validation:
             outcome.metrics["validation_kept_after"] = float(validation["kept"] == "after")
         return outcome
@@ -302,10 +307,10 @@ class GradientStage:
                 backward(self.by_site[site], student, teacher, True)
 
             with context.autocast():
-                self.walk.go(context.feed, part, on_site, grad=True)
+                self.walk.run(context.feed, part, on_site, grad=True)
         else:
             teacher: dict[str, Any] = {}
-            context.feed.play(part, self.teacher_taps, teacher.__setitem__)
+            context.feed.run(part, self.teacher_taps, teacher.__setitem__)
             with torch.enable_grad(), context.autocast():
                 student = self.student.collect(seen, self.student_taps)
                 backward(self.terms, student, teacher, False)
@@ -389,10 +394,10 @@ class GradientStage:
 
         with context.autocast():
             if self.walk is not None:
-                self.walk.go(context.feed, part, lambda s, st, te: add(self.by_site[s], st, te, True), grad=False)
+                self.walk.run(context.feed, part, lambda s, st, te: add(self.by_site[s], st, te, True), grad=False)
             else:
                 teacher: dict[str, Any] = {}
-                context.feed.play(part, self.teacher_taps, teacher.__setitem__)
+                context.feed.run(part, self.teacher_taps, teacher.__setitem__)
                 add(self.terms, self.student.collect(seen, self.student_taps), teacher, False)
 
     def _buffers(self) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""No update from a number that is not finite, and the name of the module where it first appeared."""
+"""Numbers that are not finite, and memory that ran out: how to recognise them on every device."""
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -54,3 +55,20 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _tensors(item)
+
+
+_CPU_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "defaultcpuallocator")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that an allocation failed."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CPU_WORDS)
+
+
+def release_memory() -> None:
+    """Return what can be returned before trying again."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

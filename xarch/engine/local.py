@@ -12,8 +12,8 @@ import torch
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student
-from xarch.engine.feed import TeacherFeed
-from xarch.taps.pairing import Pair
+from xarch.engine.teacher import TeacherFeed
+from xarch.matching.pairing import Pair
 
 OnSite = Callable[[str, dict[str, Any], dict[str, Any]], None]
 """Called with (site, student values by local name, teacher values by full name)."""
@@ -45,7 +45,7 @@ class SiteWalk:
             wanted.setdefault(pair.site, set()).add(pair.local)
         return cls(student, needs, wanted)
 
-    def go(self, feed: TeacherFeed, batch: Batch, on_site: OnSite, *, grad: bool) -> None:
+    def run(self, feed: TeacherFeed, batch: Batch, on_site: OnSite, *, grad: bool) -> None:
         """Run the teacher on ``batch`` and call ``on_site`` for every site in the order their inputs appear."""
         sites = self.student.sites()
         readers = Counter(self._readers)
@@ -73,4 +73,4 @@ class SiteWalk:
                     if not readers[name]:
                         held.pop(name, None)
 
-        feed.play(batch, self.taps, take)
+        feed.run(batch, self.taps, take)

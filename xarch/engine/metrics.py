@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xarch.store.run_dir import RunDir
+from xarch.files.run_dir import RunDir
 
 
 class MetricsLog:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.objective import Objective
 from xarch.engine.schedule import match_weight
-from xarch.taps.pairing import DATA_TAP, Pair
+from xarch.matching.pairing import DATA_TAP, Pair
 
 Guard = Callable[[str], contextlib.AbstractContextManager[None]]
 """Around an objective's code, by its name: an error in it names the plugin it came from."""
@@ -59,7 +59,6 @@ class StepFigures:
     loss: float = 0.0
     by_match: dict[str, float] = field(default_factory=dict)
     by_site: dict[str, float] = field(default_factory=dict)
-    monitors: dict[str, float] = field(default_factory=dict)
 
     def add(self, term: Term, value: float, weight: float) -> None:
         """Count one term's contribution."""

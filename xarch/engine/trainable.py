@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xarch.config.schema import Group, Optimiser
 from xarch.contracts.model import Student
-from xarch.engine.distributed import Ranks
+from xarch.engine.distributed import Distributed
 from xarch.errors import UsageError
 from xarch.optim import Muon, layer_matrices
 
@@ -104,7 +104,7 @@ class Trainable:
             total += float(norm) ** 2
         return total**0.5
 
-    def tensors(self, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def tensors(self, ranks: Distributed) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(trained values, optimiser moments), whole, for a checkpoint."""
         values = {name: ranks.whole(p.detach()) for name, p in self.named.items()}
         moments: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class Trainable:
                     )
         return values, moments
 
-    def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor], ranks: Ranks) -> None:
+    def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor], ranks: Distributed) -> None:
         """Inverse of :meth:`tensors`.
 
         Raises:

@@ -37,7 +37,7 @@ def check_file(path: Path, profile: Profile) -> dict[str, int]:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
         raise PlanError(
             f"{path.name} does not fit the export profile {profile.name!r}: {shown}",
-            "choose another export target, or write the module without these operators",
+            "choose another export profile, or write the module without these operators",
         )
     return operators(model)
 

@@ -83,7 +83,7 @@ class _Narrower:
         if numbers.size and (numbers.min() < -(2**31) or numbers.max() >= 2**31):
             raise PlanError(
                 f"the constant {value.name} of an index computation reaches {np.abs(numbers).max()}, above 32 bits",
-                "choose an export target that computes with 64-bit integers; `xarch list exports` shows them",
+                "choose an export profile that computes with 64-bit integers; `xarch list profiles` shows them",
             )
         tensor = ir.tensor(numbers.astype(np.int32), name=name)
         made = ir.Value(name=name, shape=ir.Shape(numbers.shape), type=ir.TensorType(NARROW), const_value=tensor)

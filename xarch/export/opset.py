@@ -30,7 +30,7 @@ def lower_opset(model: ir.Model, opset: int) -> None:
         if rewrite is None or not rewrite(node):
             raise PlanError(
                 f"operator {node.op_type} of {node.outputs[0].name} has no form in opset {opset}",
-                "choose an export target with a newer opset; `xarch list exports` shows them",
+                "choose an export profile with a newer opset; `xarch list profiles` shows them",
             )
     model.opset_imports[""] = opset
 

@@ -1,4 +1,4 @@
-"""A student leaves for one deployment target: graphs, shared weights, checks, parity, all or nothing."""
+"""A student leaves for one deployment profile: graphs, shared weights, checks, parity, all or nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-import xarch
+from xarch._version import __version__
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
@@ -29,7 +29,7 @@ from xarch.export.onnx_export import to_onnx
 from xarch.export.parity import measure_parity, raise_unless_passed
 from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
-from xarch.store.atomic import new_folder, write_json
+from xarch.files.atomic import new_folder, write_json
 
 WEIGHTS = "student.onnx.data"
 """The one file all graphs of an export read their weights from."""
@@ -40,18 +40,16 @@ class ExportResult:
     """A finished export.
 
     Attributes:
-        passed: the parity gate; always True, a failed export raises.
         graphs: names of the graphs, in the adapter's order.
         parity, profile: contents of ``parity.json`` and ``profile.json``.
     """
 
-    passed: bool
     graphs: list[str]
     parity: dict[str, Any]
     profile: dict[str, Any]
 
 
-def export_target(
+def export_profile(
     student: Student,
     adapter: TargetAdapter,
     profile: Profile,
@@ -102,7 +100,7 @@ def export_target(
         write_json(folder / "profile.json", described)
     raise_unless_passed(parity, Path(out))
     say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
-    return ExportResult(True, names, parity, described)
+    return ExportResult(names, parity, described)
 
 
 def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, say: Callable[[str], None]) -> None:
@@ -149,7 +147,7 @@ def _write_graphs(
             started = time.monotonic()
             model = models[graph.name]
             weight_bytes = externalise(model, store)
-            model.producer_name, model.producer_version = "xarch", xarch.__version__
+            model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
             model.metadata_props.update(_properties(graph, profile, metadata))
             ir.save(model, folder / f"{graph.name}.onnx")
@@ -206,7 +204,7 @@ def _reduce(
 def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:
     """``metadata_props``: keys under ``xarch.``, text as it is, everything else as JSON."""
     facts = {
-        "version": xarch.__version__,
+        "version": __version__,
         "graph": graph.name,
         "profile": profile.name,
         "states": _states(graph),

@@ -1,1 +1,1 @@
-"""Matching: what is compared with what, by which objective, proven before anything runs."""
+"""Matching: which student value meets which teacher value, proven before anything runs, and how they are compared."""

@@ -44,7 +44,7 @@ def trial_operators(
         if problems:
             raise PlanError(
                 f"graph {graph.name!r} would not fit the export profile {profile.name!r}: {'; '.join(problems[:6])}",
-                "choose another export target with --set export.targets=[NAME]; `xarch list exports` shows them",
+                "choose another export profile with --set export.profiles=[NAME]; `xarch list profiles` shows them",
             )
         total.update(operators(model))
     return dict(total)

@@ -85,9 +85,9 @@ class PlannedStage(Record):
 
 
 class PlannedExport(Record):
-    """One deployment target."""
+    """The export for one profile."""
 
-    target: str
+    profile: str
     opset: int
     graphs: list[str]
     operators: dict[str, int] | None = Field(None, description="of a small copy; None if it was not tried")

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
+from xarch.config.validation import validated
 from xarch.contracts.adapters import SourceAdapter, TargetAdapter
 from xarch.contracts.data import DataProvider
 from xarch.errors import UsageError
-from xarch.plugins.registry import Registry
+from xarch.registry.registry import Registry
 
 Say = Callable[[str], None]
 
@@ -39,35 +38,18 @@ def split_ref(ref: str, what: str, example: str) -> tuple[str, str]:
     return scheme, rest
 
 
-def validate_options(model: type[BaseModel], data: Mapping[str, Any], where: str) -> BaseModel:
-    """Options of an adapter, checked by its own model.
-
-    Raises:
-        UsageError: unknown keys or wrong values, each named with the value seen.
-    """
-    try:
-        return model.model_validate(dict(data))
-    except ValidationError as e:
-        lines = []
-        for error in e.errors():
-            key = ".".join(str(p) for p in error["loc"])
-            lines.append(f"{where}.{key}: {error['msg']} (seen {error.get('input')!r})")
-        known = ", ".join(sorted(model.model_fields)) or "none"
-        raise UsageError("; ".join(lines), f"options here: {known}") from e
-
-
 def resolve_teacher(
     registry: Registry, ref: str, options: Mapping[str, Any], say: Say, *, tiny: bool = False
 ) -> Resolved:
     """The source adapter of a teacher reference; ``zoo:NAME`` is fetched once and becomes a plain reference."""
     scheme, rest = split_ref(ref, "teacher", "--teacher hf:HuggingFaceTB/SmolLM2-135M or zoo:smollm2-135m")
     if scheme == "zoo":
-        from xarch.store.fetch import fetch_teacher
+        from xarch.planning.zoo import fetch_teacher
 
         scheme, rest = split_ref(fetch_teacher(registry.get("teacher", rest), say), "teacher", "")
     spec = registry.get("source", scheme)
     adapter: SourceAdapter = registry.create("source", scheme)
-    checked = validate_options(adapter.Options, options, "teacher_options")
+    checked = validated(adapter.Options, options, "teacher_options")
     if tiny:
         checked = adapter.tiny(checked)
     return Resolved(adapter, scheme, spec.plugin, rest, checked)
@@ -77,7 +59,7 @@ def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *,
     """A target adapter with its options."""
     spec = registry.get("target", name)
     adapter: TargetAdapter = registry.create("target", name)
-    checked = validate_options(adapter.Options, options, "student.options")
+    checked = validated(adapter.Options, options, "student.options")
     if tiny:
         checked = adapter.tiny(checked)
     return Resolved(adapter, name, spec.plugin, name, checked)
@@ -88,4 +70,4 @@ def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Re
     scheme, rest = split_ref(ref, "data", "--data text:python-stdlib")
     spec = registry.get("data", scheme)
     adapter: DataProvider = registry.create("data", scheme)
-    return Resolved(adapter, scheme, spec.plugin, rest, validate_options(adapter.Options, options, "data.options"))
+    return Resolved(adapter, scheme, spec.plugin, rest, validated(adapter.Options, options, "data.options"))

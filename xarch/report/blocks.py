@@ -118,7 +118,7 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleText:
     """One input and what the models made of it: (who, text)."""
 
     prompt: str
@@ -129,7 +129,7 @@ class Sample:
 class Samples:
     """Inputs and outputs side by side."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[SampleText]
     kind: ClassVar[str] = "samples"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xarch.files.atomic import write_text
+from xarch.files.run_dir import RunDir
 from xarch.report.blocks import Section, Text
 from xarch.report.card import model_card
 from xarch.report.extension import plugin_sections
-from xarch.report.files import RunFiles, RunPaths, dig, read_run
+from xarch.report.files import RunFiles, dig, read_run
 from xarch.report.outcome import outcome_of
 from xarch.report.render_html import to_html
 from xarch.report.render_markdown import to_markdown
@@ -19,7 +21,6 @@ from xarch.report.sections.quality import quality, samples
 from xarch.report.sections.run import data, environment, reproduce, timing
 from xarch.report.sections.training import training
 from xarch.report.sections.verdict import verdict
-from xarch.store.atomic import write_text
 
 Sections = tuple[tuple[str, Callable[[RunFiles], Section | None]], ...]
 RESULT: Sections = (
@@ -44,12 +45,11 @@ DETAILS: Sections = (
     ("Environment", environment),
     ("Reproduce", reproduce),
 )
-SECTIONS = RESULT + DETAILS
 
 _BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "not finished"}
 
 
-def build_report(run: RunPaths) -> None:
+def build_report(run: RunDir) -> None:
     """Write report.html, report.md and, beside a saved student, its model card README.md.
 
     Reads the files of the run folder only. What is missing or damaged leaves out its section and is noted; a run that
@@ -81,7 +81,7 @@ def _subtitle(files: RunFiles) -> str:
 _UNEXPECTED = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
-def _card(run: RunPaths, files: RunFiles) -> str | None:
+def _card(run: RunDir, files: RunFiles) -> str | None:
     if not files.student:
         return None
     try:

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from xarch.report.files import RunFiles, RunPaths, dig, read_run, rows_of, table_of
+from xarch.files.run_dir import RunDir
+from xarch.report.files import RunFiles, dig, read_run, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.render_markdown import escape, fenced
 from xarch.report.sites import sites_of
@@ -32,7 +33,7 @@ print([(i.name, i.shape, i.type) for i in session.get_inputs() if i.name not in 
 # Call session.run(None, {{**your_inputs, **held}}); every state X comes back as present_X for the next call."""
 
 
-def model_card(run: RunPaths) -> str:
+def model_card(run: RunDir) -> str:
     """Model card from the files of a run.
 
     Front matter: base model, licence, tags, figures. Text: what it is, how it was made, figures with units, how to

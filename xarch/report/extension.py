@@ -14,7 +14,7 @@ HOOK = "xarch_report_sections"
 
 def plugin_sections(run: Any) -> list[Section]:
     """What plugins return from ``xarch_report_sections``; a plugin that fails becomes a note instead."""
-    from xarch.plugins.loader import get_registry
+    from xarch.registry.loader import get_registry
 
     registry = get_registry()
     sections: list[Section] = []

@@ -7,29 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from xarch.files.run_dir import RunDir
 
 MAX_FILE = 1 << 28
 """Bytes of the largest JSON file that is read."""
-
-
-class RunPaths(Protocol):
-    """The paths a report needs; ``xarch.store.run_dir.RunDir`` has them."""
-
-    path: Path
-    config: Path
-    plan: Path
-    run_json: Path
-    status: Path
-    metrics: Path
-    curve: Path
-    stages_dir: Path
-    student: Path
-    eval_json: Path
-    export_dir: Path
-    bench_dir: Path
-    report_html: Path
-    report_md: Path
 
 
 _UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
@@ -51,9 +34,9 @@ class RunFiles:
         stages: summary.json by stage folder, in order.
         curves: metrics.jsonl by stage folder.
         quality: curve.jsonl, figures over training time.
-        parity, profile, bench: by export target.
+        parity, profile, bench: by export profile.
         student_bytes: of model.safetensors, None if there is no student.
-        rejected: export target -> graphs that failed the parity gate.
+        rejected: export profile -> graphs that failed the parity gate.
         notes: what could not be read.
     """
 
@@ -75,7 +58,7 @@ class RunFiles:
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(run: RunPaths) -> RunFiles:
+def read_run(run: RunDir) -> RunFiles:
     """Read a run folder; never raises for what a run may lack."""
     found = RunFiles(run.path)
     read = _Reader(run.path, found.notes)

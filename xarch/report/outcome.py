@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from xarch.config.schema import Gate
 from xarch.errors import UsageError
-from xarch.evaluation.gates import GateResult, check
 from xarch.report.blocks import Step, Tone
 from xarch.report.files import RunFiles, dig, rows_of, table_of
+from xarch.run.gates import GateResult, check
 
 STOPPED_BY = {
     "quality": "the quality gate",
@@ -116,7 +116,7 @@ def _steps(files: RunFiles, gates: tuple[GateResult, ...], state: str) -> tuple[
         reached.append(("quality gates", done, f"{kept} of {len(gates)} kept" if gates else ""))
     benched = bool(dig(files.plan, "config", "export", "bench", default=False))
     for export in rows_of(files.plan, "export"):
-        target = str(export.get("target", "?"))
+        target = str(export.get("profile", "?"))
         reached.append((f"export {target}", _passed(files.parity.get(target)), ""))
         if benched:
             reached.append((f"bench {target}", bool(files.bench.get(target)), ""))

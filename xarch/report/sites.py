@@ -20,11 +20,6 @@ class Sites:
     every: tuple[str, ...]
     replaced: frozenset[str]
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Those that stayed as they were."""
-        return tuple(s for s in self.every if s not in self.replaced)
-
 
 def sites_of(files: RunFiles) -> Sites:
     """Sites of a run; a decision of a stage outweighs the plan."""

@@ -1,4 +1,4 @@
-"""What a plugin's tests import: conformance classes to subclass, and small models made in code.
+"""What a plugin's tests import: conformance classes to subclass.
 
 The names load on first use; pytest collects a class only where a plugin subclasses it.
 """
@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC = {
     "SourceConformance": "xarch.testing.source",
     "TargetConformance": "xarch.testing.target",
-    "tiny_llama": "xarch.testing.tiny",
-    "tiny_text": "xarch.testing.tiny",
 }
 
-__all__ = ["SourceConformance", "TargetConformance", "tiny_llama", "tiny_text"]
+__all__ = ["SourceConformance", "TargetConformance"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +25,3 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from xarch.testing.source import SourceConformance
     from xarch.testing.target import TargetConformance
-    from xarch.testing.tiny import tiny_llama, tiny_text

@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "timm")
 def assert_light_registration() -> None:
     """Loading every plugin imports nothing heavy."""
     code = (
-        "import sys; from xarch.plugins.loader import load_registry; load_registry();"
+        "import sys; from xarch.registry.loader import load_registry; load_registry();"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -61,10 +61,3 @@ def _record(model: TapModel, batch: Batch, taps: Mapping[str, Tap]) -> dict[str,
 
     model.run(batch, set(taps), take)
     return values
-
-
-def token_batch(vocab: int, samples: int = 2, length: int = 24, seed: int = 0) -> Batch:
-    """Random tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    ids_BL = torch.randint(0, vocab, (samples, length), generator=generator)
-    return Batch({"input_ids": ids_BL}, samples * length)

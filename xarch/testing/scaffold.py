@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-import xarch
+from xarch._version import __version__
 from xarch.errors import UsageError
-from xarch.store.atomic import new_folder
+from xarch.files.atomic import new_folder
 
-TEMPLATE = "template"
+TEMPLATES, TEMPLATE = "xarch_decoder.testing", "template"
 SUFFIX = ".tmpl"
 
 
@@ -36,12 +36,12 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
         "module": f"xarch_{module}",
         "kind": module,
         "title": "".join(part.capitalize() for part in module.split("_")),
-        "version": xarch.__version__,
+        "version": __version__,
     }
     written = []
     with new_folder(folder) as part:
         for source, target in _FILES.items():
-            text = (files("xarch.testing") / TEMPLATE / (source + SUFFIX)).read_text(encoding="utf-8")
+            text = (files(TEMPLATES) / TEMPLATE / (source + SUFFIX)).read_text(encoding="utf-8")
             path = part / Template(target).substitute(values)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(text).substitute(values), encoding="utf-8")

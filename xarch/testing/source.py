@@ -11,8 +11,8 @@ import torch
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
 from xarch.planning.resolve import resolve_teacher
-from xarch.plugins.loader import get_registry
-from xarch.testing.checks import assert_light_registration, assert_taps, token_batch
+from xarch.registry.loader import get_registry
+from xarch.testing.checks import assert_light_registration, assert_taps
 
 
 class SourceConformance:
@@ -30,6 +30,8 @@ class SourceConformance:
 
     def batch(self, facts: Any) -> Batch:
         """Input for the model."""
+        from xarch_decoder.testing.tokens import token_batch
+
         return token_batch(facts.vocab)
 
     @pytest.fixture

@@ -13,9 +13,8 @@ from torch import Tensor
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Student, Teacher
 from xarch.planning.resolve import resolve_target, resolve_teacher
-from xarch.plugins.loader import get_registry
-from xarch.testing.checks import assert_light_registration, assert_taps, token_batch
-from xarch.testing.tiny import tiny_llama, tiny_text
+from xarch.registry.loader import get_registry
+from xarch.testing.checks import assert_light_registration, assert_taps
 
 
 class TargetConformance:
@@ -36,14 +35,20 @@ class TargetConformance:
 
     def make_teacher(self, folder: Path) -> str:
         """Reference of a small teacher written into ``folder``."""
+        from xarch_decoder.testing.tiny import tiny_llama
+
         return tiny_llama(folder / "teacher")
 
     def batch(self, facts: Any) -> Batch:
         """Input for teacher and student."""
+        from xarch_decoder.testing.tokens import token_batch
+
         return token_batch(facts.vocab)
 
     def configuration(self, folder: Path) -> dict[str, Any]:
         """Values of a tiny conversion, dotted keys."""
+        from xarch_decoder.testing.tiny import tiny_text
+
         return {
             "teacher": self.make_teacher(folder),
             "student.target": self.adapter,
@@ -87,14 +92,14 @@ class TargetConformance:
     def test_builds_on_the_meta_device(self, target: Any, teacher: Teacher) -> None:
         made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("meta"))
         assert all(t.device.type == "meta" for t in made.module.state_dict().values())
-        coverage = target.adapter.coverage(teacher.facts, made)
-        named = [*coverage.copied, *coverage.mapped, *coverage.new]
+        initialisation = target.adapter.initialisation(teacher.facts, made)
+        named = [*initialisation.copied, *initialisation.mapped, *initialisation.new]
         assert sorted(named) == sorted(set(named)), "a tensor is named twice"
         assert set(named) >= {n for n, _ in made.module.named_parameters()}, "a parameter is not accounted for"
 
     def test_initialisation_does_what_was_planned(self, target: Any, teacher: Teacher) -> None:
         made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
-        planned, done = target.adapter.coverage(teacher.facts, made), target.adapter.initialise(made, teacher)
+        planned, done = target.adapter.initialisation(teacher.facts, made), target.adapter.initialise(made, teacher)
         assert set(planned.copied) <= set(done.copied)
         assert set(planned.mapped) <= set(done.mapped)
         assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())
@@ -140,7 +145,7 @@ class TargetConformance:
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The whole path: plan, stages, reload, evaluation, export and parity gate, with the default recipe."""
         from xarch.api import convert
-        from xarch.store.atomic import read_json
+        from xarch.files.atomic import read_json
 
         monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
         run = convert(overrides=self.configuration(tmp_path), out=tmp_path / "run")

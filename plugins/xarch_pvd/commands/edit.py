@@ -27,9 +27,9 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
     from rich.console import Console
 
     from xarch import write_document
-    from xarch_pvd.opened import open_field
-    from xarch_pvd.saving import format_of, save
-    from xarch_pvd.source import kind_of
+    from xarch_pvd.export.saving import format_of, save
+    from xarch_pvd.source.opened import open_field
+    from xarch_pvd.source.source import kind_of
 
     format_of(out, "xarch")
     console = Console(stderr=True)

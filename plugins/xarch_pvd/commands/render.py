@@ -37,8 +37,8 @@ def render(
     from rich.progress import Progress
 
     from xarch import write_document
-    from xarch_pvd.opened import field_of, open_field
-    from xarch_pvd.turntable import checked_out, orbit, pictures, write_pictures
+    from xarch_pvd.evaluate.turntable import checked_out, orbit, pictures, write_pictures
+    from xarch_pvd.source.opened import field_of, open_field
 
     turn = checked_out(out)
     opened = open_field(field, allow_pickle=allow_pickle, edits=edits)

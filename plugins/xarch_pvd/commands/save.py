@@ -45,10 +45,10 @@ def save(
     from rich.console import Console
 
     from xarch import write_document
-    from xarch_pvd.opened import open_field
-    from xarch_pvd.saving import SavingOptions, format_of
-    from xarch_pvd.saving import save as write
-    from xarch_pvd.source import kind_of
+    from xarch_pvd.export.saving import SavingOptions, format_of
+    from xarch_pvd.export.saving import save as write
+    from xarch_pvd.source.opened import open_field
+    from xarch_pvd.source.source import kind_of
 
     kind = format_of(out, named)
     options = SavingOptions(resolution, degree, level, not full, linear, not no_check)

@@ -19,7 +19,7 @@ def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int)
     from rich.console import Console
     from rich.progress import Progress
 
-    from xarch_pvd.train import train_from_pictures
+    from xarch_pvd.train.train import train_from_pictures
 
     console = Console(stderr=True)
     with Progress(console=console) as bar:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from xarch import UsageError
-from xarch.families.field import RadianceField
+from xarch_field import RadianceField
 from xarch_pvd.editing.affine import matrix_of
 from xarch_pvd.editing.fields import Composed, Cropped, EditedField, Erased, Moved, possible
 from xarch_pvd.editing.matter import holds_matter

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from xarch.families.field.facts import ViewFacts
+from xarch_field.facts import ViewFacts
 
 
 def views_after(views: ViewFacts, before_23: Tensor, after_23: Tensor) -> ViewFacts:

@@ -16,8 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from xarch.families.field import RadianceField
-from xarch.families.field import occupancy as occupancies
+from xarch_field import RadianceField
+from xarch_field import occupancy as occupancies
 from xarch_pvd.editing.regions import Place
 
 EDITED = "edited"

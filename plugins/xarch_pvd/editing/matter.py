@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xarch.families.field import RadianceField
-from xarch.families.field import occupancy as occupancies
+from xarch_field import RadianceField
+from xarch_field import occupancy as occupancies
 from xarch_pvd.editing.fields import EditedField, haze_of, possible
 
 FAINT = 1e-3

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError
-from xarch.families.field import RadianceField
-from xarch.families.field import occupancy as occupancies
-from xarch.families.field.facts import ViewFacts
+from xarch_field import RadianceField
+from xarch_field import occupancy as occupancies
+from xarch_field.facts import ViewFacts
 from xarch_pvd.editing.build import Edits, edited, matter_box, others_of
 from xarch_pvd.editing.cameras import views_after
 from xarch_pvd.editing.fields import EDITED, EditedField
 from xarch_pvd.editing.matter import settle
 from xarch_pvd.editing.schema import plain, read_edits
-from xarch_pvd.formats.record import FieldFile
-from xarch_pvd.representations.records import from_file
+from xarch_pvd.source.formats.record import FieldFile
+from xarch_pvd.targets.representations.records import from_file
 
 PART_RESOLUTION = 64
 

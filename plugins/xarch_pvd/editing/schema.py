@@ -18,8 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
-from xarch import Options, UsageError
-from xarch_pvd.checked import checked
+from xarch import Options, UsageError, validated
 
 Vector = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 MAX_BYTES, MAX_EDITS, MAX_DEPTH = 1 << 20, 64, 8
@@ -123,7 +122,7 @@ def _edit(item: Any, where: str, depth: int) -> dict[str, BaseModel]:
         raise UsageError(f"{where}: there is no edit {name!r}{guess}", f"edits: {', '.join(EDITS)}")
     if not isinstance(options, Mapping):
         raise UsageError(f"{where}.{name} is {_short(options)}, wanted its options", _example())
-    read = checked(EDITS[name], options, f"{where}.{name}")
+    read = validated(EDITS[name], options, f"{where}.{name}")
     if isinstance(read, Compose):
         _edits(read.edits, f"{where}.compose.edits", depth + 1)
     return {name: read}

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_field import OPTIONS_OF, SIZE, trained
 
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, trained
 from xarch.contracts.export import Profile
-from xarch.export.run import ExportResult, export_target
-from xarch.families.field.facts import FieldFacts, ViewFacts
-from xarch.families.field.model import FieldStudent
+from xarch.export.run import ExportResult, export_profile
 from xarch.planning.resolve import resolve_target
-from xarch.plugins.loader import get_registry
-from xarch_pvd import scene
-from xarch_pvd.provider import picture_batch
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.views import fixed_cameras
+from xarch.registry.loader import get_registry
+from xarch_field.facts import FieldFacts, ViewFacts
+from xarch_field.model import FieldStudent
+from xarch_pvd.data.provider import picture_batch
+from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.train import scene
 
 SAMPLES = 32
 
@@ -38,6 +38,6 @@ def export(student: FieldStudent, profile: Profile, out: Path, **options: Any) -
     """Export it with two held-out views for the parity gate."""
     adapter = resolve_target(get_registry(), student.field.arch, {}).adapter
     views = [picture_batch(c, (1.0, 1.0, 1.0)) for c in fixed_cameras(student.facts.views, 2, "heldout")]
-    return export_target(
+    return export_profile(
         student, adapter, profile, options=options, batches=views, out=out, metadata={}, say=lambda line: None
     )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xarch.families.field import sphere_pose
+from xarch_field import sphere_pose
 
 WIDTH, HEIGHT, FOCAL = 24, 16, 30.0
 

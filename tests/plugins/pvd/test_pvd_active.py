@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_field import OPTIONS_OF, write_teacher
 from torch import Tensor
 
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
 from xarch import Batch, UsageError
 from xarch.api import convert
-from xarch.families.field import Camera, look_at
-from xarch.families.field.facts import ViewFacts
-from xarch.families.field.rendering import ray_points, ray_weights
-from xarch_pvd.active import EPOCH, WARM, HardPoses, HardRays
+from xarch_field import Camera, look_at
+from xarch_field.facts import ViewFacts
+from xarch_field.rendering import ray_points, ray_weights
+from xarch_pvd.data.active import EPOCH, WARM, HardPoses, HardRays
+from xarch_pvd.data.provider import ViewOptions, Views
+from xarch_pvd.data.views import SHAKE, random_camera
 from xarch_pvd.objectives import kept_samples
-from xarch_pvd.provider import ViewOptions, Views
-from xarch_pvd.source import FieldOptions, FieldSource
-from xarch_pvd.views import SHAKE, random_camera
+from xarch_pvd.source.source import FieldOptions, FieldSource
 
 CPU = torch.device("cpu")
 ERROR = "rays.rgb"
@@ -179,7 +179,7 @@ def test_an_interrupted_run_with_levels_ends_as_an_unbroken_one(
         "evaluate.baseline": False,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     convert(overrides=given, out=tmp_path / "whole")
     take, calls = HardRays.take, []

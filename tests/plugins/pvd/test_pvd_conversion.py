@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny_field import OPTIONS_OF, trained, write_teacher
 
 import xarch
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
 from xarch import Batch
 from xarch.api import convert
-from xarch.families.field import render
-from xarch.families.field.facts import FieldFacts
 from xarch.testing import TargetConformance
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import OPTIONS
-from xarch_pvd.target import CPTarget, HashTarget, MLPTarget, VMTarget
+from xarch_field import render
+from xarch_field.facts import FieldFacts
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.targets.representations import OPTIONS
+from xarch_pvd.targets.target import CPTarget, HashTarget, MLPTarget, VMTarget
 
 
 class FieldConformance(TargetConformance):
@@ -109,7 +109,7 @@ def configuration(folder: Path, target: str, recipe: str = "pvd", **more: Any) -
         "evaluate.samples": 2,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
         **more,
     }
 
@@ -160,7 +160,7 @@ def test_planes_that_split_their_channels_otherwise_are_fitted_not_copied() -> N
     facts = replace(FIELD, arch="vm", options={"density_rank": 8, "colour_rank": 16})
     options = OPTIONS["vm"].model_validate({"density_rank": 12, "colour_rank": 12})
     student = VMTarget().build(facts, options, {}, device=torch.device("meta"))
-    assert set(VMTarget().coverage(facts, student).mapped) >= {"planes.0", "lines.2"}
+    assert set(VMTarget().initialisation(facts, student).mapped) >= {"planes.0", "lines.2"}
 
 
 def test_a_student_that_nothing_trains_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from posed_folders import (
+from torch import Tensor
+
+from tests.plugins.pvd.posed_folders import (
     FOCAL,
     HEIGHT,
     WIDTH,
@@ -23,14 +25,12 @@ from posed_folders import (
     write_llff,
     write_nsvf,
 )
-from torch import Tensor
-
 from xarch import UsageError
-from xarch_pvd.datasets.distortion import distort, undistort
-from xarch_pvd.datasets.llff import average_pose, read_llff
-from xarch_pvd.datasets.open import open_posed, recognise
-from xarch_pvd.datasets.posed import PosedImages
-from xarch_pvd.datasets.splits import held_out
+from xarch_pvd.data.datasets.distortion import distort, undistort
+from xarch_pvd.data.datasets.llff import average_pose, read_llff
+from xarch_pvd.data.datasets.open import open_posed, recognise
+from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.datasets.splits import held_out
 
 
 def assert_rays(posed: PosedImages, poses: Tensor) -> None:

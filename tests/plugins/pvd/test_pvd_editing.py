@@ -10,25 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
-from tiny_field import OPTIONS_OF, trained, write_teacher
 from torch import Tensor
 
 import xarch
+from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
 from xarch import Batch, UsageError
 from xarch.api import convert
 from xarch.cli.app import run
-from xarch.families.field import RadianceField, named_tensors, render
-from xarch.families.field import occupancy as occupancies
 from xarch.testing import SourceConformance
+from xarch_field import RadianceField, named_tensors, render
+from xarch_field import occupancy as occupancies
 from xarch_pvd.editing.build import edited
 from xarch_pvd.editing.fields import Composed, EditedField, Moved
 from xarch_pvd.editing.matter import settle
 from xarch_pvd.editing.schema import plain, read_edits
-from xarch_pvd.opened import field_of, open_field
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import to_file
-from xarch_pvd.source import FieldOptions, FieldSource
+from xarch_pvd.source.opened import field_of, open_field
+from xarch_pvd.source.source import FieldOptions, FieldSource
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.targets.representations.records import to_file
 
 SLAB = {"erase": {"box": [[-0.8, -0.8, -1.0], [0.8, 0.8, -0.3]]}}
 BALL = {"crop": {"sphere": {"centre": [0, 0, 0.35], "radius": 0.4}}}
@@ -243,7 +243,7 @@ class TestEditedSource(SourceConformance):
     """An edited field keeps the promises of any teacher."""
 
     def make_ref(self, folder: Path) -> str:
-        from xarch_pvd.saving import save
+        from xarch_pvd.export.saving import save
 
         edits = [SLAB, {"compose": {"with": str(folder / "t.safetensors"), "mode": "max"}}]
         write_teacher(folder / "t.safetensors")
@@ -280,7 +280,7 @@ def test_what_a_student_may_start_from(
             "teacher_options.edits": given,
             "student.target": "vm",
             "student.options": {**OPTIONS_OF["vm"], "start": "random"},
-            "export.targets": [],
+            "export.profiles": [],
         }
     )
     copied = {n.split(".")[0] for n in plan.student.copied}
@@ -299,7 +299,7 @@ def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path)
         "evaluate.samples": 2,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     done = convert(overrides=given, out=tmp_path / "run")
     found = json.loads((done.path / "eval.json").read_text())
@@ -315,8 +315,8 @@ def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path)
 
 
 def test_pictures_of_a_scene_do_not_judge_what_it_became(tmp_path: Path) -> None:
-    from xarch_pvd import scene
-    from xarch_pvd.provider import ViewOptions, Views
+    from xarch_pvd.data.provider import ViewOptions, Views
+    from xarch_pvd.train import scene
 
     folder = scene.write_scene(tmp_path / "scene", views=2, size=8, val=1, test=2)
     teacher_ref = write_teacher(tmp_path / "t.safetensors")

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported_fields import SAMPLES, export, student_of
 from PIL import Image
 
+from tests.plugins.pvd.exported_fields import SAMPLES, export, student_of
 from xarch import Batch, ExportGraph, PlanError, Profile, UsageError
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.run import ExportResult
-from xarch.families.field import Camera, RaysGraph, render, sphere_pose
-from xarch.families.field.model import FieldStudent
-from xarch_pvd.graphs import field_graphs
-from xarch_pvd.parity import field_parity, thinned
-from xarch_pvd.provider import picture_batch
-from xarch_pvd.representations import options_of
-from xarch_pvd.views import fixed_cameras
+from xarch_field import Camera, RaysGraph, render, sphere_pose
+from xarch_field.model import FieldStudent
+from xarch_pvd.data.provider import picture_batch
+from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.export.graphs import field_graphs
+from xarch_pvd.export.parity import field_parity, thinned
+from xarch_pvd.targets.representations import options_of
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "edge" / "render.py"
 Exported = Callable[[str, Profile], tuple[ExportResult, Path]]
@@ -93,7 +93,7 @@ def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
 def test_hash_tables_name_the_way_to_an_accelerator() -> None:
     with pytest.raises(PlanError, match="BitwiseXor") as caught:
         field_graphs(student_of("hash"), npu, {})
-    assert "--to mlp --set student.options.preset=npu-mlp --set export.targets=[npu]" in (caught.value.hint or "")
+    assert "--to mlp --set student.options.preset=npu-mlp --set export.profiles=[npu]" in (caught.value.hint or "")
 
 
 def test_accelerator_presets() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from posed_folders import cameras, write_blender, write_colmap, write_llff, write_nsvf
 
+from tests.plugins.pvd.posed_folders import cameras, write_blender, write_colmap, write_llff, write_nsvf
 from xarch import UsageError
-from xarch_pvd.datasets.fit import check_box, crosses, fit_box, meeting_point
-from xarch_pvd.datasets.open import open_posed
+from xarch_pvd.data.datasets.fit import check_box, crosses, fit_box, meeting_point
+from xarch_pvd.data.datasets.open import open_posed
 
 
 def test_inward_cameras_meet(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_fields import nerfstudio_state, save_nerfstudio, save_tensorf
 
+from tests.plugins.pvd.foreign_fields import nerfstudio_state, save_nerfstudio, save_tensorf
 from xarch import UsageError
-from xarch_pvd.formats import read_field
-from xarch_pvd.formats.plain_yaml import read_plain_yaml
+from xarch_pvd.source.formats import read_field
+from xarch_pvd.source.formats.plain_yaml import read_plain_yaml
 
 CONFIG = """
 !!python/object:nerfstudio.engine.trainer.TrainerConfig

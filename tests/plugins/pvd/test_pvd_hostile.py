@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_fields import save_torch_ngp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.plugins.pvd.foreign_fields import save_torch_ngp
 from xarch import UsageError
-from xarch_pvd.formats import read_field, write_voxels_npz
-from xarch_pvd.formats.npz_file import read_npz
-from xarch_pvd.formats.record import FieldFile
+from xarch_pvd.source.formats import read_field, write_voxels_npz
+from xarch_pvd.source.formats.npz_file import read_npz
+from xarch_pvd.source.formats.record import FieldFile
 
 BOX = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 

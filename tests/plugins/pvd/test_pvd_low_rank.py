@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from xarch_pvd.low_rank import Volume, planes_times_lines, products_of_lines
-from xarch_pvd.representations.factor_fields import LINES, PLANES
+from xarch_pvd.targets.low_rank import Volume, planes_times_lines, products_of_lines
+from xarch_pvd.targets.representations.factor_fields import LINES, PLANES
 
 AXES = list(zip(PLANES, LINES, strict=True))
 

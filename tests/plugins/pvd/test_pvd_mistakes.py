@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_field import OPTIONS_OF, write_teacher
 
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
 from xarch import UsageError
 from xarch.api import plan
-from xarch_pvd import train
-from xarch_pvd.field_file import KEY, load_field_file
-from xarch_pvd.representations.records import from_file
+from xarch_pvd.source.field_file import KEY, load_field_file
+from xarch_pvd.targets.representations.records import from_file
+from xarch_pvd.train import train
 
 
 def test_a_wrong_sample_is_refused_while_planning(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_wrong_sample_is_refused_while_planning(tmp_path: Path) -> None:
         "teacher": write_teacher(tmp_path / "teacher.safetensors"),
         "student.target": "vm",
         "student.options": OPTIONS_OF["vm"],
-        "export.targets": [],
+        "export.profiles": [],
         "stages.rays.sample": {"kind": "cubes"},
     }
     with pytest.raises(UsageError, match=r"sample\.kind: .*'points' or 'rays'.*seen 'cubes'"):

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny_field import SIZE, write_teacher
-
 import xarch
+from tests.plugins.pvd.tiny_field import SIZE, write_teacher
 from xarch import file_digest
-from xarch_pvd import scene
+from xarch_pvd.train import scene
 
 
 def test_pictures_may_be_deleted(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def converted(teacher: str, folder: Path, out: Path) -> Path:
         "budget": 16_000,
         "evaluate.samples": 2,
         "evaluate.baseline": False,
-        "export.targets": [],
+        "export.profiles": [],
         "runtime.threads": 1,
         "runtime.tensorboard": False,
     }

@@ -40,7 +40,7 @@ def test_samples_count_by_their_weight() -> None:
 
 
 def test_an_edited_teacher_is_emptier_where_it_is_empty() -> None:
-    from xarch.families.field.facts import FieldFacts
+    from xarch_field.facts import FieldFacts
 
     box = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
     student, values = torch.full((1,), -2.5), torch.full((1,), -100.0)

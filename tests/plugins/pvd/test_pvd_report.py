@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_field import OPTIONS_OF, SIZE, write_teacher
 
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, write_teacher
 from xarch.api import convert
-from xarch_pvd import scene
-from xarch_pvd.renders import renders_svg
-from xarch_pvd.report import sections
-from xarch_pvd.shown import ShownViews
+from xarch_pvd.evaluate.renders import renders_svg
+from xarch_pvd.evaluate.report import sections
+from xarch_pvd.evaluate.shown import ShownViews
+from xarch_pvd.train import scene
 
 VIEWS = 4
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluate.curve": {"samples": 2, "every": 6},
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     return convert(overrides=overrides, out=folder / "run").path
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xarch import UsageError
-from xarch.families.field import PointsGraph, RadianceField, RaysGraph, example_points, render, spherical_harmonics
 from xarch.kernels import use_backend
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import from_file, to_file
+from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, render, spherical_harmonics
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.targets.representations.records import from_file, to_file
 
 ARCHS = tuple(OPTIONS)
 BOX = [[-1.0, -1.2, -0.9], [1.1, 1.0, 1.0]]

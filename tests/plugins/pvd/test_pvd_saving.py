@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_field import OPTIONS_OF, SIZE, trained, write_teacher
 
 import xarch
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, trained, write_teacher
 from xarch import UsageError
 from xarch.api import convert
 from xarch.cli.app import run
-from xarch.families.field import render
-from xarch.families.field.facts import ViewFacts
-from xarch_pvd.baking import baked
-from xarch_pvd.metric import psnr
-from xarch_pvd.opened import field_of, open_field
-from xarch_pvd.saving import SavingOptions, compared, format_of, save
-from xarch_pvd.turntable import orbit
+from xarch_field import render
+from xarch_field.facts import ViewFacts
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.evaluate.turntable import orbit
+from xarch_pvd.export.saving import SavingOptions, compared, format_of, save
+from xarch_pvd.source.opened import field_of, open_field
+from xarch_pvd.targets.baking import baked
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_run_is_a_field_and_the_teacher_of_the_next(files: dict[str, Path], tm
         "evaluate.samples": 1,
         "runtime.threads": 1,
         "runtime.tensorboard": False,
-        "export.targets": [],
+        "export.profiles": [],
     }
     first = convert(overrides=given, out=tmp_path / "first")
     opened = open_field(str(first.path))

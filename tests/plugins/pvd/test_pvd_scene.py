@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from xarch import UsageError
-from xarch.families.field import Camera, sphere_pose
-from xarch_pvd.datasets.open import open_posed
-from xarch_pvd.scene import FOV, RADIUS, distances, render_view, trace, write_scene
+from xarch_field import Camera, sphere_pose
+from xarch_pvd.data.datasets.open import open_posed
+from xarch_pvd.train.scene import FOV, RADIUS, distances, render_view, trace, write_scene
 
 
 def test_rays_hit_where_geometry_says() -> None:

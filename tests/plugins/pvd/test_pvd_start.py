@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_fields import save_nerfstudio, save_tensorf
-from tiny_field import OPTIONS_OF, write_teacher
 
+from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf
+from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
 from xarch import plan
-from xarch.families.field import render
-from xarch.families.field.model import FieldStudent, FieldTeacher
-from xarch_pvd.formats.recognise import read_field
-from xarch_pvd.latent import LatentField
-from xarch_pvd.metric import psnr
-from xarch_pvd.representations import options_of
-from xarch_pvd.representations.records import from_file
-from xarch_pvd.source import FieldOptions, FieldSource
-from xarch_pvd.stitch import StitchedTeacher
-from xarch_pvd.target import CPTarget, FieldTarget, HashTarget, VMTarget
-from xarch_pvd.views import fixed_cameras
+from xarch_field import render
+from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.evaluate.metric import psnr
+from xarch_pvd.source.formats.recognise import read_field
+from xarch_pvd.source.latent import LatentField
+from xarch_pvd.source.source import FieldOptions, FieldSource
+from xarch_pvd.source.stitch import StitchedTeacher
+from xarch_pvd.targets.representations import options_of
+from xarch_pvd.targets.representations.records import from_file
+from xarch_pvd.targets.target import CPTarget, FieldTarget, HashTarget, VMTarget
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def started(target: FieldTarget, teacher: FieldTeacher, **options: Any) -> Field
     torch.manual_seed(0)
     chosen = options_of(target.arch, {**OPTIONS_OF[target.arch], **options}, "options")
     student = target.build(teacher.facts, chosen, {}, device=CPU)
-    assert target.coverage(teacher.facts, student) == target.initialise(student, teacher)
+    assert target.initialisation(teacher.facts, student) == target.initialise(student, teacher)
     return student
 
 
@@ -103,7 +103,7 @@ def test_a_feature_of_another_width_is_matched_in_the_volume_stage(tmp_path: Pat
             "teacher": f"field:{path}",
             "teacher_options": {"allow_pickle": True},
             "student.target": "hash",
-            "export.targets": [],
+            "export.profiles": [],
         }
     )
     assert [s.name for s in planned.stages] == ["volume", "points", "rays"]
@@ -123,7 +123,7 @@ def test_other_projects_fields_show_what_their_heads_read(kind: str, width: int,
 
 def test_planes_take_their_own_recipe_and_say_so(tmp_path: Path) -> None:
     ref = write_teacher(tmp_path / "teacher.safetensors", "hash")
-    planned = plan(overrides={"teacher": ref, "student.target": "cp", "export.targets": []})
+    planned = plan(overrides={"teacher": ref, "student.target": "cp", "export.profiles": []})
     assert [s.name for s in planned.stages] == ["points", "rays"]
     assert set(planned.student.mapped) >= {"lines.0", "basis.weight"}
     assert json.loads(planned.model_dump_json())["student"]["copied"] == [f"color_net.{i}.weight" for i in range(3)]

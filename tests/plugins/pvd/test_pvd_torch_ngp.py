@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_fields import morton_by_hand, save_torch_ngp, torch_ngp_offsets
 from torch.nn.functional import grid_sample
 
+from tests.plugins.pvd.foreign_fields import morton_by_hand, save_torch_ngp, torch_ngp_offsets
 from xarch import UsageError
-from xarch_pvd.formats import FieldFile, read_field, read_pvd_pth, write_pvd_pth
-from xarch_pvd.formats.hash_levels import growth_of
-from xarch_pvd.formats.occupancy import any_over, morton, pack_bits, unpack_bits
+from xarch_pvd.source.formats import FieldFile, read_field, read_pvd_pth, write_pvd_pth
+from xarch_pvd.source.formats.hash_levels import growth_of
+from xarch_pvd.source.formats.occupancy import any_over, morton, pack_bits, unpack_bits
 
 ARCHS = ("hash", "mlp", "vm", "tensors", "ngp-vm", "ngp-cp")
 

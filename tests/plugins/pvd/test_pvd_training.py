@@ -6,14 +6,14 @@ from typing import Literal
 
 import pytest
 import torch
-from tiny_field import OPTIONS_OF
 from torch import Tensor
 
-from xarch.families.field import RadianceField, occupancy
-from xarch_pvd import scene
-from xarch_pvd.coarse import coarse_occupancy
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
+from tests.plugins.pvd.tiny_field import OPTIONS_OF
+from xarch_field import RadianceField, occupancy
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.train import scene
+from xarch_pvd.train.coarse import coarse_occupancy
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field
 
 CELLS = 32
 
@@ -84,7 +84,9 @@ def test_where_the_grid_comes_from(where: Literal["found", "given", "none"]) -> 
 
 def test_a_grid_without_cells_is_no_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing would be trained in it, and nothing found in it later."""
-    monkeypatch.setattr("xarch_pvd.training.coarse_occupancy", lambda *_, **__: torch.zeros(8, 8, 8, dtype=torch.bool))
+    monkeypatch.setattr(
+        "xarch_pvd.train.training.coarse_occupancy", lambda *_, **__: torch.zeros(8, 8, 8, dtype=torch.bool)
+    )
     model = untrained()
     train_field(model, pictured(16, 3), TrainingOptions(steps=3, rays=64, samples=24, resolution=8, warmup=1, every=1))
     assert bool(model.occupancy.any())

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from xarch.families.field import RadianceField
-from xarch.families.field.facts import FieldFacts, ViewFacts
-from xarch.families.field.model import FieldTeacher
-from xarch_pvd.provider import ViewOptions, Views
-from xarch_pvd.visible import sample_cells, visible_cells
+from xarch_field import RadianceField
+from xarch_field.facts import FieldFacts, ViewFacts
+from xarch_field.model import FieldTeacher
+from xarch_pvd.data.provider import ViewOptions, Views
+from xarch_pvd.data.visible import sample_cells, visible_cells
 
 POINTS = {"kind": "points"}
 

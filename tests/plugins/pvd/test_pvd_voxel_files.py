@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError
-from xarch.families.field import Camera, RadianceField, render, sphere_pose
-from xarch_pvd.formats import (
+from xarch_field import Camera, RadianceField, render, sphere_pose
+from xarch_pvd.source.formats import (
     FieldFile,
     read_field,
     svox2_to_tensors,
@@ -22,10 +22,10 @@ from xarch_pvd.formats import (
     write_svox2_npz,
     write_voxels_npz,
 )
-from xarch_pvd.formats.mesh_ply import field_mesh, write_mesh_ply
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import from_file, to_file
-from xarch_pvd.scene import FOV, RADIUS, colours, distances
+from xarch_pvd.source.formats.mesh_ply import field_mesh, write_mesh_ply
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.targets.representations.records import from_file, to_file
+from xarch_pvd.train.scene import FOV, RADIUS, colours, distances
 
 BOX = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 SIDE = 40

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
 from torch import Tensor
 
+from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
 from xarch import UsageError
-from xarch.families.field import RadianceField, spherical_harmonics
-from xarch_pvd.foreign import KINDS, foreign_field
-from xarch_pvd.formats.recognise import read_field
-from xarch_pvd.formats.record import FieldFile
-from xarch_pvd.representations.records import from_file
+from xarch_field import RadianceField, spherical_harmonics
+from xarch_pvd.source.foreign import KINDS, foreign_field
+from xarch_pvd.source.formats.recognise import read_field
+from xarch_pvd.source.formats.record import FieldFile
+from xarch_pvd.targets.representations.records import from_file
 
 Values = tuple[FieldFile, RadianceField, Tensor, Tensor]
 

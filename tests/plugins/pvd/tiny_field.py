@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from xarch.families.field import RadianceField
-from xarch.families.field.facts import ViewFacts
-from xarch_pvd import scene
-from xarch_pvd.field_file import save_field_file
-from xarch_pvd.representations import OPTIONS, build_field
-from xarch_pvd.representations.records import to_file
-from xarch_pvd.training import Pixels, TrainingOptions, train_field
+from xarch_field import RadianceField
+from xarch_field.facts import ViewFacts
+from xarch_pvd.source.field_file import save_field_file
+from xarch_pvd.targets.representations import OPTIONS, build_field
+from xarch_pvd.targets.representations.records import to_file
+from xarch_pvd.train import scene
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field
 
 SIZE = 24
 OPTIONS_OF = {

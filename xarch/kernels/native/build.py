@@ -62,7 +62,7 @@ def compiler() -> str | None:
 
 def folder() -> Path:
     """Where compiled libraries are kept; not created here."""
-    from xarch.store.home import cache_dir
+    from xarch.files.home import cache_dir
 
     chosen = os.environ.get(CACHE)
     return Path(chosen).expanduser() if chosen else cache_dir() / "kernels"

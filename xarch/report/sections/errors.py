@@ -56,7 +56,7 @@ def probe(files: RunFiles) -> Section | None:
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    tables = table_of(dict(summary), "tables")
+    tables = table_of(dict(summary), "per_site")
     return {
         name: {str(s): float(v) for s, v in values.items() if isinstance(v, int | float)}
         for name, values in tables.items()

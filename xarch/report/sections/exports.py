@@ -41,12 +41,12 @@ def parity(files: RunFiles) -> Section | None:
             blocks.append(Text(f"{target}: {_failure(failure)}", "bad"))
     if not rows:
         return None
-    head = ["", "target", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
+    head = ["", "profile", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
     note = "Worst over all cases: real inputs, several lengths, optimised and unoptimised graphs."
     tables: list[Block] = [Table(head, rows, "lllrrrrr", note)]
     if measured:
         note = "Figures of whole cases, the worst of each graph."
-        tables.append(Table(["", "target", "graph", "measure", "value", "limit"], measured, "llllrl", note))
+        tables.append(Table(["", "profile", "graph", "measure", "value", "limit"], measured, "llllrl", note))
     return Section("Parity", [*tables, *blocks])
 
 
@@ -106,9 +106,9 @@ def export_files(files: RunFiles) -> Section | None:
             notes.append(Text(note + (f"; sharing weights saves {size(shared)}." if shared else "."), "quiet"))
     if not rows:
         return None
-    head = ["target", "file", "versions", "nodes", "graph", "weights it reads"]
+    head = ["profile", "file", "versions", "nodes", "graph", "weights it reads"]
     table = Table(head, rows, "lllrrr")
-    more = Details("operators", [Table(["target", "graph", "operator", "count"], operators, "lllr")])
+    more = Details("operators", [Table(["profile", "graph", "operator", "count"], operators, "lllr")])
     return Section("Export", [table, *notes, more])
 
 
@@ -131,14 +131,14 @@ def latency(files: RunFiles) -> Section | None:
         notes += _machine(target, bench)
     blocks: list[Block] = []
     if calls:
-        head = ["target", "graph", "p50 ms", "p90 ms", "p99 ms", "load", "weights", "nodes on"]
+        head = ["profile", "graph", "p50 ms", "p90 ms", "p99 ms", "load", "weights", "nodes on"]
         blocks.append(Table(head, calls, "llrrrrrl"))
     if speeds:
-        head = ["target", "graph", "student", "teacher's own ONNX", "student over teacher"]
+        head = ["profile", "graph", "student", "teacher's own ONNX", "student over teacher"]
         note = "Units a second at the median latency; both measured in the same run."
         blocks.append(Table(head, speeds, "llrrr", note))
     if prompts:
-        head = ["target", "tokens", "first token ms", "decode tokens/s", "decode p50 ms", "state"]
+        head = ["profile", "tokens", "first token ms", "decode tokens/s", "decode p50 ms", "state"]
         note = "First token: reading a prompt of so many tokens. Decode: one more token after so many."
         blocks.append(Table(head, prompts, "lrrrrr", note))
     return Section("Latency", [*blocks, *notes]) if blocks else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from xarch.report.blocks import Block, Figure, Figures, Sample, Samples, Section, Table, Text
+from xarch.report.blocks import Block, Figure, Figures, Samples, SampleText, Section, Table, Text
 from xarch.report.files import RunFiles, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
@@ -58,7 +58,7 @@ def samples(files: RunFiles) -> Section | None:
     """What teacher and student make of the same prompts; samples without a prompt are for a plugin's section."""
     found = rows_of(files.eval, "samples")
     shown = [
-        Sample(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
+        SampleText(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
         for s in found
         if isinstance(s, dict) and "prompt" in s
     ]

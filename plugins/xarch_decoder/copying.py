@@ -1,0 +1,92 @@
+"""Copy what a conversion keeps, and prove that every tensor of a student is accounted for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from xarch import Initialisation, PlanError, Teacher
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.names import attention_shapes, trunk_shapes
+from xarch_decoder.student import ATTENTION, DecoderStudent
+
+Shape = tuple[int, ...]
+
+
+def attention_names(facts: DecoderFacts, layer: int) -> dict[str, str]:
+    """Student name -> canonical name of one layer's attention weights."""
+    stem, own = f"blocks.{layer}.attention.", f"blocks.{layer}.mixers.{ATTENTION}."
+    return {own + name.removeprefix(stem): name for name in attention_shapes(facts, layer)}
+
+
+def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[str, Shape]]:
+    """Student name -> (canonical name, shape) of everything that is copied."""
+    planned = {name: (name, shape) for name, shape in trunk_shapes(facts).items()}
+    for layer in range(facts.layers):
+        if ATTENTION in student.decoder.block(layer).kinds:
+            shapes = attention_shapes(facts, layer)
+            planned |= {own: (name, shapes[name]) for own, name in attention_names(facts, layer).items()}
+    return planned
+
+
+def trunk_initialisation(facts: DecoderFacts, student: DecoderStudent) -> Initialisation:
+    """What :func:`copy_trunk` copies, from the architecture alone."""
+    return Initialisation(copied=tuple(_planned(facts, student)))
+
+
+def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
+    """Copy embedding, norms, MLPs, head and the attention of every layer that has it, bit for bit.
+
+    Raises:
+        PlanError: the teacher lacks a tensor, or it has another shape; nothing is written then.
+    """
+    facts: DecoderFacts = teacher.facts
+    planned = _planned(facts, student)
+    weights = teacher.weights()
+    own = dict(student.module.named_parameters())
+    for name, (canonical, shape) in planned.items():
+        _prove(name, canonical, shape, own, weights)
+    with torch.no_grad():
+        for name, (canonical, _) in planned.items():
+            own[name].copy_(weights[canonical])
+    return Initialisation(copied=tuple(planned))
+
+
+def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    if canonical not in weights:
+        raise PlanError(f"the teacher has no tensor {canonical!r} that the student copies to {name!r}")
+    if name not in own:
+        raise PlanError(f"the student has no tensor {name!r} to copy the teacher's {canonical!r} to")
+    seen = {"teacher": tuple(weights[canonical].shape), "student": tuple(own[name].shape), "facts": shape}
+    if len(set(seen.values())) > 1:
+        raise PlanError(f"shapes of {canonical!r} differ: " + ", ".join(f"{k} {v}" for k, v in seen.items()))
+
+
+def check_initialisation(student: DecoderStudent, initialisation: Initialisation) -> None:
+    """Prove that ``initialisation`` names every tensor of the student exactly once.
+
+    Raises:
+        PlanError: a tensor is missing, named twice, or does not exist.
+    """
+    named = [*initialisation.copied, *initialisation.mapped, *initialisation.new]
+    own = set(student.module.state_dict())
+    problems = {
+        "not initialised": sorted(own - set(named)),
+        "named twice": sorted(name for name, times in Counter(named).items() if times > 1),
+        "not in the student": sorted(set(named) - own),
+    }
+    found = [f"{what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
+    if found:
+        raise PlanError("the student's initialisation does not cover its tensors; " + "; ".join(found))
+
+
+def merged(*parts: Initialisation) -> Initialisation:
+    """Several coverages as one."""
+    return Initialisation(
+        copied=tuple(n for p in parts for n in p.copied),
+        mapped=tuple(n for p in parts for n in p.mapped),
+        new=tuple(n for p in parts for n in p.new),
+    )

@@ -1,0 +1,102 @@
+"""What a causal decoder is, as data: enough to rebuild it exactly from its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from xarch import Tap
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """Architecture of a pre-norm causal decoder, independent of any library.
+
+    Attributes:
+        layers, width, vocab: number of blocks, model width, vocabulary rows.
+        heads, kv_heads, head_dim: attention heads; query head h reads key head ``h // (heads // kv_heads)``.
+        mlp_width, mlp, activation: inner width; "gated" is down(act(gate x) * up x), "plain" is down(act(up x)).
+        norm, norm_eps: "rms" or "layer" (with bias), and epsilon.
+        block: "sequential" (h = x + mix(norm1 x); h + mlp(norm2 h)) or "parallel"
+            (x + mix(norm1 x) + mlp(norm2 x)); ``shared_norm`` means norm2 is norm1.
+        qkv_bias, out_bias, mlp_bias, head_bias: which projections have a bias.
+        qk_norm: RMS norm over the head dimension of q and k before rotary embedding.
+        scale: factor on q·k.
+        inverse_frequencies: rotary inverse frequencies, one per rotated pair; its length fixes the rotated part of
+            the head (2 * len <= head_dim), rotated as halves (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
+        rotary_gain: factor on cos and sin (1 unless the scaling rule has one).
+        windows: sliding window per layer, or None for full attention.
+        softcap, final_softcap: tanh caps on scores and logits, or None.
+        tied: the head is the embedding.
+        embed_gain: factor on embeddings.
+        max_positions: longest context the teacher was made for, in tokens.
+    """
+
+    layers: int
+    width: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    mlp: Literal["gated", "plain"] = "gated"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-5
+    block: Literal["sequential", "parallel"] = "sequential"
+    shared_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False
+    scale: float = 0.125
+    inverse_frequencies: tuple[float, ...] = ()
+    rotary_gain: float = 1.0
+    windows: tuple[int | None, ...] = ()
+    softcap: float | None = None
+    final_softcap: float | None = None
+    tied: bool = True
+    embed_gain: float = 1.0
+    max_positions: int = 2048
+    bos: int | None = None
+    eos: int | None = None
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of a layer, None for full attention."""
+        return self.windows[layer] if self.windows else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, lossless."""
+        data = asdict(self)
+        data["inverse_frequencies"] = list(self.inverse_frequencies)
+        data["windows"] = list(self.windows)
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DecoderFacts:
+        """Inverse of :meth:`to_json`; unknown keys are an error."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(f"decoder facts: unknown keys {unknown}")
+        data = dict(data)
+        data["inverse_frequencies"] = tuple(data.get("inverse_frequencies", ()))
+        data["windows"] = tuple(data.get("windows", ()))
+        return cls(**data)
+
+    def tiny(self) -> DecoderFacts:
+        """The same architecture with two layers, a narrow MLP and few words, for trial exports."""
+        return replace(
+            self,
+            layers=min(self.layers, 2),
+            vocab=min(self.vocab, 64),
+            mlp_width=min(self.mlp_width, 64),
+            windows=self.windows[: min(self.layers, 2)],
+        )
+
+    def taps(self) -> dict[str, Tap]:
+        """Taps of a teacher with these facts, by name."""
+        from xarch_decoder.names import teacher_taps
+
+        return teacher_taps(self)

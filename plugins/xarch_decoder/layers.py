@@ -1,0 +1,100 @@
+"""The parts of a decoder block that a conversion keeps: norms, MLPs, head.
+
+Legend: B batch, L tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xarch_decoder.facts import DecoderFacts
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+}
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32 whatever the input's type."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, weight = x.float(), self.weight.float()
+        if torch.compiler.is_exporting():
+            # Division by a square root, instead of rsqrt, is what onnxruntime fuses into one node.
+            return (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * weight).to(x.dtype)
+        return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with weight and bias, in float32 whatever the input's type."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+def make_norm(facts: DecoderFacts) -> RMSNorm | LayerNorm:
+    """The decoder's norm over the model width."""
+    return (RMSNorm if facts.norm == "rms" else LayerNorm)(facts.width, facts.norm_eps)
+
+
+class MLP(nn.Module):
+    """down(act(gate x) · up x) if gated, else down(act(up x))."""
+
+    def __init__(self, facts: DecoderFacts) -> None:
+        super().__init__()
+        width, inner, bias = facts.width, facts.mlp_width, facts.mlp_bias
+        self.act = ACTIVATIONS[facts.activation]
+        self.gate = nn.Linear(width, inner, bias=bias) if facts.mlp == "gated" else None
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.act(self.up(x_BLD)))
+        return self.down(self.act(self.gate(x_BLD)) * self.up(x_BLD))
+
+
+class Head(nn.Module):
+    """Output projection with its own weight, or with the embedding's when the two are tied."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, facts: DecoderFacts) -> None:
+        super().__init__()
+        self.softcap = facts.final_softcap
+        weight_VD = None if facts.tied else nn.Parameter(torch.randn(facts.vocab, facts.width) * facts.width**-0.5)
+        self.register_parameter("weight", weight_VD)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(facts.vocab)) if facts.head_bias else None)
+
+    def forward(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
+        """Logits [B, L, V].
+
+        Tokens are flattened first: a product of two matrices exports as one Gemm that reads the weight as it is, so a
+        tied embedding is stored once.
+        """
+        z_BLV = F.linear(x_BLD.flatten(0, 1), weight_VD, self.bias).unflatten(0, x_BLD.shape[:2])
+        return z_BLV if self.softcap is None else self.softcap * torch.tanh(z_BLV / self.softcap)

@@ -1,0 +1,110 @@
+"""Parity of an exported decoder on real text: the graphs are driven as a device would drive them, and compared with the
+student reading the whole prompt at once.
+
+Legend: L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xarch import Batch, Call, ExportGraph, ParityCase
+from xarch_decoder.graphs import graph_states
+from xarch_decoder.student import DecoderStudent
+
+DECODE_STEPS = 64
+"""Single steps that must reproduce the whole-sequence forward."""
+
+Pieces = list[tuple[str, int]]
+"""Calls in order: (graph, tokens)."""
+
+
+def decoder_parity(
+    student: DecoderStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch]
+) -> Iterator[ParityCase]:
+    """Prompts of several lengths through every prefill graph and ``decode_1``, and a run of single decode steps.
+
+    Each case gives the logits of every position, compared with the student's forward on the whole prompt, and the
+    final states, compared with the student's own. Caches in fixed buffers are compared over the tokens they hold.
+
+    Args:
+        graphs: from :func:`decoder_graphs`; ``decode_1`` must be among them.
+        batches: held-out tokens (``input_ids``); they are read as one stream of text.
+    """
+    text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
+    decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
+    prefills = [graph for graph in graphs if graph.metadata["tokens"] > 1]
+    context = decode.metadata["context"]
+    plans: list[tuple[ExportGraph, int, Pieces]] = []
+    for graph in prefills or [decode]:
+        size = graph.metadata["tokens"] if prefills else DECODE_STEPS
+        for length in (1, size - 1, size + 13, 2 * size + 2):
+            many, rest = divmod(length, size) if prefills else (0, length)
+            pieces = [(graph.name, size)] * many + [(decode.name, 1)] * rest
+            plans.append((graph if many else decode, length, pieces))
+    plans.append((decode, DECODE_STEPS, [(decode.name, 1)] * DECODE_STEPS))
+    start = 0
+    done: set[tuple[str, int]] = set()
+    for graph, length, pieces in plans:
+        if (context is not None and length > context) or (graph.name, length) in done:
+            continue
+        done.add((graph.name, length))
+        yield _case(student, graph, decode.metadata["states"], _cut(text, start, length), pieces)
+        start += length
+
+
+def _cut(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """``length`` tokens of the stream from ``start``, wrapping around at its end: [1, L]."""
+    return text[(start + torch.arange(length)) % len(text)][None]
+
+
+def _case(
+    student: DecoderStudent, graph: ExportGraph, states: list[dict[str, Any]], ids_1L: torch.Tensor, pieces: Pieces
+) -> ParityCase:
+    decoder = student.decoder
+    length = ids_1L.shape[1]
+    with torch.no_grad():
+        on_device = ids_1L.to(decoder.embed.weight.device)
+        logits = decoder(on_device)
+        _, nested = decoder.advance(on_device, 0, decoder.initial_states())
+    expected = {"logits": logits.cpu().numpy()}
+    finals = (tensor for state in nested for tensor in state)
+    for state, tensor in zip(graph_states(decoder), finals, strict=True):
+        expected[state.present] = tensor.cpu().numpy()
+
+    def drive(call: Call) -> dict[str, np.ndarray]:
+        return drive_prompt(call, ids_1L.numpy(), pieces, states)
+
+    calls = {"batch": 1, "tokens": length, "calls": len(pieces)}
+    return ParityCase(graph.name, calls, drive, expected, top1="logits")
+
+
+def drive_prompt(
+    call: Call, ids_1L: np.ndarray, pieces: Pieces, states: Sequence[dict[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Read a prompt in the given pieces with numpy and the exported graphs alone.
+
+    Args:
+        states: the ``states`` entry of a graph's metadata.
+
+    Returns:
+        ``logits`` [1, L, V] of every position and the final states under their output names.
+    """
+    held = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
+    logits, position = [], 0
+    for name, tokens in pieces:
+        window = ids_1L[:, position : position + tokens]
+        out = call(name, {"input_ids": window, "position": np.array([position]), **held})
+        logits.append(out["logits"])
+        held = {s["name"]: out[s["present"]] for s in states}
+        position += tokens
+    final = {}
+    for s in states:
+        axis = s["tokens_axis"]
+        value = held[s["name"]]
+        final[s["present"]] = value if axis is None else value.take(range(position), axis)
+    return {"logits": np.concatenate(logits, 1), **final}

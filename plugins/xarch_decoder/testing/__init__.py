@@ -1,0 +1,1 @@
+"""Tiny decoders, random tokens and the template of a decoder plugin, for tests."""

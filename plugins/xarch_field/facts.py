@@ -1,0 +1,142 @@
+"""What a radiance field is, as data: enough to build a student of another representation for the same scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from xarch import Tap
+from xarch_field.head import FEATURES
+
+EMPTY, EMPTY_EDITED = -2.0, -4.0
+
+
+@dataclass(frozen=True)
+class ViewFacts:
+    """The cameras a field is looked at from.
+
+    Attributes:
+        width, height: picture size in pixels.
+        focal: focal length in picture widths.
+        radius: nearest and farthest camera distance from ``target``, world units.
+        target: the point looked at.
+        poses: the teacher's own training cameras (camera-to-world rows, 12 numbers each), for scenes that are seen
+            from inside; without any, cameras lie on a sphere.
+    """
+
+    width: int = 100
+    height: int = 100
+    focal: float = 1.39
+    radius: tuple[float, float] = (3.2, 3.2)
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    poses: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ViewFacts:
+        """From plain data; unknown keys are an error."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"view facts: unknown keys {unknown}")
+        return cls(**{k: _tuples(v) for k, v in data.items()})
+
+
+POINT_WORK = 50_000
+"""Multiply-adds that take about as long as evaluating a small field at a point."""
+OCCUPIED = 0.15
+"""Share of a ray's samples that lie in occupied cells, for estimates of time."""
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A teacher field without its weights.
+
+    Attributes:
+        arch: representation of the teacher ("hash", "vm", ...).
+        options: options of that representation, plain data.
+        aabb: lower and upper corner of the box, world units.
+        warp, warp_parameters: how world points reach the unit cube.
+        sigma_clip: limits of the raw log-density inside exp.
+        background: colour behind the field.
+        occupancy: cells of the occupancy grid along an axis.
+        feature: whether it has the 16-value volume feature.
+        samples: steps along a ray.
+        edits: what was done to the field since it was trained; pictures of the scene do not show it.
+        inherits: blocks of the representation that a student may start from; None: all of them.
+        views: cameras of the scene.
+    """
+
+    arch: str
+    aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
+    options: dict[str, Any] = field(default_factory=dict)
+    warp: str = "aabb"
+    warp_parameters: tuple[float, ...] = ()
+    sigma_clip: tuple[float, float] = (-2.0, 7.0)
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    occupancy: int = 64
+    feature: bool = True
+    samples: int = 128
+    edits: tuple[str, ...] = ()
+    inherits: tuple[str, ...] | None = None
+    views: ViewFacts = field(default_factory=ViewFacts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, lossless."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FieldFacts:
+        """Inverse of :meth:`to_json`; unknown keys are an error."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"field facts: unknown keys {unknown}")
+        known = {k: _tuples(v) if k not in ("options", "views") else v for k, v in data.items()}
+        return cls(**{**known, "views": ViewFacts.from_json(data.get("views", {}))})
+
+    def tiny(self) -> FieldFacts:
+        """The same field with a coarse occupancy grid and few samples, for trial exports."""
+        return replace(self, occupancy=8, samples=8, views=replace(self.views, poses=()))
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        """Multiply-adds of one point or ray, roughly: kinds of fields differ less than points and rays do."""
+        return POINT_WORK * evaluated(sample, self.samples)
+
+    def taps(self) -> dict[str, Tap]:
+        """Taps of a field with these facts, by name."""
+        return field_taps(feature=self.feature, samples=self.samples, empty=self.empty)
+
+    @property
+    def empty(self) -> float:
+        """Log-density at and below which a point counts as empty.
+
+        A student that stops at e⁻² leaves a haze in occupied cells. Around matter nobody sees it; where matter was
+        erased, everybody looks for it.
+        """
+        return EMPTY_EDITED if self.edits else EMPTY
+
+
+def evaluated(sample: Mapping[str, Any], samples: int) -> float:
+    """Points that are evaluated for one point or ray."""
+    return 1.0 if sample.get("kind") == "points" else OCCUPIED * samples
+
+
+def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str, Tap]:
+    """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
+    density = {"clipped": False, "empty": empty}
+    taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
+    taps += [
+        Tap("points.sigma_raw", "point", "N", info=density),
+        Tap("points.rgb", "point", "NC", {"C": 3}),
+        Tap("points.opacity", "point", "N"),
+        Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, density),
+        Tap("samples.rgb", "ray", "RKC", {"K": samples, "C": 3}),
+        Tap("samples.weight", "ray", "RK", {"K": samples}),
+        Tap("rays.rgb", "ray", "RC", {"C": 3}),
+        Tap("rays.acc", "ray", "R"),
+        Tap("rays.depth", "ray", "R"),
+    ]
+    return {t.name: t for t in taps}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value

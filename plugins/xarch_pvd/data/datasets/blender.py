@@ -1,0 +1,183 @@
+"""Blender, instant-ngp and nerfstudio folders: ``transforms_{train,val,test}.json`` or one ``transforms.json``.
+
+Source: NeRF (arXiv 2003.08934) for the first form. A frame's ``transform_matrix`` is camera-to-world with OpenGL axes.
+Focal length from ``camera_angle_x`` (radians) or ``fl_x``/``fl_y``, ``cx``/``cy``, ``w``/``h``, ``k1, k2, p1, p2``
+(pixels of the stored picture), which a frame may override. Sizes that no file states come from the header of a picture.
+``aabb`` [[x0,y0,z0],[x1,y1,z1]], where present, is the scene's box.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xarch import UsageError
+from xarch_pvd.data.datasets.pictures import SUFFIXES, picture_size
+from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.datasets.splits import check_split, held_out
+
+MAX_BYTES = 256 << 20
+LENS = ("k1", "k2", "p1", "p2")
+PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
+
+
+def transforms_file(folder: Path, split: str) -> Path | None:
+    """The JSON that holds a split, or None."""
+    if folder.suffix == ".json" and folder.is_file():
+        return folder
+    own = [folder / f"transforms_{split}.json"]
+    if split == "val":
+        own.append(folder / "transforms_test.json")
+    return next((f for f in [*own, folder / "transforms.json"] if f.is_file()), None)
+
+
+def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
+    """Views of a split.
+
+    Raises:
+        UsageError: no file, damaged JSON, a camera model or matrix that is not understood.
+    """
+    check_split(split)
+    file = transforms_file(path, split)
+    if file is None:
+        raise UsageError(f"{path} has neither transforms_{split}.json nor transforms.json")
+    document = _json(file)
+    frames = document.get("frames")
+    if not isinstance(frames, list) or not frames or not all(isinstance(f, Mapping) for f in frames):
+        raise UsageError(f"{file} lists no frames")
+    frames = _of_split(frames, document, file, split)
+    columns: dict[str, list[Any]] = {k: [] for k in ("file", "name", "c2w", "w", "h", "fx", "fy", "cx", "cy", "lens")}
+    for number, frame in enumerate(frames):
+        where = f"{file}, frame {number}"
+        picture = _picture(file.parent, frame, where)
+        said = {**document, **frame}
+        width, height = _size(said, picture, where)
+        fx, fy = _focal(said, width, height, where)
+        columns["file"].append(picture)
+        columns["name"].append(picture.stem)
+        columns["c2w"].append(_matrix(frame.get("transform_matrix"), where))
+        columns["w"].append(width // downscale)
+        columns["h"].append(height // downscale)
+        columns["fx"].append(fx / downscale)
+        columns["fy"].append(fy / downscale)
+        columns["cx"].append(_number(said, "cx", width / 2, where) / downscale)
+        columns["cy"].append(_number(said, "cy", height / 2, where) / downscale)
+        columns["lens"].append(_lens(said, where))
+    return PosedImages(
+        files=tuple(columns["file"]),
+        names=tuple(columns["name"]),
+        c2w=torch.tensor(columns["c2w"], dtype=torch.float32),
+        widths=tuple(columns["w"]),
+        heights=tuple(columns["h"]),
+        fx=torch.tensor(columns["fx"], dtype=torch.float64),
+        fy=torch.tensor(columns["fy"], dtype=torch.float64),
+        cx=torch.tensor(columns["cx"], dtype=torch.float64),
+        cy=torch.tensor(columns["cy"], dtype=torch.float64),
+        distortion=torch.tensor(columns["lens"], dtype=torch.float64),
+        split=split,
+        kind="blender",
+        background=(1.0, 1.0, 1.0),
+        box=_box(document.get("aabb"), file),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if file.stat().st_size > MAX_BYTES:
+        raise UsageError(f"{file} has more than {MAX_BYTES} bytes")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"{file} is no JSON that can be read: {e}") from e
+    if not isinstance(document, dict):
+        raise UsageError(f"{file} holds a {type(document).__name__}, wanted an object with frames")
+    return document
+
+
+def _of_split(frames: list[Any], document: Mapping[str, Any], file: Path, split: str) -> list[Any]:
+    """A file that is not of one split names them, or every 8th view (by file name) is held out."""
+    if file.name != "transforms.json":
+        return frames
+    named = document.get(f"{split}_filenames")
+    if isinstance(named, list):
+        wanted = set(map(str, named))
+        return [f for f in frames if str(f.get("file_path")) in wanted]
+    frames = sorted(frames, key=lambda f: str(f.get("file_path")))
+    return [frames[v] for v in held_out(len(frames), split)]
+
+
+def _picture(folder: Path, frame: Mapping[str, Any], where: str) -> Path:
+    name = frame.get("file_path")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{where} has no file_path")
+    path = folder / name
+    if path.suffix in SUFFIXES:
+        return path
+    candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    return next((p for p in candidates if p.is_file()), candidates[0])
+
+
+def _size(said: Mapping[str, Any], picture: Path, where: str) -> tuple[int, int]:
+    if "w" in said and "h" in said:
+        return int(_number(said, "w", 0, where)), int(_number(said, "h", 0, where))
+    return picture_size(picture)
+
+
+def _focal(said: Mapping[str, Any], width: int, height: int, where: str) -> tuple[float, float]:
+    def of(length: str, angle: str, size: int) -> float | None:
+        if length in said:
+            return _number(said, length, 0, where)
+        if angle in said:
+            half = 0.5 * _number(said, angle, 0, where)
+            if not 0 < half < math.pi / 2:
+                raise UsageError(f"{where}: {angle} is {2 * half}, wanted radians between 0 and pi")
+            return 0.5 * size / math.tan(half)
+        return None
+
+    fx, fy = of("fl_x", "camera_angle_x", width), of("fl_y", "camera_angle_y", height)
+    if fx is None and fy is None:
+        raise UsageError(f"{where} names no focal length (camera_angle_x or fl_x)")
+    # Square pixels unless both are said; a rounded camera_angle_y would only disturb them.
+    if fx is not None and "fl_y" not in said:
+        fy = fx
+    return (fy if fx is None else fx), (fx if fy is None else fy)  # type: ignore[return-value]
+
+
+def _lens(said: Mapping[str, Any], where: str) -> list[float]:
+    model = str(said.get("camera_model", "OPENCV")).upper()
+    unknown = [k for k in ("k3", "k4", "k5", "k6") if _number(said, k, 0.0, where)]
+    if model not in PINHOLES or said.get("is_fisheye") or unknown:
+        seen = f"terms {', '.join(unknown)}" if unknown else f"camera model {said.get('camera_model', 'fisheye')}"
+        raise UsageError(f"{where} has {seen}; k1, k2, p1, p2 of a pinhole are read", "undistort the pictures first")
+    return [_number(said, k, 0.0, where) for k in LENS]
+
+
+def _matrix(rows: Any, where: str) -> list[list[float]]:
+    try:
+        matrix = [[float(v) for v in row] for row in rows]
+    except (TypeError, ValueError):
+        matrix = []
+    if len(matrix) not in (3, 4) or any(len(row) != 4 for row in matrix):
+        raise UsageError(f"{where}: transform_matrix is no 4x4 matrix")
+    return [*matrix[:3], [0.0, 0.0, 0.0, 1.0]]
+
+
+def _box(value: Any, file: Path) -> tuple[float, float, float, float, float, float] | None:
+    if value is None:
+        return None
+    try:
+        (x0, y0, z0), (x1, y1, z1) = ([float(v) for v in corner] for corner in value)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{file}: aabb is {value!r}, wanted two corners of three numbers") from e
+    return (x0, y0, z0, x1, y1, z1)
+
+
+def _number(said: Mapping[str, Any], name: str, usual: float, where: str) -> float:
+    value = said.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{where}: {name} is {value!r}, wanted a number")
+    return float(value)

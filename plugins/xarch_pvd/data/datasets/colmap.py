@@ -1,0 +1,102 @@
+"""COLMAP reconstructions as posed images; every 8th view by name is held out.
+
+The world is COLMAP's. Its pixel coordinates put the centre of the first pixel at (0.5, 0.5), as here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch_pvd.data.datasets.colmap_model import ColmapCamera, model_folder, read_cameras, read_images, read_points
+from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.datasets.splits import held_out
+
+READ = {
+    "SIMPLE_PINHOLE": ("f", "cx", "cy"),
+    "PINHOLE": ("fx", "fy", "cx", "cy"),
+    "SIMPLE_RADIAL": ("f", "cx", "cy", "k1"),
+    "RADIAL": ("f", "cx", "cy", "k1", "k2"),
+    "OPENCV": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2"),
+}
+
+
+def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
+    """Views of a split.
+
+    Raises:
+        UsageError: no model, damaged files, or a lens that is not read (fisheye and richer models).
+    """
+    folder = model_folder(path)
+    if folder is None:
+        raise UsageError(f"{path} has no cameras and images (.bin or .txt), neither directly nor in sparse/0")
+    lenses = {number: _lens(camera, folder) for number, camera in read_cameras(folder).items()}
+    images = read_images(folder)
+    if not images:
+        raise UsageError(f"{folder} registers no image")
+    missing = sorted({i.camera for i in images} - set(lenses))
+    if missing:
+        raise UsageError(f"{folder}: images name the cameras {missing[:5]}, which do not exist")
+    chosen = [images[v] for v in held_out(len(images), split)]
+    rows = [lenses[i.camera] for i in chosen]
+    pictures = (
+        path / f"images_{downscale}" if downscale > 1 and (path / f"images_{downscale}").is_dir() else path / "images"
+    )
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([row[name] / downscale for row in rows], dtype=torch.float64)
+
+    points = read_points(folder)
+    return PosedImages(
+        files=tuple(pictures / i.name for i in chosen),
+        names=tuple(i.name for i in chosen),
+        c2w=torch.stack([_pose(i.quaternion, i.translation, i.name) for i in chosen]).float(),
+        widths=tuple(int(row["w"]) // downscale for row in rows),
+        heights=tuple(int(row["h"]) // downscale for row in rows),
+        fx=column("fx"),
+        fy=column("fy"),
+        cx=column("cx"),
+        cy=column("cy"),
+        distortion=torch.tensor([[r[k] for k in ("k1", "k2", "p1", "p2")] for r in rows], dtype=torch.float64),
+        split=split,
+        kind="colmap",
+        points=None if points is None or len(points) == 0 else torch.from_numpy(points).float(),
+    )
+
+
+def _lens(camera: ColmapCamera, folder: Path) -> dict[str, float]:
+    names = READ.get(camera.model)
+    if names is None:
+        raise UsageError(
+            f"{folder} has a camera of model {camera.model}; read are {', '.join(READ)}",
+            "undistort the pictures first (colmap image_undistorter)",
+        )
+    if len(names) != len(camera.parameters):
+        raise UsageError(f"{folder}: a {camera.model} camera has {len(camera.parameters)} numbers, wanted {len(names)}")
+    said = dict(zip(names, camera.parameters, strict=True))
+    focal = said.get("f", 0.0)
+    usual = {"fx": focal, "fy": focal, "k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0}
+    return usual | said | {"w": float(camera.width), "h": float(camera.height)}
+
+
+def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], name: str) -> Tensor:
+    """Camera-to-world [4,4] with OpenGL axes from COLMAP's world-to-camera with OpenCV axes."""
+    q = torch.tensor(quaternion, dtype=torch.float64)
+    if not 1e-6 < float(q.norm()) < 1e6:
+        raise UsageError(f"image {name} has the quaternion {quaternion}, which is no rotation")
+    w, x, y, z = (q / q.norm()).tolist()
+    turned = torch.tensor(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ],
+        dtype=torch.float64,
+    )
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = turned.T * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    pose[:3, 3] = -turned.T @ torch.tensor(translation, dtype=torch.float64)
+    return pose

@@ -1,0 +1,98 @@
+"""LLFF folders (arXiv 1905.00889): ``poses_bounds.npy`` and ``images/``, sorted by name.
+
+A row has 3x5 numbers [R | t | (height, width, focal)] and the near and far depth. The columns of R point down, right
+and back. The world is recentred on the average pose and scaled so that the nearest depth becomes 4/3, as NeRF does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch_pvd.data.datasets.pictures import SUFFIXES
+from xarch_pvd.data.datasets.posed import PosedImages, intrinsics
+from xarch_pvd.data.datasets.splits import held_out
+
+NEAREST = 0.75
+
+
+def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre: bool = True) -> PosedImages:
+    """Views of a split; every 8th is held out.
+
+    Args:
+        recentre: False keeps the world of the file.
+
+    Raises:
+        UsageError: a file that is no table [N,17], or another number of pictures.
+    """
+    file = path / "poses_bounds.npy"
+    try:
+        rows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise UsageError(f"{file} cannot be read: {e}") from e
+    if rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+        raise UsageError(f"{file} holds {rows.dtype} {rows.shape}, wanted finite numbers [N, 17]")
+    table = torch.from_numpy(rows.astype(np.float64))
+    cameras = table[:, :15].view(-1, 3, 5)
+    turned = cameras[:, :, :3]
+    c2w = torch.eye(4, dtype=torch.float64).repeat(len(table), 1, 1)
+    c2w[:, :3] = torch.stack([turned[:, :, 1], -turned[:, :, 0], turned[:, :, 2], cameras[:, :, 3]], dim=-1)
+    bounds = table[:, 15:]
+    if not bool((bounds[:, 0] > 0).all() and (bounds[:, 1] > bounds[:, 0]).all()):
+        raise UsageError(f"{file} has depths that are not 0 < near < far")
+    if recentre:
+        scale = 1 / (NEAREST * float(bounds.min()))
+        c2w = torch.linalg.inv(average_pose(c2w)) @ c2w
+        c2w[:, :3, 3] *= scale
+        bounds = bounds * scale
+    height, width, focal = (float(v) for v in cameras[0, :, 4])
+    if not bool((cameras[:, :, 4] == cameras[0, :, 4]).all()):
+        raise UsageError(f"{file} has cameras of different size or focal length; LLFF data has one")
+    wide, high = round(width) // downscale, round(height) // downscale
+    names = _pictures(path, len(table), downscale)
+    views = held_out(len(table), split)
+    lens = intrinsics(
+        len(table), fx=focal / downscale, fy=focal / downscale, cx=width / downscale / 2, cy=height / downscale / 2
+    )
+    return PosedImages(
+        files=tuple(names),
+        names=tuple(n.stem for n in names),
+        c2w=c2w.float(),
+        widths=(wide,) * len(table),
+        heights=(high,) * len(table),
+        fx=lens["fx"],
+        fy=lens["fy"],
+        cx=lens["cx"],
+        cy=lens["cy"],
+        distortion=lens["distortion"],
+        split=split,
+        kind="llff",
+        near_far=bounds,
+    ).select(views)
+
+
+def average_pose(c2w: Tensor) -> Tensor:
+    """The pose [4,4] with mean position, mean viewing direction and mean up."""
+    back = c2w[:, :3, 2].sum(0)
+    right = torch.linalg.cross(c2w[:, :3, 1].sum(0), back)
+    if float(back.norm()) < 1e-9 or float(right.norm()) < 1e-9:
+        raise UsageError("the viewing directions cancel out: these cameras look inwards, LLFF data looks forward")
+    back, right = back / back.norm(), right / right.norm()
+    pose = torch.eye(4, dtype=c2w.dtype)
+    pose[:3] = torch.stack([right, torch.linalg.cross(back, right), back, c2w[:, :3, 3].mean(0)], dim=-1)
+    return pose
+
+
+def _pictures(path: Path, count: int, downscale: int) -> list[Path]:
+    """Pictures of a scaled folder where there is one; names that nothing holds when there are no pictures at all."""
+    for folder in (path / f"images_{downscale}", path / "images"):
+        found = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES)
+        if found and len(found) != count:
+            raise UsageError(f"{folder} holds {len(found)} pictures, poses_bounds.npy has {count} cameras")
+        if found:
+            return found
+    return [path / "images" / f"{v:03d}.png" for v in range(count)]

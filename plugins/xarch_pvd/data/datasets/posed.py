@@ -1,0 +1,192 @@
+"""Posed images: cameras at once, pictures only when asked for.
+
+Legend: N views, P pixels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch_field import Camera
+from xarch_pvd.data.datasets.distortion import undistort
+from xarch_pvd.data.datasets.pictures import read_picture
+
+AXES = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+"""World axes (y, z, x): how torch-ngp turns a Blender world."""
+
+
+@dataclass(frozen=True)
+class PosedImages:
+    """Views of one split. No picture is opened before :attr:`images` or :meth:`image` is asked for.
+
+    Attributes:
+        files: picture of every view; need not exist unless pictures are asked for.
+        names: name of every view.
+        c2w: camera-to-world, float32 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world.
+        widths, heights: size of every view in pixels; pictures stored at a whole multiple of it are averaged down.
+        fx, fy, cx, cy: float64 [N], pixels; the centre of pixel (column, row) lies at (column + 0.5, row + 0.5).
+        distortion: float64 [N,4], OpenCV's k1, k2, p1, p2.
+        split: "train", "val" or "test".
+        background: RGB in [0,1] that transparent pictures are laid over, or None where pictures are opaque.
+        near_far: float64 [N,2], world units along the viewing axis, or None where the format has none.
+        box: (x0, y0, z0, x1, y1, z1) that the files name, or None.
+        points: float32 [n,3], points of a reconstruction, or None.
+        kind: name of the format.
+    """
+
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    c2w: Tensor
+    widths: tuple[int, ...]
+    heights: tuple[int, ...]
+    fx: Tensor
+    fy: Tensor
+    cx: Tensor
+    cy: Tensor
+    distortion: Tensor
+    split: str
+    kind: str
+    background: tuple[float, float, float] | None = None
+    near_far: Tensor | None = None
+    box: tuple[float, float, float, float, float, float] | None = None
+    points: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.files)
+        if count == 0:
+            raise UsageError(f"the {self.kind} data set has no view in its split {self.split!r}")
+        if tuple(self.c2w.shape) != (count, 4, 4) or not bool(torch.isfinite(self.c2w).all()):
+            raise UsageError(f"cameras are {tuple(self.c2w.shape)} or not finite, wanted [{count}, 4, 4]")
+        turned = self.c2w[:, :3, :3].double()
+        error = float((turned.transpose(1, 2) @ turned - torch.eye(3, dtype=torch.float64)).abs().max())
+        if error > 1e-2:
+            raise UsageError(f"a camera of the {self.kind} data set has no rotation (off by {error:.2g})")
+        if min(*self.widths, *self.heights) < 1 or not bool(((self.fx > 0) & (self.fy > 0)).all()):
+            raise UsageError(f"a camera of the {self.kind} data set has no size or no focal length")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def camera(self, view: int) -> Camera:
+        """The pinhole camera of one view.
+
+        Raises:
+            UsageError: its lens distorts; only :meth:`rays` follow a lens.
+        """
+        if bool(self.distortion[view].any()):
+            raise UsageError(f"view {self.names[view]} has a lens that distorts, wanted a pinhole camera")
+        fx, fy, cx, cy = (float(v[view]) for v in (self.fx, self.fy, self.cx, self.cy))
+        return Camera(self.widths[view], self.heights[view], fx, fy, cx, cy, self.c2w[view])
+
+    def rays(self, view: int, pixels_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Origins [P,3] and unit directions [P,3], float32, lens distortion undone.
+
+        Args:
+            pixels_P: row * W + column, or None for the whole picture.
+        """
+        width, height = self.widths[view], self.heights[view]
+        pixels_P = torch.arange(width * height) if pixels_P is None else pixels_P
+        x_P = ((pixels_P % width).double() + 0.5 - self.cx[view]) / self.fx[view]
+        y_P = (torch.div(pixels_P, width, rounding_mode="floor").double() + 0.5 - self.cy[view]) / self.fy[view]
+        if bool(self.distortion[view].any()):
+            x_P, y_P = undistort(x_P, y_P, self.distortion[view])
+        local_P3 = torch.stack((x_P, -y_P, -torch.ones_like(x_P)), dim=-1)
+        dirs_P3 = local_P3 @ self.c2w[view, :3, :3].double().T
+        dirs_P3 = (dirs_P3 / dirs_P3.norm(dim=-1, keepdim=True)).float()
+        return self.c2w[view, :3, 3].expand_as(dirs_P3), dirs_P3
+
+    def image(self, view: int) -> Tensor:
+        """One picture as it is stored, float32 [H,W,4] or [H,W,3] in [0,1]; alpha is straight.
+
+        Raises:
+            UsageError: it does not exist, is damaged, or has another size than the camera.
+        """
+        return read_picture(self.files[view], self.widths[view], self.heights[view])
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All pictures over the background, float32 [N,H,W,3] in [0,1]; read on first use.
+
+        Raises:
+            UsageError: as for :meth:`image`, or the views differ in size.
+        """
+        if len(set(self.widths)) > 1 or len(set(self.heights)) > 1:
+            raise UsageError(f"the views of this {self.kind} data set differ in size; read them one by one")
+        return torch.stack([self.picture(view) for view in range(len(self))])
+
+    def rgba(self, view: int) -> Tensor:
+        """One picture with alpha, float32 [H,W,4] in [0,1]; opaque pictures get an alpha of 1."""
+        picture = self.image(view)
+        return picture if picture.shape[-1] == 4 else torch.cat([picture, torch.ones_like(picture[..., :1])], dim=-1)
+
+    def picture(self, view: int, background: tuple[float, float, float] | None = None) -> Tensor:
+        """One picture over a background (by default its own, or white), float32 [H,W,3] in [0,1]."""
+        return self.over(self.image(view), background)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over cameras, sizes and names; pictures are told apart by their names only."""
+        state = hashlib.sha256()
+        for numbers in (self.c2w, self.fx, self.fy, self.cx, self.cy, self.distortion):
+            state.update(numbers.contiguous().numpy().tobytes())
+        state.update(json.dumps([self.kind, self.split, self.names, self.widths, self.heights]).encode())
+        return state.hexdigest()
+
+    def over(self, picture: Tensor, background: tuple[float, float, float] | None = None) -> Tensor:
+        """A picture [H,W,3|4] laid over a background (by default its own, or white), [H,W,3]."""
+        if picture.shape[-1] == 3:
+            return picture
+        behind = torch.tensor(background or self.background or (1.0, 1.0, 1.0))
+        return picture[..., :3] * picture[..., 3:] + behind * (1 - picture[..., 3:])
+
+    def map_world(self, matrix: Tensor, scale: float = 1.0) -> PosedImages:
+        """The same views in another world: x -> scale * (R x + t) of a rigid ``matrix`` [4,4]."""
+
+        def point(x: Tensor) -> Tensor:
+            return scale * (x @ matrix[:3, :3].T.to(x.dtype) + matrix[:3, 3].to(x.dtype))
+
+        moved = matrix.to(torch.float64) @ self.c2w.double()
+        moved[:, :3, 3] *= scale
+        box = None
+        if self.box is not None:
+            corners = torch.cartesian_prod(*(torch.tensor([self.box[a], self.box[a + 3]]) for a in range(3)))
+            low, high = point(corners).amin(0).tolist(), point(corners).amax(0).tolist()
+            box = (low[0], low[1], low[2], high[0], high[1], high[2])
+        return replace(
+            self,
+            c2w=moved.float(),
+            box=box,
+            near_far=None if self.near_far is None else self.near_far * scale,
+            points=None if self.points is None else point(self.points),
+        )
+
+    def to_torch_ngp(self, scale: float) -> PosedImages:
+        """The world torch-ngp and PVD train in: axes (y, z, x), camera positions times ``scale``."""
+        return self.map_world(AXES, scale)
+
+    def select(self, views: list[int]) -> PosedImages:
+        """Some of the views, in the given order."""
+        return replace(
+            self,
+            files=tuple(self.files[v] for v in views),
+            names=tuple(self.names[v] for v in views),
+            widths=tuple(self.widths[v] for v in views),
+            heights=tuple(self.heights[v] for v in views),
+            near_far=None if self.near_far is None else self.near_far[views],
+            **{name: getattr(self, name)[views] for name in ("c2w", "fx", "fy", "cx", "cy", "distortion")},
+        )
+
+
+def intrinsics(count: int, **values: float) -> dict[str, Tensor]:
+    """fx, fy, cx, cy and distortion of ``count`` views that share one lens."""
+    lens = torch.tensor([values.get(k, 0.0) for k in ("k1", "k2", "p1", "p2")], dtype=torch.float64)
+    one = {k: torch.full((count,), float(values[k]), dtype=torch.float64) for k in ("fx", "fy", "cx", "cy")}
+    return one | {"distortion": lens.repeat(count, 1)}

@@ -1,0 +1,1 @@
+"""The metric, its pictures and its section of the report."""

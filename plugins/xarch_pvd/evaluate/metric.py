@@ -1,0 +1,137 @@
+"""Metric ``field-psnr``: renders of a student against its teacher's, and against pictures where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch import Batch, Evaluation, Metric, TapModel, UsageError
+from xarch_field import render
+from xarch_field.model import FieldModel
+from xarch_pvd.evaluate.shown import ShownViews
+
+KEPT = 4
+"""Views whose teacher's render is kept between evaluations."""
+RAYS = ("origins", "dirs", "background")
+
+
+class FieldPSNR(Metric):
+    """Mean over views of the peak signal-to-noise ratio (dB) and structural similarity of whole pictures.
+
+    Figures of a student: ``psnr_teacher``, ``ssim_teacher`` and ``worst_psnr_teacher`` (its worst view) against the
+    teacher's renders; with pictures also ``psnr`` and ``ssim`` of everyone, and ``psnr_drop`` (teacher - student).
+    ``bytes`` is what the weights take. ``n`` is the number of views.
+    """
+
+    def __init__(self) -> None:
+        self._renders: dict[int, tuple[TapModel, Batch, Tensor]] = {}
+
+    def evaluate(
+        self,
+        teacher: TapModel,
+        students: Mapping[str, TapModel],
+        batches: Callable[[], Iterable[Batch]],
+        *,
+        processor: Any,
+        progress: Callable[[int], None],
+    ) -> Evaluation:
+        """See :meth:`xarch.Metric.evaluate`.
+
+        Raises:
+            UsageError: there is no held-out view.
+        """
+        models = {"teacher": teacher, **students}
+        lists: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+        shown = ShownViews()
+        views = 0
+        truth = False
+        for batch in batches():
+            pictures = {"teacher": self._teacher_picture(teacher, batch, views)}
+            pictures |= {name: _picture(model, batch) for name, model in students.items()}
+            if "picture" in batch.tensors:
+                pictures["truth"] = batch["picture"].view(pictures["teacher"].shape)
+                truth = True
+            for name in models:
+                _compare(lists[name], name, pictures)
+            if "student" in pictures:
+                shown.add(pictures, {n: {k: v[-1] for k, v in lists[n].items()} for n in ("teacher", "student")})
+            views += 1
+            progress(batch.units)
+        if not views:
+            raise UsageError(
+                "no held-out view to evaluate on", "raise evaluate.samples, or give a folder with pictures"
+            )
+        figures = {name: _figures(values, _bytes(models[name])) for name, values in lists.items()}
+        student = figures.get("student", figures["teacher"])
+        gated = dict(student)
+        if truth:
+            gated["psnr_drop"] = figures["teacher"]["psnr"] - student["psnr"]
+        return Evaluation(
+            metric="psnr" if truth else "psnr_teacher",
+            higher_is_better=True,
+            unit="dB",
+            teacher=figures["teacher"],
+            student=student,
+            baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
+            gated=gated,
+            n=views,
+            samples=shown.samples(),
+        )
+
+    def _teacher_picture(self, teacher: TapModel, batch: Batch, view: int) -> Tensor:
+        """The teacher's render; the first views are rendered once, for a curve of quality over time."""
+        known, rays, picture = self._renders.get(view, (None, batch, torch.empty(0)))
+        if known is teacher and all(torch.equal(rays[key], batch[key]) for key in RAYS):
+            return picture
+        picture = _picture(teacher, batch)
+        if view < KEPT:
+            self._renders[view] = (teacher, batch, picture)
+        return picture
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio of pictures in [0, 1], dB; at most 100."""
+    return float(-10 * torch.log10((a.double() - b.double()).square().mean().clamp_min(1e-10)))
+
+
+def _picture(model: TapModel, batch: Batch) -> Tensor:
+    """[height, width, 3]."""
+    assert isinstance(model, FieldModel)
+    seen = render(model.field, batch["origins"], batch["dirs"], batch["background"], samples=model.facts.samples)
+    return seen["rgb"].view(batch.meta["height"], batch.meta["width"], 3).clamp(0, 1)
+
+
+def _ssim(a: Tensor, b: Tensor) -> float:
+    from skimage.metrics import structural_similarity
+
+    side = min(a.shape[0], a.shape[1], 7)
+    window = side if side % 2 else side - 1
+    return float(
+        structural_similarity(a.cpu().numpy(), b.cpu().numpy(), channel_axis=2, data_range=1.0, win_size=window)
+    )
+
+
+def _compare(values: dict[str, list[float]], name: str, pictures: Mapping[str, Tensor]) -> None:
+    def add(key: str, value: float) -> None:
+        values.setdefault(key, []).append(value)
+
+    if name != "teacher":
+        add("psnr_teacher", psnr(pictures[name], pictures["teacher"]))
+        add("ssim_teacher", _ssim(pictures[name], pictures["teacher"]))
+    if "truth" in pictures:
+        add("psnr", psnr(pictures[name], pictures["truth"]))
+        add("ssim", _ssim(pictures[name], pictures["truth"]))
+
+
+def _figures(values: Mapping[str, list[float]], size: int) -> dict[str, float]:
+    figures = {key: sum(v) / len(v) for key, v in values.items()}
+    if "psnr_teacher" in values:
+        figures["worst_psnr_teacher"] = min(values["psnr_teacher"])
+    return {**figures, "bytes": float(size)}
+
+
+def _bytes(model: TapModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.module.parameters())

@@ -1,0 +1,1 @@
+"""Fields as ONNX graphs and as files of other programs."""

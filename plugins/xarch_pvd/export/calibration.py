@@ -1,0 +1,34 @@
+"""What the 8-bit ranges of a field's layers are measured on: points of occupied cells.
+
+What a field says elsewhere is masked and never seen; its layers may answer there with anything, and their answers would
+take the bits of those that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from xarch import ExportGraph, ParityCase
+from xarch_field import occupancy as occupancies
+from xarch_field.model import FieldStudent
+from xarch_pvd.export.encoded import encoding
+from xarch_pvd.export.parity import drive_rows
+from xarch_pvd.targets.representations.mlp_field import MLPField
+
+POINTS = 16_384
+
+
+def occupied_points(student: FieldStudent, graph: ExportGraph) -> Iterable[ParityCase]:
+    """One case of ``points`` or ``encoded``; ``rays`` has the same weights."""
+    generator = torch.Generator().manual_seed(6)
+    field = student.field
+    u_N3 = occupancies.sample(field.occupancy.cpu(), POINTS, generator, uniform=0.0)
+    dirs_N3 = torch.nn.functional.normalize(torch.randn(POINTS, 3, generator=generator), dim=-1)
+    given = {"dir": dirs_N3.numpy()}
+    if "pe" in graph.inputs and isinstance(field, MLPField):
+        given["pe"] = encoding(u_N3.numpy(), field.frequencies)
+    else:
+        given["xyz"] = field.to_world(u_N3).numpy()
+    yield ParityCase(graph.name, {"points": POINTS}, drive_rows(graph, given), {})

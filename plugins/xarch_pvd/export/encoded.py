@@ -1,0 +1,116 @@
+"""``encoded``: a field of layers without its positional encoding, for accelerators of half precision.
+
+The angles of the encoding reach 2^(octaves - 1) radians; half precision spaces numbers that large by a tenth and more.
+Where an accelerator has no float32, its caller makes the encoding, marches and composites; the graph is layers only.
+
+Legend: N points, E width of the encoding, P pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Throughput
+from xarch_field import occupancy as occupancies
+from xarch_field import ray_points, render
+from xarch_field.model import FieldStudent
+from xarch_pvd.export.parity import LOOSE, drive_rows, picture_measures
+from xarch_pvd.targets.representations.mlp_field import MLPField
+
+
+class EncodedGraph(nn.Module):
+    """(pe [N, E], dir [N, 3] unit) -> (sigma [N] per world unit, rgb [N, 3]).
+
+    The first three columns of ``pe`` are the point itself in [-1, 1]³, so the occupancy is inside.
+    """
+
+    def __init__(self, field: MLPField) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, pe: Tensor, dir: Tensor) -> tuple[Tensor, Tensor]:
+        feature_NF = self.field.features_of(pe)
+        occupied_N = occupancies.lookup(self.field.occupancy, 0.5 * (pe[:, :3] + 1))
+        return self.field.density(feature_NF[:, 0], occupied_N), self.field.colour(feature_NF, dir)
+
+
+def encoded_graph(
+    student: FieldStudent,
+    xyz: Tensor,
+    dirs: Tensor,
+    dynamic: dict[str, dict[int, str]],
+    metadata: dict[str, Any],
+    work: Throughput,
+) -> ExportGraph:
+    """The graph with example inputs at world points ``xyz``.
+
+    Raises:
+        PlanError: the field has no positional encoding.
+    """
+    field = _layers(student)
+    told = {
+        "octaves": field.frequencies,
+        "encoding": "p, then for k = 0 ... octaves - 1: sin(2^k p), cos(2^k p); p = 2 (xyz - low) / (high - low) - 1",
+    }
+    with torch.no_grad():
+        pe = field.encode(field.to_unit(xyz.to(field.aabb.device)))
+    inputs = {"pe": pe, "dir": dirs}
+    return ExportGraph("encoded", EncodedGraph(field), inputs, ("sigma", "rgb"), dynamic, {**metadata, **told}, work)
+
+
+def encoding(u_N3: np.ndarray, octaves: int) -> np.ndarray:
+    """What a caller feeds as ``pe``, with numpy alone: float32 [N, E] of points in the unit cube."""
+    p_N3 = (2 * u_N3 - 1).astype(np.float32)
+    waves = [wave(np.float32(2**k) * p_N3) for k in range(octaves) for wave in (np.sin, np.cos)]
+    return np.concatenate([p_N3, *waves], axis=-1)
+
+
+def encoded_parity(student: FieldStudent, graph: ExportGraph, batch: Batch, profile: Profile) -> Iterable[ParityCase]:
+    """A whole view: the caller marches, encodes and composites, the graph does the rest."""
+    field = _layers(student)
+    background = batch["background"][0]
+    with torch.no_grad():
+        points = ray_points(field, batch["origins"], batch["dirs"], student.facts.samples)
+        wanted = render(field, batch["origins"], batch["dirs"], background, samples=student.facts.samples)
+        u_N3 = field.to_unit(points.x_N3)
+        sigma_N, rgb_N3 = field(points.x_N3, points.d_N3)
+    given = {"pe": encoding(u_N3.numpy(), field.frequencies), "dir": points.d_N3.numpy()}
+    calls = drive_rows(graph, given)
+
+    def drive(call: Any) -> dict[str, np.ndarray]:
+        found = calls(call)
+        sigma, rgb = torch.from_numpy(found["sigma"]), torch.from_numpy(found["rgb"])
+        picture, acc, depth = points.composite(sigma, rgb, background)
+        return {"rgb": picture.numpy(), "acc": acc.numpy(), "depth": depth.numpy()}
+
+    loose = LOOSE.get(profile.dtype)
+    yield ParityCase(
+        graph.name,
+        {"points": len(u_N3)},
+        calls,
+        {"sigma": sigma_N.numpy(), "rgb": rgb_N3.numpy()},
+        rel_l2=loose,
+    )
+    yield ParityCase(
+        graph.name,
+        {"height": batch.meta["height"], "width": batch.meta["width"]},
+        drive,
+        {name: value.numpy() for name, value in wanted.items()},
+        measures=picture_measures(wanted["acc"].numpy(), background.numpy(), profile),
+        rel_l2=loose,
+    )
+
+
+def _layers(student: FieldStudent) -> MLPField:
+    field = student.field
+    if not isinstance(field, MLPField):
+        raise PlanError(
+            f"export.options.encoding is `input`, and a field of kind {field.arch!r} has no positional encoding",
+            "leave the option out, or convert to `mlp` first",
+        )
+    return field

@@ -1,0 +1,173 @@
+"""Exported graphs against the field in torch: random points, rays of held-out views, and a whole picture.
+
+The picture is compared with what the student itself renders (its occupied samples only), not with the graph's module in
+torch, so that what the graph does differently (the box it crosses, empty samples) is part of the comparison.
+
+Legend: N points, R rays, P pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xarch import Batch, ExportGraph, Measure, ParityCase, Profile
+from xarch_field import occupancy as occupancies
+from xarch_field import render
+from xarch_field.model import FieldStudent
+from xarch_pvd.evaluate.metric import psnr
+
+POINTS = (2, 1, 257, 10_000)
+RAYS = 1024
+"""Rays of a call, where their number is free."""
+SIDE = 64
+"""Pixels along the longer side of the picture."""
+RENDERED = {"float32": 60.0, "float16": 40.0, "int8": 30.0}
+"""Lowest PSNR of the picture in dB, by type of the weights."""
+
+LOOSE = {"float16": 0.02, "int8": 0.1}
+"""Largest relative deviation of single outputs below float32: density is the exponential of what the graph computes, so
+the picture is what decides."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def field_parity(
+    student: FieldStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+) -> Iterable[ParityCase]:
+    """Cases of ``points`` and ``rays``; the first batch is the view that is rendered whole."""
+    known = {g.name: g for g in graphs}
+    yield from _points(student, known["points"], profile)
+    yield _picture(student, known["rays"], thinned(batches[0]), profile)
+    for batch in batches[1:]:
+        yield _rays(known["rays"], batch, profile)
+
+
+def _points(student: FieldStudent, graph: ExportGraph, profile: Profile) -> Iterable[ParityCase]:
+    """Random points, most of them in occupied cells; in float32 every single one has to be right."""
+    generator = torch.Generator().manual_seed(5)
+    grid = student.field.occupancy.cpu()
+    exact = profile.dtype == "float32"
+    measures = (
+        Measure("largest relative error of sigma", _off("sigma", relative=True), maximum=1e-4 if exact else None),
+        Measure("largest error of rgb", _off("rgb"), maximum=1e-5 if exact else None),
+    )
+    for count in POINTS if graph.dynamic else (len(graph.inputs["xyz"]),):
+        xyz_N3 = student.field.to_world(occupancies.sample(grid, count, generator))
+        dirs_N3 = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+        expected = graph.module(xyz_N3, dirs_N3)
+        inputs = {"xyz": xyz_N3.numpy(), "dir": dirs_N3.numpy()}
+        yield ParityCase(
+            graph.name,
+            {"points": count},
+            drive_rows(graph, inputs),
+            _named(graph, expected),
+            measures=measures,
+            rel_l2=LOOSE.get(profile.dtype),
+        )
+
+
+def _picture(student: FieldStudent, graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
+    """A whole view, rendered through the graph call by call."""
+    shape = {"height": batch.meta["height"], "width": batch.meta["width"]}
+    background = batch["background"][0]
+    with torch.no_grad():
+        seen = render(
+            student.field, batch["origins"], batch["dirs"], background, samples=int(graph.metadata["samples"])
+        )
+    expected = {name: seen[name].numpy() for name in graph.outputs}
+    return ParityCase(
+        graph.name,
+        shape,
+        drive_rows(graph, _inputs(batch)),
+        expected,
+        measures=picture_measures(seen["acc"].numpy(), background.numpy(), profile),
+        rel_l2=LOOSE.get(profile.dtype),
+    )
+
+
+def picture_measures(acc_P: np.ndarray, background_3: np.ndarray, profile: Profile) -> list[Measure]:
+    """PSNR of a picture, and how far its empty pixels are from the background."""
+    measures = [Measure("psnr", rendered_psnr, minimum=RENDERED[profile.dtype], unit="dB")]
+    empty_P = acc_P == 0
+    if empty_P.any():
+        measures.append(
+            Measure(
+                "empty pixels", lambda out, _: float(np.abs(out["rgb"][empty_P] - background_3).max()), maximum=1e-3
+            )
+        )
+    return measures
+
+
+def _rays(graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
+    """Rays spread over another view, in one call."""
+    count = RAYS if graph.dynamic else len(graph.inputs["origins"])
+    rows = torch.linspace(0, len(batch) - 1, min(count, len(batch))).long()
+    part = Batch({k: v[rows] for k, v in batch.tensors.items()}, len(rows))
+    expected = graph.module(part["origins"], part["dirs"], part["background"][0])
+    return ParityCase(
+        graph.name,
+        {"rays": len(rows)},
+        drive_rows(graph, _inputs(part)),
+        _named(graph, expected),
+        rel_l2=LOOSE.get(profile.dtype),
+    )
+
+
+def thinned(batch: Batch, side: int = SIDE) -> Batch:
+    """A view with at most ``side`` pixels along its longer side: every n-th row and column."""
+    height, width = batch.meta["height"], batch.meta["width"]
+    scale = min(1.0, side / max(height, width))
+    rows, columns = (
+        ((torch.arange(max(1, round(n * scale))) + 0.5) * n / max(1, round(n * scale))).long() for n in (height, width)
+    )
+    pixels_P = (rows[:, None] * width + columns).flatten()
+    tensors = {k: v[pixels_P] for k, v in batch.tensors.items()}
+    return Batch(tensors, len(pixels_P), {"height": len(rows), "width": len(columns)})
+
+
+def rendered_psnr(seen: Arrays, expected: Arrays) -> float:
+    """PSNR of two pictures in dB, at most 100."""
+    return psnr(torch.from_numpy(seen["rgb"]), torch.from_numpy(expected["rgb"]))
+
+
+def _off(name: str, *, relative: bool = False) -> Callable[[Arrays, Arrays], float]:
+    """The largest difference of one output, or of its ratio to the expected one where that is not 0."""
+
+    def largest(seen: Arrays, expected: Arrays) -> float:
+        off, size = np.abs(seen[name] - expected[name]), np.abs(expected[name])
+        return float((off / np.where(size > 0, size, 1) if relative else off).max())
+
+    return largest
+
+
+def _inputs(batch: Batch) -> dict[str, np.ndarray]:
+    return {
+        "origins": batch["origins"].numpy(),
+        "directions": batch["dirs"].numpy(),
+        "background": batch["background"][0].numpy(),
+    }
+
+
+def _named(graph: ExportGraph, values: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
+
+
+def drive_rows(graph: ExportGraph, given: Arrays) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Calls of one graph over all rows; a graph of static shapes gets its last rows filled up."""
+    rowwise = [name for name in given if name != "background"]
+    total = len(given[rowwise[0]])
+    size = (RAYS if graph.name == "rays" else total) if graph.dynamic else len(graph.inputs[rowwise[0]])
+
+    def drive(call: Any) -> dict[str, np.ndarray]:
+        parts = []
+        for start in range(0, total, size):
+            rows = np.arange(start, start + size)
+            rows = rows[rows < total] if graph.dynamic else rows.clip(max=total - 1)
+            parts.append(call(graph.name, {k: v[rows] if k in rowwise else v for k, v in given.items()}))
+        return {name: np.concatenate([part[name] for part in parts])[:total] for name in graph.outputs}
+
+    return drive

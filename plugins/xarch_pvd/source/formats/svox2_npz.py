@@ -1,0 +1,238 @@
+"""Grids of svox2 (Plenoxels, arXiv 2112.05131), ``.npz``: read and write.
+
+``links`` int32 [X,Y,Z] (row of the data, negative: empty), ``density_data`` float32 [K,1], ``sh_data`` float16
+[K,3*degree²], ``radius`` and ``center`` [3], ``basis_type`` (1: spherical harmonics, the only one read). The arch is
+``svox2`` with these three tensors (``sh_data`` as float32) and the options ``resolution`` [3], ``center``, ``radius``,
+``degree``.
+
+A sample (i, j, k) lies at center + radius * ((2i + 1) / X - 1): at the centres of the cells of the box, not at its
+corners. sigma = relu(interpolated density), rgb = max(0, sum of harmonics + 0.5): no exponential, no sigmoid.
+
+Conversion to and from ``tensors`` (samples at the corners of the box, raw log-density, harmonics before a sigmoid)
+keeps every sample in place. Between samples one is linear in sigma, the other in log sigma: densities are written
+exactly at samples, or so that voxels are as opaque as they were (:mod:`xarch_pvd.source.formats.svox2_density`). Colour
+is refitted: the harmonics that give the other form's colour in the least-squares sense over fixed directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch_field import spherical_harmonics
+from xarch_pvd.source.formats.npz_file import read_npz, write_npz
+from xarch_pvd.source.formats.occupancy import cubic
+from xarch_pvd.source.formats.record import FieldFile, need
+from xarch_pvd.source.formats.svox2_density import line_of
+
+NAMES = ("links", "density_data", "sh_data", "radius", "center", "basis_type")
+HARMONICS = 1
+MAX_DEGREE = 4
+DIRECTIONS = 64
+CLIP = (-2.0, 7.0)
+CHUNK = 1 << 16
+
+
+def read_svox2_npz(path: Path | str) -> FieldFile:
+    """The grid as it is stored, arch ``svox2``.
+
+    Raises:
+        UsageError: damaged, another basis, links beyond the data, or shapes that do not fit.
+    """
+    path = Path(path)
+    arrays = read_npz(path, NAMES)
+    missing = sorted({"links", "density_data", "sh_data"} - set(arrays))
+    if missing:
+        raise UsageError(f"{path} is no svox2 grid: it lacks {', '.join(missing)}")
+    basis = int(arrays.get("basis_type", np.array(HARMONICS)).reshape(-1)[0])
+    if basis != HARMONICS:
+        raise UsageError(f"{path} has basis_type {basis}, read is {HARMONICS} (spherical harmonics)")
+    links, density, harmonics = arrays["links"], arrays["density_data"], arrays["sh_data"]
+    if links.ndim != 3 or links.dtype.kind != "i" or min(links.shape) < 2:
+        raise UsageError(f"{path}: links are {links.dtype} {links.shape}, wanted int32 [X, Y, Z]")
+    degree = math.isqrt(harmonics.shape[-1] // 3) if harmonics.ndim == 2 else 0
+    fits = density.shape == (len(harmonics), 1) and harmonics.shape == (len(density), 3 * degree**2)
+    if not fits or not 1 <= degree <= MAX_DEGREE or len(density) == 0:
+        raise UsageError(f"{path}: density_data {density.shape} and sh_data {harmonics.shape} are not [K,1], [K,3*d²]")
+    if links.max() >= len(density):
+        raise UsageError(f"{path}: links point to row {links.max()}, there are {len(density)}")
+    radius, center = (_three(arrays.get(n), usual, path, n) for n, usual in (("radius", 1.0), ("center", 0.0)))
+    if min(radius) <= 0:
+        raise UsageError(f"{path}: radius is {radius}, wanted positive numbers")
+    tensors = {
+        "links": torch.from_numpy(links.astype(np.int32)),
+        "density_data": torch.from_numpy(density.astype(np.float32)),
+        "sh_data": torch.from_numpy(harmonics.astype(np.float32)),
+    }
+    low, high = ([c + s * r for c, r in zip(center, radius, strict=True)] for s in (-1, 1))
+    return FieldFile(
+        arch="svox2",
+        options={"resolution": list(links.shape), "center": center, "radius": radius, "degree": degree},
+        tensors=tensors,
+        aabb=(low[0], low[1], low[2], high[0], high[1], high[2]),
+        occupancy=_occupied(tensors["links"], tensors["density_data"]),
+        details={"format": "svox2", "rows": len(density), "samples": links.size},
+    )
+
+
+def write_svox2_npz(record: FieldFile, path: Path | str) -> None:
+    """Write a ``svox2`` record as it is, a ``tensors`` record converted.
+
+    Raises:
+        UsageError: another architecture or warp, or the file cannot be written.
+    """
+    if record.arch == "tensors":
+        record = tensors_to_svox2(record)
+    if record.arch != "svox2" or record.warp != "aabb":
+        raise UsageError(
+            f"svox2 has no form for {record.arch} with warp {record.warp}",
+            "convert it to tensors first (target voxels)",
+        )
+    tensors = record.tensors
+    arrays = {
+        "radius": np.array(record.options["radius"], dtype=np.float32),
+        "center": np.array(record.options["center"], dtype=np.float32),
+        "links": need(tensors, "links", "the record", (None,) * 3).numpy().astype(np.int32),
+        "density_data": need(tensors, "density_data", "the record", (None, 1)).float().numpy(),
+        "sh_data": need(tensors, "sh_data", "the record", (None, None)).numpy().astype(np.float16),
+        "basis_type": np.array(HARMONICS),
+    }
+    write_npz(Path(path), arrays)
+
+
+def tensors_to_svox2(record: FieldFile, *, exact: bool = True) -> FieldFile:
+    """Samples in occupied cells become rows; the box grows by half a cell, so that samples stay where they are.
+
+    Args:
+        exact: write the density of each sample, which makes surfaces thicker; else a line in the log-density, which
+            keeps surfaces and loses what is thin.
+
+    Raises:
+        UsageError: the field is empty.
+    """
+    volume = need(record.tensors, "volume", "the record", (None,) * 4)
+    shape = volume.shape[1:]
+    low_clip, high_clip = record.sigma_clip or (-math.inf, math.inf)
+    raw = volume[0].clamp(low_clip, high_clip)
+    # A sample at the lower clip stands for nothing; it would be haze in a grid without a mask.
+    kept = raw > (low_clip if record.sigma_clip else -12.0)
+    if record.occupancy is not None:
+        kept &= _touched(record.occupancy, shape)
+    if not bool(kept.any()):
+        raise UsageError("this field is empty: no sample of it holds matter")
+    degree = math.isqrt((volume.shape[0] - 1) // 3)
+    sigma = raw.exp()
+    sizes = [(record.aabb[axis + 3] - record.aabb[axis]) / (count - 1) for axis, count in enumerate(shape)]
+    if not exact:
+        slope, zero = line_of(raw, kept, sum(sizes) / 3)
+        sigma = slope * (raw - zero)
+        # Next to matter also what lies below the zero is written: the surface ends between the two.
+        around = torch.nn.functional.max_pool3d((kept & (sigma > 0))[None, None].float(), 3, 1, 1)[0, 0] > 0
+        kept = around & (kept | (sigma < 0))
+    links = torch.full(shape, -1, dtype=torch.int32)
+    links[kept] = torch.arange(int(kept.sum()), dtype=torch.int32)
+    center, radius = [], []
+    for axis, count in enumerate(shape):
+        low, high = record.aabb[axis], record.aabb[axis + 3]
+        center.append((low + high) / 2)
+        radius.append((high - low) / 2 * count / (count - 1))
+    colour = _refit(volume[1:, kept].T, degree, lambda v: torch.sigmoid(v) - 0.5)
+    box = [c + s * r for s in (-1, 1) for c, r in zip(center, radius, strict=True)]
+    tensors = {"links": links, "density_data": sigma[kept][:, None], "sh_data": colour}
+    return FieldFile(
+        arch="svox2",
+        options={"resolution": list(shape), "center": center, "radius": radius, "degree": degree},
+        tensors=tensors,
+        aabb=(box[0], box[1], box[2], box[3], box[4], box[5]),
+        occupancy=_occupied(links, tensors["density_data"]),
+        background=record.background,
+        details={**record.details, "density": "exact at samples" if exact else "opacity of voxels"},
+    )
+
+
+def svox2_to_tensors(record: FieldFile) -> FieldFile:
+    """The dense form; empty samples get the lowest log-density, colours are refitted."""
+    links = need(record.tensors, "links", "the record", (None,) * 3)
+    density, harmonics = record.tensors["density_data"][:, 0], record.tensors["sh_data"]
+    shape, degree = links.shape, int(record.options["degree"])
+    high = max(CLIP[1], math.log(max(float(density.max()), 1e-3)))
+    raw = density.clamp(min=1e-30).log().clamp(CLIP[0], high)
+
+    def logit(v: Tensor) -> Tensor:
+        return torch.logit((v + 0.5).clamp(1e-3, 1 - 1e-3))
+
+    rows = torch.cat([raw[:, None], _refit(harmonics, degree, logit)], dim=1)
+    volume = torch.zeros(*shape, rows.shape[1])
+    volume[..., 0] = CLIP[0]
+    full = links >= 0
+    volume[full] = rows[links[full].long()]
+    box = []
+    for sign in (-1, 1):
+        for axis, count in enumerate(shape):
+            box.append(record.options["center"][axis] + sign * record.options["radius"][axis] * (count - 1) / count)
+    occupied = (links >= 0) & (density[links.clamp(min=0).long()] > math.exp(CLIP[0]))
+    for axis in range(3):
+        size = occupied.shape[axis] - 1
+        occupied = occupied.narrow(axis, 0, size) | occupied.narrow(axis, 1, size)
+    side = {*shape}
+    return FieldFile(
+        arch="tensors",
+        options={"resolution": shape[0] if len(side) == 1 else list(shape), "degree": degree},
+        tensors={"volume": volume.permute(3, 0, 1, 2).contiguous()},
+        aabb=(box[0], box[1], box[2], box[3], box[4], box[5]),
+        sigma_clip=(CLIP[0], high),
+        occupancy=cubic(occupied),
+        background=record.background,
+        details=dict(record.details),
+    )
+
+
+def _refit(rows: Tensor, degree: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Harmonics [K,3*d²] of ``change`` of the values that the harmonics ``rows`` give over fixed directions."""
+    order = torch.arange(DIRECTIONS, dtype=torch.float64) + 0.5
+    z, angle = 1 - 2 * order / DIRECTIONS, order * math.pi * (1 + math.sqrt(5))
+    flat = (1 - z * z).sqrt()
+    basis = spherical_harmonics(torch.stack((flat * angle.cos(), flat * angle.sin(), z), dim=-1).float(), degree)
+    back = torch.linalg.pinv(basis.double()).float()
+    parts = [change(part.reshape(-1, 3, degree**2) @ basis.T) @ back.T for part in rows.float().split(CHUNK)]
+    return torch.cat(parts).flatten(1)
+
+
+def _occupied(links: Tensor, density: Tensor) -> Tensor:
+    """A sample in the middle of a cell reaches half into its neighbours."""
+    full = (links >= 0) & (density[links.clamp(min=0).long(), 0] > 0)
+    for axis in range(3):
+        size = full.shape[axis] - 1
+        grown = full.clone()
+        grown.narrow(axis, 0, size).logical_or_(full.narrow(axis, 1, size))
+        grown.narrow(axis, 1, size).logical_or_(full.narrow(axis, 0, size))
+        full = grown
+    return cubic(full)
+
+
+def _touched(grid: Tensor, shape: torch.Size) -> Tensor:
+    """bool of ``shape``: samples (at the corners of a box) that interpolation inside occupied cells reads."""
+    result = grid
+    for axis, count in enumerate(shape):
+        cells = result.shape[axis]
+        place = torch.arange(count, dtype=torch.float64) * cells / (count - 1)
+        reach = cells / (count - 1)
+        first = torch.floor(place - reach + 1e-6).clamp(0, cells).long()
+        last = torch.ceil(place + reach - 1e-6).clamp(0, cells).long()
+        total = torch.cumsum(result.int(), dim=axis)
+        total = torch.cat([torch.zeros_like(total.narrow(axis, 0, 1)), total], dim=axis)
+        result = total.index_select(axis, last) > total.index_select(axis, first)
+    return result
+
+
+def _three(value: np.ndarray | None, usual: float, path: Path, name: str) -> list[float]:
+    numbers = [usual] if value is None else [float(v) for v in value.reshape(-1)]
+    if len(numbers) not in (1, 3):
+        raise UsageError(f"{path}: {name} has {len(numbers)} numbers, wanted one or three")
+    return numbers * 3 if len(numbers) == 1 else numbers

@@ -1,0 +1,150 @@
+"""xarch's own voxels, ``.npz``: read and write, arch ``tensors``.
+
+* ``sigma_raw`` float16 or float32 [X,Y,Z] (log-density), or ``sigma`` (density per world unit, linear);
+* ``sh`` [X,Y,Z,3,degree²] (harmonics before a sigmoid), or ``rgb`` [X,Y,Z,3] in [0,1];
+* ``aabb`` [6], ``order`` "xyz"; optional ``sigma_clip`` [2], ``background`` [3], ``occupancy`` bool or uint8 [H,H,H].
+
+The first and last sample of an axis lie on the faces of the box. Options of the record: ``resolution, degree``.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch import UsageError
+from xarch_pvd.source.formats.npz_file import read_npz, write_npz
+from xarch_pvd.source.formats.occupancy import cubic
+from xarch_pvd.source.formats.record import FieldFile, need
+
+NAMES = ("sigma", "sigma_raw", "rgb", "sh", "aabb", "order", "sigma_clip", "background", "occupancy")
+CONSTANT = 0.28209479177387814
+"""The first spherical harmonic, a constant."""
+MAX_DEGREE = 4
+FAINT, FAINTER = 1e-3, 1e-4
+"""Optical depths across the box's diagonal: below the first a cell counts as empty, the second stands for zero."""
+
+
+def read_voxels_npz(path: Path | str) -> FieldFile:
+    """The volume, its colours as harmonics.
+
+    Raises:
+        UsageError: damaged, or an array is missing or of another shape.
+    """
+    path = Path(path)
+    arrays = read_npz(path, NAMES)
+    order = str(arrays["order"].reshape(-1)[0]) if "order" in arrays and arrays["order"].size else "xyz"
+    if order != "xyz":
+        raise UsageError(f"{path} has order {order!r}, wanted 'xyz'")
+    if "aabb" not in arrays or arrays["aabb"].size != 6:
+        raise UsageError(f"{path} has no aabb of six numbers")
+    x0, y0, z0, x1, y1, z1 = (float(v) for v in arrays["aabb"].reshape(-1))
+    box = (x0, y0, z0, x1, y1, z1)
+    clip = _numbers(arrays, "sigma_clip", 2, path)
+    occupancy = arrays.get("occupancy")
+    grid = None if occupancy is None else torch.from_numpy(occupancy != 0)
+    if grid is not None and grid.ndim != 3:
+        raise UsageError(f"{path}: occupancy has shape {tuple(grid.shape)}, wanted [H, H, H]")
+    name = "sigma_raw" if "sigma_raw" in arrays else "sigma"
+    if name not in arrays or arrays[name].ndim != 3 or min(arrays[name].shape) < 2:
+        raise UsageError(f"{path} has no sigma or sigma_raw [X, Y, Z]; it holds {', '.join(sorted(arrays))}")
+    density = torch.from_numpy(arrays[name].astype(np.float32))
+    if name == "sigma":
+        diagonal = math.dist(box[:3], box[3:])
+        density, faint = density.clamp(min=FAINTER / diagonal).log(), math.log(FAINT / diagonal)
+        clip = clip or (math.log(FAINTER / diagonal), max(7.0, float(density.max())))
+        if grid is None:
+            grid = _cells(density > faint)
+    colour = _colour(arrays, density.shape, path)
+    shape = list(density.shape)
+    return FieldFile(
+        arch="tensors",
+        options={
+            "resolution": shape[0] if len(set(shape)) == 1 else shape,
+            "degree": math.isqrt(colour.shape[0] // 3),
+        },
+        tensors={"volume": torch.cat([density[None], colour])},
+        aabb=box,
+        sigma_clip=None if clip is None else (clip[0], clip[1]),
+        occupancy=None if grid is None else cubic(grid),
+        background=_background(arrays, path),
+        details={"format": "xarch voxels", "density": name},
+    )
+
+
+def write_voxels_npz(record: FieldFile, path: Path | str, *, half: bool = True, linear: bool = False) -> None:
+    """Write a ``tensors`` record.
+
+    Args:
+        half: store in half precision.
+        linear: store density instead of its logarithm, for programs that know no logarithm.
+
+    Raises:
+        UsageError: another architecture or warp, or the file cannot be written.
+    """
+    if record.arch != "tensors" or record.warp != "aabb":
+        raise UsageError(
+            f"a voxel file has no form for {record.arch} with warp {record.warp}", "convert it to tensors first"
+        )
+    volume = need(record.tensors, "volume", "the record", (None,) * 4).detach().float()
+    kind = np.float16 if half else np.float32
+    raw = volume[0]
+    if linear:
+        # Not clipped: the field clips between samples, and its limits stand in the file.
+        raw = raw.exp().clamp(max=65504.0 if half else float("inf"))
+    degree = math.isqrt((volume.shape[0] - 1) // 3)
+    colour = volume[1:].view(3, degree**2, *volume.shape[1:]).permute(2, 3, 4, 0, 1)
+    arrays = {
+        "sigma" if linear else "sigma_raw": raw.numpy().astype(kind),
+        "sh": colour.numpy().astype(kind),
+        "aabb": np.array(record.aabb, dtype=np.float64),
+        "order": np.array("xyz"),
+    }
+    if record.sigma_clip is not None:
+        arrays["sigma_clip"] = np.array(record.sigma_clip)
+    if record.background is not None:
+        arrays["background"] = np.array(record.background)
+    if record.occupancy is not None:
+        arrays["occupancy"] = record.occupancy.numpy()
+    write_npz(Path(path), arrays)
+
+
+def _colour(arrays: dict[str, np.ndarray], shape: torch.Size, path: Path) -> Tensor:
+    """Harmonics [3*d²,X,Y,Z], colour by colour."""
+    if "sh" in arrays:
+        values = torch.from_numpy(arrays["sh"].astype(np.float32))
+        degree = math.isqrt(values.shape[-1]) if values.ndim == 5 else 0
+        if tuple(values.shape) != (*shape, 3, degree**2) or not 1 <= degree <= MAX_DEGREE:
+            raise UsageError(f"{path}: sh has shape {tuple(values.shape)}, wanted {(*shape, 3)} and degree²")
+        return values.permute(3, 4, 0, 1, 2).reshape(-1, *shape)
+    if "rgb" in arrays:
+        values = torch.from_numpy(arrays["rgb"].astype(np.float32))
+        if tuple(values.shape) != (*shape, 3):
+            raise UsageError(f"{path}: rgb has shape {tuple(values.shape)}, wanted {(*shape, 3)}")
+        return (torch.logit(values.clamp(1e-3, 1 - 1e-3)) / CONSTANT).permute(3, 0, 1, 2)
+    raise UsageError(f"{path} has no colour: neither sh nor rgb")
+
+
+def _cells(full: Tensor) -> Tensor:
+    """Cells with a full corner."""
+    for axis in range(3):
+        size = full.shape[axis] - 1
+        full = full.narrow(axis, 0, size) | full.narrow(axis, 1, size)
+    return full
+
+
+def _background(arrays: dict[str, np.ndarray], path: Path) -> tuple[float, float, float] | None:
+    numbers = _numbers(arrays, "background", 3, path)
+    return None if numbers is None else (numbers[0], numbers[1], numbers[2])
+
+
+def _numbers(arrays: dict[str, np.ndarray], name: str, count: int, path: Path) -> tuple[float, ...] | None:
+    if name not in arrays:
+        return None
+    if arrays[name].size != count or arrays[name].dtype.kind not in "fiu":
+        raise UsageError(f"{path}: {name} has {arrays[name].size} values, wanted {count} numbers")
+    return tuple(float(v) for v in arrays[name].reshape(-1))

@@ -1,0 +1,123 @@
+"""A field that a user names: a file, ``demo``, or the run whose student it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import xarch
+from xarch import UsageError
+from xarch_field import RadianceField, occupancy
+from xarch_field.facts import FieldFacts, ViewFacts
+from xarch_pvd.editing.build import others_of
+from xarch_pvd.editing.record import edited_record
+from xarch_pvd.editing.schema import read_edits
+from xarch_pvd.source.field_file import is_field_file, load_field_file
+from xarch_pvd.source.formats import read_field
+from xarch_pvd.source.formats.nerfstudio import last_checkpoint
+from xarch_pvd.source.formats.record import FieldFile
+from xarch_pvd.targets.representations.records import from_file, to_file
+from xarch_pvd.train.demo import DEMO, demo_field
+
+RESOLUTION = 64
+"""Cells an axis of an occupancy grid that is found here."""
+SPHERE = 1.9
+"""Camera distance in circumradii of the box, for files that tell nothing of their cameras."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedField:
+    """A field before any module exists.
+
+    Attributes:
+        record: what its file says.
+        views: its cameras; on a sphere around the box where nothing is known of them.
+        path: the file with its weights, whose digest identifies it.
+    """
+
+    record: FieldFile
+    views: ViewFacts
+    path: Path
+
+
+def open_field(ref: str, *, allow_pickle: bool = False, edits: str | Sequence[Any] = ()) -> OpenedField:
+    """The field of a reference: FILE, ``demo``, RUN, each also with ``field:`` or ``run:`` in front.
+
+    Args:
+        edits: made on it, see :mod:`xarch_pvd.editing.schema`; a list, its text, or the file of one.
+
+    Raises:
+        UsageError: nothing is there, no format that is known, a run of another family, or an edit that is wrong.
+    """
+    opened = _opened(ref, allow_pickle)
+    if not edits:
+        return opened
+    read = read_edits(edits)
+    others = [_joining(other, allow_pickle) for other in others_of(read)]
+    record, views = edited_record(opened.record, opened.views, read, others)
+    return replace(opened, record=record, views=views)
+
+
+def _opened(ref: str, allow_pickle: bool) -> OpenedField:
+    ref = ref.removeprefix("field:").removeprefix("run:")
+    path = demo_field() if ref == DEMO else Path(ref).expanduser()
+    home = next((f for f in (path / "student", path) if (f / "config.json").is_file()), None)
+    if home is not None:
+        return _student(path, home)
+    path = _checkpoint(path)
+    if not path.is_file():
+        raise UsageError(f"field:{ref}: there is no such file", "or take `field:demo`, which is trained on first use")
+    if is_field_file(path):
+        record, views = load_field_file(path)
+        return OpenedField(record, views, path)
+    record = read_field(path, allow_pickle=allow_pickle)
+    return OpenedField(record, views_around(record), path)
+
+
+def _joining(ref: str, allow_pickle: bool) -> FieldFile:
+    try:
+        return _opened(ref, allow_pickle).record
+    except UsageError as e:
+        raise UsageError(f"edits, compose with {ref!r}: {e.what}", e.hint) from e
+
+
+def field_of(record: FieldFile) -> RadianceField:
+    """The module of a record, frozen; occupied cells are searched for where its file names none."""
+    field = from_file(record)
+    if record.occupancy is None:
+        field.set_occupancy(occupancy.build(field, resolution=RESOLUTION))
+    return field.eval().requires_grad_(False)
+
+
+def views_around(record: FieldFile) -> ViewFacts:
+    """Cameras on a sphere around the box of a field."""
+    corners = torch.tensor(record.aabb).view(2, 3)
+    middle = corners.mean(dim=0).tolist()
+    radius = SPHERE * float((corners[1] - corners[0]).norm()) / 2
+    return replace(ViewFacts(), radius=(radius, radius), target=(middle[0], middle[1], middle[2]))
+
+
+def _checkpoint(path: Path) -> Path:
+    """The file itself, or the newest checkpoint of a nerfstudio run folder."""
+    try:
+        return last_checkpoint(path)
+    except UsageError:
+        raise UsageError(
+            f"field:{path} is a folder of pictures, not a trained field",
+            f"train a teacher first: `xarch pvd train {path} --out teacher.safetensors`",
+        ) from None
+
+
+def _student(folder: Path, home: Path) -> OpenedField:
+    field = xarch.load(folder)
+    if not isinstance(field, RadianceField):
+        raise UsageError(f"{folder} is no radiance field: its student is a {type(field).__name__}")
+    # What the folder says is sound: loading checked it.
+    facts = FieldFacts.from_json(json.loads((home / "config.json").read_text(encoding="utf-8"))["facts"])
+    details = {"format": "student of a run", "run": folder.name}
+    return OpenedField(to_file(field, details=details), facts.views, home / "model.safetensors")

@@ -1,0 +1,108 @@
+"""Source ``field:``: trained radiance fields from files, and the demo field that is trained on first use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel, Field
+
+from xarch import Options, SourceAdapter, SourceInfo, file_digest, weights_digest
+from xarch_field.facts import FieldFacts, ViewFacts
+from xarch_field.model import FAMILY, FieldTeacher
+from xarch_pvd.editing.fields import EDITED
+from xarch_pvd.editing.record import edited_field
+from xarch_pvd.source.formats.record import FieldFile
+from xarch_pvd.source.opened import RESOLUTION, OpenedField, field_of, open_field
+from xarch_pvd.source.stitch import StitchedTeacher, has_latent
+from xarch_pvd.targets.representations.records import NO_CLIP
+
+
+class FieldOptions(Options):
+    """Options of ``field:`` teachers."""
+
+    allow_pickle: bool = Field(False, description="read .pth, .th and .ckpt too, by torch.load(weights_only=True)")
+    edits: str | list[Any] = Field([], description="erase, crop, affine, compose: a list, or the YAML file of one")
+    samples: int = Field(128, ge=8, description="steps along a ray")
+
+
+class FieldSource(SourceAdapter):
+    """``field:FILE`` in xarch's own safetensors or in a format of another project; ``field:RUN``; ``field:demo``."""
+
+    Options = FieldOptions
+
+    def tiny(self, options: BaseModel) -> BaseModel:
+        """The field as it is, with few samples on a ray."""
+        return options.model_copy(update={"samples": 32})
+
+    def describe(self, ref: str, options: BaseModel) -> SourceInfo:
+        opened, samples = _open(ref, cast(FieldOptions, options))
+        record = opened.record
+        parameters = sum(t.numel() for n, t in record.tensors.items() if not n.endswith(".occupancy"))
+        return SourceInfo(
+            family=FAMILY,
+            facts=facts_of(record, opened.views, samples),
+            parameters=parameters,
+            weight_bytes=opened.path.stat().st_size,
+            title=f"{kind_of(record)} field, {parameters / 1e6:.2f} M parameters ({opened.path.name})",
+            details=dict(record.details),
+        )
+
+    def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> FieldTeacher:
+        opened, samples = _open(ref, cast(FieldOptions, options))
+        field = field_of(opened.record).to(device)
+        facts = facts_of(opened.record, opened.views, samples)
+        fingerprint = file_digest(opened.path)
+        if facts.edits:
+            # Other fields may have joined in, and what was done to them is not in any weight.
+            fingerprint = f"{weights_digest(opened.record.tensors)} {json.dumps(opened.record.options, sort_keys=True)}"
+        kind = StitchedTeacher if has_latent(field) else FieldTeacher
+        return kind(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
+
+
+def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:
+    """Facts of a teacher from its record."""
+    low, high = record.aabb[:3], record.aabb[3:]
+    grid = record.occupancy
+    # Every kind of field that a file holds has the shared feature, or one that is stitched to it.
+    arch, options, feature = record.arch, record.options, True
+    edits: tuple[str, ...] = ()
+    inherits: tuple[str, ...] | None = None
+    if record.arch == EDITED:
+        field = edited_field(record)
+        edits, inherits = tuple(n for e in options["edits"] for n in e), field.inherits
+        feature = field.has_feature or has_latent(field)
+        # What a student may start from is that of the field below.
+        arch, options = (options["parts"][0][k] for k in ("arch", "options")) if inherits else (EDITED, {})
+    return FieldFacts(
+        arch=arch,
+        aabb=((low[0], low[1], low[2]), (high[0], high[1], high[2])),
+        options=_plain(options),
+        warp=record.warp,
+        sigma_clip=record.sigma_clip or NO_CLIP,
+        background=record.background or (1.0, 1.0, 1.0),
+        occupancy=RESOLUTION if grid is None else grid.shape[0],
+        feature=feature,
+        samples=samples,
+        edits=edits,
+        inherits=inherits,
+        views=views,
+    )
+
+
+def _open(ref: str, options: FieldOptions) -> tuple[OpenedField, int]:
+    return open_field(ref, allow_pickle=options.allow_pickle, edits=options.edits), options.samples
+
+
+def kind_of(record: FieldFile) -> str:
+    """What a field is, for a person."""
+    if record.arch != EDITED:
+        return record.arch
+    parts = " + ".join(part["arch"] for part in record.options["parts"])
+    return f"edited {parts}"
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}

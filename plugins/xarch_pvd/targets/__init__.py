@@ -1,0 +1,1 @@
+"""Students: their representations, and what they take from the teacher before training."""

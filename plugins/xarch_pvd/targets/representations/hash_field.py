@@ -1,0 +1,82 @@
+"""Hash tables and a small network (Instant-NGP, arXiv 2201.05989, as in torch-ngp)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xarch.kernels import HashConfig, hash_encode
+from xarch_field import FEATURES, FeatureField, PlainMLP, named_tensors
+from xarch_pvd.targets.representations.presets import Preset
+
+
+class HashOptions(Preset):
+    """Options of ``hash``."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"levels": 8, "log2_size": 15, "finest": 256},
+        "paper": {"levels": 14, "log2_size": 19, "finest": 2048},
+    }
+    levels: int = Field(8, ge=1, le=32)
+    features: int = Field(2, ge=1, le=8, description="channels of a level")
+    log2_size: int = Field(15, ge=4, le=24, description="most rows of a level, as a power of two")
+    base: int = Field(16, ge=2, description="cells an axis of the coarsest level")
+    finest: float = Field(256, ge=2, description="cells an axis of the finest level")
+    hidden: int = Field(64, ge=1)
+    sizes: tuple[int, ...] = Field((), description="rows of each level where a file states them")
+
+
+class Table(nn.Module):
+    """The rows of all levels."""
+
+    def __init__(self, config: HashConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Parameter(torch.empty(config.rows, config.features).uniform_(-1e-4, 1e-4))
+
+    def forward(self, u_N3: Tensor) -> Tensor:
+        return hash_encode(u_N3, self.table, self.config)
+
+
+class HashField(FeatureField):
+    """Points through the tables, then through ``sigma_net`` to the feature."""
+
+    arch = "hash"
+
+    def __init__(self, options: HashOptions, **common: Any) -> None:
+        super().__init__(**common)
+        self.add_tables(options)
+
+    def add_tables(self, options: HashOptions) -> None:
+        """Give the field its tables and ``sigma_net``."""
+        config = HashConfig(
+            levels=options.levels,
+            features=options.features,
+            log2_size=options.log2_size,
+            base=options.base,
+            finest=options.finest,
+            sizes=tuple(options.sizes),
+        )
+        self.encoder = Table(config)
+        self.sigma_net = PlainMLP((config.width, options.hidden, FEATURES))
+
+    def grid_reads(self) -> int:
+        return 8 * self.encoder.config.levels * self.encoder.config.features
+
+    def features(self, u_N3: Tensor) -> Tensor:
+        return self.sigma_net(self.encoder(u_N3))
+
+    def state_blocks(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "encoder": named_tensors(self.encoder),
+            "sigma_net": named_tensors(self.sigma_net),
+            "color_net": named_tensors(self.color_net),
+        }
+
+    def param_groups(self) -> dict[str, list[str]]:
+        names = [n for n, _ in self.named_parameters()]
+        return {"grid": ["encoder.table"], "net": [n for n in names if n != "encoder.table"]}

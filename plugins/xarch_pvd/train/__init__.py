@@ -1,0 +1,1 @@
+"""Fields trained from posed pictures, and the procedural scene of the demo."""

@@ -1,0 +1,68 @@
+"""From a folder of posed pictures to a field file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xarch import UsageError
+from xarch_pvd.data.datasets.fit import fit_box
+from xarch_pvd.data.datasets.open import open_posed
+from xarch_pvd.data.posed_views import PosedViews, posed_views
+from xarch_pvd.source.field_file import save_field_file
+from xarch_pvd.targets.representations import build_field, options_of
+from xarch_pvd.targets.representations.records import to_file
+from xarch_pvd.train.training import Pixels, TrainingOptions, train_field
+
+
+def train_from_pictures(
+    folder: str,
+    *,
+    arch: str,
+    options: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    out: Path,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> float:
+    """Train a field and write it; returns the CPU seconds of training.
+
+    Raises:
+        UsageError: no known format, an unknown representation, or cameras whose rays miss the box.
+    """
+    chosen = options_of(arch, options, "options")
+    _reserve(out)
+    torch.manual_seed(seed)
+    views = posed_views(folder)
+    box = fit_box(open_posed(folder, split="train")).aabb
+    field = build_field(arch, chosen, aabb=[box[:3], box[3:]])
+    spent = train_field(
+        field, training_pixels(folder, views), TrainingOptions(steps=steps, seed=seed), progress=progress
+    )
+    details = {"trained_from": Path(folder).name, "steps": steps, "seed": seed, "cpu_seconds": round(spent, 1)}
+    save_field_file(out, to_file(field, chosen.model_dump(mode="json"), details), views.facts, details)
+    return spent
+
+
+def _reserve(out: Path) -> None:
+    """Fail before the training, not after it.
+
+    Raises:
+        UsageError: nothing can be written there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            return
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written: {e.strerror or e}", "choose another file with --out") from e
+
+
+def training_pixels(folder: str, views: PosedViews) -> Pixels:
+    """Every training pixel."""
+    posed = open_posed(folder, split="train")
+    return Pixels.of(views.train, posed.rgba)

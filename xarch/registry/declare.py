@@ -1,0 +1,149 @@
+"""Lazy declarations: what a plugin offers, without importing it; ``xarch_register`` receives one method per kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+API_VERSION = 1
+
+KINDS = ("source", "target", "objective", "stage", "recipe", "data", "export", "metric", "teacher")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One registered thing.
+
+    Attributes:
+        kind, name: what and how it is called; ``plugin:name`` picks one where two plugins claim a name.
+        load: "module:attribute" imported on first use ("" for pure data, see ``data``).
+        summary: one line for ``xarch list``.
+        plugin: entry-point name of the owner; filled in by the loader.
+        accepts: for targets and metrics: families; for sources: nothing.
+        produces: for sources and targets: family of the model they give.
+        extra: xarch extra (or pip requirement) that brings what it needs.
+        needs: importable module names without which it is shown as "missing-extra".
+        api: version of the plugin API it was written for.
+        data: kind-specific facts, e.g. the pinned package of a named teacher or the YAML of a recipe.
+    """
+
+    kind: str
+    name: str
+    load: str
+    summary: str
+    plugin: str = ""
+    accepts: tuple[str, ...] = ()
+    produces: str = ""
+    extra: str = ""
+    needs: tuple[str, ...] = ()
+    api: int = API_VERSION
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def qualified(self) -> str:
+        """``plugin:name``."""
+        return f"{self.plugin}:{self.name}"
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+LOAD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
+RESOURCE = re.compile(r"[A-Za-z_][\w.]*:[\w./+-]+\Z")
+
+
+class Declarations:
+    """Collects the declarations of one plugin; nothing named here is imported before it is used.
+
+    Every method takes ``load`` ("module:attribute"), ``summary`` (one line for ``xarch list``) and the optional
+    ``extra`` (what to install for it), ``needs`` (modules it needs), ``api`` (plugin API it was written for) and
+    ``data`` (further facts). All raise ValueError for a malformed or repeated declaration.
+    """
+
+    def __init__(self, plugin: str) -> None:
+        self.plugin = plugin
+        self.specs: list[Spec] = []
+
+    def source(self, name: str, *, load: str, summary: str = "", produces: str, **common: Any) -> None:
+        """A source adapter; ``name`` is the scheme of its references, ``produces`` the family of its teachers."""
+        self._add("source", name, load, summary, produces=produces, **common)
+
+    def target(
+        self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], produces: str = "", **common: Any
+    ) -> None:
+        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same)."""
+        families = _names(accepts)
+        if not families:
+            raise ValueError(f"target {name!r}: accepts names no family")
+        self._add("target", name, load, summary, accepts=families, produces=produces or families[0], **common)
+
+    def objective(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """An objective."""
+        self._add("objective", name, load, summary, **common)
+
+    def stage(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A stage kind."""
+        self._add("stage", name, load, summary, **common)
+
+    def recipe(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A recipe: ``load`` names a YAML file in a package, ``"package:recipes/file.yaml"``."""
+        self._add("recipe", name, load, summary, **common)
+
+    def data(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A data provider; ``name`` is the scheme of its references."""
+        self._add("data", name, load, summary, **common)
+
+    def export(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """An export profile: ``load`` names a profile or a function that returns one."""
+        self._add("export", name, load, summary, **common)
+
+    def metric(self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], **common: Any) -> None:
+        """A metric for the families in ``accepts``."""
+        self._add("metric", name, load, summary, accepts=_names(accepts), **common)
+
+    def teacher(self, name: str, *, ref: str, summary: str = "", **facts: Any) -> None:
+        """A teacher by name (``zoo:NAME``): a reference and pinned facts such as package, version, file and sha256."""
+        common = {key: facts.pop(key) for key in ("extra", "needs", "api") if key in facts}
+        self._add("teacher", name, "", summary, data={"ref": ref, **facts}, **common)
+
+    def _add(
+        self,
+        kind: str,
+        name: str,
+        load: str,
+        summary: str,
+        *,
+        accepts: tuple[str, ...] = (),
+        produces: str = "",
+        extra: str = "",
+        needs: Iterable[str] = (),
+        api: int = API_VERSION,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not NAME.match(name):
+            raise ValueError(f"{kind} {name!r}: a name is letters, digits, '.', '_', '+' and '-'")
+        pattern = RESOURCE if kind == "recipe" else LOAD
+        if kind != "teacher" and not pattern.match(load):
+            wanted = "package:folder/file.yaml" if kind == "recipe" else "module:attribute"
+            raise ValueError(f"{kind} {name!r}: load={load!r} should look like {wanted!r}")
+        if any(s.kind == kind and s.name == name for s in self.specs):
+            raise ValueError(f"{kind} {name!r} is declared twice")
+        spec = Spec(
+            kind=kind,
+            name=name,
+            load=load,
+            summary=" ".join(summary.split()),
+            plugin=self.plugin,
+            accepts=accepts,
+            produces=produces,
+            extra=extra,
+            needs=_names(needs),
+            api=api,
+            data=dict(data or {}),
+        )
+        self.specs.append(spec)
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Several names; one string is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,71 @@
+"""The hooks a plugin may implement. An implementation may take any subset of a hook's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from xarch.contracts.export import ExportGraph, Profile
+    from xarch.contracts.model import Student
+    from xarch.contracts.stage import StageOutcome
+    from xarch.planning.plan import Plan, PlannedStage
+    from xarch.registry.declare import Declarations
+
+PROJECT = "xarch"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def xarch_register(registry: Declarations) -> None:
+    """Declare sources, targets, objectives, stages, recipes, data, exports, metrics and named teachers.
+
+    Runs whenever xarch starts, so nothing heavy may be imported here: every declaration names a
+    ``"module:attribute"`` that is imported on first use.
+    """
+
+
+@hookspec
+def xarch_modify_plan(plan: Plan) -> None:
+    """Change the plan in place before it is shown, or veto it by raising ``PlanError(what, hint)``."""
+
+
+@hookspec
+def xarch_stage_started(run: Any, stage: PlannedStage) -> None:
+    """A stage is about to run. ``run`` is the run folder (``run.path`` is its path)."""
+
+
+@hookspec
+def xarch_stage_finished(run: Any, stage: PlannedStage, outcome: StageOutcome) -> None:
+    """A stage is done and its checkpoint is written."""
+
+
+@hookspec
+def xarch_step_finished(run: Any, stage: PlannedStage, step: int, metrics: Mapping[str, float]) -> None:
+    """An optimiser step was logged. Called on the first process only, at the stage's logging interval."""
+
+
+@hookspec(firstresult=True)
+def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGraph]) -> Sequence[ExportGraph] | None:
+    """Replace the graphs a target gives for a profile, or None to leave them.
+
+    The first plugin that returns something wins. Checker and parity gate run on what it returned, with the target's
+    own parity cases, so names, inputs and outputs must stay.
+    """
+
+
+@hookspec
+def xarch_report_sections(run: Any) -> Sequence[Mapping[str, str]]:
+    """Further sections of the report: mappings with ``title``, ``markdown`` and optionally ``svg``."""
+    return ()
+
+
+@hookspec
+def xarch_commands(group: click.Group) -> None:
+    """Add click commands to ``group``; they appear as ``xarch PLUGIN COMMAND``."""

@@ -1,0 +1,247 @@
+"""Looks up what plugins declared, and imports it on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from xarch.errors import PluginError, UsageError, XarchError
+from xarch.registry.declare import API_VERSION, KINDS, Spec
+
+if TYPE_CHECKING:
+    from xarch.registry.loader import PluginInfo
+
+
+@contextlib.contextmanager
+def plugin_errors(who: str) -> Iterator[None]:
+    """Turn what goes wrong inside into ``PluginError("WHO: TYPE: MESSAGE")``.
+
+    Errors made for the user pass, and so does running out of memory, which the engine answers itself.
+    """
+    try:
+        yield
+    except (XarchError, MemoryError):
+        raise
+    except (Exception, SystemExit) as e:
+        if type(e).__name__ == "OutOfMemoryError":
+            raise
+        raise PluginError(f"{who}: {last_line(e)}", "`-v` shows the plugin's traceback") from e
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of the traceback: type and message."""
+    lines = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def read_resource(load: str) -> str:
+    """The UTF-8 text of ``package:folder/file``; for a single-file plugin the folder of that file is the package.
+
+    Raises:
+        UsageError: the path leaves the package.
+        FileNotFoundError, ModuleNotFoundError: it is not there.
+    """
+    package, _, path = load.partition(":")
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/"):
+        raise UsageError(f"{load!r} leaves its package")
+    loaded = sys.modules.get(package)
+    spec = getattr(loaded, "__spec__", None) or importlib.util.find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {package!r}")
+    if spec.submodule_search_locations is None:
+        return (Path(spec.origin or "").parent / path).read_text(encoding="utf-8")
+    from importlib.resources import files
+
+    return files(package).joinpath(*parts).read_text(encoding="utf-8")
+
+
+PLURAL = {kind: {"data": "data", "export": "profiles"}.get(kind, f"{kind}s") for kind in KINDS}
+
+
+class Registry:
+    """Every declaration of every plugin that loaded.
+
+    Args:
+        manager: holds the hook implementations of the loaded plugins, under their names.
+        plugins: one entry for every plugin that was found, loaded or not.
+        specs: what the loaded ones declared.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, plugins: Iterable[PluginInfo], specs: Iterable[Spec]) -> None:
+        self._manager = manager
+        self._plugins = {p.name: p for p in plugins}
+        self._specs = list(specs)
+        self._resolved: dict[str, Any] = {}
+
+    def plugins(self) -> list[PluginInfo]:
+        """Every plugin found, in loading order."""
+        return list(self._plugins.values())
+
+    def specs(self, kind: str | None = None) -> list[Spec]:
+        """Declarations of one kind, or all, sorted by kind, name and owner."""
+        chosen = [s for s in self._specs if kind is None or s.kind == kind]
+        return sorted(chosen, key=lambda s: (KINDS.index(s.kind), s.name, s.plugin))
+
+    def versions(self) -> dict[str, str]:
+        """Loaded plugin -> version of its distribution, for the plan and run.json."""
+        return {p.name: p.version for p in self._plugins.values() if p.loaded}
+
+    def owner(self, spec: Spec) -> str:
+        """How errors name a spec: plugin, distribution, version, kind and name."""
+        info = self._plugins.get(spec.plugin)
+        return f"{info.owner if info else f'plugin {spec.plugin!r}'} {spec.kind} {spec.name!r}"
+
+    def get(self, kind: str, name: str) -> Spec:
+        """The spec called ``name``, or ``plugin:name``.
+
+        Raises:
+            UsageError: nobody declares it.
+            PluginError: two plugins declare it, or its plugin did not load.
+        """
+        owner, _, plain = name.rpartition(":")
+        claims = [s for s in self._specs if s.kind == kind and s.name == plain and owner in ("", s.plugin)]
+        if len(claims) == 1:
+            return claims[0]
+        if not claims:
+            raise self._unknown(kind, plain, owner)
+        owners = " and ".join(self._plugins[s.plugin].owner for s in claims)
+        choices = " or ".join(s.qualified for s in claims)
+        raise PluginError(f"{kind} {plain!r} is declared by {owners}", f"write {choices}")
+
+    def _unknown(self, kind: str, name: str, owner: str) -> UsageError | PluginError:
+        info = self._plugins.get(owner)
+        if info is not None and not info.loaded:
+            hint = f"xarch plugins enable {owner}" if info.state == "disabled" else f"xarch plugins check {owner}"
+            return PluginError(f"{kind} {owner}:{name}: {info.owner} is {info.state}: {info.detail}", hint)
+        if owner and info is None:
+            return PluginError(f"{kind} {owner}:{name}: there is no plugin {owner!r}", "xarch plugins list")
+        known = sorted({s.name for s in self._specs if s.kind == kind})
+        near = difflib.get_close_matches(name, known, n=1)
+        what = f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        hint = f"known: {', '.join(known) or 'none'}"
+        missing = [f"{p.name} ({p.state})" for p in self._plugins.values() if not p.loaded]
+        if missing:
+            hint += f"; not loaded: {', '.join(missing)}, see `xarch plugins list`"
+        return UsageError(what, hint)
+
+    def status(self, spec: Spec) -> tuple[str, str]:
+        """(state, detail): "ok", or "incompatible", "missing-extra" or "conflict" with the reason."""
+        if spec.api != API_VERSION:
+            return "incompatible", f"written for plugin API {spec.api}, this xarch has {API_VERSION}"
+        absent = [m for m in spec.needs if not module_exists(m)]
+        if absent:
+            return "missing-extra", f"needs {', '.join(absent)}: {install_hint(spec, absent)}"
+        rivals = [s for s in self._specs if (s.kind, s.name) == (spec.kind, spec.name) and s.plugin != spec.plugin]
+        if rivals:
+            return "conflict", f"{spec.kind} {spec.name!r} is also declared by {', '.join(s.plugin for s in rivals)}"
+        return "ok", ""
+
+    def resolve(self, spec: Spec) -> Any:
+        """Import what a spec names: a class, function or object; the text of a recipe; the facts of a teacher.
+
+        Raises:
+            PluginError: wrong API version, a missing extra, or the import failed; names plugin and adapter.
+        """
+        state, detail = self.status(spec)
+        if state in ("incompatible", "missing-extra"):
+            raise PluginError(f"{self.owner(spec)}: {detail}")
+        key = f"{spec.kind} {spec.qualified}"
+        if key not in self._resolved:
+            with self.guard(spec, f"load {spec.load!r}"):
+                self._resolved[key] = _import(spec)
+        return self._resolved[key]
+
+    def create(self, kind: str, name: str) -> Any:
+        """Look up, import and instantiate; an object that cannot be called is returned as it is."""
+        spec = self.get(kind, name)
+        value = self.resolve(spec)
+        if not callable(value):
+            return value
+        with self.guard(spec, "create"):
+            return value()
+
+    def guard(self, spec: Spec, during: str = "") -> contextlib.AbstractContextManager[None]:
+        """Around adapter code: whatever it raises becomes a PluginError that names plugin, adapter and ``during``."""
+        return plugin_errors(self.owner(spec) + (f", {during}" if during else ""))
+
+    def call(self, hook: str, *, only: str | None = None, **arguments: Any) -> Any:
+        """Call a hook in every loaded plugin (or ``only`` one), with its arguments by name.
+
+        Returns:
+            The list of results that are not None, or the single result of a ``firstresult`` hook.
+
+        Raises:
+            PluginError: an implementation raised; names the plugin.
+        """
+        chosen = self._manager.get_plugin(only) if only else None
+        others = [p for p in self._manager.get_plugins() if p is not chosen] if only else []
+        caller = self._manager.subset_hook_caller(hook, others)
+        who = _Blame(hook, caller.get_hookimpls(), self._plugins)
+        with plugin_errors_of(who):
+            return caller(**arguments)
+
+    def implementers(self, hook: str) -> Sequence[str]:
+        """Names of the plugins that implement a hook, in loading order."""
+        return [i.plugin_name for i in getattr(self._manager.hook, hook).get_hookimpls()]
+
+
+class _Blame:
+    """Finds the plugin whose hook implementation is on a traceback."""
+
+    def __init__(self, hook: str, impls: Sequence[Any], plugins: dict[str, PluginInfo]) -> None:
+        self.hook, self.plugins = hook, plugins
+        self.codes = {getattr(i.function, "__code__", None): i.plugin_name for i in impls}
+
+    def name(self, error: BaseException) -> str:
+        step = error.__traceback__
+        while step is not None:
+            plugin = self.codes.get(step.tb_frame.f_code)
+            if plugin is not None:
+                return f"{self.plugins[plugin].owner} hook {self.hook}"
+            step = step.tb_next
+        return f"hook {self.hook}"
+
+
+@contextlib.contextmanager
+def plugin_errors_of(who: _Blame) -> Any:
+    """Like :func:`plugin_errors`, with the culprit found on the traceback."""
+    try:
+        yield
+    except (Exception, SystemExit) as e:
+        with plugin_errors(who.name(e)):
+            raise
+
+
+def module_exists(name: str) -> bool:
+    """Whether the top-level package of ``name`` is installed; nothing is imported."""
+    try:
+        return importlib.util.find_spec(name.split(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def install_hint(spec: Spec, absent: Sequence[str]) -> str:
+    """The command that brings what a spec needs: an xarch extra, a requirement, or the modules themselves."""
+    wanted = spec.extra or " ".join(absent)
+    is_extra = bool(spec.extra) and wanted.isidentifier()
+    return f"pip install 'xarch[{wanted}]'" if is_extra else f"pip install {wanted}"
+
+
+def _import(spec: Spec) -> Any:
+    if spec.kind == "recipe":
+        return read_resource(spec.load)
+    if not spec.load:
+        return dict(spec.data)
+    module, _, attributes = spec.load.partition(":")
+    return reduce(getattr, attributes.split("."), importlib.import_module(module))

@@ -1,0 +1,1 @@
+"""Runs: the conversion from plan to report, its stages, evaluation, quality gates and delivery."""

@@ -1,0 +1,269 @@
+"""A conversion from plan to report: straight through, a later gate never runs after a failed one."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from typing import Any
+
+import torch
+import yaml
+
+from xarch.contracts.model import Student, Teacher
+from xarch.engine.curve import QualityCurve
+from xarch.engine.distributed import Distributed
+from xarch.engine.events import Reporter, Reporters
+from xarch.engine.metrics import MetricsLog
+from xarch.engine.signals import StopRequest
+from xarch.engine.stopwatch import Spent, Stopwatch
+from xarch.errors import Interrupted, PlanError, QualityError, XarchError
+from xarch.files.atomic import read_json, write_json, write_text
+from xarch.files.run_dir import RunDir
+from xarch.hardware import autocast, choose_device
+from xarch.planning.plan import Plan
+from xarch.planning.resolve import Resolved, resolve_data, resolve_target, resolve_teacher
+from xarch.registry.registry import Registry
+from xarch.run.deliver import Delivery
+from xarch.run.environment import environment
+from xarch.run.evaluate import Evaluator
+from xarch.run.stages import StageRunner
+from xarch.run.student_io import load_student
+
+
+class _Log(Reporter):
+    """Writes what matters to log.txt."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+
+    def phase(self, name: str, detail: str = "") -> None:
+        self.run.say(f"{name} {detail}".strip())
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        self.run.say(f"stage {index}/{total} {name} ({kind}{f', {steps} steps' if steps else ''})")
+
+    def stage_finished(self, name: str, outcome: Any) -> None:
+        self.run.say(f"stage {name} done: {outcome.metrics}")
+
+    def message(self, text: str) -> None:
+        self.run.say(text)
+
+
+class Conversion:
+    """Executes a plan in a run folder.
+
+    Args:
+        plan: exactly this is executed.
+        run: its folder; finished parts in it are not done again.
+        registry: the loaded plugins.
+        reporter: whoever watches.
+    """
+
+    student: Student
+    teacher: Teacher
+    target: Resolved
+
+    def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
+        self.plan, self.folder, self.registry = plan, run, registry
+        self.config = plan.config
+        self.ranks = Distributed(cpu=plan.device == "cpu")
+        watchers = [_Log(run), reporter or Reporter()] if self.ranks.main else []
+        self.reporter: Reporter = Reporters(*watchers)
+        self.device = choose_device(plan.device, self.ranks.local_rank)
+        self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
+        self.stop = StopRequest()
+        shared = (plan, run, registry, self.reporter, self.ranks, self.device)
+        self.evaluator = Evaluator(*shared, self._raise_if_stopped)
+        self.delivery = Delivery(*shared, self.evaluator)
+        self.curve = QualityCurve(
+            self.config.evaluate.curve, run if self.ranks.main else None, self.evaluator.measure_quietly
+        )
+        self.initialising = Spent()
+
+    def say(self, text: str) -> None:
+        """One line for a person and the log."""
+        self.reporter.message(text)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Precision of forward passes."""
+        return autocast(self.config.runtime.precision, self.device)
+
+    @property
+    def resume_command(self) -> str:
+        """What continues this run."""
+        return f"xarch convert --resume --out {shlex.quote(str(self.folder.path))}"
+
+    def run(self) -> dict[str, Any]:
+        """Run to the end; returns the content of status.json.
+
+        Raises:
+            XarchError: as the contract's exit codes say; status.json and the report are written first.
+        """
+        torch.set_num_threads(self.plan.threads)
+        self._write_head()
+        started = time.monotonic()
+        try:
+            with self.stop:
+                self._status("running")
+                self._load()
+                decisions = self._stages().run_all()
+                self.student = self.delivery.save(self.student, decisions)
+                self.evaluator.evaluate(self.student)
+                self._gates()
+                self.delivery.deliver(self.student)
+        except Interrupted as e:
+            self._end("interrupted", e.what)
+            raise Interrupted(e.what, self.resume_command) from e
+        except KeyboardInterrupt:
+            self._end("interrupted", "stopped at once by a second interrupt")
+            raise
+        except XarchError as e:
+            self._end("failed", f"{e.kind}: {e.what}")
+            raise
+        except BaseException as e:
+            self._end("failed", f"{type(e).__name__}: {e}")
+            raise
+        finally:
+            self.metrics.close()
+        status = self._end("done", "", seconds=round(time.monotonic() - started, 1))
+        # Only after success: on the way out of an error another process may never reach a barrier.
+        self.ranks.barrier()
+        self.ranks.close()
+        return status
+
+    def _stages(self) -> StageRunner:
+        return StageRunner(
+            plan=self.plan,
+            run=self.folder,
+            registry=self.registry,
+            reporter=self.reporter,
+            ranks=self.ranks,
+            device=self.device,
+            metrics=self.metrics,
+            curve=self.curve,
+            stop=self.stop,
+            student=self.student,
+            teacher=self.teacher,
+            adapter=self.target.adapter,
+            initialising=self.initialising,
+            open_stream=self.evaluator.open_stream,
+            baseline=self.evaluator.baseline,
+            autocast=self.autocast,
+        )
+
+    def evaluate_again(self) -> None:
+        """Evaluate the saved student again and rebuild the report."""
+        self._reload()
+        self.folder.eval_json.unlink(missing_ok=True)
+        self.evaluator.evaluate(self.student)
+        self._report()
+        self._gates()
+
+    def export_again(self, profile: str) -> None:
+        """Export the saved student for ``profile`` again and rebuild the report."""
+        self._reload()
+        try:
+            self.delivery.export(self.student, profile)
+        finally:
+            self._report()
+
+    def _reload(self) -> None:
+        """Teacher and saved student, without the stages."""
+        torch.set_num_threads(self.plan.threads)
+        self._load_teacher()
+        self.student, _, config = load_student(self.folder.student, self.registry, self.device)
+        self.target = self.delivery.target = resolve_target(
+            self.registry, f"{config['plugin']}:{config['target']}", config["options"]
+        )
+
+    def _write_head(self) -> None:
+        if not self.ranks.main or self.folder.plan.exists():
+            return
+        write_text(
+            self.folder.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False)
+        )
+        write_json(self.folder.plan, self.plan.model_dump(mode="json"))
+        write_json(self.folder.run_json, environment(self.plan, self.ranks.world))
+
+    def _status(self, state: str, reason: str = "", **more: Any) -> dict[str, Any]:
+        resume = self.resume_command if state in ("running", "interrupted", "failed") else ""
+        if self.ranks.main:
+            self.folder.set_status(state, reason=reason, resume=resume, **more)
+        return {"state": state, "reason": reason, "resume": resume, **more}
+
+    def _end(self, state: str, reason: str, **more: Any) -> dict[str, Any]:
+        status = self._status(state, reason, **more)
+        if self.ranks.main:
+            self.reporter.phase("report")
+            self._report()
+            self.reporter.finished(status)
+        return status
+
+    def _report(self) -> None:
+        try:
+            from xarch.report.build import build_report
+
+            build_report(self.folder)
+        except Exception as e:
+            # A run that ended must keep its own verdict; the report can be built again from the same files.
+            self.say(
+                f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.folder.path}`"
+            )
+
+    def _load_teacher(self) -> None:
+        plan = self.plan
+        self.reporter.phase("load", plan.teacher.resolved)
+        source = resolve_teacher(
+            self.registry, plan.teacher.resolved, self.config.teacher_options, self.say, tiny=self.config.tiny
+        )
+        with self.registry.guard(self.registry.get("source", source.name), "load"):
+            self.teacher = source.adapter.load(source.ref, source.options, device=self.device, dtype=torch.float32)
+        self.evaluator.teacher = self.teacher
+        self.evaluator.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
+
+    def _load(self) -> None:
+        plan = self.plan
+        self._load_teacher()
+        self.target = self.delivery.target = resolve_target(
+            self.registry, plan.student.target, self.config.student.options, tiny=self.config.tiny
+        )
+        adapter, spec = self.target.adapter, self.registry.get("target", self.target.name)
+        torch.manual_seed(self.config.seed)
+        watch = Stopwatch()
+        with self.registry.guard(spec, "initialise"):
+            self.student = adapter.build(self.teacher.facts, self.target.options, {}, device=torch.device("cpu"))
+            self.student.module.to(self.device)
+            initialisation = adapter.initialise(self.student, self.teacher)
+        self.initialising = watch.spent
+        for planned, done, word in (
+            (plan.student.copied, initialisation.copied, "copied"),
+            (plan.student.mapped, initialisation.mapped, "mapped"),
+        ):
+            lost = sorted(set(planned) - set(done))
+            if lost:
+                raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
+        self.student.module.eval().requires_grad_(False)
+
+    def _raise_if_stopped(self, when: str) -> None:
+        """Stop here if somebody asked to. Among several processes only steps are: the others would wait for this one.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if self.stop.received is not None and self.ranks.world == 1:
+            raise Interrupted(f"stopped by {self.stop.received} {when}")
+
+    def _gates(self) -> None:
+        from xarch.run.gates import check
+
+        if not self.ranks.main or not self.config.gates or self.config.tiny or not self.folder.eval_json.exists():
+            return
+        results = check(read_json(self.folder.eval_json)["gated"], self.config.gates)
+        missed = [r for r in results if not r.passed]
+        if missed:
+            text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
+            raise QualityError(
+                f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
+                f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.folder.report_html}",
+            )

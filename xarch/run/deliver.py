@@ -1,0 +1,141 @@
+"""What leaves a run: the saved student, its exports, and their bench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xarch.contracts.export import Profile
+from xarch.contracts.model import Student
+from xarch.engine.distributed import Distributed
+from xarch.engine.events import Reporter
+from xarch.errors import ParityError, PlanError
+from xarch.files.atomic import read_json, write_json
+from xarch.files.digest import combined_hash, tensor_hashes
+from xarch.files.run_dir import RunDir
+from xarch.planning.plan import Plan
+from xarch.planning.resolve import Resolved
+from xarch.registry.registry import Registry
+from xarch.run.evaluate import Evaluator
+from xarch.run.student_io import load_student, save_student
+
+
+class Delivery:
+    """Saves and exports the student of a run; ``target`` is set once it is resolved.
+
+    Args:
+        plan, run, registry, reporter, ranks, device: of the run.
+        evaluator: gives held-out batches and the teacher.
+    """
+
+    target: Resolved
+
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunDir,
+        registry: Registry,
+        reporter: Reporter,
+        ranks: Distributed,
+        device: torch.device,
+        evaluator: Evaluator,
+    ) -> None:
+        self.plan, self.config, self.run, self.registry = plan, plan.config, run, registry
+        self.reporter, self.ranks, self.device, self.evaluator = reporter, ranks, device, evaluator
+
+    def save(self, student: Student, decisions: dict[str, Any]) -> Student:
+        """Write the student folder; returns the student as it loads from there.
+
+        Raises:
+            PlanError: it loads with other weights.
+        """
+        if self.ranks.main:
+            self.reporter.phase("save", str(self.run.student))
+            save_student(
+                self.run.student,
+                student,
+                target=self.target.name,
+                plugin=self.target.plugin,
+                options=self.target.options.model_dump(mode="json"),
+                decisions=decisions,
+                teacher=self.evaluator.teacher,
+                teacher_facts={
+                    "ref": self.plan.teacher.ref,
+                    "title": self.plan.teacher.title,
+                    "fingerprint": self.evaluator.teacher.fingerprint,
+                },
+            )
+        self.ranks.barrier()
+        saved = combined_hash(tensor_hashes(student.module.state_dict()))
+        loaded, _, _ = load_student(self.run.student, self.registry, self.device)
+        again = combined_hash(tensor_hashes(loaded.module.state_dict()))
+        if saved != again:
+            raise PlanError(f"the saved student does not load as it was: weights {again[:12]}, expected {saved[:12]}")
+        return loaded
+
+    def deliver(self, student: Student) -> None:
+        """Every export of the configuration that has not passed yet, each with its bench."""
+        if not self.ranks.main:
+            return
+        for name in self.config.export.profiles:
+            self.evaluator.raise_if_stopped(f"before the export {name}")
+            parity = self.run.export_dir / name / "parity.json"
+            if not (parity.exists() and read_json(parity)["passed"]):
+                self.export(student, name)
+            if self.config.export.bench:
+                from xarch.bench.latency import bench_export
+
+                self.reporter.phase("bench", name)
+                self.run.bench_dir.mkdir(exist_ok=True)
+                bench_export(
+                    self.run.export_dir / name,
+                    self.run.bench_dir / f"{name}.json",
+                    teacher=self.run.teacher_bench(name),
+                    threads=self.plan.threads,
+                    say=self.reporter.message,
+                )
+
+    def export(self, student: Student, name: str) -> None:
+        """The student's graphs for one profile, through the checker and the parity gate."""
+        from xarch.export.run import export_profile
+
+        self.reporter.phase("export", name)
+        profile = self.registry.create("export", name)
+        adapter = self.target.adapter
+        graphs = adapter.export_graphs(student, profile, self.config.export.options)
+        replaced = self.registry.call("xarch_export", student=student, profile=profile, graphs=graphs)
+        samples = self.config.export.parity_samples
+        batches = list(self.evaluator.heldout(samples))
+        calibration = list(self.evaluator.heldout(2 * samples))[len(batches) :] if profile.dtype == "int8" else []
+        export_profile(
+            student,
+            adapter,
+            profile,
+            graphs=replaced or graphs,
+            options=self.config.export.options,
+            batches=batches,
+            calibration=calibration,
+            out=self.run.export_dir / name,
+            metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
+            say=self.reporter.message,
+        )
+        if self.config.export.bench:
+            self._export_teacher(profile)
+
+    def _export_teacher(self, profile: Profile) -> None:
+        """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
+        from xarch.export.run import export_teacher
+
+        folder = self.run.teacher_bench(profile.name)
+        if folder.exists():
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            graphs = self.target.adapter.teacher_graphs(self.evaluator.teacher, profile, self.config.export.options)
+            if graphs:
+                self.reporter.phase("export", f"{profile.name}, teacher")
+                export_teacher(graphs, profile, folder, self.reporter.message)
+        except (PlanError, ParityError) as e:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "absent.json", {"reason": e.what})

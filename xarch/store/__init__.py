@@ -1,1 +1,0 @@
-"""Files: the run folder, safe reading and writing of weights, the user's cache."""

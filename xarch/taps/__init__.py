@@ -1,1 +1,0 @@
-"""Taps: which student value meets which teacher value, proven before anything runs."""
