@@ -28,24 +28,39 @@ _PUBLIC = {
     "TapModel": "xarch.contracts.model",
     "Teacher": "xarch.contracts.model",
     "Student": "xarch.contracts.model",
-    "Site": "xarch.contracts.model",
-    "Solver": "xarch.contracts.model",
+    "Site": "xarch.contracts.local",
+    "Solver": "xarch.contracts.local",
     "Initialisation": "xarch.contracts.model",
-    "Options": "xarch.contracts.adapters",
+    "LocalStudent": "xarch.contracts.local",
+    "Options": "xarch.contracts.options",
     "validated": "xarch.config.validation",
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
+    "Family": "xarch.contracts.family",
+    "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
+    "MatchContext": "xarch.contracts.objective",
+    "Connector": "xarch.contracts.connector",
+    "BatchStep": "xarch.contracts.batch_step",
+    "StepContext": "xarch.contracts.batch_step",
+    "OptimiserKind": "xarch.contracts.optimiser",
+    "OptimiserWrapper": "xarch.contracts.optimiser",
+    "Schedule": "xarch.contracts.optimiser",
     "DataProvider": "xarch.contracts.data",
     "DataInfo": "xarch.contracts.data",
+    "DataRequest": "xarch.contracts.data",
+    "TensorInfo": "xarch.contracts.data",
     "BatchStream": "xarch.contracts.data",
     "Metric": "xarch.contracts.metric",
     "Evaluation": "xarch.contracts.metric",
+    "EvaluationRequest": "xarch.contracts.metric",
     "StageKind": "xarch.contracts.stage",
     "StageContext": "xarch.contracts.stage",
     "StageOutcome": "xarch.contracts.stage",
-    "Call": "xarch.contracts.export",
+    "StageRequest": "xarch.contracts.stage",
+    "BenchCase": "xarch.contracts.bench",
+    "Call": "xarch.contracts.bench",
     "ExportGraph": "xarch.contracts.export",
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
@@ -94,14 +109,21 @@ if TYPE_CHECKING:
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
     from xarch.config.validation import validated
-    from xarch.contracts.adapters import Options, SourceAdapter, SourceInfo, TargetAdapter
+    from xarch.contracts.adapters import SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
-    from xarch.contracts.data import BatchStream, DataInfo, DataProvider
-    from xarch.contracts.export import Call, ExportGraph, Measure, ParityCase, Profile, Throughput
-    from xarch.contracts.metric import Evaluation, Metric
-    from xarch.contracts.model import Initialisation, Sink, Site, Solver, Student, TapModel, Teacher
-    from xarch.contracts.objective import Objective
-    from xarch.contracts.stage import StageContext, StageKind, StageOutcome
+    from xarch.contracts.batch_step import BatchStep, StepContext
+    from xarch.contracts.bench import BenchCase, Call
+    from xarch.contracts.connector import Connector
+    from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo
+    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Throughput
+    from xarch.contracts.family import Facts, Family
+    from xarch.contracts.local import LocalStudent, Site, Solver
+    from xarch.contracts.metric import Evaluation, EvaluationRequest, Metric
+    from xarch.contracts.model import Initialisation, Sink, Student, TapModel, Teacher
+    from xarch.contracts.objective import MatchContext, Objective
+    from xarch.contracts.optimiser import OptimiserKind, OptimiserWrapper, Schedule
+    from xarch.contracts.options import Options
+    from xarch.contracts.stage import StageContext, StageKind, StageOutcome, StageRequest
     from xarch.contracts.tap import Tap
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
     from xarch.export.session import open_session

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from xarch.contracts.bench import BenchCase
 from xarch.contracts.data import DataInfo
 from xarch.contracts.tap import Tap
+from xarch.errors import PlanError
 
 
 @runtime_checkable
@@ -75,14 +76,12 @@ class Family(ABC):
         Raises:
             PlanError: this family has nothing of the kind.
         """
-        from xarch.errors import PlanError
-
         raise PlanError(f"{type(self).__name__} has nothing to show with `xarch generate`")
 
     def tiny_teacher(self, folder: Path) -> str:
         """Reference of a small teacher written into ``folder``, for the conformance kit."""
-        raise NotImplementedError(f"{type(self).__name__}.tiny_teacher: the conformance kit needs it")
+        raise PlanError(f"{type(self).__name__} has no tiny teacher, which the conformance kit needs")
 
     def tiny_run(self, folder: Path) -> Mapping[str, Any]:
         """Configuration values (dotted keys) of data, samples and batch for a conversion of :meth:`tiny_teacher`."""
-        raise NotImplementedError(f"{type(self).__name__}.tiny_run: the conformance kit needs it")
+        raise PlanError(f"{type(self).__name__} has no tiny run, which the conformance kit needs")

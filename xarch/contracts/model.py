@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.tap import Tap
+from xarch.errors import PlanError
 
 Sink = Callable[[str, Any], None]
 """Called with (tap name, value) the moment the value exists, while the model is still running."""
@@ -146,8 +147,6 @@ class Student(TapModel):
         Raises:
             PlanError: a student of this kind cannot be one, with the reason.
         """
-        from xarch.errors import PlanError
-
         raise PlanError(f"students of {type(self).__name__} cannot be teachers")
 
     def shard_units(self) -> Iterable[nn.Module]:

@@ -7,9 +7,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-API_VERSION = 1
+API_VERSION = 2
 
-KINDS = ("source", "target", "objective", "stage", "recipe", "data", "export", "metric", "teacher")
+KINDS = (
+    "family",
+    "source",
+    "target",
+    "method",
+    "recipe",
+    "objective",
+    "connector",
+    "batch_step",
+    "stage",
+    "optimiser",
+    "wrapper",
+    "schedule",
+    "data",
+    "metric",
+    "export",
+    "teacher",
+    "report",
+)
+RESOURCES = ("recipe", "method")
+"""Kinds that name a file of a package instead of an attribute of a module."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +97,63 @@ class Declarations:
             raise ValueError(f"target {name!r}: accepts names no family")
         self._add("target", name, load, summary, accepts=families, produces=produces or families[0], **common)
 
-    def objective(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
-        """An objective."""
-        self._add("objective", name, load, summary, **common)
+    def family(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A family: ``load`` names a ``Family`` class."""
+        self._add("family", name, load, summary, **common)
+
+    def objective(self, name: str, *, load: str, summary: str = "", paper: str = "", **common: Any) -> None:
+        """An objective; ``paper`` is where it comes from, e.g. "arXiv:1503.02531"."""
+        self._add("objective", name, load, summary, data={"paper": paper} if paper else None, **common)
+
+    def connector(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A connector."""
+        self._add("connector", name, load, summary, **common)
+
+    def batch_step(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A batch step."""
+        self._add("batch_step", name, load, summary, **common)
 
     def stage(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A stage kind."""
         self._add("stage", name, load, summary, **common)
 
+    def optimiser(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """An optimiser: ``load`` names an ``OptimiserKind``."""
+        self._add("optimiser", name, load, summary, **common)
+
+    def wrapper(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A wrapper of optimisers (``optimiser.wrap``): ``load`` names an ``OptimiserWrapper``."""
+        self._add("wrapper", name, load, summary, **common)
+
+    def schedule(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
+        """A learning-rate schedule: ``load`` names a ``Schedule``."""
+        self._add("schedule", name, load, summary, **common)
+
     def recipe(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A recipe: ``load`` names a YAML file in a package, ``"package:recipes/file.yaml"``."""
         self._add("recipe", name, load, summary, **common)
+
+    def method(self, name: str, *, load: str, summary: str = "", families: Iterable[str] = (), **common: Any) -> None:
+        """A method: ``load`` names its ``method.yaml`` in a package; ``families`` are those it serves (lists show them
+        without reading the file)."""
+        self._add("method", name, load, summary, accepts=_names(families), **common)
 
     def data(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A data provider; ``name`` is the scheme of its references."""
         self._add("data", name, load, summary, **common)
 
     def export(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
-        """An export profile: ``load`` names a profile or a function that returns one."""
+        """A profile to export to: ``load`` names a ``Profile`` or a function that returns one."""
         self._add("export", name, load, summary, **common)
 
     def metric(self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], **common: Any) -> None:
-        """A metric for the families in ``accepts``."""
+        """A metric for students of the families in ``accepts``."""
         self._add("metric", name, load, summary, accepts=_names(accepts), **common)
+
+    def report(self, name: str, *, load: str, summary: str = "", accepts: Iterable[str] = (), **common: Any) -> None:
+        """Report sections: ``load`` names a function from ``RunInfo`` to sections, asked for runs whose student is of a
+        family in ``accepts`` (of any, if there are none)."""
+        self._add("report", name, load, summary, accepts=_names(accepts), **common)
 
     def teacher(self, name: str, *, ref: str, summary: str = "", **facts: Any) -> None:
         """A teacher by name (``zoo:NAME``): a reference and pinned facts such as package, version, file and sha256."""
@@ -122,9 +176,9 @@ class Declarations:
     ) -> None:
         if not NAME.match(name):
             raise ValueError(f"{kind} {name!r}: a name is letters, digits, '.', '_', '+' and '-'")
-        pattern = RESOURCE if kind == "recipe" else LOAD
+        pattern = RESOURCE if kind in RESOURCES else LOAD
         if kind != "teacher" and not pattern.match(load):
-            wanted = "package:folder/file.yaml" if kind == "recipe" else "module:attribute"
+            wanted = "package:folder/file.yaml" if kind in RESOURCES else "module:attribute"
             raise ValueError(f"{kind} {name!r}: load={load!r} should look like {wanted!r}")
         if any(s.kind == kind and s.name == name for s in self.specs):
             raise ValueError(f"{kind} {name!r} is declared twice")
