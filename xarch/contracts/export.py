@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits of a deployment profile.
+    """Limits of what an export goes to.
 
     Attributes:
         name: e.g. "cpu".
