@@ -172,7 +172,7 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
 
 
 def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
-    """Export the student of a run to one deployment profile, with the parity gate.
+    """Export the student of a run for one profile, with the parity gate.
 
     Raises:
         ParityError: a graph does not reproduce the student.

@@ -1,4 +1,4 @@
-"""``xarch export``: the student of a run as ONNX for one deployment profile."""
+"""``xarch export``: the student of a run as ONNX for one profile."""
 
 from __future__ import annotations
 

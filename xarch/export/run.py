@@ -1,4 +1,4 @@
-"""A student leaves for one deployment profile: graphs, shared weights, checks, parity, all or nothing."""
+"""A student leaves for one profile: graphs, shared weights, checks, parity, all or nothing."""
 
 from __future__ import annotations
 

@@ -315,7 +315,8 @@ def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path)
 
 
 def test_pictures_of_a_scene_do_not_judge_what_it_became(tmp_path: Path) -> None:
-    from xarch_pvd.data.provider import ViewOptions, Views
+    from xarch_pvd.data.drawn import ViewOptions
+    from xarch_pvd.data.provider import Views
     from xarch_pvd.train import scene
 
     folder = scene.write_scene(tmp_path / "scene", views=2, size=8, val=1, test=2)

@@ -21,7 +21,7 @@ from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.run import ExportResult
 from xarch_field import Camera, RaysGraph, render, sphere_pose
 from xarch_field.model import FieldStudent
-from xarch_pvd.data.provider import picture_batch
+from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
 from xarch_pvd.export.graphs import field_graphs
 from xarch_pvd.export.parity import field_parity, thinned

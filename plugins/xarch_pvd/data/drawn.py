@@ -1,0 +1,65 @@
+"""What training data of a field are: options, the kinds of samples, and endless batches by number."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from xarch import Batch, BatchStream, Options
+from xarch_field.model import FieldTeacher
+
+
+class ViewOptions(Options):
+    """Options of ``views:``."""
+
+    uniform: float = Field(0.15, ge=0, le=1, description="share of the points drawn anywhere in the box")
+    visible: float = Field(0.5, ge=0, le=1, description="share of the points drawn where cameras see matter")
+    background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
+    poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
+    rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
+
+
+class FieldSample(Options):
+    """What one sample of a stage is."""
+
+    kind: Literal["points", "rays"] = Field("rays", description="a point of space or a ray of a camera")
+    importance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share drawn where cameras see matter; default: data's `visible`, none of the rays",
+    )
+    floor: float | None = Field(
+        None, ge=0, le=1, description="least share drawn anywhere (box, picture); default: data's `uniform`"
+    )
+    levels: tuple[Literal["pose", "ray"], ...] = Field((), description="draw again what the student does worst (rays)")
+    hard: float = Field(0.1, gt=0, le=0.5, description="share of poses and of rays that are drawn again")
+
+
+class Drawn(BatchStream, ABC):
+    """Endless batches, each from a generator of its own: the position is one number."""
+
+    def __init__(self, teacher: FieldTeacher, samples: int, seed: int) -> None:
+        self.teacher, self.samples, self.seed, self.drawn = teacher, samples, seed, 0
+
+    def __next__(self) -> Batch:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_033 + self.drawn) % 2**63)
+        self.drawn += 1
+        return self.draw(generator)
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Batch:
+        """One batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+    def counters(self) -> dict[str, int]:
+        return {"read": self.drawn * self.samples}

@@ -1,0 +1,89 @@
+"""Batches that never change: what a stage is validated on, and whole held-out views."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from xarch import Batch, BatchStream
+from xarch_field import occupancy
+from xarch_field.facts import ViewFacts
+from xarch_field.model import FieldTeacher
+from xarch_pvd.data.drawn import FieldSample
+from xarch_pvd.data.points import points_batch
+from xarch_pvd.data.posed_views import PosedViews
+from xarch_pvd.data.views import fixed_cameras
+
+VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
+VALIDATION_STRIDE = 7
+"""Every 7th ray of a validation view."""
+
+
+class Finite(BatchStream, ABC):
+    """A fixed list of batches, made one by one."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.place = length, 0
+
+    def __next__(self) -> Batch:
+        if self.place >= self.length:
+            raise StopIteration
+        self.place += 1
+        return self.make(self.place - 1)
+
+    @abstractmethod
+    def make(self, index: int) -> Batch:
+        """Batch number ``index``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.place = int(state["place"])
+
+
+class Checks(Finite):
+    """What a stage is validated on: fixed points, or some rays of fixed views."""
+
+    def __init__(self, teacher: FieldTeacher, sample: FieldSample, samples: int, views: ViewFacts) -> None:
+        super().__init__(VALIDATION_VIEWS)
+        self.teacher, self.sample, self.samples = teacher, sample, samples
+        self.cameras = fixed_cameras(views, VALIDATION_VIEWS, "validation")
+
+    def make(self, index: int) -> Batch:
+        if self.sample.kind == "points":
+            generator = torch.Generator().manual_seed(3_000_017 + index)
+            grid = occupancy.dilate(self.teacher.field.occupancy.cpu())
+            u_N3 = occupancy.sample(grid, self.samples, generator, uniform=0.15)
+            return points_batch(self.teacher, u_N3, generator)
+        batch = picture_batch(self.cameras[index], self.teacher.facts.background)
+        return Batch({k: v[::VALIDATION_STRIDE] for k, v in batch.tensors.items()}, batch.units // VALIDATION_STRIDE)
+
+
+class Pictures(Finite):
+    """Whole held-out views, with their pictures where there are any."""
+
+    def __init__(self, teacher: FieldTeacher, posed: PosedViews | None) -> None:
+        self.teacher, self.posed = teacher, posed
+        self.cameras = posed.heldout if posed is not None else _heldout(teacher.facts.views)
+        super().__init__(len(self.cameras))
+
+    def make(self, index: int) -> Batch:
+        batch = picture_batch(self.cameras[index], self.teacher.facts.background)
+        if self.posed is not None and self.posed.pictured:
+            batch.tensors["picture"] = self.posed.picture(index, self.teacher.facts.background)
+        return batch
+
+
+def _heldout(views: ViewFacts) -> list[Any]:
+    return fixed_cameras(views, HELDOUT_VIEWS, "heldout")
+
+
+def picture_batch(camera: Any, background: tuple[float, float, float]) -> Batch:
+    """Every pixel of a camera as rays, row by row."""
+    origins, dirs = camera.rays()
+    tensors = {"origins": origins, "dirs": dirs, "background": torch.tensor(background).expand(len(origins), 3)}
+    return Batch(tensors, len(origins), {"height": camera.height, "width": camera.width})
