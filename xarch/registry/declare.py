@@ -45,6 +45,7 @@ class Spec:
         produces: for sources and targets: family of the model they give.
         extra: xarch extra (or pip requirement) that brings what it needs.
         needs: importable module names without which it is shown as "missing-extra".
+        layouts: for objectives: the student layouts this implementation is for; empty for all that no other one claims.
         api: version of the plugin API it was written for.
         data: kind-specific facts, e.g. the pinned package of a named teacher or the YAML of a recipe.
     """
@@ -58,6 +59,7 @@ class Spec:
     produces: str = ""
     extra: str = ""
     needs: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
     api: int = API_VERSION
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -65,6 +67,11 @@ class Spec:
     def qualified(self) -> str:
         """``plugin:name``."""
         return f"{self.plugin}:{self.name}"
+
+    def rivals(self, other: Spec) -> bool:
+        """Whether both claim the same name for the same thing."""
+        same = (self.kind, self.name) == (other.kind, other.name)
+        return same and (set(self.layouts) & set(other.layouts) != set() or not (self.layouts or other.layouts))
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
@@ -101,9 +108,23 @@ class Declarations:
         """A family: ``load`` names a ``Family`` class."""
         self._add("family", name, load, summary, **common)
 
-    def objective(self, name: str, *, load: str, summary: str = "", paper: str = "", **common: Any) -> None:
-        """An objective; ``paper`` is where it comes from, e.g. "arXiv:1503.02531"."""
-        self._add("objective", name, load, summary, data={"paper": paper} if paper else None, **common)
+    def objective(
+        self,
+        name: str,
+        *,
+        load: str,
+        summary: str = "",
+        paper: str = "",
+        layouts: Iterable[str] = (),
+        **common: Any,
+    ) -> None:
+        """An objective; ``paper`` is where it comes from, e.g. "arXiv:1503.02531".
+
+        With ``layouts`` it is the implementation of an objective of that name for these student layouts only: ``kl`` is
+        one word in every recipe, whatever form a family's logits have.
+        """
+        found = {"paper": paper} if paper else None
+        self._add("objective", name, load, summary, data=found, layouts=_names(layouts), **common)
 
     def connector(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A connector."""
@@ -171,6 +192,7 @@ class Declarations:
         produces: str = "",
         extra: str = "",
         needs: Iterable[str] = (),
+        layouts: tuple[str, ...] = (),
         api: int = API_VERSION,
         data: Mapping[str, Any] | None = None,
     ) -> None:
@@ -180,8 +202,6 @@ class Declarations:
         if kind != "teacher" and not pattern.match(load):
             wanted = "package:folder/file.yaml" if kind in RESOURCES else "module:attribute"
             raise ValueError(f"{kind} {name!r}: load={load!r} should look like {wanted!r}")
-        if any(s.kind == kind and s.name == name for s in self.specs):
-            raise ValueError(f"{kind} {name!r} is declared twice")
         spec = Spec(
             kind=kind,
             name=name,
@@ -192,9 +212,12 @@ class Declarations:
             produces=produces,
             extra=extra,
             needs=_names(needs),
+            layouts=layouts,
             api=api,
             data=dict(data or {}),
         )
+        if any(s.rivals(spec) for s in self.specs):
+            raise ValueError(f"{kind} {name!r} is declared twice")
         self.specs.append(spec)
 
 
