@@ -18,7 +18,7 @@ def xarch_register(registry: Any) -> None:
     registry.objective(
         "hard-label",
         load="xarch_decoder.objectives:HardLabel",
-        summary="loss on the teacher's likeliest token",
+        summary="loss on the likeliest token",
         **logits,
     )
     registry.batch_step(

@@ -30,6 +30,8 @@ KINDS = (
 )
 RESOURCES = ("recipe", "method")
 """Kinds that name a file of a package instead of an attribute of a module."""
+ANY_FAMILY = "*"
+"""In ``accepts``, ``families`` and ``produces``: any family."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,14 @@ class Spec:
         load: "module:attribute" imported on first use ("" for pure data, see ``data``).
         summary: one line for ``xarch list``.
         plugin: entry-point name of the owner; filled in by the loader.
-        accepts: for targets and metrics: families; for sources: nothing.
-        produces: for sources and targets: family of the model they give.
+        accepts: for targets, metrics, methods and report sections: families, or "*" for any.
+        produces: for sources and targets: family of the model they give; "*" for any (a target: the teacher's).
         extra: xarch extra (or pip requirement) that brings what it needs.
         needs: importable module names without which it is shown as "missing-extra".
         layouts: for objectives: the student layouts this implementation is for; empty for all that no other one claims.
         api: version of the plugin API it was written for.
-        data: kind-specific facts, e.g. the pinned package of a named teacher or the YAML of a recipe.
+        data: kind-specific facts, e.g. the pinned package of a named teacher, what an objective compares, or the
+            profiles that a target exports to.
     """
 
     kind: str
@@ -73,6 +76,16 @@ class Spec:
         same = (self.kind, self.name) == (other.kind, other.name)
         return same and (set(self.layouts) & set(other.layouts) != set() or not (self.layouts or other.layouts))
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Every family it names."""
+        return (*self.accepts, self.produces) if self.produces else self.accepts
+
+    def serves(self, family: str) -> bool:
+        """Whether it is for teachers (targets) or students (metrics, methods, report sections) of this family."""
+        anything = not self.accepts and self.kind in ("method", "report")
+        return anything or ANY_FAMILY in self.accepts or family in self.accepts
+
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 LOAD = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
@@ -96,13 +109,28 @@ class Declarations:
         self._add("source", name, load, summary, produces=produces, **common)
 
     def target(
-        self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], produces: str = "", **common: Any
+        self,
+        name: str,
+        *,
+        load: str,
+        summary: str = "",
+        accepts: Iterable[str],
+        produces: str = "",
+        profiles: Iterable[str] = (),
+        **common: Any,
     ) -> None:
-        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same)."""
+        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same).
+
+        ``profiles`` are those that a small student of every accepted family passes; ``xarch list pairs`` shows them and
+        the plugin's conformance tests build each.
+        """
         families = _names(accepts)
         if not families:
             raise ValueError(f"target {name!r}: accepts names no family")
-        self._add("target", name, load, summary, accepts=families, produces=produces or families[0], **common)
+        gives = produces or (families[0] if len(families) == 1 else ANY_FAMILY)
+        exports = {"profiles": list(_names(profiles))} if profiles else {}
+        data = {**(common.pop("data", None) or {}), **exports}
+        self._add("target", name, load, summary, accepts=families, produces=gives, data=data, **common)
 
     def family(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A family: ``load`` names a ``Family`` class."""
@@ -114,17 +142,24 @@ class Declarations:
         *,
         load: str,
         summary: str = "",
+        compares: str = "",
+        units: str = "",
         paper: str = "",
         layouts: Iterable[str] = (),
         **common: Any,
     ) -> None:
-        """An objective; ``paper`` is where it comes from, e.g. "arXiv:1503.02531".
+        """An objective.
 
-        With ``layouts`` it is the implementation of an objective of that name for these student layouts only: ``kl`` is
-        one word in every recipe, whatever form a family's logits have.
+        Args:
+            compares: what it compares, e.g. "logits with logits or labels", for lists, which import nothing.
+            units: as the class says, e.g. "nats/token".
+            paper: where it comes from, e.g. "arXiv:1503.02531".
+            layouts: it is the implementation of this name for these student layouts only: ``kl`` is one word in every
+                recipe, whatever form a family's logits have.
         """
-        found = {"paper": paper} if paper else None
-        self._add("objective", name, load, summary, data=found, layouts=_names(layouts), **common)
+        said = {"compares": compares, "units": units, "paper": paper}
+        data = {**(common.pop("data", None) or {}), **{key: value for key, value in said.items() if value}}
+        self._add("objective", name, load, summary, data=data, layouts=_names(layouts), **common)
 
     def connector(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A connector."""
