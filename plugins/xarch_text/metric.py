@@ -49,9 +49,7 @@ class Perplexity(Metric):
             tokens = max((score.tokens for score in scores.values()), default=0)
             if not tokens:
                 raise UsageError("no held-out token to evaluate on", "raise evaluate.samples or data.options.heldout")
-            samples = (
-                _samples(teacher, students["student"], prompts, request.processor) if "student" in students else []
-            )
+            samples = _samples(teacher, students.get("student"), prompts, request.processor)
         figures = {name: _figures(scores[name], scores.get("teacher")) for name in students}
         student = figures.pop("student", {})
         return Evaluation(
@@ -98,9 +96,9 @@ def _prompts(batch: Batch, wanted: int) -> list[Tensor]:
 
 
 def _samples(
-    teacher: TapModel | None, student: TapModel, prompts: list[Tensor], processor: Any
+    teacher: TapModel | None, student: TapModel | None, prompts: list[Tensor], processor: Any
 ) -> list[dict[str, Any]]:
-    if not prompts or processor is None:
+    if not prompts or processor is None or student is None:
         return []
     prompt_BL = torch.stack(prompts)
     texts = [_text(processor, ids) for ids in prompt_BL]

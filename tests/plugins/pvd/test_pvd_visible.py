@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from xarch import DataRequest
 from xarch_field import RadianceField
 from xarch_field.facts import FieldFacts, ViewFacts
 from xarch_field.model import FieldTeacher

@@ -35,7 +35,9 @@ def good_files(root: Path, count: int = 60) -> Path:
 
 def one_pass(ref: Path, **options: Any) -> dict[str, int]:
     """Counters of reading every document once."""
-    library = Library(find_corpus(str(ref), EXTENSIONS), TextOptions(heldout=0.0, validation=0.0, **options), "train")
+    library = Library(
+        find_corpus(str(ref), EXTENSIONS), TextOptions(heldout=0, validation=0, calibration=0, **options), "train"
+    )
     tally = Tally(1.0)
     for file in library.files:
         for _ in library.blocks(file, tally):

@@ -85,12 +85,15 @@ def test_splits_do_not_overlap_and_cover_the_files(
     options = {"split_by": "document"}
     heldout = names(open_text(root, "heldout", **options))
     validation = names(open_text(root, "validation", **options))
+    calibration = names(open_text(root, "calibration", **options))
     train = names(open_text(root, **options), 400)
     assert heldout
     assert validation
+    assert calibration
     assert not heldout & validation
-    assert not train & (heldout | validation)
-    assert len(train | heldout | validation) == documents
+    assert not calibration & (heldout | validation)
+    assert not train & (heldout | validation | calibration)
+    assert len(train | heldout | validation | calibration) == documents
 
 
 def test_membership_depends_on_the_name_alone(folder: Callable[..., Path], open_text: Open) -> None:
