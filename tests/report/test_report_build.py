@@ -341,7 +341,20 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -> None:
     """Every string and every name in every file is replaced; only what the report branches on stays."""
-    keep = {"state", "kind", "scope", "folder", "metric", "target", "sites", "perplexity", "loss", "kl", "facts"}
+    keep = {
+        "state",
+        "kind",
+        "scope",
+        "folder",
+        "metric",
+        "target",
+        "profile",
+        "sites",
+        "perplexity",
+        "loss",
+        "kl",
+        "facts",
+    }
     run = make_run(tmp_path / "run")
 
     def spoil(value: Any, key: str = "") -> Any:
@@ -351,7 +364,7 @@ def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -
             return [spoil(v, key) for v in value]
         if isinstance(value, dict):
             names = key in (
-                "tables",
+                "per_site",
                 "versions",
                 "plugins",
                 "baselines",
