@@ -73,7 +73,8 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
         "1.23\u00a0% of 243 could not be used",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
-        "Of the way from 94.00 to 35.10: 50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
+        "Of the way from 94.00 to 35.10: 50\u00a0% after 2\u00a0m\u00a042\u00a0s, "
+        "90\u00a0% after 6\u00a0m\u00a042\u00a0s",
         "Directory tree generator.",
     ):
         assert text in page.text, text
