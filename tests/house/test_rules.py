@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.py").exists())
 PUBLIC_MODULES = ("xarch.testing", "xarch.kernels", "xarch.families", "xarch.optim")
-TOP = {"pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
+TOP = {"LICENSE", "pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
 
 
 def imports(folder: Path) -> Iterator[tuple[Path, str, list[str]]]:
