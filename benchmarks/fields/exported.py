@@ -79,7 +79,7 @@ def measured(arch: str, preset: str, forms: dict[str, str], points: int, calls: 
     """Figures of one exported ``points`` graph."""
     torch.manual_seed(0)
     options = OPTIONS[arch].model_validate({"preset": preset})
-    low, high = (tuple(corner) for corner in scene.BOX)
+    low, high = ((x, y, z) for x, y, z in scene.BOX)
     grid = torch.rand(64, 64, 64) < 0.2
     field = build_field(arch, options, aabb=scene.BOX, occupancy=grid).eval().requires_grad_(False)
     graphs = field_graphs(FieldStudent(field, FieldFacts(arch=arch, aabb=(low, high)), options), cpu, forms)[:1]

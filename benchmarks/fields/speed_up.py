@@ -69,13 +69,14 @@ class Judge:
         self.views = []
         for camera in cameras:
             picture = scene.render_view(camera).view(-1, 4)[::STRIDE]
-            rays = tuple(part[::STRIDE] for part in camera.rays())
-            self.views.append((rays, picture[:, :3] * picture[:, 3:] + 1 - picture[:, 3:]))
+            origins, dirs = (part[::STRIDE] for part in camera.rays())
+            self.views.append(((origins, dirs), picture[:, :3] * picture[:, 3:] + 1 - picture[:, 3:]))
 
     def __call__(self, field: RadianceField) -> float:
         """Mean PSNR over the views, dB, over white."""
         with torch.no_grad():
-            values = [psnr(render(field, *rays, torch.ones(3))["rgb"].clamp(0, 1), seen) for rays, seen in self.views]
+            white = torch.ones(3)
+            values = [psnr(render(field, o, d, white)["rgb"].clamp(0, 1), seen) for (o, d), seen in self.views]
         return sum(values) / len(values)
 
 
