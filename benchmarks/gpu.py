@@ -1,8 +1,8 @@
-"""Everything that takes a GPU, one command.
+"""Everything that needs a GPU, in one command.
 
     pip install -e '.[dev,cuda]' --no-build-isolation
     python benchmarks/gpu.py --data "text:corpus/*.jsonl"
-    python benchmarks/gpu.py --device cpu --rehearse          # a few minutes: the same parts, tiny, on a CPU
+    python benchmarks/gpu.py --device cpu --rehearse          # a few minutes: the same parts, scaled down, on a CPU
 
 Parts, each in processes of its own, in this order:
 

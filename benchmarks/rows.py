@@ -309,4 +309,4 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "fields_speed_up": speed_up,
     "fields_staged": staged,
 }
-"""Benchmark -> its table; also for names that go on with an underscore (``kernels_cuda``)."""
+"""Benchmark -> its table; also for longer names that start with it and an underscore."""

@@ -1,10 +1,10 @@
-"""Every representation into every other: PSNR to the teacher and CPU seconds, one command.
+"""Every representation into every other: PSNR to the teacher and CPU seconds, in one command.
 
     python benchmarks/fields/any_to_any.py [--scene FOLDER]
 
 Teachers are trained from pictures of the procedural scene, or of a folder of posed pictures (their seconds are reported
 apart); each pair is a whole ``xarch.convert`` without export, once a seed, whose CPU seconds are those of planning,
-start and stages (``parts`` tells them and the rest apart). Points are written as they are measured, and an interrupted
+start and stages (``parts`` lists them and the rest). Points are written as they are measured, and an interrupted
 run resumes. PSNR is that of whole held-out views against the teacher's renders, and against the pictures of the
 scene itself (``psnr_truth``).
 """
@@ -58,7 +58,8 @@ def main() -> None:
     work = arguments.work / store.key
     work.mkdir(parents=True, exist_ok=True)
     # Python and torch are imported by now; what else a conversion imports, the first one pays.
-    store.note(import_cpu_seconds=round(IMPORTED, 1))
+    if "import_cpu_seconds" not in store.facts:
+        store.note(import_cpu_seconds=round(IMPORTED, 1))
     for arch in ARCHS:
         file, known = work / f"{arch}.safetensors", store.facts.get("teachers", {})
         if arch not in known or not file.is_file():

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100, help="picture side in pixels")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of the hash fields")
     parser.add_argument("--resolution", type=int, default=96, help="samples an axis of the voxels")
-    parser.add_argument("--budget", type=int, help="points and rays of a conversion [default: the recipe's]")
+    parser.add_argument("--budget", type=int, default=2_400_000, help="points and rays of a conversion")
     parser.add_argument("--views", type=int, default=6, help="held-out views")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--work", type=Path, default=Path("fields-edited"), help="folder for teachers and runs")
@@ -71,8 +71,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = {k: getattr(arguments, k) for k in ("size", "steps", "resolution", "budget", "views")}
-    if settings["budget"] is None:  # Recorded as a number: that of the recipe changes.
-        settings["budget"] = xarch.plan(overrides={"recipe": "pvd", "student.target": "vm"}).config.budget
     store = Store(arguments.out, header("fields_edited", settings, threads=1), arguments.fresh)
     arguments.work /= store.key
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -135,7 +133,7 @@ def measure(name: str, edits: list, seed: int, arguments: argparse.Namespace) ->
     }
     started = time.process_time()
     run = xarch.convert(
-        overrides={k: v for k, v in overrides.items() if v is not None},
+        overrides=overrides,
         out=arguments.work / f"{name}-{seed}-{time.time_ns()}",
     )
     row: dict[str, Any] = {"cpu_seconds": round(time.process_time() - started, 1), "load": round(load, 1)}

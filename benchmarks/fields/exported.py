@@ -3,9 +3,9 @@
     python benchmarks/fields/exported.py [--preset paper] [--points 16384]
 
 Weights are random: speed does not depend on them. Sizes are those of the presets. Seconds are CPU seconds of a process
-(the median call), so that other work on the machine counts for little; ``wall`` is beside them. The row of reference is
-the hash field in its default form, the usual teacher: ``xarch bench RUN`` tells the same for a run's own student and
-teacher. Each graph is compared with torch before it is timed.
+(the median call), so that other work on the machine counts for little; ``wall`` is beside them. The reference is the
+hash field in its default form, the usual teacher; ``xarch bench RUN`` measures a run's own student and teacher. Each
+graph is compared with torch before it is timed.
 """
 
 from __future__ import annotations

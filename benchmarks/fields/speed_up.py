@@ -1,4 +1,4 @@
-"""How much time a conversion saves over training the same field from pictures, one command.
+"""How much time a conversion saves over training the same field from pictures, in one command.
 
     python benchmarks/fields/speed_up.py
 
@@ -9,10 +9,10 @@ occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with
 were trained classically; the seconds of the teacher stand apart.
 
 Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
-steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is looked at
-on its way and counts only until it got there; a conversion counts whole. Further seeds begin where the first one got
-there. PSNR is that of every third ray of four views that nobody trained on. Points are written as they are measured,
-and an interrupted run resumes.
+steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is evaluated
+while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds start with the
+schedule of the first one. PSNR is that of every third ray of four views that nobody trained on. Points are written as
+they are measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
