@@ -92,7 +92,7 @@ def convert(file: Path, target: str, seed: int, run: Path, budget: float, pictur
         overrides["budget"] = int(xarch.plan(overrides=overrides).config.budget * budget)
     done, row = timed(overrides, run)
     found = json.loads((done.path / "eval.json").read_text())["student"]
-    student = xarch.load(done.path)
+    student: Any = xarch.load(done.path)
     return {
         **row,
         "psnr_teacher": round(found["psnr_teacher"], 2),

@@ -8,11 +8,12 @@ conversion counts planning, start and stages; evaluation is outside of both. Tra
 occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as NeRFs
 were trained classically; the seconds of the teacher stand apart.
 
-Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
-steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is evaluated
-while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds start with the
-schedule of the first one. PSNR is that of every third ray of four views that nobody trained on. Points are written as
-they are measured, and an interrupted run resumes.
+Both sides are searched over the length of their schedule; the rays and samples a step of a training are fixed, so the
+trainings are tuned less than they could be. A conversion is repeated with growing budgets, a training with growing
+numbers of steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training
+is evaluated while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds
+start with the schedule of the first one. PSNR is that of every third ray of four views that nobody trained on. Points
+are written as they are measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
