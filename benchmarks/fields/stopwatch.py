@@ -70,7 +70,7 @@ def timed(overrides: dict[str, Any], out: Path) -> tuple[xarch.Run, dict[str, An
     return run, row
 
 
-def machine_state() -> dict[str, float]:
+def machine_state() -> dict[str, float | None]:
     """Load average, and GFLOP per CPU second of a product of matrices.
 
     Where two hardware threads share a core a CPU second does less work while the other one is busy; the second figure
