@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import xarch
-from xarch.bench.machine import load_average
+from xarch.hardware import load_average
 from xarch.engine.events import Reporter
 
 METHOD = ("planning", "start")
