@@ -57,7 +57,7 @@ def test_any_shape(error, batch, length, channels, taps, biased, stateful, segme
     x, weight, bias, state = make(batch, length, channels, taps, seed)
     generator = torch.Generator().manual_seed(seed)
     segments = torch.randint(0, 2, (batch, length), generator=generator) if segmented else None
-    blocked = importlib.import_module("xarch.kernels.causal_conv1d.blocked")
+    blocked = importlib.import_module("xarch.kernels.causal_conv1d.plain")
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "_CACHE_ELEMENTS", cache)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xarch.errors import UsageError
 from xarch.kernels import describe, dispatch, matrix_distance
 from xarch.kernels.dispatch import select
-from xarch.kernels.matrix_distance import compiled, cpp
+from xarch.kernels.matrix_distance import cpp, cpp_launch
 from xarch.kernels.native import BuildError, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason="needs a C++ compiler")
@@ -386,7 +386,7 @@ def test_a_library_that_fails_its_check_is_left_out_with_one_line(monkeypatch, c
         raise BuildError("kernel matrix_distance: g++ failed: error: no such thing", "try again")
 
     monkeypatch.setattr(dispatch, "_VERDICTS", {})
-    monkeypatch.setattr(compiled, "_library", Silent if fault == "wrong" else broken)
+    monkeypatch.setattr(cpp_launch, "_library", Silent if fault == "wrong" else broken)
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         assert select("matrix_distance", "cpu", torch.float32).name == "torch"
@@ -403,6 +403,6 @@ def test_memory_that_runs_out_is_an_error(monkeypatch):
         def matrix_distance(_: Any, threads: int) -> int:
             return 1
 
-    monkeypatch.setattr(compiled, "_library", Full)
+    monkeypatch.setattr(cpp_launch, "_library", Full)
     with pytest.raises(MemoryError, match="no memory for 1 x 9 tokens"):
         results(make(1, 9, (2, 2, 2)), "cpp", torch.float32)

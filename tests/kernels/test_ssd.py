@@ -298,7 +298,7 @@ def test_no_tokens(backend):
 
 
 def test_rows_of_the_batch_taken_in_parts_change_nothing(monkeypatch, error):
-    chunked = importlib.import_module("xarch.kernels.ssd.chunked")
+    chunked = importlib.import_module("xarch.kernels.ssd.plain")
     case = make(5, 19, 2, 1)
     segments = documents(5, 19)
     results = []

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xarch.kernels.causal_conv1d.blocked import causal_conv1d_blocked
 from xarch.kernels.causal_conv1d.naive import causal_conv1d_naive
+from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.window import final_state
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import library, why_not
@@ -38,7 +38,7 @@ class _Call(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    loaded = library("causal_conv1d", [Path(__file__).with_name("conv.cpp")])
+    loaded = library("causal_conv1d", [Path(__file__).with_name("kernel.cpp")])
     for function in (loaded.conv_forward, loaded.conv_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
     return loaded
@@ -80,7 +80,7 @@ def causal_conv1d_cpp(
     """Arguments and results of :func:`xarch.kernels.causal_conv1d`; the state is None unless asked for."""
     if island_dtype(x_BLC, weight_CK) == torch.float64 or x_BLC.numel() == 0:
         # Nothing to compute, or float64 weights.
-        return causal_conv1d_blocked(
+        return causal_conv1d_plain(
             x_BLC,
             weight_CK,
             bias_C,

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.matrix_distance import cpp, naive, tiled, triton
+from xarch.kernels.matrix_distance import cpp, naive, plain, triton
 from xarch.kernels.matrix_distance.attention import attention_matrix
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["MatrixDistance", "attention_matrix", "cpp", "matrix_distance", "naive", "tiled", "triton"]
+__all__ = ["MatrixDistance", "attention_matrix", "cpp", "matrix_distance", "naive", "plain", "triton"]
 
 
 def matrix_distance(

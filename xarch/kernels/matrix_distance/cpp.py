@@ -12,10 +12,10 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import register
-from xarch.kernels.matrix_distance import compiled
+from xarch.kernels.matrix_distance import cpp_launch
 from xarch.kernels.matrix_distance.naive import matrix_distance_naive
+from xarch.kernels.matrix_distance.plain import matrix_distance_plain
 from xarch.kernels.matrix_distance.result import MatrixDistance
-from xarch.kernels.matrix_distance.tiled import matrix_distance_tiled
 from xarch.kernels.native import why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.selfcheck import agree
@@ -71,7 +71,7 @@ def matrix_distance_cpp(
     """
     student = (C_BLGN, B_BLGN, log_a_BLH, D_H)
     if island_dtype(q_BLHE, k_BLKE, *student) == torch.float64:
-        return matrix_distance_tiled(
+        return matrix_distance_plain(
             q_BLHE, k_BLKE, *student, scale=scale, window=window, softcap=softcap, segment_ids_BL=segment_ids_BL,
             mask_BL=mask_BL, tile=tile,
         )  # fmt: skip
@@ -110,7 +110,7 @@ def _forward(
     gradient: bool,
 ) -> _Found:
     """Distance, teacher norm, and the gradients of half the squared distance (empty unless wanted)."""
-    v = compiled.visit(
+    v = cpp_launch.visit(
         q, k, C, B, log_a, D, segment_ids, mask, scale=scale, window=window, softcap=softcap, gradient=gradient
     )
     return v.distance_BH, v.teacher_norm_BH, v.dC_BLGN, v.dB_BLGN, v.dlog_a_BLH, v.dD_BH
@@ -157,7 +157,7 @@ def _backward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of half the squared distances, times a factor [B, H], by a second visit."""
-    v = compiled.visit(
+    v = cpp_launch.visit(
         q,
         k,
         C,

@@ -21,8 +21,8 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.native import library, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
-from xarch.kernels.selective_scan.chunked import selective_scan_chunked
 from xarch.kernels.selective_scan.naive import selective_scan_naive
+from xarch.kernels.selective_scan.plain import selective_scan_plain
 from xarch.kernels.selfcheck import agree
 
 
@@ -47,7 +47,7 @@ class _Gradients(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    loaded = library("selective_scan", [Path(__file__).with_name("selective_scan.cpp")])
+    loaded = library("selective_scan", [Path(__file__).with_name("kernel.cpp")])
     for function in (loaded.selective_scan_lanes, loaded.selective_scan_chunk):
         function.argtypes, function.restype = [], ctypes.c_int64
     pointer = ctypes.POINTER
@@ -104,7 +104,7 @@ def selective_scan_cpp(
     wide = island_dtype(x_BDL, dt_BDL, A_DN, B_BGNL, C_BGNL, initial_state_BDN) == torch.float64
     if wide or x_BDL.numel() == 0 or A_DN.numel() == 0:
         # Nothing to compute, or float64 among the other operands.
-        return selective_scan_chunked(
+        return selective_scan_plain(
             x_BDL,
             dt_BDL,
             A_DN,

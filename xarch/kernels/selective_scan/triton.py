@@ -15,8 +15,8 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
-from xarch.kernels.selective_scan.chunked import selective_scan_chunked
 from xarch.kernels.selective_scan.naive import selective_scan_naive
+from xarch.kernels.selective_scan.plain import selective_scan_plain
 from xarch.kernels.selfcheck import agree, waves
 
 LARGEST = 256
@@ -52,7 +52,7 @@ def selective_scan_triton(
     """
     wide = island_dtype(x_BDL, dt_BDL, A_DN, B_BGNL, C_BGNL, initial_state_BDN) == torch.float64
     if wide or x_BDL.numel() == 0 or not 1 <= A_DN.shape[1] <= LARGEST:
-        return selective_scan_chunked(
+        return selective_scan_plain(
             x_BDL,
             dt_BDL,
             A_DN,

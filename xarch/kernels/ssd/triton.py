@@ -16,8 +16,8 @@ from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
-from xarch.kernels.ssd.chunked import ssd_chunked
 from xarch.kernels.ssd.naive import ssd_naive
+from xarch.kernels.ssd.plain import ssd_plain
 
 LARGEST = 256
 """Wider heads and larger states do not fit the registers of a program."""
@@ -52,7 +52,7 @@ def ssd_triton(
     width, size = x_BLHP.shape[-1], B_BLGN.shape[-1]
     wide = island_dtype(*operands, initial_state_BHPN) == torch.float64 or max(width, size) > LARGEST
     if wide or x_BLHP.numel() == 0 or size == 0:
-        return ssd_chunked(*operands, **state, chunk_size=chunk_size)
+        return ssd_plain(*operands, **state, chunk_size=chunk_size)
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int()
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
     # The larger a state, the more tokens must share the memory traffic of storing it.

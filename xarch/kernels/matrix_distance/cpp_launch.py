@@ -1,4 +1,4 @@
-"""The compiled visit of all tiles, see distance.cpp.
+"""The compiled visit of all tiles, see kernel.cpp.
 
 Legend: B batch, L tokens, H heads, K key heads, E head width, G B/C groups, N state size.
 """
@@ -109,7 +109,7 @@ def _nothing(error: Tensor, teacher: Tensor, grads: list[Tensor]) -> Visit:
 
 @cache
 def _library() -> ctypes.CDLL:
-    loaded = library("matrix_distance", [Path(__file__).with_name("distance.cpp")])
+    loaded = library("matrix_distance", [Path(__file__).with_name("kernel.cpp")])
     function = loaded.matrix_distance
     function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], ctypes.c_int
     return loaded
