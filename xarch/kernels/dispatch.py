@@ -150,6 +150,27 @@ def use_backend(name: str | None) -> Iterator[None]:
         _WISH.reset(token)
 
 
+@contextmanager
+def isolated(*names: str) -> Iterator[None]:
+    """Within the block, backends are checked again, and what is registered there is removed at its end.
+
+    Args:
+        names: the only backends that are kept within the block; none means all.
+    """
+    registry, verdicts = {op: dict(table) for op, table in _REGISTRY.items()}, dict(_VERDICTS)
+    for table in _REGISTRY.values():
+        for name in set(table).difference(names or table):
+            del table[name]
+    _VERDICTS.clear()
+    try:
+        yield
+    finally:
+        _REGISTRY.clear()
+        _REGISTRY.update(registry)
+        _VERDICTS.clear()
+        _VERDICTS.update(verdicts)
+
+
 def select(
     op: str,
     device: torch.device | str,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from xarch.kernels.dispatch import register
 from xarch.kernels.grid_encoding.naive import grid_encode_naive
 from xarch.kernels.grid_encoding.plain import grid_encode_plain
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FACTORS = 4
@@ -46,12 +45,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("grid_encoding", [Path(__file__).with_name("kernel.cpp")])
+@kernel("grid_encoding", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.grid_forward, loaded.grid_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:

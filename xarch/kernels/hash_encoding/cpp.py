@@ -7,7 +7,6 @@ Legend: see the package.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.hash_encoding.config import HashConfig, level_table
 from xarch.kernels.hash_encoding.naive import hash_encode_naive
 from xarch.kernels.hash_encoding.plain import hash_encode_plain
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FEATURES = 64
@@ -41,12 +40,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("hash_encoding", [Path(__file__).with_name("kernel.cpp")])
+@kernel("hash_encoding", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.hash_forward, loaded.hash_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:

@@ -10,7 +10,6 @@ Legend: B batch, D channels, L tokens, N state size, G B/C groups, K blocks of c
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selective_scan.naive import selective_scan_naive
@@ -45,9 +44,8 @@ class _Gradients(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("selective_scan", [Path(__file__).with_name("kernel.cpp")])
+@kernel("selective_scan", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.selective_scan_lanes, loaded.selective_scan_chunk):
         function.argtypes, function.restype = [], ctypes.c_int64
     pointer = ctypes.POINTER
@@ -55,7 +53,6 @@ def _library() -> ctypes.CDLL:
     loaded.selective_scan_backward.argtypes = [pointer(_Problem), pointer(_Gradients), ctypes.c_void_p]
     for function in (loaded.selective_scan_forward, loaded.selective_scan_backward):
         function.restype = None
-    return loaded
 
 
 def _check(_: str) -> None:

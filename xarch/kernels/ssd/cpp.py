@@ -9,7 +9,6 @@ Legend: B batch, L tokens, H heads, G B/C groups, P value width, N state size, K
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -48,12 +47,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("ssd", [Path(__file__).with_name("kernel.cpp")])
+@kernel("ssd", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.ssd_forward, loaded.ssd_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:
