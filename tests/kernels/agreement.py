@@ -33,8 +33,9 @@ class Case(Protocol):
 def each(names: str = "", **rows: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise ``backend`` and further arguments, with rows of their own for every backend.
 
-    A row is a value, a tuple of values or a ``pytest.param``.
+    A row is the value of one argument, a tuple of values of several, or a ``pytest.param``.
     """
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
     params = []
     for backend, values in rows.items():
         marks = [needs_compiler] if backend == "cpp" else []
@@ -42,8 +43,8 @@ def each(names: str = "", **rows: Iterable[Any]) -> pytest.MarkDecorator:
             if isinstance(row, type(pytest.param())):
                 params.append(pytest.param(backend, *row.values, marks=[*marks, *row.marks]))
             else:
-                params.append(pytest.param(backend, *(row if isinstance(row, tuple) else (row,)), marks=marks))
-    return pytest.mark.parametrize(("backend", *(n.strip() for n in names.split(",") if n.strip())), params)
+                params.append(pytest.param(backend, *((row,) if len(wanted) == 1 else row), marks=marks))
+    return pytest.mark.parametrize(("backend", *wanted), params)
 
 
 def source(seed: int = 0) -> Callable[..., Tensor]:
@@ -96,15 +97,21 @@ def assert_close(got: Sequence[Tensor], want: Sequence[Tensor], limit: float, fl
 
 
 def compare(
-    case: Case, backend: str | None, limit: float, dtype: torch.dtype = torch.float32, beside: float = 0.0
+    case: Case,
+    backend: str | None,
+    limit: float,
+    dtype: torch.dtype = torch.float32,
+    beside: float = 0.0,
+    floor: float = 1e-3,
 ) -> None:
     """Values and gradients of a backend against naive in float64.
 
     Args:
         beside: gradients smaller than this part of the largest result are measured by that part.
+        floor: gradients smaller than this are measured by it.
     """
     values, grads = results(case.call, backend, case.operands(), dtype)
     wanted, slopes = truth(case)
-    floor = max(1e-3, beside * max((float(t.norm()) for t in (*wanted, *slopes)), default=0.0))
+    floor = max(floor, beside * max((float(t.norm()) for t in (*wanted, *slopes)), default=0.0))
     assert_close(values, wanted, min(limit, 1e-12) if dtype == torch.float64 else limit)
     assert_close(grads, slopes, limit, floor)

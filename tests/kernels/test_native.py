@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xarch.kernels.native import BuildError, build, library, why_not
+from xarch.kernels.native import BuildError, build, forget, library, why_not
 
 PROBE = """
 #include "parallel.h"
@@ -112,7 +112,7 @@ def test_a_library_is_compiled_once_per_content(tmp_path: Path, monkeypatch, cap
     assert library("answer", [source]).answer() == 41
     assert "compiling the kernel answer" in capfd.readouterr().err
     assert library("answer", [source]) is library("answer", [source])
-    monkeypatch.setattr(build, "_LOADED", {})
+    forget()
     assert library("answer", [source]).answer() == 41
     assert capfd.readouterr().err == ""
     source.write_text('extern "C" int answer() { return 42; }')
