@@ -17,7 +17,6 @@ import pytest
 import torch
 from agreement import assert_close, compare, results
 from test_causal_conv1d import Conv
-from test_selective_scan import Scan
 from test_ssd import Ssd
 
 from xarch.kernels import backends, dispatch, register
@@ -57,10 +56,8 @@ def test_weak_decays_keep_their_gradient():
     case = Ssd(1, 20, 1, 1, 16, 16, chunk=16)
     operands = case.operands()
     operands[1] *= 1e-6
-    got, want = (
-        results(case.call, "mamba_ssm", operands, torch.float32),
-        results(case.call, "naive", operands, torch.float64),
-    )
+    got = results(case.call, "mamba_ssm", operands, torch.float32)
+    want = results(case.call, "naive", operands, torch.float64)
     assert_close(got[0] + got[1], want[0] + want[1], 1e-4)
 
 
@@ -85,16 +82,13 @@ def test_selective_scan_agrees_with_its_reference(groups, gated, monkeypatch):
 
     assert inspect.signature(package.selective_scan_fn) == inspect.signature(package.selective_scan_ref)
     monkeypatch.setattr(package, "selective_scan_fn", package.selective_scan_ref)
-    options = ("D", "z", "bias") if gated else ("D", "bias")
-    case = Scan(2, 4, 20, 3, groups, options=options)
+    case = Scan(2, 4, 20, 3, groups, options=("D", "z", "bias") if gated else ("D", "bias"))
 
     def call(backend, *t):
         return case.call(backend, *t)[0]
 
-    got, want = (
-        results(call, *names)
-        for names in (("mamba_ssm", case.operands(), torch.float32), ("naive", case.operands(), torch.float64))
-    )
+    got = results(call, "mamba_ssm", case.operands(), torch.float32)
+    want = results(call, "naive", case.operands(), torch.float64)
     assert_close(got[0] + got[1], want[0] + want[1], 1e-5)
 
 

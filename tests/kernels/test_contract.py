@@ -288,7 +288,7 @@ def test_strides_do_not_matter(op: str, backend: str) -> None:
     turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands]
     sliced = [torch.cat([t, t + 1], -1)[..., : t.shape[-1]] for t in operands]
     gaps = [torch.stack([t, t], -1)[..., 0] for t in operands]
-    mixed = [t[i % 3] for i, t in enumerate(zip(sliced, turned, gaps, strict=True))]
+    mixed = [t[2 if t[0].dim() == 1 else i % 3] for i, t in enumerate(zip(sliced, turned, gaps, strict=True))]
     for moved in [mixed] if INTERPRETED else [turned, sliced, gaps]:
         assert not moved[0].is_contiguous()
         got = results(call, backend, moved, torch.float32, o.fixed)

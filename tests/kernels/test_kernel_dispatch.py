@@ -15,7 +15,7 @@ from xarch.kernels.dispatch import select
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No request from outside, only the two backends of every operation, and nothing registered here survives the test."""
+    """No request from the environment, only two backends an operation; nothing registered here survives the test."""
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
     with dispatch.isolated("naive", "torch"):
         yield

@@ -1,4 +1,4 @@
-"""The backends that run kernels of ``mamba_ssm`` and ``causal_conv1d``: when they are available (mamba_ssm_cases.py: what they compute)."""
+"""When the backends on kernels of ``mamba_ssm`` and ``causal_conv1d`` are available."""
 
 from __future__ import annotations
 

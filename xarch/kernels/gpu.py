@@ -1,4 +1,4 @@
-"""What the GPU backends share: why they cannot run, and how their matrix products round."""
+"""Shared by the GPU backends: availability, launch sizes and the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def why_not_mamba_ssm() -> str | None:
 
 
 def why_not_causal_conv1d() -> str | None:
-    """The same for ``causal_conv1d``."""
+    """Why the kernels of ``causal_conv1d`` cannot run here, or None if they can."""
     return _recorded() or _compiled() or missing("causal_conv1d", "causal_conv1d_cuda")
 
 
@@ -51,7 +51,7 @@ def _recorded() -> str | None:
 
 
 def _compiled() -> str | None:
-    """The kernels of other packages are no operators of PyTorch."""
+    """The kernels of other packages are not PyTorch operators."""
     return "torch.compile cannot record its kernels" if torch.compiler.is_compiling() else None
 
 

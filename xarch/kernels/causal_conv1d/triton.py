@@ -65,6 +65,7 @@ def causal_conv1d_triton(
         x_BUC, run_BU = prepend(x_BLC, initial_state_BCJ, taps, run_BU)
         lead = taps - 1
     run_BU = None if run_BU is None else run_BU.int().contiguous()
+    bias_C = None if bias_C is None else bias_C.contiguous()
     return torch.ops.xarch.causal_conv1d_triton_forward(x_BUC, weight_CK, bias_C, run_BU, lead), state_BCJ
 
 

@@ -48,7 +48,7 @@ def matrix_distance(
         softcap: scores become ``softcap * tanh(score / softcap)``.
         segment_ids_BL: document of each token; both matrices are zero across a change of id.
         mask_BL: True for real tokens; rows and columns of padding do not count and are not attended to.
-        tile: queries and keys that the tiled backend holds at a time.
+        tile: tile size of the `torch` backend, in queries and keys.
         backend: force a backend, see :mod:`xarch.kernels.dispatch`.
 
     Returns:

@@ -64,13 +64,13 @@ def matrix_distance_triton(
         )  # fmt: skip
     start, stop = (None, None) if segment_ids_BL is None else _borders(segment_ids_BL)
     real = None if mask_BL is None else mask_BL.to(torch.uint8).contiguous()
-    operands = [C_BLGN, B_BLGN, log_a_BLH, D_H]
+    operands = [C_BLGN, B_BLGN, log_a_BLH, None if D_H is None else D_H.contiguous()]
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     at_once = wanted and C_BLGN.shape[2] == log_a_BLH.shape[2]
     error_BH, teacher_BH, *_ = torch.ops.xarch.matrix_distance_triton_forward(
         *operands, q_BLHE, k_BLKE, start, stop, real, scale, window, softcap, at_once
     )
-    return MatrixDistance(error_BH, teacher_BH)
+    return MatrixDistance(error_BH, teacher_BH.detach())
 
 
 def _borders(segment_ids_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
-"""No -ffast-math: infinities and NaN must come out as they went in."""
+"""No -ffast-math: infinities and NaN must be preserved."""
 
 COMPILERS = ("g++", "clang++")
 HEADERS = Path(__file__).parent
@@ -49,7 +49,7 @@ class BuildError(XarchError):
 
 
 def why_not() -> str | None:
-    """Why no compiled kernel can run now, or None if one can; looks only whether there is a compiler."""
+    """Why no compiled kernel can run now, or None if one can; only checks for a compiler."""
     if tracing():
         return "an exporter records plain operators"
     return _no_compiler()

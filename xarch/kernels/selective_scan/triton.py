@@ -67,6 +67,7 @@ def selective_scan_triton(
         )
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int().contiguous()
     initial = None if initial_state_BDN is None else initial_state_BDN.float().contiguous()
+    D_D, dt_bias_D = (None if t is None else t.contiguous() for t in (D_D, dt_bias_D))
     y, last, _ = torch.ops.xarch.selective_scan_triton_forward(
         x_BDL, dt_BDL, A_DN.float().contiguous(), B_BGNL, C_BGNL, D_D, z_BDL, dt_bias_D, initial, run_BL, dt_softplus
     )

@@ -47,6 +47,7 @@ def ssd_triton(
 
     Calls with a float64 operand, no element, or more than :data:`LARGEST` values per head or state run in PyTorch.
     """
+    D_H = None if D_H is None else D_H.contiguous()
     operands: list[Any] = [x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H]
     state: dict[str, Any] = {"initial_state_BHPN": initial_state_BHPN, "segment_ids_BL": segment_ids_BL}
     width, size = x_BLHP.shape[-1], B_BLGN.shape[-1]
