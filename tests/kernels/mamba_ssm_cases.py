@@ -17,6 +17,7 @@ import pytest
 import torch
 from agreement import assert_close, compare, results
 from test_causal_conv1d import Conv
+from test_selective_scan import Scan
 from test_ssd import Ssd
 
 from xarch.kernels import backends, dispatch, register

@@ -39,7 +39,7 @@ from xarch.kernels.dispatch import select
 from xarch.kernels.native import build, forget
 
 LENGTH = 37
-BATCH = 1 if INTERPRETED else 2
+BATCH, CHANNELS = (1, 2) if INTERPRETED else (2, 4)
 HALF = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
 """Decays, prefix sums, exponentials and states are float32, so what is left is the rounding of results and gradients: a
 relative norm near 2^-12 in float16 and 2^-9 in bfloat16 (1e-2 to 1e-1 if everything were bfloat16)."""
@@ -86,8 +86,8 @@ def _ssd() -> Op:
 
 def _selective_scan() -> Op:
     draw = source()
-    x, dt, z = draw(BATCH, 4, LENGTH), draw(BATCH, 4, LENGTH), draw(BATCH, 4, LENGTH)
-    A, B, C = -draw(4, 3).exp(), draw(BATCH, 1, 3, LENGTH), draw(BATCH, 1, 3, LENGTH)
+    x, dt, z = draw(BATCH, CHANNELS, LENGTH), draw(BATCH, CHANNELS, LENGTH), draw(BATCH, CHANNELS, LENGTH)
+    A, B, C = -draw(CHANNELS, 3).exp(), draw(BATCH, 1, 3, LENGTH), draw(BATCH, 1, 3, LENGTH)
 
     def call(backend: str | None, *t: Tensor, **options: Any) -> Any:
         options |= {"dt_bias_D": t[7], "initial_state_BDN": t[8]}
@@ -97,7 +97,14 @@ def _selective_scan() -> Op:
         return selective_scan_step(*t[:7], t[8], dt_bias_D=t[7], dt_softplus=True)
 
     tokens = {0: 2, 1: 2, 3: 3, 4: 3, 6: 2}
-    return Op(call, [x, dt, A, B, C, draw(4), z, draw(4), draw(BATCH, 4, 3)], tokens, (2, 5, 7, 8), state=8, step=step)
+    return Op(
+        call,
+        [x, dt, A, B, C, draw(CHANNELS), z, draw(CHANNELS), draw(BATCH, CHANNELS, 3)],
+        tokens,
+        (2, 5, 7, 8),
+        state=8,
+        step=step,
+    )
 
 
 def _causal_conv1d() -> Op:
@@ -210,8 +217,14 @@ def test_no_tokens(op: str, backend: str) -> None:
         assert torch.equal(values[1], o.operands[o.state].float())
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize(("op", "backend"), FOUND)
+@pytest.mark.parametrize(
+    ("op", "backend", "dtype"),
+    [
+        pytest.param(*p.values, d, marks=[*p.marks, slow] if (p.values[1], d) == ("triton", torch.float16) else p.marks)
+        for p in FOUND
+        for d in HALF
+    ],
+)
 def test_only_results_of_half_precision_are_rounded(op: str, backend: str, dtype: torch.dtype) -> None:
     # Triton's interpreter cuts bfloat16 off instead of rounding it.
     o, limit = OPS[op], 1e-2 if backend == "triton" else HALF[dtype]
@@ -262,8 +275,15 @@ def test_packed_documents_equal_separate_calls(op: str, backend: str) -> None:
     assert_close([packed, last], [torch.cat(ys, o.tokens[0]), state], 1e-5)
 
 
-@pytest.mark.parametrize(("op", "backend"), [p for p in FAST if OPS[p.values[0]].state is not None])
-@pytest.mark.parametrize("used", [0, 1])
+@pytest.mark.parametrize(
+    ("op", "backend", "used"),
+    [
+        pytest.param(*p.values, used, marks=[*p.marks, slow] if (p.values[1], used) == ("triton", 0) else p.marks)
+        for p in FAST
+        for used in (0, 1)
+        if OPS[p.values[0]].state is not None
+    ],
+)
 def test_only_one_of_the_outputs_is_used(op: str, backend: str, used: int) -> None:
     o = OPS[op]
 
@@ -385,11 +405,13 @@ def _detached(value: Any) -> Any:
     return value.detach().clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(("op", "backend"), TRACED)
+@pytest.mark.parametrize(
+    ("op", "backend", "dynamic"),
+    [pytest.param(*p.values, False, marks=p.marks) for p in TRACED]
+    + [pytest.param("ssd", "cpp", True, marks=needs_compiler)]
+    + [pytest.param("matrix_distance", "cpp", True, marks=[needs_compiler, slow])],
+)
 def test_compilers_of_models_see_one_graph(op: str, backend: str, dynamic: bool) -> None:
-    if dynamic and op not in ("ssd", "matrix_distance"):
-        pytest.skip("one operation of each kind is enough")
     o = OPS[op]
     options = {"segment_ids_BL": torch.arange(LENGTH).expand(BATCH, -1) // 20} if o.state is not None else {}
 

@@ -408,7 +408,7 @@ def test_gradients_formed_in_the_forward_pass(backend, groups):
     assert_close(got[0] + got[1], want[0] + want[1], 0.0 if backend == "cpp" else 1e-5)
 
 
-@each("heads, programs", triton=[((4, 2, 2), 1), ((4, 2, 2), 10**9)])
+@each("heads, programs", triton=[((4, 2, 2), 1), pytest.param((4, 2, 2), 10**9, marks=slow)])
 def test_heads_of_a_group_in_one_program_or_in_several(backend, heads, programs, monkeypatch):
     monkeypatch.setattr(gpu.SIZES, "programs", programs)
     check(Pair(1, 40, heads, 4), backend)

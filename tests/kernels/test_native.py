@@ -42,7 +42,9 @@ PROBE(sum, splat(hsum(v)))
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-@pytest.fixture(scope="module", params=["this machine", "without AVX-512", "without AVX"])
+@pytest.fixture(
+    scope="module", params=["this machine", pytest.param("without AVX-512", marks=pytest.mark.slow), "without AVX"]
+)
 def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     narrower = {"without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}.get(request.param, ())
     if narrower and platform.machine() not in ("x86_64", "AMD64"):

@@ -126,7 +126,7 @@ def test_no_step_is_too_small_or_too_large(backend, dt):
     assert_close([got], [want], 1e-5, 1e-12)
 
 
-@each("groups, programs", triton=[pytest.param(1, 1, marks=slow), (2, 1), (2, 10**9), pytest.param(4, 1, marks=slow)])
+@each("groups, programs", triton=[(2, 1), *(pytest.param(*row, marks=slow) for row in ((1, 1), (2, 10**9), (4, 1)))])
 def test_channels_of_a_group_in_one_program_or_in_several(backend, groups, programs, monkeypatch):
     monkeypatch.setattr(gpu.SIZES, "programs", programs)
     compare(Scan(1, 4, 17, 2, groups), backend, 1e-5)
