@@ -47,6 +47,7 @@ class Spec:
         produces: for sources and targets: family of the model they give; "*" for any (a target: the teacher's).
         extra: xarch extra (or pip requirement) that brings what it needs.
         needs: importable module names without which it is shown as "missing-extra".
+        layouts: for objectives: the student layouts this implementation is for; empty for all that no other one claims.
         api: version of the plugin API it was written for.
         data: kind-specific facts, e.g. the pinned package of a named teacher, what an objective compares, or the
             profiles that a target exports to.
@@ -61,6 +62,7 @@ class Spec:
     produces: str = ""
     extra: str = ""
     needs: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
     api: int = API_VERSION
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -68,6 +70,11 @@ class Spec:
     def qualified(self) -> str:
         """``plugin:name``."""
         return f"{self.plugin}:{self.name}"
+
+    def rivals(self, other: Spec) -> bool:
+        """Whether both claim the same name for the same thing."""
+        same = (self.kind, self.name) == (other.kind, other.name)
+        return same and (set(self.layouts) & set(other.layouts) != set() or not (self.layouts or other.layouts))
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -138,6 +145,7 @@ class Declarations:
         compares: str = "",
         units: str = "",
         paper: str = "",
+        layouts: Iterable[str] = (),
         **common: Any,
     ) -> None:
         """An objective.
@@ -146,10 +154,12 @@ class Declarations:
             compares: what it compares, e.g. "logits with logits or labels", for lists, which import nothing.
             units: as the class says, e.g. "nats/token".
             paper: where it comes from, e.g. "arXiv:1503.02531".
+            layouts: it is the implementation of this name for these student layouts only: ``kl`` is one word in every
+                recipe, whatever form a family's logits have.
         """
         said = {"compares": compares, "units": units, "paper": paper}
         data = {**(common.pop("data", None) or {}), **{key: value for key, value in said.items() if value}}
-        self._add("objective", name, load, summary, data=data, **common)
+        self._add("objective", name, load, summary, data=data, layouts=_names(layouts), **common)
 
     def connector(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A connector."""
@@ -217,6 +227,7 @@ class Declarations:
         produces: str = "",
         extra: str = "",
         needs: Iterable[str] = (),
+        layouts: tuple[str, ...] = (),
         api: int = API_VERSION,
         data: Mapping[str, Any] | None = None,
     ) -> None:
@@ -226,8 +237,6 @@ class Declarations:
         if kind != "teacher" and not pattern.match(load):
             wanted = "package:folder/file.yaml" if kind in RESOURCES else "module:attribute"
             raise ValueError(f"{kind} {name!r}: load={load!r} should look like {wanted!r}")
-        if any(s.kind == kind and s.name == name for s in self.specs):
-            raise ValueError(f"{kind} {name!r} is declared twice")
         spec = Spec(
             kind=kind,
             name=name,
@@ -238,9 +247,12 @@ class Declarations:
             produces=produces,
             extra=extra,
             needs=_names(needs),
+            layouts=layouts,
             api=api,
             data=dict(data or {}),
         )
+        if any(s.rivals(spec) for s in self.specs):
+            raise ValueError(f"{kind} {name!r} is declared twice")
         self.specs.append(spec)
 
 

@@ -89,8 +89,9 @@ class Registry:
         info = self._plugins.get(spec.plugin)
         return f"{info.owner if info else f'plugin {spec.plugin!r}'} {spec.kind} {spec.name!r}"
 
-    def get(self, kind: str, name: str) -> Spec:
-        """The spec called ``name``, or ``plugin:name``.
+    def get(self, kind: str, name: str, layout: str = "") -> Spec:
+        """The spec called ``name``, or ``plugin:name``; of several implementations the one for ``layout``, else the
+        general one.
 
         Raises:
             UsageError: nobody declares it.
@@ -98,6 +99,8 @@ class Registry:
         """
         owner, _, plain = name.rpartition(":")
         claims = [s for s in self._specs if s.kind == kind and s.name == plain and owner in ("", s.plugin)]
+        own = [s for s in claims if layout in s.layouts]
+        claims = own or [s for s in claims if not s.layouts] or claims
         if len(claims) == 1:
             return claims[0]
         if not claims:
@@ -129,7 +132,7 @@ class Registry:
         absent = [m for m in spec.needs if not module_exists(m)]
         if absent:
             return "missing-extra", f"needs {', '.join(absent)}: {install_hint(spec, absent)}"
-        rivals = [s for s in self._specs if (s.kind, s.name) == (spec.kind, spec.name) and s.plugin != spec.plugin]
+        rivals = [s for s in self._specs if s.rivals(spec) and s.plugin != spec.plugin]
         if rivals:
             return "conflict", f"{spec.kind} {spec.name!r} is also declared by {', '.join(s.plugin for s in rivals)}"
         families = {s.name for s in self._specs if s.kind == "family"} | {ANY_FAMILY}
@@ -149,7 +152,7 @@ class Registry:
         state, detail = self.status(spec)
         if state in ("incompatible", "missing-extra"):
             raise PluginError(f"{self.owner(spec)}: {detail}")
-        key = f"{spec.kind} {spec.qualified}"
+        key = f"{spec.kind} {spec.qualified} {spec.load}"
         if key not in self._resolved:
             with self.guard(spec, f"load {spec.load!r}"):
                 self._resolved[key] = _import(spec)
