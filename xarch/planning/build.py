@@ -148,7 +148,7 @@ def choose_metric(sides: Sides) -> str | None:
     """The metric of a run: the configuration's, else the target's, else that of the student's family.
 
     Raises:
-        UsageError: there is no such metric, an option of it is wrong, or a curve is to be drawn without one.
+        UsageError: there is no such metric, an option of it is wrong, or a curve or a gate needs one.
         PlanError: it is not for students of this family.
     """
     config, registry, family = sides.config, sides.registry, sides.student.family
@@ -158,8 +158,9 @@ def choose_metric(sides: Sides) -> str | None:
             named = sides.target.adapter.metric(sides.facts, sides.target.options)
     named = named or family_of(registry, family).metric or None
     if named is None:
-        if config.evaluate.curve is not None:
-            raise UsageError(f"evaluate.curve: the family {family!r} has no metric", "name one: evaluate.metric")
+        wanting = "evaluate.curve" if config.evaluate.curve is not None else "gates" if config.gates else ""
+        if wanting:
+            raise UsageError(f"{wanting}: the family {family!r} has no metric of its own", "name one: evaluate.metric")
         return None
     spec = registry.get("metric", named)
     if not spec.serves(family):

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from xarch.contracts.export import Profile
-from xarch.contracts.model import Student
+from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.run_dir import RunDir
-from xarch.planning.plan import Plan
+from xarch.planning.plan import Plan, PlannedTeacher
 from xarch.planning.resolve import Resolved
 from xarch.registry.registry import Registry
 from xarch.run.evaluate import Evaluator
@@ -50,21 +50,19 @@ class Delivery:
         Raises:
             PlanError: it loads with other weights.
         """
+        teacher, planned = self.evaluator.teacher, self.plan.teacher
         if self.ranks.main:
             self.reporter.phase("save", str(self.run.student))
             save_student(
                 self.run.student,
                 student,
-                target=self.target.name,
-                plugin=self.target.plugin,
-                options=self.target.options.model_dump(mode="json"),
+                self.registry,
+                target=self.target,
+                built_from=self.plan.student.built_from,
                 decisions=decisions,
-                teacher=self.evaluator.teacher,
-                teacher_facts={
-                    "ref": self.plan.teacher.ref,
-                    "title": self.plan.teacher.title,
-                    "fingerprint": self.evaluator.teacher.fingerprint,
-                },
+                teacher=teacher,
+                teacher_facts=None if teacher is None or planned is None else _facts(planned, teacher),
+                processor=self.evaluator.sides.processors["student"],
             )
         self.ranks.barrier()
         saved = combined_hash(tensor_hashes(student.module.state_dict()))
@@ -139,3 +137,7 @@ class Delivery:
         except (PlanError, ParityError) as e:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "absent.json", {"reason": e.what})
+
+
+def _facts(planned: PlannedTeacher, teacher: Teacher) -> dict[str, Any]:
+    return {"ref": planned.ref, "title": planned.title, "fingerprint": teacher.fingerprint}
