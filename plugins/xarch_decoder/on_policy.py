@@ -28,11 +28,12 @@ class OnPolicyOptions(Options):
 
 
 class OnPolicy(BatchStep):
-    """Replaces the tokens after a prompt by samples of the student (DistillSpec, arXiv 2310.08461; GKD, arXiv 2306.13649).
+    """Replaces the tokens after a prompt by samples of the student (DistillSpec, arXiv 2310.08461).
 
-    Masks [B, L] for matches, 1 at the positions that predict: ``sampled_mask`` a sampled token; ``kd_mask`` a sampled
-    token, or any in rows that were left alone; ``gold_mask`` any in rows that were left alone. A ``loss_mask`` of the
-    data holds for the latter two. The student reads the whole row for every token, so long samples cost much.
+    Masks [B, L] for matches, 1 at positions that predict what counts: ``sampled_mask`` sampled tokens; ``kd_mask`` these
+    and every token of rows that were not drawn; ``gold_mask`` given tokens of rows that were not drawn, with `rows` of
+    rows outside them only. A ``loss_mask`` of the data holds for given tokens. The student reads a whole row for every
+    token, so long samples cost much.
     """
 
     Options = OnPolicyOptions
@@ -58,32 +59,44 @@ class OnPolicy(BatchStep):
         ids_BL = batch["input_ids"].clone()
         counts_BL = batch.get("loss_mask")
         counts_BL = torch.ones_like(ids_BL, dtype=torch.float32) if counts_BL is None else counts_BL.float()
-        draw_B = torch.rand(len(batch), generator=context.generator).to(ids_BL.device)
-        chosen_B = draw_B < self.options.share
+        inside_B = torch.ones(len(batch), dtype=torch.bool, device=ids_BL.device)
         if self.options.rows:
-            chosen_B &= batch[self.options.rows] != 0
+            inside_B = batch[self.options.rows] != 0
+        draw_B = torch.rand(len(batch), generator=context.generator).to(ids_BL.device)
+        chosen_B = (draw_B < self.options.share) & inside_B
         start, stop = self._span(ids_BL.shape[1])
         changed: dict[str, Tensor] = {}
+        segments_BL = batch.get("segment_ids")
+        if segments_BL is not None:
+            # What is sampled goes on with the document in which the prompt ends.
+            whole_BL = segments_BL.clone()
+            whole_BL[:, start:stop] = segments_BL[:, start - 1 : start]
+            segments_BL = torch.where(chosen_B[:, None], whole_BL, segments_BL)
+            changed["segment_ids"] = segments_BL
         if bool(chosen_B.any()):
-            ids_BL[chosen_B] = self._sampled(batch, ids_BL[chosen_B], (start, stop), context)
-            segments_BL = batch.get("segment_ids")
-            if segments_BL is not None:
-                # What is sampled goes on with the document in which the prompt ends.
-                whole_BL = segments_BL.clone()
-                whole_BL[:, start:stop] = segments_BL[:, start - 1 : start]
-                changed["segment_ids"] = torch.where(chosen_B[:, None], whole_BL, segments_BL)
+            segments_RL = None if segments_BL is None else segments_BL[chosen_B]
+            ids_BL[chosen_B] = self._sampled(ids_BL[chosen_B], segments_RL, (start, stop), context)
         sampled_BL = torch.zeros_like(counts_BL)
         sampled_BL[chosen_B, start - 1 : stop - 1] = 1.0
-        gold_BL = counts_BL * (~chosen_B[:, None])
+        gold_B = ~inside_B if self.options.rows else ~chosen_B
         context.log(sampled=float(sampled_BL.sum()))
         return batch.replace(
-            input_ids=ids_BL, sampled_mask=sampled_BL, kd_mask=sampled_BL + gold_BL, gold_mask=gold_BL, **changed
+            input_ids=ids_BL,
+            sampled_mask=sampled_BL,
+            kd_mask=sampled_BL + counts_BL * (inside_B & ~chosen_B)[:, None],
+            gold_mask=counts_BL * gold_B[:, None],
+            **changed,
         )
 
-    def _sampled(self, batch: Batch, ids_RL: Tensor, span: tuple[int, int], context: StepContext) -> Tensor:
+    def _sampled(
+        self, ids_RL: Tensor, segments_RL: Tensor | None, span: tuple[int, int], context: StepContext
+    ) -> Tensor:
         for place in range(*span):
-            seen = Batch({"input_ids": ids_RL[:, :place]}, ids_RL[:, :place].numel(), batch.meta)
-            logits: FactoredLogits = context.student.collect(seen, {"logits"})["logits"]
+            read = {"input_ids": ids_RL[:, :place]}
+            if segments_RL is not None:
+                read["segment_ids"] = segments_RL[:, :place]
+            values = context.student.collect(Batch(read, read["input_ids"].numel()), {"logits"})
+            logits: FactoredLogits = values["logits"]
             z_RV = logits.of(logits.x_BLD[:, -1]) / self.options.temperature
             if self.options.top_k is not None and self.options.top_k < z_RV.shape[1]:
                 least_R1 = z_RV.topk(self.options.top_k).values[:, -1:]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xarch.matching.objectives.dense import DenseObjective, rows
-from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence, shares
+from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
 
 
 class KL(DenseObjective):
@@ -41,5 +41,5 @@ def _ensemble(value: Any, taps: Any, weights: Mapping[str, float], temperature: 
     """Log-probabilities [B, P, K] of one teacher, or of the weighted mean of several."""
     if not isinstance(value, Mapping):
         return F.log_softmax(rows(value, taps.layout) / temperature, -1)
-    each = [rows(z, taps[name].layout) for name, z in value.items()]
-    return averaged(each, shares(list(value), weights), temperature)
+    each = {name: rows(z, taps[name].layout) for name, z in value.items()}
+    return averaged(each, weights, temperature)

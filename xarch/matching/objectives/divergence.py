@@ -6,7 +6,7 @@ Legend: K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -47,15 +47,17 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def averaged(logits: Sequence[Tensor], weights: Sequence[float], temperature: float) -> Tensor:
-    """Log of the weighted mean of several softmax(logits / temperature) [..., K]."""
-    log_p = [F.log_softmax(z / temperature, -1) for z in logits]
+def averaged(logits: Mapping[str, Tensor], weights: Mapping[str, float], temperature: float = 1.0) -> Tensor:
+    """Log of the mean of softmax(logits / temperature) [..., K] of several teachers.
+
+    Args:
+        logits: by teacher, [..., K].
+        weights: by teacher, 1 where a name is absent.
+    """
+    log_p = {name: F.log_softmax(z / temperature, -1) for name, z in logits.items()}
     if len(log_p) == 1:
-        return log_p[0]
-    whole = sum(weights)
-    return torch.logsumexp(torch.stack([p + math.log(w / whole) for p, w in zip(log_p, weights, strict=True)]), 0)
-
-
-def shares(names: Sequence[str], weights: Mapping[str, float]) -> list[float]:
-    """Weight of each named teacher, 1 by default; teachers of weight 0 have been left out by then."""
-    return [weights.get(name, 1.0) for name in names]
+        return next(iter(log_p.values()))
+    share = {name: weights.get(name, 1.0) for name in log_p}
+    whole = sum(share.values())
+    weighted = [p + math.log(share[name] / whole) for name, p in log_p.items() if share[name] > 0]
+    return torch.logsumexp(torch.stack(weighted), 0)
