@@ -31,8 +31,8 @@ def measure(depth: int, mode: str) -> float:
     from xarch.engine.teacher import TeacherFeed
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.set_num_threads(1)

@@ -39,7 +39,7 @@ import xarch  # noqa: E402
 from benchmarks.fields.pictures import procedural  # noqa: E402
 from benchmarks.fields.rows import opened, store  # noqa: E402
 from xarch_field import Camera, RadianceField, render  # noqa: E402
-from xarch_field.rendering import ray_points, ray_weights  # noqa: E402
+from xarch_field.model.rendering import ray_points, ray_weights  # noqa: E402
 from xarch_pvd.data.views import fixed_cameras  # noqa: E402
 from xarch_pvd.editing.fields import Moved  # noqa: E402
 from xarch_pvd.evaluate.metric import psnr  # noqa: E402

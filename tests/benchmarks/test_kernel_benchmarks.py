@@ -324,8 +324,8 @@ def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer
     from xarch import Batch
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from xarch import BatchStream, DataInfo, DataProvider, UsageError, validated
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import FieldSample, ViewOptions
 from xarch_pvd.data.fixed import Checks, Pictures
 from xarch_pvd.data.points import Points

@@ -12,11 +12,12 @@ from torch import Tensor
 from tests.plugins.decoder.decoder_models import EMA, make_student, tiny_facts, tokens
 from xarch.contracts.model import Initialisation
 from xarch.errors import PlanError
-from xarch_decoder.attention import Attention
 from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
 from xarch_decoder.factored import AttentionFactors
-from xarch_decoder.names import BLOCK_TAPS, teacher_taps, weight_shapes
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
+from xarch_decoder.taps import BLOCK_TAPS, teacher_taps
+from xarch_decoder.weights import weight_shapes
 
 BOTH = (EMA, Attention)
 

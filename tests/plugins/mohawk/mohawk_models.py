@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from xarch import Batch
-from xarch_decoder.as_teacher import StudentTeacher
-from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
+from xarch_decoder.teacher import StudentTeacher
 from xarch_mohawk.student import DM2Student
 from xarch_mohawk.target import DM2Target
 
