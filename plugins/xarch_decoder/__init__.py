@@ -9,7 +9,19 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The family and its objectives."""
+    """The family, what the vocabulary means for logits that are never whole, and samples of the student's own."""
     registry.family("decoder", load="xarch_decoder.family:DecoderFamily", summary="causal language models")
-    registry.objective("kl", load="xarch_decoder.objectives:KL", summary="divergence from the teacher's distribution")
-    registry.objective("cross_entropy", load="xarch_decoder.objectives:CrossEntropy", summary="loss on true labels")
+    logits = {"layouts": ["factored-logits"]}
+    registry.objective("kl", load="xarch_decoder.objectives:KL", summary="divergence per token, in chunks", **logits)
+    registry.objective(
+        "cross-entropy", load="xarch_decoder.objectives:CrossEntropy", summary="loss on the tokens ahead", **logits
+    )
+    registry.objective(
+        "hard-label",
+        load="xarch_decoder.objectives:HardLabel",
+        summary="loss on the likeliest token",
+        **logits,
+    )
+    registry.batch_step(
+        "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replaces tokens by samples of the student"
+    )

@@ -18,6 +18,11 @@ class DecoderFamily(Family):
     tensors: ClassVar[Mapping[str, str]] = {"input_ids": "BL", "segment_ids?": "BL", "loss_mask?": "BL"}
     mask = "loss_mask"
     metric = "perplexity"
+    places: ClassVar[Mapping[str, str]] = {
+        "logits": "logits",
+        "hidden": "blocks.{}.output",
+        "labels": "batch:input_ids",
+    }
     constants = ("head.weight",)
     template = "xarch_decoder:template"
 
