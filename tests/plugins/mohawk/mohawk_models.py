@@ -49,7 +49,7 @@ def make_teacher(facts: DecoderFacts, seed: int = 0) -> StudentTeacher:
                 p.mul_(4.0)
             if "norm" in name and p.ndim == 1:
                 p.add_(0.2 * torch.randn_like(p))
-    return StudentTeacher(student, ref=f"made:{seed}")
+    return StudentTeacher(student, ref=f"made:{seed}", fingerprint=f"made {facts} {seed}")
 
 
 def make_student(teacher: StudentTeacher, **options: Any) -> DM2Student:
