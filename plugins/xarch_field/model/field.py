@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from xarch import UsageError
-from xarch_field import occupancy as occupancies
-from xarch_field import warp as warps
-from xarch_field.head import FEATURES, ColourHead, trunc_exp
+from xarch_field.model import occupancy as occupancies
+from xarch_field.model import warp as warps
+from xarch_field.model.head import FEATURES, ColourHead, trunc_exp
 
 WANTS = ("feature", "sigma_raw", "sigma", "rgb")
 
@@ -30,7 +30,7 @@ class RadianceField(nn.Module, ABC):
     Args:
         aabb: lower and upper corner in world units, [2, 3] or nested sequences.
         occupancy: bool [H, H, H] over the unit cube in x, y, z order; None means one occupied cell.
-        warp, warp_parameters: how world points reach the unit cube, see :mod:`xarch_field.warp`.
+        warp, warp_parameters: how world points reach the unit cube, see :mod:`xarch_field.model.warp`.
         sigma_clip: limits of the raw log-density inside exp.
         background: colour behind the field for callers that name none.
         march_aabb: world box that rays cross, [2, 3]; None takes the occupied part of ``aabb``.

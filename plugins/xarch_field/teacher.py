@@ -1,4 +1,4 @@
-"""Fields as the engine sees them: teacher and student with taps at points, along rays and in the picture.
+"""Fields as the engine sees them, with taps at points, along rays and in the picture; and a field as a teacher.
 
 A batch holds either points (``xyz``, ``dirs``) or rays (``origins``, ``dirs``, ``background``, ``jitter``). Samples on
 a ray follow from the ray and from box and occupancy, which a student inherits: both sides are asked at the same places.
@@ -9,18 +9,17 @@ Legend: N points, R rays, K samples on a ray.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xarch import Batch, Sink, Site, Student, Tap, TapModel, Teacher, weights_digest
-from xarch_field.facts import FieldFacts, evaluated, field_taps
-from xarch_field.field import RadianceField
-from xarch_field.rendering import ray_points, ray_weights
+from xarch import Batch, Sink, Tap, TapModel, Teacher
+from xarch_field.facts import FieldFacts
+from xarch_field.model.field import RadianceField
+from xarch_field.model.rendering import ray_points, ray_weights
+from xarch_field.taps import FAMILY, evaluated, field_taps
 
-FAMILY = "radiance-field"
 READ_WORK = 50
 """Multiply-adds of layers that take as long as reading one number of a grid."""
 
@@ -111,40 +110,3 @@ class FieldTeacher(FieldModel, Teacher):
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.field.state_dict()
-
-
-class FieldStudent(FieldModel, Student):
-    """A field that learns from another one; it has no parts that could learn alone.
-
-    Args:
-        options: what the field was built with, for a fresh copy of the same shape.
-    """
-
-    def __init__(self, field: RadianceField, facts: FieldFacts, options: Any = None) -> None:
-        super().__init__(field, facts)
-        self.options = options
-
-    def facts_as_teacher(self) -> FieldFacts:
-        """Box and cameras of the scene as they are, with this field's own representation."""
-        field = self.field
-        return replace(
-            self.facts, arch=field.arch, options=dict(field.options), feature=field.has_feature, inherits=None
-        )
-
-    def as_teacher(self, *, ref: str, processor: Any = None) -> FieldTeacher:
-        """The finished student as the teacher of the next conversion; its parameters are frozen."""
-        field = self.field.eval().requires_grad_(False)
-        return FieldTeacher(field, self.facts_as_teacher(), ref=ref, fingerprint=weights_digest(field.state_dict()))
-
-    def sites(self) -> Mapping[str, Site]:
-        return {}
-
-    def run_site(self, site: str, inputs: Mapping[str, Any], wanted: Collection[str], batch: Batch) -> dict[str, Any]:
-        raise ValueError(f"a radiance field has no site {site!r}")
-
-    def param_groups(self) -> Mapping[str, list[str]]:
-        return self.field.param_groups()
-
-    def no_decay(self) -> Collection[str]:
-        """Grids and tables: decay would pull cells that no sample visits towards density 1."""
-        return [*super().no_decay(), *self.field.param_groups().get("grid", [])]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Sink
-from xarch_decoder.block import Block, MixerFactory
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.layers import Head, make_norm
-from xarch_decoder.mixer import SequenceInfo, StateSpec
+from xarch_decoder.model.block import Block, MixerFactory
+from xarch_decoder.model.layers import Head, make_norm
+from xarch_decoder.model.mixer import SequenceInfo, StateSpec
 
 States = tuple[tuple[Tensor, ...], ...]
 """State tensors of every layer, each with the batch in dimension 0."""

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from xarch import ExportGraph, Options, PlanError, Profile, validated
-from xarch_decoder.mixer import StateSpec
-from xarch_decoder.model import MixerDecoder, States
+from xarch_decoder.model.decoder import MixerDecoder, States
+from xarch_decoder.model.mixer import StateSpec
 from xarch_decoder.student import DecoderStudent
 
 EXAMPLE_PAST = 5

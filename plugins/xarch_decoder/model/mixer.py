@@ -16,6 +16,9 @@ from xarch import PlanError
 
 T = TypeVar("T")
 
+ATTENTION = "attention"
+"""Kind of the teacher's own mixer; every other kind is a replacement."""
+
 
 @dataclass(frozen=True)
 class StateSpec:

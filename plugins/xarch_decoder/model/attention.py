@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from xarch import PlanError
 from xarch_decoder.factored import AttentionFactors
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.layers import RMSNorm
-from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
-from xarch_decoder.rotary import Rotation, rotate, rotation
+from xarch_decoder.model.layers import RMSNorm
+from xarch_decoder.model.mixer import ATTENTION, Mixer, SequenceInfo, StateSpec
+from xarch_decoder.model.rotary import Rotation, rotate, rotation
 
 MASKED = -30000.0
 """Score of a forbidden key: finite in half precision, and exp(MASKED - max) is exactly zero."""
@@ -32,7 +32,7 @@ class Attention(Mixer):
         PlanError: the head counts or the rotated part of a head do not fit together.
     """
 
-    kind = "attention"
+    kind = ATTENTION
 
     def __init__(self, facts: DecoderFacts, layer: int) -> None:
         super().__init__()

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from xarch.kernels import prefix_sum
-from xarch_field import occupancy as occupancies
-from xarch_field.warp import to_unit
+from xarch_field.model import occupancy as occupancies
+from xarch_field.model.warp import to_unit
 
 if TYPE_CHECKING:
-    from xarch_field.field import RadianceField
+    from xarch_field.model.field import RadianceField
 
 
 def composite(

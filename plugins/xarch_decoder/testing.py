@@ -1,8 +1,10 @@
-"""Small teachers and texts made in code: no download, a second to build."""
+"""Small teachers, texts and batches made in code: no download, a second to build."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from xarch import Batch
 
 VOCAB = 260
 
@@ -42,3 +44,12 @@ def tiny_text(file: Path, *, sentences: int = 1200) -> str:
             parts.append("\n\n")
     file.write_text(" ".join(parts), encoding="utf-8")
     return f"text:{file}"
+
+
+def token_batch(vocab: int, samples: int = 2, length: int = 24, seed: int = 0) -> Batch:
+    """Random tokens, ``input_ids`` [samples, length]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    ids_BL = torch.randint(0, vocab, (samples, length), generator=generator)
+    return Batch({"input_ids": ids_BL}, samples * length)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from xarch import Profile
 from xarch.kernels import FORMS, graph_forms
-from xarch_field.field import RadianceField
-from xarch_field.rendering import composite, steps
+from xarch_field.model.field import RadianceField
+from xarch_field.model.rendering import composite, steps
 
 NEEDS = {"grid_sample": ("GridSample",), "sine": ("Sin", "Cos"), "cumsum": ("CumSum",)}
 """Graph forms (:data:`xarch.kernels.FORMS`) that a profile may not have the operators for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,15 +73,20 @@ def pictures(field: RadianceField, cameras: Sequence[Camera], samples: int) -> I
         yield seen.view(camera.height, camera.width, 3).clamp(0, 1)
 
 
+def to_image(seen: Tensor) -> Any:
+    """A PIL image of a picture [height, width, 3] in [0, 1]."""
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(seen.cpu()) * 255).round().astype(np.uint8))
+
+
 def write_pictures(seen: Sequence[Tensor], out: Path) -> None:
     """Write a PNG, or a GIF that turns for ever.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    from PIL import Image
-
-    frames = [Image.fromarray((np.asarray(p.cpu()) * 255).round().astype(np.uint8)) for p in seen]
+    frames = [to_image(p) for p in seen]
     try:
         if out.suffix.lower() == ".png":
             frames[0].save(out)

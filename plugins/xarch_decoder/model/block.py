@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.layers import MLP, make_norm
-from xarch_decoder.mixer import Mixer, SequenceInfo
+from xarch_decoder.model.layers import MLP, make_norm
+from xarch_decoder.model.mixer import Mixer, SequenceInfo
 
 MixerFactory = Callable[[DecoderFacts, int], Mixer]
 """Builds the mixer of one layer; a mixer class whose constructor takes (facts, layer) is one."""
