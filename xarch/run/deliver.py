@@ -14,7 +14,7 @@ from xarch.errors import ParityError, PlanError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.run_dir import RunDir
-from xarch.planning.plan import Plan, PlannedTeacher
+from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved
 from xarch.registry.registry import Registry
 from xarch.run.evaluate import Evaluator
@@ -50,7 +50,7 @@ class Delivery:
         Raises:
             PlanError: it loads with other weights.
         """
-        teacher, planned = self.evaluator.teacher, self.plan.teacher
+        teacher = self.evaluator.teacher
         if self.ranks.main:
             self.reporter.phase("save", str(self.run.student))
             save_student(
@@ -61,7 +61,7 @@ class Delivery:
                 built_from=self.plan.student.built_from,
                 decisions=decisions,
                 teacher=teacher,
-                teacher_facts=None if teacher is None or planned is None else _facts(planned, teacher),
+                teacher_facts=None if teacher is None else _facts(self.plan, teacher),
                 processor=self.evaluator.sides.processors["student"],
             )
         self.ranks.barrier()
@@ -115,7 +115,7 @@ class Delivery:
             batches=batches,
             calibration=calibration,
             out=self.run.export_dir / name,
-            metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
+            metadata={"xarch.teacher": self.config.teacher, "xarch.target": self.plan.student.target},
             say=self.reporter.message,
         )
         if self.config.export.bench:
@@ -139,5 +139,6 @@ class Delivery:
             write_json(folder / "absent.json", {"reason": e.what})
 
 
-def _facts(planned: PlannedTeacher, teacher: Teacher) -> dict[str, Any]:
-    return {"ref": planned.ref, "title": planned.title, "fingerprint": teacher.fingerprint}
+def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:
+    assert plan.teacher is not None
+    return {"ref": plan.teacher.ref, "title": plan.teacher.title, "fingerprint": teacher.fingerprint}

@@ -18,7 +18,7 @@ from xarch.planning.describe import family_of
 from xarch.planning.resolve import Resolved, resolve_target
 from xarch.registry.registry import Registry
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 
 
 class StudentConfig(BaseModel):
