@@ -21,6 +21,7 @@ from xarch.matching.references import (
     SAME,
     STUDENT,
     Address,
+    MissingTap,
     Reference,
     find_tap,
     near,
@@ -107,7 +108,7 @@ class Sides:
         taps = self._taps(address, "teacher")
         found = expand(address.name, taps)
         if not found:
-            raise PlanError(
+            raise MissingTap(
                 f"{self.where}.teacher: no tap fits {address.name!r}", near(address.name, taps, "taps near it")
             )
         return {f.name: Reference(address.model, f.name, taps[f.name]) for f in found}

@@ -9,11 +9,14 @@ import torch
 from xarch._version import __version__
 from xarch.config.schema import RunConfig
 from xarch.contracts.adapters import SourceInfo
+from xarch.contracts.data import DataRequest
+from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student
-from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.hardware import choose_device, choose_threads
-from xarch.planning.feasibility import active_stages, planned_export
+from xarch.matching.references import COPIES, RANDOM
+from xarch.planning.estimate import measure_rates
+from xarch.planning.feasibility import planned_export
 from xarch.planning.plan import (
     Check,
     Estimates,
@@ -21,8 +24,8 @@ from xarch.planning.plan import (
     PlannedStudent,
     PlannedTeacher,
 )
-from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
-from xarch.planning.stages import StagePlanner
+from xarch.planning.resolve import Resolved, resolve_data, resolve_target, resolve_teacher
+from xarch.planning.stages import StagePlanner, coupling_checks, with_settings
 from xarch.registry.registry import Registry
 
 Say = Callable[[str], None]
@@ -43,10 +46,9 @@ def build_plan(
     if not config.student.target:
         raise UsageError("no target is given", "use --to TARGET; `xarch list targets` shows them")
     device = choose_device(config.runtime.device)
-    source = resolve_teacher(registry, config.teacher, config.teacher_options, say, tiny=config.tiny)
-    with registry.guard(registry.get("source", source.name), "describe"):
-        info: SourceInfo = source.adapter.describe(source.ref, source.options)
     target = resolve_target(registry, config.student.target, config.student.options, tiny=config.tiny)
+    source = resolve_teacher(registry, config.teacher, config.teacher_options, say, tiny=config.tiny)
+    info = described_teacher(registry, source)
     spec = registry.get("target", target.name)
     if info.family not in spec.accepts:
         raise PlanError(
@@ -57,12 +59,21 @@ def build_plan(
     with registry.guard(spec, "build"):
         student: Student = target.adapter.build(info.facts, target.options, {}, device=torch.device("meta"))
         start = target.adapter.initialisation(info.facts, student)
+        taps = target.adapter.view_taps(info.facts, target.options, info.facts.taps())
     data = resolve_data(registry, config.data.ref, config.data.options)
+    request = DataRequest(data.ref, data.options, sample=config.data.sample, facts=info.facts)
     with registry.guard(registry.get("data", data.name), "describe"):
-        described = data.adapter.describe(data.ref, data.options)
-    teacher_taps = family_taps(registry, info)
-    builder = StagePlanner(config, registry, info, student, teacher_taps, data, device)
-    active, left_out = active_stages(config, student, teacher_taps)
+        described = data.adapter.describe(request)
+    further = {
+        name: described_teacher(registry, resolve_teacher(registry, t.ref, t.options, say, tiny=config.tiny))
+        for name, t in config.teachers.items()
+        if t.ref not in (*COPIES, RANDOM)
+    }
+    rates = measure_rates(device)
+    builder = StagePlanner(
+        config, registry, student, target, data, request, teacher=info, taps=taps, teachers=further, rates=rates
+    )
+    active, left_out = builder.active()
     if not active and start.new:
         raise PlanError(
             f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
@@ -91,6 +102,7 @@ def build_plan(
         )
         for e in exports
     ]
+    checks += coupling_checks(stages)
     metric = config.evaluate.metric or default_metric(registry, info.family)
     if metric is None and config.evaluate.curve is not None:
         raise UsageError(f"evaluate.curve: no metric is registered for the family {info.family!r}", "leave it out")
@@ -116,7 +128,7 @@ def build_plan(
             options=target.options.model_dump(mode="json"),
             family=student.family,
             parameters=parameters,
-            sites=list(student.sites()),
+            sites=list(sites_of(student)),
             copied=list(start.copied),
             mapped=list(start.mapped),
             new=list(start.new),
@@ -144,16 +156,15 @@ def build_plan(
         command=command,
         provenance=provenance,
         plugins=registry.versions(),
-        config=config,
+        config=with_settings(config, stages),
     )
 
 
-def family_taps(registry: Registry, info: SourceInfo) -> dict[str, Tap]:
-    """Taps of a teacher known by its facts alone; facts know the taps of their family."""
-    taps = getattr(info.facts, "taps", None)
-    if taps is None:
-        raise PlanError(f"facts of family {info.family!r} do not declare taps (method `taps`)")
-    return dict(taps())
+def described_teacher(registry: Registry, source: Resolved) -> SourceInfo:
+    """A teacher without its weights."""
+    with registry.guard(registry.get("source", source.name), "describe"):
+        info: SourceInfo = source.adapter.describe(source.ref, source.options)
+    return info
 
 
 def default_metric(registry: Registry, family: str) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from xarch.config.schema import RunConfig, Stage
+from xarch.config.schema import Ramp, RunConfig, Stage
 
 
 class Record(BaseModel):
@@ -44,13 +44,20 @@ class PlannedStudent(Record):
 
 
 class PlannedMatch(Record):
-    """A pair of taps whose layouts and shapes were proven to agree."""
+    """A comparison whose two sides were proven to agree."""
 
+    match: str = Field(description="its name in the configuration")
+    label: str = Field(description="its name in figures: NAME, or NAME.TAP where the match makes several")
     site: str | None
-    student: str
-    teacher: str | None
+    student: list[str] = Field(description="full names of student taps; several only if joined")
+    right: str = Field(description="what they are compared with, e.g. blocks.3.output, batch:labels; empty for nothing")
+    aux: dict[str, str] = Field(default_factory=dict, description="further values, as `right`")
     objective: str
-    weight: Any
+    connector: str | None
+    weight: float | Ramp
+    mask: str | None = Field(description="key in the batch of the positions that count")
+    units: str = Field(description="what one unit of its value means")
+    parameters: int = Field(description="of its connector and its objective")
     layouts: tuple[str, str]
 
 
@@ -63,25 +70,60 @@ class CachePlan(Record):
 
 
 class PlannedStage(Record):
-    """One stage with everything resolved."""
+    """What follows from a stage's settings, which are those of ``plan.config.stages`` and nowhere else."""
 
     index: int
     name: str
     folder: str
-    kind: str
-    scope: str
-    config: Stage
     sites: list[str]
     matches: list[PlannedMatch]
-    trains: dict[str, int] = Field(description="group -> number of parameters")
+    trains: dict[str, int] = Field(description="group -> number of parameters; `connectors`, `objectives` among them")
+    coupled: str = Field("", description="why a batch may not be cut into micro-batches or spread over processes")
     units: int
     steps: int
-    passes: int
-    batch: int
-    sample: dict[str, Any]
     cache: CachePlan
     memory_bytes: int
+    memory: dict[str, int] = Field(default_factory=dict, description="parts of memory_bytes")
     seconds: float
+    times: dict[str, float] = Field(default_factory=dict, description="parts of the seconds")
+    notes: list[str] = Field(default_factory=list, description="what the estimates assume")
+    _settings: Stage | None = PrivateAttr(None)
+
+    def bind(self, settings: Stage) -> PlannedStage:
+        """Attach the settings it was planned from (the very object of ``plan.config.stages``)."""
+        self._settings = settings
+        return self
+
+    @property
+    def config(self) -> Stage:
+        """The stage's settings, with the data's sample and what ``--tiny`` changes filled in."""
+        assert self._settings is not None, "a planned stage is used through its plan"
+        return self._settings
+
+    @property
+    def kind(self) -> str:
+        """The registered stage kind."""
+        return self.config.kind
+
+    @property
+    def scope(self) -> str:
+        """ "local" or "global"."""
+        return self.config.scope
+
+    @property
+    def batch(self) -> int:
+        """Samples per optimiser step."""
+        return self.config.batch.size
+
+    @property
+    def passes(self) -> int:
+        """How often the very same batches are read."""
+        return self.config.passes
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """What one sample is."""
+        return self.config.sample
 
 
 class PlannedExport(Record):
@@ -132,3 +174,11 @@ class Plan(Record):
     provenance: dict[str, str]
     plugins: dict[str, str] = Field(description="plugin -> distribution version")
     config: RunConfig
+
+    @model_validator(mode="after")
+    def _bind(self) -> Plan:
+        for stage in self.stages:
+            if stage.name not in self.config.stages:
+                raise ValueError(f"the configuration has no stage {stage.name!r}, which is planned")
+            stage.bind(self.config.stages[stage.name])
+        return self
