@@ -48,8 +48,8 @@ class Match(Model):
     """What is brought together: a student tap, what it is compared with, and how.
 
     References on the right: ``same``, ``TAP`` of the teacher, ``TEACHER:TAP`` of one of ``teachers``, ``*:TAP`` of each
-    of them, ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP``, ``batch:KEY``,
-    null.
+    of them, ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP`` (the
+    teacher's architecture with random weights), ``batch:KEY``, null.
     """
 
     student: str | list[str] = Field(description="student taps: name, glob, list, or with {j} for the student's layer")

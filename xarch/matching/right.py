@@ -18,6 +18,7 @@ from xarch.matching.references import (
     COPIES,
     MAIN,
     RANDOM,
+    RESERVED,
     SAME,
     STUDENT,
     Address,
@@ -88,7 +89,7 @@ class Sides:
         return found
 
     def _of_all(self, address: Address, taps: Sequence[Found]) -> dict[str, Reference]:
-        names = [name for name in self.teachers if name != MAIN]
+        names = [name for name in self.teachers if name not in (MAIN, *RESERVED)]
         if not names:
             raise PlanError(
                 f"{self.where}.teacher: '*:{address.name}' means every one of `teachers:`, and there is none",

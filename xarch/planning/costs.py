@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xarch.config.schema import Stage
+from xarch.contracts.adapters import SourceInfo
 from xarch.contracts.local import sites_of
 from xarch.contracts.objective import MatchContext
-from xarch.contracts.tap import Tap
 from xarch.matching.pairing import Pair
 from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
 from xarch.planning import estimate
@@ -38,7 +38,6 @@ class StageCosts:
     Attributes:
         plan: the planner, for both models and the rates of the machine.
         stage, pairs, batches, context: the stage as planned.
-        taps: of every teacher; "" is the main one.
         units, steps: that it reads and takes.
         each: units of a sample.
     """
@@ -48,7 +47,6 @@ class StageCosts:
     pairs: Sequence[Pair]
     batches: PlannedBatches
     context: MatchContext
-    taps: Mapping[str, Mapping[str, Tap]]
     units: int
     steps: int
     each: int
@@ -57,7 +55,7 @@ class StageCosts:
     def sizes(self) -> dict[str, int]:
         """Sizes of free dimensions: those of the sample, and of the data where these say none."""
         declared = {k: n for info in self.batches.tensors.values() for k, n in info.shape.items()}
-        return declared | dict(self.plan.data.adapter.sizes(self.stage.sample))
+        return declared | dict(self.plan.data.sizes(self.stage.sample))
 
     @property
     def micro_batch(self) -> int:
@@ -100,7 +98,7 @@ class StageCosts:
                 self.plan.student,
                 self.trained(),
                 whole.seen_by(STUDENT),
-                self.taps,
+                self.plan.taps,
                 self.sizes,
                 self.plan.registry,
                 self.context,
@@ -115,7 +113,7 @@ class StageCosts:
 
     def _formula(self) -> Cost:
         student = self.plan.student
-        every = [t for taps in (student.taps(), *self.taps.values()) for t in taps.values()]
+        every = [t for taps in (student.taps(), *self.plan.taps.values()) for t in taps.values()]
         width = max([t.shape.get(t.layout[-1], 0) for t in every if t.dense], default=0)
         depth = len({t.name.rpartition(".")[0] for t in student.taps().values()})
         total = sum(p.numel() for p in student.module.parameters())
@@ -137,11 +135,10 @@ class StageCosts:
         trained = sum(sizes[n] for n in names)
         extra = sum(p.parameters for p in self.pairs)
         own = estimate.weight_bytes(module)
-        described = [i for i in (plan.teacher, *plan.teachers.values()) if i is not None]
         copies = self._copies()
         made.memory = {
             "process": estimate.PROCESS_BYTES,
-            "teachers": estimate.FLOAT * (sum(i.parameters for i in described) + self._random()),
+            "teachers": estimate.FLOAT * (sum(i.parameters for i in self._infos().values()) + self._random()),
             "student": own + copies * own,
             "gradients": estimate.FLOAT * (trained + extra),
             "optimiser": estimate.FLOAT * (optimiser.moments(module, names) + extra * optimiser.rest.moments()),
@@ -163,7 +160,13 @@ class StageCosts:
     def _random(self) -> int:
         refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
         reads = RANDOM in {refs.get(m, m) for m in self._models()}
-        return self.plan.teacher.parameters if reads and self.plan.teacher else 0
+        return self._infos()[MAIN].parameters if reads else 0
+
+    def _infos(self) -> dict[str, SourceInfo]:
+        """Teachers with weights of their own; "" is the main one."""
+        sides = self.plan.sides
+        main = {MAIN: sides.teacher.info} if sides.teacher is not None else {}
+        return main | {name: t.info for name, t in sides.teachers.items()}
 
     def _models(self) -> set[str]:
         """Models besides the student that the stage's matches read."""
@@ -174,7 +177,7 @@ class StageCosts:
         """Teacher values that wait for the student: all of a global stage, those of one site of a local one."""
         total = 0
         for model in self._models() - set(COPIES):
-            taps = self.taps[MAIN if model == RANDOM else model]
+            taps = self.plan.taps[MAIN if model == RANDOM else model]
             names = self.read(model)
             size = estimate.value_bytes([taps[n] for n in names], self.sizes)
             if size is None:
@@ -223,7 +226,7 @@ class StageCosts:
             if kind in COPIES:
                 total += self.plan.student.work(self.stage.sample)
                 continue
-            info = self.plan.teacher if kind in (MAIN, RANDOM) else self.plan.teachers.get(model)
+            info = self._infos().get(MAIN if kind == RANDOM else model)
             if info is not None:
                 total += info.facts.work(self.stage.sample)
         return total

@@ -46,9 +46,9 @@ class Rates:
         return work / self.products
 
 
-def measure_rates(device: torch.device, seconds: float = 0.15) -> Rates:
-    """Rates of a machine, each measured for a moment."""
-    a = torch.randn(512, 512, device=device)
+def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.15) -> Rates:
+    """Rates of a machine, each measured for a moment; those of products in ``dtype``."""
+    a = torch.randn(512, 512, device=device).to(dtype)
     long = torch.randn(1 << 22, device=device)
     products = _per_second(lambda: torch.mm(a, a), device, seconds) * 512**3
     traffic = _per_second(lambda: torch.mul(long, 2.0), device, seconds) * 2 * long.numel() * FLOAT
@@ -129,28 +129,3 @@ def formula_cost(samples: int, per_sample: float, width: int, units: int, graphs
     """
     kept = 40 * FLOAT * units * width * max(graphs, 1)
     return Cost(saved=kept, products=samples * per_sample * (2 + trained_share))
-
-
-def evaluation_seconds(rates: Rates, *, samples: int, units: int, teacher: float, student: float, times: int) -> float:
-    """Time of the metric: forward passes of both models over held-out samples, ``times`` over.
-
-    Args:
-        units: of a sample.
-        teacher, student: multiply-adds per unit of a forward pass.
-    """
-    return rates.of_work(samples * units * (teacher + student) * times)
-
-
-def export_seconds(parameters: int, graphs: int) -> float:
-    """Time of tracing, checking and writing graphs: about 4 s a graph and 1 s for 30 million parameters."""
-    return graphs * (4.0 + parameters / 30e6)
-
-
-def parity_seconds(rates: Rates, *, samples: int, units: int, student: float, graphs: int) -> float:
-    """Time of running every graph and the student on held-out samples."""
-    return graphs * (1.0 + 2 * rates.of_work(samples * units * student))
-
-
-def bench_seconds(graphs: int) -> float:
-    """Time of the latency measurement, which ends by the clock."""
-    return 4.0 * graphs

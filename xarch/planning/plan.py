@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from xarch.config.schema import Ramp, RunConfig, Stage
+
+FORMAT = 2
 
 
 class Record(BaseModel):
@@ -16,10 +18,10 @@ class Record(BaseModel):
 
 
 class PlannedTeacher(Record):
-    """The teacher, described without its weights."""
+    """A teacher, described without its weights."""
 
     ref: str = Field(description="as the user wrote it")
-    resolved: str = Field(description="SCHEME:REF after named teachers are resolved")
+    resolved: str = Field(description="SCHEME:REF after named teachers are resolved; ema, self or random as they are")
     adapter: str
     title: str
     family: str
@@ -27,6 +29,7 @@ class PlannedTeacher(Record):
     weight_bytes: int
     facts: dict[str, Any]
     details: dict[str, Any] = {}
+    weight: float = Field(1.0, description="where several are averaged")
 
 
 class PlannedStudent(Record):
@@ -41,6 +44,8 @@ class PlannedStudent(Record):
     copied: list[str]
     mapped: list[str]
     new: list[str]
+    unused: list[str] = Field(description="tensors of the teacher that are deliberately not read")
+    built_from: dict[str, Any] = Field(description="family and facts that it is built from")
 
 
 class PlannedMatch(Record):
@@ -132,14 +137,14 @@ class PlannedExport(Record):
     profile: str
     opset: int
     graphs: list[str]
-    operators: dict[str, int] | None = Field(None, description="of a small copy; None if it was not tried")
+    operators: dict[str, int] | None = Field(None, description="of a small copy; None if it was not checked")
 
 
 class Check(Record):
-    """Something that was verified while planning."""
+    """Something that planning verifies, or could not verify."""
 
     name: str
-    ok: bool
+    state: Literal["ok", "not checked", "failed"]
     detail: str
 
 
@@ -147,24 +152,29 @@ class Estimates(Record):
     """Sums over the run; rough, and said to be so."""
 
     seconds: float
+    parts: dict[str, float] = Field(description="seconds of stages, evaluation, export and bench")
     peak_bytes: int
     disk_bytes: int
 
 
 class Plan(Record):
-    """A whole conversion, ready to run."""
+    """A whole conversion, ready to run.
 
-    format: int = 1
+    What a stage does, which gates hold and which profiles are exported stand once, in ``config``: that is what the
+    engine reads and what plan and report show.
+    """
+
+    format: int = FORMAT
     xarch: str
     name: str
     unit: str
-    teacher: PlannedTeacher
+    teacher: PlannedTeacher | None = Field(description="what the student comes from; None with `teacher: none`")
+    teachers: dict[str, PlannedTeacher] = Field(description="further teachers by name")
     student: PlannedStudent
     data: dict[str, Any]
     stages: list[PlannedStage]
     metric: str | None
     export: list[PlannedExport]
-    gates: dict[str, Any]
     checks: list[Check]
     warnings: list[str]
     estimates: Estimates
@@ -181,4 +191,7 @@ class Plan(Record):
             if stage.name not in self.config.stages:
                 raise ValueError(f"the configuration has no stage {stage.name!r}, which is planned")
             stage.bind(self.config.stages[stage.name])
+        planned = [export.profile for export in self.export]
+        if planned != self.config.export.profiles:
+            raise ValueError(f"exports are planned for {planned}, config.export.profiles names others")
         return self

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from xarch.config.schema import RunConfig, Stage
+from xarch.config.schema import Stage
 from xarch.config.validation import validated
-from xarch.contracts.adapters import SourceInfo
-from xarch.contracts.data import DataInfo, DataRequest
+from xarch.contracts.data import DataInfo, DataProvider
 from xarch.contracts.local import sites_of
-from xarch.contracts.model import Student
 from xarch.contracts.objective import MatchContext
 from xarch.contracts.stage import StageKind, StageRequest
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.matching.coupling import cuttable
 from xarch.matching.pairing import Pair, pair_stage
-from xarch.matching.references import COPIES, MAIN, RANDOM, MissingTap, near
+from xarch.matching.references import MAIN, MissingTap, near
 from xarch.matching.schedules import phase_settings
 from xarch.planning import estimate
-from xarch.planning.batches import PlannedBatches, plan_batches
+from xarch.planning.batches import plan_batches
 from xarch.planning.costs import StageCosts
+from xarch.planning.describe import family_of
 from xarch.planning.optimisation import plan_optimiser
 from xarch.planning.plan import CachePlan, Check, PlannedMatch, PlannedStage
-from xarch.planning.resolve import Resolved
-from xarch.registry.registry import Registry
+from xarch.planning.sides import Sides
 
 TINY_STEPS = 6
 TINY_BATCH = 2
@@ -38,31 +35,27 @@ PARTS = ("connectors", "objectives")
 SIDES = ("teacher", "student")
 
 
-@dataclass(frozen=True)
 class StagePlanner:
     """Plans the stages of one configuration.
 
-    Attributes:
-        config, registry: what is planned and the names it may use.
-        student, target: the student on the meta device and its adapter.
-        data, request: the provider, and the request it describes the data by; a stage fills in its own sample.
-        teacher, taps: the main teacher and its taps as the target views them; None without one.
-        teachers: further teachers with a source of their own, by name.
-        rates: of the machine.
-        bf16: whether the run computes in bfloat16.
+    Args:
+        sides: of the plan.
+        device: that the run computes on; its rates are measured for a moment.
     """
 
-    config: RunConfig
-    registry: Registry
-    student: Student
-    target: Resolved
-    data: Resolved
-    request: DataRequest
-    teacher: SourceInfo | None
-    taps: Mapping[str, Tap] | None
-    teachers: Mapping[str, SourceInfo]
-    rates: estimate.Rates
-    bf16: bool = False
+    def __init__(self, sides: Sides, device: torch.device) -> None:
+        self.sides, self.config, self.registry = sides, sides.config, sides.registry
+        self.student, self.taps = sides.student, sides.taps()
+        self.data: DataProvider = sides.data.adapter.adapter
+        self.bf16 = self.config.runtime.precision == "bf16" or (
+            self.config.runtime.precision == "auto" and device.type == "cuda"
+        )
+        self.rates = estimate.measure_rates(device, torch.bfloat16 if self.bf16 else torch.float32)
+
+    @property
+    def rate(self) -> float:
+        """Multiply-adds per second of a forward pass."""
+        return self.rates.products
 
     def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
         """The stages that run, and why optional ones do not."""
@@ -83,7 +76,7 @@ class StagePlanner:
         return chosen, left_out
 
     def stage(self, index: int, name: str, given: Stage) -> PlannedStage:
-        """One stage with everything resolved; its settings are bound to it, see :func:`with_settings`.
+        """One stage with everything resolved; ``config`` of it are the settings that the run's configuration gets.
 
         Raises:
             UsageError, PlanError: it cannot run as configured.
@@ -93,7 +86,7 @@ class StagePlanner:
         options = self._options(name, stage, kind)
         self._check_settings(name, stage, kind)
         sites = [s for s in sites_of(self.student) if fnmatchcase(s, stage.sites)] if stage.scope == "local" else []
-        each = self.data.adapter.units_per_sample(stage.sample)
+        each = self.data.units_per_sample(stage.sample)
         described = self._describe(stage.sample)
         units, steps = self._amount(name, stage, kind, options, each, described, sites)
         batches = plan_batches(self.registry, name, stage, described)
@@ -105,8 +98,7 @@ class StagePlanner:
             pairs = self._pairs(name, stage, described, context)
             trained = self._trained(name, stage, pairs)
             coupled = self._coupled(name, stage, pairs)
-        taps = self.teacher_taps()
-        costs = StageCosts(self, stage, pairs, batches, context, taps, units, steps, each)
+        costs = StageCosts(self, stage, pairs, batches, context, units, steps, each)
         cache = self._cache(stage, pairs, costs, units // each)
         estimated = costs.estimate(cache.use, plan_optimiser(self.registry, name, stage.optimiser))
         return PlannedStage(
@@ -127,18 +119,6 @@ class StagePlanner:
             notes=estimated.notes,
         ).bind(stage)
 
-    def teacher_taps(self) -> dict[str, Mapping[str, Tap]]:
-        """Name -> taps of every teacher; "" is the main one."""
-        found: dict[str, Mapping[str, Tap]] = {} if self.taps is None else {MAIN: self.taps}
-        for name, described in self.config.teachers.items():
-            if described.ref in COPIES:
-                found[name] = self.student.taps()
-            elif described.ref == RANDOM and self.taps is not None:
-                found[name] = self.taps
-            elif name in self.teachers:
-                found[name] = self.teachers[name].facts.taps()
-        return found
-
     def _settings(self, given: Stage) -> Stage:
         """The stage as it runs: the data's sample filled in, and fewer samples for ``--tiny``."""
         sample = {**self.config.data.sample, **given.sample}
@@ -153,9 +133,9 @@ class StagePlanner:
         where = f"stages.{name}.options"
         if not kind.solves:
             return validated(kind.Options, stage.options, where)
-        spec = self.registry.get("target", self.target.name)
-        with self.registry.guard(spec, f"stages.{name}"):
-            model = self.target.adapter.solver_options()
+        target = self.sides.target
+        with self.registry.guard(self.registry.get("target", target.name), f"stages.{name}"):
+            model = target.adapter.solver_options()
         return validated(model, stage.options, where)
 
     def _check_settings(self, name: str, stage: Stage, kind: StageKind) -> None:
@@ -178,16 +158,18 @@ class StagePlanner:
                     f"{where}.requires: {figure!r} is not SIDE.FIGURE",
                     near(side, known, "sides") + "; e.g. teacher.top1",
                 )
-            if side == "teacher" and self.teacher is None:
+            if side == "teacher" and self.sides.teacher is None:
                 raise UsageError(f"{where}.requires: {figure!r} needs a teacher, and this run has none", None)
 
     def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
-        with self.registry.guard(self.registry.get("data", self.data.name), "describe"):
-            described: DataInfo = self.data.adapter.describe(replace(self.request, sample=sample))
-        return described
+        """The data as batches of such samples."""
+        sides = self.sides
+        if dict(sample) == dict(sides.data.request.sample):
+            return sides.data.info
+        return sides.describer.data(self.config, sides.data.request.facts, sample).info
 
     def _context(self, steps: int, described: DataInfo) -> MatchContext:
-        constants = {} if self.teacher is None else self.teacher.constants
+        constants = {} if self.sides.teacher is None else self.sides.teacher.info.constants
         return MatchContext(
             steps=max(steps, 1),
             data=described.facts,
@@ -198,9 +180,7 @@ class StagePlanner:
 
     def _pairs(self, name: str, stage: Stage, described: DataInfo, context: MatchContext) -> list[Pair]:
         """The pairs at the stage's start; those of its phases are proven too."""
-        families = {spec.name for spec in self.registry.specs("family")}
-        family = self.student.family
-        mask = self.registry.create("family", family).mask if family in families else ""
+        mask = family_of(self.registry, self.student.family).mask
         found: list[list[Pair]] = []
         for settings in phase_settings(stage, f"stages.{name}"):
             found.append(
@@ -208,7 +188,7 @@ class StagePlanner:
                     name,
                     settings,
                     student=self.student,
-                    teachers=self.teacher_taps(),
+                    teachers=self.taps,
                     tensors=plan_batches(self.registry, name, settings, described).tensors,
                     mask=mask,
                     registry=self.registry,
@@ -295,20 +275,15 @@ class StagePlanner:
     def _cache(self, stage: Stage, pairs: Sequence[Pair], costs: StageCosts, samples: int) -> CachePlan:
         if not pairs:
             return CachePlan(use=False, bytes=0, why="the stage matches nothing")
-        read = [costs.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
+        read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
         limit = self.config.runtime.cache_gb
         return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
-
-
-def with_settings(config: RunConfig, stages: Sequence[PlannedStage]) -> RunConfig:
-    """The configuration with the settings that the planned stages run with; stages that do not run keep theirs."""
-    return config.model_copy(update={"stages": {**config.stages, **{s.name: s.config for s in stages}}})
 
 
 def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:
     """One line for every stage whose batches stay whole."""
     return [
-        Check(name=f"batch {s.name}", ok=True, detail=f"kept whole, in one process: {s.coupled}")
+        Check(name=f"batch {s.name}", state="ok", detail=f"kept whole, in one process: {s.coupled}")
         for s in stages
         if s.coupled
     ]
@@ -336,6 +311,3 @@ def _match(pair: Pair) -> PlannedMatch:
             ", ".join(sorted({r.tap.layout for r in pair.right.values()})) or "none",
         ),
     )
-
-
-__all__ = ["PlannedBatches", "StagePlanner", "coupling_checks", "with_settings"]
