@@ -41,6 +41,10 @@ _PUBLIC = {
     "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
     "MatchContext": "xarch.contracts.objective",
+    "DenseObjective": "xarch.matching.objectives.dense",
+    "DivergenceOptions": "xarch.matching.objectives.divergence",
+    "averaged": "xarch.matching.objectives.divergence",
+    "divergence": "xarch.matching.objectives.divergence",
     "Connector": "xarch.contracts.connector",
     "BatchStep": "xarch.contracts.batch_step",
     "StepContext": "xarch.contracts.batch_step",
@@ -140,4 +144,6 @@ if TYPE_CHECKING:
     from xarch.files.home import cache_dir
     from xarch.files.lock import one_at_a_time
     from xarch.files.safe_load import load_weights, save_weights
+    from xarch.matching.objectives.dense import DenseObjective
+    from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
     from xarch.registry.hooks import hookimpl
