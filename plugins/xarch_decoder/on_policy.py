@@ -30,10 +30,10 @@ class OnPolicyOptions(Options):
 class OnPolicy(BatchStep):
     """Replaces the tokens after a prompt by samples of the student (DistillSpec, arXiv 2310.08461).
 
-    Masks [B, L] for matches, 1 at positions that predict what counts: ``sampled_mask`` sampled tokens; ``kd_mask`` these
-    and every token of rows that were not drawn; ``gold_mask`` given tokens of rows that were not drawn, with `rows` of
-    rows outside them only. A ``loss_mask`` of the data holds for given tokens. The student reads a whole row for every
-    token, so long samples cost much.
+    Masks [B, L] for matches, 1 at positions that predict what counts. ``sampled_mask``: sampled tokens; ``kd_mask``:
+    these and every token of rows that were not drawn; ``gold_mask``: given tokens of rows that were not drawn, with
+    `rows` of rows outside them only. A ``loss_mask`` of the data holds for given tokens. The student reads a whole row
+    for every token, so long samples cost much.
     """
 
     Options = OnPolicyOptions

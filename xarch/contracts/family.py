@@ -76,7 +76,8 @@ class Family(ABC):
         return None
 
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
-        """How the exported graphs of this family are timed; by default each graph alone on its example inputs."""
+        """How the exported graphs of this family are timed; by default only each graph alone on its example inputs,
+        which is always measured. ``folder`` holds the graphs; `xarch.graph_metadata` reads what they say."""
         return ()
 
     def report_sections(self, run: Any) -> Sequence[Any]:

@@ -82,6 +82,7 @@ class Delivery:
             if not (parity.exists() and read_json(parity)["passed"]):
                 self.export(student, name)
             if self.config.export.bench:
+                from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
                 self.reporter.phase("bench", name)
@@ -89,7 +90,9 @@ class Delivery:
                 bench_export(
                     self.run.export_dir / name,
                     self.run.bench_dir / f"{name}.json",
+                    cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
                     teacher=self.run.teacher_bench(name),
+                    teacher_cases=cases_of(self.registry, self.plan.teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )

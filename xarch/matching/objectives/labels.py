@@ -132,8 +132,8 @@ class HardLabelOptions(BalanceOptions):
 
 
 class HardLabel(LabelObjective):
-    """−log softmax(s)_ŷ with ŷ the likeliest class of the right side (DeiT, arXiv 2012.12877), if asked for weighted by its
-    class (DeiT-LT, arXiv 2404.02900)."""
+    """−log softmax(s)_ŷ with ŷ the likeliest class of the right side (DeiT, arXiv 2012.12877), weighted by its class if
+    asked for (DeiT-LT, arXiv 2404.02900)."""
 
     Options = HardLabelOptions
     accepts = frozenset({("dense", "dense")})
