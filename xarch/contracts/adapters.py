@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,8 @@ class SourceInfo:
         details: further facts for ``inspect`` and the report (licence, revision, files).
         warnings: what a user should know before converting.
         constants: name -> shape of what ``Teacher.constants`` will give.
+        weights: names that ``Teacher.weights`` will have, where the headers tell; then the plan already proves that
+            the student's initialisation accounts for each. None: it is proven when the weights are loaded.
     """
 
     family: str
@@ -44,6 +47,7 @@ class SourceInfo:
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] | None = None
 
 
 class SourceAdapter(ABC):
@@ -183,6 +187,6 @@ class TargetAdapter(ABC):
         """
         return self.parity_cases(student, graphs, batches, profile)
 
-    def bench_cases(self, graphs: Sequence[ExportGraph], profile: Profile) -> Iterable[BenchCase]:
-        """Timed procedures; by default those of the student's family."""
-        return ()
+    def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase] | None:
+        """Timed procedures over the exported graphs of a folder; None for those of the student's family."""
+        return None
