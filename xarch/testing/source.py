@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,32 +13,35 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
+from xarch.testing.models import family_of
 from xarch.testing.checks import assert_light_registration, assert_taps
 
 
 class SourceConformance:
     """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
 
-    For families other than decoders override :meth:`batch` too.
+    Class attributes:
+        ref: reference of a small model.
+        options: of the source.
     """
 
     ref: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def make_ref(self, folder: Path) -> str:
         """Reference of a small model."""
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
 
-    def batch(self, facts: Any) -> Batch:
-        """Input for the model."""
-        from xarch_decoder.testing import token_batch
-
-        return token_batch(facts.vocab)
+    def batch(self, teacher: Teacher) -> Batch:
+        """Input for the model; by default the example of its family."""
+        made: Batch = family_of(teacher.family).example_batch(teacher.facts)
+        return made
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
         """The resolved adapter."""
-        return resolve_teacher(get_registry(), self.make_ref(tmp_path), {}, lambda text: None)
+        return resolve_teacher(get_registry(), self.make_ref(tmp_path), self.options, lambda text: None)
 
     @pytest.fixture
     def teacher(self, source: Any) -> Teacher:
@@ -64,8 +68,8 @@ class SourceConformance:
 
     def test_taps_are_as_declared(self, teacher: Teacher) -> None:
         assert list(teacher.taps()) == list(teacher.facts.taps())
-        assert_taps(teacher, self.batch(teacher.facts))
+        assert_taps(teacher, self.batch(teacher))
 
     def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
         first = next(iter(teacher.taps()))
-        assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}
+        assert set(teacher.collect(self.batch(teacher), {first})) == {first}
