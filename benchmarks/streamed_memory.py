@@ -11,12 +11,16 @@ summed over all sites before one backward, as published implementations do.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import page
+from benchmarks.store import Store, add_options, header
 
 DEPTHS = (2, 4, 8, 16)
 TOKENS = 2048
@@ -86,27 +90,21 @@ def measure(depth: int, mode: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=2, metavar=("DEPTH", "MODE"), help="measure one point and print it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "streamed_memory.json")
+    add_options(parser, "streamed_memory")
     arguments = parser.parse_args()
     if arguments.one:
         print(measure(int(arguments.one[0]), arguments.one[1]))
         return
-    rows = []
+    store = Store(arguments.out, header("streamed_memory", {"tokens": TOKENS}, threads=1), arguments.fresh)
     for depth in DEPTHS:
-        row: dict[str, float] = {"layers": depth}
-        for mode in ("streamed", "summed"):
-            command = [sys.executable, __file__, "--one", str(depth), mode]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            row[f"{mode}_mib"] = round(float(done.stdout.split()[-1]), 1)
-        rows.append(row)
-        print(
-            f"{depth:3d} layers  streamed {row['streamed_mib']:8.1f} MiB  summed {row['summed_mib']:8.1f} MiB",
-            flush=True,
-        )
-    import torch
-
-    machine = {"machine": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({**machine, "tokens": TOKENS, "threads": 1, "rows": rows}, indent=1) + "\n")
+        if store.find(layers=depth) is None:
+            row: dict[str, Any] = {"layers": depth}
+            for mode in ("streamed", "summed"):
+                command = [sys.executable, __file__, "--one", str(depth), mode]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                row[f"{mode}_mib"] = round(float(done.stdout.split()[-1]), 1)
+            print(store.add(row), flush=True)
+    page.show(store.finish())
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ _PUBLIC = {
     "DataInfo": "xarch.contracts.data",
     "DataRequest": "xarch.contracts.data",
     "TensorInfo": "xarch.contracts.data",
+    "IndexedData": "xarch.contracts.indexed",
+    "IndexedStream": "xarch.contracts.indexed",
+    "SkipSample": "xarch.contracts.indexed",
+    "split_indices": "xarch.contracts.indexed",
     "BatchStream": "xarch.contracts.data",
     "Metric": "xarch.contracts.metric",
     "Evaluation": "xarch.contracts.metric",
@@ -117,6 +121,7 @@ if TYPE_CHECKING:
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo
     from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Throughput
     from xarch.contracts.family import Facts, Family
+    from xarch.contracts.indexed import IndexedData, IndexedStream, SkipSample, split_indices
     from xarch.contracts.local import LocalStudent, Site, Solver
     from xarch.contracts.metric import Evaluation, EvaluationRequest, Metric
     from xarch.contracts.model import Initialisation, Sink, Student, TapModel, Teacher

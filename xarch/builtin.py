@@ -5,17 +5,62 @@ from __future__ import annotations
 from xarch.registry.declare import Declarations
 from xarch.registry.hooks import hookimpl
 
+OBJECTIVES = (
+    ("mse", "distances:MSE", "mean square per feature, of values as they are or normalised", ""),
+    ("l2", "distances:L2", "Euclidean distance per position", "arXiv:2408.10189"),
+    ("relative-l2", "distances:RelativeL2", "Euclidean distance over the right side's mean norm", ""),
+    ("cosine", "distances:Cosine", "one minus the cosine per position", ""),
+    ("huber", "distances:Huber", "square below delta, straight above", ""),
+    ("smooth-l1", "distances:SmoothL1", "absolute error, square below beta", ""),
+    ("kl", "distributions:KL", "divergence from the right side's distribution over classes", "arXiv:1503.02531"),
+    ("cross-entropy", "distributions:CrossEntropy", "loss on labels or on given probabilities", ""),
+    ("hard-label", "distributions:HardLabel", "loss on the class that the right side thinks likeliest", ""),
+    ("correlation", "correlation:Correlation", "one minus Pearson's correlation, over features or over the batch", ""),
+    ("fsp", "flow:FSP", "flow between two taps: products of their features (joined)", "CVPR 2017, Yim et al."),
+)
+CONNECTORS = (
+    ("linear", "Linear", "to the right side's width at every position"),
+    ("conv1x1", "Conv1x1", "the same over channels, with batch normalisation if asked for"),
+    ("pool", "Pool", "mean over positions, then linear"),
+    ("exit", "Exit", "mean over positions, then a small classifier"),
+)
+BATCH_STEPS = (
+    ("mixup", "Mixup", "mixes pairs of samples and their labels"),
+    ("teacher-labels", "TeacherLabels", "stores what a teacher says under a key"),
+    ("repeat", "Repeat", "every sample several times, with a mask for each copy"),
+)
+OPTIMISERS = (
+    ("adamw", "AdamWKind", "Adam with decoupled weight decay"),
+    ("sgd", "SGDKind", "gradient descent with momentum"),
+    ("lamb", "LambKind", "Adam whose steps have the size of each tensor, for large batches"),
+    ("muon", "MuonKind", "orthogonalised momentum for matrices of layers, AdamW for the rest"),
+)
+SCHEDULES = (
+    ("wsd", "WarmupStableDecay", "warms up, stays, falls linearly at the end"),
+    ("cosine", "Cosine", "half a cosine"),
+    ("constant", "Constant", "stays"),
+    ("linear", "Linear", "a straight line"),
+    ("polynomial", "Polynomial", "a power of what is left"),
+    ("step", "Step", "drops at milestones"),
+)
+
 
 @hookimpl
 def xarch_register(registry: Declarations) -> None:
-    """Stage kinds, general objectives, the CPU export profile, and students of earlier runs as teachers."""
+    """What the vocabulary has without plugins, profiles to export to, and students of earlier runs as teachers."""
     registry.stage("gradient", load="xarch.engine.gradient:Gradient", summary="match taps by gradient descent")
     registry.stage("closed_form", load="xarch.engine.closed_form:ClosedForm", summary="solve each site, no gradient")
-    registry.objective("l2", load="xarch.matching.objectives.tensors:L2", summary="Euclidean distance per position")
-    registry.objective(
-        "relative_l2", load="xarch.matching.objectives.tensors:RelativeL2", summary="L2 over the teacher's norm"
-    )
-    registry.objective("mse", load="xarch.matching.objectives.tensors:MSE", summary="mean square per element")
+    for name, load, summary, paper in OBJECTIVES:
+        registry.objective(name, load=f"xarch.matching.objectives.{load}", summary=summary, paper=paper)
+    for name, attribute, summary in CONNECTORS:
+        registry.connector(name, load=f"xarch.matching.connectors:{attribute}", summary=summary)
+    for name, attribute, summary in BATCH_STEPS:
+        registry.batch_step(name, load=f"xarch.matching.batch_steps:{attribute}", summary=summary)
+    for name, attribute, summary in OPTIMISERS:
+        registry.optimiser(name, load=f"xarch.optim.kinds:{attribute}", summary=summary)
+    registry.wrapper("sam", load="xarch.optim.sam:SAM", summary="gradient of a nearby place where the loss is higher")
+    for name, attribute, summary in SCHEDULES:
+        registry.schedule(name, load=f"xarch.optim.schedules:{attribute}", summary=summary)
     registry.export("cpu", load="xarch.export.profiles:cpu", summary="onnxruntime on a CPU")
     registry.export("npu", load="xarch.export.profiles:npu", summary="accelerators: static shapes, opset 17, float32")
     registry.export("npu-fp16", load="xarch.export.profiles:npu_fp16", summary="as npu, matrix products in float16")

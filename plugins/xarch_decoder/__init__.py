@@ -9,6 +9,18 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The family's objectives."""
-    registry.objective("kl", load="xarch_decoder.objectives:KL", summary="divergence from the teacher's distribution")
-    registry.objective("cross_entropy", load="xarch_decoder.objectives:CrossEntropy", summary="loss on true labels")
+    """What the vocabulary means for logits that are never whole, and samples of the student's own."""
+    logits = {"layouts": ["factored-logits"]}
+    registry.objective("kl", load="xarch_decoder.objectives:KL", summary="divergence per token, in chunks", **logits)
+    registry.objective(
+        "cross-entropy", load="xarch_decoder.objectives:CrossEntropy", summary="loss on the tokens ahead", **logits
+    )
+    registry.objective(
+        "hard-label",
+        load="xarch_decoder.objectives:HardLabel",
+        summary="loss on the likeliest token",
+        **logits,
+    )
+    registry.batch_step(
+        "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replaces tokens by samples of the student"
+    )

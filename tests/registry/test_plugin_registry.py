@@ -88,7 +88,7 @@ def test_unusable_specs_are_refused_before_import(site: Site) -> None:
     site.install("xarch-a", "mod_a", registering(body))
     registry = load_registry()
     assert {p.name: p.state for p in registry.plugins()}["mod_a"] == "missing-extra"
-    with pytest.raises(PluginError, match="written for plugin API 7, this xarch has 1"):
+    with pytest.raises(PluginError, match="written for plugin API 7, this xarch has 2"):
         registry.resolve(registry.get("stage", "future"))
     with pytest.raises(PluginError, match=r"needs absent_module\.sub: pip install absent_module.sub"):
         registry.resolve(registry.get("stage", "needy"))
@@ -211,3 +211,84 @@ def test_recipes_stay_inside_their_package(site: Site) -> None:
     registry = load_registry()
     with pytest.raises(UsageError, match="leaves its package"):
         registry.resolve(registry.get("recipe", "r"))
+
+
+def test_a_family_that_nobody_registers_is_shown_with_a_near_name(site: Site) -> None:
+    """house: nothing validates ``accepts=["decodr"]``."""
+    body = """
+        registry.family("boxes", load="m:a")
+        registry.target("good", load="m:a", accepts=["boxes"])
+        registry.target("typo", load="m:a", accepts=["boxs"])
+        registry.source("from", load="m:a", produces="bxes")
+        registry.metric("any", load="m:a", accepts=["*"])
+        registry.method("far", load="m:a.yaml", families=["elsewhere"])
+        """
+    site.install("xarch-a", "mod_a", registering(body))
+    registry = load_registry()
+    state = {s.name: registry.status(s) for s in registry.specs() if s.plugin == "mod_a"}
+    assert state["good"] == state["any"] == state["boxes"] == ("ok", "")
+    assert state["typo"] == ("unknown-family", "no plugin registers the family 'boxs'; did you mean 'boxes'?")
+    assert "'bxes'; did you mean 'boxes'?" in state["from"][1]
+    assert state["far"][0] == "unknown-family"
+    info = next(p for p in registry.plugins() if p.name == "mod_a")
+    assert info.state == "unknown-family"
+    assert info.loaded
+
+
+def test_there_is_one_object_of_a_family_and_a_new_one_of_everything_else(site: Site) -> None:
+    site.module("made", "class Thing: pass")
+    body = "registry.family('f', load='made:Thing'); registry.metric('m', load='made:Thing', accepts=['f'])"
+    site.install("xarch-a", "mod_a", registering(body))
+    registry = load_registry()
+    assert registry.create("family", "f") is registry.create("family", "mod_a:f")
+    assert registry.create("metric", "m") is not registry.create("metric", "m")
+
+
+def test_a_target_of_several_families_gives_any_of_them(site: Site) -> None:
+    body = """
+        registry.target("one", load="m:a", accepts=["a"], profiles=["cpu"])
+        registry.target("two", load="m:a", accepts=["a", "b"])
+        registry.target("other", load="m:a", accepts=["a", "b"], produces="c")
+        """
+    site.install("xarch-a", "mod_a", registering(body))
+    registry = load_registry()
+    assert [registry.get("target", n).produces for n in ("one", "two", "other")] == ["a", "*", "c"]
+    assert registry.get("target", "one").data == {"profiles": ["cpu"]}
+    assert registry.get("target", "two").serves("b")
+    assert not registry.get("target", "two").serves("c")
+
+
+def test_errors_inside_another_plugins_object_are_that_plugins(site: Site) -> None:
+    """vision 2.9: a bug of a student was shown as one of plugin 'core'."""
+    site.module("far_away", "def fail():\n    raise LookupError('library')")
+    site.install(
+        "xarch-a",
+        "mod_a",
+        """
+        import far_away
+        from xarch import hookimpl
+
+        @hookimpl
+        def xarch_register(registry): registry.stage("own", load="mod_a:Stage")
+
+        class Stage:
+            def run(self):
+                far_away.fail()
+        """,
+    )
+    registry = load_registry()
+    stage = registry.create("stage", "own")
+    with (
+        pytest.raises(
+            PluginError, match=r"plugin 'mod_a' \(xarch-a 0.2\), in stage 'gradient', stage 's': LookupError"
+        ),
+        registry.guard(registry.get("stage", "gradient"), "stage 's'"),
+    ):
+        stage.run()
+    with (
+        pytest.raises(PluginError, match=r"plugin 'mod_a' .*, while planning: LookupError"),
+        registry.attributed("while planning"),
+    ):
+        stage.run()
+    with pytest.raises(ZeroDivisionError), registry.attributed("while planning"):
+        1 / 0  # noqa: B018

@@ -28,13 +28,16 @@ def validated(model: type[M], data: Mapping[str, Any], where: str, hint: str = "
     try:
         return model.model_validate(dict(data))
     except ValidationError as e:
-        lines = []
-        for error in e.errors():
-            keys = ".".join(str(part) for part in error["loc"])
-            name = f"{where}{'' if where.endswith(' ') or not keys else '.'}{keys}"
-            seen = repr(error.get("input"))
-            seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN]}..."
-            lines.append(f"{name}: {error['msg'].removeprefix('Value error, ')} (seen {seen})")
-        raise UsageError(
-            "; ".join(lines), hint or f"keys here: {', '.join(sorted(model.model_fields)) or 'none'}"
-        ) from e
+        raise refusal(e, model, where, hint) from e
+
+
+def refusal(error: ValidationError, model: type[BaseModel], where: str, hint: str = "") -> UsageError:
+    """The error to show for data that a model refuses; arguments as for :func:`validated`."""
+    lines = []
+    for item in error.errors():
+        keys = ".".join(str(part) for part in item["loc"])
+        name = f"{where}{'' if where.endswith(' ') or not keys else '.'}{keys}"
+        seen = repr(item.get("input"))
+        seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN]}..."
+        lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (seen {seen})")
+    return UsageError("; ".join(lines), hint or f"keys here: {', '.join(sorted(model.model_fields)) or 'none'}")

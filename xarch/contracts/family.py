@@ -48,6 +48,8 @@ class Family(ABC):
         tensors: batch key -> layout that its models read; a key that ends in "?" may be absent.
         mask: batch key that restricts the positions objectives count, unless a match says otherwise; "" for none.
         metric: default metric of its students; "" for none.
+        places: what every method may ask of a model of this family -> its name here: "logits"; "hidden" with {} for the
+            layer ("blocks.{}.output"); "labels" ("batch:labels"). A match that names a place means this.
         constants: names that ``Teacher.constants`` of this family may have.
     """
 
@@ -56,6 +58,7 @@ class Family(ABC):
     tensors: ClassVar[Mapping[str, str]] = {}
     mask: ClassVar[str] = ""
     metric: ClassVar[str] = ""
+    places: ClassVar[Mapping[str, str]] = {}
     constants: ClassVar[Sequence[str]] = ()
 
     def accepts(self, facts: Any, data: DataInfo) -> str | None:

@@ -61,7 +61,8 @@ class OptimiserWrapper(ABC):
 
 
 class Schedule(ABC):
-    """A learning rate over a stage as a pure function of the step: nothing to save, nothing to drift.
+    """A learning rate over a stage as a pure function of the step: nothing to save, nothing to drift. The warm-up comes
+    before it and is the same for all, see ``xarch.optim.schedules.LearningRate``.
 
     Class attributes:
         Options: its own options besides warm-up and final value, ``schedule: {name: step, …}``.
@@ -70,10 +71,23 @@ class Schedule(ABC):
     Options: ClassVar[type[BaseModel]] = Options
 
     @abstractmethod
-    def factor(self, at: float, options: Any, *, final: float) -> float:
-        """Factor on the peak learning rate at ``at``, 0 to 1 of the steps after the warm-up."""
+    def factor(self, step: float, steps: int, warm: int, options: Any, *, final: float) -> float:
+        """Factor on the peak learning rate.
 
-    def falls_at(self, options: Any) -> float:
-        """Share of the steps after the warm-up at which it begins to fall, 1 if it falls everywhere or never; an early
-        end of the stage continues from there."""
-        return 1.0
+        Args:
+            step: 0-based, at least ``warm``, also between two steps.
+            steps: of the stage.
+            warm: how many of them warm up.
+            options: validated by :attr:`Options`.
+            final: the factor at the end.
+        """
+
+    def falls_at(self, steps: int, options: Any) -> int:
+        """The step at which it begins to fall, ``steps`` if it falls everywhere or never; an early end of the stage
+        continues from there."""
+        return steps
+
+    def ending(self, options: Any) -> float | None:
+        """Share of a shortened stage in which the rate falls to its end after a plateau; 0 ends the stage at once, None
+        means that a plateau does not end it."""
+        return 0.3

@@ -1,157 +1,243 @@
-"""Resolve the matches of a stage to pairs of taps and prove that they can be compared."""
+"""Resolve the matches of a stage to pairs, and prove that the two sides of each can be compared."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
 from xarch.config.schema import Match, Stage
-from xarch.contracts.model import Site, Student
-from xarch.contracts.objective import Objective
+from xarch.contracts.data import TensorInfo
+from xarch.contracts.local import Site, sites_of
+from xarch.contracts.model import Student
+from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.tap import Tap
-from xarch.errors import PlanError
+from xarch.errors import PlanError, UsageError
+from xarch.matching.build import build_match
+from xarch.matching.layers import Found, expand
+from xarch.matching.references import (
+    BATCH,
+    Reference,
+    check_placeholders,
+    near,
+    parse,
+    seen_tensors,
+)
+from xarch.matching.right import Sides
 from xarch.registry.registry import Registry
 
-DATA_TAP = "batch:"
+__all__ = ["Pair", "Reference", "pair_stage"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One student tap and what it is compared with.
+    """One comparison of a stage: what the student gives, what it is compared with, and how.
 
     Attributes:
+        match: name of the match.
+        label: name in figures: that of the match, or "MATCH.TAP" where one match makes several pairs (of a site).
         site: the site of a local stage, None in a global stage.
-        student: the student's tap; ``local`` is its name inside the site (equal to the full name globally).
-        teacher: the teacher's tap, a tap of kind "data" for a tensor of the batch, or None.
-        match: the configuration it came from; ``index`` its place among the stage's matches.
+        student: the student's taps under their local (site) or full names; several only if joined.
+        right: what they are compared with: nothing, one reference under "", or several by student tap (joined), by
+            right tap (joined with a pattern) or by teacher (``*:TAP``).
+        mask: key in the batch, as the student sees it, of the positions that count; None for all.
+        aux: argument -> reference of further values.
+        settings: the match as configured.
+        parameters: of its connector and its objective.
+        coupled: why the stage's batches may not be cut because of it, "" if they may.
+        units: what one unit of its value means.
     """
 
+    match: str
+    label: str
     site: str | None
-    local: str
-    student: Tap
-    teacher: Tap | None
-    match: Match
-    index: int
-    aux: Mapping[str, str]
+    student: Mapping[str, Tap]
+    right: Mapping[str, Reference]
+    mask: str | None
+    aux: Mapping[str, Reference]
+    settings: Match
+    parameters: int = 0
+    coupled: str = ""
+    units: str = ""
 
     @property
-    def label(self) -> str:
-        """Short name used in metrics."""
-        return self.local
+    def joined(self) -> bool:
+        """Whether the objective gets a mapping of student taps instead of one value."""
+        return self.settings.join
 
     @property
-    def teacher_taps(self) -> set[str]:
-        """Full names of teacher taps this pair reads."""
-        names = {ref.removeprefix("teacher:") for ref in self.aux.values() if ref.startswith("teacher:")}
-        if self.teacher is not None and self.teacher.kind != "data":
-            names.add(self.teacher.name)
-        return names
+    def several(self) -> bool:
+        """Whether the objective gets a mapping as its right side instead of one value."""
+        return bool(self.right) and "" not in self.right
+
+    def reads(self, model: str) -> set[str]:
+        """Names that this pair reads of a model ("" the main teacher), or keys of the batch, its mask included."""
+        found = {r.name for r in (*self.right.values(), *self.aux.values()) if r.model == model}
+        return found | {self.mask} if model == BATCH and self.mask else found
+
+    def declared(self) -> tuple[Tap | Mapping[str, Tap], Tap | Mapping[str, Tap] | None]:
+        """Both sides as objectives and connectors are built from them."""
+        left: Any = dict(self.student) if self.joined else next(iter(self.student.values()))
+        right: Any = None
+        if self.right:
+            right = {k: r.tap for k, r in self.right.items()} if self.several else self.right[""].tap
+        return left, right
 
 
-def _near(name: str, names: Mapping[str, Any], what: str) -> str:
-    close = difflib.get_close_matches(name, list(names), 3)
-    shown = close or sorted(names)[:8]
-    return f"{what}: {', '.join(shown)}" + (" ..." if len(names) > len(shown) else "")
-
-
-def _teacher_tap(ref: str | None, site: str | None, teacher: Mapping[str, Tap], where: str) -> Tap | None:
-    if ref is None:
-        return None
-    if ref.startswith(DATA_TAP):
-        return Tap(ref.removeprefix(DATA_TAP), "data", "batch")
-    name = ref if site is None or ref in teacher else f"{site}.{ref}"
-    if name not in teacher:
-        raise PlanError(f"{where}: the teacher has no tap {name!r}", _near(name, teacher, "taps near it"))
-    return teacher[name]
-
-
-def pair_taps(
+def pair_stage(
     name: str,
     stage: Stage,
     *,
-    sites: Mapping[str, Site],
-    student: Mapping[str, Tap],
-    teacher: Mapping[str, Tap],
-    objective: Callable[[str], type[Objective]],
+    student: Student,
+    teachers: Mapping[str, Mapping[str, Tap]],
+    tensors: Mapping[str, TensorInfo],
+    mask: str,
+    registry: Registry,
+    context: MatchContext,
 ) -> list[Pair]:
-    """Pairs of a gradient stage, in site order.
+    """The proven pairs of a stage, in the order of sites, matches and taps. Objectives and connectors are built on the
+    meta device for it; also used while running, after decisions changed the student.
 
     Args:
         name, stage: the stage and its name, for messages.
-        sites: the student's sites.
-        student, teacher: taps by full name.
-        objective: objective name -> class.
+        student: on any device; only its declarations are read.
+        teachers: name -> taps; "" is the main teacher and absent without one.
+        tensors: of a batch after the stage's batch steps, views (``NAME@student``) included.
+        mask: key of the family's mask, "" for none.
+        registry: of objectives and connectors.
+        context: what both are built with; the name of the match is filled in.
 
     Raises:
-        PlanError: a tap does not exist, layouts cannot be compared, or sizes differ; the message names both sides.
+        UsageError: a reference or an option is wrong.
+        PlanError: a tap or a tensor does not exist, depths differ and nothing says how, layouts cannot be compared or
+            sizes differ; the message names both sides.
+        PluginError: an objective or a connector raised.
     """
-    pairs: list[Pair] = []
-    chosen = [s for s in sites if fnmatchcase(s, stage.sites)] if stage.scope == "local" else [None]
-    if stage.scope == "local" and not chosen:
+    with torch.device("meta"):
+        return [
+            pair
+            for site in _chosen_sites(name, stage, student)
+            for pair in _Pairing(name, stage, student, site, teachers, tensors, mask, registry, context).pairs()
+        ]
+
+
+def _chosen_sites(name: str, stage: Stage, student: Student) -> list[Site | None]:
+    if stage.scope == "global":
+        return [None]
+    sites = sites_of(student)
+    chosen: list[Site | None] = [site for key, site in sites.items() if fnmatchcase(key, stage.sites)]
+    if not sites:
+        raise PlanError(
+            f"stages.{name}: a local stage trains sites, and this student has none", f"--set stages.{name}.scope=global"
+        )
+    if not chosen:
         raise PlanError(
             f"stages.{name}.sites: {stage.sites!r} matches none of the {len(sites)} sites",
-            _near(stage.sites, sites, "sites"),
+            near(stage.sites, sites, "sites"),
         )
-    for site in chosen:
-        for index, match in enumerate(stage.matches):
-            where = f"stages.{name}.matches[{index}]"
-            available = sites[site].taps if site is not None else student
-            found = [k for k in available if fnmatchcase(k, match.student)]
-            if not found:
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """The matches of a stage at one site, or of a global stage."""
+
+    stage_name: str
+    stage: Stage
+    student: Student
+    site: Site | None
+    teachers: Mapping[str, Mapping[str, Tap]]
+    tensors: Mapping[str, TensorInfo]
+    mask: str
+    registry: Registry
+    context: MatchContext
+
+    def pairs(self) -> Iterator[Pair]:
+        for key, match in self.stage.matches.items():
+            yield from self._pairs_of(key, match, f"stages.{self.stage_name}.matches.{key}")
+
+    def _pairs_of(self, key: str, match: Match, where: str) -> list[Pair]:
+        available = self.student.taps() if self.site is None else self.site.taps
+        sides = Sides(self.student, self.site, self.teachers, self.tensors, match, where)
+        address = parse(match.teacher, f"{where}.teacher", list(self.teachers))
+        found = self._student_taps(match, available, where)
+        drafts = []
+        for group in [found] if match.join else [[f] for f in found]:
+            right = sides.right(address, group)
+            if right is None:
+                continue
+            aux = {
+                argument: sides.single(parse(ref, f"{where}.aux.{argument}", list(self.teachers)), group, argument)
+                for argument, ref in match.aux.items()
+            }
+            taps = {f.name: available[f.name] for f in group}
+            drafts.append(Pair(key, key, self.site.name if self.site else None, taps, right, None, aux, match))
+        if not drafts:
+            raise PlanError(
+                f"{where}: none of the student's taps {', '.join(f.name for f in found[:3])} is of a layer that the "
+                "map names",
+                "correct `map`, or remove the match with null",
+            )
+        if len(drafts) > 1:
+            drafts = [replace(d, label=f"{key}.{next(iter(d.student))}") for d in drafts]
+        return [self._proven(d, where) for d in drafts]
+
+    def _student_taps(self, match: Match, available: Mapping[str, Tap], where: str) -> list[Found]:
+        patterns = [match.student] if isinstance(match.student, str) else match.student
+        found: dict[str, Found] = {}
+        for pattern in patterns:
+            check_placeholders(pattern, f"{where}.student")
+            if "{i}" in pattern:
+                raise UsageError(f"{where}.student: {{i}} is the teacher's layer", "write {j} for the student's")
+            here = expand(pattern, available)
+            if not here:
                 raise PlanError(
-                    f"{where}: {'site ' + site if site else 'the student'} has no tap {match.student!r}",
-                    _near(match.student, available, "taps"),
+                    f"{where}: {'the student' if self.site is None else f'site {self.site.name}'} has no tap "
+                    f"{pattern!r}",
+                    near(pattern, available, "taps"),
                 )
-            kind = objective(match.objective)
-            for local in found:
-                implied = local if match.teacher == "same" else match.teacher
-                right = _teacher_tap(implied, site, teacher, where)
-                left = available[local]
-                if not kind.takes(left, right):
-                    accepted = ", ".join(f"{a} / {b}" for a, b in sorted(kind.accepts))
-                    raise PlanError(
-                        f"{where}: objective {match.objective!r} cannot compare student {left.name} "
-                        f"({left.layout}) with teacher {right.name if right else 'nothing'} "
-                        f"({right.layout if right else 'none'})",
-                        f"it takes {accepted}",
-                    )
-                wrong = kind.check(left, right)
-                if wrong:
-                    raise PlanError(
-                        f"{where}: shapes differ between student {left.name} and "
-                        f"teacher {right.name if right else ''}: {wrong}",
-                        "choose taps of equal size or an objective with a projector (`xarch list objectives`)",
-                    )
-                aux = {key: _aux_ref(ref, site, teacher, f"{where}.aux.{key}") for key, ref in match.aux.items()}
-                pairs.append(Pair(site, local, left, right, match, index, aux))
-    return pairs
+            found.update({f.name: f for f in here})
+        return list(found.values())
 
+    def _proven(self, pair: Pair, where: str) -> Pair:
+        """The pair with everything that its objective and connector say once they are built."""
+        context = replace(self.context, match=pair.match)
+        built = build_match(pair, self.registry, context, where)
+        with self.registry.guard(self.registry.get("objective", pair.settings.objective), where):
+            mask = self._mask(pair.settings, built.left, type(built.objective), where)
+            parts = [m for m in (built.connector, built.objective) if m is not None]
+            coupling = [type(m).__name__ for m in parts if m.couples == "batch"]
+            units = built.objective.units
+        return replace(
+            pair,
+            mask=mask,
+            parameters=sum(p.numel() for m in parts for p in m.parameters()),
+            coupled=f"matches.{pair.match} ({coupling[0]}) compares the samples of a batch" if coupling else "",
+            units=units,
+        )
 
-def _aux_ref(ref: str, site: str | None, teacher: Mapping[str, Tap], where: str) -> str:
-    if ref.startswith(DATA_TAP):
-        return ref
-    if ref.startswith("teacher:"):
-        tap = _teacher_tap(ref.removeprefix("teacher:"), site, teacher, where)
-        assert tap is not None
-        return f"teacher:{tap.name}"
-    raise PlanError(f"{where}: {ref!r} is neither teacher:TAP nor batch:KEY")
-
-
-def pairs_of(name: str, stage: Stage, student: Student, teacher_taps: dict[str, Tap], registry: Registry) -> list[Pair]:
-    """The proven pairs of a gradient stage; also used while running, after decisions changed the student."""
-
-    def objective(wanted: str) -> type[Objective]:
-        kind: type[Objective] = registry.resolve(registry.get("objective", wanted))
-        return kind
-
-    return pair_taps(
-        name,
-        stage,
-        sites=student.sites(),
-        student=student.taps(),
-        teacher=teacher_taps,
-        objective=objective,
-    )
+    def _mask(self, match: Match, left: Sequence[Tap], objective: type[Objective], where: str) -> str | None:
+        tensors = seen_tensors(self.tensors)
+        if match.mask is None:
+            return None
+        if match.mask == "auto":
+            known = self.mask if self.mask in tensors else ""
+            fits = bool(known) and all(objective.masks(tap, tensors[known].layout) for tap in left)
+            return known if fits else None
+        address = parse(match.mask, f"{where}.mask")
+        if address is None or address.model != BATCH:
+            raise UsageError(f"{where}.mask: {match.mask!r} should be batch:KEY, auto or null", None)
+        key = address.name
+        if key not in tensors:
+            raise PlanError(f"{where}.mask: a batch has no tensor {key!r}", near(key, tensors, "tensors"))
+        wrong = [tap for tap in left if not objective.masks(tap, tensors[key].layout)]
+        if wrong:
+            raise PlanError(
+                f"{where}.mask: {key!r} ({tensors[key].layout}) does not select positions of {wrong[0].name} "
+                f"({wrong[0].layout}) for objective {match.objective!r}",
+                "a mask has the first dimensions of the tap, e.g. BL for BLD; `mask: null` counts everything",
+            )
+        return key

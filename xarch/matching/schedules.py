@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from xarch.config.schema import Phase, Ramp, Stage
+from xarch.config.validation import refusal
 from xarch.errors import UsageError
 
 
@@ -59,6 +60,21 @@ class ScheduledOptions:
         if not self.ramps:
             return self._start
         return self._start.model_copy(update={k: value_at(r, progress) for k, r in self.ramps.items()})
+
+
+def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> ScheduledOptions:
+    """The same, with an error for people.
+
+    Args:
+        where: key of the options, for messages.
+
+    Raises:
+        UsageError: names the wrong option, the value seen, and the options there are.
+    """
+    try:
+        return ScheduledOptions(model, options)
+    except ValidationError as e:
+        raise refusal(e, model, where) from e
 
 
 def phase_index(phases: list[Phase], progress: float) -> int:

@@ -1,7 +1,9 @@
-"""Optimisers that torch lacks or has only in a form that is slow where xarch runs."""
+"""Optimisers, their wrappers and learning rates: what torch lacks, and the kinds by which a stage names them."""
 
 from __future__ import annotations
 
+from xarch.optim.lamb import Lamb
 from xarch.optim.muon import Muon, layer_matrices
+from xarch.optim.schedules import LearningRate
 
-__all__ = ["Muon", "layer_matrices"]
+__all__ = ["Lamb", "LearningRate", "Muon", "layer_matrices"]

@@ -12,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import XarchError
-from xarch.registry.declare import Spec
+from xarch.registry.declare import RESOURCES, Spec
 from xarch.registry.discover import FILES_VARIABLE, files_from_environment
 from xarch.registry.loader import PluginInfo
 from xarch.registry.registry import Registry
 
 BASES = {
+    "family": "xarch.contracts.family:Family",
     "source": "xarch.contracts.adapters:SourceAdapter",
     "target": "xarch.contracts.adapters:TargetAdapter",
     "objective": "xarch.contracts.objective:Objective",
+    "connector": "xarch.contracts.connector:Connector",
+    "batch_step": "xarch.contracts.batch_step:BatchStep",
     "stage": "xarch.contracts.stage:StageKind",
+    "optimiser": "xarch.contracts.optimiser:OptimiserKind",
+    "wrapper": "xarch.contracts.optimiser:OptimiserWrapper",
+    "schedule": "xarch.contracts.optimiser:Schedule",
     "data": "xarch.contracts.data:DataProvider",
     "metric": "xarch.contracts.metric:Metric",
 }
+"""Kind -> the class that its declarations name a subclass of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,12 @@ def findings(name: str) -> list[Finding]:
         return [Finding("loads", False, f"there is no plugin {name!r}")]
     if not info.loaded:
         return [Finding("loads", False, f"{info.state}: {info.detail}")]
-    return [*_about_loading(info), *(_about_spec(registry, s) for s in registry.specs() if s.plugin == name)]
+    own = [s for s in registry.specs() if s.plugin == name]
+    if any(registry.status(s)[0] == "unknown-family" for s in own):
+        # Families may be another plugin's: only now is it worth loading the others.
+        everything = load_registry(files_from_environment())
+        registry = registry.knowing(everything.specs("family"))
+    return [*_about_loading(info), *(_about_spec(registry, s) for s in own)]
 
 
 def _about_loading(info: PluginInfo) -> list[Finding]:
@@ -105,6 +117,8 @@ def _about_spec(registry: Registry, spec: Spec) -> Finding:
     state, detail = registry.status(spec)
     if state == "missing-extra":
         return Finding(title, True, f"not checked: {detail}")
+    if state == "unknown-family":
+        return Finding(title, False, detail)
     try:
         found = registry.resolve(spec)
         problem = _wrong(registry, spec, found)
@@ -117,13 +131,17 @@ def _wrong(registry: Registry, spec: Spec, found: Any) -> str:
     """What is wrong with an imported declaration, or ""."""
     import importlib
 
-    if spec.kind == "recipe":
+    if spec.kind in RESOURCES:
         from xarch.config.yaml_text import parse_yaml
 
         top = parse_yaml(found, spec.load).data
-        return "" if isinstance(top, dict) else "the top level should be a mapping"
+        if not isinstance(top, dict):
+            return "the top level should be a mapping"
+        return "it has no `method:` head" if spec.kind == "method" and not isinstance(top.get("method"), dict) else ""
     if spec.kind == "teacher":
         return "" if ":" in str(found.get("ref", "")) else "ref should be SCHEME:REF"
+    if spec.kind == "report":
+        return "" if callable(found) else f"{type(found).__name__} is not a function"
     if spec.kind == "export":
         from xarch.contracts.export import Profile
 
@@ -134,7 +152,17 @@ def _wrong(registry: Registry, spec: Spec, found: Any) -> str:
     if not (isinstance(found, type) and issubclass(found, base)):
         return f"{getattr(found, '__name__', found)} is not a subclass of {name}"
     abstract = sorted(getattr(found, "__abstractmethods__", ()))
-    return f"does not implement {', '.join(abstract)}" if abstract else ""
+    return f"does not implement {', '.join(abstract)}" if abstract else _other_facts(registry, spec, found)
+
+
+def _other_facts(registry: Registry, spec: Spec, found: Any) -> str:
+    """What a declaration says of a class that is not so, or ""."""
+    units = spec.data.get("units")
+    if units and units != found.units:
+        return f"is declared in {units!r}, its class says {found.units!r}"
+    known = {s.name for s in registry.specs("export")}
+    strange = sorted(set(spec.data.get("profiles", ())) - known)
+    return f"declares the unknown profile {strange[0]!r}; known: {', '.join(sorted(known))}" if strange else ""
 
 
 if __name__ == "__main__":

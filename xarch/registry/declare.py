@@ -30,6 +30,8 @@ KINDS = (
 )
 RESOURCES = ("recipe", "method")
 """Kinds that name a file of a package instead of an attribute of a module."""
+ANY_FAMILY = "*"
+"""In ``accepts``, ``families`` and ``produces``: any family."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Spec:
         load: "module:attribute" imported on first use ("" for pure data, see ``data``).
         summary: one line for ``xarch list``.
         plugin: entry-point name of the owner; filled in by the loader.
-        accepts: for targets and metrics: families; for sources: nothing.
-        produces: for sources and targets: family of the model they give.
+        accepts: for targets, metrics, methods and report sections: families, or "*" for any.
+        produces: for sources and targets: family of the model they give; "*" for any (a target: the teacher's).
         extra: xarch extra (or pip requirement) that brings what it needs.
         needs: importable module names without which it is shown as "missing-extra".
+        layouts: for objectives: the student layouts this implementation is for; empty for all that no other one claims.
         api: version of the plugin API it was written for.
-        data: kind-specific facts, e.g. the pinned package of a named teacher or the YAML of a recipe.
+        data: kind-specific facts, e.g. the pinned package of a named teacher, what an objective compares, or the
+            profiles that a target exports to.
     """
 
     kind: str
@@ -58,6 +62,7 @@ class Spec:
     produces: str = ""
     extra: str = ""
     needs: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
     api: int = API_VERSION
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -65,6 +70,21 @@ class Spec:
     def qualified(self) -> str:
         """``plugin:name``."""
         return f"{self.plugin}:{self.name}"
+
+    def rivals(self, other: Spec) -> bool:
+        """Whether both claim the same name for the same thing."""
+        same = (self.kind, self.name) == (other.kind, other.name)
+        return same and (set(self.layouts) & set(other.layouts) != set() or not (self.layouts or other.layouts))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Every family it names."""
+        return (*self.accepts, self.produces) if self.produces else self.accepts
+
+    def serves(self, family: str) -> bool:
+        """Whether it is for teachers (targets) or students (metrics, methods, report sections) of this family."""
+        anything = not self.accepts and self.kind in ("method", "report")
+        return anything or ANY_FAMILY in self.accepts or family in self.accepts
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
@@ -89,21 +109,57 @@ class Declarations:
         self._add("source", name, load, summary, produces=produces, **common)
 
     def target(
-        self, name: str, *, load: str, summary: str = "", accepts: Iterable[str], produces: str = "", **common: Any
+        self,
+        name: str,
+        *,
+        load: str,
+        summary: str = "",
+        accepts: Iterable[str],
+        produces: str = "",
+        profiles: Iterable[str] = (),
+        **common: Any,
     ) -> None:
-        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same)."""
+        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same).
+
+        ``profiles`` are those that a small student of every accepted family passes; ``xarch list pairs`` shows them and
+        the plugin's conformance tests build each.
+        """
         families = _names(accepts)
         if not families:
             raise ValueError(f"target {name!r}: accepts names no family")
-        self._add("target", name, load, summary, accepts=families, produces=produces or families[0], **common)
+        gives = produces or (families[0] if len(families) == 1 else ANY_FAMILY)
+        exports = {"profiles": list(_names(profiles))} if profiles else {}
+        data = {**(common.pop("data", None) or {}), **exports}
+        self._add("target", name, load, summary, accepts=families, produces=gives, data=data, **common)
 
     def family(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A family: ``load`` names a ``Family`` class."""
         self._add("family", name, load, summary, **common)
 
-    def objective(self, name: str, *, load: str, summary: str = "", paper: str = "", **common: Any) -> None:
-        """An objective; ``paper`` is where it comes from, e.g. "arXiv:1503.02531"."""
-        self._add("objective", name, load, summary, data={"paper": paper} if paper else None, **common)
+    def objective(
+        self,
+        name: str,
+        *,
+        load: str,
+        summary: str = "",
+        compares: str = "",
+        units: str = "",
+        paper: str = "",
+        layouts: Iterable[str] = (),
+        **common: Any,
+    ) -> None:
+        """An objective.
+
+        Args:
+            compares: what it compares, e.g. "logits with logits or labels", for lists, which import nothing.
+            units: as the class says, e.g. "nats/token".
+            paper: where it comes from, e.g. "arXiv:1503.02531".
+            layouts: it is the implementation of this name for these student layouts only: ``kl`` is one word in every
+                recipe, whatever form a family's logits have.
+        """
+        said = {"compares": compares, "units": units, "paper": paper}
+        data = {**(common.pop("data", None) or {}), **{key: value for key, value in said.items() if value}}
+        self._add("objective", name, load, summary, data=data, layouts=_names(layouts), **common)
 
     def connector(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:
         """A connector."""
@@ -171,6 +227,7 @@ class Declarations:
         produces: str = "",
         extra: str = "",
         needs: Iterable[str] = (),
+        layouts: tuple[str, ...] = (),
         api: int = API_VERSION,
         data: Mapping[str, Any] | None = None,
     ) -> None:
@@ -180,8 +237,6 @@ class Declarations:
         if kind != "teacher" and not pattern.match(load):
             wanted = "package:folder/file.yaml" if kind in RESOURCES else "module:attribute"
             raise ValueError(f"{kind} {name!r}: load={load!r} should look like {wanted!r}")
-        if any(s.kind == kind and s.name == name for s in self.specs):
-            raise ValueError(f"{kind} {name!r} is declared twice")
         spec = Spec(
             kind=kind,
             name=name,
@@ -192,9 +247,12 @@ class Declarations:
             produces=produces,
             extra=extra,
             needs=_names(needs),
+            layouts=layouts,
             api=api,
             data=dict(data or {}),
         )
+        if any(s.rivals(spec) for s in self.specs):
+            raise ValueError(f"{kind} {name!r} is declared twice")
         self.specs.append(spec)
 
 

@@ -22,11 +22,12 @@ from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.home import config_dir
 from xarch.registry import hooks as hookspecs
+from xarch.registry.blame import last_line
 from xarch.registry.declare import API_VERSION, Declarations, Spec
 from xarch.registry.discover import CORE, OWN_DISTRIBUTION, Candidate, discover, files_from_environment
-from xarch.registry.registry import Registry, last_line
+from xarch.registry.registry import Registry
 
-STATES = ("ok", "disabled", "incompatible", "missing-extra", "failed", "conflict")
+STATES = ("ok", "disabled", "incompatible", "missing-extra", "failed", "conflict", "unknown-family")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class PluginInfo:
     @property
     def loaded(self) -> bool:
         """Whether its hooks and declarations are in use."""
-        return bool(self.hooks) and self.state in ("ok", "missing-extra", "conflict")
+        return bool(self.hooks) and self.state in ("ok", "missing-extra", "conflict", "unknown-family")
 
     @property
     def owner(self) -> str:
@@ -296,7 +297,7 @@ def _with_state(registry: Registry, info: PluginInfo) -> PluginInfo:
     if own and all(s.api != API_VERSION for s in own):
         return replace(info, state="incompatible", detail=registry.status(own[0])[1])
     found = [registry.status(s) for s in own]
-    for state in ("conflict", "missing-extra"):
+    for state in ("conflict", "unknown-family", "missing-extra"):
         details = [detail for s, detail in found if s == state]
         if details:
             return replace(info, state=state, detail="; ".join(dict.fromkeys(details)))

@@ -7,7 +7,6 @@ import difflib
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path, PurePosixPath
@@ -15,33 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from xarch.errors import PluginError, UsageError, XarchError
-from xarch.registry.declare import API_VERSION, KINDS, Spec
+from xarch.errors import PluginError, UsageError
+from xarch.registry.blame import HINT, Owners, last_line, passes, plugin_errors
+from xarch.registry.declare import ANY_FAMILY, API_VERSION, KINDS, RESOURCES, Spec
 
 if TYPE_CHECKING:
     from xarch.registry.loader import PluginInfo
-
-
-@contextlib.contextmanager
-def plugin_errors(who: str) -> Iterator[None]:
-    """Turn what goes wrong inside into ``PluginError("WHO: TYPE: MESSAGE")``.
-
-    Errors made for the user pass, and so does running out of memory, which the engine answers itself.
-    """
-    try:
-        yield
-    except (XarchError, MemoryError):
-        raise
-    except (Exception, SystemExit) as e:
-        if type(e).__name__ == "OutOfMemoryError":
-            raise
-        raise PluginError(f"{who}: {last_line(e)}", "`-v` shows the plugin's traceback") from e
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of the traceback: type and message."""
-    lines = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
 
 
 def read_resource(load: str) -> str:
@@ -66,7 +44,9 @@ def read_resource(load: str) -> str:
     return files(package).joinpath(*parts).read_text(encoding="utf-8")
 
 
-PLURAL = {kind: {"data": "data", "export": "profiles"}.get(kind, f"{kind}s") for kind in KINDS}
+_PLURALS = {"data": "data", "export": "profiles", "family": "families", "batch_step": "batch-steps"}
+PLURAL = {kind: _PLURALS.get(kind, f"{kind}s") for kind in KINDS}
+"""Kind -> what ``xarch list`` calls all of them."""
 
 
 class Registry:
@@ -83,6 +63,8 @@ class Registry:
         self._plugins = {p.name: p for p in plugins}
         self._specs = list(specs)
         self._resolved: dict[str, Any] = {}
+        self._families: dict[str, Any] = {}
+        self._owners = Owners(self._plugins.values())
 
     def plugins(self) -> list[PluginInfo]:
         """Every plugin found, in loading order."""
@@ -93,6 +75,11 @@ class Registry:
         chosen = [s for s in self._specs if kind is None or s.kind == kind]
         return sorted(chosen, key=lambda s: (KINDS.index(s.kind), s.name, s.plugin))
 
+    def knowing(self, specs: Iterable[Spec]) -> Registry:
+        """The same registry with these declarations too."""
+        more = [s for s in specs if s not in self._specs]
+        return Registry(self._manager, self._plugins.values(), [*self._specs, *more])
+
     def versions(self) -> dict[str, str]:
         """Loaded plugin -> version of its distribution, for the plan and run.json."""
         return {p.name: p.version for p in self._plugins.values() if p.loaded}
@@ -102,8 +89,9 @@ class Registry:
         info = self._plugins.get(spec.plugin)
         return f"{info.owner if info else f'plugin {spec.plugin!r}'} {spec.kind} {spec.name!r}"
 
-    def get(self, kind: str, name: str) -> Spec:
-        """The spec called ``name``, or ``plugin:name``.
+    def get(self, kind: str, name: str, layout: str = "") -> Spec:
+        """The spec called ``name``, or ``plugin:name``; of several implementations the one for ``layout``, else the
+        general one.
 
         Raises:
             UsageError: nobody declares it.
@@ -111,6 +99,8 @@ class Registry:
         """
         owner, _, plain = name.rpartition(":")
         claims = [s for s in self._specs if s.kind == kind and s.name == plain and owner in ("", s.plugin)]
+        own = [s for s in claims if layout in s.layouts]
+        claims = own or [s for s in claims if not s.layouts] or claims
         if len(claims) == 1:
             return claims[0]
         if not claims:
@@ -136,19 +126,25 @@ class Registry:
         return UsageError(what, hint)
 
     def status(self, spec: Spec) -> tuple[str, str]:
-        """(state, detail): "ok", or "incompatible", "missing-extra" or "conflict" with the reason."""
+        """(state, detail): "ok", or "incompatible", "missing-extra", "conflict" or "unknown-family" with the reason."""
         if spec.api != API_VERSION:
             return "incompatible", f"written for plugin API {spec.api}, this xarch has {API_VERSION}"
         absent = [m for m in spec.needs if not module_exists(m)]
         if absent:
             return "missing-extra", f"needs {', '.join(absent)}: {install_hint(spec, absent)}"
-        rivals = [s for s in self._specs if (s.kind, s.name) == (spec.kind, spec.name) and s.plugin != spec.plugin]
+        rivals = [s for s in self._specs if s.rivals(spec) and s.plugin != spec.plugin]
         if rivals:
             return "conflict", f"{spec.kind} {spec.name!r} is also declared by {', '.join(s.plugin for s in rivals)}"
+        families = {s.name for s in self._specs if s.kind == "family"} | {ANY_FAMILY}
+        strange = [name for name in spec.families if name not in families]
+        if strange:
+            near = difflib.get_close_matches(strange[0], families, n=1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            return "unknown-family", f"no plugin registers the family {strange[0]!r}{guess}"
         return "ok", ""
 
     def resolve(self, spec: Spec) -> Any:
-        """Import what a spec names: a class, function or object; the text of a recipe; the facts of a teacher.
+        """Import what a spec names: a class, function or object; the text of a recipe or method; a teacher's facts.
 
         Raises:
             PluginError: wrong API version, a missing extra, or the import failed; names plugin and adapter.
@@ -156,24 +152,58 @@ class Registry:
         state, detail = self.status(spec)
         if state in ("incompatible", "missing-extra"):
             raise PluginError(f"{self.owner(spec)}: {detail}")
-        key = f"{spec.kind} {spec.qualified}"
+        key = f"{spec.kind} {spec.qualified} {spec.load}"
         if key not in self._resolved:
             with self.guard(spec, f"load {spec.load!r}"):
                 self._resolved[key] = _import(spec)
         return self._resolved[key]
 
     def create(self, kind: str, name: str) -> Any:
-        """Look up, import and instantiate; an object that cannot be called is returned as it is."""
+        """Look up, import and instantiate; an object that cannot be called is returned as it is. There is one object of
+        every family."""
         spec = self.get(kind, name)
+        if kind == "family":
+            if spec.qualified not in self._families:
+                self._families[spec.qualified] = self._instance(spec)
+            return self._families[spec.qualified]
+        return self._instance(spec)
+
+    def _instance(self, spec: Spec) -> Any:
         value = self.resolve(spec)
         if not callable(value):
             return value
         with self.guard(spec, "create"):
             return value()
 
-    def guard(self, spec: Spec, during: str = "") -> contextlib.AbstractContextManager[None]:
-        """Around adapter code: whatever it raises becomes a PluginError that names plugin, adapter and ``during``."""
-        return plugin_errors(self.owner(spec) + (f", {during}" if during else ""))
+    @contextlib.contextmanager
+    def guard(self, spec: Spec, during: str = "") -> Iterator[None]:
+        """Around adapter code: whatever it raises becomes a PluginError that names plugin, adapter and ``during``.
+
+        If another plugin's code is innermost on the traceback, the error is that plugin's: a student that raises
+        within a stage kind of xarch is not a fault of xarch.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as e:
+            if passes(e):
+                raise
+            culprit, where = self._owners.of(e), f", {during}" if during else ""
+            if culprit is None or culprit.name == spec.plugin:
+                raise PluginError(f"{self.owner(spec)}{where}: {last_line(e)}", HINT) from e
+            within = f"in {spec.kind} {spec.name!r}"
+            raise PluginError(f"{culprit.owner}, {within}{where}: {last_line(e)}", HINT) from e
+
+    @contextlib.contextmanager
+    def attributed(self, during: str) -> Iterator[None]:
+        """Around code that calls objects of several plugins: an error with a plugin's code on its traceback becomes
+        that plugin's PluginError; any other error is one of xarch and passes."""
+        try:
+            yield
+        except (Exception, SystemExit) as e:
+            culprit = None if passes(e) else self._owners.of(e)
+            if culprit is None:
+                raise
+            raise PluginError(f"{culprit.owner}, {during}: {last_line(e)}", HINT) from e
 
     def call(self, hook: str, *, only: str | None = None, **arguments: Any) -> Any:
         """Call a hook in every loaded plugin (or ``only`` one), with its arguments by name.
@@ -239,7 +269,7 @@ def install_hint(spec: Spec, absent: Sequence[str]) -> str:
 
 
 def _import(spec: Spec) -> Any:
-    if spec.kind == "recipe":
+    if spec.kind in RESOURCES:
         return read_resource(spec.load)
     if not spec.load:
         return dict(spec.data)

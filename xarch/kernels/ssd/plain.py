@@ -28,7 +28,7 @@ _CACHE_ELEMENTS = 9 * 64 * 64
 
 
 @register("ssd", "torch", priority=10)
-def ssd_chunked(
+def ssd_plain(
     x_BLHP: Tensor,
     log_a_BLH: Tensor,
     B_BLGN: Tensor,

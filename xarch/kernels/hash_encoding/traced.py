@@ -15,7 +15,7 @@ from xarch.kernels.hash_encoding.config import PRIMES, HashConfig, level_table
 from xarch.kernels.hash_encoding.corners import BELOW_ONE, weights
 
 
-def hash_encode_batched(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tensor:
+def hash_encode_traced(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.hash_encode`."""
     levels = level_table(config)
 

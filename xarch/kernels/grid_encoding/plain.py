@@ -15,7 +15,7 @@ from xarch.kernels.weighted_rows import weighted_rows
 
 
 @register("grid_encode", "torch", priority=10)
-def grid_encode_bagged(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tuple[int, ...]]]]) -> Tensor:
+def grid_encode_plain(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tuple[int, ...]]]]) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.grid_encode`."""
     parts = []
     for group in groups:

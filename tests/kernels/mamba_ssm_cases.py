@@ -7,7 +7,6 @@ choice of a current device and its size.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -16,56 +15,62 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from agreement import relative_errors
-from selective_scan_cases import make as make_scan
-from ssd_cases import documents, make, run
+from agreement import assert_close, compare, results
+from test_causal_conv1d import Conv
+from test_selective_scan import Scan
+from test_ssd import Ssd
 
-from xarch.kernels import causal_conv1d, dispatch, selective_scan
+from xarch.kernels import backends, dispatch, register
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mamba_ssm_without_a_gpu() -> Iterator[None]:
     from triton.runtime.autotuner import Autotuner
 
-    with pytest.MonkeyPatch.context() as patch:
+    with dispatch.isolated(), pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
         patch.setattr(Autotuner, "_bench", lambda self, *args, config, **kwargs: [0.0, 0.0, 0.0])
         patch.setattr(torch.cuda, "device", lambda *args: contextlib.nullcontext())
         size = types.SimpleNamespace(multi_processor_count=1)
         patch.setattr(torch.cuda, "get_device_properties", lambda *args: size)
-        for op in ("ssd", "selective_scan"):
-            table = dispatch._REGISTRY[op]
-            free = dataclasses.replace(table["mamba_ssm"], devices=None, available=lambda: None)
-            patch.setitem(table, "mamba_ssm", free)
+        for b in backends():
+            if b.name == "mamba_ssm":
+                check = None if b.op == "causal_conv1d" else b.check
+                register(b.op, b.name, priority=b.priority, dtypes=b.dtypes, lacks=b.lacks, check=check)(b.run)
         yield
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_agrees_with_the_recurrence(segmented):
-    segments = documents(1, 50) if segmented else None
-    assert max(relative_errors(run(segments, 32), make(1, 50, 2, 1, 16, 16), backend="mamba_ssm")) <= 1e-5
-
-
-def test_without_skip_and_initial_state():
-    assert max(relative_errors(run(chunk=16), make(1, 20, 2, 2, 16, 16)[:4], backend="mamba_ssm")) <= 1e-5
+@pytest.mark.parametrize(
+    "case",
+    [
+        Ssd(1, 50, 2, 1, 16, 16, chunk=32),
+        Ssd(1, 50, 2, 1, 16, 16, segmented=True, chunk=32),
+        Ssd(1, 20, 2, 2, 16, 16, skip=False, initial=False, chunk=16),
+    ],
+)
+def test_agrees_with_the_recurrence(case):
+    compare(case, "mamba_ssm", 1e-5)
 
 
 def test_weak_decays_keep_their_gradient():
     """Dividing x by a step of 1e-6 would leave no digit of it."""
-    operands = make(1, 20, 1, 1, 16, 16)
+    case = Ssd(1, 20, 1, 1, 16, 16, chunk=16)
+    operands = case.operands()
     operands[1] *= 1e-6
-    assert max(relative_errors(run(chunk=16), operands, backend="mamba_ssm")) <= 1e-4
+    got = results(case.call, "mamba_ssm", operands, torch.float32)
+    want = results(case.call, "naive", operands, torch.float64)
+    assert_close(got[0] + got[1], want[0] + want[1], 1e-4)
 
 
 def test_its_reference_agrees_with_ours():
     """The reference takes a step size and a decay rate; a step of one is our operation."""
     from mamba_ssm.modules.ssd_minimal import ssd_minimal_discrete
 
-    x, log_a, B, C, _, _ = (t.double() for t in make(2, 48, 4, 2, 5, 3))
+    x, log_a, B, C, *_ = Ssd(2, 48, 4, 2).operands()
     B_BLHN, C_BLHN = (t.repeat_interleave(2, 2) for t in (B, C))
     want, last = ssd_minimal_discrete(x, log_a, B_BLHN, C_BLHN, 16)
     for backend in ("naive", "torch"):
-        y, state = run(chunk=16)(backend, x, log_a, B, C)
+        y, state = Ssd(2, 48, 4, 2, chunk=16).call(backend, x, log_a, B, C, None, None)
         torch.testing.assert_close(y, want)
         torch.testing.assert_close(state, last)
 
@@ -78,13 +83,14 @@ def test_selective_scan_agrees_with_its_reference(groups, gated, monkeypatch):
 
     assert inspect.signature(package.selective_scan_fn) == inspect.signature(package.selective_scan_ref)
     monkeypatch.setattr(package, "selective_scan_fn", package.selective_scan_ref)
-    operands = make_scan(2, 4, 20, 3, groups)[:8]
-    operands[6] = operands[6] if gated else None
+    case = Scan(2, 4, 20, 3, groups, options=("D", "z", "bias") if gated else ("D", "bias"))
 
-    def call(backend, x, dt, A, B, C, D, z, bias):
-        return selective_scan(x, dt, A, B, C, D, z, dt_bias_D=bias, dt_softplus=True, backend=backend)
+    def call(backend, *t):
+        return case.call(backend, *t)[0]
 
-    assert max(relative_errors(call, operands, backend="mamba_ssm")) <= 1e-5
+    got = results(call, "mamba_ssm", case.operands(), torch.float32)
+    want = results(call, "naive", case.operands(), torch.float64)
+    assert_close(got[0] + got[1], want[0] + want[1], 1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("causal_conv1d") is None, reason="causal_conv1d is not installed")
@@ -100,14 +106,4 @@ def test_convolution_agrees_with_its_reference(monkeypatch):
         "causal_conv1d_fn",
         lambda x, w, b, seq_idx, activation: causal_conv1d_ref(x, w, b, activation=activation),
     )
-    free = dataclasses.replace(
-        dispatch._REGISTRY["causal_conv1d"]["mamba_ssm"], devices=None, available=lambda: None, check=None
-    )
-    monkeypatch.setitem(dispatch._REGISTRY["causal_conv1d"], "mamba_ssm", free)
-    generator = torch.Generator().manual_seed(0)
-    operands = [torch.randn(shape, generator=generator) for shape in ((2, 20, 8), (8, 4), (8,))]
-
-    def call(backend, x, weight, bias):
-        return causal_conv1d(x, weight, bias, return_final_state=True, backend=backend)
-
-    assert max(relative_errors(call, operands, backend="mamba_ssm")) <= 1e-6
+    compare(Conv(2, 20, 8, 4, state=False), "mamba_ssm", 1e-6)

@@ -14,7 +14,7 @@ from xarch.kernels.precision import LOG_FLOOR, island_dtype
 
 
 @register("mixing_matrix", "torch", priority=10)
-def mixing_matrix_prefix(
+def mixing_matrix_plain(
     C_BLGN: Tensor,
     B_BLGN: Tensor,
     log_a_BLH: Tensor,

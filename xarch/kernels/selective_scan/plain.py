@@ -25,7 +25,7 @@ _CHUNK_CELLS = 1 << 20
 
 
 @register("selective_scan", "torch", priority=10)
-def selective_scan_chunked(
+def selective_scan_plain(
     x_BDL: Tensor,
     dt_BDL: Tensor,
     A_DN: Tensor,

@@ -20,7 +20,7 @@ from xarch.kernels.segments import runs
 
 
 @register("matrix_distance", "torch", priority=10)
-def matrix_distance_tiled(
+def matrix_distance_plain(
     q_BLHE: Tensor,
     k_BLKE: Tensor,
     C_BLGN: Tensor,

@@ -24,7 +24,7 @@ _CACHE_ELEMENTS = 1 << 16
 
 
 @register("causal_conv1d", "torch", priority=10)
-def causal_conv1d_blocked(
+def causal_conv1d_plain(
     x_BLC: Tensor,
     weight_CK: Tensor,
     bias_C: Tensor | None,

@@ -1,4 +1,4 @@
-"""The compiled visit of all tiles, see distance.cpp.
+"""The compiled visit of all tiles, see kernel.cpp.
 
 Legend: B batch, L tokens, H heads, K key heads, E head width, G B/C groups, N state size.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xarch.kernels.native import library
+from xarch.kernels.native import kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +106,10 @@ def _nothing(error: Tensor, teacher: Tensor, grads: list[Tensor]) -> Visit:
     return Visit(error.zero_().float(), teacher.zero_().float(), *(g.zero_() for g in grads))
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("matrix_distance", [Path(__file__).with_name("distance.cpp")])
+@kernel("matrix_distance", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     function = loaded.matrix_distance
     function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], ctypes.c_int
-    return loaded
 
 
 def _rows(t_BLGN: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""Build the objective and the connector of a pair: on the meta device by the plan, for real by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from xarch.contracts.connector import Connector
+from xarch.contracts.objective import MatchContext, Objective
+from xarch.contracts.tap import Tap
+from xarch.errors import PlanError
+from xarch.matching.schedules import ScheduledOptions, scheduled_options
+from xarch.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from xarch.matching.pairing import Pair
+
+
+@dataclass(frozen=True)
+class BuiltMatch:
+    """The modules of a pair.
+
+    Attributes:
+        connector: between the student's tap and the objective, if any.
+        objective: has the options of the stage's start.
+        options: the objective's options over the stage.
+        left: what the objective gets of the student, after the connector.
+    """
+
+    connector: Connector | None
+    objective: Objective
+    options: ScheduledOptions
+    left: tuple[Tap, ...]
+
+
+def build_match(pair: Pair, registry: Registry, context: MatchContext, where: str) -> BuiltMatch:
+    """Both modules on the current default device.
+
+    Args:
+        where: key of the match, for messages.
+
+    Raises:
+        UsageError: an option is unknown or has a wrong value.
+        PlanError: the two sides cannot be compared.
+        PluginError: an objective or a connector raised.
+    """
+    left: Any
+    right: Any
+    left, right = pair.declared()
+    through = pair.settings.through
+    connector: Connector | None = None
+    if through is not None:
+        if pair.joined:
+            raise PlanError(f"{where}: `through` takes one student tap, `join` gives several", "drop one of them")
+        spec = registry.get("connector", through.connector)
+        made: type[Connector] = registry.resolve(spec)
+        if not {"*", left.layout} & made.accepts:
+            raise PlanError(
+                f"{where}: connector {through.connector!r} does not take student {left.name} ({left.layout})",
+                f"it takes {', '.join(sorted(made.accepts))}",
+            )
+        options = scheduled_options(made.Options, through.options, f"{where}.through.options").at(0.0)
+        with registry.guard(spec, where):
+            connector = made(left, right, options, context)
+            left = connector.tap
+    spec = registry.get("objective", pair.settings.objective, _flat(left)[0].layout)
+    kind: type[Objective] = registry.resolve(spec)
+    scheduled = scheduled_options(kind.Options, pair.settings.options, f"{where}.options")
+    with registry.guard(spec, where):
+        _comparable(pair, kind, left, right, where)
+        objective = kind(left, right, scheduled.at(0.0), context)
+    return BuiltMatch(connector, objective, scheduled, _flat(left))
+
+
+def _flat(side: Tap | Mapping[str, Tap] | None) -> tuple[Tap, ...]:
+    if side is None:
+        return ()
+    return (side,) if isinstance(side, Tap) else tuple(side.values())
+
+
+def _comparable(pair: Pair, kind: type[Objective], left: Any, right: Any, where: str) -> None:
+    name = pair.settings.objective
+    if pair.joined and not kind.joins:
+        raise PlanError(f"{where}: objective {name!r} takes one student tap at a time", "remove `join`")
+    by_teacher = pair.several and not pair.joined
+    if by_teacher and not kind.ensembles:
+        raise PlanError(
+            f"{where}: objective {name!r} takes one teacher at a time", "write one match for each: TEACHER:TAP"
+        )
+    rights: tuple[Tap | None, ...] = _flat(right) or (None,)
+    if pair.joined and pair.several and set(pair.right) == set(pair.student):
+        compared: list[tuple[Tap, Tap | None]] = [(left[key], pair.right[key].tap) for key in left]
+    else:
+        compared = [(one, other) for one in _flat(left) for other in rights]
+    for one, other in compared:
+        said = f"{other.name} ({other.layout})" if other else "nothing"
+        if not kind.takes(one, other):
+            accepted = ", ".join(f"{a} / {b}" for a, b in sorted(kind.accepts))
+            raise PlanError(
+                f"{where}: objective {name!r} cannot compare student {one.name} ({one.layout}) with {said}",
+                f"it takes {accepted or 'nothing'}; a connector (`through`) can give another layout",
+            )
+        wrong = kind.check(one, other)
+        if wrong:
+            raise PlanError(
+                f"{where}: shapes differ between student {one.name} and {said}: {wrong}",
+                "choose taps of equal size, or a connector between them, e.g. `through: linear`",
+            )

@@ -1,0 +1,116 @@
+"""Layers by number: placeholders in tap names, and which teacher layer a student layer stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+
+from xarch.errors import PlanError
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+LayerMap = str | Mapping[int, int] | None
+
+
+def first_layer(name: str) -> int | None:
+    """The first whole number among the parts of a dotted name: ``blocks.3.output`` is of layer 3."""
+    found = _NUMBER.search(name)
+    return int(found[0]) if found else None
+
+
+def place_of(name: str) -> str:
+    """``name`` as a pattern for the same place in any layer: ``blocks.{j}.output``."""
+    return _NUMBER.sub("{j}", name, count=1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tap that a pattern found, the layer that stood for its placeholder, and the same place in any layer."""
+
+    name: str
+    layer: int | None
+    place: str
+
+
+def expand(pattern: str, names: Iterable[str]) -> list[Found]:
+    """Names that a pattern with ``*``, ``{j}`` (or ``{i}``) and ``{last}`` means, in their own order.
+
+    ``{j}`` is one number wherever it appears; ``{last}`` is the largest that gives a name.
+    """
+    known = list(names)
+    if "{last}" in pattern:
+        deepest = [f.layer for f in expand(pattern.replace("{last}", "{j}"), known) if f.layer is not None]
+        if not deepest:
+            return []
+        pattern = pattern.replace("{last}", str(max(deepest)))
+    # fnmatch escapes braces in its own way; a word that no escape touches stands for the number meanwhile.
+    text = translate(pattern.replace("{j}", "LAYERNUMBER").replace("{i}", "LAYERNUMBER"))
+    text = text.replace("LAYERNUMBER", r"(?P<layer>\d+)", 1).replace("LAYERNUMBER", "(?P=layer)")
+    matched = [(name, m) for name in known if (m := re.match(text, name))]
+    return [
+        Found(name, int(m["layer"]), f"{name[: m.start('layer')]}{{j}}{name[m.end('layer') :]}")
+        if "layer" in m.groupdict()
+        else Found(name, first_layer(name), place_of(name))
+        for name, m in matched
+    ]
+
+
+def layers_at(pattern: str, names: Iterable[str]) -> list[int]:
+    """The layers in which a place exists, ascending."""
+    return sorted({f.layer for f in expand(pattern, names) if f.layer is not None})
+
+
+def pair_layers(
+    how: LayerMap, own: Sequence[int], teacher: Sequence[int], target: Mapping[int, int], where: str
+) -> dict[int, int]:
+    """Student layer -> the teacher layer it is matched with.
+
+    Args:
+        how: ``map`` of the match: even, last, target, ``{j: i}``, or None for the student's own.
+        own, teacher: layers of either side that have the tap, ascending.
+        target: the student's own map; empty where it keeps depth and numbers.
+        where: key, for messages.
+
+    Raises:
+        PlanError: a layer does not exist, or depths differ and nothing says which layers belong together.
+    """
+    if how == "even":
+        _fits(own, teacher, where, "even")
+        chosen = {j: teacher[(k + 1) * len(teacher) // len(own) - 1] for k, j in enumerate(own)}
+    elif how == "last":
+        _fits(own, teacher, where, "last")
+        chosen = dict(zip(own, teacher[len(teacher) - len(own) :], strict=True))
+    elif isinstance(how, Mapping):
+        missing = sorted(set(how) - set(own))
+        if missing:
+            raise PlanError(f"{where}.map: the student has no layer {missing[0]} there", _depths(own, teacher))
+        chosen = dict(how)
+    elif target:
+        chosen = {j: target[j] for j in own if j in target}
+    elif len(own) != len(teacher):
+        raise PlanError(
+            f"{where}: the student has {len(own)} such layers, the teacher {len(teacher)}, and nothing says which "
+            "belong together",
+            "give `map: even`, `map: last` or `map: {0: 1, 1: 3}`; or the target declares `layer_map`",
+        )
+    else:
+        chosen = {j: j for j in own}
+    wrong = sorted(i for i in chosen.values() if i not in teacher)
+    if wrong:
+        raise PlanError(f"{where}.map: the teacher has no layer {wrong[0]} there", _depths(own, teacher))
+    return chosen
+
+
+def _fits(own: Sequence[int], teacher: Sequence[int], where: str, how: str) -> None:
+    if not own or len(own) > len(teacher):
+        raise PlanError(
+            f"{where}.map: {how!r} needs at least as many teacher layers as student layers", _depths(own, teacher)
+        )
+
+
+def _depths(own: Sequence[int], teacher: Sequence[int]) -> str:
+    def said(layers: Sequence[int]) -> str:
+        return f"{layers[0]} to {layers[-1]}" if layers else "none"
+
+    return f"layers of the student: {said(own)}; of the teacher: {said(teacher)}"

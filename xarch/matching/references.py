@@ -1,0 +1,126 @@
+"""References: how a match names what it reads, ``same | TAP | MODEL:TAP | *:TAP | batch:KEY``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from xarch.contracts.data import TensorInfo
+from xarch.contracts.tap import Tap
+from xarch.errors import PlanError, UsageError
+
+MAIN = ""
+"""The teacher that the student comes from."""
+ALL = "*"
+BATCH = "batch"
+STUDENT = "student"
+SAME = "same"
+COPIES = ("ema", "self")
+"""Copies of the student: averaged, and as it was when the stage began. They have the student's taps."""
+RANDOM = "random"
+RESERVED = (STUDENT, *COPIES, RANDOM, BATCH, ALL)
+PLACEHOLDERS = ("i", "j", "last")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value that a match reads besides the student's own, resolved.
+
+    Attributes:
+        model: "" the main teacher, a teacher's name, "student", "ema", "self", "random", or "batch".
+        name: full tap name, in a local stage the site's own name of a student tap, or the key in the batch as the
+            student sees it.
+        tap: its declaration.
+    """
+
+    model: str
+    name: str
+    tap: Tap
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.name}" if self.model else self.name
+
+
+@dataclass(frozen=True)
+class Address:
+    """A reference as written: the model and what is named in it, placeholders included."""
+
+    model: str
+    name: str
+
+    @property
+    def same(self) -> bool:
+        """Whether it is the counterpart of the student's tap."""
+        return self.name == SAME and self.model not in (BATCH, STUDENT, *COPIES)
+
+
+def parse(text: str | None, where: str, teachers: Collection[str] = ()) -> Address | None:
+    """The address that a match names.
+
+    Args:
+        text: as configured; None is nothing.
+        where: key, for messages.
+        teachers: names of the further teachers.
+
+    Raises:
+        UsageError: it is no reference, or names a model that the run does not have.
+    """
+    if text is None:
+        return None
+    model, colon, name = text.partition(":")
+    if not colon:
+        model, name = MAIN, text
+    check_placeholders(name, where)
+    if not name or name != name.strip() or ":" in name or (colon and not model):
+        raise UsageError(
+            f"{where}: {text!r} is not a reference", "write same, TAP, TEACHER:TAP, *:TAP, student:TAP or batch:KEY"
+        )
+    if model in (MAIN, *RESERVED) or model in teachers:
+        return Address(model, name)
+    raise UsageError(
+        f"{where}: {text!r} names the model {model!r}, which this run does not have",
+        near(model, [*teachers, *RESERVED], "models") + "; further teachers are described under `teachers:`",
+    )
+
+
+def check_placeholders(name: str, where: str) -> None:
+    """Refuse braces that are no placeholder.
+
+    Raises:
+        UsageError: names the ones that exist.
+    """
+    wrong = [p for p in _PLACEHOLDER.findall(name) if p not in PLACEHOLDERS]
+    if wrong or name.count("{") != name.count("}") or name.count("{") != len(_PLACEHOLDER.findall(name)):
+        seen = f"{{{wrong[0]}}}" if wrong else name
+        raise UsageError(
+            f"{where}: {seen!r} is no placeholder",
+            "{j} is the student's layer, {i} the teacher's layer it stands for, {last} the deepest layer of its side",
+        )
+
+
+def near(name: str, names: Iterable[str], what: str) -> str:
+    """``taps near it: a, b``: what was probably meant, else some of what there is."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, 3)
+    shown = close or sorted(known)[:8]
+    return f"{what}: {', '.join(shown) or 'none'}" + (", ..." if len(known) > len(shown) else "")
+
+
+def find_tap(taps: Mapping[str, Tap], name: str, whose: str, where: str) -> Tap:
+    """The tap called ``name``.
+
+    Raises:
+        PlanError: there is none; lists those near it.
+    """
+    if name not in taps:
+        raise PlanError(f"{where}: {whose} has no tap {name!r}", near(name, taps, "taps near it"))
+    return taps[name]
+
+
+def seen_tensors(tensors: Mapping[str, TensorInfo], side: str = STUDENT) -> dict[str, TensorInfo]:
+    """Tensors of a batch as one side sees it: ``NAME@side`` stands for ``NAME``, views of the other side are gone."""
+    plain = {key: info for key, info in tensors.items() if "@" not in key}
+    return plain | {k.partition("@")[0]: info for k, info in tensors.items() if k.endswith(f"@{side}")}

@@ -1,0 +1,52 @@
+"""Sharpness-aware minimisation: the gradient is that of a nearby place where the loss is higher (arXiv 2010.01412)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xarch.contracts.optimiser import OptimiserWrapper
+from xarch.contracts.options import Options
+
+FAINTEST = 1e-12
+
+
+class SAMOptions(Options):
+    """Options of ``sam``."""
+
+    rho: float = Field(0.05, gt=0, description="how far the parameters move together")
+    adaptive: bool = Field(False, description="in units of each weight (arXiv 2102.11600)")
+
+
+class SAM(OptimiserWrapper):
+    """``sam``: climbs by ``rho`` along the gradient before the gradient is computed again."""
+
+    Options = SAMOptions
+
+    @torch.no_grad()
+    def perturb(self, parameters: Iterable[nn.Parameter], options: SAMOptions) -> list[tuple[nn.Parameter, Tensor]]:
+        """Moved parameters with the values they had: adding and subtracting would not give back every bit."""
+        moving = [p for p in parameters if p.grad is not None]
+        scales = [p.abs() if options.adaptive else None for p in moving]
+        scaled = [
+            p.grad if a is None else p.grad * a for p, a in zip(moving, scales, strict=True) if p.grad is not None
+        ]
+        if not scaled:
+            return []
+        norm: Any = torch.nn.utils.get_total_norm(scaled)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        factor = options.rho / (float(norm) + FAINTEST)
+        before = []
+        for (parameter, _, scale), direction in zip(moving, scaled, strict=True):
+            before.append((parameter, parameter.detach().clone()))
+            parameter.add_(direction if scale is None else direction * scale, alpha=factor)
+        return before
+
+    @torch.no_grad()
+    def restore(self, parameters: Iterable[nn.Parameter], moved: list[tuple[nn.Parameter, Tensor]]) -> None:
+        for parameter, before in moved:
+            parameter.copy_(before)

@@ -1,0 +1,82 @@
+"""Whose error is it? What a plugin raises is shown as the plugin's, never as a failure of xarch."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xarch.errors import PluginError, XarchError
+from xarch.registry.discover import CORE
+
+if TYPE_CHECKING:
+    from xarch.registry.loader import PluginInfo
+
+HINT = "`-v` shows the plugin's traceback"
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of the traceback: type and message."""
+    lines = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error is nobody's fault: made for the user, or memory that ran out, which the engine answers."""
+    return isinstance(error, XarchError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+@contextlib.contextmanager
+def plugin_errors(who: str) -> Iterator[None]:
+    """Turn what goes wrong inside into ``PluginError("WHO: TYPE: MESSAGE")``.
+
+    Errors made for the user pass, and so does running out of memory, which the engine answers itself.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as e:
+        if passes(e):
+            raise
+        raise PluginError(f"{who}: {last_line(e)}", HINT) from e
+
+
+class Owners:
+    """Finds the plugin that a traceback leads to.
+
+    Args:
+        plugins: every plugin that was found.
+    """
+
+    def __init__(self, plugins: Iterable[PluginInfo]) -> None:
+        self._files: dict[str, PluginInfo] = {}
+        self._modules: dict[str, PluginInfo] = {}
+        for info in plugins:
+            if info.name == CORE:
+                continue
+            if info.origin.endswith(".py"):
+                self._files[str(Path(info.origin))] = info
+            else:
+                module = info.origin.partition(":")[0]
+                self._modules[module] = info
+                # A plugin whose module is deep inside a package owns all of it, but for modules of other plugins.
+                self._modules.setdefault(module.partition(".")[0], info)
+
+    def of(self, error: BaseException) -> PluginInfo | None:
+        """The plugin whose code is innermost on the traceback; None if only xarch and libraries are on it."""
+        found = None
+        step = error.__traceback__
+        while step is not None:
+            found = self._of_frame(step.tb_frame) or found
+            step = step.tb_next
+        return found
+
+    def _of_frame(self, frame: Any) -> PluginInfo | None:
+        by_file = self._files.get(frame.f_code.co_filename)
+        name = str(frame.f_globals.get("__name__", ""))
+        while by_file is None and name:
+            if name in self._modules:
+                return self._modules[name]
+            name = name.rpartition(".")[0]
+        return by_file
