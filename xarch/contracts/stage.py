@@ -187,8 +187,7 @@ class StageContext(ABC):
         processes: how many processes run this stage together, and which this is: ``processes.world``, ``.rank``,
             ``.main``, ``.sum(tensor)``, ``.any(flag)``, ``.barrier()``.
         checkpoints: of this stage.
-        rate: the learning rate's schedule: ``rate.factor(step)`` on the peak, ``rate.warm`` and ``rate.falls`` (steps at
-            which it has warmed up and at which it begins to fall), ``rate.tail(done)`` (steps an early end takes).
+        rate: the learning rate's schedule, ``xarch.optim.LearningRate``: ``rate.factor(step, steps)`` on the peak.
         clock: seconds of training without what is measured in between, ``clock.spent.seconds``; it goes on after a
             resume.
         retry: whether a step whose numbers are not finite is to be tried again (``runtime.on_nan``).

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from xarch.config.schema import Until
+from xarch.optim.schedules import LearningRate
 
 PLATEAU, TIME = "plateau", "time"
 
@@ -24,7 +25,7 @@ class StoppingRule:
     Args:
         until: what may end the stage early; None: nothing.
         steps: of the plan.
-        rate: the learning rate's schedule, which has to finish.
+        rate: the learning rate, whose schedule has to finish.
 
     Attributes:
         end: steps after which the stage is over, as far as is known.
@@ -32,9 +33,10 @@ class StoppingRule:
         means: of the last two whole windows, newest last.
     """
 
-    def __init__(self, until: Until | None, steps: int, rate: Any) -> None:
+    def __init__(self, until: Until | None, steps: int, rate: LearningRate) -> None:
         self.until, self.steps, self.rate = until, steps, rate
         self.limit = until.seconds if until is not None else None
+        self.warm, self.falls = rate.warm_steps(steps), rate.falls_at(steps)
         self.forget()
 
     def forget(self) -> None:
@@ -54,7 +56,7 @@ class StoppingRule:
             if self.over and self.done < self.end:
                 self.reason, self.end = TIME, self.done
             return
-        if before < self.rate.warm:
+        if before < self.warm:
             return
         plateau = self.until.plateau
         self._window.append(loss)
@@ -66,8 +68,11 @@ class StoppingRule:
 
     def _fall(self) -> None:
         """Let the schedules finish from here, unless the plan does so as soon."""
-        length = self.rate.tail(self.done)
-        if length is not None and self.position < self.rate.falls and self.done + length < self.steps:
+        share = self.rate.ending
+        if share is None:
+            return
+        length = round(self.done * share / (1 - share))
+        if self.position < self.falls and self.done + length < self.steps:
             self.reason, self._from, self.end = PLATEAU, self.done, self.done + length
 
     @property
@@ -93,7 +98,7 @@ class StoppingRule:
     @property
     def lr_position(self) -> float:
         """The same in the schedule of the learning rate: after a plateau it goes on where the schedule falls."""
-        start = self._from if self.rate.falls >= self.steps else self.rate.falls
+        start = self._from if self.falls >= self.steps else self.falls
         return self._place(start, self.steps, self.end)
 
     def _place(self, start: int | None, last: int, end: int) -> float:
