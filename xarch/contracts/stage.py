@@ -133,7 +133,7 @@ class StageTrainable(ABC):
 
     @abstractmethod
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Put a :meth:`snapshot` back; an average starts again from it."""
+        """Put a :meth:`snapshot` back; moments are dropped and an average starts again from it."""
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -66,6 +66,7 @@ class EngineMatches(StageMatches):
         trained: name -> parameter that gets gradients.
         averaged: swaps in the averaged weights where the stage adopts them.
         on_progress: told where the stage stands before gradients are computed.
+        cutting: how batches are cut after memory ran out, kept with checkpoints: "micro_batch" and "halvings".
 
     Raises:
         PlanError: the stage is to be cut and may not be.
@@ -83,7 +84,7 @@ class EngineMatches(StageMatches):
     trained: Mapping[str, nn.Parameter]
     averaged: Callable[[], contextlib.AbstractContextManager[None]]
     on_progress: Callable[[float], None]
-    halvings: int = 0
+    cutting: dict[str, Any]
     _losses: dict[str, Tensor] = field(default_factory=dict)
     _samples: int = 0
 
@@ -170,8 +171,11 @@ class EngineMatches(StageMatches):
 
         return self._retrying(attempt, mine)
 
+    def _size(self, samples: int) -> int:
+        return min(self.cutting.get("micro_batch") or self.micro_batch or samples, samples)
+
     def _cut(self, mine: Batch) -> list[_Part]:
-        size = self.micro_batch or len(mine)
+        size = self._size(len(mine))
         return [_Part(p, p.seen_by("student")) for p in mine.split(math.ceil(len(mine) / max(size, 1)))]
 
     def _totals(self, mine: Batch) -> tuple[list[_Part], list[Tensor]]:
@@ -246,14 +250,14 @@ class EngineMatches(StageMatches):
             restore_rng(*state)
 
     def _halve(self, error: Exception, samples: int) -> None:
-        now = min(self.micro_batch or samples, samples)
-        self.halvings += 1
+        now = self._size(samples)
+        self.cutting["halvings"] = self.cutting.get("halvings", 0) + 1
         reason = None
         if self.coupled:
             reason = f"the batch cannot be cut: {self.coupled}"
         elif now <= 1:
             reason = "a micro-batch is already a single sample"
-        elif self.halvings > self.limit.retries:
+        elif self.cutting["halvings"] > self.limit.retries:
             reason = f"{self.limit.retries} retries are used up"
         if reason is not None:
             raise OutOfMemoryError(
@@ -263,7 +267,7 @@ class EngineMatches(StageMatches):
             ) from error
         self._drop_gradients()
         release_memory()
-        self.micro_batch = max(1, now // 2)
+        self.cutting["micro_batch"] = max(1, now // 2)
         self.limit.say(
-            f"out of memory in stage {self.limit.name}; continuing with micro-batches of {self.micro_batch}"
+            f"out of memory in stage {self.limit.name}; continuing with micro-batches of {self.cutting['micro_batch']}"
         )

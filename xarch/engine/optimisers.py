@@ -67,6 +67,11 @@ class Optimisers:
                 group["lr"] = lr * self.multiples.get(group["group"], 1.0)
             optimiser.step()
 
+    def forget(self) -> None:
+        """Drop the moments."""
+        for _, optimiser in self.parts:
+            optimiser.state.clear()
+
     def state(self, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """Moments of every parameter, "KEY|ALGORITHM|NAME"."""
         moments: dict[str, Tensor] = {}
@@ -97,8 +102,7 @@ class Optimisers:
     def load(self, moments: Mapping[str, Tensor], like: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Inverse of :meth:`state`; ``like`` places a tensor as a parameter is placed."""
         owners = self._owners()
-        for _, optimiser in self.parts:
-            optimiser.state.clear()
+        self.forget()
         for key, tensor in moments.items():
             part, _, name = key.split("|", 2)
             _, optimiser, parameter = owners[name]

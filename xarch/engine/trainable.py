@@ -203,6 +203,7 @@ class Trainable(StageTrainable):
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
         self._load_values(values)
+        self.optimisers.forget()
         if self.ema is not None:
             self.ema.restart()
 

@@ -46,26 +46,23 @@ class EMA:
         if self._swapped:
             yield
             return
-        self._exchange()
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.adopt()
         self._swapped = True
         try:
             yield
         finally:
             self._swapped = False
-            self._exchange()
+            self._set(own)
 
-    @torch.no_grad()
     def adopt(self) -> None:
-        """The parameters take the averaged values for good."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.averages[name])
+        """The parameters take the averaged values."""
+        self._set(self.averages)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _set(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            value = parameter.detach().clone()
-            parameter.copy_(self.averages[name])
-            self.averages[name].copy_(value)
+            parameter.copy_(values[name])
 
     def state(self) -> dict[str, Tensor]:
         """Averages by name and the number of updates under ``""``."""
