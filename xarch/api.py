@@ -184,6 +184,7 @@ def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """Latency of a run's exports, or of any ONNX file."""
+    from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
     from xarch.hardware import choose_threads
 
@@ -191,12 +192,23 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     if Path(path).suffix == ".onnx":
         return dict(bench_model(Path(path), threads=choose_threads(threads)))
     run = RunDir.open(path)
+    made = read_plan(run)
+    cases = cases_of(get_registry(), made.student.family, f"{made.student.plugin}:{made.student.target}")
+    theirs = cases_of(get_registry(), made.teacher.family)
     found = {}
     run.bench_dir.mkdir(exist_ok=True)
     for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
         out = run.bench_dir / f"{folder.name}.json"
         teacher = run.teacher_bench(folder.name)
-        found[folder.name] = bench_export(folder, out, teacher=teacher, threads=choose_threads(threads), say=say)
+        found[folder.name] = bench_export(
+            folder,
+            out,
+            threads=choose_threads(threads),
+            say=say,
+            cases=cases,
+            teacher=teacher,
+            teacher_cases=theirs,
+        )
     if not found:
         raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --profile cpu")
     return found

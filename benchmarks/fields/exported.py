@@ -32,7 +32,7 @@ from xarch.export.profiles import cpu  # noqa: E402
 from xarch.export.run import export_teacher  # noqa: E402
 from xarch.export.session import open_session  # noqa: E402
 from xarch_field.facts import FieldFacts  # noqa: E402
-from xarch_field.model import FieldStudent  # noqa: E402
+from xarch_field.student import FieldStudent  # noqa: E402
 from xarch_pvd.export.graphs import field_graphs  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Throughput
-from xarch_field import occupancy as occupancies
 from xarch_field import ray_points, render
-from xarch_field.model import FieldStudent
+from xarch_field.model import occupancy as occupancies
+from xarch_field.student import FieldStudent
 from xarch_pvd.export.parity import LOOSE, drive_rows, picture_measures
 from xarch_pvd.targets.representations.mlp_field import MLPField
 

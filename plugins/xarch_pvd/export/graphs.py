@@ -10,7 +10,8 @@ from pydantic import Field
 
 from xarch import ExportGraph, Options, PlanError, Profile, Throughput, validated
 from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
-from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_field.student import FieldStudent
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.export.encoded import encoded_graph
 
 MEASURED, RAYS = 16_384, 256

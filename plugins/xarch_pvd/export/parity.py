@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from xarch import Batch, ExportGraph, Measure, ParityCase, Profile
-from xarch_field import occupancy as occupancies
 from xarch_field import render
-from xarch_field.model import FieldStudent
+from xarch_field.model import occupancy as occupancies
+from xarch_field.student import FieldStudent
 from xarch_pvd.evaluate.metric import psnr
 
 POINTS = (2, 1, 257, 10_000)
