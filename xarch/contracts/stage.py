@@ -257,7 +257,7 @@ class StageContext(ABC):
 
     @abstractmethod
     def step_done(self, step: int, steps: int, figures: Mapping[str, float], *, read: int, units: int) -> None:
-        """Tell that an optimiser step is done: its line in ``metrics.jsonl`` (every ``log_every`` steps and at the end),
+        """Tell that an optimiser step is done: its line in ``metrics.jsonl`` (every ``log_every`` steps, and the last),
         the display, hooks, and a point of the quality curve where one is due.
 
         Args:

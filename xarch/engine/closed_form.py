@@ -17,6 +17,8 @@ class ClosedForm(StageKind):
     An interrupted stage starts again from its beginning.
     """
 
+    solves = True
+
     def units(self, request: StageRequest) -> int:
         """One batch, unless the stage says how much it reads."""
         return request.settings.batch.size * request.units_per_sample if request.budget is None else request.budget

@@ -47,7 +47,7 @@ Evaluate = Callable[[TapModel, int | None, str | None, str], Evaluation | None]
 
 @dataclass
 class EngineContext(StageContext):
-    """The engine's implementation of :class:`StageContext`. Stage kinds use its public part only, the built-in ones too.
+    """The engine's implementation of :class:`StageContext`; stage kinds, the built-in ones too, use its public part.
 
     Attributes:
         planned, config, adapter: of the run's plan.

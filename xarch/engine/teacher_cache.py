@@ -117,8 +117,8 @@ class TeacherCache:
 class SharedTeacherCache(TeacherCache):
     """A bounded folder of entries, one for a sample: many runs share it, whatever their batches.
 
-    The data number each sample together with its augmentation draw (``sample_id``); a batch without numbers, or one that
-    a batch step changed, is computed. It stays when the stage ends.
+    The data number each sample together with its augmentation draw (``sample_id``). A batch without numbers, or one
+    that a batch step changed, is computed. Entries stay when the stage ends.
     """
 
     def give(self, batch: Batch, wanted: Collection[str], sink: Sink, live: Callable[[Sink], None]) -> None:

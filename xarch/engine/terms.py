@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from xarch.contracts.connector import Connector
 from xarch.contracts.objective import MatchContext, Objective
 from xarch.matching.build import build_match
 from xarch.matching.pairing import Pair, Reference
+from xarch.matching.references import STUDENT
 from xarch.matching.schedules import ScheduledOptions, phase_index, value_at
 from xarch.registry.registry import Registry
 
@@ -44,7 +45,7 @@ class Term:
     weight: float = 1.0
 
     def at(self, stage: Stage, phase: int, progress: float) -> None:
-        """Set weight and options to what they are at ``progress`` of the stage, whose settings are those of ``phase``."""
+        """Set weight and options to those at ``progress`` of the stage, whose settings are those of ``phase``."""
         settings = stage.matches[self.pair.match]
         self.weight = value_at(settings.weight, progress)
         options = self.options[phase]
@@ -66,7 +67,7 @@ class Term:
 
     def _value(self, reference: Reference, right: Right) -> Any:
         value = right(reference)
-        return detached(value) if self.pair.settings.detach else value
+        return detached(value) if reference.model == STUDENT and self.pair.settings.detach else value
 
     def mask(self, seen: Batch) -> Tensor | None:
         """The positions that count."""
@@ -98,14 +99,21 @@ class Term:
 
 
 def detached(value: Any) -> Any:
-    """A value without its gradients; structured forms say themselves how (``detach``)."""
-    if isinstance(value, Mapping):
-        return {key: detached(part) for key, part in value.items()}
-    return value.detach() if hasattr(value, "detach") else value
+    """A value without its gradients: a tensor, or a structured form with tensors in its fields."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: detached(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
 
 
 def build_terms(
-    pairs: Sequence[Pair], phases: Sequence[Stage], registry: Registry, context: MatchContext, device: torch.device, where: str
+    pairs: Sequence[Pair],
+    phases: Sequence[Stage],
+    registry: Registry,
+    context: MatchContext,
+    device: torch.device,
+    where: str,
 ) -> list[Term]:
     """Objectives and connectors of all pairs on the device, with random numbers of torch's generator.
 
@@ -118,11 +126,10 @@ def build_terms(
     for pair in pairs:
         key = f"{where}.matches.{pair.match}"
         with torch.device(device):
-            built = build_match(pair, registry, replace(context, match=pair.label), key)
+            built = build_match(pair, registry, replace(context, match=pair.match), key)
         options = [
             ScheduledOptions(type(built.objective).Options, settings.matches[pair.match].options) for settings in phases
         ]
-        spec = registry.get("objective", pair.settings.objective)
         name = (f"{pair.site}:" if pair.site else "") + pair.label
         terms.append(
             Term(
@@ -130,7 +137,7 @@ def build_terms(
                 built.objective.to(device),
                 built.connector.to(device) if built.connector is not None else None,
                 options,
-                partial(registry.guard, spec, where),
+                partial(registry.guard, built.spec, where),
                 name.replace(".", "/"),
             )
         )

@@ -224,9 +224,7 @@ class Trainable(StageTrainable):
         self.optimisers.load(rest, self.processes.like)
         if self.ema is not None:
             places = {name: self.named[name] for name in average if name}
-            self.ema.load(
-                {name: self.processes.like(v, places[name]) if name else v for name, v in average.items()}
-            )
+            self.ema.load({name: self.processes.like(v, places[name]) if name else v for name, v in average.items()})
 
     def _values(self) -> dict[str, Tensor]:
         values = {name: self.processes.whole(p.detach()) for name, p in self.named.items()}
@@ -252,5 +250,3 @@ def all_buffers(student: Student, modules: StageModules) -> dict[str, Tensor]:
     """Name -> buffer that is saved with a running stage."""
     own = {f"student.{name}": buffer for name, buffer in student.module.named_buffers()}
     return own | dict(modules.named_buffers())
-
-

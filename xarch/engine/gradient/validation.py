@@ -84,7 +84,10 @@ class Validator:
                     f"no measured validation {self.figure} was better than {before:.5g}, that before the stage; "
                     "its changes were undone"
                 )
-            say(f"stage {name}: ends with the weights of step {self.best_step}, validation {self.figure} {self.best:.5g}")
+            say(
+                f"stage {name}: ends with the weights of step {self.best_step}, "
+                f"validation {self.figure} {self.best:.5g}"
+            )
         outcome.metrics |= {
             "validation_before": before,
             "validation_after": after,
