@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -18,18 +18,22 @@ from xarch import (
     DataInfo,
     DataProvider,
     Evaluation,
+    Family,
     Initialisation,
+    LocalStudent,
+    Metric,
     Objective,
+    Options,
     Site,
     Solver,
     SourceAdapter,
     SourceInfo,
     StageKind,
     StageOutcome,
-    Student,
     Tap,
     TargetAdapter,
     Teacher,
+    TensorInfo,
     hookimpl,
 )
 
@@ -55,6 +59,32 @@ class StackFacts:
             for leaf in ("input", "output")
         ]
         return {t.name: t for t in taps}
+
+    def tiny(self):
+        return self
+
+    def work(self, sample):
+        return float(self.layers * self.width**2)
+
+
+class StackFamily(Family):
+    """Stacks read ``x`` [B, L, D]; a mask [B, L] may say which rows count."""
+
+    Facts = StackFacts
+    unit = "row"
+    tensors = {"x": "BLD", "mask?": "BL"}
+    mask = "mask"
+    metric = "stack_mse"
+
+    def example_batch(self, facts, samples=2, seed=0):
+        x = torch.randn(samples, 4, facts.width, generator=torch.Generator().manual_seed(seed))
+        return Batch({"x": x}, samples * 4)
+
+    def tiny_teacher(self, folder):
+        return "stack:3"
+
+    def tiny_run(self, folder):
+        return {"data.ref": "noise:8"}
 
 
 class Low(nn.Module):
@@ -84,12 +114,11 @@ def _walk(layers, batch, wanted, sink):
 
 class StackTeacher(Teacher):
     family = "stack"
-    ref = "stack:3"
-    fingerprint = "stack-3"
 
-    def __init__(self, facts):
+    def __init__(self, facts, seed=7):
         self.facts = facts
-        torch.manual_seed(7)
+        self.ref, self.fingerprint = f"stack:{facts.layers}", f"stack-{facts.layers}-{seed}"
+        torch.manual_seed(seed)
         self.module = nn.Sequential(
             *[nn.Sequential(nn.Linear(facts.width, facts.width), nn.Tanh()) for _ in range(facts.layers)]
         )
@@ -105,7 +134,7 @@ class StackTeacher(Teacher):
         return self.module.state_dict()
 
 
-class StackStudent(Student):
+class StackStudent(LocalStudent):
     family = "stack"
 
     def __init__(self, facts, device):
@@ -164,9 +193,13 @@ class StackSource(SourceAdapter):
     def load(self, ref, options, *, device, dtype):
         return StackTeacher(StackFacts(layers=int(ref)))
 
+    def random(self, ref, options, *, device, seed):
+        return StackTeacher(StackFacts(layers=int(ref)), seed=1000 + seed)
+
 
 class LowTarget(TargetAdapter):
-    Facts = StackFacts
+    def facts_from_data(self, data, options):
+        return StackFacts(width=data.tensors["x"].shape["D"])
 
     def build(self, facts, options, decisions, *, device):
         return StackStudent(facts, device)
@@ -187,17 +220,31 @@ class LowTarget(TargetAdapter):
         return []
 
 
+class NoiseOptions(Options):
+    """``mask``: "" for none, else the name under which a random mask is given."""
+
+    mask: str = ""
+    numbers: bool = False
+
+
 class Noise(BatchStream):
-    def __init__(self, samples, length, width, seed, finite):
-        self.shape, self.seed, self.at, self.finite = (samples, length, width), seed, 0, finite
+    def __init__(self, request, width, finite):
+        self.options = request.options
+        self.shape = (request.samples, request.sample.get("length", 4), width)
+        self.seed, self.at, self.finite = request.seed, 0, finite
 
     def __next__(self):
         if self.finite and self.at >= self.finite:
             raise StopIteration
         generator = torch.Generator().manual_seed(self.seed * 100003 + self.at)
+        tensors = {"x": torch.randn(self.shape, generator=generator)}
+        if self.options.mask:
+            lengths = torch.randint(1, self.shape[1] + 1, (self.shape[0], 1), generator=generator)
+            tensors[self.options.mask] = (torch.arange(self.shape[1]) < lengths).float()
+        if self.options.numbers:
+            tensors["sample_id"] = torch.arange(self.shape[0]) + self.shape[0] * self.at
         self.at += 1
-        x = torch.randn(self.shape, generator=generator)
-        return Batch({"x": x}, self.shape[0] * self.shape[1])
+        return Batch(tensors, self.shape[0] * self.shape[1])
 
     def state_dict(self):
         return {"at": self.at}
@@ -206,16 +253,30 @@ class Noise(BatchStream):
         self.at = state["at"]
 
 
+SPLITS = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}
+
+
 class NoiseData(DataProvider):
-    def describe(self, ref, options):
-        return DataInfo("noise", "noise", "row")
+    Options = NoiseOptions
+
+    def describe(self, request):
+        tensors = {"x": TensorInfo("BLD", {"D": int(request.ref)})}
+        if request.options.mask:
+            tensors[request.options.mask] = TensorInfo("BL", dtype="float32")
+        if request.options.numbers:
+            tensors["sample_id"] = TensorInfo("B")
+        return DataInfo("noise", "noise", "row", tensors=tensors, facts={"samples": {"train": 20}})
 
     def units_per_sample(self, sample):
         return sample.get("length", 4)
 
-    def open(self, ref, options, *, split, samples, sample, processors, seed, teacher=None):
-        offset = {"train": 1, "validation": 2, "heldout": 3}[split]
-        return Noise(samples, sample.get("length", 4), int(ref), seed * 10 + offset, 0 if split == "train" else 4)
+    def sizes(self, sample):
+        return {"L": sample.get("length", 4)}
+
+    def open(self, request):
+        finite = 0 if request.split == "train" else 4
+        request = replace(request, seed=request.seed * 10 + SPLITS[request.split])
+        return Noise(request, int(request.ref), finite)
 
 
 class Trouble:
@@ -242,7 +303,7 @@ class Sabotage(Objective):
 
     accepts = frozenset({("BLD", "BLD")})
 
-    def forward(self, student, teacher, batch, **aux):
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
         due = Trouble.moment()
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if kind == "oom" and len(batch) > int(at):
@@ -257,21 +318,29 @@ class Nothing(StageKind):
         return StageOutcome(metrics={"seen": float(len(context.student.sites()))})
 
 
-class StackMetric:
+class StackMetric(Metric):
     batches = 0
 
-    def evaluate(self, teacher, students, batches, *, processor, progress):
-        last = f"layers.{teacher.facts.layers - 1}.output"
-        total = n = 0.0
-        for batch in batches():
-            want, got = (m.collect(batch, {last})[last] for m in (teacher, students["student"]))
-            total, n = total + float((want - got).square().mean()), n + 1
+    def evaluate(self, request):
+        totals = dict.fromkeys(request.students, 0.0)
+        n = 0
+        for batch in request.batches():
+            for name, model in request.students.items():
+                last = f"layers.{model.facts.layers - 1}.output"
+                got = model.collect(batch.seen_by("student"), {last})[last]
+                want = (
+                    0.0 if request.teacher is None else request.teacher.collect(batch.seen_by("teacher"), {last})[last]
+                )
+                totals[name] += float((want - got).square().mean())
+            n += 1
             StackMetric.batches += 1
             if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
                 signal.raise_signal(signal.SIGTERM)
-            progress(batch.units)
-        value = total / max(n, 1)
-        return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))
+            request.progress(batch.units)
+        figures = {name: {"mse": total / max(n, 1)} for name, total in totals.items()}
+        student = figures.pop("student")
+        teacher = {} if request.teacher is None else {"mse": 0.0}
+        return Evaluation("mse", False, "squared value", teacher, student, baselines=figures, gated=dict(student), n=n)
 
 
 @hookimpl
@@ -283,6 +352,7 @@ def xarch_stage_finished(stage):
 @hookimpl
 def xarch_register(registry):
     me = __name__
+    registry.family("stack", load=f"{me}:StackFamily", summary="a stack of layers")
     registry.source("stack", load=f"{me}:StackSource", summary="a stack of layers", produces="stack")
     registry.target("low", load=f"{me}:LowTarget", summary="low-rank stack", accepts=["stack"], produces="stack")
     registry.data("noise", load=f"{me}:NoiseData", summary="noise")
