@@ -25,7 +25,7 @@ from xarch_decoder.attention import Attention
 from xarch_decoder.block import MixerFactory
 from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.graphs import DecoderExport, decoder_graphs
 from xarch_decoder.parity import decoder_parity
 from xarch_mohawk.channels import state_channels
 from xarch_mohawk.mixer import DM2
@@ -39,6 +39,7 @@ class DM2Target(TargetAdapter):
     """Builds, starts and exports students with DM2 mixers; embedding, norms, MLPs and head are the teacher's."""
 
     Options = DM2Options
+    ExportOptions = DecoderExport
     Facts = DecoderFacts
 
     def tiny(self, options: BaseModel) -> BaseModel:
@@ -91,7 +92,7 @@ class DM2Target(TargetAdapter):
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
         return "mohawk"
 
-    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+    def export_graphs(self, student: Student, profile: Profile, options: DecoderExport) -> Sequence[ExportGraph]:
         return decoder_graphs(_student(student), profile, options)
 
     def parity_cases(
