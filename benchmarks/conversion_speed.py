@@ -8,7 +8,7 @@ kernels it chooses, ``xarch convert`` with ``XARCH_KERNELS=torch``, and the publ
 (:mod:`benchmarks.published_recipe`; needs mamba-ssm, see there). The data is text that every machine with Python has.
 Reported are tokens over the training time of a stage, by the clock and by CPU time, which other processes disturb less
 (median, least and most over the runs), and the peak resident memory of the process; the published recipe must first
-give the same losses as xarch on one batch. Writes a JSON file after every row.
+give the same losses as xarch on one batch. The result is written after every run, and an interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+
+from benchmarks.store import SCRATCH, Result, Store, header  # noqa: E402
 
 STAGES = ("matrix", "hidden")
 WAYS = {"xarch": "", "xarch, plain PyTorch": "torch", "published recipe": ""}
@@ -208,14 +209,17 @@ def ratios(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
-def show(data: dict[str, Any]) -> None:
+def show(result: Result) -> None:
+    """Medians and spreads by the clock and by CPU time, and ratios."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{data['teacher']}, tokens/s by the clock and (CPU time)", title_justify="left")
+    found = summary(result.points)
+    teacher = result.header["settings"]["teacher"]
+    table = Table(title=f"{teacher}, tokens/s by the clock and (CPU time)", title_justify="left")
     for head in ("tokens", "way", "runs", "matrix", "hidden", "peak MiB"):
         table.add_column(head, justify="left" if head == "way" else "right")
-    for entry in data["summary"]:
+    for entry in found:
         figures = []
         for name in STAGES:
             clock, cpu = (entry[name][key] for key in CLOCKS.values())
@@ -228,10 +232,10 @@ def show(data: dict[str, Any]) -> None:
         )
     console = Console(width=140)
     console.print(table)
-    for row in data["rows"]:
+    for row in result.points:
         if row["status"] != "done":
             console.print(f"{row['way']}, {row['length']} tokens, run {row['run']}: {row['status']}")
-    for ratio in data["ratios"]:
+    for ratio in ratios(found):
         console.print(ratio)
 
 
@@ -246,7 +250,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--time-limit", type=float, default=900, help="seconds per row")
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/out/conversion_speed_DEVICE.json")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew instead of resuming")
     parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch
@@ -257,31 +262,14 @@ def main() -> None:
         config = configuration(arguments.lengths[0], arguments.steps, arguments.teacher, arguments.data)
         in_process(arguments.one, config, arguments.device, arguments.threads)
         return
-    from benchmarks.kernels import code, machine
-
-    out = arguments.out or ROOT / "benchmarks" / "results" / f"conversion_speed_{arguments.device}.json"
-    data: dict[str, Any] = {
-        "benchmark": "conversion_speed",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": machine.machine(arguments.device, arguments.threads),
-        "versions": machine.versions(),
-        "code": {op: code.digest(op) for op in ("matrix_distance", "ssd", "causal_conv1d")},
-        "teacher": arguments.teacher,
-        "data": arguments.data,
-        "steps": arguments.steps,
-        "rows": [],
-        "summary": [],
-        "ratios": [],
-    }
-    for run in range(arguments.runs):
-        for length, way in itertools.product(arguments.lengths, arguments.ways):
-            data["rows"].append(row(way, length, run, arguments))
-            data["summary"] = summary(data["rows"])
-            data["ratios"] = ratios(data["summary"])
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(data, indent=1) + "\n")
-            print(json.dumps(data["rows"][-1])[:400], file=sys.stderr, flush=True)
-    show(data)
+    settings = {k: getattr(arguments, k) for k in ("teacher", "data", "steps", "time_limit")}
+    head = header("conversion_speed", settings, threads=arguments.threads, device=arguments.device)
+    out = arguments.out or SCRATCH / f"conversion_speed_{arguments.device}.json"
+    store = Store(out, head, arguments.fresh)
+    for run, length, way in itertools.product(range(arguments.runs), arguments.lengths, arguments.ways):
+        if store.find(way=way, length=length, run=run) is None:
+            print(json.dumps(store.add(row(way, length, run, arguments)))[:400], file=sys.stderr, flush=True)
+    show(store.finish())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Everything that takes a GPU, one command.
+"""Everything that needs a GPU, in one command.
 
     pip install -e '.[dev,cuda]' --no-build-isolation
     python benchmarks/gpu.py --data "text:corpus/*.jsonl"
-    python benchmarks/gpu.py --device cpu --rehearse          # a few minutes: the same parts, tiny, on a CPU
+    python benchmarks/gpu.py --device cpu --rehearse          # a few minutes: the same parts, scaled down, on a CPU
 
 Parts, each in processes of its own, in this order:
 
@@ -12,24 +12,25 @@ Parts, each in processes of its own, in this order:
 ``hybrid``   SmolLM2-135M with 10 of 30 layers replaced, over seeds, quality against teacher and untrained start.
 ``full``     the same with all layers replaced, by the paper's schedule.
 
-Finished runs are read, interrupted ones go on. Results stand in ``benchmarks/results/*_cuda.json``.
+Interrupted runs resume. Results are written to ``benchmarks/out/*_cuda.json``; ``python -m benchmarks publish NAME``
+publishes one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.smollm2_hybrid import FIGURES, convert, read, spread  # noqa: E402
+from benchmarks import page  # noqa: E402
+from benchmarks.smollm2_hybrid import measure  # noqa: E402
+from benchmarks.store import SCRATCH, Store, header  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
 PARTS = ("kernels", "speed", "hybrid", "full")
 RECIPES = {"hybrid": "smollm2-hybrid", "full": "mohawk-paper"}
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rehearse", action="store_true", help="short lengths, a teacher of two layers, few tokens")
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="folder of the conversions")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--results", type=Path, default=SCRATCH, help="folder of the JSON files")
     arguments = parser.parse_args()
     import torch
 
@@ -86,23 +87,12 @@ def conversions(part: str, arguments: argparse.Namespace) -> None:
     options = ["--set", f"runtime.device={arguments.device}", "--set", "export.profiles=[]"]
     options += ["--data", arguments.data, "--teacher", "zoo:smollm2-135m"]
     options += ["--tiny", "--set", "data.sample.length=128"] if arguments.rehearse else ["--set", f"budget={tokens}"]
-    size = "rehearsal" if arguments.rehearse else str(tokens)
-    rows: list[dict[str, Any]] = []
-    for seed in arguments.seeds:
-        folder = arguments.runs / f"{part}-{arguments.device}-{size}" / f"seed{seed}"
-        if not (folder / "eval.json").is_file():
-            convert(seed, folder, RECIPES[part], options)
-        used = json.loads((folder / "plan.json").read_text())["config"]["data"]["ref"]
-        if used != arguments.data:
-            raise SystemExit(
-                f"{folder} was trained on {used}, not on {arguments.data}: name another folder with --runs"
-            )
-        rows.append(read(folder))
-    data = {"part": part, "data": arguments.data, "tokens": None if arguments.rehearse else tokens}
-    data |= {"spread": spread(rows), "runs": rows}
-    (arguments.results / f"smollm2_{part}_{arguments.device}.json").write_text(json.dumps(data, indent=1) + "\n")
-    for name in FIGURES:
-        print(f"{part} {name}: {data['spread'][name]}", flush=True)
+    settings = {"recipe": RECIPES[part], "data": arguments.data, "tokens": None if arguments.rehearse else tokens}
+    name = f"smollm2_{part}_{arguments.device}"
+    head = header(name, settings, threads=os.cpu_count() or 1, device=arguments.device)
+    store = Store(arguments.results / f"{name}.json", head)
+    measure(store, arguments.runs / name, arguments.seeds, RECIPES[part], options, data=arguments.data)
+    page.show(store.finish())
 
 
 if __name__ == "__main__":

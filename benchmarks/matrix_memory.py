@@ -5,27 +5,39 @@
 One layer of SmolLM2-135M's shape (9 heads, 3 key heads, 64 wide) with a Discrete-Mamba-2 student (N = 64), float32,
 forward and backward of ``matrix_distance``. Every point runs in a fresh process; its memory is the peak resident size
 after the first forward and backward pass minus the peak after importing torch and warming it up, so it counts inputs,
-gradients and workspace. Its time is the fastest of the repeats, by the clock and in CPU time. Writes a JSON file and
-prints a table.
+gradients and workspace. Its time is the fastest of the repeats, by the clock and in CPU time. Points are written as
+they are measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import page  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
 
 HEADS, KEY_HEADS, WIDTH, STATE = 9, 3, 64, 64
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
 LONGEST_DENSE = 4096
 BACKENDS = {"tiled": "torch", "compiled": "cpp", "dense": "naive"}
+SETTINGS = {
+    "batch": 1,
+    "heads": HEADS,
+    "key_heads": KEY_HEADS,
+    "head_width": WIDTH,
+    "state": STATE,
+    "dtype": "float32",
+    "tile": [128, 128],
+}
 
 
 def measure(form: str, length: int, repeats: int, threads: int) -> dict[str, Any]:
@@ -81,108 +93,12 @@ def fresh(form: str, length: int, repeats: int, threads: int) -> dict[str, Any]:
         "--threads",
         str(threads),
     ]
-    root = str(Path(__file__).resolve().parent.parent)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     done = subprocess.run(point, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def slope(points: list[dict[str, Any]], key: str) -> float | None:
-    """Least-squares exponent of a quantity in the number of tokens."""
-    if len(points) < 2:
-        return None
-    x, y = [math.log(p["length"]) for p in points], [math.log(p[key]) for p in points]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    rise = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return round(rise / sum((a - mean_x) ** 2 for a in x), 3)
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def report(points: list[dict[str, Any]], threads: int) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    by = {form: [p for p in points if p["form"] == form] for form in BACKENDS}
-    at = {(p["form"], p["length"]): p for p in points}
-    ratios: dict[str, Any] = {}
-    doubling: dict[str, float] = {}
-    for form in ("tiled", "compiled"):
-        shared = sorted({p["length"] for p in by[form]} & {p["length"] for p in by["dense"]})
-        ratios[form] = {
-            str(n): {
-                "times_faster": round(at["dense", n]["seconds"] / at[form, n]["seconds"], 2),
-                "times_less_cpu": round(at["dense", n]["cpu_seconds"] / at[form, n]["cpu_seconds"], 2),
-                "times_leaner": round(at["dense", n]["peak_mib"] / at[form, n]["peak_mib"], 2),
-            }
-            for n in shared
-        }
-        if (form, 4096) in at and (form, 8192) in at:
-            doubling[form] = round(at[form, 8192]["peak_mib"] / at[form, 4096]["peak_mib"], 3)
-    tiled_over_compiled = {
-        str(p["length"]): round(at["tiled", p["length"]]["cpu_seconds"] / p["cpu_seconds"], 2) for p in by["compiled"]
-    }
-    return {
-        "benchmark": "matrix_memory",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "system": platform.system(),
-            "load_1min": round(os.getloadavg()[0], 1),
-        },
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "shape": {
-            "batch": 1,
-            "heads": HEADS,
-            "key_heads": KEY_HEADS,
-            "head_width": WIDTH,
-            "state": STATE,
-            "dtype": "float32",
-            "tile": [128, 128],
-        },
-        "unit": {
-            "peak_mib": "MiB over the warmed-up import",
-            "seconds": "wall clock, forward and backward, fastest repeat",
-            "cpu_seconds": "the same in CPU time, which other processes on the machine disturb less",
-        },
-        "points": points,
-        "log_log_slope": {
-            form: {"memory": slope(found, "peak_mib"), "time": slope(found, "cpu_seconds")}
-            for form, found in by.items()
-        },
-        "dense_over": ratios,
-        "tiled_over_compiled_cpu_seconds": tiled_over_compiled,
-        "peak_8192_over_4096": doubling,
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    lines = [f"{'tokens':>7}  {'form':<8} {'peak MiB':>9} {'seconds':>8} {'CPU s':>8}"]
-    lines += [
-        f"{p['length']:>7}  {p['form']:<8} {p['peak_mib']:>9.1f} {p['seconds']:>8.3f} {p['cpu_seconds']:>8.3f}"
-        for p in result["points"]
-    ]
-    for form, exponents in result["log_log_slope"].items():
-        lines.append(f"{form}: memory ~ L^{exponents['memory']}, time ~ L^{exponents['time']}")
-    for form, ratios in result["dense_over"].items():
-        for length, ratio in ratios.items():
-            lines.append(
-                f"{form}, {length} tokens: {ratio['times_faster']}x faster, {ratio['times_leaner']}x leaner than dense"
-            )
-    lines.append(f"compiled, times less CPU than tiled: {result['tiled_over_compiled_cpu_seconds']}")
-    lines.append(f"peak at 8192 tokens / peak at 4096: {result['peak_8192_over_4096']}")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -190,22 +106,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "matrix_memory.json")
+    add_options(parser, "matrix_memory")
     parser.add_argument("--point", nargs=2, metavar=("FORM", "LENGTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.point:
         print(json.dumps(measure(args.point[0], int(args.point[1]), args.repeats, args.threads)))
         return
-    points = []
+    settings = SETTINGS | {"repeats": args.repeats}
+    store = Store(args.out, header("matrix_memory", settings, threads=args.threads), args.fresh)
     for length in args.lengths:
         for form in BACKENDS:
-            if form != "dense" or length <= LONGEST_DENSE:
-                points.append(fresh(form, length, args.repeats, args.threads))
-                print(json.dumps(points[-1]), file=sys.stderr)
-    result = report(points, args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+            missing = store.find(form=form, length=length) is None
+            if missing and (form != "dense" or length <= LONGEST_DENSE):
+                point = fresh(form, length, args.repeats, args.threads)
+                print(json.dumps(store.add(point | {"load_1min": round(os.getloadavg()[0], 1)})), file=sys.stderr)
+    page.show(store.finish())
 
 
 if __name__ == "__main__":

@@ -2,20 +2,25 @@
 
     python benchmarks/smollm2_hybrid.py --runs runs/quality
 
-One conversion per seed without export, about ten minutes each on two cores. Finished runs in the folder are read, not
-made again; an interrupted one is resumed.
+One conversion per seed without export, about ten minutes each on two cores. An interrupted one is resumed; runs in the
+folder are reused only if this code made them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import page
+from benchmarks.store import Store, add_options, header
 
 FIGURES = ("perplexity_ratio", "kl", "top1_agreement")
 
@@ -41,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
         "student": {name: evaluation["student"][name] for name in FIGURES},
         "teacher_perplexity": evaluation["teacher"]["perplexity"],
         "tokens": evaluation["n"],
-        "environment": {k: environment[k] for k in ("platform", "threads", "versions", "git")},
+        "git": environment["git"],
     }
     before = evaluation["baselines"].get("before training")  # a rehearsal (--tiny) has none
     if before is not None:
@@ -51,32 +56,38 @@ def read(folder: Path) -> dict[str, Any]:
     return row
 
 
-def spread(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean, least and most of every figure over the seeds."""
-    found = {}
-    for name in FIGURES:
-        values = [row["student"][name] for row in rows]
-        found[name] = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
-    return found
+def measure(
+    store: Store, runs: Path, seeds: Sequence[int], recipe: str, options: Sequence[str], *, data: str | None = None
+) -> None:
+    """Add one run a seed to a result.
+
+    Args:
+        data: text that existing runs must have been trained on.
+    """
+    for seed in seeds:
+        if store.find(seed=seed) is not None:
+            continue
+        folder = runs / store.key / f"seed{seed}"
+        if not (folder / "eval.json").is_file():
+            convert(seed, folder, recipe, options)
+        used = json.loads((folder / "plan.json").read_text())["config"]["data"]["ref"]
+        if data is not None and used != data:
+            raise SystemExit(f"{folder} was trained on {used}, not on {data}")
+        row = read(folder)
+        assert row["seed"] == seed, f"{folder} is a run of seed {row['seed']}"
+        store.add(row)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "smollm2_hybrid.json")
+    add_options(parser, "smollm2_hybrid")
     arguments = parser.parse_args()
-    rows = []
-    for seed in arguments.seeds:
-        folder = arguments.runs / f"seed{seed}"
-        if not (folder / "eval.json").is_file():
-            convert(seed, folder, "smollm2-hybrid", ["--set", "export.profiles=[]"])
-        rows.append(read(folder))
-        assert rows[-1]["seed"] == seed, f"{folder} is a run of seed {rows[-1]['seed']}"
-    found = spread(rows)
-    for name, row in found.items():
-        print(f"{name:18s} mean {row['mean']:.4f}  min {row['min']:.4f}  max {row['max']:.4f}")
-    arguments.out.write_text(json.dumps({"spread": found, "runs": rows}, indent=1) + "\n")
+    settings = {"recipe": "smollm2-hybrid"}
+    store = Store(arguments.out, header("smollm2_hybrid", settings, threads=os.cpu_count() or 1), arguments.fresh)
+    measure(store, arguments.runs, arguments.seeds, "smollm2-hybrid", ["--set", "export.profiles=[]"])
+    page.show(store.finish())
 
 
 if __name__ == "__main__":

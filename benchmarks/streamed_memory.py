@@ -11,12 +11,16 @@ summed over all sites before one backward, as published implementations do.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import page
+from benchmarks.store import Store, add_options, header
 
 DEPTHS = (2, 4, 8, 16)
 TOKENS = 2048
@@ -31,8 +35,8 @@ def measure(depth: int, mode: str) -> float:
     from xarch.engine.teacher import TeacherFeed
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.set_num_threads(1)
@@ -48,7 +52,7 @@ def measure(depth: int, mode: str) -> float:
         inverse_frequencies=tuple(1e5 ** (-i / 32) for i in range(32)),
         max_positions=8192,
     )
-    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher(ref="made")
+    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher("made", "made")
     target = resolve_target(get_registry(), "dm2", {})
     student = target.adapter.build(facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)
@@ -86,27 +90,21 @@ def measure(depth: int, mode: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=2, metavar=("DEPTH", "MODE"), help="measure one point and print it")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "streamed_memory.json")
+    add_options(parser, "streamed_memory")
     arguments = parser.parse_args()
     if arguments.one:
         print(measure(int(arguments.one[0]), arguments.one[1]))
         return
-    rows = []
+    store = Store(arguments.out, header("streamed_memory", {"tokens": TOKENS}, threads=1), arguments.fresh)
     for depth in DEPTHS:
-        row: dict[str, float] = {"layers": depth}
-        for mode in ("streamed", "summed"):
-            command = [sys.executable, __file__, "--one", str(depth), mode]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            row[f"{mode}_mib"] = round(float(done.stdout.split()[-1]), 1)
-        rows.append(row)
-        print(
-            f"{depth:3d} layers  streamed {row['streamed_mib']:8.1f} MiB  summed {row['summed_mib']:8.1f} MiB",
-            flush=True,
-        )
-    import torch
-
-    machine = {"machine": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps({**machine, "tokens": TOKENS, "threads": 1, "rows": rows}, indent=1) + "\n")
+        if store.find(layers=depth) is None:
+            row: dict[str, Any] = {"layers": depth}
+            for mode in ("streamed", "summed"):
+                command = [sys.executable, __file__, "--one", str(depth), mode]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                row[f"{mode}_mib"] = round(float(done.stdout.split()[-1]), 1)
+            print(store.add(row), flush=True)
+    page.show(store.finish())
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ _PUBLIC = {
     "Throughput": "xarch.contracts.export",
     # measuring exported graphs
     "Timing": "xarch.bench.timing",
+    "graph_metadata": "xarch.bench.graph",
     "measure": "xarch.bench.timing",
     "timing": "xarch.bench.timing",
     "open_session": "xarch.export.session",
@@ -110,6 +111,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from xarch.api import convert, export, load, plan
+    from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
     from xarch.config.validation import validated

@@ -1,11 +1,11 @@
-"""Every representation into every other: PSNR to the teacher and CPU seconds, one command.
+"""Every representation into every other: PSNR to the teacher and CPU seconds, in one command.
 
     python benchmarks/fields/any_to_any.py [--scene FOLDER]
 
 Teachers are trained from pictures of the procedural scene, or of a folder of posed pictures (their seconds are reported
 apart); each pair is a whole ``xarch.convert`` without export, once a seed, whose CPU seconds are those of planning,
-start and stages (``parts`` tells them and the rest apart). Rows are written as they are measured, and a run that was
-interrupted goes on. PSNR is that of whole held-out views against the teacher's renders, and against the pictures of the
+start and stages (``parts`` lists them and the rest). Points are written as they are measured, and an interrupted
+run resumes. PSNR is that of whole held-out views against the teacher's renders, and against the pictures of the
 scene itself (``psnr_truth``).
 """
 
@@ -20,23 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
+from benchmarks import page  # noqa: E402
 from benchmarks.fields.pictures import Pictures, posed, procedural  # noqa: E402
-from benchmarks.fields.rows import opened, store  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_pvd.source.field_file import save_field_file  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.targets.representations.records import to_file  # noqa: E402
 from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
 IMPORTED = time.process_time()
-RESULTS = Path(__file__).parent.parent / "results" / "fields_any_to_any.json"
 ARCHS = ("hash", "mlp", "vm", "cp", "tensors")
 
 
@@ -50,31 +48,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="conversions of every pair; teachers have one seed")
     parser.add_argument("--targets", default=",".join(ARCHS), help="students to make now, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-any-to-any"), help="folder for teachers and runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_any_to_any")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    data = opened(arguments.out, {"teachers": {}, "pairs": {}})
-    # Python and torch are imported by now; what else a conversion imports, the first one pays.
-    data["import_cpu_seconds"] = round(IMPORTED, 1)
-    data["settings"] = {"size": arguments.size, "steps": arguments.steps, "budget": arguments.budget}
     pictures = posed(arguments.scene) if arguments.scene else procedural(arguments.size)
-    data["settings"]["scene"] = pictures.name
+    settings = {"steps": arguments.steps, "budget": arguments.budget, "scene": pictures.name}
+    settings |= {} if arguments.scene else {"size": arguments.size}
+    store = Store(arguments.out, header("fields_any_to_any", settings, threads=1), arguments.fresh)
+    work = arguments.work / store.key
+    work.mkdir(parents=True, exist_ok=True)
+    # Python and torch are imported by now; what else a conversion imports, the first one pays.
+    if "import_cpu_seconds" not in store.facts:
+        store.note(import_cpu_seconds=round(IMPORTED, 1))
     for arch in ARCHS:
-        file = arguments.work / f"{arch}.safetensors"
-        if arch not in data["teachers"] or not file.is_file():
-            data["teachers"][arch] = teacher(arch, file, arguments.steps, pictures)
-            store(arguments.out, data)
-    wanted = itertools.product(range(arguments.seeds), arguments.targets.split(","), ARCHS)
-    for seed, target, source in wanted:
-        found = data["pairs"].setdefault(f"{source}->{target}", {})
-        if str(seed) not in found:
-            file = arguments.work / f"{source}.safetensors"
-            run = arguments.work / f"{source}-{target}-{seed}-{int(time.time())}"
-            found[str(seed)] = convert(file, target, seed, run, arguments.budget, pictures)
-            store(arguments.out, data)
-            print(source, target, seed, found[str(seed)], flush=True)
-    show(data)
+        file, known = work / f"{arch}.safetensors", store.facts.get("teachers", {})
+        if arch not in known or not file.is_file():
+            store.note(teachers={**known, arch: teacher(arch, file, arguments.steps, pictures)})
+    for seed, target, source in itertools.product(range(arguments.seeds), arguments.targets.split(","), ARCHS):
+        pair = {"source": source, "target": target, "seed": seed}
+        if store.find(**pair) is None:
+            run = work / f"{source}-{target}-{seed}-{int(time.time())}"
+            found = convert(work / f"{source}.safetensors", target, seed, run, arguments.budget, pictures)
+            print(store.add({**pair, **found}), flush=True)
+    page.show(store.finish())
 
 
 def teacher(arch: str, file: Path, steps: int, pictures: Pictures) -> dict[str, float]:
@@ -96,7 +92,7 @@ def convert(file: Path, target: str, seed: int, run: Path, budget: float, pictur
         overrides["budget"] = int(xarch.plan(overrides=overrides).config.budget * budget)
     done, row = timed(overrides, run)
     found = json.loads((done.path / "eval.json").read_text())["student"]
-    student = xarch.load(done.path)
+    student: Any = xarch.load(done.path)
     return {
         **row,
         "psnr_teacher": round(found["psnr_teacher"], 2),
@@ -104,25 +100,6 @@ def convert(file: Path, target: str, seed: int, run: Path, budget: float, pictur
         "psnr_truth": round(pictures.score(student), 2),
         "bytes": found["bytes"],
     }
-
-
-def show(data: dict) -> None:
-    """The matrix as a table: PSNR to the teacher (dB) and CPU seconds, least to most over the seeds."""
-    table = Table("teacher", "PSNR to the scene", *ARCHS, title="PSNR to the teacher, dB (CPU seconds)")
-    for source in ARCHS:
-        cells = []
-        for target in ARCHS:
-            found = data["pairs"].get(f"{source}->{target}", {}).values()
-            cells.append(
-                f"{_range([r['psnr_teacher'] for r in found], 1)} ({_range([r['cpu_seconds'] for r in found], 0)})"
-            )
-        table.add_row(source, f"{data['teachers'][source]['psnr_truth']:.1f}", *cells)
-    Console(width=140).print(table)
-
-
-def _range(values: list[float], digits: int) -> str:
-    """Least and most; once if they look alike, empty without values."""
-    return "–".join(dict.fromkeys(f"{v:.{digits}f}" for v in (min(values), max(values)))) if values else ""
 
 
 if __name__ == "__main__":

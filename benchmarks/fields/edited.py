@@ -12,15 +12,14 @@ voxels become planes times lines, each by a whole ``xarch.convert`` without expo
 * ``compose``: the scene without its slab, and the hash field half as large on top of it.
 
 ``psnr`` is that of whole held-out views against the edited teacher, ``psnr_matter`` counts only pixels in which the
-teacher shows matter. Seconds are CPU seconds. Rows are written as they are measured, and a run that was interrupted
-goes on.
+teacher shows matter. Seconds are CPU seconds. Points are written as they are measured, and an interrupted run
+resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -28,18 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
+from benchmarks import page  # noqa: E402
 from benchmarks.fields.pictures import procedural  # noqa: E402
-from benchmarks.fields.rows import opened, store  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_field import Camera, RadianceField, render  # noqa: E402
-from xarch_field.rendering import ray_points, ray_weights  # noqa: E402
+from xarch_field.model.rendering import ray_points, ray_weights  # noqa: E402
 from xarch_pvd.data.views import fixed_cameras  # noqa: E402
 from xarch_pvd.editing.fields import Moved  # noqa: E402
 from xarch_pvd.evaluate.metric import psnr  # noqa: E402
@@ -51,7 +49,6 @@ from xarch_pvd.targets.representations.records import to_file  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402
 from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
-RESULTS = Path(__file__).parent.parent / "results" / "fields_edited.json"
 SEEDS = (0, 1, 2)
 ERASED = [[-0.8, -0.8, -1.0], [0.8, 0.8, -0.34]]
 ERASE = {"erase": {"box": ERASED}}
@@ -66,31 +63,27 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100, help="picture side in pixels")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of the hash fields")
     parser.add_argument("--resolution", type=int, default=96, help="samples an axis of the voxels")
-    parser.add_argument("--budget", type=int, help="points and rays of a conversion [default: the recipe's]")
+    parser.add_argument("--budget", type=int, default=2_400_000, help="points and rays of a conversion")
     parser.add_argument("--views", type=int, default=6, help="held-out views")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--work", type=Path, default=Path("fields-edited"), help="folder for teachers and runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_edited")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    settings = {k: getattr(arguments, k) for k in ("size", "steps", "resolution", "budget", "views")}
+    store = Store(arguments.out, header("fields_edited", settings, threads=1), arguments.fresh)
+    arguments.work /= store.key
     arguments.work.mkdir(parents=True, exist_ok=True)
-    data = opened(arguments.out, {"seeds": {}})
-    data["settings"] = {k: getattr(arguments, k) for k in ("size", "steps", "resolution", "budget", "views")}
+    store.note(limits=LIMITS)
     for seed in arguments.seeds:
-        rows = data["seeds"].setdefault(str(seed), {})
-        teacher(seed, rows, arguments)
+        known = store.facts.get("teachers", {})
+        if str(seed) not in known or not all(file.is_file() for file in files(arguments.work, seed)):
+            store.note(teachers={**known, str(seed): teacher(seed, arguments)})
         for name, edits in cases(arguments.work, seed).items():
-            if name not in rows:
-                rows[name] = measure(name, edits, seed, arguments)
-                store(arguments.out, data)
-                print(seed, name, rows[name], flush=True)
-    data["limits"] = LIMITS
-    data["passed"] = all(
-        rows["erase"]["alpha"]["max"] < LIMITS["alpha"] and rows["erase"]["psnr_matter"] >= LIMITS["psnr"]
-        for rows in data["seeds"].values()
-    )
-    store(arguments.out, data)
-    show(data)
+            case = {"seed": seed, "edit": name}
+            if store.find(**case) is None:
+                print(store.add({**case, **measure(name, edits, seed, arguments)}), flush=True)
+    page.show(store.finish())
 
 
 def cases(work: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -100,11 +93,13 @@ def cases(work: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
     return {"before": [], "erase": [ERASE], "affine": [AFFINE], "compose": [ERASE, other]}
 
 
-def teacher(seed: int, rows: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Train a hash field and bake it into voxels, unless both files are there."""
-    names = [arguments.work / f"{kind}-{seed}.safetensors" for kind in ("hash", "voxels")]
-    if all(file.is_file() for file in names) and "teacher" in rows:
-        return
+def files(work: Path, seed: int) -> list[Path]:
+    """The hash field of a seed and its voxels."""
+    return [work / f"{kind}-{seed}.safetensors" for kind in ("hash", "voxels")]
+
+
+def teacher(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train a hash field and bake it into voxels."""
     torch.manual_seed(seed)
     pictures = procedural(arguments.size)
     options = OPTIONS["hash"].model_validate({})
@@ -113,10 +108,10 @@ def teacher(seed: int, rows: dict[str, Any], arguments: argparse.Namespace) -> N
         field, Pixels.of(pictures.cameras, pictures.picture), TrainingOptions(steps=arguments.steps, seed=seed)
     )
     voxels = baked(field.eval(), resolution=arguments.resolution)
-    for file, kept in zip(names, (field, voxels), strict=True):
+    for file, kept in zip(files(arguments.work, seed), (field, voxels), strict=True):
         save_field_file(file, to_file(kept), pictures.views, {"seed": seed})
     scores = {k: round(pictures.score(f), 2) for k, f in (("hash", field), ("voxels", voxels))}
-    rows["teacher"] = {"cpu_seconds": round(spent, 1), "psnr_truth": scores}
+    return {"cpu_seconds": round(spent, 1), "psnr_truth": scores}
 
 
 def measure(name: str, edits: list, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +133,7 @@ def measure(name: str, edits: list, seed: int, arguments: argparse.Namespace) ->
     }
     started = time.process_time()
     run = xarch.convert(
-        overrides={k: v for k, v in overrides.items() if v is not None},
+        overrides=overrides,
         out=arguments.work / f"{name}-{seed}-{time.time_ns()}",
     )
     row: dict[str, Any] = {"cpu_seconds": round(time.process_time() - started, 1), "load": round(load, 1)}
@@ -200,25 +195,6 @@ def moved_along(field: RadianceField, before: RadianceField, size: int) -> float
         there = picture(field, replace(camera, c2w=c2w))["rgb"]
         values.append(psnr(there, picture(before, camera)["rgb"]))
     return mean(values)
-
-
-def show(data: dict) -> None:
-    """One row an edit, means over seeds."""
-    table = Table("edit", "PSNR, dB", "on matter", "worst seed", "alpha in the box: mean", "max", "CPU s")
-    for name in ("before", "erase", "affine", "compose"):
-        rows = [seed[name] for seed in data["seeds"].values()]
-        alpha = [r["alpha"] for r in rows if "alpha" in r]
-        table.add_row(
-            name,
-            f"{statistics.mean(r['psnr'] for r in rows):.1f}",
-            f"{statistics.mean(r['psnr_matter'] for r in rows):.1f}",
-            f"{min(r['psnr_matter'] for r in rows):.1f}",
-            f"{statistics.mean(a['mean'] for a in alpha):.4f}" if alpha else "",
-            f"{max(a['max'] for a in alpha):.4f}" if alpha else "",
-            f"{statistics.mean(r['cpu_seconds'] for r in rows):.0f}",
-        )
-    Console().print(table)
-    Console().print(f"A14 {'passed' if data['passed'] else 'failed'}: {data['limits']}")
 
 
 def mean(values: list[float]) -> float:

@@ -3,15 +3,14 @@
     python benchmarks/fields/exported.py [--preset paper] [--points 16384]
 
 Weights are random: speed does not depend on them. Sizes are those of the presets. Seconds are CPU seconds of a process
-(the median call), so that other work on the machine counts for little; ``wall`` is beside them. The row of reference is
-the hash field in its default form, the usual teacher: ``xarch bench RUN`` tells the same for a run's own student and
-teacher. Each graph is compared with torch before it is timed.
+(the median call), so that other work on the machine counts for little; ``wall`` is beside them. The reference is the
+hash field in its default form, the usual teacher; ``xarch bench RUN`` measures a run's own student and teacher. Each
+graph is compared with torch before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,23 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
-from xarch.bench.machine import load_average, machine  # noqa: E402
+from benchmarks import page  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
+from xarch.bench.machine import load_average  # noqa: E402
 from xarch.export.profiles import cpu  # noqa: E402
 from xarch.export.run import export_teacher  # noqa: E402
 from xarch.export.session import open_session  # noqa: E402
 from xarch_field.facts import FieldFacts  # noqa: E402
-from xarch_field.model import FieldStudent  # noqa: E402
-from xarch_pvd.export.graphs import field_graphs  # noqa: E402
+from xarch_field.student import FieldStudent  # noqa: E402
+from xarch_pvd.export.graphs import FieldExport, field_graphs  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "fields_exported.json"
 FORMS: dict[str, list[dict[str, str]]] = {
     "hash": [{"hash": "loop"}, {"hash": "batched"}],
     "mlp": [{}],
@@ -56,25 +54,16 @@ def main() -> None:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--points", type=int, default=16_384, help="points of a call")
     parser.add_argument("--calls", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_exported")
     said = parser.parse_args()
     torch.set_num_threads(1)
-    data: dict[str, Any] = {
-        "machine": machine(),
-        "threads": 1,
-        "points": said.points,
-        "calls": said.calls,
-        "rows": [],
-    }
+    settings = {"points": said.points, "calls": said.calls}
+    store = Store(said.out, header("fields_exported", settings, threads=1), said.fresh)
     for arch, preset, forms in wanted(said.preset):
-        row = {"target": arch, "preset": preset, **forms, **measured(arch, preset, forms, said.points, said.calls)}
-        data["rows"].append(row)
-        data["rows"][-1]["over_hash"] = round(
-            row["mpoints_per_cpu_second"] / data["rows"][0]["mpoints_per_cpu_second"], 2
-        )
-        said.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(row), flush=True)
-    show(data)
+        case = {"target": arch, "preset": preset, **forms}
+        if store.find(**case) is None:
+            print(store.add({**case, **measured(arch, preset, forms, said.points, said.calls)}), flush=True)
+    page.show(store.finish())
 
 
 def wanted(preset: str) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -90,10 +79,12 @@ def measured(arch: str, preset: str, forms: dict[str, str], points: int, calls: 
     """Figures of one exported ``points`` graph."""
     torch.manual_seed(0)
     options = OPTIONS[arch].model_validate({"preset": preset})
-    low, high = (tuple(corner) for corner in scene.BOX)
+    low, high = ((x, y, z) for x, y, z in scene.BOX)
     grid = torch.rand(64, 64, 64) < 0.2
     field = build_field(arch, options, aabb=scene.BOX, occupancy=grid).eval().requires_grad_(False)
-    graphs = field_graphs(FieldStudent(field, FieldFacts(arch=arch, aabb=(low, high)), options), cpu, forms)[:1]
+    graphs = field_graphs(
+        FieldStudent(field, FieldFacts(arch=arch, aabb=(low, high)), options), cpu, FieldExport(**forms)
+    )[:1]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         export_teacher(graphs, cpu, Path(folder) / "out", lambda line: None)
@@ -126,23 +117,6 @@ def nodes_of(path: Path) -> int:
     from xarch.export.check import inspect_onnx
 
     return int(inspect_onnx(path)["nodes"])
-
-
-def show(data: dict[str, Any]) -> None:
-    """The rows as a table."""
-    table = Table("target", "preset", "form", "Mpoints/CPU s", "over hash", "nodes", "MB", title="exported points")
-    for row in data["rows"]:
-        form = row.get("hash") or row.get("grids") or ""
-        table.add_row(
-            row["target"],
-            row["preset"],
-            form,
-            f"{row['mpoints_per_cpu_second']:.3f}",
-            f"{row['over_hash']:.2f}",
-            str(row["nodes"]),
-            f"{row['bytes'] / 1e6:.2f}",
-        )
-    Console().print(table)
 
 
 if __name__ == "__main__":

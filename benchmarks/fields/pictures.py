@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xarch_field import Camera, render
+from xarch_field import Camera, RadianceField, render
 from xarch_field.facts import ViewFacts
 from xarch_pvd.data.datasets.fit import fit_box
 from xarch_pvd.data.datasets.open import open_posed
@@ -40,7 +40,7 @@ class Pictures:
     truth: list[tuple[Camera, Tensor]]
     views: ViewFacts
 
-    def score(self, field: torch.nn.Module, samples: int = 128) -> float:
+    def score(self, field: RadianceField, samples: int = 128) -> float:
         """Mean PSNR (dB) of a field's renders over white against the held-out pictures."""
         values = []
         with torch.no_grad():

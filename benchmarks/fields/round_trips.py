@@ -12,21 +12,20 @@ second (``svox2 again``) must keep every number.
 from __future__ import annotations
 
 import argparse
-import statistics
+import itertools
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
+from benchmarks import page  # noqa: E402
 from benchmarks.fields.pictures import Pictures, procedural  # noqa: E402
-from benchmarks.fields.rows import opened, store  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_pvd.export.saving import SavingOptions, save  # noqa: E402
 from xarch_pvd.source.field_file import save_field_file  # noqa: E402
 from xarch_pvd.source.opened import open_field  # noqa: E402
@@ -35,7 +34,6 @@ from xarch_pvd.targets.representations.records import to_file  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402
 from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
-RESULTS = Path(__file__).parent.parent / "results" / "fields_round_trips.json"
 FILES: dict[str, tuple[str, str, dict[str, Any], float | None]] = {
     "torch-ngp": ("torch-ngp", ".pth", {}, 60.0),
     "voxels f16": ("voxels", ".npz", {}, 45.0),
@@ -56,35 +54,24 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=96, help="samples an axis of what is baked")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("fields-round-trips"), help="folder for the files")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_round_trips")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    data = opened(arguments.out, {"seeds": {}})
-    data["settings"] = {k: getattr(arguments, k) for k in ("size", "steps", "resolution")}
+    settings = {k: getattr(arguments, k) for k in ("size", "steps", "resolution")}
+    store = Store(arguments.out, header("fields_round_trips", settings, threads=1), arguments.fresh)
+    store.note(limits={name: least for name, (*_, least) in FILES.items() if least is not None})
+    work = arguments.work / store.key
+    work.mkdir(parents=True, exist_ok=True)
     pictures = procedural(arguments.size)
-    for seed in arguments.seeds:
-        kinds = data["seeds"].setdefault(str(seed), {})
-        for arch in OPTIONS:
-            file = arguments.work / f"{arch}-{seed}.safetensors"
-            rows = kinds.setdefault(arch, {})
-            if set(FILES) <= set(rows):
-                continue
-            if not file.is_file():
-                train(arch, file, seed, arguments.steps, pictures)
-            for name in FILES:
-                rows[name] = measure(file, name, arguments.resolution)
-                print(seed, arch, name, rows[name], flush=True)
-            store(arguments.out, data)
-    data["limits"] = {name: least for name, (*_, least) in FILES.items() if least is not None}
-    data["passed"] = all(
-        rows[name]["psnr_read_again"] >= least
-        for kinds in data["seeds"].values()
-        for rows in kinds.values()
-        for name, least in data["limits"].items()
-    )
-    store(arguments.out, data)
-    show(data)
+    for seed, arch in itertools.product(arguments.seeds, OPTIONS):
+        file = work / f"{arch}-{seed}.safetensors"
+        for name in FILES:
+            case = {"seed": seed, "field": arch, "file": name}
+            if store.find(**case) is None:
+                if not file.is_file():
+                    train(arch, file, seed, arguments.steps, pictures)
+                print(store.add({**case, **measure(file, name, arguments.resolution)}), flush=True)
+    page.show(store.finish())
 
 
 def train(arch: str, file: Path, seed: int, steps: int, pictures: Pictures) -> None:
@@ -109,18 +96,6 @@ def measure(file: Path, name: str, resolution: int) -> dict[str, Any]:
     started = time.process_time()
     found = save(opened, out, kind, options)
     return {**found, "cpu_seconds": round(time.process_time() - started, 1)}
-
-
-def show(data: dict) -> None:
-    """Lowest value over the seeds; what baking cost on the average."""
-    table = Table("field", "baked", *FILES, title="PSNR of the file read again, dB: the lowest over seeds")
-    seeds = list(data["seeds"].values())
-    for arch in OPTIONS:
-        cost = [rows[arch][n]["psnr_baked"] for rows in seeds for n in FILES if "psnr_baked" in rows[arch][n]]
-        cells = [f"{min(rows[arch][n]['psnr_read_again'] for rows in seeds):.1f}" for n in FILES]
-        table.add_row(arch, f"{statistics.mean(cost):.1f}" if cost else "", *cells)
-    Console().print(table)
-    Console().print(f"A13 {'passed' if data['passed'] else 'failed'}: {data['limits']}")
 
 
 if __name__ == "__main__":

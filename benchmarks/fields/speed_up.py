@@ -1,4 +1,4 @@
-"""How much time a conversion saves over training the same field from pictures, one command.
+"""How much time a conversion saves over training the same field from pictures, in one command.
 
     python benchmarks/fields/speed_up.py
 
@@ -8,17 +8,19 @@ conversion counts planning, start and stages; evaluation is outside of both. Tra
 occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as NeRFs
 were trained classically; the seconds of the teacher stand apart.
 
-Both sides get their best schedule: a conversion is repeated with growing budgets, a training with growing numbers of
-steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training is looked at
-on its way and counts only until it got there; a conversion counts whole. Further seeds begin where the first one got
-there. PSNR is that of every third ray of four views that nobody trained on. Rows are written as they are measured, and
-an interrupted run goes on.
+Both sides are searched over the length of their schedule; the rays and samples a step of a training are fixed, so the
+trainings are tuned less than they could be. A conversion is repeated with growing budgets, a training with growing
+numbers of steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training
+is evaluated while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds
+start with the schedule of the first one. PSNR is that of every third ray of four views that nobody trained on. Points
+are written as they are measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import sys
@@ -27,16 +29,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
-from benchmarks.fields.rows import Rows  # noqa: E402
+from benchmarks import page  # noqa: E402
 from benchmarks.fields.stopwatch import machine_state, timed  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_field import RadianceField, render  # noqa: E402
 from xarch_pvd.evaluate.metric import psnr  # noqa: E402
 from xarch_pvd.source.field_file import field_head, load_field_file  # noqa: E402
@@ -45,7 +46,6 @@ from xarch_pvd.targets.representations.records import from_file  # noqa: E402
 from xarch_pvd.train import demo, scene  # noqa: E402
 from xarch_pvd.train.training import Pixels, TrainingOptions, train_field  # noqa: E402
 
-RESULTS = Path(__file__).parent.parent / "results" / "fields_speed_up.json"
 STUDENTS = ("vm", "cp", "hash", "tensors", "mlp")
 BELOW = 1.0
 """dB below the teacher that have to be reached."""
@@ -70,13 +70,14 @@ class Judge:
         self.views = []
         for camera in cameras:
             picture = scene.render_view(camera).view(-1, 4)[::STRIDE]
-            rays = tuple(part[::STRIDE] for part in camera.rays())
-            self.views.append((rays, picture[:, :3] * picture[:, 3:] + 1 - picture[:, 3:]))
+            origins, dirs = (part[::STRIDE] for part in camera.rays())
+            self.views.append(((origins, dirs), picture[:, :3] * picture[:, 3:] + 1 - picture[:, 3:]))
 
     def __call__(self, field: RadianceField) -> float:
         """Mean PSNR over the views, dB, over white."""
         with torch.no_grad():
-            values = [psnr(render(field, *rays, torch.ones(3))["rgb"].clamp(0, 1), seen) for rays, seen in self.views]
+            white = torch.ones(3)
+            values = [psnr(render(field, o, d, white)["rgb"].clamp(0, 1), seen) for (o, d), seen in self.views]
         return sum(values) / len(values)
 
 
@@ -89,41 +90,49 @@ def main() -> None:
     parser.add_argument("--cap", type=float, default=400, help="CPU seconds after which a training from pictures stops")
     parser.add_argument("--parts", default="convert,drop,own,given,uniform", help="which measurements, comma-separated")
     parser.add_argument("--work", type=Path, default=Path("fields-speed-up"), help="folder for teacher and runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_speed_up")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["XARCH_HOME"] = str(arguments.work.resolve())
-    file, judge, rows = demo.demo_field(), Judge(), Rows(arguments.out)
+    file, judge = demo.demo_field(), Judge()
+    settings = {"size": demo.SIZE, "steps": arguments.steps, "cap": arguments.cap, "below": BELOW}
+    store = Store(arguments.out, header("fields_speed_up", settings, threads=1), arguments.fresh)
     teacher = from_file(load_field_file(file)[0])
     quality = judge(teacher)
-    rows.data["teacher"] = {"psnr": round(quality, 2), "cpu_seconds": field_head(file)["details"]["cpu_seconds"]}
-    rows.data["wanted"] = round(quality - BELOW, 2)
+    taken = field_head(file)["details"]["cpu_seconds"]
+    store.note(teacher={"psnr": round(quality, 2), "cpu_seconds": taken}, wanted=round(quality - BELOW, 2))
     cameras = scene.random_cameras(demo.VIEWS, demo.SIZE, torch.Generator().manual_seed(demo.SEED))
     pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
-    parts = arguments.parts.split(",")
-    for part in parts:
-        for arch in arguments.students.split(","):
-            for seed in range(arguments.seeds):
-                name = f"{arch}/{part}/{seed}"
-                if name in rows:
-                    continue
-                first = rows.data["rows"].get(f"{arch}/{part}/0")
-                if part == "convert":
-                    shares = SHARES if first is None else [s for s in SHARES if s >= first["curve"][-1]["share"]]
-                    rows.add(name, conversion(arch, seed, file, judge, quality - BELOW, shares, arguments.work))
-                elif part == "drop" and arch in ("vm", "cp"):
-                    rate = rows.data["rows"][f"{arch}/convert/{seed}"]["curve"][-1]
-                    share = rate["share"] * DROP_SECONDS / rate["cpu_seconds"]
-                    row = converted(arch, seed, file, judge, share, arguments.work)
-                    rows.add(name, {**row, "drop": round(quality - row["psnr"], 2)})
-                elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
-                    given = teacher.occupancy if part == "given" else None
-                    chosen = tuple(int(n) for n in arguments.steps.split(","))
-                    lengths = chosen if first is None else tuple(n for n in chosen if n >= first["steps"])
-                    goal = (quality - BELOW, arguments.cap)
-                    attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
-                    rows.add(name, training(attempt, lengths, arguments.cap))
-    show(rows.data)
+    for part, arch, seed in itertools.product(
+        arguments.parts.split(","), arguments.students.split(","), range(arguments.seeds)
+    ):
+        case = {"student": arch, "part": part, "seed": seed}
+        if store.find(**case) is not None:
+            continue
+        first = store.find(student=arch, part=part, seed=0)
+        if part == "convert":
+            shares = SHARES if first is None else [s for s in SHARES if s >= first["curve"][-1]["share"]]
+            row = conversion(arch, seed, file, judge, quality - BELOW, shares, arguments.work)
+        elif part == "drop" and arch in ("vm", "cp"):
+            reached = store.find(student=arch, part="convert", seed=seed)
+            if reached is None:
+                parser.error("--parts drop needs convert, measured before or in the same command")
+            rate = reached["curve"][-1]
+            share = rate["share"] * DROP_SECONDS / rate["cpu_seconds"]
+            row = converted(arch, seed, file, judge, share, arguments.work)
+            row["drop"] = round(quality - row["psnr"], 2)
+        elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
+            given = teacher.occupancy if part == "given" else None
+            chosen = tuple(int(n) for n in arguments.steps.split(","))
+            lengths = chosen if first is None else tuple(n for n in chosen if n >= first["steps"])
+            goal = (quality - BELOW, arguments.cap)
+            attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
+            row = training(attempt, lengths, arguments.cap)
+        else:
+            continue
+        store.add({**case, **row})
+        print({**case, **{k: v for k, v in row.items() if k not in ("curve", "parts")}}, flush=True)
+    page.show(store.finish())
 
 
 def conversion(
@@ -195,29 +204,6 @@ def trained(
         "curve": curve,
         **state,
     }
-
-
-def show(data: dict[str, Any]) -> None:
-    """Seconds and ratios; a training that did not get there counts with the time it was given, marked >=."""
-    table = Table("student", "conversion, s", *(f"{p}, s (ratio)" for p in ("own grid", "grid given", "no grid")))
-    table.title = f"to {data['wanted']} dB; the teacher has {data['teacher']['psnr']} dB and took more time before"
-    for arch in STUDENTS:
-        mine = _mean(data["rows"], f"{arch}/convert/")
-        cells = []
-        for part in ("own", "given", "uniform"):
-            theirs = _mean(data["rows"], f"{arch}/{part}/")
-            more = "" if theirs is None or theirs[1] else "≥"
-            cells.append("" if not theirs or not mine else f"{more}{theirs[0]:.0f} ({more}{theirs[0] / mine[0]:.1f}x)")
-        table.add_row(arch, "" if mine is None else f"{'' if mine[1] else '≥'}{mine[0]:.1f}", *cells)
-    Console().print(table)
-
-
-def _mean(rows: dict[str, Any], start: str) -> tuple[float, bool] | None:
-    """Mean seconds over seeds, and whether all reached the quality."""
-    found = [row for name, row in rows.items() if name.startswith(start)]
-    if not found:
-        return None
-    return sum(r["cpu_seconds"] for r in found) / len(found), all(r["reached"] for r in found)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 Both sides start alike: the teacher's occupancy, its blocks of equal shape and whatever else the start takes from it;
 ``plain`` variants inherit the occupancy alone. Budgets are set by the cost of a point and of a ray, measured first in
 the same process, so that start and stages take 5, 10 or 20 CPU seconds of one thread; what they took is stored. PSNR is
-that of four held-out views against the teacher's renders. The teacher is the demo's. Rows are written as they are
-measured.
+that of four held-out views against the teacher's renders. The teacher is the demo's. Points are written as they are
+measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 import xarch  # noqa: E402
-from benchmarks.fields.rows import Rows  # noqa: E402
+from benchmarks import page  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
-from xarch_field.model import FieldStudent, FieldTeacher  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
+from xarch_field.student import FieldStudent  # noqa: E402
+from xarch_field.teacher import FieldTeacher  # noqa: E402
 from xarch_pvd.targets.representations import build_field  # noqa: E402
 from xarch_pvd.train import demo  # noqa: E402
 
-RESULTS = Path(__file__).parent.parent / "results" / "fields_staged.json"
 SECONDS = (5.0, 10.0, 20.0)
 STAGED, RAYS = "staged", "rays"
 TRIAL = 0.1
@@ -57,24 +56,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="also without inheritance, one seed")
     parser.add_argument("--work", type=Path, default=Path("fields-staged"), help="folder for teacher and runs")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_options(parser, "fields_staged")
     said = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["XARCH_HOME"] = str(said.work.resolve())
-    file, rows = demo.demo_field(), Rows(said.out)
+    file, store = demo.demo_field(), Store(said.out, header("fields_staged", {}, threads=1), said.fresh)
     for arch in said.students.split(","):
         for seconds in map(float, said.seconds.split(",")):
             for seed in range(said.seeds):
                 for way in (STAGED, RAYS):
                     for plain in (False, True) if said.plain and seed == 0 else (False,):
-                        name = f"{arch}/{way}{'-plain' if plain else ''}/{seconds:g}/{seed}"
-                        if name not in rows:
-                            rows.add(name, measured(arch, way, seconds, seed, plain, file, said.work, rows))
-    show(rows.data["rows"])
+                        case = {"student": arch, "way": way, "plain": plain, "seconds": seconds, "seed": seed}
+                        if store.find(**case) is None:
+                            found = measured(arch, way, seconds, seed, plain, file, said.work, store)
+                            print(store.add({**case, **found}), flush=True)
+    page.show(store.finish())
 
 
 def measured(
-    arch: str, way: str, seconds: float, seed: int, plain: bool, file: Path, work: Path, rows: Rows
+    arch: str, way: str, seconds: float, seed: int, plain: bool, file: Path, work: Path, store: Store
 ) -> dict[str, Any]:
     """One conversion of so many seconds."""
     chosen: dict[str, Any] = {"teacher": f"field:{file}", "student.target": arch, "seed": seed}
@@ -85,7 +85,7 @@ def measured(
         peak = planned.stages["points"].optimiser.lr
         trains = {name: group.model_dump() for name, group in planned.stages["points"].trains.items()}
         chosen |= {**RAYS_ALONE, "stages.rays.optimiser.lr": peak, "stages.rays.trains": trains}
-    costs = rows.data.setdefault("costs", {})
+    costs = store.facts.get("costs", {})
     key = f"{arch}/{way}"
     if key not in costs:
         # Twice: the first conversion of a process also imports what the others find.
@@ -94,7 +94,8 @@ def measured(
             budget = int(planned.budget * share)
             _, row = timed({**chosen, "budget": budget}, work / f"cost-{arch}-{way}-{os.getpid()}-{trial}")
             stages = sum(row["parts"].get(stage, 0.0) for stage in ("volume", "points", "rays"))
-            costs[key] = {"start": row["cpu_seconds"] - stages, "unit": stages / budget}
+            costs = {**costs, key: {"start": row["cpu_seconds"] - stages, "unit": stages / budget}}
+        store.note(costs=costs)
     chosen["budget"] = int((seconds - costs[key]["start"]) / costs[key]["unit"])
     with ExitStack() as stack:
         if plain:
@@ -122,23 +123,6 @@ def occupancy_alone() -> Iterator[None]:
 
     with patch("xarch_pvd.targets.target.planned_start", planned), patch("xarch_pvd.targets.target.start", start):
         yield
-
-
-def show(rows: dict[str, Any]) -> None:
-    """PSNR to the teacher at equal seconds, mean over seeds."""
-    table = Table("student", "seconds", "staged, dB", "rays alone, dB", "gain", "plain: staged, dB", "rays alone, dB")
-    keys = dict.fromkeys((name.split("/")[0], name.split("/")[2]) for name in rows)
-    for arch, seconds in keys:
-        cells = [_mean(rows, arch, way, seconds) for way in (STAGED, RAYS, f"{STAGED}-plain", f"{RAYS}-plain")]
-        gain = "" if None in cells[:2] else f"{cells[0] - cells[1]:+.2f}"  # type: ignore[operator]
-        shown = ["" if value is None else f"{value:.2f}" for value in cells]
-        table.add_row(arch, seconds, *shown[:2], gain, *shown[2:])
-    Console().print(table)
-
-
-def _mean(rows: dict[str, Any], arch: str, way: str, seconds: str) -> float | None:
-    found = [r["psnr_teacher"] for n, r in rows.items() if n.startswith(f"{arch}/{way}/{seconds}/")]
-    return sum(found) / len(found) if found else None
 
 
 if __name__ == "__main__":

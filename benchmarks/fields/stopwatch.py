@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import xarch
-from xarch.bench.machine import load_average
 from xarch.engine.events import Reporter
+from xarch.hardware import load_average
 
 METHOD = ("planning", "start")
 """Parts before the first stage; every stage is a part of its own name."""
@@ -70,7 +70,7 @@ def timed(overrides: dict[str, Any], out: Path) -> tuple[xarch.Run, dict[str, An
     return run, row
 
 
-def machine_state() -> dict[str, float]:
+def machine_state() -> dict[str, float | None]:
     """Load average, and GFLOP per CPU second of a product of matrices.
 
     Where two hardware threads share a core a CPU second does less work while the other one is busy; the second figure

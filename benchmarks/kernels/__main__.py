@@ -8,9 +8,9 @@ Every point has its own process: peak memory of the first run (inputs, results, 
 result and all gradients against float64 (the naive backend, for long cases the plain-PyTorch one), and only if they are
 right the time, fastest of the repeats. Beside it stands the shortest time at the machine's limits, which are measured
 first. A run that does not finish in the time limit is ended: what had passed is a lower bound of its time, marked as
-such; nothing is extrapolated, and it is tried on more tokens only where the project promises a ratio. The JSON file is
-written after every point, and an interrupted run goes on where it was; if code has changed since, only the operations
-that use it are measured again.
+such; nothing is extrapolated, and it is tried on more tokens only where the project promises a ratio. The result in
+``benchmarks/out`` is written after every point, and an interrupted run resumes; if code has changed since, only the
+operations that use it are measured again. ``python -m benchmarks publish kernels_cpu`` makes it the published one.
 
 Peers that are not installed are left out. On a CPU:
 
@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks.kernels import fresh
@@ -49,8 +48,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--time-limit", type=float, help="seconds per run (default 120, quick 30)")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="per point (default half of what is free)")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/kernels_DEVICE.json")
-    parser.add_argument("--fresh", action="store_true", help="do not go on with an interrupted run")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/out/kernels_DEVICE.json")
+    parser.add_argument("--fresh", action="store_true", help="measure everything anew instead of resuming")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch
@@ -78,12 +77,13 @@ def _point(task: dict, threads: int) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from benchmarks.kernels import code, limits, machine
+    from benchmarks import machine
+    from benchmarks.kernels import code, limits
     from benchmarks.kernels.bars import bars
     from benchmarks.kernels.ops import operations
-    from benchmarks.kernels.store import Store
     from benchmarks.kernels.sweep import cases, sweep
     from benchmarks.kernels.table import show
+    from benchmarks.store import SCRATCH, Store, header
 
     console, quick = Console(), arguments.quick
     if not console.is_terminal:
@@ -100,43 +100,25 @@ def _run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
     )
     name = f"kernels_{arguments.device}{'_quick' if quick else ''}.json"
-    header = {
-        "benchmark": "kernels",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "settings": {
-            "lengths": lengths,
-            "dtype": arguments.dtype,
-            "ops": [o.name for o in chosen],
-            "shapes": sorted({c.shape for _, c in todo}),
-            "seconds_per_pass": bound.budget,
-            "time_limit": bound.seconds,
-        },
-        "machine": machine.machine(arguments.device, arguments.threads),
-        "versions": machine.versions(),
-        "code": {o.name: code.digest(o.name) for o in chosen},
-    }
-    store = Store(arguments.out or Path(__file__).parents[1] / "results" / name, header, arguments.fresh)
-    if not store.continued:
+    settings = {"dtype": arguments.dtype, "seconds_per_pass": bound.budget, "time_limit": bound.seconds}
+    digests = {o.name: code.digest(o.name) for o in chosen}
+    head = header("kernels", settings, threads=arguments.threads, device=arguments.device, code=digests)
+    store = Store(arguments.out or SCRATCH / name, head, arguments.fresh)
+    if "limits" not in store.facts:
         console.print("measuring the machine's limits ...")
-        store.data["limits"] = limits.measure(arguments.device, arguments.threads)
-        store.data["memory_limit_gib"] = bound.memory_gib
-        store.data["left_out"] = {
-            o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.absent(c))}
-            for o, c in {o.name: (o, c) for o, c in todo}.values()
-        }
-        store.write()
-    for point in sweep(todo, store, bound, store.data["limits"]):
+        store.note(limits=limits.measure(arguments.device, arguments.threads), memory_limit_gib=bound.memory_gib)
+    cases_by_operation = {o.name: (o, c) for o, c in todo}.values()
+    absent = {o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.absent(c))} for o, c in cases_by_operation}
+    store.note(left_out=store.facts.get("left_out", {}) | absent)
+    for point in sweep(todo, store, bound, store.facts["limits"]):
         both = point.get("forward_backward", {}).get("seconds")
         figure = f"{both * 1e3:10.2f} ms" if both else point["status"]
         console.print(
             f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}",
             highlight=False,
         )
-        store.data["bars"] = [b.as_json() for b in bars(store.data["points"], store.data["limits"])]
-        store.write()
-    found = bars(store.data["points"], store.data["limits"])
-    store.finish({"bars": [b.as_json() for b in found]})
-    show(console, store.data, found)
+    result = store.finish()
+    show(console, result, bars(result.points, result.facts["limits"]))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.kernels import fresh
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.operation import Operation
-from benchmarks.kernels.store import Store
 from benchmarks.kernels.work import floor
+from benchmarks.store import Store
 
 PASSES = ("forward", "forward_backward")
 
@@ -53,7 +53,7 @@ def sweep(
         with tempfile.TemporaryDirectory() as truths:
             for contender in operation.contenders(case):
                 is_default, default = contender.ours and default, default and not contender.ours
-                point = store.find(case, contender.name)
+                point = store.find(**case.as_json(), contender=contender.name)
                 if point is None:
                     if contender.absent(case) is not None:
                         continue
@@ -81,7 +81,7 @@ def given_up(operation: Operation, store: Store, case: Case, contender: str) -> 
     """
     if case.length in operation.promised:
         return None
-    for point in store.data["points"]:
+    for point in store.points:
         same = (point["op"], point["shape"], point["contender"]) == (case.op, case.shape, contender)
         finished = "seconds" in point.get(PASSES[1], {})
         if same and point["length"] < case.length and not finished and "limit" in point["status"]:

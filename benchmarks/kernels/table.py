@@ -8,18 +8,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.kernels.bars import Bar
+from benchmarks.store import Result
 
 
-def show(console: Console, data: dict[str, Any], bars: list[Bar]) -> None:
+def show(console: Console, result: Result, bars: list[Bar]) -> None:
     """One table per operation and shape, the machine's limits, and the promises."""
-    rates = data["limits"]
-    console.print(f"{data['machine']['device']}, {data['machine']['threads']} threads")
+    rates, machine = result.facts["limits"], result.header["machine"]
+    console.print(f"{machine['device']}, {machine['threads']} threads")
     for name, value in rates.items():
         unit = "GB/s" if "bytes" in name else "Gflop/s" if "flops" in name else "G exp/s"
         console.print(f"  {name.removesuffix('_per_s'):18s} {value / 1e9:10.1f} {unit}")
-    keys = dict.fromkeys((p["op"], p["shape"]) for p in data["points"])
+    keys = dict.fromkeys((p["op"], p["shape"]) for p in result.points)
     for op, shape in keys:
-        console.print(points(op, shape, [p for p in data["points"] if (p["op"], p["shape"]) == (op, shape)]))
+        console.print(points(op, shape, [p for p in result.points if (p["op"], p["shape"]) == (op, shape)]))
     if bars:
         console.print(promises(bars))
 

@@ -9,7 +9,8 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """What the vocabulary means for logits that are never whole, and samples of the student's own."""
+    """The family, what the vocabulary means for logits that are never whole, and samples of the student's own."""
+    registry.family("decoder", load="xarch_decoder.family:DecoderFamily", summary="causal language models")
     logits = {"layouts": ["factored-logits"]}
     registry.objective("kl", load="xarch_decoder.objectives:KL", summary="divergence per token, in chunks", **logits)
     registry.objective(

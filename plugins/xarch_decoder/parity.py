@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from xarch import Batch, Call, ExportGraph, ParityCase
-from xarch_decoder.graphs import graph_states
+from xarch_decoder.export import graph_states
 from xarch_decoder.student import DecoderStudent
 
 DECODE_STEPS = 64

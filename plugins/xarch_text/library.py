@@ -55,12 +55,12 @@ class Library:
     Args:
         corpus: its files.
         options: how they are read.
-        split: "train", "validation" or "heldout".
+        split: one of :data:`SPLITS`.
     """
 
     def __init__(self, corpus: Corpus, options: TextOptions, split: str) -> None:
         self.corpus, self.options, self.split = corpus, options, split
-        self.splitter = Splitter(options.validation, options.heldout)
+        self.splitter = Splitter(options.validation, options.heldout, options.calibration)
         whole = [f for f in corpus.files if not f.holds_records]
         few = len(whole) == len(corpus.files) < FEW_FILES
         self.by_piece = options.split_by == "piece" or (options.split_by == "auto" and few)

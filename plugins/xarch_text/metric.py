@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xarch import Batch, Evaluation, Metric, TapModel, UsageError
-from xarch_text.continuation import continue_greedily
+from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
+from xarch_decoder.generation import continue_greedily
 from xarch_text.scores import Scores, add_batch
 
 PROMPTS = 2
@@ -29,44 +28,39 @@ class Perplexity(Metric):
     document boundaries do not count. ``n`` is the number of predicted tokens.
     """
 
-    def evaluate(
-        self,
-        teacher: TapModel,
-        students: Mapping[str, TapModel],
-        batches: Callable[[], Iterable[Batch]],
-        *,
-        processor: Any,
-        progress: Callable[[int], None],
-    ) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
 
         Raises:
             UsageError: there is no held-out token to predict.
             NotFiniteError: a model's distributions are not finite.
         """
-        scores = {name: Scores() for name in ("teacher", *students)}
+        teacher, students = request.teacher, request.students
+        scores = {name: Scores() for name in (*(["teacher"] if teacher is not None else []), *students)}
         prompts: list[Tensor] = []
         with torch.no_grad():
-            for batch in batches():
-                known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"]
-                found = {n: s.collect(batch.seen_by("student"), ["logits"])["logits"] for n, s in students.items()}
-                add_batch(batch, known, found, scores)
-                prompts += _prompts(batch, PROMPTS - len(prompts))
-                progress(batch.units)
-            if not scores["teacher"].tokens:
+            for batch in request.batches():
+                seen = batch.seen_by("student")
+                known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"] if teacher is not None else None
+                found = {name: model.collect(seen, ["logits"])["logits"] for name, model in students.items()}
+                add_batch(seen, known, found, scores)
+                prompts += _prompts(seen, PROMPTS - len(prompts))
+                request.progress(batch.units)
+            tokens = max((score.tokens for score in scores.values()), default=0)
+            if not tokens:
                 raise UsageError("no held-out token to evaluate on", "raise evaluate.samples or data.options.heldout")
-            samples = _samples(teacher, students["student"], prompts, processor) if "student" in students else []
-        figures = {name: _figures(scores[name], scores["teacher"]) for name in students}
+            samples = _samples(teacher, students.get("student"), prompts, request.processor)
+        figures = {name: _figures(scores[name], scores.get("teacher")) for name in students}
         student = figures.pop("student", {})
         return Evaluation(
             metric="perplexity",
             higher_is_better=False,
             unit="per token",
-            teacher=_alone(scores["teacher"]),
+            teacher=_alone(scores["teacher"]) if teacher is not None else {},
             student=student,
             baselines=figures,
             gated={k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement") if k in student},
-            n=scores["teacher"].tokens,
+            n=tokens,
             samples=samples,
         )
 
@@ -79,8 +73,10 @@ def _alone(score: Scores) -> dict[str, float]:
     }
 
 
-def _figures(score: Scores, teacher: Scores) -> dict[str, float]:
+def _figures(score: Scores, teacher: Scores | None) -> dict[str, float]:
     figures = _alone(score)
+    if teacher is None:
+        return figures
     figures["perplexity_ratio"] = math.exp(min(score.cross_entropy - teacher.cross_entropy, _EXPONENT))
     figures["kl"] = score.kl
     # eval.json holds finite numbers only; a single row has no spread to speak of.
@@ -99,15 +95,18 @@ def _prompts(batch: Batch, wanted: int) -> list[Tensor]:
     return [ids_BL[i, :PROMPT_TOKENS] for i in whole[:wanted]]
 
 
-def _samples(teacher: TapModel, student: TapModel, prompts: list[Tensor], processor: Any) -> list[dict[str, Any]]:
-    if not prompts or processor is None:
+def _samples(
+    teacher: TapModel | None, student: TapModel | None, prompts: list[Tensor], processor: Any
+) -> list[dict[str, Any]]:
+    if not prompts or processor is None or student is None:
         return []
     prompt_BL = torch.stack(prompts)
     texts = [_text(processor, ids) for ids in prompt_BL]
-    answers = [continue_greedily(model, prompt_BL, NEW_TOKENS) for model in (teacher, student)]
+    models = {"teacher": teacher, "student": student}
+    answers = {n: continue_greedily(m, prompt_BL, NEW_TOKENS) for n, m in models.items() if m is not None}
     return [
-        {"prompt": prompt, "teacher": _text(processor, of_teacher), "student": _text(processor, of_student)}
-        for prompt, of_teacher, of_student in zip(texts, *answers, strict=True)
+        {"prompt": prompt, **{name: _text(processor, answer[i]) for name, answer in answers.items()}}
+        for i, prompt in enumerate(texts)
     ]
 
 

@@ -37,6 +37,9 @@ class TextOptions(Options):
     )
     validation: float = Field(0.04, ge=0, lt=1, description="fraction of documents for decisions during training")
     heldout: float = Field(0.08, ge=0, lt=1, description="fraction of documents for the final figures")
+    calibration: float = Field(
+        0.02, ge=0, lt=1, description="fraction of documents for ranges of 8-bit numbers and tables"
+    )
     split_by: Literal["auto", "document", "piece"] = Field(
         "auto", description="`piece` splits inside files; `auto` does so for fewer than 50 files"
     )
@@ -52,6 +55,9 @@ class TextOptions(Options):
 
     @model_validator(mode="after")
     def _room_for_training(self) -> TextOptions:
-        if self.validation + self.heldout >= 1:
-            raise ValueError(f"validation {self.validation} + heldout {self.heldout} leave nothing for training")
+        if self.validation + self.heldout + self.calibration >= 1:
+            raise ValueError(
+                f"validation {self.validation}, heldout {self.heldout} and calibration {self.calibration} "
+                "leave nothing for training"
+            )
         return self

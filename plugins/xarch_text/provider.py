@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from xarch import BatchStream, DataInfo, DataProvider, UsageError
+from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError
 from xarch_text.corpus import STDLIB, find_corpus
 from xarch_text.encoding import Encoder
 from xarch_text.fixed import FixedStream
@@ -30,59 +28,69 @@ class TextData(DataProvider):
     A sample is a row: ``{"length": 512}`` tokens. Batches hold ``input_ids`` and ``segment_ids``, int64 [samples,
     length]; ``segment_ids`` number the documents within a row from 0. Units are tokens.
 
-    Documents are split into train, validation and held-out by their names, so the three never overlap and are the same
-    on every machine.
+    Documents are split into train, validation, calibration and held-out by their names, so the splits never overlap and
+    are the same on every machine.
     """
 
     Options = TextOptions
 
-    def describe(self, ref: str, options: BaseModel) -> DataInfo:
-        assert isinstance(options, TextOptions)
-        corpus = find_corpus(ref, options.extensions)
+    def describe(self, request: DataRequest) -> DataInfo:
+        options: TextOptions = request.options
+        length = _length(request.sample)
+        _check_length(length, request.facts)
+        corpus = find_corpus(request.ref, options.extensions)
         lines = [f"{corpus.digest} {options.field} {options.separator}"]
-        if ref != STDLIB:
+        if request.ref != STDLIB:
             lines += [f"{f.name} {f.path.stat().st_mtime_ns}" for f in corpus.files]
         digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-        return DataInfo(corpus.title, digest, "token", {"files": len(corpus.files), "bytes": corpus.bytes})
+        return DataInfo(
+            corpus.title,
+            digest,
+            "token",
+            {"files": len(corpus.files), "bytes": corpus.bytes},
+            tensors={key: TensorInfo("BL", {"L": length}) for key in ("input_ids", "segment_ids")},
+            facts={"length": length},
+        )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
         return _length(sample)
 
-    def open(
-        self,
-        ref: str,
-        options: BaseModel,
-        *,
-        split: str,
-        samples: int,
-        sample: Mapping[str, Any],
-        processors: Mapping[str, Any],
-        seed: int,
-        teacher: Any = None,
-    ) -> BatchStream:
+    def sizes(self, sample: Mapping[str, Any]) -> Mapping[str, int]:
+        return {"L": _length(sample)}
+
+    def open(self, request: DataRequest) -> BatchStream:
         """See :meth:`xarch.DataProvider.open`.
 
         Raises:
             UsageError: wrong sample, no tokenizer, nothing there, or rows longer than the teacher can read.
         """
-        assert isinstance(options, TextOptions)
-        if split not in SPLITS:
-            raise UsageError(f"text data has no split {split!r}", f"splits: {', '.join(SPLITS)}")
-        length = _length(sample)
-        facts = getattr(teacher, "facts", None)
-        longest = getattr(facts, "max_positions", None)
-        if longest is not None and length > longest:
-            raise UsageError(
-                f"samples of {length} tokens, the teacher was made for at most {longest}",
-                f"`--set data.sample.length={longest}`",
-            )
-        library = Library(find_corpus(ref, options.extensions), options, split)
+        options: TextOptions = request.options
+        if request.split not in SPLITS:
+            raise UsageError(f"text data has no split {request.split!r}", f"splits: {', '.join(SPLITS)}")
+        length = _length(request.sample)
+        facts = request.facts or getattr(request.teacher, "facts", None)
+        _check_length(length, facts)
+        library = Library(find_corpus(request.ref, options.extensions), options, request.split)
         encoder = Encoder(
-            processors.get("teacher"), options.tokenizer, options.separator, getattr(facts, "vocab", None)
+            request.processors.get("teacher"), options.tokenizer, options.separator, getattr(facts, "vocab", None)
         )
-        if split == "train":
-            return TrainStream(library, encoder, samples=samples, length=length, seed=seed)
-        return FixedStream(library, encoder, samples=samples, length=length)
+        if request.split == "train":
+            return TrainStream(library, encoder, samples=request.samples, length=length, seed=request.seed)
+        return FixedStream(library, encoder, samples=request.samples, length=length)
+
+
+def _check_length(length: int, facts: Any) -> None:
+    """Rows longer than the teacher was made for are an error, while planning too.
+
+    Raises:
+        UsageError: they are.
+    """
+    longest = getattr(facts, "max_positions", None)
+    if longest is not None and length > longest:
+        raise UsageError(
+            f"samples of {length} tokens, the teacher was made for at most {longest}",
+            f"`--set data.sample.length={longest}`",
+        )
 
 
 def _length(sample: Mapping[str, Any]) -> int:

@@ -59,20 +59,24 @@ class Scores:
 def targets(batch: Batch) -> tuple[Tensor, Tensor]:
     """(next token [B, L], whether it is to be predicted [B, L]).
 
-    The last position of a row has no next token, and the last of a document none of its own.
+    The last position of a row has no next token, and the last of a document none of its own; a ``loss_mask`` [B, L]
+    leaves further positions out.
     """
     ids_BL, segments_BL = batch["input_ids"], batch.get("segment_ids")
     next_BL = torch.zeros_like(ids_BL)
     next_BL[:, :-1] = ids_BL[:, 1:]
     valid_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
     valid_BL[:, :-1] = True if segments_BL is None else segments_BL[:, 1:] == segments_BL[:, :-1]
-    return next_BL, valid_BL
+    mask_BL = batch.get("loss_mask")
+    return next_BL, valid_BL if mask_BL is None else valid_BL & (mask_BL > 0)
 
 
 def add_batch(
-    batch: Batch, teacher: FactoredLogits, models: dict[str, FactoredLogits], scores: dict[str, Scores]
+    batch: Batch, teacher: FactoredLogits | None, models: dict[str, FactoredLogits], scores: dict[str, Scores]
 ) -> None:
-    """Add one batch to the sums of the teacher (name "teacher") and of every model; [B, L, V] never exists.
+    """Add one batch to the sums of the teacher (name "teacher"), if there is one, and of every model.
+
+    A [B, L, V] tensor never exists.
 
     Raises:
         NotFiniteError: a distribution is not finite.
@@ -82,22 +86,27 @@ def add_batch(
     row_T = torch.arange(len(batch), device=next_T.device).repeat_interleave(next_BL.shape[1])
     kl_rows = {name: torch.zeros(len(batch), dtype=torch.float64) for name in models}
     walks = {name: logits.chunks(CHUNK) for name, logits in models.items()}
-    for where, teacher_TV in teacher.chunks(CHUNK):
-        keep_T = valid_T[where]
-        want_T, which_T = next_T[where][keep_T], row_T[where][keep_T]
-        teacher_TV = teacher_TV[keep_T].log_softmax(-1)
-        _add_predictions(scores["teacher"], teacher_TV, want_T)
-        best_T = teacher_TV.argmax(-1)
+    known = None if teacher is None else teacher.chunks(CHUNK)
+    for start in range(0, len(next_T), CHUNK):
+        keep_T = valid_T[start : start + CHUNK]
+        want_T, which_T = next_T[start : start + CHUNK][keep_T], row_T[start : start + CHUNK][keep_T]
+        teacher_TV = None if known is None else next(known)[1][keep_T].log_softmax(-1)
+        if teacher_TV is not None:
+            _add_predictions(scores["teacher"], teacher_TV, want_T)
         for name, walk in walks.items():
-            _, logits_TV = next(walk)
-            model_TV = _same_words(logits_TV, teacher_TV, name)[keep_T].log_softmax(-1)
+            logits_TV = next(walk)[1]
+            model_TV = logits_TV[keep_T].log_softmax(-1)
             _add_predictions(scores[name], model_TV, want_T)
-            scores[name].agree += int((model_TV.argmax(-1) == best_T).sum())
+            if teacher_TV is None:
+                continue
+            _check_words(logits_TV, teacher_TV, name)
+            scores[name].agree += int((model_TV.argmax(-1) == teacher_TV.argmax(-1)).sum())
             kl_T = (teacher_TV.exp() * (teacher_TV - model_TV)).sum(-1)
             kl_rows[name].index_add_(0, which_T.cpu(), kl_T.double().cpu())
-    for name, rows in kl_rows.items():
-        scores[name].kl_rows += rows.tolist()
-        scores[name].token_rows += valid_BL.sum(1).tolist()
+    if teacher is not None:
+        for name, rows in kl_rows.items():
+            scores[name].kl_rows += rows.tolist()
+            scores[name].token_rows += valid_BL.sum(1).tolist()
     for name, score in scores.items():
         if not math.isfinite(score.nll) or not all(map(math.isfinite, score.kl_rows)):
             raise NotFiniteError(
@@ -112,10 +121,9 @@ def _add_predictions(score: Scores, log_p_TV: Tensor, want_T: Tensor) -> None:
     score.hits += int((log_p_TV.argmax(-1) == want_T).sum())
 
 
-def _same_words(logits_TV: Tensor, teacher_TV: Tensor, name: str) -> Tensor:
+def _check_words(logits_TV: Tensor, teacher_TV: Tensor, name: str) -> None:
     if logits_TV.shape[-1] != teacher_TV.shape[-1]:
         raise XarchError(
             f"{name} predicts {logits_TV.shape[-1]} tokens, the teacher {teacher_TV.shape[-1]}; "
             "perplexity compares equal vocabularies"
         )
-    return logits_TV

@@ -1,4 +1,4 @@
-"""Which documents train, validate and are held out: decided by names alone, so the same on every machine."""
+"""Which split a document belongs to: decided by names alone, so the same on every machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-SPLITS = ("train", "validation", "heldout")
+SPLITS = ("train", "validation", "calibration", "heldout")
 
 
 def fraction_of(identity: str) -> float:
@@ -19,24 +19,27 @@ class Splitter:
     """Assigns documents to splits.
 
     Args:
-        validation, heldout: fractions of the documents.
+        validation, heldout, calibration: fractions of the documents.
     """
 
-    def __init__(self, validation: float, heldout: float) -> None:
-        self.validation, self.heldout = validation, heldout
+    def __init__(self, validation: float, heldout: float, calibration: float = 0.0) -> None:
+        self.shares = {"heldout": heldout, "validation": validation, "calibration": calibration}
 
     def document(self, identity: str) -> str:
         """Split of a document, from its identity alone: other documents do not matter."""
         u = fraction_of(identity)
-        if u < self.heldout:
-            return "heldout"
-        return "validation" if u < self.heldout + self.validation else "train"
+        end = 0.0
+        for split, share in self.shares.items():
+            end += share
+            if u < end:
+                return split
+        return "train"
 
     def documents(self, identities: Sequence[str]) -> dict[str, str]:
         """Splits of all documents of a corpus. A wanted split that came out empty takes the training document with
         the smallest draw, so that a corpus of a few dozen documents is never without held-out text."""
         found = {identity: self.document(identity) for identity in identities}
-        for split, wanted in (("heldout", self.heldout), ("validation", self.validation)):
+        for split, wanted in self.shares.items():
             training = sorted((fraction_of(i), i) for i, s in found.items() if s == "train")
             if wanted > 0 and split not in found.values() and len(training) > 1:
                 found[training[0][1]] = split
@@ -47,10 +50,12 @@ class Splitter:
 
         Pieces are spaced evenly instead of drawn, so that a file of a few dozen pieces has each split.
         """
-        shift = fraction_of(name)
-        before, after = math.floor(number * self.heldout + shift), math.floor((number + 1) * self.heldout + shift)
-        if after > before:
-            return "heldout"
-        rest = number - before
-        share = self.validation / (1 - self.heldout)
-        return "validation" if math.floor((rest + 1) * share + shift) > math.floor(rest * share + shift) else "train"
+        shift, left = fraction_of(name), 1.0
+        for split, share in self.shares.items():
+            # Of what the splits before have left, every (left / share)-th piece.
+            part = share / left
+            taken = math.floor(number * part + shift)
+            if math.floor((number + 1) * part + shift) > taken:
+                return split
+            number, left = number - taken, left - share
+        return "train"

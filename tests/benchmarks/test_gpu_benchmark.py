@@ -33,7 +33,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     kernels = json.loads((tmp_path / "results" / "kernels_cpu_float32.json").read_text())
     assert {p["op"] for p in kernels["points"] if p["status"] == "done"} >= {"selective_scan", "ssd", "matrix_distance"}
     speed = json.loads((tmp_path / "results" / "conversion_speed_cpu.json").read_text())
-    assert {"xarch", "xarch, plain PyTorch"} <= {r["way"] for r in speed["rows"] if r["status"] == "done"}
+    assert {"xarch", "xarch, plain PyTorch"} <= {r["way"] for r in speed["points"] if r["status"] == "done"}
     for part in ("hybrid", "full"):
         quality = json.loads((tmp_path / "results" / f"smollm2_{part}_cpu.json").read_text())
-        assert quality["runs"][0]["student"]["kl"] >= 0
+        assert quality["points"][0]["student"]["kl"] >= 0

@@ -1,4 +1,4 @@
-"""The kernel benchmark measures nothing that is wrong, compares like with like, and goes on where it was stopped."""
+"""The kernel benchmark times nothing that is wrong, compares like with like, and resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from benchmarks.kernels.case import Case
 from benchmarks.kernels.contender import Contender
 from benchmarks.kernels.gate import compare
 from benchmarks.kernels.ops import operations
-from benchmarks.kernels.store import Store
 from benchmarks.kernels.sweep import cases, given_up
 from benchmarks.kernels.work import Work, floor
+from benchmarks.store import Store
 
 SMALL = {
     "selective_scan": {"B": 2, "D": 6, "N": 4},
@@ -153,36 +153,38 @@ def test_gpu_shapes_are_measured_on_a_gpu_or_when_named() -> None:
         assert operation.work(case, True).flops > 0
 
 
-def test_an_interrupted_run_goes_on_and_a_finished_or_foreign_one_does_not(tmp_path: Path) -> None:
+def find(store: Store, case: Case, contender: str) -> dict[str, Any] | None:
+    return store.find(**case.as_json(), contender=contender)
+
+
+def test_an_interrupted_run_resumes_and_a_foreign_one_does_not(tmp_path: Path) -> None:
     path, case = tmp_path / "r.json", small("ssd", 8)
-    store = Store(path, HEADER, fresh=False)
+    store = Store(path, HEADER)
     store.add(case.as_json() | {"contender": "torch", "status": "done"})
-    again = Store(path, HEADER, fresh=False)
+    again = Store(path, HEADER)
     assert again.continued
-    assert again.find(case, "torch") is not None
-    assert again.find(case, "naive") is None
-    assert again.find(case.with_length(16), "torch") is None
+    assert find(again, case, "torch") is not None
+    assert find(again, case, "naive") is None
+    assert find(again, case.with_length(16), "torch") is None
     assert not Store(path, HEADER, fresh=True).continued
-    assert not Store(path, HEADER | {"versions": {"torch": "3"}}, fresh=False).continued
-    again.finish({"bars": []})
-    assert not Store(path, HEADER, fresh=False).continued
+    assert not Store(path, HEADER | {"versions": {"torch": "3"}}).continued
 
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_only_operations_whose_code_changed_are_measured_again(tmp_path: Path, finished: bool) -> None:
     path = tmp_path / "r.json"
-    store = Store(path, HEADER, fresh=False)
+    store = Store(path, HEADER)
     for op in ("ssd", "causal_conv1d"):
         store.add(small(op, 8).as_json() | {"contender": "torch", "status": "done"})
     if finished:
-        store.finish({"bars": []})
-    changed = Store(path, HEADER | {"code": {"ssd": "a", "causal_conv1d": "c"}}, fresh=False)
+        store.finish()
+    changed = Store(path, HEADER | {"code": {"ssd": "a", "causal_conv1d": "c"}})
     assert changed.continued
-    assert changed.data["code"]["causal_conv1d"] == "c"
-    assert not changed.data["finished"]
-    assert changed.find(small("ssd", 8), "torch") is not None
-    assert changed.find(small("causal_conv1d", 8), "torch") is None
-    assert not Store(path, HEADER | {"code": {"ssd": "x", "causal_conv1d": "y"}}, fresh=False).continued
+    assert changed.result.header["code"]["causal_conv1d"] == "c"
+    assert not changed.result.header["finished"]
+    assert find(changed, small("ssd", 8), "torch") is not None
+    assert find(changed, small("causal_conv1d", 8), "torch") is None
+    assert not Store(path, HEADER | {"code": {"ssd": "x", "causal_conv1d": "y"}}).continued
 
 
 def test_the_digest_of_an_operation_covers_what_it_runs_and_nothing_of_its_neighbours() -> None:
@@ -200,7 +202,7 @@ def test_the_digest_of_an_operation_covers_what_it_runs_and_nothing_of_its_neigh
 
 
 def test_a_contender_over_its_limit_is_not_tried_on_more_tokens(tmp_path: Path) -> None:
-    store, case = Store(tmp_path / "r.json", HEADER, fresh=False), small("ssd", 8)
+    store, case = Store(tmp_path / "r.json", HEADER), small("ssd", 8)
     ended = {"forward_backward": {"at_least": {"seconds": 1.0, "cpu_seconds": 1.0}}}
     store.add(case.as_json() | {"contender": "slow", "status": "over the time limit of 1 s", **ended})
     store.add(case.as_json() | {"contender": "fast", "status": "done", "forward_backward": {"seconds": 1}})
@@ -324,8 +326,8 @@ def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer
     from xarch import Batch
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.manual_seed(0)
@@ -340,7 +342,7 @@ def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer
         inverse_frequencies=tuple(1e4 ** (-i / 4) for i in range(4)),
         max_positions=128,
     )
-    teacher = DecoderStudent(facts, [[Attention]] * 2).as_teacher(ref="made")
+    teacher = DecoderStudent(facts, [[Attention]] * 2).as_teacher("made", "made")
     target = resolve_target(get_registry(), "dm2", {})
     student = target.adapter.build(facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)

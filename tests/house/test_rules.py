@@ -17,7 +17,7 @@ PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.
 PUBLIC_MODULES = ("xarch.testing", "xarch.kernels", "xarch.optim", "xarch.numbers")
 FAMILIES = ("xarch_decoder", "xarch_field")
 """Plugins that others may import: what models of one family share."""
-TOP = {"pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
+TOP = {"LICENSE", "pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
 
 
 def imports(folder: Path) -> Iterator[tuple[Path, str, list[str]]]:

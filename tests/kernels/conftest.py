@@ -1,4 +1,4 @@
-"""Fixtures of the kernel tests: poisoned memory, and one measure of error for all of them."""
+"""Poisoned memory, one measure of error, and the split between an ordinary process and one that interprets Triton."""
 
 from __future__ import annotations
 
@@ -7,7 +7,34 @@ from typing import Any
 
 import pytest
 import torch
+from agreement import INTERPRETED
 from torch import Tensor
+
+from xarch.kernels import backends, dispatch, gpu, register
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Triton's tests run where its kernels are interpreted, and nothing else does there."""
+    here = [i for i in items if not i.path.is_relative_to(config.rootpath / "tests" / "kernels") or _belongs(i)]
+    config.hook.pytest_deselected(items=[i for i in items if i not in set(here)])
+    items[:] = here
+
+
+def _belongs(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (parameters.get("backend") == "triton" or item.path.name == "mamba_ssm_cases.py") == INTERPRETED
+
+
+@pytest.fixture(scope="session", autouse=INTERPRETED)
+def triton_takes_cpu_tensors() -> Iterator[None]:
+    """The Triton backends as they are registered, but allowed on the CPU, and blocks of sixteen tokens in the scan: the
+    interpreter scans element by element."""
+    with dispatch.isolated(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu.SIZES, "scan_tile", 16)
+        for b in backends():
+            if b.name == "triton":
+                register(b.op, b.name, priority=b.priority, dtypes=b.dtypes, lacks=b.lacks, check=b.check)(b.run)
+        yield
 
 
 def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -18,7 +45,7 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return poisoned
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module", autouse=not INTERPRETED)
 def nan_in_fresh_memory() -> Iterator[None]:
     """Memory that a kernel forgets to write shows up as NaN instead of, by luck, as zero.
 

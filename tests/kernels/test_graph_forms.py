@@ -53,7 +53,7 @@ def test_octaves_of_sine_and_cosine(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS["prefix_sum"])
-@pytest.mark.parametrize("length", [1, 7, 64])
+@pytest.mark.parametrize("length", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 64)), 7])
 def test_prefix_sums(form: str, length: int, tmp_path: Path) -> None:
     x = torch.randn(5, length, generator=torch.Generator().manual_seed(0))
     operators, seen = exported(lambda x: prefix_sum(2 * x), {"prefix_sum": form}, x, tmp_path / "p.onnx")

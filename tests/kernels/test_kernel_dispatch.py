@@ -1,9 +1,9 @@
-"""Choosing a backend: by priority, by wish, and with a reason for everything."""
+"""Choosing a backend: by priority, on request, and with a reason for everything."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,15 +14,11 @@ from xarch.kernels.dispatch import select
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No wish from outside, only the two backends of every operation, and nothing registered here survives the test."""
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No request from the environment, only two backends an operation; nothing registered here survives the test."""
     monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(dispatch, "_REGISTRY", {op: _common(table) for op, table in dispatch._REGISTRY.items()})
-    monkeypatch.setattr(dispatch, "_VERDICTS", {})
-
-
-def _common(table: dict[str, Any]) -> dict[str, Any]:
-    return {name: backend for name, backend in table.items() if name in ("naive", "torch")}
+    with dispatch.isolated("naive", "torch"):
+        yield
 
 
 def chosen(op: str = "ssd", **kwargs: object) -> str:
@@ -42,7 +38,7 @@ def test_highest_priority_that_can_run_wins():
     assert select("ssd", "cpu", torch.bfloat16).name == "other-dtype"
 
 
-def test_wishes_argument_before_context_before_environment(monkeypatch):
+def test_requests_argument_before_context_before_environment(monkeypatch):
     monkeypatch.setenv(dispatch.ENVIRONMENT, "naive")
     assert chosen() == "naive"
     with use_backend("torch"):
@@ -56,7 +52,7 @@ def test_wishes_argument_before_context_before_environment(monkeypatch):
     assert chosen() == "naive"
 
 
-def test_a_wish_reaches_the_operation():
+def test_a_request_reaches_the_operation():
     calls = []
 
     @register("causal_conv1d", "spy", priority=-1)
@@ -166,13 +162,16 @@ def test_backends_of_other_devices_are_no_news():
 
 
 def test_a_check_waits_for_a_call_that_needs_it():
-    register("ssd", "built", priority=5, check=failing)(lambda: None)
+    checked: list[str] = []
+    register("ssd", "built", priority=5, check=checked.append)(lambda: None)
     assert chosen() == "torch"
     assert next(c for c in describe() if c.op == "ssd").refused == {}
-    assert dispatch._VERDICTS == {}
+    assert checked == []
+    assert chosen(backend="built") == "built"
+    assert checked == ["cpu"]
 
 
-def test_an_exporter_ignores_a_wish_it_cannot_record(monkeypatch):
+def test_an_exporter_ignores_a_request_it_cannot_record(monkeypatch):
     register("ssd", "built", priority=90, available=lambda: "an exporter records" if dispatch.tracing() else None)(list)
     monkeypatch.setenv(dispatch.ENVIRONMENT, "built")
     assert chosen() == "built"

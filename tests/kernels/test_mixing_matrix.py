@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import backends, mixing_matrix, ssd
+from xarch.kernels import mixing_matrix, ssd
 from xarch.kernels.dispatch import use_backend
 
 BACKENDS = ["naive", "torch"]
@@ -29,10 +29,6 @@ def options(batch: int, length: int) -> dict[str, Tensor]:
     ids = (torch.arange(length) // 9 % 2).expand(batch, -1)
     mask = (torch.arange(length) < length - 4).expand(batch, -1)
     return {"segment_ids_BL": ids, "mask_BL": mask}
-
-
-def test_it_has_a_naive_and_a_fast_form():
-    assert [b.name for b in backends("mixing_matrix")] == ["torch", "naive"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -97,16 +93,11 @@ def test_resets_and_half_precision(backend):
     assert float(M[:, :, 5:10, :5].abs().max()) <= 1e-20
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_tokens(backend):
-    assert mixing_matrix(*make(2, 0, 4, 2), backend=backend).shape == (2, 4, 0, 0)
-
-
-def test_a_wish_is_heard():
+def test_a_requested_backend_runs():
     operands = make(1, 12, 2, 1)
     with use_backend("naive"):
-        wished = mixing_matrix(*operands)
-    assert torch.equal(wished, mixing_matrix(*operands, backend="naive"))
+        requested = mixing_matrix(*operands)
+    assert torch.equal(requested, mixing_matrix(*operands, backend="naive"))
     with pytest.raises(UsageError, match="has no backend 'cpp'"):
         mixing_matrix(*operands, backend="cpp")
 

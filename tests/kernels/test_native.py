@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xarch.kernels.native import BuildError, build, library, why_not
+from xarch.kernels.native import BuildError, build, forget, library, why_not
 
 PROBE = """
 #include "parallel.h"
@@ -42,7 +42,9 @@ PROBE(sum, splat(hsum(v)))
 needs_compiler = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-@pytest.fixture(scope="module", params=["this machine", "without AVX-512", "without AVX"])
+@pytest.fixture(
+    scope="module", params=["this machine", pytest.param("without AVX-512", marks=pytest.mark.slow), "without AVX"]
+)
 def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     narrower = {"without AVX-512": ("-mno-avx512f",), "without AVX": ("-mno-avx",)}.get(request.param, ())
     if narrower and platform.machine() not in ("x86_64", "AMD64"):
@@ -112,7 +114,7 @@ def test_a_library_is_compiled_once_per_content(tmp_path: Path, monkeypatch, cap
     assert library("answer", [source]).answer() == 41
     assert "compiling the kernel answer" in capfd.readouterr().err
     assert library("answer", [source]) is library("answer", [source])
-    monkeypatch.setattr(build, "_LOADED", {})
+    forget()
     assert library("answer", [source]).answer() == 41
     assert capfd.readouterr().err == ""
     source.write_text('extern "C" int answer() { return 42; }')

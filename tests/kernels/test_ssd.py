@@ -1,366 +1,337 @@
-"""SSD: every form against the dense matrix, values and gradients (spec checks A1, A2)."""
+"""SSD: every form against the dense matrix and against the recurrence, values and gradients (spec checks A1, A2)."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from agreement import assert_close, compare, documents, each, needs_compiler, results, slow, source, truth
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import mixing_matrix, ssd, ssd_step
+from xarch.kernels import backends, gpu, mixing_matrix, ssd, ssd_step
 
 Q = 8
 LENGTHS = [1, Q - 1, Q, Q + 1, 3 * Q + 7]
 HEADS = [(1, 4, 4), (2, 3, 3), (2, 6, 2), (3, 4, 1)]
-VALUE_LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
-GRADIENT_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-4}
+DTYPES = [torch.float64, torch.float32]
 
 
-@dataclass
-class Case:
-    x: Tensor
-    log_a: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor
-    state: Tensor
+@dataclass(frozen=True)
+class Ssd:
+    batch: int
+    length: int
+    heads: int
+    groups: int
+    width: int = 5
+    size: int = 3
+    segmented: bool = False
+    skip: bool = True
+    initial: bool = True
+    log_a: float | None = None
+    """Of every third token."""
+    seed: int = 0
+    chunk: int | None = field(default=None, compare=False)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.x, self.log_a, self.B, self.C, self.D, self.state
+    def operands(self) -> list[Tensor | None]:
+        draw, shape = source(self.seed), (self.batch, self.length)
+        log_a = -F.softplus(2 * draw(*shape, self.heads))
+        if self.log_a is not None:
+            log_a[:, ::3] = self.log_a
+        B, C = draw(*shape, self.groups, self.size), draw(*shape, self.groups, self.size)
+        x, D = draw(*shape, self.heads, self.width), draw(self.heads)
+        state = draw(self.batch, self.heads, self.width, self.size)
+        return [x, log_a, B, C, D if self.skip else None, state if self.initial else None]
 
-    def to(self, dtype: torch.dtype) -> Case:
-        """Same values, x, B and C rounded to a dtype, the others to a dtype that is never below float32."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return Case(
-            self.x.to(dtype),
-            self.log_a.to(wide),
-            self.B.to(dtype),
-            self.C.to(dtype),
-            self.D.to(wide),
-            self.state.to(wide),
-        )
+    def segments(self) -> Tensor | None:
+        return documents(self.batch, self.length, self.seed) if self.segmented else None
 
-    def leaves(self) -> Case:
-        return Case(*(t.detach().clone().requires_grad_() for t in self.tensors()))
-
-    def run(self, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def call(self, backend: str | None, *t: Tensor | None) -> Any:
         return ssd(
-            self.x,
-            self.log_a,
-            self.B,
-            self.C,
-            self.D,
-            initial_state_BHPN=self.state,
-            return_final_state=True,
-            **kwargs,  # type: ignore[arg-type]
-        )
+            *t[:5], initial_state_BHPN=t[5], segment_ids_BL=self.segments(), return_final_state=True,
+            chunk_size=self.chunk, backend=backend,
+        )  # fmt: skip
 
 
-def make(batch: int, length: int, heads: int, groups: int, width: int = 5, size: int = 3, seed: int = 0) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    return Case(
-        x=randn(batch, length, heads, width),
-        log_a=-torch.nn.functional.softplus(randn(batch, length, heads) * 2),
-        B=randn(batch, length, groups, size),
-        C=randn(batch, length, groups, size),
-        D=randn(heads),
-        state=randn(batch, heads, width, size),
-    )
+def check(case: Ssd, backend: str, dtype: torch.dtype = torch.float32, limit: float = 1e-5) -> None:
+    # The gradient of log a is zero for a single token, but computed as the difference of two sums.
+    compare(case, backend, 1e-10 if dtype == torch.float64 else limit, dtype, beside=0.01)
 
 
-def documents(batch: int, length: int, seed: int = 0) -> Tensor:
-    """Ids that change at random places and come back."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(batch, length, generator=generator) < 0.2).long().cumsum(1) % 2
+def dense(case: Ssd) -> Tensor:
+    x, log_a, B, C, D, _ = case.operands()
+    return torch.einsum("bhts,bshp->bthp", mixing_matrix(C, B, log_a, D, segment_ids_BL=case.segments()), x)
 
 
-def dense(case: Case, segments: Tensor | None = None) -> Tensor:
-    M = mixing_matrix(case.C, case.B, case.log_a, case.D, segment_ids_BL=segments)
-    return torch.einsum("bhts,bshp->bthp", M, case.x)
+@each(
+    "case, dtype",
+    torch=[
+        (Ssd(*shape, segmented=segmented, chunk=Q), dtype)
+        for shape in ((b, n, h, g) for b, h, g in HEADS for n in LENGTHS)
+        for segmented in (False, True)
+        for dtype in DTYPES
+    ],
+    cpp=[
+        (Ssd(2, n, *shape, segmented=segmented), torch.float32)
+        for shape in [(3, 3, 64, 64), (4, 1, 20, 33), (9, 1, 5, 3)]
+        for n in (1, 2, 63, 64, 65, 131, 300)
+        for segmented in (False, True)
+    ],
+    triton=[(Ssd(1, n, 2, 1, segmented=n != 31, chunk=32), torch.float32) for n in (1, 2, 31, 70)],
+)
+def test_values_and_gradients(backend, case, dtype):
+    check(case, backend, dtype)
 
 
-@pytest.mark.parametrize("dtype", VALUE_LIMIT)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("batch", "heads", "groups"), HEADS)
-def test_dense_recurrent_chunked_and_steps_agree(batch, heads, groups, length, dtype, error):
-    case = make(batch, length, heads, groups).to(dtype)
-    case.state.zero_()
-    exact = case.to(torch.float64)
-    want = dense(exact)
-    limit = VALUE_LIMIT[dtype]
-    _, state_want = exact.run(backend="naive")
-    for backend in ("naive", "torch"):
-        y, state = case.run(backend=backend, chunk_size=Q)
-        assert y.dtype == dtype
-        assert state.dtype == torch.promote_types(dtype, torch.float32)
-        assert error(y, want) <= limit
-        assert error(state, state_want) <= limit
-    state, ys = case.state, []
-    for t in range(length):
-        y, state = ssd_step(case.x[:, t], case.log_a[:, t], case.B[:, t], case.C[:, t], case.D, state)
-        ys.append(y)
-    assert error(torch.stack(ys, 1), want) <= limit
-    assert error(state, state_want) <= limit
+def test_recurrence_and_steps_are_the_dense_matrix(batch, heads, groups, length):
+    case = Ssd(batch, length, heads, groups, initial=False)
+    (y, last), _ = truth(case)
+    want = dense(case)
+    assert_close([y], [want], 1e-12)
+    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        x, log_a, B, C, D, _ = case.operands()
+        state, ys = torch.zeros_like(last, dtype=torch.promote_types(dtype, torch.float32)), []
+        for t in range(length):
+            narrow = (x[:, t].to(dtype), log_a[:, t].to(state.dtype), B[:, t].to(dtype), C[:, t].to(dtype))
+            y, state = ssd_step(*narrow, D.to(state.dtype), state)
+            ys.append(y)
+        assert_close([torch.stack(ys, 1), state], [want, last], limit)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("dtype", GRADIENT_LIMIT)
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize(("batch", "heads", "groups"), HEADS)
-def test_chunked_gradients_equal_autograd_through_the_recurrence(batch, heads, groups, length, dtype, segmented, error):
-    base = make(batch, length, heads, groups, seed=1)
-    segments = documents(batch, length) if segmented else None
-    want_in, got_in = base.leaves(), base.to(dtype).leaves()
-    want = want_in.run(backend="naive", segment_ids_BL=segments)
-    got = got_in.run(backend="torch", segment_ids_BL=segments, chunk_size=Q)
-    generator = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in want]
-    wanted = torch.autograd.grad(want, want_in.tensors(), upstream)
-    found = torch.autograd.grad(got, got_in.tensors(), [u.to(dtype) for u in upstream])
-    for value, truth in zip(got, want, strict=True):
-        assert error(value, truth) <= VALUE_LIMIT[dtype]
-    for value, truth in zip(found, wanted, strict=True):
-        assert error(value, truth) <= GRADIENT_LIMIT[dtype]
+@each("segmented", naive=[False, True], torch=[False, True])
+def test_gradients_are_those_of_the_dense_matrix(backend, segmented):
+    case = Ssd(2, 3 * Q + 7, 6, 3, initial=False, segmented=segmented, chunk=Q)
+    operands = case.operands()[:5]
 
+    def call(name: str | None, x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+        if name is not None:
+            return case.call(name, x, log_a, B, C, D, None)[0]
+        return torch.einsum("bhts,bshp->bthp", mixing_matrix(C, B, log_a, D, segment_ids_BL=case.segments()), x)
 
-@pytest.mark.parametrize("length", [3 * Q + 7])
-def test_chunked_gradients_equal_autograd_through_the_dense_matrix(length, error):
-    case, twin = make(2, length, 6, 3).leaves(), make(2, length, 6, 3).leaves()
-    segments = documents(2, length)
-    got = ssd(case.x, case.log_a, case.B, case.C, case.D, segment_ids_BL=segments, chunk_size=Q, backend="torch")
-    want = dense(twin, segments)
-    upstream = torch.randn_like(want)
-    found = torch.autograd.grad(got, case.tensors()[:5], upstream)
-    for value, truth in zip(found, torch.autograd.grad(want, twin.tensors()[:5], upstream), strict=True):
-        assert error(value, truth) <= 1e-10
+    got, want = (results(call, name, operands, torch.float64) for name in (backend, None))
+    assert_close(got[0] + got[1], want[0] + want[1], 1e-10)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradcheck(groups):
-    case = make(2, 7, 2, groups, width=2, size=2).leaves()
-    segments = torch.tensor([[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
-    assert torch.autograd.gradcheck(
-        lambda x, log_a, B, C, D, state: ssd(
-            x,
-            log_a,
-            B,
-            C,
-            D,
-            initial_state_BHPN=state,
-            segment_ids_BL=segments,
-            return_final_state=True,
-            chunk_size=3,
-            backend="torch",
-        ),
-        case.tensors(),
-    )
+    case = Ssd(2, 7, 2, groups, 2, 2, segmented=True, seed=5, chunk=3)
+    leaves = [t.requires_grad_() for t in case.operands()]
+    assert torch.autograd.gradcheck(lambda *t: case.call("torch", *t), leaves)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    batch=st.integers(1, 3),
-    length=st.integers(0, 40),
-    groups=st.integers(1, 3),
-    ratio=st.integers(1, 3),
-    width=st.integers(1, 6),
-    size=st.integers(1, 6),
-    chunk=st.integers(1, 45),
-    segmented=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_any_shape(error, batch, length, groups, ratio, width, size, chunk, segmented, seed):
-    base = make(batch, length, groups * ratio, groups, width, size, seed)
-    segments = documents(batch, length, seed) if segmented else None
-    want_in, got_in = base.leaves(), base.leaves()
-    want = want_in.run(backend="naive", segment_ids_BL=segments)
-    got = got_in.run(backend="torch", segment_ids_BL=segments, chunk_size=chunk)
-    wanted = torch.autograd.grad(
-        sum(t.square().sum() for t in want), want_in.tensors(), allow_unused=True, materialize_grads=True
-    )
-    found = torch.autograd.grad(
-        sum(t.square().sum() for t in got), got_in.tensors(), allow_unused=True, materialize_grads=True
-    )
-    for value, truth in zip((*got, *found), (*want, *wanted), strict=True):
-        assert error(value, truth) <= 1e-10
+def shapes(**changes: Any) -> Any:
+    arguments = {
+        "batch": st.integers(1, 3),
+        "length": st.integers(0, 60),
+        "groups": st.integers(1, 3),
+        "ratio": st.integers(1, 9),
+        "width": st.integers(1, 24),
+        "size": st.integers(1, 24),
+        "chunk": st.none() | st.integers(1, 70),
+        "segmented": st.booleans(),
+        "skip": st.booleans(),
+        "initial": st.booleans(),
+        "seed": st.integers(0, 1000),
+    }
+    drawn = st.fixed_dictionaries(arguments | changes)
+    return drawn.map(lambda d: Ssd(heads=d["groups"] * d.pop("ratio"), **d))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@each("dtype", torch=[torch.float64], cpp=[torch.float32])
+@settings(max_examples=40)
+@given(case=shapes())
+def test_any_shape(backend, dtype, case):
+    check(case, backend, dtype)
+
+
+@each(triton=[pytest.param(marks=slow)])
+@settings(max_examples=4, phases=[Phase.generate])
+@given(case=shapes(length=st.integers(1, 70), ratio=st.integers(1, 3), chunk=st.sampled_from([16, 32, 64, 128])))
+def test_any_shape_in_the_interpreter(backend, case):
+    check(case, backend, limit=2e-5)
+
+
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 37), max_size=6), segmented=st.booleans(), backend=st.sampled_from(["naive", "torch"])
 )
-def test_pieces_with_carried_state_equal_the_whole(error, cuts, segmented, backend):
-    case = make(2, 37, 4, 2)
+def test_pieces_with_carried_state_equal_the_whole(cuts, segmented, backend):
+    case = Ssd(2, 37, 4, 2, chunk=Q)
+    *operands, D, state = case.operands()
     # One document only, but declared: ids are compared inside a piece, the state carries across pieces.
-    segments = torch.ones(2, 37, dtype=torch.long) if segmented else None
-    want, state_want = case.run(chunk_size=Q, backend="naive")
-    edges = [0, *sorted(cuts), 37]
-    state, ys = case.state, []
-    for start, stop in itertools.pairwise(edges):
-        part = Case(*(t[:, start:stop] for t in case.tensors()[:4]), case.D, state)
-        y, state = part.run(
-            chunk_size=Q, backend=backend, segment_ids_BL=None if segments is None else segments[:, start:stop]
-        )
+    ids = torch.ones(2, 37, dtype=torch.long) if segmented else None
+    ys = []
+    for start, stop in itertools.pairwise([0, *sorted(cuts), 37]):
+        y, state = ssd(
+            *(t[:, start:stop] for t in operands), D, initial_state_BHPN=state, return_final_state=True, chunk_size=Q,
+            segment_ids_BL=None if ids is None else ids[:, start:stop], backend=backend,
+        )  # fmt: skip
         ys.append(y)
-    assert error(torch.cat(ys, 1), want) <= 1e-12
-    assert error(state, state_want) <= 1e-12
-
-
-def test_prefill_then_steps_equal_the_whole(error):
-    case = make(2, 70, 4, 4)
-    want, state_want = case.run(backend="naive")
-    y, state = replace(case, **{n: getattr(case, n)[:, :33] for n in ("x", "log_a", "B", "C")}).run(backend="torch")
-    ys = [y]
-    for t in range(33, 70):
-        y_t, state = ssd_step(case.x[:, t], case.log_a[:, t], case.B[:, t], case.C[:, t], case.D, state)
-        ys.append(y_t[:, None])
-    assert error(torch.cat(ys, 1), want) <= 1e-12
-    assert error(state, state_want) <= 1e-12
-
-
-@pytest.mark.parametrize("backend", ["naive", "torch"])
-def test_packed_documents_equal_separate_calls(backend, error):
-    case = make(1, 29, 4, 2)
-    case.state.zero_()
-    lengths = [1, 8, 13, 7]
-    segments = torch.repeat_interleave(torch.tensor([5, 0, 5, 2]), torch.tensor(lengths))[None]
-    packed, state = case.run(segment_ids_BL=segments, chunk_size=Q, backend=backend)
-    start, ys = 0, []
-    for length in lengths:
-        part = Case(*(t[:, start : start + length] for t in case.tensors()[:4]), case.D, case.state)
-        y, last = part.run(backend="naive")
-        ys.append(y)
-        start += length
-    assert error(packed, torch.cat(ys, 1)) <= 1e-12
-    assert error(state, last) <= 1e-12
+    assert_close([torch.cat(ys, 1), state], truth(case)[0], 1e-12)
 
 
 def test_decay_at_a_document_start_has_no_gradient():
-    case = make(1, 20, 2, 2).leaves()
-    segments = torch.arange(20)[None] // 5
-    ssd(case.x, case.log_a, case.B, case.C, segment_ids_BL=segments, chunk_size=Q).square().sum().backward()
-    assert case.log_a.grad is not None
-    assert case.log_a.grad[:, ::5].abs().max() <= 1e-12 * case.log_a.grad.abs().max()
+    x, log_a, B, C, *_ = (t.requires_grad_() for t in Ssd(1, 20, 2, 2).operands())
+    ssd(x, log_a, B, C, segment_ids_BL=torch.arange(20)[None] // 5, chunk_size=Q).square().sum().backward()
+    assert log_a.grad[:, ::5].abs().max() <= 1e-12 * log_a.grad.abs().max()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("log_a", [0.0, -1e-7, -5.0, -90.0, -1e4, float("-inf")])
-def test_no_decay_is_too_weak_or_too_strong(log_a, dtype, error):
-    case = make(2, 50, 2, 2).to(dtype)
-    case.log_a[:, ::3] = max(log_a, -1e30)
-    got_in, want_in = case.leaves(), case.to(torch.float64).leaves()
-    got, want = got_in.run(backend="torch", chunk_size=Q), want_in.run(backend="naive")
-    found = torch.autograd.grad(got[0].sum() + got[1].sum(), got_in.tensors())
-    wanted = torch.autograd.grad(want[0].sum() + want[1].sum(), want_in.tensors())
-    limit = 1e-4 if dtype == torch.float32 else 1e-10
-    for value, truth in zip((*got, *found), (*want, *wanted), strict=True):
-        assert error(value, truth) <= limit
+@each(
+    "log_a, dtype",
+    torch=[(a, d) for a in (0.0, -1e-7, -5.0, -90.0, -1e4, -1e30) for d in DTYPES],
+    cpp=[(a, torch.float32) for a in (0.0, -1e-7, -5.0, -90.0, -1e30)],
+)
+def test_no_decay_is_too_weak_or_too_strong(backend, log_a, dtype):
+    small, large = Ssd(2, 50, 2, 2, log_a=log_a, chunk=Q), Ssd(2, 100, 2, 2, 16, 16, log_a=log_a)
+    check(small if backend == "torch" else large, backend, dtype, 1e-4 if backend == "torch" else 1e-5)
 
 
-def test_strides_do_not_matter(error):
-    case = make(2, 21, 4, 2)
-    strided = Case(
-        case.x.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
-        case.log_a.transpose(1, 2).contiguous().transpose(1, 2),
-        torch.stack([case.B, case.B], -1)[..., 0],
-        case.C.transpose(1, 3).contiguous().transpose(1, 3),
-        case.D.expand(3, -1)[1],
-        case.state.transpose(2, 3).contiguous().transpose(2, 3),
+@each(
+    "log_a",
+    triton=[pytest.param(0.0, marks=slow), pytest.param(-1e-7, marks=slow), pytest.param(-90.0, marks=slow), -1e4],
+)
+def test_no_decay_is_too_weak_or_too_strong_in_the_interpreter(backend, log_a):
+    case = Ssd(1, 70, 2, 2, 4, 4, log_a=log_a, chunk=32)
+    errors, plain = (
+        [_error(a, b) for a, b in zip(_all(case, name), _truth(case), strict=True)] for name in (backend, "torch")
     )
-    assert not strided.x.is_contiguous()
-    a, b = case.leaves(), [t.detach().requires_grad_() for t in strided.tensors()]
-    want = a.run(backend="torch", chunk_size=Q)
-    got = Case(*b).run(backend="torch", chunk_size=Q)
-    upstream = [torch.randn_like(t).transpose(0, 1).contiguous().transpose(0, 1) for t in want]
-    for value, truth in zip(got, want, strict=True):
-        assert error(value, truth) <= 1e-12
-    for value, truth in zip(
-        torch.autograd.grad(got, b, upstream), torch.autograd.grad(want, a.tensors(), upstream), strict=True
-    ):
-        assert error(value, truth) <= 1e-12
+    # The gradient of log a behind steps of -60: a prefix sum of a chunk reaches -1300, where float32 is 6e-5 apart, and
+    # so far off is the difference of two of them. Plain PyTorch in float32 has the same sums and the same error (2.3e-5
+    # against 1.6e-5 here); without prefix sums, in the recurrence, it is 8e-8.
+    assert errors.pop(3) <= max(1e-5, plain.pop(3))
+    assert max(errors) <= 1e-5
 
 
-@pytest.mark.parametrize("backend", ["naive", "torch"])
-def test_no_tokens(backend):
-    case = make(2, 0, 4, 2)
-    y, state = case.run(backend=backend)
-    assert y.shape == (2, 0, 4, 5)
-    assert torch.equal(state, case.state)
+def _all(case: Ssd, backend: str) -> list[Tensor]:
+    values, grads = results(case.call, backend, case.operands(), torch.float32)
+    return values + grads
 
 
-def test_rows_of_the_batch_taken_in_parts_change_nothing(monkeypatch, error):
-    chunked = importlib.import_module("xarch.kernels.ssd.chunked")
-    case = make(5, 19, 2, 1)
-    segments = documents(5, 19)
-    results = []
-    for limit in (1, 10**9):
-        monkeypatch.setattr(chunked, "_CACHE_ELEMENTS", limit)
-        leaves = case.leaves()
-        out = leaves.run(backend="torch", chunk_size=Q, segment_ids_BL=segments)
-        results.append((*out, *torch.autograd.grad(out[0].square().sum() + out[1].sum(), leaves.tensors())))
-    for value, truth in zip(*results, strict=True):
-        assert error(value, truth) <= 1e-12
+def _truth(case: Ssd) -> list[Tensor]:
+    return truth(case)[0] + truth(case)[1]
 
 
-def test_only_the_state_is_used(error):
-    case, twin = make(2, 19, 2, 1).leaves(), make(2, 19, 2, 1).leaves()
-    leaves = [0, 1, 2, 5]
-    found = torch.autograd.grad(case.run(backend="torch", chunk_size=Q)[1].sum(), [case.tensors()[i] for i in leaves])
-    wanted = torch.autograd.grad(twin.run(backend="naive")[1].sum(), [twin.tensors()[i] for i in leaves])
-    for value, truth in zip(found, wanted, strict=True):
-        assert error(value, truth) <= 1e-10
+def _error(got: Tensor, want: Tensor) -> float:
+    assert torch.isfinite(got).all()
+    return float((got.double() - want).norm() / want.norm().clamp_min(1e-6))
 
 
-def test_backward_twice_gives_the_same():
-    case = make(1, 19, 2, 2).leaves()
-    y, _ = case.run(backend="torch", chunk_size=Q)
-    first = torch.autograd.grad(y.sum(), case.tensors(), retain_graph=True)
-    second = torch.autograd.grad(y.sum(), case.tensors())
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+@each(naive=[()], torch=[()], cpp=[()])
+def test_a_weak_decay_still_decays_in_bfloat16(backend):
+    """In bfloat16 a state with a = 0.999 would stay what it is for ever."""
+    length, decay = 1000, 0.999
+    x = torch.zeros(1, length, 1, 1, dtype=torch.bfloat16)
+    x[:, 0] = 1.297
+    ones = torch.ones(1, length, 1, 1, dtype=torch.bfloat16)
+    log_a = torch.full((1, length, 1), decay).log()
+    y, last = ssd(x, log_a, ones, ones, return_final_state=True, backend=backend)
+    wanted = float(x[0, 0]) * decay ** (length - 1)
+    assert abs(float(last) - wanted) < 1e-4 * wanted
+    assert abs(float(y[0, -1]) - wanted) < 4e-3 * wanted
 
 
-def test_autocast_does_not_reach_the_islands():
-    case = make(1, 30, 2, 2).to(torch.float32).leaves()
-    want, _ = case.run(backend="torch")
-    wanted = torch.autograd.grad(want.sum(), case.tensors())
-    with torch.autocast("cpu", torch.bfloat16):
-        got, _ = case.run(backend="torch")
-        found = torch.autograd.grad(got.sum(), case.tensors())
-    assert torch.equal(got, want)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+@each(torch=[()], cpp=[()])
+def test_infinite_decay_and_nan_stay_what_they_are(backend):
+    x, log_a, B, C, D, _ = (t.float() for t in Ssd(1, 70, 2, 2, 16, 16).operands())
+    log_a[:, 10] = -torch.inf
+    assert torch.isfinite(ssd(x, log_a, B, C, D, backend=backend)).all()
+    x[0, 65, 0, 3] = torch.nan
+    y = ssd(x, log_a, B, C, D, backend=backend)
+    assert y[0, 65:, 0, 3].isnan().all()
+    assert torch.isfinite(y[:, :64]).all()
+    assert torch.isfinite(y[:, :, 1]).all()
 
 
-def test_shapes_without_memory():
-    case = make(2, 21, 4, 2)
-    y, state = Case(*(t.to("meta") for t in case.tensors())).run()
-    assert y.shape == case.x.shape
-    assert state.shape == case.state.shape
+@each(triton=[()])
+def test_a_decay_that_is_not_a_number_is_not_hidden(backend):
+    case = Ssd(1, 40, 1, 1, 4, 4, chunk=32)
+    operands = [t.float() for t in case.operands()]
+    operands[1][0, 7] = torch.nan
+    y, state = case.call(backend, *operands)
+    assert torch.isfinite(y[0, :7]).all()
+    assert y[0, 8:].isnan().all()
+    assert state.isnan().all()
+
+
+@each("dtype", torch=DTYPES)
+def test_rows_of_the_batch_are_taken_in_parts(backend, dtype):
+    """Nine heads and chunks of 64 fill the cache with one row; one head takes five at once."""
+    for heads in (9, 1):
+        check(Ssd(5, 70, heads, 1, segmented=True, chunk=64), backend, dtype)
+
+
+@needs_compiler
+def test_threads_do_not_change_a_bit():
+    case, before, found = Ssd(2, 150, 6, 2, 16, 16), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(_all(case, "cpp"))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@each("chunk", triton=[pytest.param(1, marks=slow), 128, pytest.param(None, marks=slow)])
+def test_chunks_in_several_tiles_and_any_chunk_size(backend, chunk):
+    check(Ssd(1, 150, 1, 1, 4, 4, segmented=True, chunk=chunk), backend)
+
+
+@each(
+    "programs, heads, groups",
+    triton=[(1, 4, 1), pytest.param(10**9, 4, 2, marks=slow), pytest.param(8, 6, 1, marks=slow)],
+)
+def test_heads_of_a_group_in_one_program_or_in_several(backend, programs, heads, groups, monkeypatch):
+    monkeypatch.setattr(gpu.SIZES, "programs", programs)
+    check(Ssd(1, 24, heads, groups, chunk=16), backend)
+
+
+@each("width, size", triton=[(130, 3), (3, 130), (17, 33)])
+def test_wide_heads_and_large_states(backend, width, size):
+    check(Ssd(1, 20, 1, 1, width, size, chunk=16), backend)
+
+
+@each(torch=[()], cpp=[()], triton=[()])
+def test_without_skip_and_initial_state(backend):
+    check(Ssd(2, 40, 2, 2, skip=False, initial=False, chunk=32), backend)
+
+
+@each(triton=[()])
+def test_float64_runs_in_pytorch(backend):
+    operands = Ssd(1, 20, 2, 1, 4, 4).operands()
+    chosen = next(b for b in backends("ssd") if b.name == backend)
+    assert chosen.refusal("cuda", torch.float64) is not None
+    y, state = Ssd(1, 20, 2, 1).call(backend, operands[0].float(), *operands[1:])
+    assert y.dtype == torch.float32
+    assert state.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"B": torch.zeros(2, 5, 3, 3), "C": torch.zeros(2, 5, 3, 3)}, "3 B/C groups do not divide 4 heads"),
-        ({"log_a": torch.zeros(2, 5, 3)}, r"log_a has shape \[2, 5, 3\], want \[2, 5, 4\]"),
-        ({"C": torch.zeros(2, 5, 2, 4)}, r"C has shape \[2, 5, 2, 4\], want \[2, 5, 2, 3\]"),
-        ({"x": torch.zeros(2, 5, 4)}, r"want x \[B, L, H, P\]"),
-        ({"state": torch.zeros(2, 4, 5, 2)}, "initial_state has shape"),
+        ({2: torch.zeros(2, 5, 3, 3), 3: torch.zeros(2, 5, 3, 3)}, "3 B/C groups do not divide 4 heads"),
+        ({1: torch.zeros(2, 5, 3)}, r"log_a has shape \[2, 5, 3\], want \[2, 5, 4\]"),
+        ({3: torch.zeros(2, 5, 2, 4)}, r"C has shape \[2, 5, 2, 4\], want \[2, 5, 2, 3\]"),
+        ({0: torch.zeros(2, 5, 4)}, r"want x \[B, L, H, P\]"),
+        ({5: torch.zeros(2, 4, 5, 2)}, "initial_state has shape"),
     ],
 )
 def test_wrong_shapes_are_named(change, message):
+    case = Ssd(2, 5, 4, 2)
     with pytest.raises(UsageError, match=message):
-        replace(make(2, 5, 4, 2), **change).run()
+        case.call(None, *(change.get(i, t) for i, t in enumerate(case.operands())))
 
 
 def test_chunk_size_is_checked():
+    case = Ssd(2, 5, 4, 2)
     with pytest.raises(UsageError, match="chunk_size is 0"):
-        make(2, 5, 4, 2).run(chunk_size=0)
+        replace(case, chunk=0).call(None, *case.operands())

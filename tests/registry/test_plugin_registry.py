@@ -286,7 +286,7 @@ def test_errors_inside_another_plugins_object_are_that_plugins(site: Site) -> No
     ):
         stage.run()
     with (
-        pytest.raises(PluginError, match="plugin 'mod_a' .*, while planning: LookupError"),
+        pytest.raises(PluginError, match=r"plugin 'mod_a' .*, while planning: LookupError"),
         registry.attributed("while planning"),
     ):
         stage.run()

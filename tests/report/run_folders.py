@@ -144,15 +144,15 @@ def summaries() -> dict[str, dict[str, Any]]:
         kl[f"blocks.{i}"] *= 0.5
     before = {f"blocks.{i}": 0.62 + 0.1 * math.sin(i / 3) for i in REPLACED}
     after = {k: v * 0.78 for k, v in before.items()}
-    base = {"units": 8192, "steps": 16, "metrics": {}, "tables": {}, "decisions": {}, "teacher_cache": None}
+    base = {"units": 8192, "steps": 16, "metrics": {}, "per_site": {}, "decisions": {}, "teacher_cache": None}
     return {
         "01-init": {
             **base, "name": "init", "kind": "closed_form", "seconds": 72.4, "metrics": {"relative_error": 0.62},
-            "tables": {"relative_error": before},
+            "per_site": {"relative_error": before},
         },
         "02-choose": {
             **base, "name": "choose", "kind": "replacement_probe", "seconds": 61.0, "units": 4096,
-            "tables": {"kl": kl}, "decisions": {"layers": REPLACED},
+            "per_site": {"kl": kl}, "decisions": {"layers": REPLACED},
         },
         "03-hidden": {
             **base, "name": "hidden", "kind": "gradient", "seconds": 1110.9, "units": 204_800, "steps": 100,
@@ -160,7 +160,7 @@ def summaries() -> dict[str, dict[str, Any]]:
                 "loss": 0.31, "match.mixer_out": 0.31, "grad_norm": 0.4,
                 "validation_before": 0.842, "validation_after": 0.318, "validation_kept_after": 1.0,
             },
-            "tables": {"relative_error": after},
+            "per_site": {"relative_error": after},
         },
         "04-logits": {
             **base, "name": "logits", "kind": "gradient", "seconds": 640.2, "units": 102_400, "steps": 50,

@@ -34,6 +34,8 @@ class SourceInfo:
         details: further facts for ``inspect`` and the report (licence, revision, files).
         warnings: what a user should know before converting.
         constants: name -> shape of what ``Teacher.constants`` will give.
+        weights: names that ``Teacher.weights`` will have, where the headers tell; then the plan already proves that
+            the student's initialisation accounts for each. None: it is proven when the weights are loaded.
     """
 
     family: str
@@ -44,6 +46,7 @@ class SourceInfo:
     details: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] | None = None
 
 
 class SourceAdapter(ABC):

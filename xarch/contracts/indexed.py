@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream, DataRequest, Split
@@ -39,7 +39,7 @@ class IndexedData(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:  # type: ignore[override]
+    def __getitem__(self, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         """One sample without the batch dimension; ``generator`` belongs to this sample of this epoch.
 
         Raises:
@@ -167,7 +167,7 @@ class IndexedStream(BatchStream):
         self._ready.clear()
 
 
-class _Draws:
+class _Draws(Sampler[range]):
     """Numbers of draws in pieces of about a batch, from a position on."""
 
     def __init__(self, indices: np.ndarray, request: DataRequest, start: int, endless: bool) -> None:
@@ -182,13 +182,13 @@ class _Draws:
             at = end
 
 
-class _Reader:
+class _Reader(Dataset[list[tuple[int, Any]]]):
     """Reads the samples of a piece of draws, in a worker or here."""
 
     def __init__(self, data: IndexedData, orders: _Orders) -> None:
         self.data, self.orders = data, orders
 
-    def __getitem__(self, draws: range) -> list[tuple[int, Any]]:
+    def __getitem__(self, draws: Any) -> list[tuple[int, Any]]:
         return [(number, self._read(number)) for number in draws]
 
     def _read(self, number: int) -> Any:

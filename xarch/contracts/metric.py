@@ -45,6 +45,7 @@ class EvaluationRequest:
         batches: makes the held-out batches anew at every call, whole, with all views; ``Batch.seen_by`` gives a side's.
         processor: tokenizer or image processor of the student.
         data: facts of the data set.
+        options: validated by the metric's ``Options``.
         progress: called with the units of each batch done.
     """
 
@@ -53,6 +54,7 @@ class EvaluationRequest:
     batches: Callable[[], Iterable[Batch]]
     processor: Any = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    options: Any = None
     progress: Callable[[int], None] = lambda units: None
 
 

@@ -85,9 +85,9 @@ class Initialisation:
 
     Attributes:
         copied, mapped, new: tensors of the student: taken over as they are, computed from the teacher's, made anew.
-        unused: tensors of the teacher that are deliberately not read. A teacher's tensor that is named nowhere is an
-            error: a conversion must not drop what it does not know.
-        sources: student tensor -> teacher tensors, where their names differ.
+        unused: tensors of the teacher that are deliberately not read. If anything is copied or mapped, a teacher's
+            tensor that is named nowhere is an error: a conversion must not drop what it does not know.
+        sources: student tensor -> teacher tensors it comes from, where their names differ.
     """
 
     copied: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 What is expected comes from the student, not from whoever wrote the graph: a graph none of whose outputs was compared
 with values computed here (:mod:`xarch.export.proof`) fails, and so does one with an output that is compared with
-nothing. Every case runs with the runtime's graph optimisations on (as shipped) and off (as written), because either can be
-wrong alone.
+nothing. Every case runs with the runtime's graph optimisations on (as shipped) and off (as written), because either
+can be wrong alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kernels: operations with a naive truth, a fast plain-PyTorch form, and room for more backends. See README.md."""
+"""Kernels: operations with a naive reference, a fast form in plain PyTorch, and further backends. See README.md."""
 
 from __future__ import annotations
 

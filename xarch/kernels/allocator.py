@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator to keep blocks; whether it took it (other allocators do not know the call).
 
-    By default every block of some megabytes is a mapping of its own, whose pages are zeroed on each first write: a
+    By default every block of some megabytes is a separate mapping, whose pages are zeroed on each first write: a
     third of a training step of a small network and two thirds of one of dense voxels. The process then holds up to half
     a gibibyte that it does not need at the moment, so a loop that wants it asks for it.
     """

@@ -1,11 +1,11 @@
-"""Which implementation of an operation runs: backends register here, calls ask here.
+"""Selection of the backend of an operation: backends register here, operations select here.
 
-A backend is one call of :func:`register`. Without a wish the highest priority wins among the backends that can run the
-call's device, dtype and features. A wish comes from the ``backend=`` argument of an operation, from
-:func:`use_backend`, or from the environment variable ``XARCH_KERNELS``, in this order.
+A backend is one call of :func:`register`. By default the available backend with the highest priority runs that supports
+the call's device, dtype and features. A backend can be requested by the ``backend=`` argument of an operation, by
+:func:`use_backend`, or by the environment variable ``XARCH_KERNELS``, in this order of precedence.
 
-A compiled backend has a ``check``, which builds it and compares it with the truth before its first use. If that fails,
-one line is logged and the next backend runs; if the backend was wished for, the call fails with the same reason.
+A compiled backend has a ``check``, which builds it and compares it with naive before its first use. If that fails, one
+line is logged and the next backend runs; if the backend was requested, the call fails with the same reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT = "XARCH_KERNELS"
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
 _VERDICTS: dict[tuple[Backend, str], str | None] = {}
-_WISH: ContextVar[str | None] = ContextVar("xarch_kernels_backend", default=None)
+_REQUESTED: ContextVar[str | None] = ContextVar("xarch_kernels_backend", default=None)
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,14 +45,14 @@ class Backend:
     dtypes: frozenset[torch.dtype] | None
     """Dtypes it takes; None means every floating dtype."""
     lacks: frozenset[str]
-    """Features of a call it cannot do, such as ``segment_ids``."""
+    """Features of a call that it does not support, such as ``segment_ids``."""
     available: Callable[[], str | None]
     """Why it cannot run in this installation, or None if it can."""
     check: Callable[[str], None] | None
-    """Builds it and compares it with the truth on a device type, and raises if it must not be used."""
+    """Builds it, compares it with naive on a device type, and raises if it must not be used."""
 
     def serves(self, device: str) -> bool:
-        """Whether it is made for a device type at all."""
+        """Whether it supports a device type at all."""
         return self.devices is None or device in self.devices
 
     def refusal(self, device: str, dtype: torch.dtype, features: Collection[str] = ()) -> str | None:
@@ -80,7 +80,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What :func:`describe` says about one operation."""
+    """Which backend runs for one operation, and why: an entry of :func:`describe`."""
 
     op: str
     backend: str
@@ -136,18 +136,39 @@ def backends(op: str | None = None) -> list[Backend]:
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the block, every operation that has a backend ``name`` uses it; None means: choose freely.
+    """Within the block, every operation that has a backend ``name`` uses it; None restores the default choice.
 
     Raises:
         UsageError: no operation has a backend of this name.
     """
     if name is not None:
         _known(name, "use_backend()")
-    token = _WISH.set(name or "")
+    token = _REQUESTED.set(name or "")
     try:
         yield
     finally:
-        _WISH.reset(token)
+        _REQUESTED.reset(token)
+
+
+@contextmanager
+def isolated(*names: str) -> Iterator[None]:
+    """Within the block, backends are checked again, and what is registered there is removed at its end.
+
+    Args:
+        names: the only backends that are kept within the block; none means all.
+    """
+    registry, verdicts = {op: dict(table) for op, table in _REGISTRY.items()}, dict(_VERDICTS)
+    for table in _REGISTRY.values():
+        for name in set(table).difference(names or table):
+            del table[name]
+    _VERDICTS.clear()
+    try:
+        yield
+    finally:
+        _REGISTRY.clear()
+        _REGISTRY.update(registry)
+        _VERDICTS.clear()
+        _VERDICTS.update(verdicts)
 
 
 def select(
@@ -161,13 +182,13 @@ def select(
     """The backend that runs a call.
 
     Raises:
-        UsageError: the backend wished for is unknown or cannot run this call, or none can.
+        UsageError: the requested backend is unknown or cannot run this call, or no backend can.
     """
     return _REGISTRY[op][_chosen_name(op, torch.device(device).type, dtype, features, backend)]
 
 
 def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[Choice]:
-    """What runs for each operation on a device, why, and what is missing for the others.
+    """The backend that runs for each operation on a device, why, and why the others do not.
 
     Compiled backends that would run are built and checked, as before their first use.
     """
@@ -199,18 +220,18 @@ def _choose(
                 f"{op} has no backend {backend!r}", f"backends of {op}: {', '.join(b.name for b in backends(op))}"
             )
         return _insist(table[backend], device, dtype, features, "backend="), "asked for by the call"
-    wish, origin = _wish()
-    if wish in table and not (tracing() and _reason(table[wish], device, dtype, features) is not None):
-        return _insist(table[wish], device, dtype, features, origin), f"forced by {origin}"
+    requested, origin = _request()
+    if requested in table and not (tracing() and _reason(table[requested], device, dtype, features) is not None):
+        return _insist(table[requested], device, dtype, features, origin), f"forced by {origin}"
     reasons: list[str] = []
     elsewhere: list[str] = []
     for candidate in backends(op):
         reason = _reason(candidate, device, dtype, features)
         if reason is None:
-            if wish in table:
-                return candidate, f"{wish}: {_reason(table[wish], device, dtype, features)}"
+            if requested in table:
+                return candidate, f"{requested}: {_reason(table[requested], device, dtype, features)}"
             why = "first choice" if not reasons else "; ".join(reasons)
-            return candidate, f"{origin} names no backend of {op}" if wish else why
+            return candidate, f"{origin} names no backend of {op}" if requested else why
         if candidate.serves(device):
             reasons.append(f"{candidate.name}: {reason}")
         else:
@@ -221,7 +242,7 @@ def _choose(
 def _reason(
     backend: Backend, device: str, dtype: torch.dtype, features: Collection[str], verify: bool = True
 ) -> str | None:
-    """Why a backend cannot take a call; without ``verify`` a check that has not run yet is taken as passed."""
+    """Why a backend cannot take a call; without ``verify`` a check that has not run yet counts as passed."""
     reason = backend.refusal(device, dtype, features)
     if reason is None and (verify or (backend, device) in _VERDICTS):
         reason = backend.verdict(device)
@@ -229,9 +250,8 @@ def _reason(
 
 
 def _checked(check: Callable[[str], None], device: str) -> str | None:
-    """Run a check as if nothing surrounded it.
-
-    In a thread of its own the caller's no_grad, autocast, default device and fake tensors are not seen.
+    """Run a check in a thread of its own, where the caller's no_grad, autocast, default device and fake tensors do not
+    apply.
     """
     try:
         with ThreadPoolExecutor(1) as thread:
@@ -243,9 +263,9 @@ def _checked(check: Callable[[str], None], device: str) -> str | None:
     return None
 
 
-def _wish() -> tuple[str, str]:
-    """The backend wished for (empty: none) and where the wish was made."""
-    inner = _WISH.get()
+def _request() -> tuple[str, str]:
+    """The requested backend (empty: none) and where it was requested."""
+    inner = _REQUESTED.get()
     if inner is not None:
         return inner, "use_backend()"
     name = os.environ.get(ENVIRONMENT, "").strip()
@@ -264,6 +284,6 @@ def _insist(chosen: Backend, device: str, dtype: torch.dtype, features: Collecti
     if reason is not None:
         raise UsageError(
             f"{chosen.op}: backend {chosen.name!r}, forced by {origin}, cannot run this call: {reason}",
-            f"choose another of {', '.join(b.name for b in backends(chosen.op))}, or none to choose freely",
+            f"choose another of {', '.join(b.name for b in backends(chosen.op))}, or request none",
         )
     return chosen

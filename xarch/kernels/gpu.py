@@ -1,9 +1,10 @@
-"""What the GPU backends share: why they cannot run, and how their matrix products round."""
+"""Shared by the GPU backends: availability, launch sizes and the precision of matrix products."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,19 @@ from torch import Tensor
 
 from xarch.kernels.precision import tracing
 
-_PROGRAMS = 264
-"""Two per multiprocessor of the largest GPU of today; with fewer, the heads of a group are spread over programs."""
+
+@dataclass
+class LaunchSizes:
+    """Tuned sizes of launches. They change speed only; tests set others to reach every path with little work."""
+
+    programs: int = 264
+    """With fewer than two per multiprocessor of a large GPU, the heads of a group are spread over programs."""
+    scan_tile: int = 1024
+    """States times tokens that a program of the selective scan takes at once: eight a thread, so that three programs
+    share the registers."""
+
+
+SIZES = LaunchSizes()
 
 TOLERANCE = 5e-3
 """Of the check before the first use: float32 operands may be rounded to TF32."""
@@ -21,17 +33,17 @@ TOLERANCE = 5e-3
 
 def why_not_triton() -> str | None:
     """Why no Triton kernel can run here, or None if one can; does not import triton."""
-    return _recorded() or _missing("triton")
+    return _recorded() or missing("triton")
 
 
 def why_not_mamba_ssm() -> str | None:
     """Why the kernels of ``mamba_ssm`` cannot run here, or None if they can; does not import it."""
-    return _recorded() or _compiled() or _missing("mamba_ssm", "selective_scan_cuda")
+    return _recorded() or _compiled() or missing("mamba_ssm", "selective_scan_cuda")
 
 
 def why_not_causal_conv1d() -> str | None:
-    """The same for ``causal_conv1d``."""
-    return _recorded() or _compiled() or _missing("causal_conv1d", "causal_conv1d_cuda")
+    """Why the kernels of ``causal_conv1d`` cannot run here, or None if they can."""
+    return _recorded() or _compiled() or missing("causal_conv1d", "causal_conv1d_cuda")
 
 
 def _recorded() -> str | None:
@@ -39,12 +51,13 @@ def _recorded() -> str | None:
 
 
 def _compiled() -> str | None:
-    """The kernels of other packages are no operators of PyTorch."""
+    """The kernels of other packages are not PyTorch operators."""
     return "torch.compile cannot record its kernels" if torch.compiler.is_compiling() else None
 
 
 @cache
-def _missing(package: str, extension: str | None = None) -> str | None:
+def missing(package: str, extension: str | None = None) -> str | None:
+    """Why a package that needs a GPU cannot be used; the answer is cached (``missing.cache_clear()``)."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
     if importlib.util.find_spec(package) is None:
@@ -91,7 +104,7 @@ def heads_per_program(programs: int, ratio: int) -> int:
         programs: how many there are with one head each.
         ratio: heads per group.
     """
-    return max((d for d in range(1, ratio + 1) if ratio % d == 0 and programs // d >= _PROGRAMS), default=1)
+    return max((d for d in range(1, ratio + 1) if ratio % d == 0 and programs // d >= SIZES.programs), default=1)
 
 
 def same_dtype(*operands: Tensor) -> tuple[Tensor, ...]:

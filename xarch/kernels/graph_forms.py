@@ -1,4 +1,4 @@
-"""Which operators an exported operation is made of, where there are several ways to write it."""
+"""The operators that an exported operation consists of, where there is a choice."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def graph_forms(**forms: str) -> Iterator[None]:
 
 
 def graph_form(operation: str) -> str:
-    """The form in force."""
+    """The form currently selected for an operation."""
     return (_CHOSEN.get() or {}).get(operation, FORMS[operation][0])

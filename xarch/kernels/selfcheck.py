@@ -1,4 +1,4 @@
-"""The comparison with the truth that a compiled backend must pass before its first use."""
+"""The comparison with naive that a compiled backend must pass before its first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xarch.errors import XarchError
 
 
 class SelfCheckError(XarchError):
-    """A compiled backend does not agree with the truth on this machine."""
+    """A compiled backend does not agree with naive on this machine."""
 
 
 def agree(
@@ -28,7 +28,7 @@ def agree(
         inputs: leaves, all floating.
 
     Raises:
-        SelfCheckError: a result is not finite or further off than ``tolerance``.
+        SelfCheckError: a result is not finite or off by more than ``tolerance``.
     """
     found, wanted = _results(fast, inputs, torch.float32), _results(truth, inputs, torch.float64)
     for name, got, want in zip(_names(found, inputs), found, wanted, strict=True):

@@ -1,144 +1,122 @@
-"""Build the plan: describe the teacher, build the student on the meta device, pair taps, estimate, check."""
+"""Build the plan: describe teachers and data, build the student on the meta device, pair taps, estimate, check."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-
 from xarch._version import __version__
 from xarch.config.schema import RunConfig
-from xarch.contracts.adapters import SourceInfo
-from xarch.contracts.model import Student
-from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.hardware import choose_device, choose_threads
-from xarch.planning.feasibility import active_stages, planned_export
-from xarch.planning.plan import (
-    Check,
-    Estimates,
-    Plan,
-    PlannedStudent,
-    PlannedTeacher,
+from xarch.planning.describe import (
+    COPIES,
+    DescribedTeacher,
+    Describer,
+    family_of,
+    prove_accepted,
+    prove_tensors,
 )
-from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
+from xarch.planning.feasibility import active_stages, initialisation_checks, planned_export
+from xarch.planning.plan import Check, Plan, PlannedExport, PlannedStudent, PlannedTeacher
+from xarch.planning.resolve import Say, resolve_metric
+from xarch.planning.sides import Sides, start_of
 from xarch.planning.stages import StagePlanner
+from xarch.planning.totals import Totals
 from xarch.registry.registry import Registry
 
-Say = Callable[[str], None]
+
+def default_recipe(config: RunConfig, describer: Describer) -> str:
+    """Name of the recipe or method that a target uses when the user names none.
+
+    Raises:
+        UsageError: the target has none, or a name or an option is wrong.
+        PlanError, PluginError: see :func:`build_plan`.
+    """
+    registry = describer.registry
+    target, _, facts = start_of(config, describer)
+    with registry.guard(registry.get("target", target.name), "recipe"):
+        name = str(target.adapter.recipe(facts, target.options))
+    if not name:
+        raise UsageError(
+            f"target {target.name!r} has no recipe of its own",
+            "name one with --method NAME: `xarch list methods` and `xarch list recipes` show them",
+        )
+    return name
 
 
 def build_plan(
-    config: RunConfig, registry: Registry, *, name: str, provenance: dict[str, str], command: str, say: Say
+    config: RunConfig,
+    registry: Registry,
+    *,
+    name: str,
+    provenance: dict[str, str],
+    command: str,
+    say: Say,
+    describer: Describer | None = None,
 ) -> Plan:
     """The plan of a configuration whose stages are given.
+
+    Args:
+        describer: may already have described the teacher, to find the default recipe.
 
     Raises:
         UsageError: a name or an option is wrong.
         PlanError: the conversion is not feasible, with the reason.
         PluginError: an adapter failed.
     """
-    if not config.teacher:
-        raise UsageError("no teacher is given", "use --teacher SCHEME:REF or `teacher:` in the configuration")
-    if not config.student.target:
-        raise UsageError("no target is given", "use --to TARGET; `xarch list targets` shows them")
+    sides = Sides.of(config, describer or Describer(registry, say))
+    target, student, start, described = sides.target, sides.student, sides.start, sides.data.info
     device = choose_device(config.runtime.device)
-    source = resolve_teacher(registry, config.teacher, config.teacher_options, say, tiny=config.tiny)
-    with registry.guard(registry.get("source", source.name), "describe"):
-        info: SourceInfo = source.adapter.describe(source.ref, source.options)
-    target = resolve_target(registry, config.student.target, config.student.options, tiny=config.tiny)
-    spec = registry.get("target", target.name)
-    if info.family not in spec.accepts:
-        raise PlanError(
-            f"target {target.name!r} accepts {', '.join(spec.accepts) or 'no family'}; "
-            f"teacher {config.teacher} is of family {info.family!r}",
-            "`xarch list pairs` shows what can be converted into what",
-        )
-    with registry.guard(spec, "build"):
-        student: Student = target.adapter.build(info.facts, target.options, {}, device=torch.device("meta"))
-        start = target.adapter.initialisation(info.facts, student)
-    data = resolve_data(registry, config.data.ref, config.data.options)
-    with registry.guard(registry.get("data", data.name), "describe"):
-        described = data.adapter.describe(data.ref, data.options)
-    teacher_taps = family_taps(registry, info)
-    builder = StagePlanner(config, registry, info, student, teacher_taps, data, device)
-    active, left_out = active_stages(config, student, teacher_taps)
-    if not active and start.new:
-        raise PlanError(
-            f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
-            f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}",
-            "give it a stage, or a recipe that has some: `xarch list recipes`",
-        )
-    stages = [builder.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
-    exports = [planned_export(registry, target, student, info.facts, p, config) for p in config.export.profiles]
-    parameters = sum(p.numel() for p in student.module.parameters())
-    checks = [
-        Check(name="family", ok=True, detail=f"{info.family} -> {spec.produces or info.family}"),
-        Check(name="shapes", ok=True, detail=f"{sum(len(s.matches) for s in stages)} pairs of taps agree"),
-        Check(
-            name="initialisation",
-            ok=True,
-            detail=f"{len(start.copied)} tensors copied, {len(start.mapped)} mapped, {len(start.new)} new",
-        ),
-    ]
-    checks += [
-        Check(
-            name=f"export {e.profile}",
-            ok=True,
-            detail="not tried: this family has no small copy"
-            if e.operators is None
-            else f"{len(e.operators)} operators fit the profile (tried on two layers)",
-        )
-        for e in exports
-    ]
-    metric = config.evaluate.metric or default_metric(registry, info.family)
-    if metric is None and config.evaluate.curve is not None:
-        raise UsageError(f"evaluate.curve: no metric is registered for the family {info.family!r}", "leave it out")
-    caches = max([s.cache.bytes for s in stages if s.cache.use], default=0)
+    _prove_data(sides)
+    metric = choose_metric(sides)
+    taps = sides.taps()
+    with registry.attributed("while planning"):
+        planner = StagePlanner(sides, device)
+        active, left_out = active_stages(config, student, taps)
+        if not active and start.new and sides.teacher is not None:
+            raise PlanError(
+                f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
+                f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}",
+                "give it a stage, or a recipe that has some: `xarch list recipes`",
+            )
+        stages = [planner.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
+        config = config.model_copy(update={"stages": {**config.stages, **{s.name: s.config for s in stages}}})
+    totals = Totals(sides, planner.rate)
+    exports = []
+    for profile in config.export.profiles:
+        with totals.trial(profile):
+            exports.append(planned_export(registry, target, student, sides.facts, profile, config))
     return Plan(
         xarch=__version__,
         name=name,
         unit=described.unit,
-        teacher=PlannedTeacher(
-            ref=config.teacher,
-            resolved=f"{source.name}:{source.ref}",
-            adapter=source.name,
-            title=info.title,
-            family=info.family,
-            parameters=info.parameters,
-            weight_bytes=info.weight_bytes,
-            facts=info.facts.to_json(),
-            details=info.details,
-        ),
+        teacher=None if sides.teacher is None else planned_teacher(sides.teacher),
+        teachers=_planned_teachers(sides),
         student=PlannedStudent(
             target=target.name,
             plugin=target.plugin,
             options=target.options.model_dump(mode="json"),
             family=student.family,
-            parameters=parameters,
-            sites=list(student.sites()),
+            parameters=sides.parameters,
+            sites=sides.sites,
             copied=list(start.copied),
             mapped=list(start.mapped),
             new=list(start.new),
+            unused=list(start.unused),
+            built_from={"family": sides.family, "facts": sides.facts.to_json()},
         ),
         data={
             "ref": config.data.ref,
             "title": described.title,
             "digest": described.digest,
             "unit": described.unit,
-            "size": described.size,
+            "size": dict(described.size),
+            "facts": dict(described.facts),
         },
         stages=stages,
         metric=metric,
         export=exports,
-        gates={k: g.model_dump() for k, g in config.gates.items()},
-        checks=checks,
-        warnings=[*info.warnings, *left_out],
-        estimates=Estimates(
-            seconds=sum(s.seconds for s in stages),
-            peak_bytes=max([s.memory_bytes for s in stages], default=4 * (info.parameters + parameters)),
-            disk_bytes=4 * parameters * (1 + len(exports)) + caches,
-        ),
+        checks=[*_checks(sides, sum(len(s.matches) for s in stages)), *_export_checks(exports)],
+        warnings=[*sides.warnings(), *left_out],
+        estimates=totals.estimates(stages, exports, metric),
         device=str(device),
         threads=choose_threads(config.runtime.threads),
         command=command,
@@ -148,14 +126,113 @@ def build_plan(
     )
 
 
-def family_taps(registry: Registry, info: SourceInfo) -> dict[str, Tap]:
-    """Taps of a teacher known by its facts alone; facts know the taps of their family."""
-    taps = getattr(info.facts, "taps", None)
-    if taps is None:
-        raise PlanError(f"facts of family {info.family!r} do not declare taps (method `taps`)")
-    return dict(taps())
+def _prove_data(sides: Sides) -> None:
+    """Tensors, layouts and sizes of the data fit every model that reads them.
+
+    Raises:
+        PlanError: they do not, with the reason.
+    """
+    registry, info = sides.registry, sides.data.info
+    models = [("the teacher", sides.teacher), *((f"teacher {n}", t) for n, t in sides.teachers.items())]
+    for who, teacher in models:
+        if teacher is not None:
+            prove_tensors(teacher.family, teacher.info.family, info, "teacher", who)
+            prove_accepted(teacher.family, registry, teacher.info.family, teacher.info.facts, info, who)
+    student = sides.student
+    family = family_of(registry, student.family)
+    prove_tensors(family, student.family, info, "student", "the student")
+    prove_accepted(family, registry, student.family, student.facts, info, "the student")
 
 
-def default_metric(registry: Registry, family: str) -> str | None:
-    """The first registered metric of a family."""
-    return next((s.name for s in registry.specs("metric") if family in s.accepts), None)
+def choose_metric(sides: Sides) -> str | None:
+    """The metric of a run: the configuration's, else the target's, else that of the student's family.
+
+    Raises:
+        UsageError: there is no such metric, an option of it is wrong, or a curve is to be drawn without one.
+        PlanError: it is not for students of this family.
+    """
+    config, registry, family = sides.config, sides.registry, sides.student.family
+    named = config.evaluate.metric
+    if named is None:
+        with registry.guard(registry.get("target", sides.target.name), "metric"):
+            named = sides.target.adapter.metric(sides.facts, sides.target.options)
+    named = named or family_of(registry, family).metric or None
+    if named is None:
+        if config.evaluate.curve is not None:
+            raise UsageError(f"evaluate.curve: the family {family!r} has no metric", "name one: evaluate.metric")
+        return None
+    spec = registry.get("metric", named)
+    if not spec.serves(family):
+        fitting = sorted(s.name for s in registry.specs("metric") if s.serves(family))
+        raise PlanError(
+            f"metric {named!r} is for {', '.join(spec.accepts) or 'no family'}; the student is of family {family!r}",
+            f"--set evaluate.metric=NAME with one of: {', '.join(fitting) or 'none'}",
+        )
+    resolve_metric(registry, named, config.evaluate.metric_options)
+    return named
+
+
+def planned_teacher(teacher: DescribedTeacher) -> PlannedTeacher:
+    """A described teacher as plain data."""
+    info, source = teacher.info, teacher.source
+    return PlannedTeacher(
+        ref=teacher.ref,
+        resolved=f"{source.name}:{source.ref}",
+        adapter=source.name,
+        title=info.title,
+        family=info.family,
+        parameters=info.parameters,
+        weight_bytes=info.weight_bytes,
+        facts=info.facts.to_json(),
+        details=info.details,
+        weight=teacher.weight,
+    )
+
+
+def _planned_teachers(sides: Sides) -> dict[str, PlannedTeacher]:
+    """Further teachers in the order of the configuration, with those that are made of the student or the main one."""
+    planned: dict[str, PlannedTeacher] = {}
+    for name, given in sides.config.teachers.items():
+        if name in sides.teachers:
+            planned[name] = planned_teacher(sides.teachers[name])
+            continue
+        copied = given.ref in COPIES
+        title = "a copy of the student" if copied else "the teacher's architecture with random weights"
+        planned[name] = PlannedTeacher(
+            ref=given.ref,
+            resolved=given.ref,
+            adapter=given.ref,
+            title=title,
+            family=sides.student.family if copied else sides.family,
+            parameters=sides.parameters if copied else sides.teacher.info.parameters if sides.teacher else 0,
+            weight_bytes=0,
+            facts={},
+            weight=given.weight,
+        )
+    return planned
+
+
+def _checks(sides: Sides, pairs: int) -> list[Check]:
+    came = sides.family if sides.teacher is not None else "no teacher"
+    student = family_of(sides.registry, sides.student.family)
+    tensors = ", ".join(key for key in student.tensors if not key.endswith("?"))
+    weights = None if sides.teacher is None else sides.teacher.info.weights
+    return [
+        Check(name="family", state="ok", detail=f"{came} -> {sides.student.family}"),
+        Check(name="data", state="ok", detail=f"give {tensors or 'what the models read'}, in sizes that fit"),
+        Check(name="matches", state="ok", detail=f"{pairs} pairs fit in layout and size"),
+        *initialisation_checks(sides.start, weights),
+    ]
+
+
+def _export_checks(exports: list[PlannedExport]) -> list[Check]:
+    return [
+        Check(
+            name=f"export {e.profile}",
+            state="not checked" if e.operators is None else "ok",
+            detail="the target gives no graph"
+            if e.operators is None
+            else f"all {len(e.operators)} operators are in the profile (checked on a small copy)",
+        )
+        for e in exports
+    ]

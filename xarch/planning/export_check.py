@@ -1,4 +1,4 @@
-"""Will the student export? A copy cut to two layers and few words is translated while planning.
+"""Will the student export? A copy cut to about two layers is translated while planning.
 
 Operators, ranks and versions depend on the architecture and not on its size, so what the small copy shows holds for the
 student, and a profile that refuses it is known before hours of training instead of after.
@@ -7,7 +7,6 @@ student, and a profile that refuses it is known before hours of training instead
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,26 +18,26 @@ from xarch.errors import PlanError
 
 
 def trial_operators(
-    adapter: TargetAdapter, facts: Any, options: BaseModel, profile: Profile, export_options: Mapping[str, Any]
+    adapter: TargetAdapter, facts: Any, options: BaseModel, profile: Profile, export_options: BaseModel
 ) -> dict[str, int] | None:
-    """How often each operator appears in the graphs of a small copy; None if the family's facts cannot be cut.
+    """How often each operator appears in the graphs of a small copy; None if the target gives no graph.
 
     Raises:
         PlanError: a graph cannot be translated, or needs something the profile does not have.
     """
-    cut = getattr(facts, "tiny", None)
-    if cut is None:
-        return None
     import onnx
     import onnx_ir
 
     from xarch.export.check import operators, violations
     from xarch.export.onnx_export import to_onnx
 
-    student = adapter.build(cut(), adapter.tiny(options), {}, device=torch.device("cpu"))
+    student = adapter.build(facts.tiny(), adapter.tiny(options), {}, device=torch.device("cpu"))
     student.module.eval().requires_grad_(False)
     total: Counter[str] = Counter()
-    for graph in adapter.export_graphs(student, profile, export_options):
+    graphs = adapter.export_graphs(student, profile, export_options)
+    if not graphs:
+        return None
+    for graph in graphs:
         model = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(to_onnx(graph, profile)))
         problems = violations(model, profile)
         if problems:

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
+from xarch.config.schema import RunConfig
 from xarch.config.validation import validated
 from xarch.contracts.adapters import SourceAdapter, TargetAdapter
-from xarch.contracts.data import DataProvider
+from xarch.contracts.data import DataProvider, DataRequest, OpenedData
+from xarch.contracts.metric import Metric
 from xarch.errors import UsageError
 from xarch.registry.registry import Registry
 
@@ -51,7 +55,8 @@ def resolve_teacher(
     adapter: SourceAdapter = registry.create("source", scheme)
     checked = validated(adapter.Options, options, "teacher_options")
     if tiny:
-        checked = adapter.tiny(checked)
+        with registry.guard(spec, "tiny"):
+            checked = adapter.tiny(checked)
     return Resolved(adapter, scheme, spec.plugin, rest, checked)
 
 
@@ -61,13 +66,44 @@ def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *,
     adapter: TargetAdapter = registry.create("target", name)
     checked = validated(adapter.Options, options, "student.options")
     if tiny:
-        checked = adapter.tiny(checked)
+        with registry.guard(spec, "tiny"):
+            checked = adapter.tiny(checked)
     return Resolved(adapter, name, spec.plugin, name, checked)
 
 
 def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Resolved:
     """A data provider with its options."""
-    scheme, rest = split_ref(ref, "data", "--data text:python-stdlib")
+    if not ref:
+        raise UsageError(
+            "no data are given", "use --data PROVIDER:REF or `data: {ref: …}`; `xarch list data` shows them"
+        )
+    scheme, rest = split_ref(ref, "data", "--data text:FOLDER")
     spec = registry.get("data", scheme)
     adapter: DataProvider = registry.create("data", scheme)
     return Resolved(adapter, scheme, spec.plugin, rest, validated(adapter.Options, options, "data.options"))
+
+
+def providers(registry: Registry) -> Callable[[str, Mapping[str, Any]], OpenedData]:
+    """What a provider that builds on another one is given (``DataRequest.provider``)."""
+
+    def provider(ref: str, options: Mapping[str, Any]) -> OpenedData:
+        found = resolve_data(registry, ref, options)
+        return OpenedData(found.adapter, DataRequest(found.ref, found.options, provider=provider))
+
+    return provider
+
+
+def resolve_metric(registry: Registry, name: str, options: Mapping[str, Any]) -> Resolved:
+    """A metric with its options."""
+    spec = registry.get("metric", name)
+    adapter: Metric = registry.create("metric", name)
+    return Resolved(adapter, name, spec.plugin, name, validated(adapter.Options, options, "evaluate.metric_options"))
+
+
+def export_options(adapter: TargetAdapter, config: RunConfig) -> BaseModel:
+    """The options of an export, validated by its target.
+
+    Raises:
+        UsageError: an option is unknown or has a wrong value.
+    """
+    return validated(adapter.ExportOptions, config.export.options, "export.options")

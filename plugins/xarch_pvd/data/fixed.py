@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from xarch import Batch, BatchStream
-from xarch_field import occupancy
 from xarch_field.facts import ViewFacts
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher, occupancy
 from xarch_pvd.data.drawn import FieldSample
 from xarch_pvd.data.points import points_batch
 from xarch_pvd.data.posed_views import PosedViews
 from xarch_pvd.data.views import fixed_cameras
 
 VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
+POINT_SEEDS = {"validation": 3_000_017, "calibration": 4_000_037}
 VALIDATION_STRIDE = 7
 """Every 7th ray of a validation view."""
 
@@ -46,16 +46,19 @@ class Finite(BatchStream, ABC):
 
 
 class Checks(Finite):
-    """What a stage is validated on: fixed points, or some rays of fixed views."""
+    """What a stage is validated or calibrated on: fixed points, or some rays of fixed views."""
 
-    def __init__(self, teacher: FieldTeacher, sample: FieldSample, samples: int, views: ViewFacts) -> None:
+    def __init__(
+        self, teacher: FieldTeacher, sample: FieldSample, samples: int, views: ViewFacts, split: str = "validation"
+    ) -> None:
         super().__init__(VALIDATION_VIEWS)
         self.teacher, self.sample, self.samples = teacher, sample, samples
-        self.cameras = fixed_cameras(views, VALIDATION_VIEWS, "validation")
+        self.first_seed = POINT_SEEDS[split]
+        self.cameras = fixed_cameras(views, VALIDATION_VIEWS, split)
 
     def make(self, index: int) -> Batch:
         if self.sample.kind == "points":
-            generator = torch.Generator().manual_seed(3_000_017 + index)
+            generator = torch.Generator().manual_seed(self.first_seed + index)
             grid = occupancy.dilate(self.teacher.field.occupancy.cpu())
             u_N3 = occupancy.sample(grid, self.samples, generator, uniform=0.15)
             return points_batch(self.teacher, u_N3, generator)

@@ -7,17 +7,21 @@ of posed pictures, whose held-out pictures then also judge teacher and student.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BaseModel
-
-from xarch import BatchStream, DataInfo, DataProvider, UsageError, validated
-from xarch_field.model import FieldTeacher
+from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, validated
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import FieldSample, ViewOptions
 from xarch_pvd.data.fixed import Checks, Pictures
 from xarch_pvd.data.points import Points
 from xarch_pvd.data.posed_views import posed_views
 from xarch_pvd.data.rays import Rays
+
+TENSORS = {
+    "points": {key: TensorInfo("NC", {"C": 3}) for key in ("xyz", "dirs")},
+    "rays": {key: TensorInfo("RC", {"C": 3}) for key in ("origins", "dirs", "background")},
+}
+"""Tensors of a batch by the kind of sample: N points, R rays, C coordinates or colours."""
 
 
 class Views(DataProvider):
@@ -25,12 +29,14 @@ class Views(DataProvider):
 
     Options = ViewOptions
 
-    def describe(self, ref: str, options: BaseModel) -> DataInfo:
-        if ref == "teacher":
-            return DataInfo("cameras around the teacher, no pictures", "teacher", "sample")
-        posed = posed_views(ref)
+    def describe(self, request: DataRequest) -> DataInfo:
+        tensors = TENSORS[_sample(request.sample).kind]
+        if request.ref == "teacher":
+            return DataInfo("cameras around the teacher, no pictures", "teacher", "sample", tensors=tensors)
+        posed = posed_views(request.ref)
         pictures = len(posed.heldout) if posed.pictured else 0
-        return DataInfo(f"cameras of {ref}", posed.digest, "sample", {"heldout_pictures": pictures})
+        size = {"heldout_pictures": pictures}
+        return DataInfo(f"cameras of {request.ref}", posed.digest, "sample", size, tensors=tensors, facts=size)
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
         """One: a point or a ray.
@@ -41,32 +47,22 @@ class Views(DataProvider):
         _sample(sample)
         return 1
 
-    def open(
-        self,
-        ref: str,
-        options: BaseModel,
-        *,
-        split: str,
-        samples: int,
-        sample: Mapping[str, Any],
-        processors: Mapping[str, Any],
-        seed: int,
-        teacher: Any = None,
-    ) -> BatchStream:
+    def open(self, request: DataRequest) -> BatchStream:
+        teacher = request.teacher
         if not isinstance(teacher, FieldTeacher):
             raise UsageError(f"views: draws from a radiance field, the teacher is {type(teacher).__name__}")
-        wanted = _sample(sample)
-        posed = None if ref == "teacher" else posed_views(ref)
-        chosen = cast(ViewOptions, options)
+        wanted = _sample(request.sample)
+        posed = None if request.ref == "teacher" else posed_views(request.ref)
+        options: ViewOptions = request.options
         views = teacher.facts.views if posed is None else posed.facts
-        if split == "heldout":
+        if request.split == "heldout":
             # Pictures of a scene are no measure of what it became.
             return Pictures(teacher, None if teacher.facts.edits else posed)
-        if split == "validation":
-            return Checks(teacher, wanted, samples, views)
+        if request.split != "train":
+            return Checks(teacher, wanted, request.samples, views, request.split)
         if wanted.kind == "points":
-            return Points(teacher, samples, seed, chosen, wanted, views)
-        return Rays(teacher, samples, seed, chosen, wanted, views, posed)
+            return Points(teacher, request.samples, request.seed, options, wanted, views)
+        return Rays(teacher, request.samples, request.seed, options, wanted, views, posed)
 
 
 def _sample(sample: Mapping[str, Any]) -> FieldSample:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from xarch import Batch, Evaluation, Metric, TapModel, UsageError
+from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
 from xarch_field import render
-from xarch_field.model import FieldModel
+from xarch_field.teacher import FieldModel
 from xarch_pvd.evaluate.shown import ShownViews
 
 KEPT = 4
@@ -29,26 +28,21 @@ class FieldPSNR(Metric):
     def __init__(self) -> None:
         self._renders: dict[int, tuple[TapModel, Batch, Tensor]] = {}
 
-    def evaluate(
-        self,
-        teacher: TapModel,
-        students: Mapping[str, TapModel],
-        batches: Callable[[], Iterable[Batch]],
-        *,
-        processor: Any,
-        progress: Callable[[int], None],
-    ) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
 
         Raises:
-            UsageError: there is no held-out view.
+            UsageError: there is no held-out view, or no teacher.
         """
-        models = {"teacher": teacher, **students}
+        teacher, students = request.teacher, request.students
+        if teacher is None:
+            raise UsageError("field-psnr compares with a teacher, and this run has none")
+        models: dict[str, TapModel] = {"teacher": teacher, **students}
         lists: dict[str, dict[str, list[float]]] = {name: {} for name in models}
         shown = ShownViews()
         views = 0
         truth = False
-        for batch in batches():
+        for batch in request.batches():
             pictures = {"teacher": self._teacher_picture(teacher, batch, views)}
             pictures |= {name: _picture(model, batch) for name, model in students.items()}
             if "picture" in batch.tensors:
@@ -59,7 +53,7 @@ class FieldPSNR(Metric):
             if "student" in pictures:
                 shown.add(pictures, {n: {k: v[-1] for k, v in lists[n].items()} for n in ("teacher", "student")})
             views += 1
-            progress(batch.units)
+            request.progress(batch.units)
         if not views:
             raise UsageError(
                 "no held-out view to evaluate on", "raise evaluate.samples, or give a folder with pictures"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xarch.numbers import count, percent
+from xarch.numbers import count, percent, size
 from xarch_pvd.evaluate.renders import renders_svg
 
 LEVEL = 2.0
@@ -51,16 +51,16 @@ def _sizes(path: Path) -> dict[str, str] | None:
         return None
     whole, kept = int(teacher["weight_bytes"]), weights.stat().st_size
     rows = [
-        _row(["what", "parameters", "bytes", "share of the teacher's file"]),
+        _row(["what", "parameters", "size", "share of the teacher's file"]),
         "|---|---:|---:|---:|",
-        _row([f"teacher, {teacher.get('title', '')}", count(teacher.get("parameters", 0)), count(whole), "100 %"]),
-        _row(["student as saved", count(student["parameters"]), count(kept), percent(kept, whole)]),
+        _row([f"teacher, {teacher.get('title', '')}", count(teacher.get("parameters", 0)), size(whole), "100 %"]),
+        _row(["student as saved", count(student["parameters"]), size(kept), percent(kept, whole)]),
     ]
     for profile in sorted(path.glob("export/*/profile.json")):
-        size = _json(profile).get("bytes")
-        if size:
+        held = _json(profile).get("bytes")
+        if held:
             name = f"student as ONNX for {profile.parent.name}"
-            rows.append(_row([name, count(student["parameters"]), count(size), percent(size, whole)]))
+            rows.append(_row([name, count(student["parameters"]), size(held), percent(held, whole)]))
     return {"title": "Size", "markdown": "\n".join(rows)}
 
 

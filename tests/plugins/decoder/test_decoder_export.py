@@ -18,9 +18,9 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Initialisation, Student, Teacher
 from xarch.export.run import export_profile
-from xarch_decoder.attention import Attention
+from xarch_decoder.export import decoder_graphs
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.parity import decoder_parity
 from xarch_decoder.student import DecoderStudent
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tests.plugins.mohawk.mohawk_models import logits, make_student, make_teacher, tiny_facts, tokens
 from xarch import Batch, BatchStream, StageContext, UsageError
-from xarch_mohawk.probe import KLProbe
+from xarch_mohawk.probe import KLProbe, ProbeOptions
 
 
 class Stream(BatchStream):
@@ -35,7 +35,7 @@ class Context(StageContext):
     name, seed = "choose", 0
 
     def __init__(self, student, teacher, batches, **options) -> None:
-        self.student, self.teacher, self.options = student, teacher, options
+        self.student, self.teacher, self.options = student, teacher, ProbeOptions.model_validate(options)
         self.stream = Stream(batches)
         self.rows: list[dict[str, float]] = []
         self.done: list[tuple[int, int]] = []
@@ -67,8 +67,8 @@ def test_probe_measures_each_layer_alone_and_takes_the_lowest():
         alone = make_student(teacher, layers={"replace": [layer]})
         pairs = [(F.log_softmax(logits(teacher, b), -1), F.log_softmax(logits(alone, b), -1)) for b in read]
         kl = sum(float((p.exp() * (p - q)).sum()) for p, q in pairs) / 120
-        assert outcome.tables["kl"][f"blocks.{layer}"] == pytest.approx(kl, rel=1e-3)
-    ranked = sorted(range(4), key=lambda i: outcome.tables["kl"][f"blocks.{i}"])
+        assert outcome.per_site["kl"][f"blocks.{layer}"] == pytest.approx(kl, rel=1e-3)
+    ranked = sorted(range(4), key=lambda i: outcome.per_site["kl"][f"blocks.{i}"])
     assert outcome.decisions == {"layers": sorted(ranked[:2])}
     assert context.done[-1] == (400, 400)
     assert all(a <= b for a, b in context.done)
@@ -85,8 +85,8 @@ def test_a_perfect_mixer_costs_nothing():
     student = make_student(teacher, layers={"choose": "kl", "count": 1})
     outcome = KLProbe().run(Context(student, teacher, [tokens(teacher.facts, 1, 30)], tokens=30))
     assert outcome.decisions == {"layers": [2]}
-    assert abs(outcome.tables["kl"]["blocks.2"]) < 1e-6
-    assert outcome.tables["kl"]["blocks.0"] > 1e-4
+    assert abs(outcome.per_site["kl"]["blocks.2"]) < 1e-6
+    assert outcome.per_site["kl"]["blocks.0"] > 1e-4
 
 
 def test_given_layers_are_left_alone():
@@ -98,10 +98,13 @@ def test_given_layers_are_left_alone():
 
 
 def test_units_and_options():
-    assert KLProbe().units({}) == 1024
-    assert KLProbe().units({"tokens": 300}) == 300
-    with pytest.raises(UsageError, match="token: Extra"):
-        KLProbe().units({"token": 300})
+    def units(**options):
+        return KLProbe().units(StageRequest(ProbeOptions.model_validate(options), None, 48, None, ()))
+
+    assert units() == 1024
+    assert units(tokens=300) == 300
+    with pytest.raises(ValueError, match="Extra inputs"):
+        units(token=300)
 
 
 def test_foreign_students_are_refused():

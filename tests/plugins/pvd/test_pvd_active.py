@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
-from xarch import Batch, UsageError
+from xarch import Batch, DataRequest, UsageError
 from xarch.api import convert
 from xarch_field import Camera, look_at
 from xarch_field.facts import ViewFacts
-from xarch_field.rendering import ray_points, ray_weights
+from xarch_field.model.rendering import ray_points, ray_weights
 from xarch_pvd.data.active import EPOCH, WARM, HardPoses, HardRays
 from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.provider import Views
@@ -34,7 +34,7 @@ def teacher_of(folder: Path) -> Any:
 
 def stream(teacher: Any, samples: int = 200, **sample: Any) -> Any:
     opened = {"split": "train", "samples": samples, "processors": {}, "seed": 5, "teacher": teacher}
-    return Views().open("teacher", ViewOptions(rays_per_view=64), sample=sample, **opened)
+    return Views().open(DataRequest("teacher", ViewOptions(rays_per_view=64), sample=sample, **opened))
 
 
 def opaque(teacher: Any, batch: Batch) -> float:

@@ -15,12 +15,12 @@ from torch import Tensor
 import xarch
 from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
-from xarch import Batch, UsageError
+from xarch import Batch, DataRequest, UsageError
 from xarch.api import convert
 from xarch.cli.app import run
 from xarch.testing import SourceConformance
 from xarch_field import RadianceField, named_tensors, render
-from xarch_field import occupancy as occupancies
+from xarch_field.model import occupancy as occupancies
 from xarch_pvd.editing.build import edited
 from xarch_pvd.editing.fields import Composed, EditedField, Moved
 from xarch_pvd.editing.matter import settle
@@ -327,7 +327,16 @@ def test_pictures_of_a_scene_do_not_judge_what_it_became(tmp_path: Path) -> None
             teacher_ref.removeprefix("field:"), options, device=torch.device("cpu"), dtype=torch.float32
         )
         stream = Views().open(
-            str(folder), ViewOptions(), split="heldout", samples=1, sample={}, processors={}, seed=0, teacher=teacher
+            DataRequest(
+                str(folder),
+                ViewOptions(),
+                split="heldout",
+                samples=1,
+                sample={},
+                processors={},
+                seed=0,
+                teacher=teacher,
+            )
         )
         assert ("picture" in next(stream).tensors) == seen
 

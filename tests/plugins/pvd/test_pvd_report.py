@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, write_teacher
 from xarch.api import convert
+from xarch.numbers import count, size
 from xarch_pvd.evaluate.renders import renders_svg
 from xarch_pvd.evaluate.report import sections
 from xarch_pvd.evaluate.shown import ShownViews
@@ -85,9 +86,9 @@ def test_sizes_are_those_of_the_files(run: Path) -> None:
     text = found(run)["Size"]["markdown"]
     teacher = Path(plan["teacher"]["ref"].removeprefix("field:")).stat().st_size
     student = (run / "student" / "model.safetensors").stat().st_size
-    assert f"| {plan['teacher']['parameters']:,} | {teacher:,} | 100 % |" in text
+    assert f"| {count(plan['teacher']['parameters'])} | {size(teacher)} | 100 % |" in text
     parameters = json.loads((run / "student" / "config.json").read_text())["parameters"]
-    assert f"| {parameters:,} | {student:,} | {100 * student / teacher:.3g} % |" in text
+    assert f"| {count(parameters)} | {size(student)} | {100 * student / teacher:.3g} % |" in text
 
 
 def test_times_come_from_the_curve_and_rise(run: Path) -> None:

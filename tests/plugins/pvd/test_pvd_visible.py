@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from xarch import DataRequest
 from xarch_field import RadianceField
 from xarch_field.facts import FieldFacts, ViewFacts
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.provider import Views
 from xarch_pvd.data.visible import sample_cells, visible_cells
@@ -57,7 +58,9 @@ def test_shares_of_a_batch() -> None:
     teacher = ball()
     options = ViewOptions(visible=0.5, uniform=0.25)
     stream = Views().open(
-        "teacher", options, split="train", samples=400, sample=POINTS, processors={}, seed=1, teacher=teacher
+        DataRequest(
+            "teacher", options, split="train", samples=400, sample=POINTS, processors={}, seed=1, teacher=teacher
+        )
     )
     xyz = next(stream)["xyz"]
     skin = (xyz.norm(dim=-1) - 0.6).abs() < 0.3
@@ -71,6 +74,8 @@ def test_nothing_to_see_is_no_error() -> None:
     teacher = ball(density=False)
     assert not bool(visible_cells(teacher, replace(ViewFacts(), width=10, height=10)).any())
     stream = Views().open(
-        "teacher", ViewOptions(), split="train", samples=40, sample=POINTS, processors={}, seed=1, teacher=teacher
+        DataRequest(
+            "teacher", ViewOptions(), split="train", samples=40, sample=POINTS, processors={}, seed=1, teacher=teacher
+        )
     )
     assert next(stream)["xyz"].shape == (40, 3)

@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def open_text(tokenizer: Any) -> Callable[..., Any]:
     """Opens a stream of ``text:REF``."""
+    from xarch import DataRequest
     from xarch_text.provider import TextData
 
     def make(
@@ -53,13 +54,15 @@ def open_text(tokenizer: Any) -> Callable[..., Any]:
     ) -> Any:
         provider = TextData()
         return provider.open(
-            str(ref),
-            provider.Options(**options),
-            split=split,
-            samples=samples,
-            sample={"length": length},
-            processors={"teacher": tokenizer},
-            seed=seed,
+            DataRequest(
+                str(ref),
+                provider.Options(**options),
+                split=split,  # type: ignore[arg-type]
+                samples=samples,
+                sample={"length": length},
+                processors={"teacher": tokenizer},
+                seed=seed,
+            )
         )
 
     return make

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.plugins.text.text_corpora import prose
-from xarch import UsageError
+from xarch import DataRequest, UsageError
 from xarch_text.corpus import find_corpus
 from xarch_text.html_text import without_tags
 from xarch_text.library import Library
@@ -35,7 +35,9 @@ def good_files(root: Path, count: int = 60) -> Path:
 
 def one_pass(ref: Path, **options: Any) -> dict[str, int]:
     """Counters of reading every document once."""
-    library = Library(find_corpus(str(ref), EXTENSIONS), TextOptions(heldout=0.0, validation=0.0, **options), "train")
+    library = Library(
+        find_corpus(str(ref), EXTENSIONS), TextOptions(heldout=0, validation=0, calibration=0, **options), "train"
+    )
     tally = Tally(1.0)
     for file in library.files:
         for _ in library.blocks(file, tally):
@@ -63,11 +65,11 @@ def test_describing_reads_no_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patched:
         patched.setattr("builtins.open", refuse)
         patched.setattr(gzip, "open", refuse)
-        info = TextData().describe(str(root), TextOptions())
+        info = TextData().describe(DataRequest(str(root), TextOptions()))
     assert (info.unit, info.size["files"]) == ("token", 3)
     assert info.size["bytes"] == sum(f.stat().st_size for f in root.iterdir())
     (root / "good00.txt").write_text("changed, and longer than before" * 10)
-    assert TextData().describe(str(root), TextOptions()).digest != info.digest
+    assert TextData().describe(DataRequest(str(root), TextOptions())).digest != info.digest
 
 
 @pytest.mark.parametrize(
@@ -79,14 +81,15 @@ def test_references(tmp_path: Path, ref: str, files: int) -> None:
     (tmp_path / "c" / ".hidden").mkdir()
     for name in ("a.txt", "b.md", "sub/d.txt", "picture.png", ".hidden/x.txt", ".dot.txt"):
         (tmp_path / "c" / name).write_text("text")
-    assert TextData().describe(str(tmp_path / ref), TextOptions()).size["files"] == files
+    assert TextData().describe(DataRequest(str(tmp_path / ref), TextOptions())).size["files"] == files
 
 
 def test_extensions_choose_the_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("a.log", "b.txt", "c.log.gz"):
         (tmp_path / name).write_text("text")
     count = [
-        TextData().describe(str(tmp_path), TextOptions(extensions=e)).size["files"] for e in (["log"], [".txt"], [])
+        TextData().describe(DataRequest(str(tmp_path), TextOptions(extensions=e))).size["files"]
+        for e in (["log"], [".txt"], [])
     ]
     assert count == [2, 1, 3]
 
@@ -95,7 +98,7 @@ def test_extensions_choose_the_files_of_a_folder(tmp_path: Path) -> None:
 def test_nothing_there_is_a_usage_error(tmp_path: Path, ref: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError):
-        TextData().describe(str(tmp_path / ref), TextOptions())
+        TextData().describe(DataRequest(str(tmp_path / ref), TextOptions()))
 
 
 def test_identities_do_not_depend_on_where_the_folder_is(tmp_path: Path, open_text: Open) -> None:
@@ -250,14 +253,16 @@ def test_rows_longer_than_the_teacher_reads_are_refused(tmp_path: Path, tokenize
 
     def open_(length: int) -> Any:
         return TextData().open(
-            str(root),
-            TextOptions(),
-            split="train",
-            samples=1,
-            sample={"length": length},
-            processors={"teacher": tokenizer},
-            seed=0,
-            teacher=teacher,
+            DataRequest(
+                str(root),
+                TextOptions(),
+                split="train",
+                samples=1,
+                sample={"length": length},
+                processors={"teacher": tokenizer},
+                seed=0,
+                teacher=teacher,
+            )
         )
 
     with pytest.raises(UsageError, match="at most 64"):
@@ -280,7 +285,9 @@ def test_a_teacher_without_tokenizer_says_so(tmp_path: Path) -> None:
     root = good_files(tmp_path / "c", 2)
     with pytest.raises(UsageError, match="no tokenizer"):
         TextData().open(
-            str(root), TextOptions(), split="train", samples=1, sample={}, processors={"teacher": None}, seed=0
+            DataRequest(
+                str(root), TextOptions(), split="train", samples=1, sample={}, processors={"teacher": None}, seed=0
+            )
         )
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xarch import Batch, TapModel, UsageError
-from xarch_decoder.attention import Attention
+from xarch import Batch, EvaluationRequest, TapModel, UsageError
 from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.generation import continue_greedily
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
 from xarch_text import scores
-from xarch_text.continuation import continue_greedily
 from xarch_text.metric import Perplexity
 from xarch_text.scores import NotFiniteError, targets
 
@@ -70,7 +70,9 @@ def batch(seed: int, rows: int = 3, length: int = 40) -> Batch:
 
 def evaluate(teacher: Any, students: dict[str, Any], batches: Sequence[Batch], processor: Any = None) -> Any:
     seen: list[int] = []
-    found = Perplexity().evaluate(teacher, students, lambda: batches, processor=processor, progress=seen.append)
+    found = Perplexity().evaluate(
+        EvaluationRequest(teacher, students, lambda: batches, processor=processor, progress=seen.append)
+    )
     assert seen == [b.units for b in batches]
     return found
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.plugins.text.text_corpora import prose
-from xarch import UsageError
+from xarch import DataRequest, UsageError
 from xarch_text.options import TextOptions
 from xarch_text.provider import TextData
 
@@ -85,12 +85,15 @@ def test_splits_do_not_overlap_and_cover_the_files(
     options = {"split_by": "document"}
     heldout = names(open_text(root, "heldout", **options))
     validation = names(open_text(root, "validation", **options))
+    calibration = names(open_text(root, "calibration", **options))
     train = names(open_text(root, **options), 400)
     assert heldout
     assert validation
+    assert calibration
     assert not heldout & validation
-    assert not train & (heldout | validation)
-    assert len(train | heldout | validation) == documents
+    assert not calibration & (heldout | validation)
+    assert not train & (heldout | validation | calibration)
+    assert len(train | heldout | validation | calibration) == documents
 
 
 def test_membership_depends_on_the_name_alone(folder: Callable[..., Path], open_text: Open) -> None:
@@ -252,7 +255,7 @@ def test_records_are_shuffled_within_blocks(tmp_path: Path, open_text: Open) -> 
 
 
 def test_standard_library_needs_no_data_at_all(open_text: Open) -> None:
-    info = TextData().describe("python-stdlib", TextOptions())
+    info = TextData().describe(DataRequest("python-stdlib", TextOptions()))
     assert info.size["files"] > 100
     batch = next(open_text("python-stdlib", length=128))
     documents = [n for row in batch.meta["documents"] for n in row]
@@ -261,8 +264,8 @@ def test_standard_library_needs_no_data_at_all(open_text: Open) -> None:
 
 def test_bytes_need_no_tokenizer(folder: Callable[..., Path]) -> None:
     provider = TextData()
-    stream = provider.open(
+    stream = provider.open(DataRequest(
         str(folder()), TextOptions(tokenizer="bytes"), split="train", samples=1, sample={"length": 600},
         processors={}, seed=0,
-    )  # fmt: skip
+    ))  # fmt: skip
     assert "document " in bytes(next(stream)["input_ids"][0].tolist()).decode()

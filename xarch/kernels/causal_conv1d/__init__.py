@@ -8,12 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels.causal_conv1d import blocked, cpp, mamba_ssm, naive, triton
+from xarch.kernels.causal_conv1d import cpp, mamba_ssm, naive, plain, triton
 from xarch.kernels.causal_conv1d.step import causal_conv1d_step
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["blocked", "causal_conv1d", "causal_conv1d_step", "cpp", "mamba_ssm", "naive", "triton"]
+__all__ = ["causal_conv1d", "causal_conv1d_step", "cpp", "mamba_ssm", "naive", "plain", "triton"]
 
 
 def causal_conv1d(

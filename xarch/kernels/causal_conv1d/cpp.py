@@ -8,18 +8,17 @@ Legend: B batch, L tokens, C channels, K taps, J = K - 1, U slabs of tokens.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xarch.kernels.causal_conv1d.blocked import causal_conv1d_blocked
 from xarch.kernels.causal_conv1d.naive import causal_conv1d_naive
+from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.window import final_state
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -36,12 +35,10 @@ class _Call(ctypes.Structure):
     _fields_ = [*((n, ctypes.c_int64) for n in _SIZES), *((n, ctypes.c_void_p) for n in _TENSORS)]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("causal_conv1d", [Path(__file__).with_name("conv.cpp")])
+@kernel("causal_conv1d", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.conv_forward, loaded.conv_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:
@@ -80,7 +77,7 @@ def causal_conv1d_cpp(
     """Arguments and results of :func:`xarch.kernels.causal_conv1d`; the state is None unless asked for."""
     if island_dtype(x_BLC, weight_CK) == torch.float64 or x_BLC.numel() == 0:
         # Nothing to compute, or float64 weights.
-        return causal_conv1d_blocked(
+        return causal_conv1d_plain(
             x_BLC,
             weight_CK,
             bias_C,

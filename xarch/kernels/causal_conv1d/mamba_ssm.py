@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xarch.kernels.causal_conv1d.blocked import causal_conv1d_blocked
+from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.triton import check
 from xarch.kernels.causal_conv1d.window import final_state
 from xarch.kernels.dispatch import register
@@ -44,7 +44,7 @@ def causal_conv1d_mamba_ssm(
     channels, taps = weight_CK.shape
     taken = 2 <= taps <= 4 and channels % 8 == 0 and x_BLC.numel() > 0
     if not taken or island_dtype(x_BLC, weight_CK) == torch.float64:
-        return causal_conv1d_blocked(
+        return causal_conv1d_plain(
             x_BLC,
             weight_CK,
             bias_C,

@@ -1,4 +1,4 @@
-"""The convolution tap by tap with autograd: the definition, and the truth the other backends are tested against.
+"""The convolution tap by tap with autograd: the definition, and the reference for the other backends.
 
 Legend: B batch, L tokens, C channels, K taps, J = K - 1.
 """

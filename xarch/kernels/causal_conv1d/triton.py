@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xarch.kernels.causal_conv1d.blocked import causal_conv1d_blocked
 from xarch.kernels.causal_conv1d.naive import causal_conv1d_naive
+from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.window import final_state, prepend
 from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import TOLERANCE, rows_last, why_not_triton
@@ -49,7 +49,7 @@ def causal_conv1d_triton(
         island_dtype(x_BLC, weight_CK) == torch.float64
         or x_BLC.numel() == 0
     ):  # fmt: skip
-        return causal_conv1d_blocked(
+        return causal_conv1d_plain(
             x_BLC,
             weight_CK,
             bias_C,
@@ -65,6 +65,7 @@ def causal_conv1d_triton(
         x_BUC, run_BU = prepend(x_BLC, initial_state_BCJ, taps, run_BU)
         lead = taps - 1
     run_BU = None if run_BU is None else run_BU.int().contiguous()
+    bias_C = None if bias_C is None else bias_C.contiguous()
     return torch.ops.xarch.causal_conv1d_triton_forward(x_BUC, weight_CK, bias_C, run_BU, lead), state_BCJ
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.grid_encoding import bagged, cpp, naive
+from xarch.kernels.grid_encoding import cpp, naive, plain
 from xarch.kernels.precision import island_dtype, without_autocast
 
-__all__ = ["Factor", "bagged", "cpp", "grid_encode", "naive"]
+__all__ = ["Factor", "cpp", "grid_encode", "naive", "plain"]
 
 Factor = tuple[Tensor, tuple[int, ...]]
 """A grid [S, ..., C] and the coordinate that each of its sample axes follows."""

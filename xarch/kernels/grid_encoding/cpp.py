@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.grid_encoding.bagged import grid_encode_bagged
 from xarch.kernels.grid_encoding.naive import grid_encode_naive
-from xarch.kernels.native import library, why_not
+from xarch.kernels.grid_encoding.plain import grid_encode_plain
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FACTORS = 4
-"""Most factors of a group, as in grid.cpp."""
+"""Most factors of a group, as in kernel.cpp."""
 
 
 class _Factor(ctypes.Structure):
@@ -46,12 +45,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("grid_encoding", [Path(__file__).with_name("grid.cpp")])
+@kernel("grid_encoding", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.grid_forward, loaded.grid_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:
@@ -86,7 +83,7 @@ def _check(_: str) -> None:
 def grid_encode_cpp(u_N3: Tensor, groups: Sequence[Sequence[tuple[Tensor, tuple[int, ...]]]]) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.grid_encode`."""
     if max(len(group) for group in groups) > _FACTORS:
-        return grid_encode_bagged(u_N3, groups)
+        return grid_encode_plain(u_N3, groups)
     tables = [table for group in groups for table, _ in group]
     layout = []
     for group in groups:

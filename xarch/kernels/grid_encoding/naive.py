@@ -1,4 +1,4 @@
-"""Products of grids corner by corner: the truth the other backends are tested against. Legend: see the package."""
+"""Products of grids corner by corner: the reference for the other backends. Legend: see the package."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.hash_encoding import bagged, cpp, naive
+from xarch.kernels.hash_encoding import cpp, naive, plain
 from xarch.kernels.hash_encoding.config import HashConfig, Level, level_table
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["HashConfig", "Level", "bagged", "cpp", "hash_encode", "level_table", "naive"]
+__all__ = ["HashConfig", "Level", "cpp", "hash_encode", "level_table", "naive", "plain"]
 
 
 def hash_encode(u_N3: Tensor, table_EF: Tensor, config: HashConfig, *, backend: str | None = None) -> Tensor:

@@ -7,7 +7,6 @@ Legend: see the package.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.hash_encoding.bagged import hash_encode_bagged
 from xarch.kernels.hash_encoding.config import HashConfig, level_table
 from xarch.kernels.hash_encoding.naive import hash_encode_naive
-from xarch.kernels.native import library, why_not
+from xarch.kernels.hash_encoding.plain import hash_encode_plain
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FEATURES = 64
-"""Most features of a row, as in hash.cpp."""
+"""Most features of a row, as in kernel.cpp."""
 
 
 class _Level(ctypes.Structure):
@@ -41,12 +40,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("hash_encoding", [Path(__file__).with_name("hash.cpp")])
+@kernel("hash_encoding", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.hash_forward, loaded.hash_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:
@@ -75,7 +72,7 @@ def _check(_: str) -> None:
 def hash_encode_cpp(u_N3: Tensor, table_EF: Tensor, config: HashConfig) -> Tensor:
     """Arguments and result of :func:`xarch.kernels.hash_encode`."""
     if table_EF.dtype == torch.float64 or config.features > _FEATURES:
-        return hash_encode_bagged(u_N3, table_EF, config)
+        return hash_encode_plain(u_N3, table_EF, config)
     integers: list[int] = []
     floats: list[float] = []
     for level in level_table(config):

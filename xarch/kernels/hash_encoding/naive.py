@@ -1,4 +1,4 @@
-"""The encoding corner by corner: the truth the other backends are tested against. Legend: see the package."""
+"""The encoding corner by corner: the reference for the other backends. Legend: see the package."""
 
 from __future__ import annotations
 

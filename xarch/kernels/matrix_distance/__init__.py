@@ -9,12 +9,12 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.matrix_distance import cpp, naive, tiled, triton
+from xarch.kernels.matrix_distance import cpp, naive, plain, triton
 from xarch.kernels.matrix_distance.attention import attention_matrix
 from xarch.kernels.matrix_distance.result import MatrixDistance
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["MatrixDistance", "attention_matrix", "cpp", "matrix_distance", "naive", "tiled", "triton"]
+__all__ = ["MatrixDistance", "attention_matrix", "cpp", "matrix_distance", "naive", "plain", "triton"]
 
 
 def matrix_distance(
@@ -48,7 +48,7 @@ def matrix_distance(
         softcap: scores become ``softcap * tanh(score / softcap)``.
         segment_ids_BL: document of each token; both matrices are zero across a change of id.
         mask_BL: True for real tokens; rows and columns of padding do not count and are not attended to.
-        tile: queries and keys that the tiled backend holds at a time.
+        tile: tile size of the `torch` backend, in queries and keys.
         backend: force a backend, see :mod:`xarch.kernels.dispatch`.
 
     Returns:

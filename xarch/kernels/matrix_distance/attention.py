@@ -1,4 +1,4 @@
-"""The teacher's [L, L] matrix per head, materialised: for inspection and as the truth in tests.
+"""The teacher's [L, L] matrix per head, materialised: for inspection and as a reference in tests.
 
 Legend: B batch, L tokens, t row, s column, H heads, K key heads, E head width.
 """

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import register
-from xarch.kernels.matrix_distance import compiled
+from xarch.kernels.matrix_distance import cpp_launch
 from xarch.kernels.matrix_distance.naive import matrix_distance_naive
+from xarch.kernels.matrix_distance.plain import matrix_distance_plain
 from xarch.kernels.matrix_distance.result import MatrixDistance
-from xarch.kernels.matrix_distance.tiled import matrix_distance_tiled
 from xarch.kernels.native import why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.selfcheck import agree
@@ -71,13 +71,13 @@ def matrix_distance_cpp(
     """
     student = (C_BLGN, B_BLGN, log_a_BLH, D_H)
     if island_dtype(q_BLHE, k_BLKE, *student) == torch.float64:
-        return matrix_distance_tiled(
+        return matrix_distance_plain(
             q_BLHE, k_BLKE, *student, scale=scale, window=window, softcap=softcap, segment_ids_BL=segment_ids_BL,
             mask_BL=mask_BL, tile=tile,
         )  # fmt: skip
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in student)
     at_once = wanted and C_BLGN.shape[2] == log_a_BLH.shape[2]
-    found = _forward(
+    found = matrix_distance_cpp_forward(
         q_BLHE,
         k_BLKE,
         C_BLGN,
@@ -95,7 +95,7 @@ def matrix_distance_cpp(
 
 
 @torch.library.custom_op("xarch::matrix_distance_cpp_forward", mutates_args=(), device_types="cpu")
-def _forward(
+def matrix_distance_cpp_forward(
     q: Tensor,
     k: Tensor,
     C: Tensor,
@@ -110,13 +110,13 @@ def _forward(
     gradient: bool,
 ) -> _Found:
     """Distance, teacher norm, and the gradients of half the squared distance (empty unless wanted)."""
-    v = compiled.visit(
+    v = cpp_launch.visit(
         q, k, C, B, log_a, D, segment_ids, mask, scale=scale, window=window, softcap=softcap, gradient=gradient
     )
     return v.distance_BH, v.teacher_norm_BH, v.dC_BLGN, v.dB_BLGN, v.dlog_a_BLH, v.dD_BH
 
 
-@_forward.register_fake
+@matrix_distance_cpp_forward.register_fake
 def _(
     q: Tensor,
     k: Tensor,
@@ -142,7 +142,7 @@ def _(
 
 
 @torch.library.custom_op("xarch::matrix_distance_cpp_backward", mutates_args=(), device_types="cpu")
-def _backward(
+def matrix_distance_cpp_backward(
     factor: Tensor,
     q: Tensor,
     k: Tensor,
@@ -157,7 +157,7 @@ def _backward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of half the squared distances, times a factor [B, H], by a second visit."""
-    v = compiled.visit(
+    v = cpp_launch.visit(
         q,
         k,
         C,
@@ -175,7 +175,7 @@ def _backward(
     return v.dC_BLGN, v.dB_BLGN, v.dlog_a_BLH, v.dD_BH
 
 
-@_backward.register_fake
+@matrix_distance_cpp_backward.register_fake
 def _(factor: Tensor, q: Tensor, k: Tensor, C: Tensor, B: Tensor, log_a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return *_like(C, B, log_a), torch.empty_like(factor, dtype=torch.float32)
 
@@ -210,10 +210,10 @@ def _differentiate(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tup
         per_token = factor[:, None]
         dC, dB, dlog_a, dD = dC * per_token[..., None], dB * per_token[..., None], dlog_a * per_token, dD * factor
     else:
-        dC, dB, dlog_a, dD = _backward(factor, *saved, *ctx.teacher)
+        dC, dB, dlog_a, dD = matrix_distance_cpp_backward(factor, *saved, *ctx.teacher)
     of_C, of_B, of_log_a, of_D = ctx.dtypes
     skip = None if of_D is None else dD.sum(0).to(of_D)
     return None, None, dC.to(of_C), dB.to(of_B), dlog_a.to(of_log_a), skip, *(None,) * 6
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup)
+matrix_distance_cpp_forward.register_autograd(_differentiate, setup_context=_setup)

@@ -1,4 +1,4 @@
-"""The distance by building both matrices: the definition, and the truth the other backends are tested against."""
+"""The distance by building both matrices: the definition, and the reference for the other backends."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.matrix_distance.naive import matrix_distance_naive
+from xarch.kernels.matrix_distance.plain import matrix_distance_plain
 from xarch.kernels.matrix_distance.result import MatrixDistance
-from xarch.kernels.matrix_distance.tiled import matrix_distance_tiled
 from xarch.kernels.precision import LOG_FLOOR, island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -58,19 +58,19 @@ def matrix_distance_triton(
     wide = island_dtype(q_BLHE, C_BLGN, B_BLGN, log_a_BLH, D_H) == torch.float64
     wide = wide or max(q_BLHE.shape[-1], C_BLGN.shape[-1]) > LARGEST
     if wide or 0 in (*q_BLHE.shape, C_BLGN.shape[-1]):
-        return matrix_distance_tiled(
+        return matrix_distance_plain(
             q_BLHE, k_BLKE, C_BLGN, B_BLGN, log_a_BLH, D_H, scale=scale, window=window, softcap=softcap,
             segment_ids_BL=segment_ids_BL, mask_BL=mask_BL, tile=tile,
         )  # fmt: skip
     start, stop = (None, None) if segment_ids_BL is None else _borders(segment_ids_BL)
     real = None if mask_BL is None else mask_BL.to(torch.uint8).contiguous()
-    operands = [C_BLGN, B_BLGN, log_a_BLH, D_H]
+    operands = [C_BLGN, B_BLGN, log_a_BLH, None if D_H is None else D_H.contiguous()]
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     at_once = wanted and C_BLGN.shape[2] == log_a_BLH.shape[2]
     error_BH, teacher_BH, *_ = torch.ops.xarch.matrix_distance_triton_forward(
         *operands, q_BLHE, k_BLKE, start, stop, real, scale, window, softcap, at_once
     )
-    return MatrixDistance(error_BH, teacher_BH)
+    return MatrixDistance(error_BH, teacher_BH.detach())
 
 
 def _borders(segment_ids_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.mixing_matrix import naive, prefix
+from xarch.kernels.mixing_matrix import naive, plain
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["mixing_matrix", "naive", "prefix"]
+__all__ = ["mixing_matrix", "naive", "plain"]
 
 
 def mixing_matrix(

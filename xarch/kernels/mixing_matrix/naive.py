@@ -1,4 +1,4 @@
-"""The mixing matrix with the sum of log-decays formed for every entry: the truth the other form is tested against.
+"""The mixing matrix with the sum of log-decays formed for every entry: the reference for the other form.
 
 Legend: B batch, L tokens, t row, s column, H heads, G B/C groups, N state size.
 """

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from xarch.kernels.native.build import BuildError, library, why_not
+from xarch.kernels.native.build import BuildError, forget, kernel, library, why_not
 
-__all__ = ["BuildError", "library", "why_not"]
+__all__ = ["BuildError", "forget", "kernel", "library", "why_not"]

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,13 +34,14 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
-"""No -ffast-math: infinities and NaN must come out as they went in."""
+"""No -ffast-math: infinities and NaN must be preserved."""
 
 COMPILERS = ("g++", "clang++")
 HEADERS = Path(__file__).parent
 CACHE = "XARCH_KERNELS_CACHE"
 
 _LOADED: dict[str, ctypes.CDLL] = {}
+_DECLARED: dict[str, ctypes.CDLL] = {}
 
 
 class BuildError(XarchError):
@@ -48,7 +49,7 @@ class BuildError(XarchError):
 
 
 def why_not() -> str | None:
-    """Why no compiled kernel can run now, or None if one can; looks only whether there is a compiler."""
+    """Why no compiled kernel can run now, or None if one can; only checks for a compiler."""
     if tracing():
         return "an exporter records plain operators"
     return _no_compiler()
@@ -103,6 +104,31 @@ def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
         raise BuildError(f"kernel {name}: cannot load {path}: {e}", f"delete {path} to compile it again") from e
     _LOADED[full_name] = loaded
     return loaded
+
+
+def kernel(name: str, source: Path) -> Callable[[Callable[[ctypes.CDLL], None]], Callable[[], ctypes.CDLL]]:
+    """Decorator that turns a function which declares argument types into one that returns the library.
+
+    The library is compiled or loaded on the first call and kept until :func:`forget`.
+    """
+
+    def decorate(declare: Callable[[ctypes.CDLL], None]) -> Callable[[], ctypes.CDLL]:
+        def load() -> ctypes.CDLL:
+            if name not in _DECLARED:
+                loaded = library(name, [source])
+                declare(loaded)
+                _DECLARED[name] = loaded
+            return _DECLARED[name]
+
+        return load
+
+    return decorate
+
+
+def forget() -> None:
+    """Drop every loaded library: the next use looks for compiler and cache again."""
+    _LOADED.clear()
+    _DECLARED.clear()
 
 
 def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import without_autocast
-from xarch.kernels.selective_scan import chunked, cpp, mamba_ssm, naive, triton
+from xarch.kernels.selective_scan import cpp, mamba_ssm, naive, plain, triton
 from xarch.kernels.selective_scan.step import selective_scan_step
 
-__all__ = ["chunked", "cpp", "mamba_ssm", "naive", "selective_scan", "selective_scan_step", "triton"]
+__all__ = ["cpp", "mamba_ssm", "naive", "plain", "selective_scan", "selective_scan_step", "triton"]
 
 
 def selective_scan(

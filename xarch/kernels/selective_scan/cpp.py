@@ -10,7 +10,6 @@ Legend: B batch, D channels, L tokens, N state size, G B/C groups, K blocks of c
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
-from xarch.kernels.selective_scan.chunked import selective_scan_chunked
 from xarch.kernels.selective_scan.naive import selective_scan_naive
+from xarch.kernels.selective_scan.plain import selective_scan_plain
 from xarch.kernels.selfcheck import agree
 
 
@@ -45,9 +44,8 @@ class _Gradients(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("selective_scan", [Path(__file__).with_name("selective_scan.cpp")])
+@kernel("selective_scan", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.selective_scan_lanes, loaded.selective_scan_chunk):
         function.argtypes, function.restype = [], ctypes.c_int64
     pointer = ctypes.POINTER
@@ -55,7 +53,6 @@ def _library() -> ctypes.CDLL:
     loaded.selective_scan_backward.argtypes = [pointer(_Problem), pointer(_Gradients), ctypes.c_void_p]
     for function in (loaded.selective_scan_forward, loaded.selective_scan_backward):
         function.restype = None
-    return loaded
 
 
 def _check(_: str) -> None:
@@ -104,7 +101,7 @@ def selective_scan_cpp(
     wide = island_dtype(x_BDL, dt_BDL, A_DN, B_BGNL, C_BGNL, initial_state_BDN) == torch.float64
     if wide or x_BDL.numel() == 0 or A_DN.numel() == 0:
         # Nothing to compute, or float64 among the other operands.
-        return selective_scan_chunked(
+        return selective_scan_plain(
             x_BDL,
             dt_BDL,
             A_DN,

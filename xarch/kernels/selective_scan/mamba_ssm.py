@@ -11,7 +11,7 @@ from torch import Tensor
 from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import same_dtype, why_not_mamba_ssm
 from xarch.kernels.precision import island_dtype
-from xarch.kernels.selective_scan.chunked import selective_scan_chunked
+from xarch.kernels.selective_scan.plain import selective_scan_plain
 from xarch.kernels.selective_scan.triton import check
 
 LARGEST = 256
@@ -49,7 +49,7 @@ def selective_scan_mamba_ssm(
     """
     wide = island_dtype(x_BDL, dt_BDL, A_DN, B_BGNL, C_BGNL) == torch.float64
     if wide or x_BDL.numel() == 0 or not 1 <= A_DN.shape[1] <= LARGEST:
-        return selective_scan_chunked(
+        return selective_scan_plain(
             x_BDL,
             dt_BDL,
             A_DN,

@@ -1,4 +1,4 @@
-"""The selective scan one token at a time: the definition, and the truth the other backends are tested against.
+"""The selective scan one token at a time: the definition, and the reference for the other backends.
 
 Legend: B batch, D channels, L tokens, N state size, G B/C groups.
 """

@@ -15,8 +15,8 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
-from xarch.kernels.selective_scan.chunked import selective_scan_chunked
 from xarch.kernels.selective_scan.naive import selective_scan_naive
+from xarch.kernels.selective_scan.plain import selective_scan_plain
 from xarch.kernels.selfcheck import agree, waves
 
 LARGEST = 256
@@ -52,7 +52,7 @@ def selective_scan_triton(
     """
     wide = island_dtype(x_BDL, dt_BDL, A_DN, B_BGNL, C_BGNL, initial_state_BDN) == torch.float64
     if wide or x_BDL.numel() == 0 or not 1 <= A_DN.shape[1] <= LARGEST:
-        return selective_scan_chunked(
+        return selective_scan_plain(
             x_BDL,
             dt_BDL,
             A_DN,
@@ -67,6 +67,7 @@ def selective_scan_triton(
         )
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int().contiguous()
     initial = None if initial_state_BDN is None else initial_state_BDN.float().contiguous()
+    D_D, dt_bias_D = (None if t is None else t.contiguous() for t in (D_D, dt_bias_D))
     y, last, _ = torch.ops.xarch.selective_scan_triton_forward(
         x_BDL, dt_BDL, A_DN.float().contiguous(), B_BGNL, C_BGNL, D_D, z_BDL, dt_bias_D, initial, run_BL, dt_softplus
     )

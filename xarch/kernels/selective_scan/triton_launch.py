@@ -11,17 +11,14 @@ import torch
 import triton
 from torch import Tensor
 
-from xarch.kernels.gpu import heads_per_program, rows_last
+from xarch.kernels.gpu import SIZES, heads_per_program, rows_last
 from xarch.kernels.precision import LOG_FLOOR
 from xarch.kernels.selective_scan import triton_kernels as kernels
-
-_TILE = 1024
-"""States times tokens that a program scans at once: eight a thread, so that three programs share the registers."""
 
 
 def _blocks(size: int, length: int) -> dict[str, int]:
     BN = triton.next_power_of_2(size)
-    return {"BN": BN, "BL": min(max(16, _TILE // BN), max(16, triton.next_power_of_2(length)))}
+    return {"BN": BN, "BL": min(max(16, SIZES.scan_tile // BN), max(16, triton.next_power_of_2(length)))}
 
 
 def chunks_of(size: int, length: int) -> int:

@@ -10,10 +10,10 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import without_autocast
-from xarch.kernels.ssd import chunked, cpp, mamba_ssm, naive, triton
+from xarch.kernels.ssd import cpp, mamba_ssm, naive, plain, triton
 from xarch.kernels.ssd.step import ssd_step
 
-__all__ = ["chunked", "cpp", "mamba_ssm", "naive", "ssd", "ssd_step", "triton"]
+__all__ = ["cpp", "mamba_ssm", "naive", "plain", "ssd", "ssd_step", "triton"]
 
 
 def ssd(

@@ -9,7 +9,6 @@ Legend: B batch, L tokens, H heads, G B/C groups, P value width, N state size, K
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import library, why_not
+from xarch.kernels.native import kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
-from xarch.kernels.ssd.chunked import ssd_chunked
 from xarch.kernels.ssd.naive import ssd_naive
+from xarch.kernels.ssd.plain import ssd_plain
 
 CHUNK = 64
 """Fastest of 32, 64 and 128 on an AVX-512 Xeon at N = P = 64 (see README.md)."""
@@ -48,12 +47,10 @@ class _Call(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    loaded = library("ssd", [Path(__file__).with_name("ssd.cpp")])
+@kernel("ssd", Path(__file__).with_name("kernel.cpp"))
+def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.ssd_forward, loaded.ssd_backward):
         function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
-    return loaded
 
 
 def _check(_: str) -> None:
@@ -93,7 +90,7 @@ def ssd_cpp(
     operands = (x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, initial_state_BHPN)
     if island_dtype(*operands) == torch.float64 or 0 in x_BLHP.shape or B_BLGN.shape[-1] == 0:
         # Nothing to compute, or an operand other than x asks for float64.
-        return ssd_chunked(
+        return ssd_plain(
             *operands[:5],
             initial_state_BHPN=initial_state_BHPN,
             segment_ids_BL=segment_ids_BL,

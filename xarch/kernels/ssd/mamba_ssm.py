@@ -20,7 +20,7 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import same_dtype, why_not_mamba_ssm
 from xarch.kernels.precision import LOG_FLOOR, island_dtype, without_autocast
 from xarch.kernels.segments import runs
-from xarch.kernels.ssd.chunked import ssd_chunked
+from xarch.kernels.ssd.plain import ssd_plain
 from xarch.kernels.ssd.triton import check
 
 
@@ -52,7 +52,7 @@ def ssd_mamba_ssm(
     state: dict[str, Any] = {"initial_state_BHPN": initial_state_BHPN, "segment_ids_BL": segment_ids_BL}
     wide = island_dtype(*operands, initial_state_BHPN) == torch.float64
     if wide or x_BLHP.numel() == 0 or B_BLGN.shape[-1] == 0:
-        return ssd_chunked(*operands, **state, chunk_size=chunk_size)
+        return ssd_plain(*operands, **state, chunk_size=chunk_size)
     chunk = 1 << (min(max(chunk_size or 256, 16), 256) - 1).bit_length()
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int()
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float()

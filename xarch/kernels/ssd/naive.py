@@ -1,4 +1,4 @@
-"""SSD one token at a time: the definition, and the truth the other backends are tested against.
+"""SSD one token at a time: the definition, and the reference for the other backends.
 
 Legend: B batch, L tokens, H heads, G B/C groups, P value width, N state size.
 """

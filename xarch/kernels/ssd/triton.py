@@ -16,8 +16,8 @@ from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
-from xarch.kernels.ssd.chunked import ssd_chunked
 from xarch.kernels.ssd.naive import ssd_naive
+from xarch.kernels.ssd.plain import ssd_plain
 
 LARGEST = 256
 """Wider heads and larger states do not fit the registers of a program."""
@@ -47,12 +47,13 @@ def ssd_triton(
 
     Calls with a float64 operand, no element, or more than :data:`LARGEST` values per head or state run in PyTorch.
     """
+    D_H = None if D_H is None else D_H.contiguous()
     operands: list[Any] = [x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H]
     state: dict[str, Any] = {"initial_state_BHPN": initial_state_BHPN, "segment_ids_BL": segment_ids_BL}
     width, size = x_BLHP.shape[-1], B_BLGN.shape[-1]
     wide = island_dtype(*operands, initial_state_BHPN) == torch.float64 or max(width, size) > LARGEST
     if wide or x_BLHP.numel() == 0 or size == 0:
-        return ssd_chunked(*operands, **state, chunk_size=chunk_size)
+        return ssd_plain(*operands, **state, chunk_size=chunk_size)
     run_BL = None if segment_ids_BL is None else runs(segment_ids_BL).int()
     initial = None if initial_state_BHPN is None else initial_state_BHPN.float().contiguous()
     # The larger a state, the more tokens must share the memory traffic of storing it.

@@ -1,0 +1,106 @@
+"""The tables of the results: in a terminal, and as ``benchmarks/RESULTS.md``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.rows import Row, rows
+from benchmarks.store import RESULTS, Result, read
+
+PAGE = RESULTS.parent / "RESULTS.md"
+NOTES = RESULTS.parent / "notes.md"
+HEADS = ("what", "figure", "spread", "n", "rival or control")
+TITLES = {
+    "smollm2_hybrid": "SmolLM2-135M, 10 of 30 layers replaced: quality",
+    "conversion_speed_cpu": "Matrix and hidden stages: speed",
+    "matrix_memory": "Matrix stage: memory over tokens",
+    "streamed_memory": "Local stages: memory over depth",
+    "kernels_cpu": "Kernels: forward and backward",
+    "fields_speed_up": "Fields: conversion against training from pictures",
+    "fields_any_to_any": "Fields: every kind into every other, procedural scene",
+    "fields_any_to_any_blender": "Fields: every kind into every other, path-traced scene",
+    "fields_staged": "Fields: stages against rays alone",
+    "fields_active_levels": "Fields: drawing the worst poses and rays again",
+    "fields_edited": "Fields: edited teachers, converted",
+    "fields_round_trips": "Fields: files written and read again",
+    "fields_exported": "Fields: exported points in onnxruntime",
+}
+"""Order and titles; results of other names follow under their own."""
+INTRODUCTION = """# Results
+
+Generated from `benchmarks/results/*.json` by `python -m benchmarks results`; do not edit. Above each table stand the
+command that measured it, the machine, the date and the code, which hold for all its rows. *n* counts seeds, or repeats
+where it says so; *spread* is the least and the most over them. The last column is what the same result stores for
+comparison; where it is empty, nothing was measured beside the figure. For fields, *s* is CPU seconds of planning, start
+and stages, and PSNR is against the teacher unless it says otherwise. Fields are named as in `xarch list targets`;
+`tensors` are voxels.
+"""
+
+
+def markdown(results: dict[str, Result], notes: str) -> str:
+    """The whole page.
+
+    Args:
+        results: file name without its ending -> result.
+        notes: a section about figures without a result file.
+    """
+    order = [name for name in TITLES if name in results] + sorted(set(results) - set(TITLES))
+    return "\n".join([INTRODUCTION, *(section(name, results[name]) for name in order), notes])
+
+
+def section(name: str, result: Result) -> str:
+    """Title, circumstances and table of one result."""
+    lines = [f"## {TITLES.get(name, name)}", "", *circumstances(result), ""]
+    lines += [f"- **Caveat:** {note}" for note in result.header.get("notes", [])]
+    lines += [""] if result.header.get("notes") else []
+    lines += _line(HEADS), _line(["---"] * len(HEADS))
+    lines += [_line(_cells(row)) for row in rows(result)]
+    return "\n".join(lines) + "\n"
+
+
+def circumstances(result: Result) -> list[str]:
+    """Command, machine, date and code in two lines."""
+    header = result.header
+    versions, machine = header["versions"], header["machine"]
+    cores, threads = machine.get("cores"), machine.get("threads")
+    where = machine.get("device") or "processor not recorded"
+    where += f", {cores} cores" if cores and cores > 1 else ""
+    where += f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""
+    where += f", {machine['vector_isa']}" if "vector_isa" in machine else ""
+    code = f"commit {header['commit']}" if header.get("commit") else "commit not recorded"
+    code += f" (file added in {header['added']})" if header.get("added") else ""
+    unfinished = "" if header["finished"] else " **Unfinished.**"
+    programs = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime") if name in versions)
+    return [f"`{header['command']}`\\", f"{where}; {header['date']}; {code}; {programs}.{unfinished}"]
+
+
+def published() -> dict[str, Result]:
+    """The results in ``benchmarks/results``."""
+    return {path.stem: read(path) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def generate(page: Path = PAGE) -> str:
+    """Write the page of the published results and return it."""
+    text = markdown(published(), NOTES.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8")
+    return text
+
+
+def show(result: Result) -> None:
+    """The table of a result in a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*HEADS, title=result.benchmark, title_justify="left")
+    for row in rows(result):
+        table.add_row(*_cells(row))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    return [row.what, row.figure, row.spread, row.seeds, row.rival]
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

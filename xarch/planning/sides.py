@@ -1,0 +1,135 @@
+"""Both sides of a conversion and its data, described: the student on the meta device, teachers by their facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xarch.config.schema import RunConfig
+from xarch.contracts.local import sites_of
+from xarch.contracts.model import Initialisation, Student
+from xarch.contracts.tap import Tap
+from xarch.errors import PlanError, PluginError, UsageError
+from xarch.planning.describe import COPIES, NO_TEACHER, RANDOM, DescribedData, DescribedTeacher, Describer
+from xarch.planning.resolve import Resolved, resolve_target
+from xarch.registry.registry import Registry
+
+
+def start_of(config: RunConfig, describer: Describer) -> tuple[Resolved, DescribedTeacher | None, Any]:
+    """Target, teacher, and the facts that the student is built from.
+
+    Raises:
+        UsageError: a name or an option is wrong.
+        PlanError: the target does not accept this family, or needs a teacher.
+        PluginError: an adapter failed.
+    """
+    if not config.teacher:
+        raise UsageError(
+            "no teacher is given", f"use --teacher SCHEME:REF, or --teacher {NO_TEACHER} for a student of its own"
+        )
+    if not config.student.target:
+        raise UsageError("no target is given", "use --to TARGET; `xarch list targets` shows them")
+    registry = describer.registry
+    target = resolve_target(registry, config.student.target, config.student.options, tiny=config.tiny)
+    spec = registry.get("target", target.name)
+    teacher = describer.teacher(config)
+    if teacher is None:
+        data = describer.data(config, None).info
+        with registry.guard(spec, "facts_from_data"):
+            return target, None, target.adapter.facts_from_data(data, target.options)
+    if not spec.serves(teacher.info.family):
+        raise PlanError(
+            f"target {target.name!r} accepts {', '.join(spec.accepts) or 'no family'}; "
+            f"teacher {teacher.ref} is of family {teacher.info.family!r}",
+            "`xarch list pairs` shows what can be converted into what",
+        )
+    return target, teacher, teacher.info.facts
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a conversion and its data, described.
+
+    Attributes:
+        config, registry: of the plan.
+        teacher: what the student comes from; None with ``teacher: none``.
+        teachers: further teachers with weights of their own, by name.
+        target: the student's adapter.
+        facts, family: what the student is built from, and the name of that family.
+        student: on the meta device.
+        start: what its initialisation will do.
+        data: the data, described with the configuration's ``data.sample``.
+        describer: describes the data with another sample.
+    """
+
+    config: RunConfig
+    registry: Registry
+    teacher: DescribedTeacher | None
+    teachers: Mapping[str, DescribedTeacher]
+    target: Resolved
+    facts: Any
+    family: str
+    student: Student
+    start: Initialisation
+    data: DescribedData
+    describer: Describer
+
+    @classmethod
+    def of(cls, config: RunConfig, describer: Describer) -> Sides:
+        """Describe everything that a configuration names.
+
+        Raises:
+            UsageError, PlanError, PluginError: see :func:`start_of`.
+        """
+        registry = describer.registry
+        target, teacher, facts = start_of(config, describer)
+        spec = registry.get("target", target.name)
+        data = describer.data(config, facts if teacher else None)
+        with registry.guard(spec, "build"):
+            student: Student = target.adapter.build(facts, target.options, {}, device=torch.device("meta"))
+            given = Initialisation(new=tuple(student.module.state_dict()))
+            start = given if teacher is None else target.adapter.initialisation(facts, student)
+        if spec.produces not in ("*", student.family):
+            said = f"is registered for students of the family {spec.produces!r} and built one of {student.family!r}"
+            raise PluginError(f"{registry.owner(spec)} {said}")
+        family = teacher.info.family if teacher is not None else student.family
+        others = describer.teachers(config)
+        return cls(config, registry, teacher, others, target, facts, family, student, start, data, describer)
+
+    @property
+    def parameters(self) -> int:
+        """Of the student."""
+        return sum(p.numel() for p in self.student.module.parameters())
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the student's sites."""
+        return list(sites_of(self.student))
+
+    def taps(self) -> dict[str, dict[str, Tap]]:
+        """Name of a model on the right side of matches -> its taps: "" is the main teacher as the target views it."""
+        found: dict[str, dict[str, Tap]] = {}
+        if self.teacher is not None:
+            with self.registry.guard(self.registry.get("target", self.target.name), "view_taps"):
+                viewed = self.target.adapter.view_taps(self.facts, self.target.options, self.teacher.taps)
+            found[""] = found[RANDOM] = dict(viewed)
+        found |= {name: dict(t.taps) for name, t in self.teachers.items()}
+        for name, given in self.config.teachers.items():
+            if given.ref in COPIES:
+                found[name] = dict(self.student.taps())
+            elif given.ref == RANDOM:
+                found[name] = self._random_taps(name, found)
+        return found
+
+    def _random_taps(self, name: str, found: Mapping[str, dict[str, Tap]]) -> dict[str, Tap]:
+        if RANDOM not in found:
+            raise PlanError(f"teachers.{name}: random weights need an architecture, and there is no teacher")
+        return found[RANDOM]
+
+    def warnings(self) -> list[str]:
+        """What the sources say a user should know."""
+        described = [*([self.teacher] if self.teacher else []), *self.teachers.values()]
+        return list(dict.fromkeys(text for t in described for text in t.info.warnings))
