@@ -123,8 +123,9 @@ class _Gate:
                 Failure(case.graph, dict(case.shape), sessions.optimise, "", "runtime", e.what, "runs without error")
             )
             return
-        if sessions.calls[case.graph] > before:
-            self.proofs[case.graph].take(comparison)
+        finally:
+            if sessions.calls[case.graph] > before:
+                self.proofs[case.graph].take(comparison)
         self.compare(case, seen, sessions.optimise)
 
     def compare(self, case: ParityCase, seen: dict[str, np.ndarray], optimised: bool) -> None:
