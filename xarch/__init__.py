@@ -20,6 +20,7 @@ _PUBLIC = {
     "convert": "xarch.api",
     "load": "xarch.api",
     "export": "xarch.api",
+    "study": "xarch.api",
     # extending xarch
     "hookimpl": "xarch.registry.hooks",
     "Batch": "xarch.contracts.batch",
@@ -41,6 +42,10 @@ _PUBLIC = {
     "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
     "MatchContext": "xarch.contracts.objective",
+    "DenseObjective": "xarch.matching.objectives.dense",
+    "DivergenceOptions": "xarch.matching.objectives.divergence",
+    "averaged": "xarch.matching.objectives.divergence",
+    "divergence": "xarch.matching.objectives.divergence",
     "Connector": "xarch.contracts.connector",
     "BatchStep": "xarch.contracts.batch_step",
     "StepContext": "xarch.contracts.batch_step",
@@ -110,7 +115,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from xarch.api import convert, export, load, plan
+    from xarch.api import convert, export, load, plan, study
     from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
@@ -140,4 +145,6 @@ if TYPE_CHECKING:
     from xarch.files.home import cache_dir
     from xarch.files.lock import one_at_a_time
     from xarch.files.safe_load import load_weights, save_weights
+    from xarch.matching.objectives.dense import DenseObjective
+    from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
     from xarch.registry.hooks import hookimpl

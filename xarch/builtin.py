@@ -13,8 +13,8 @@ OBJECTIVES = (
     ("huber", "distances:Huber", "square below delta, straight above", ""),
     ("smooth-l1", "distances:SmoothL1", "absolute error, square below beta", ""),
     ("kl", "distributions:KL", "divergence from the right side's distribution over classes", "arXiv:1503.02531"),
-    ("cross-entropy", "distributions:CrossEntropy", "loss on labels or on given probabilities", ""),
-    ("hard-label", "distributions:HardLabel", "loss on the class that the right side thinks likeliest", ""),
+    ("cross-entropy", "labels:CrossEntropy", "loss on labels or on given probabilities", ""),
+    ("hard-label", "labels:HardLabel", "loss on the class that the right side thinks likeliest", ""),
     ("correlation", "correlation:Correlation", "one minus Pearson's correlation, over features or over the batch", ""),
     ("fsp", "flow:FSP", "flow between two taps: products of their features (joined)", "CVPR 2017, Yim et al."),
 )

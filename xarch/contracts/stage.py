@@ -258,12 +258,15 @@ class StageKind(ABC):
     Class attributes:
         Options: its options.
         trains: whether it optimises matches: then ``matches`` and ``trains`` are needed, otherwise refused.
+        solves: whether it uses the target's solvers (``StageContext.solver``): then the stage's options are those of
+            ``TargetAdapter.solver_options``.
         resumes: whether it saves checkpoints of its own; without, an interrupted stage starts again from its
             beginning, so it should take minutes.
     """
 
     Options: ClassVar[type[BaseModel]] = Options
     trains: ClassVar[bool] = False
+    solves: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
 
     @abstractmethod
