@@ -130,6 +130,30 @@ def convert(
     return Run(run.path, status)
 
 
+def study(
+    study: Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    jobs: int | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """Run the conversions of a study, arms × seeds, or what is missing of them; returns the content of study.json.
+
+    Args:
+        study: a YAML file, or its content as plain data.
+        out: its folder; by default a new one under ``studies/``.
+        jobs: runs at a time, instead of the study's.
+        retry: also run what failed before.
+
+    Raises:
+        UsageError: the study or one of its configurations is wrong; nothing was run.
+        XarchError: runs failed, with the exit code of the first one; the others are done.
+    """
+    from xarch.run.study.conduct import conduct
+
+    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: _say(event) if event else None)
+
+
 def read_plan(run: RunDir) -> Plan:
     """The plan of a run.
 
