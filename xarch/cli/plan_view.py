@@ -123,13 +123,16 @@ def _matches(stage: PlannedStage) -> Iterator[list[str]]:
         groups.setdefault((m.match, m.objective), []).append(m)
     for (name, objective), found in groups.items():
         first, several = found[0], f" x{len(found)}" if len(found) > 1 else ""
+        settings = stage.config.matches[name]
+        given = [settings.student] if isinstance(settings.student, str) else settings.student
+        student, right = (given, settings.teacher) if several else (first.student, first.right)
         through = f" through {first.connector} ({count(first.parameters)})" if first.connector else ""
         reads = "".join(f", {argument}: {ref}" for argument, ref in first.aux.items())
         yield [
             stage.name,
             name + several,
-            ", ".join(first.student) + through,
-            (first.right or "nothing") + reads,
+            ", ".join(student) + through,
+            (right or "nothing") + reads,
             objective + (f" ({first.units})" if first.units else ""),
             weight_text(first.weight),
             first.mask or "-",
