@@ -20,6 +20,7 @@ _PUBLIC = {
     "convert": "xarch.api",
     "load": "xarch.api",
     "export": "xarch.api",
+    "study": "xarch.api",
     # extending xarch
     "hookimpl": "xarch.registry.hooks",
     "Batch": "xarch.contracts.batch",
@@ -114,7 +115,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from xarch.api import convert, export, load, plan
+    from xarch.api import convert, export, load, plan, study
     from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document

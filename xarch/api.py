@@ -131,6 +131,30 @@ def convert(
     return Run(run.path, status)
 
 
+def study(
+    study: Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    jobs: int | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """Run the conversions of a study, arms × seeds, or what is missing of them; returns the content of study.json.
+
+    Args:
+        study: a YAML file, or its content as plain data.
+        out: its folder; by default a new one under ``studies/``.
+        jobs: runs at a time, instead of the study's.
+        retry: also run what failed before.
+
+    Raises:
+        UsageError: the study or one of its configurations is wrong; nothing was run.
+        XarchError: runs failed, with the exit code of the first one; the others are done.
+    """
+    from xarch.run.study.conduct import conduct
+
+    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: _say(event) if event else None)
+
+
 def read_plan(run: RunDir) -> Plan:
     """The plan of a run.
 
@@ -184,6 +208,7 @@ def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """Latency of a run's exports, or of any ONNX file."""
+    from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
     from xarch.hardware import choose_threads
 
@@ -191,12 +216,23 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     if Path(path).suffix == ".onnx":
         return dict(bench_model(Path(path), threads=choose_threads(threads)))
     run = RunDir.open(path)
+    made = read_plan(run)
+    cases = cases_of(get_registry(), made.student.family, f"{made.student.plugin}:{made.student.target}")
+    theirs = cases_of(get_registry(), made.teacher.family)
     found = {}
     run.bench_dir.mkdir(exist_ok=True)
     for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
         out = run.bench_dir / f"{folder.name}.json"
         teacher = run.teacher_bench(folder.name)
-        found[folder.name] = bench_export(folder, out, teacher=teacher, threads=choose_threads(threads), say=say)
+        found[folder.name] = bench_export(
+            folder,
+            out,
+            threads=choose_threads(threads),
+            say=say,
+            cases=cases,
+            teacher=teacher,
+            teacher_cases=theirs,
+        )
     if not found:
         raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --profile cpu")
     return found

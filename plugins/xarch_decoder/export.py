@@ -119,6 +119,8 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
         metadata={
             "family": "decoder",
             "tokens": tokens,
+            # A single token gains nothing from repacked weights, and without it they stay mapped and shared.
+            "prepack": tokens > 1,
             "prefill": prefill,
             "context": context,
             "vocab": facts.vocab,

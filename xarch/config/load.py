@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from xarch.config.explain import unknown_key, validation_error
+from xarch.config.method import HEAD, Method, read_method
 from xarch.config.overrides import environment_layer, flags_layer, sets_layer
-from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted
+from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted, leaves
 from xarch.config.schema import RunConfig
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError
@@ -55,12 +56,16 @@ class LoadedConfig:
 
 
 def load_config(
-    config: str | None = None, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    sets: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
 ) -> LoadedConfig:
     """Resolve a configuration.
 
     Args:
-        config: path of a YAML file, name of a packaged recipe, or None when flags say everything.
+        config: path of a YAML file, name of a packaged recipe or method, its content as plain data, or None when flags
+            say everything.
         sets: ``a.b=c`` items, typed by YAML and then by the schema.
         overrides: dotted key -> value of options that have their own flag; None values are ignored.
 
@@ -72,9 +77,11 @@ def load_config(
     return _resolve(layers, _file_name(config))
 
 
-def _config_layer(config: str | None) -> tuple[Layer, ...]:
+def _config_layer(config: str | Mapping[str, Any] | None) -> tuple[Layer, ...]:
     if config is None:
         return ()
+    if isinstance(config, Mapping):
+        return (Layer("given", tuple(Assignment(path, value, "given") for path, value in leaves(config))),)
     path = FilePath(config)
     if path.is_file() or path.suffix in SUFFIXES or len(path.parts) > 1:
         return (Layer.of_document(path.name, parse_yaml(_read(path), path.name)),)
@@ -101,7 +108,7 @@ def _read(path: FilePath) -> str:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a packaged recipe.
+    """The YAML of a packaged recipe or method.
 
     Raises:
         UsageError: no plugin declares it.
@@ -110,7 +117,28 @@ def recipe_text(name: str) -> str:
     from xarch.registry.loader import get_registry
 
     registry = get_registry()
-    return str(registry.resolve(registry.get("recipe", name)))
+    if registry.has("method", name) and not registry.has("recipe", name):
+        return str(registry.resolve(registry.get("method", name)))
+    try:
+        return str(registry.resolve(registry.get("recipe", name)))
+    except UsageError as e:
+        methods = sorted({s.name for s in registry.specs("method")})
+        near = difflib.get_close_matches(name, methods, n=1)
+        guess = f"; did you mean the method {near[0]!r}?" if near else ""
+        raise UsageError(e.what + guess, f"{e.hint}; methods: {', '.join(methods) or 'none'}") from None
+
+
+def method_of(name: str) -> Method | None:
+    """The head of the method called ``name``, or of the one that the recipe of this name starts from; None if neither
+    is a method.
+
+    Raises:
+        UsageError: a file is wrong, see :func:`recipe_text`.
+    """
+    for layer in reversed(_recipe_layers(name)):
+        if any(a.path[0] == HEAD for a in layer.assignments):
+            return read_method(recipe_text(layer.label.removeprefix("recipe ")), layer.label)
+    return None
 
 
 def recipe_tree(name: str) -> dict[str, Any]:
@@ -118,6 +146,7 @@ def recipe_tree(name: str) -> dict[str, Any]:
     merged = Merged()
     for layer in _recipe_layers(name):
         merged.apply(layer)
+    merged.tree.pop(HEAD, None)
     return merged.tree
 
 
@@ -150,6 +179,7 @@ def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = 
     stages_of_recipe = _stages(merged)
     for layer in layers:
         merged.apply(layer)
+    merged.tree.pop(HEAD, None)
     whole = [key for key in _stages(merged) if key in stages_of_recipe or _stands_alone(merged, key)]
     if recipe or whole:
         _check_stages(merged, stages_of_recipe, whole)
@@ -219,8 +249,8 @@ def _restore_text(error: ValidationError, merged: Merged) -> bool:
     return changed
 
 
-def _file_name(config: str | None) -> str:
-    if config is None:
+def _file_name(config: str | Mapping[str, Any] | None) -> str:
+    if config is None or isinstance(config, Mapping):
         return ""
     path = FilePath(config)
     generic = path.stem in ("run", "config") and path.suffix in SUFFIXES

@@ -24,6 +24,7 @@ from xarch.errors import PlanError
 from xarch.export.calibration import calibrate
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import check_file
+from xarch.export.examples import save_examples
 from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
 from xarch.export.parity import measure_parity, raise_unless_passed
@@ -160,6 +161,7 @@ def _write_graphs(
                 **reduced.get(graph.name, {}),
             }
             say(f"export {profile.name}: {graph.name} written in {seconds} s")
+    save_examples(graphs, folder)
     started = time.monotonic()
     for graph in graphs:
         path = folder / f"{graph.name}.onnx"
@@ -208,7 +210,7 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         "graph": graph.name,
         "profile": profile.name,
         "states": _states(graph),
-        **({} if graph.work is None else {"work": asdict(graph.work)}),
+        **({} if graph.throughput is None else {"work": asdict(graph.throughput)}),
         **graph.metadata,
         **metadata,
     }

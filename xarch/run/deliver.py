@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from xarch.contracts.export import Profile
-from xarch.contracts.model import Student
+from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
@@ -50,21 +50,19 @@ class Delivery:
         Raises:
             PlanError: it loads with other weights.
         """
+        teacher = self.evaluator.teacher
         if self.ranks.main:
             self.reporter.phase("save", str(self.run.student))
             save_student(
                 self.run.student,
                 student,
-                target=self.target.name,
-                plugin=self.target.plugin,
-                options=self.target.options.model_dump(mode="json"),
+                self.registry,
+                target=self.target,
+                built_from=self.plan.student.built_from,
                 decisions=decisions,
-                teacher=self.evaluator.teacher,
-                teacher_facts={
-                    "ref": self.plan.teacher.ref,
-                    "title": self.plan.teacher.title,
-                    "fingerprint": self.evaluator.teacher.fingerprint,
-                },
+                teacher=teacher,
+                teacher_facts=None if teacher is None else _facts(self.plan, teacher),
+                processor=self.evaluator.sides.processors["student"],
             )
         self.ranks.barrier()
         saved = combined_hash(tensor_hashes(student.module.state_dict()))
@@ -84,6 +82,7 @@ class Delivery:
             if not (parity.exists() and read_json(parity)["passed"]):
                 self.export(student, name)
             if self.config.export.bench:
+                from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
                 self.reporter.phase("bench", name)
@@ -91,7 +90,9 @@ class Delivery:
                 bench_export(
                     self.run.export_dir / name,
                     self.run.bench_dir / f"{name}.json",
+                    cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
                     teacher=self.run.teacher_bench(name),
+                    teacher_cases=cases_of(self.registry, self.plan.teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )
@@ -117,7 +118,7 @@ class Delivery:
             batches=batches,
             calibration=calibration,
             out=self.run.export_dir / name,
-            metadata={"xarch.teacher": self.plan.teacher.ref, "xarch.target": self.plan.student.target},
+            metadata={"xarch.teacher": self.config.teacher, "xarch.target": self.plan.student.target},
             say=self.reporter.message,
         )
         if self.config.export.bench:
@@ -139,3 +140,8 @@ class Delivery:
         except (PlanError, ParityError) as e:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "absent.json", {"reason": e.what})
+
+
+def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:
+    assert plan.teacher is not None
+    return {"ref": plan.teacher.ref, "title": plan.teacher.title, "fingerprint": teacher.fingerprint}

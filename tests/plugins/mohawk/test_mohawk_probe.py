@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.plugins.mohawk.mohawk_models import logits, make_student, make_teacher, tiny_facts, tokens
-from xarch import Batch, BatchStream, StageContext, UsageError
+from xarch import Batch, BatchStream, StageRequest, UsageError
 from xarch_mohawk.probe import KLProbe, ProbeOptions
 
 
@@ -29,7 +29,7 @@ class Stream(BatchStream):
         self.at = state["at"]
 
 
-class Context(StageContext):
+class Context:
     """The parts of a running stage that a probe may use."""
 
     name, seed = "choose", 0
