@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -61,30 +62,24 @@ class StackFacts:
         return {t.name: t for t in taps}
 
     def tiny(self):
-        return self
+        return replace(self, layers=min(self.layers, 2))
 
     def work(self, sample):
         return float(self.layers * self.width**2)
 
 
 class StackFamily(Family):
-    """Stacks read ``x`` [B, L, D]; a mask [B, L] may say which rows count."""
+    """Rows of numbers in, rows of numbers out; a mask may say which rows count."""
 
     Facts = StackFacts
     unit = "row"
-    tensors = {"x": "BLD", "mask?": "BL"}
+    tensors: ClassVar = {"x": "BLD", "mask?": "BL"}
     mask = "mask"
     metric = "stack_mse"
 
-    def example_batch(self, facts, samples=2, seed=0):
-        x = torch.randn(samples, 4, facts.width, generator=torch.Generator().manual_seed(seed))
-        return Batch({"x": x}, samples * 4)
-
-    def tiny_teacher(self, folder):
-        return "stack:3"
-
-    def tiny_run(self, folder):
-        return {"data.ref": "noise:8"}
+    def accepts(self, facts, data):
+        width = data.tensors["x"].shape.get("D", facts.width)
+        return None if width == facts.width else f"it has rows of {width} numbers, the model reads {facts.width}"
 
 
 class Low(nn.Module):
@@ -114,11 +109,12 @@ def _walk(layers, batch, wanted, sink):
 
 class StackTeacher(Teacher):
     family = "stack"
+    ref = "stack:3"
+    fingerprint = "stack-3"
 
-    def __init__(self, facts, seed=7):
+    def __init__(self, facts):
         self.facts = facts
-        self.ref, self.fingerprint = f"stack:{facts.layers}", f"stack-{facts.layers}-{seed}"
-        torch.manual_seed(seed)
+        torch.manual_seed(7)
         self.module = nn.Sequential(
             *[nn.Sequential(nn.Linear(facts.width, facts.width), nn.Tanh()) for _ in range(facts.layers)]
         )
@@ -132,6 +128,9 @@ class StackTeacher(Teacher):
 
     def weights(self):
         return self.module.state_dict()
+
+    def work(self, sample):
+        return self.facts.work(sample)
 
 
 class StackStudent(LocalStudent):
@@ -194,7 +193,13 @@ class StackSource(SourceAdapter):
         return StackTeacher(StackFacts(layers=int(ref)))
 
     def random(self, ref, options, *, device, seed):
-        return StackTeacher(StackFacts(layers=int(ref)), seed=1000 + seed)
+        teacher = StackTeacher(StackFacts(layers=int(ref)))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for layer in teacher.module:
+                layer[0].reset_parameters()
+        teacher.fingerprint = f"random-{seed}"
+        return teacher
 
 
 class LowTarget(TargetAdapter):
@@ -221,17 +226,17 @@ class LowTarget(TargetAdapter):
 
 
 class NoiseOptions(Options):
-    """``mask``: "" for none, else the name under which a random mask is given."""
+    """``mask``: the name under which a random mask is given, "" for none. ``numbers``: whether samples have numbers."""
 
     mask: str = ""
     numbers: bool = False
 
 
 class Noise(BatchStream):
-    def __init__(self, request, width, finite):
+    def __init__(self, request, width, seed, finite):
         self.options = request.options
         self.shape = (request.samples, request.sample.get("length", 4), width)
-        self.seed, self.at, self.finite = request.seed, 0, finite
+        self.seed, self.at, self.finite = seed, 0, finite
 
     def __next__(self):
         if self.finite and self.at >= self.finite:
@@ -253,9 +258,6 @@ class Noise(BatchStream):
         self.at = state["at"]
 
 
-SPLITS = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}
-
-
 class NoiseData(DataProvider):
     Options = NoiseOptions
 
@@ -265,7 +267,7 @@ class NoiseData(DataProvider):
             tensors[request.options.mask] = TensorInfo("BL", dtype="float32")
         if request.options.numbers:
             tensors["sample_id"] = TensorInfo("B")
-        return DataInfo("noise", "noise", "row", tensors=tensors, facts={"samples": {"train": 20}})
+        return DataInfo("noise", "noise", "row", tensors=tensors)
 
     def units_per_sample(self, sample):
         return sample.get("length", 4)
@@ -274,9 +276,9 @@ class NoiseData(DataProvider):
         return {"L": sample.get("length", 4)}
 
     def open(self, request):
-        finite = 0 if request.split == "train" else 4
-        request = replace(request, seed=request.seed * 10 + SPLITS[request.split])
-        return Noise(request, int(request.ref), finite)
+        offset = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}[request.split]
+        seed = request.seed * 10 + offset
+        return Noise(request, int(request.ref), seed, 0 if request.split == "train" else 4)
 
 
 class Trouble:
@@ -322,25 +324,24 @@ class StackMetric(Metric):
     batches = 0
 
     def evaluate(self, request):
-        totals = dict.fromkeys(request.students, 0.0)
-        n = 0
-        for batch in request.batches():
-            for name, model in request.students.items():
-                last = f"layers.{model.facts.layers - 1}.output"
-                got = model.collect(batch.seen_by("student"), {last})[last]
-                want = (
-                    0.0 if request.teacher is None else request.teacher.collect(batch.seen_by("teacher"), {last})[last]
-                )
-                totals[name] += float((want - got).square().mean())
-            n += 1
-            StackMetric.batches += 1
-            if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
-                signal.raise_signal(signal.SIGTERM)
-            request.progress(batch.units)
-        figures = {name: {"mse": total / max(n, 1)} for name, total in totals.items()}
-        student = figures.pop("student")
+        values = {}
+        batches = list(request.batches())
+        for name, model in request.students.items():
+            last = f"layers.{model.facts.layers - 1}.output"
+            total = 0.0
+            for batch in batches:
+                want = torch.zeros(()) if request.teacher is None else request.teacher.collect(batch, {last})[last]
+                total += float((want - model.collect(batch, {last})[last]).square().mean())
+                StackMetric.batches += 1
+                if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
+                    signal.raise_signal(signal.SIGTERM)
+                request.progress(batch.units)
+            values[name] = {"mse": total / max(len(batches), 1)}
+        student = values.pop("student")
         teacher = {} if request.teacher is None else {"mse": 0.0}
-        return Evaluation("mse", False, "squared value", teacher, student, baselines=figures, gated=dict(student), n=n)
+        return Evaluation(
+            "mse", False, "squared value", teacher, student, values, gated={"gain": -student["mse"]}, n=len(batches)
+        )
 
 
 @hookimpl
@@ -352,7 +353,7 @@ def xarch_stage_finished(stage):
 @hookimpl
 def xarch_register(registry):
     me = __name__
-    registry.family("stack", load=f"{me}:StackFamily", summary="a stack of layers")
+    registry.family("stack", load=f"{me}:StackFamily", summary="stacks of layers")
     registry.source("stack", load=f"{me}:StackSource", summary="a stack of layers", produces="stack")
     registry.target("low", load=f"{me}:LowTarget", summary="low-rank stack", accepts=["stack"], produces="stack")
     registry.data("noise", load=f"{me}:NoiseData", summary="noise")
