@@ -16,7 +16,15 @@ from xarch.contracts.objective import MatchContext
 from xarch.contracts.tap import Tap
 from xarch.errors import UsageError
 from xarch.testing.checks import assert_layout
-from xarch.testing.values import assert_close, assert_unchanged, random_state, random_value, registered, snapshot, without_dropout
+from xarch.testing.values import (
+    assert_close,
+    assert_unchanged,
+    random_state,
+    random_value,
+    registered,
+    snapshot,
+    without_dropout,
+)
 
 
 class ConnectorConformance:

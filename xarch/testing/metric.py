@@ -19,7 +19,7 @@ from xarch.errors import UsageError
 from xarch.files.digest import weights_digest
 from xarch.planning.resolve import providers, resolve_data
 from xarch.registry.loader import get_registry
-from xarch.testing.models import load_teacher
+from xarch.testing.models import family_named, load_teacher
 from xarch.testing.values import global_draws, registered
 
 
@@ -41,12 +41,12 @@ class MetricConformance:
 
     def make_teacher(self, folder: Path) -> str:
         """Reference of a small teacher."""
-        return str(get_registry().create("family", self.family).tiny_teacher(folder))
+        return family_named(self.family).tiny_teacher(folder)
 
     def batches(self, teacher: Teacher, folder: Path) -> list[Batch]:
         """Two held-out batches."""
         registry = get_registry()
-        settings = registry.create("family", self.family).tiny_run(folder)
+        settings = family_named(self.family).tiny_run(folder)
         found = resolve_data(registry, settings["data.ref"], settings.get("data.options", {}))
         request = providers(registry)(settings["data.ref"], settings.get("data.options", {})).request
         sides = dict.fromkeys(("teacher", "student"), teacher.processor())
@@ -140,4 +140,3 @@ class MetricConformance:
         found, _ = self._evaluate(self._made(), None, {"student": teacher}, heldout)
         assert found.teacher == {}
         assert found.metric in found.student
-

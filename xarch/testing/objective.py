@@ -166,10 +166,11 @@ class ObjectiveConformance:
             mixed = tuple(_mix(a, b, mask) for a, b in zip((student, teacher, aux), other, strict=True))
             one = self._loss(made, (student, teacher, aux), mask=mask)
             two = self._loss(made, (mixed[0], mixed[1], mixed[2]), mask=mask)
+            weight = self._weight(made, (student, teacher, aux), mask=mask)
             if made.couples == "sample":
                 assert_close(one, two, f"positions that the mask ({layout}) leaves out count")
-            weight = self._weight(made, (student, teacher, aux), mask=mask)
-            assert bool((weight[mask.flatten(1).sum(1) == 0] == 0).all()), "a sample without a position counts"
+                empty = mask.reshape(self.samples, -1).sum(1) == 0
+                assert bool((weight[empty] == 0).all()), "a sample without a position counts"
             assert_close(one.sum(), two.sum(), f"positions that the mask ({layout}) leaves out count")
             whole = torch.ones_like(mask)
             loss, count = self._loss(made, other, mask=whole), self._weight(made, other, mask=whole)

@@ -32,8 +32,8 @@ class OptimiserConformance:
     lr: ClassVar[float] = 0.02
 
     def module(self) -> nn.Module:
-        """What is trained: maps [8, 6] to [8, 4]."""
-        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        """What is trained: maps [8, 20] to [8, 16]."""
+        return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 16))
 
     def _made(self, lr: float | None = None) -> tuple[nn.Module, list[nn.Parameter], torch.optim.Optimizer]:
         kind: OptimiserKind = registered("optimiser", self.algorithm)()
@@ -51,8 +51,8 @@ class OptimiserConformance:
 
     def _step(self, module: nn.Module, optimiser: torch.optim.Optimizer, number: int) -> float:
         generator = torch.Generator().manual_seed(number)
-        x = torch.randn(8, 6, generator=generator)
-        loss: Tensor = (module(x) - x[:, :4]).square().mean()
+        x = torch.randn(8, 20, generator=generator)
+        loss: Tensor = (module(x) - x[:, :16]).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

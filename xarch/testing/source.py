@@ -13,8 +13,8 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
-from xarch.testing.models import family_of
 from xarch.testing.checks import assert_light_registration, assert_taps
+from xarch.testing.models import family_of
 
 
 class SourceConformance:
@@ -33,10 +33,9 @@ class SourceConformance:
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
 
-    def batch(self, teacher: Teacher) -> Batch:
-        """Input for the model; by default the example of its family."""
-        made: Batch = family_of(teacher.family).example_batch(teacher.facts)
-        return made
+    def batch(self, facts: Any) -> Batch:
+        """Input for a model with these facts; by default the example of its family."""
+        return family_of(facts).example_batch(facts)
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
@@ -68,8 +67,8 @@ class SourceConformance:
 
     def test_taps_are_as_declared(self, teacher: Teacher) -> None:
         assert list(teacher.taps()) == list(teacher.facts.taps())
-        assert_taps(teacher, self.batch(teacher))
+        assert_taps(teacher, self.batch(teacher.facts))
 
     def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
         first = next(iter(teacher.taps()))
-        assert set(teacher.collect(self.batch(teacher), {first})) == {first}
+        assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}
