@@ -85,9 +85,9 @@ def _recipe(registry: Registry, target: Spec) -> tuple[str, tuple[str, ...], str
 
 
 def _tree(registry: Registry, spec: Spec) -> dict[str, Any]:
-    from xarch.config.load import recipe_tree
+    from xarch.config.packaged import packaged_tree
 
-    return recipe_tree(spec.qualified)
+    return packaged_tree(spec.qualified)
 
 
 def _owner(registry: Registry, spec: Spec) -> str:
