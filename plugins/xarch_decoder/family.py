@@ -33,6 +33,18 @@ class DecoderFamily(Family):
             return f"samples of {longest} tokens, the model was made for at most {facts.max_positions}"
         return None
 
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """A tokenizer's own files."""
+        processor.save_pretrained(str(folder))
+
+    def load_processor(self, folder: Path) -> Any:
+        """The tokenizer in a student's folder, or None."""
+        if not (folder / "tokenizer.json").is_file():
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
         """Time to the first token of prompts, and decoding after contexts, of several lengths."""
         from xarch_decoder.bench import language_cases

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xarch.config.load import load_config
-from xarch.config.packaged import layer_of, method_head
+from xarch.config.packaged import layer_of, method_of
 from xarch.config.provenance import Merged
 from xarch.config.schema import RunConfig
 from xarch.config.yaml_text import parse_yaml
@@ -85,9 +85,9 @@ def test_a_method_is_named_wherever_a_recipe_is(methods: Methods, tmp_path: Path
         file.write_text(f"{key}: ofa\nbudget: 3k\n")
         assert list(load_config(str(file)).config.stages) == ["distil"]
     assert load_config("ofa").provenance["stages.distil.epochs"] == "method ofa:5"
-    head = method_head("ofa")
+    head = method_of("mine")
     assert head is not None
-    assert (head.title, head.control, head.families) == ("OFA-KD", "kd", ["image"])
+    assert (head.title, head.control, head.families) == ("mine", "", [])
 
 
 def test_a_wrong_head_and_an_unknown_method_are_named(methods: Methods) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,7 +19,10 @@ from xarch import (
     DataInfo,
     DataProvider,
     Evaluation,
+    Family,
     Initialisation,
+    LocalStudent,
+    Metric,
     Objective,
     Site,
     Solver,
@@ -26,10 +30,10 @@ from xarch import (
     SourceInfo,
     StageKind,
     StageOutcome,
-    Student,
     Tap,
     TargetAdapter,
     Teacher,
+    TensorInfo,
     hookimpl,
 )
 
@@ -55,6 +59,25 @@ class StackFacts:
             for leaf in ("input", "output")
         ]
         return {t.name: t for t in taps}
+
+    def tiny(self):
+        return replace(self, layers=min(self.layers, 2))
+
+    def work(self, sample):
+        return float(self.layers * self.width**2)
+
+
+class StackFamily(Family):
+    """Rows of numbers in, rows of numbers out."""
+
+    Facts = StackFacts
+    unit = "row"
+    tensors: ClassVar = {"x": "BLD"}
+    metric = "stack_mse"
+
+    def accepts(self, facts, data):
+        width = data.tensors["x"].shape.get("D", facts.width)
+        return None if width == facts.width else f"it has rows of {width} numbers, the model reads {facts.width}"
 
 
 class Low(nn.Module):
@@ -104,8 +127,11 @@ class StackTeacher(Teacher):
     def weights(self):
         return self.module.state_dict()
 
+    def work(self, sample):
+        return self.facts.work(sample)
 
-class StackStudent(Student):
+
+class StackStudent(LocalStudent):
     family = "stack"
 
     def __init__(self, facts, device):
@@ -164,9 +190,19 @@ class StackSource(SourceAdapter):
     def load(self, ref, options, *, device, dtype):
         return StackTeacher(StackFacts(layers=int(ref)))
 
+    def random(self, ref, options, *, device, seed):
+        teacher = StackTeacher(StackFacts(layers=int(ref)))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for layer in teacher.module:
+                layer[0].reset_parameters()
+        teacher.fingerprint = f"random-{seed}"
+        return teacher
+
 
 class LowTarget(TargetAdapter):
-    Facts = StackFacts
+    def facts_from_data(self, data, options):
+        return StackFacts(width=data.tensors["x"].shape["D"])
 
     def build(self, facts, options, decisions, *, device):
         return StackStudent(facts, device)
@@ -207,15 +243,20 @@ class Noise(BatchStream):
 
 
 class NoiseData(DataProvider):
-    def describe(self, ref, options):
-        return DataInfo("noise", "noise", "row")
+    def describe(self, request):
+        return DataInfo("noise", "noise", "row", tensors={"x": TensorInfo("BLD", {"D": int(request.ref)})})
 
     def units_per_sample(self, sample):
         return sample.get("length", 4)
 
-    def open(self, ref, options, *, split, samples, sample, processors, seed, teacher=None):
-        offset = {"train": 1, "validation": 2, "heldout": 3}[split]
-        return Noise(samples, sample.get("length", 4), int(ref), seed * 10 + offset, 0 if split == "train" else 4)
+    def sizes(self, sample):
+        return {"L": sample.get("length", 4)}
+
+    def open(self, request):
+        split, length = request.split, request.sample.get("length", 4)
+        offset = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}[split]
+        seed = request.seed * 10 + offset
+        return Noise(request.samples, length, int(request.ref), seed, 0 if split == "train" else 4)
 
 
 class Trouble:
@@ -242,7 +283,7 @@ class Sabotage(Objective):
 
     accepts = frozenset({("BLD", "BLD")})
 
-    def forward(self, student, teacher, batch, **aux):
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
         due = Trouble.moment()
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if kind == "oom" and len(batch) > int(at):
@@ -257,21 +298,28 @@ class Nothing(StageKind):
         return StageOutcome(metrics={"seen": float(len(context.student.sites()))})
 
 
-class StackMetric:
+class StackMetric(Metric):
     batches = 0
 
-    def evaluate(self, teacher, students, batches, *, processor, progress):
-        last = f"layers.{teacher.facts.layers - 1}.output"
-        total = n = 0.0
-        for batch in batches():
-            want, got = (m.collect(batch, {last})[last] for m in (teacher, students["student"]))
-            total, n = total + float((want - got).square().mean()), n + 1
-            StackMetric.batches += 1
-            if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
-                signal.raise_signal(signal.SIGTERM)
-            progress(batch.units)
-        value = total / max(n, 1)
-        return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))
+    def evaluate(self, request):
+        values = {}
+        batches = list(request.batches())
+        for name, model in request.students.items():
+            last = f"layers.{model.facts.layers - 1}.output"
+            total = 0.0
+            for batch in batches:
+                want = torch.zeros(()) if request.teacher is None else request.teacher.collect(batch, {last})[last]
+                total += float((want - model.collect(batch, {last})[last]).square().mean())
+                StackMetric.batches += 1
+                if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
+                    signal.raise_signal(signal.SIGTERM)
+                request.progress(batch.units)
+            values[name] = {"mse": total / max(len(batches), 1)}
+        student = values.pop("student")
+        teacher = {} if request.teacher is None else {"mse": 0.0}
+        return Evaluation(
+            "mse", False, "squared value", teacher, student, values, gated={"gain": -student["mse"]}, n=len(batches)
+        )
 
 
 @hookimpl
@@ -283,6 +331,7 @@ def xarch_stage_finished(stage):
 @hookimpl
 def xarch_register(registry):
     me = __name__
+    registry.family("stack", load=f"{me}:StackFamily", summary="stacks of layers")
     registry.source("stack", load=f"{me}:StackSource", summary="a stack of layers", produces="stack")
     registry.target("low", load=f"{me}:LowTarget", summary="low-rank stack", accepts=["stack"], produces="stack")
     registry.data("noise", load=f"{me}:NoiseData", summary="noise")

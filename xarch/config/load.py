@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from xarch.config.explain import unknown_key, validation_error
 from xarch.config.overrides import environment_layer, flags_layer, sets_layer
-from xarch.config.packaged import layer_of, packaged_layers, packaged_text
-from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted
+from xarch.config.packaged import layer_of, packaged_layers, packaged_text, without_head
+from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted, leaves
 from xarch.config.schema import RunConfig
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError
@@ -55,12 +55,16 @@ class LoadedConfig:
 
 
 def load_config(
-    config: str | None = None, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    config: str | Mapping[str, Any] | None = None,
+    *,
+    sets: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
 ) -> LoadedConfig:
     """Resolve a configuration.
 
     Args:
-        config: path of a YAML file, name of a packaged recipe or method, or None when flags say everything.
+        config: path of a YAML file, name of a packaged recipe or method, its content as plain data, or None when flags
+            say everything.
         sets: ``a.b=c`` items, typed by YAML and then by the schema.
         overrides: dotted key -> value of options that have their own flag; None values are ignored.
 
@@ -72,9 +76,12 @@ def load_config(
     return _resolve(layers, _file_name(config))
 
 
-def _config_layer(config: str | None) -> tuple[Layer, ...]:
+def _config_layer(config: str | Mapping[str, Any] | None) -> tuple[Layer, ...]:
     if config is None:
         return ()
+    if isinstance(config, Mapping):
+        given = tuple(Assignment(path, value, "given") for path, value in leaves(config))
+        return (without_head(Layer("given", given)),)
     path = FilePath(config)
     if path.is_file() or path.suffix in SUFFIXES or len(path.parts) > 1:
         return (layer_of(path.name, parse_yaml(_read(path), path.name)),)
@@ -203,8 +210,8 @@ def _restore_text(error: ValidationError, merged: Merged) -> bool:
     return changed
 
 
-def _file_name(config: str | None) -> str:
-    if config is None:
+def _file_name(config: str | Mapping[str, Any] | None) -> str:
+    if config is None or isinstance(config, Mapping):
         return ""
     path = FilePath(config)
     generic = path.stem in ("run", "config") and path.suffix in SUFFIXES

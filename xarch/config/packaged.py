@@ -5,32 +5,14 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from xarch.config.method import HEAD, Method, head_of, read_method
 from xarch.config.provenance import Assignment, Layer, Merged
-from xarch.config.validation import validated
 from xarch.config.yaml_text import Document, parse_yaml
 from xarch.errors import UsageError
 from xarch.registry.declare import RESOURCES, Spec
 from xarch.registry.registry import Registry
 
 MAX_PACKAGED = 8
-HEAD = "method"
-PARENTS = ("recipe", HEAD)
-"""Keys that name what a document starts from; ``method`` may also be the head, a mapping."""
-
-
-class MethodHead(BaseModel):
-    """The head of a method: what it is, beside the configuration that it brings."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    title: str
-    paper: str = Field("", description="where it comes from, e.g. arXiv:2310.19444")
-    families: list[str] = Field(default_factory=list, description="of students it serves; empty for any")
-    control: str | None = Field(None, description="recipe or method that it has to beat")
-    figures: dict[str, Any] = Field(default_factory=dict, description="what the paper or a run of ours reached")
-    summary: str = ""
 
 
 def packaged(registry: Registry, name: str) -> Spec:
@@ -67,31 +49,28 @@ def packaged_text(name: str) -> str:
     return str(registry.resolve(packaged(registry, name)))
 
 
-def method_head(name: str) -> MethodHead | None:
-    """The head of a packaged method; None for a recipe.
+def method_of(name: str) -> Method | None:
+    """The head of the method called ``name``, or of the one that the recipe of this name starts from; None if neither
+    is a method.
 
     Raises:
-        UsageError: the head has a wrong key or value.
+        UsageError: a file is wrong.
     """
-    label = f"method {name}"
-    return head_of(parse_yaml(packaged_text(name), label), label)
-
-
-def head_of(document: Document, label: str) -> MethodHead | None:
-    """The head of a document, if it has one.
-
-    Raises:
-        UsageError: it has a wrong key or value.
-    """
-    head = document.data.get(HEAD) if isinstance(document.data, dict) else None
-    return validated(MethodHead, head, f"{label}: {HEAD}") if isinstance(head, dict) else None
+    for following, document in reversed(_documents(name)):
+        if _has_head(document):
+            return read_method(packaged_text(following), f"method {following}")
+    return None
 
 
 def layer_of(label: str, document: Document) -> Layer:
-    """The configuration of a document: the head of a method is checked and left out, and ``method: NAME`` names what it
-    starts from as ``recipe: NAME`` does."""
-    head_of(document, label)
-    layer = Layer.of_document(label, document)
+    """The configuration of a document without the head of a method, which is checked."""
+    if _has_head(document):
+        head_of(document, label)
+    return without_head(Layer.of_document(label, document))
+
+
+def without_head(layer: Layer) -> Layer:
+    """A layer without the head of a method; ``method: NAME`` names what it starts from as ``recipe: NAME`` does."""
     kept = []
     for a in layer.assignments:
         if a.path == (HEAD,) and a.value is not None:
@@ -99,7 +78,26 @@ def layer_of(label: str, document: Document) -> Layer:
         elif a.path[0] != HEAD:
             kept.append(a)
     origins = {path: origin for path, origin in layer.origins.items() if path[:1] != (HEAD,)}
-    return Layer(label, tuple(kept), origins)
+    return Layer(layer.label, tuple(kept), origins)
+
+
+def _has_head(document: Document) -> bool:
+    return isinstance(document.data, dict) and isinstance(document.data.get(HEAD), dict)
+
+
+def _documents(name: str) -> list[tuple[str, Document]]:
+    """(name, file) of a recipe or method and those it starts from, lowest first."""
+    found: list[tuple[str, Document]] = []
+    following: str | None = name
+    while following is not None:
+        seen = [before for before, _ in reversed(found)]
+        if following in seen or len(seen) >= MAX_PACKAGED:
+            raise UsageError(f"recipes start from each other without end: {' > '.join([*seen, following])}")
+        document = parse_yaml(packaged_text(following), f"recipe {following}")
+        found.insert(0, (following, document))
+        below = without_head(Layer.of_document(f"recipe {following}", document)).get(("recipe",))
+        following = str(below.value) if below is not None and below.value else None
+    return found
 
 
 def packaged_layers(name: str) -> tuple[Layer, ...]:
@@ -108,21 +106,11 @@ def packaged_layers(name: str) -> tuple[Layer, ...]:
     Raises:
         UsageError: they start from each other, or one of them does not exist.
     """
-    layers: list[Layer] = []
-    seen: list[str] = []
-    following: str | None = name
-    while following is not None:
-        if following in seen or len(seen) >= MAX_PACKAGED:
-            raise UsageError(f"recipes start from each other without end: {' > '.join([*seen, following])}")
-        seen.append(following)
-        text = packaged_text(following)
-        document = parse_yaml(text, f"recipe {following}")
-        kind = "method" if isinstance(document.data, dict) and isinstance(document.data.get(HEAD), dict) else "recipe"
-        layer = layer_of(f"{kind} {following}", document)
-        below = layer.get(("recipe",))
+    layers = []
+    for following, document in _documents(name):
+        layer = layer_of(f"{'method' if _has_head(document) else 'recipe'} {following}", document)
         kept = tuple(a for a in layer.assignments if a.path != ("recipe",))
-        layers.insert(0, Layer(layer.label, kept, layer.origins))
-        following = str(below.value) if below is not None and below.value else None
+        layers.append(Layer(layer.label, kept, layer.origins))
     return tuple(layers)
 
 

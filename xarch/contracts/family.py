@@ -68,6 +68,13 @@ class Family(ABC):
         """Why a model with these facts cannot read this data (classes, length, channels), or None."""
         return None
 
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """Write a student's tokenizer or image processor into its folder, if it is not the teacher's own."""
+
+    def load_processor(self, folder: Path) -> Any:
+        """The processor in a student's folder, or None."""
+        return None
+
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
         """How the exported graphs of this family are timed; by default only each graph alone on its example inputs,
         which is always measured. ``folder`` holds the graphs; `xarch.graph_metadata` reads what they say."""
