@@ -173,6 +173,7 @@ class StageRunner:
             "units": units,
             "steps": taken,
             "ended": vars(ended) if ended else None,
+            "undone": outcome.undone,
             "changed_tensors": len(changed),
             "metrics": outcome.metrics,
             "per_site": outcome.per_site,
