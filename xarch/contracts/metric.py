@@ -16,8 +16,8 @@ from xarch.contracts.options import Options
 
 @dataclass
 class Evaluation:
-    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name; the
-    engine takes the student's operating points out into ``variants``.
+    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name;
+    the engine takes the student's operating points out into ``variants``.
 
     ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every
     model is judged by the same names. ``teacher`` is empty where there is none. ``gated`` are the numbers a quality
