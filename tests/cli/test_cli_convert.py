@@ -156,7 +156,7 @@ def test_a_plugin_file_by_flag(here: Xarch) -> None:
 
 
 def test_a_pair_that_does_not_fit(here: Xarch) -> None:
-    ended = here("plan", "run.yaml", "--set", "stages.local.matches.0.student=nowhere")
+    ended = here("plan", "run.yaml", "--set", "stages.local.matches.m0.student=nowhere")
     assert ended.code in (2, 3)
     assert "nowhere" in ended.err
 

@@ -85,19 +85,7 @@ def test_a_broken_recipe_shows_as_failed(shop: Site) -> None:
 def test_every_kind_can_be_listed(shop: Site) -> None:
     everything = document("list")
     assert list(everything) == ["pairs", *PLURAL.values(), "not_loaded"]
-    for kind in (
-        "sources",
-        "targets",
-        "objectives",
-        "stages",
-        "recipes",
-        "data",
-        "profiles",
-        "metrics",
-        "teachers",
-        "families",
-        "batch-steps",
-    ):
+    for kind in PLURAL.values():
         one = document("list", kind)
         assert one[kind] == everything[kind]
         call("list", kind)
