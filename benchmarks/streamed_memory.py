@@ -35,8 +35,8 @@ def measure(depth: int, mode: str) -> float:
     from xarch.engine.teacher import TeacherFeed
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def measure(depth: int, mode: str) -> float:
         inverse_frequencies=tuple(1e5 ** (-i / 32) for i in range(32)),
         max_positions=8192,
     )
-    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher(ref="made")
+    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher("made", "made")
     target = resolve_target(get_registry(), "dm2", {})
     student = target.adapter.build(facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)

@@ -19,7 +19,10 @@ _PUBLIC = {
     "plan": "xarch.api",
     "convert": "xarch.api",
     "load": "xarch.api",
+    "load_student": "xarch.api",
+    "load_teacher": "xarch.api",
     "export": "xarch.api",
+    "study": "xarch.api",
     # extending xarch
     "hookimpl": "xarch.registry.hooks",
     "Batch": "xarch.contracts.batch",
@@ -41,6 +44,10 @@ _PUBLIC = {
     "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
     "MatchContext": "xarch.contracts.objective",
+    "DenseObjective": "xarch.matching.objectives.dense",
+    "DivergenceOptions": "xarch.matching.objectives.divergence",
+    "averaged": "xarch.matching.objectives.divergence",
+    "divergence": "xarch.matching.objectives.divergence",
     "Connector": "xarch.contracts.connector",
     "BatchStep": "xarch.contracts.batch_step",
     "StepContext": "xarch.contracts.batch_step",
@@ -72,6 +79,7 @@ _PUBLIC = {
     "Throughput": "xarch.contracts.export",
     # measuring exported graphs
     "Timing": "xarch.bench.timing",
+    "graph_metadata": "xarch.bench.graph",
     "measure": "xarch.bench.timing",
     "timing": "xarch.bench.timing",
     "open_session": "xarch.export.session",
@@ -109,7 +117,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from xarch.api import convert, export, load, plan
+    from xarch.api import convert, export, load, load_student, load_teacher, plan, study
+    from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document
     from xarch.config.validation import validated
@@ -138,4 +147,6 @@ if TYPE_CHECKING:
     from xarch.files.home import cache_dir
     from xarch.files.lock import one_at_a_time
     from xarch.files.safe_load import load_weights, save_weights
+    from xarch.matching.objectives.dense import DenseObjective
+    from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
     from xarch.registry.hooks import hookimpl

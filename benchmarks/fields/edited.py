@@ -37,7 +37,7 @@ from benchmarks import page  # noqa: E402
 from benchmarks.fields.pictures import procedural  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_field import Camera, RadianceField, render  # noqa: E402
-from xarch_field.rendering import ray_points, ray_weights  # noqa: E402
+from xarch_field.model.rendering import ray_points, ray_weights  # noqa: E402
 from xarch_pvd.data.views import fixed_cameras  # noqa: E402
 from xarch_pvd.editing.fields import Moved  # noqa: E402
 from xarch_pvd.evaluate.metric import psnr  # noqa: E402

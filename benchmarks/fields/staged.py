@@ -30,7 +30,8 @@ import xarch  # noqa: E402
 from benchmarks import page  # noqa: E402
 from benchmarks.fields.stopwatch import timed  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
-from xarch_field.model import FieldStudent, FieldTeacher  # noqa: E402
+from xarch_field.student import FieldStudent  # noqa: E402
+from xarch_field.teacher import FieldTeacher  # noqa: E402
 from xarch_pvd.targets.representations import build_field  # noqa: E402
 from xarch_pvd.train import demo  # noqa: E402
 

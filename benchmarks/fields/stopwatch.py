@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import xarch
-from xarch.hardware import load_average
 from xarch.engine.events import Reporter
+from xarch.hardware import load_average
 
 METHOD = ("planning", "start")
 """Parts before the first stage; every stage is a part of its own name."""

@@ -1,25 +1,20 @@
-"""Copy what a conversion keeps, and prove that every tensor of a student is accounted for."""
+"""Copy what a conversion keeps, and prove that every tensor of student and teacher is accounted for."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from xarch import Initialisation, PlanError, Teacher
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.names import attention_shapes, trunk_shapes
-from xarch_decoder.student import ATTENTION, DecoderStudent
+from xarch_decoder.model.mixer import ATTENTION
+from xarch_decoder.student import DecoderStudent
+from xarch_decoder.weights import attention_names, attention_shapes, trunk_shapes
 
 Shape = tuple[int, ...]
-
-
-def attention_names(facts: DecoderFacts, layer: int) -> dict[str, str]:
-    """Student name -> canonical name of one layer's attention weights."""
-    stem, own = f"blocks.{layer}.attention.", f"blocks.{layer}.mixers.{ATTENTION}."
-    return {own + name.removeprefix(stem): name for name in attention_shapes(facts, layer)}
 
 
 def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[str, Shape]]:
@@ -34,7 +29,9 @@ def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[st
 
 def trunk_initialisation(facts: DecoderFacts, student: DecoderStudent) -> Initialisation:
     """What :func:`copy_trunk` copies, from the architecture alone."""
-    return Initialisation(copied=tuple(_planned(facts, student)))
+    planned = _planned(facts, student)
+    renamed = {own: (canonical,) for own, (canonical, _) in planned.items() if own != canonical}
+    return Initialisation(copied=tuple(planned), sources=renamed)
 
 
 def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
@@ -52,7 +49,7 @@ def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
     with torch.no_grad():
         for name, (canonical, _) in planned.items():
             own[name].copy_(weights[canonical])
-    return Initialisation(copied=tuple(planned))
+    return trunk_initialisation(facts, student)
 
 
 def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
@@ -65,8 +62,14 @@ def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], w
         raise PlanError(f"shapes of {canonical!r} differ: " + ", ".join(f"{k} {v}" for k, v in seen.items()))
 
 
-def check_initialisation(student: DecoderStudent, initialisation: Initialisation) -> None:
-    """Prove that ``initialisation`` names every tensor of the student exactly once.
+def check_initialisation(
+    student: DecoderStudent, initialisation: Initialisation, weights: Collection[str] | None = None
+) -> None:
+    """Prove that ``initialisation`` names every tensor of the student exactly once, and leaves no tensor of the teacher
+    out.
+
+    Args:
+        weights: names of the teacher's tensors; None checks the student's only.
 
     Raises:
         PlanError: a tensor is missing, named twice, or does not exist.
@@ -77,16 +80,27 @@ def check_initialisation(student: DecoderStudent, initialisation: Initialisation
         "not initialised": sorted(own - set(named)),
         "named twice": sorted(name for name, times in Counter(named).items() if times > 1),
         "not in the student": sorted(set(named) - own),
+        "neither read nor declared unused in the teacher": sorted(set(weights or ()) - read_tensors(initialisation)),
     }
     found = [f"{what}: {', '.join(names[:8])}" for what, names in problems.items() if names]
     if found:
         raise PlanError("the student's initialisation does not cover its tensors; " + "; ".join(found))
 
 
+def read_tensors(initialisation: Initialisation) -> set[str]:
+    """Names of the teacher's tensors that are read or declared unused."""
+    sources = initialisation.sources or {}
+    taken = (*initialisation.copied, *initialisation.mapped)
+    read = {theirs for own in taken for theirs in sources.get(own, (own,))}
+    return read | set(initialisation.unused)
+
+
 def merged(*parts: Initialisation) -> Initialisation:
-    """Several coverages as one."""
+    """Several parts as one."""
     return Initialisation(
         copied=tuple(n for p in parts for n in p.copied),
         mapped=tuple(n for p in parts for n in p.mapped),
         new=tuple(n for p in parts for n in p.new),
+        unused=tuple(n for p in parts for n in p.unused),
+        sources={own: theirs for p in parts for own, theirs in (p.sources or {}).items()},
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from xarch import Tap
+from xarch_decoder.taps import teacher_taps
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class DecoderFacts:
         return data
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> DecoderFacts:
+    def from_json(cls, data: Mapping[str, Any]) -> DecoderFacts:
         """Inverse of :meth:`to_json`; unknown keys are an error."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
@@ -97,6 +99,11 @@ class DecoderFacts:
 
     def taps(self) -> dict[str, Tap]:
         """Taps of a teacher with these facts, by name."""
-        from xarch_decoder.names import teacher_taps
-
         return teacher_taps(self)
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        """Multiply-adds of a token in a sample of ``length`` tokens: every matrix once, and half of the scores."""
+        inner, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        mlp = (3 if self.mlp == "gated" else 2) * self.width * self.mlp_width
+        attention = 2 * self.width * (inner + keys) + inner * int(sample.get("length", 0))
+        return float(self.layers * (mlp + attention) + self.width * self.vocab)

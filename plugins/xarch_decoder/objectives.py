@@ -5,16 +5,94 @@ Legend: B batch, L tokens, T = B*L flattened tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from xarch import Batch, Objective, Tap
+from xarch import Batch, DivergenceOptions, Objective, Options, Tap, averaged, divergence
 from xarch_decoder.factored import FactoredLogits
+
+IGNORED = -100
+"""A label that does not count."""
+
+
+class Chunked(Options):
+    """Options of every loss over a vocabulary."""
+
+    chunk: int = Field(256, ge=1, description="tokens of which logits are held at a time")
+
+
+class KLOptions(DivergenceOptions, Chunked):
+    """Options of ``kl`` on factored logits."""
+
+
+class CrossEntropyOptions(Chunked):
+    """Options of ``cross-entropy`` on factored logits."""
+
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that is spread over the vocabulary")
+    ahead: int = Field(1, ge=0, description="how many tokens after its position a label stands; 0 for shifted labels")
+
+
+class VocabularyObjective(Objective):
+    """Base: a loss at every token, masked by [B] or [B, L]."""
+
+    units = "nats/token"
+    Options = Chunked
+
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        return layout in ("B", "BL")
+
+    @classmethod
+    def check(cls, student: Tap, teacher: Tap | None) -> str | None:
+        v, w = student.shape.get("V"), None if teacher is None else teacher.shape.get("V")
+        return f"V: {v} != {w}" if v and w and v != w else None
+
+
+class KL(VocabularyObjective):
+    """T² · KL(softmax(t/T) ‖ softmax(s/T)) per token, or the reverse, or Jensen–Shannon, at the same position on both
+    sides (MOHAWK, arXiv 2408.10189, stage 3). Of several teachers it takes the weighted mean of their probabilities.
+
+    Without a mask a sample's loss is the mean over its tokens.
+    """
+
+    Options = KLOptions
+    accepts = frozenset({("factored-logits", "factored-logits")})
+    ensembles = True
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        teachers: Mapping[str, FactoredLogits] = teacher if isinstance(teacher, Mapping) else {"": teacher}
+        heat = self.options.temperature
+
+        def target(rows: slice) -> Tensor:
+            logits = {name: z.of(z.x_BLD.flatten(0, -2)[rows]) for name, z in teachers.items()}
+            return averaged(logits, self.context.weights, heat)
+
+        x_TD: Tensor = student.x_BLD.flatten(0, -2)
+        fused = self.options.direction == "forward" and not (_head_trains(student) and torch.is_grad_enabled())
+        if fused:
+            kl_T = _FusedKL.apply(x_TD, student, target, heat, self.options.chunk)
+        else:
+
+            def chunk(x_TD: Tensor, rows: slice) -> Tensor:
+                return divergence(target(rows), F.log_softmax(student.of(x_TD) / heat, -1), self.options.direction)
+
+            kl_T = _in_chunks(chunk, x_TD, self.options.chunk)
+        kl_BL = kl_T.view(len(batch), -1) * heat**2
+        if mask is None or mask.ndim == 1:
+            return kl_BL.mean(1) if mask is None else kl_BL.mean(1) * mask
+        return (kl_BL * mask).sum(1)
+
+    def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            return torch.ones(len(batch), device=batch.device)
+        return mask.float() if mask.ndim == 1 else mask.float().sum(1)
 
 
 class _FusedKL(torch.autograd.Function):
@@ -23,14 +101,18 @@ class _FusedKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, student: FactoredLogits, teacher: FactoredLogits, temperature: float, tokens: int
+        ctx: Any,
+        x_TD: Tensor,
+        student: FactoredLogits,
+        target: Callable[[slice], Tensor],
+        temperature: float,
+        tokens: int,
     ) -> Tensor:
         kl_T = x_TD.new_empty(x_TD.shape[0], dtype=torch.float32)
         grad_TD = torch.empty_like(x_TD, dtype=torch.float32)
-        xt_TD = teacher.x_BLD.flatten(0, -2)
         for start in range(0, x_TD.shape[0], tokens):
             rows = slice(start, start + tokens)
-            log_p_TV = F.log_softmax(teacher.of(xt_TD[rows]) / temperature, -1)
+            log_p_TV = target(rows)
             z_TV = student.of(x_TD[rows])
             slope_TV = None
             if student.softcap is not None:
@@ -51,93 +133,86 @@ class _FusedKL(torch.autograd.Function):
         return grad_TD * grads[0][:, None], None, None, None, None
 
 
-def _chunk_kl(
-    x_TD: Tensor, student: FactoredLogits, xt_TD: Tensor, teacher: FactoredLogits, temperature: float
-) -> Tensor:
-    log_p_TV = F.log_softmax(teacher.of(xt_TD) / temperature, -1)
-    log_q_TV = F.log_softmax(student.of(x_TD) / temperature, -1)
-    return (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1)
+class LabelObjective(VocabularyObjective):
+    """Base: −log softmax(s)_y per token; a sample counts as many as it has labels."""
+
+    weighs_target = True
+
+    @abstractmethod
+    def labels(self, right: Any, batch: Batch) -> Tensor:
+        """Label of every position [B, L] int64, -100 where none counts."""
+
+    def smoothing(self) -> float:
+        """Share of a label that is spread over the vocabulary."""
+        return 0.0
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        label_BL, smoothing = self.labels(teacher, batch), self.smoothing()
+        label_T = label_BL.flatten()
+
+        def chunk(x_TD: Tensor, rows: slice) -> Tensor:
+            return F.cross_entropy(
+                student.of(x_TD), label_T[rows], reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+            )
+
+        loss_BL = _in_chunks(chunk, student.x_BLD.flatten(0, -2), self.options.chunk).view_as(label_BL)
+        return (loss_BL * _positions(mask, loss_BL)).sum(1)
+
+    def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
+        label_BL = self.labels(target, batch)
+        return ((label_BL != IGNORED) * _positions(mask, label_BL)).sum(1)
 
 
-class KL(Objective):
-    """KL(teacher ‖ student) per token, same position on both sides, mean over tokens (MOHAWK stage 3).
+class CrossEntropy(LabelObjective):
+    """−log softmax(s)_y per token, with y the token `ahead` of it in the right side (``batch:input_ids``).
 
-    Options:
-        temperature: softens both sides; the loss is scaled by its square (default 1).
-        chunk: tokens per chunk (default 256).
-    A batch tensor ``loss_mask`` [B, L] restricts the tokens that count.
+    Labels in another document (``segment_ids``), beyond the end, or -100 do not count.
     """
 
-    accepts = frozenset({("factored-logits", "factored-logits")})
-    units = "nats/token"
+    Options = CrossEntropyOptions
+    accepts = frozenset({("factored-logits", "BL")})
 
-    def __init__(self, student: Tap, teacher: Tap | None, options: Mapping[str, Any]) -> None:
-        super().__init__(student, teacher, options)
-        self.temperature = float(options.get("temperature", 1.0))
-        self.chunk = int(options.get("chunk", 256))
+    def smoothing(self) -> float:
+        return float(self.options.smoothing)
 
-    def forward(self, student: FactoredLogits, teacher: FactoredLogits, batch: Batch, **aux: Any) -> Tensor:
-        x_TD, xt_TD = student.x_BLD.flatten(0, -2), teacher.x_BLD.flatten(0, -2)
-        head_trains = student.weight_VD.requires_grad or (student.bias_V is not None and student.bias_V.requires_grad)
-        if head_trains and torch.is_grad_enabled():
-            pieces = [
-                checkpoint(
-                    _chunk_kl,
-                    x_TD[i : i + self.chunk],
-                    student,
-                    xt_TD[i : i + self.chunk],
-                    teacher,
-                    self.temperature,
-                    use_reentrant=False,
-                )
-                for i in range(0, x_TD.shape[0], self.chunk)
-            ]
-            kl_T = torch.cat(pieces)
-        else:
-            kl_T = _FusedKL.apply(x_TD, student, teacher, self.temperature, self.chunk)
-        return _per_sample(kl_T * self.temperature**2, batch)
-
-    def weight(self, batch: Batch) -> Tensor:
-        return _token_weight(batch)
-
-
-class CrossEntropy(Objective):
-    """Next-token cross-entropy against ``batch:input_ids``; a teacher is not needed.
-
-    Option ``chunk``: tokens per chunk (default 256). Targets in another document (``segment_ids``) do not count.
-    """
-
-    accepts = frozenset({("factored-logits", "batch")})
-    units = "nats/token"
-
-    def forward(self, student: FactoredLogits, teacher: Tensor, batch: Batch, **aux: Any) -> Tensor:
-        chunk = int(self.options.get("chunk", 256))
-        target_BL = teacher.roll(-1, 1).clone()
-        target_BL[:, -1] = -100
+    def labels(self, right: Tensor, batch: Batch) -> Tensor:
+        ahead = self.options.ahead
+        if not ahead:
+            return right.long()
+        label_BL = right.long().roll(-ahead, 1)
+        label_BL[:, -ahead:] = IGNORED
         segments_BL = batch.get("segment_ids")
         if segments_BL is not None:
-            target_BL[:, :-1][segments_BL[:, 1:] != segments_BL[:, :-1]] = -100
-        x_TD, target_T = student.x_BLD.flatten(0, -2), target_BL.flatten()
-        pieces = [
-            checkpoint(_chunk_ce, x_TD[i : i + chunk], student, target_T[i : i + chunk], use_reentrant=False)
-            for i in range(0, x_TD.shape[0], chunk)
-        ]
-        counted_B = (target_BL != -100).sum(1).clamp_min(1)
-        return torch.cat(pieces).view_as(target_BL).sum(1) / counted_B
+            label_BL[:, :-ahead][segments_BL[:, ahead:] != segments_BL[:, :-ahead]] = IGNORED
+        return label_BL
 
 
-def _chunk_ce(x_TD: Tensor, student: FactoredLogits, target_T: Tensor) -> Tensor:
-    return F.cross_entropy(student.of(x_TD), target_T, reduction="none", ignore_index=-100)
+class HardLabel(LabelObjective):
+    """−log softmax(s)_ŷ per token, with ŷ the teacher's likeliest token at the same position."""
+
+    accepts = frozenset({("factored-logits", "factored-logits")})
+
+    def labels(self, right: FactoredLogits, batch: Batch) -> Tensor:
+        likeliest = torch.cat([z_TV.argmax(-1) for _, z_TV in right.chunks(self.options.chunk)])
+        return likeliest.view(right.x_BLD.shape[:-1])
 
 
-def _per_sample(value_T: Tensor, batch: Batch) -> Tensor:
-    value_BL = value_T.view(len(batch), -1)
-    mask_BL = batch.get("loss_mask")
-    return value_BL.mean(1) if mask_BL is None else (value_BL * mask_BL).sum(1)
+def _head_trains(logits: FactoredLogits) -> bool:
+    return logits.weight_VD.requires_grad or (logits.bias_V is not None and logits.bias_V.requires_grad)
 
 
-def _token_weight(batch: Batch) -> Tensor:
-    mask_BL = batch.get("loss_mask")
-    if mask_BL is not None:
-        return mask_BL.float().sum(1)
-    return torch.ones(len(batch), device=next(iter(batch.tensors.values())).device)
+def _in_chunks(loss: Callable[[Tensor, slice], Tensor], x_TD: Tensor, tokens: int) -> Tensor:
+    """A loss per token [T]; logits of a chunk are computed again for its gradient."""
+    pieces = [
+        checkpoint(loss, x_TD[start : start + tokens], slice(start, start + tokens), use_reentrant=False)
+        for start in range(0, x_TD.shape[0], tokens)
+    ]
+    return torch.cat(pieces)
+
+
+def _positions(mask: Tensor | None, like_BL: Tensor) -> Tensor:
+    """A mask [B] or [B, L] over every position [B, L], float32; ones without a mask."""
+    if mask is None:
+        return torch.ones_like(like_BL, dtype=torch.float32)
+    mask = mask.float()
+    return mask if mask.ndim == 2 else mask[:, None].expand_as(like_BL)

@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, PlanError, Sink, Site, Student, Tap, Teacher
-from xarch_decoder.block import MixerFactory
+from xarch import Batch, LocalStudent, PlanError, Sink, Site, Tap, Teacher
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.mixer import Mixer
-from xarch_decoder.model import MixerDecoder, Probe, make_sequence
-from xarch_decoder.names import block_tap, tail_taps
+from xarch_decoder.model.block import MixerFactory
+from xarch_decoder.model.decoder import MixerDecoder, Probe, make_sequence
+from xarch_decoder.model.mixer import ATTENTION, Mixer
+from xarch_decoder.taps import block_tap, tail_taps
+from xarch_decoder.teacher import StudentTeacher
 
-ATTENTION = "attention"
-"""Kind of the teacher's own mixer; every other kind is a replacement."""
 
-
-class DecoderStudent(Student):
+class DecoderStudent(LocalStudent):
     """A :class:`MixerDecoder` as a student.
 
     A layer holds one mixer, or a replacement together with the teacher's attention until :meth:`decide` drops one of
@@ -180,11 +178,13 @@ class DecoderStudent(Student):
             assert kind is not None
             self.decoder.keep(layer, kind)
 
-    def as_teacher(self, *, ref: str, processor: Any = None) -> Teacher:
-        """This student, frozen and in eval mode, as the teacher of another conversion."""
-        from xarch_decoder.as_teacher import StudentTeacher
+    def constants(self) -> Mapping[str, Tensor]:
+        """``head.weight`` [V, D], the output projection."""
+        return {"head.weight": self.decoder.head_weight}
 
-        return StudentTeacher(self, ref=ref, processor=processor)
+    def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
+        """This student, frozen and in eval mode, as the teacher of another conversion."""
+        return StudentTeacher(self, ref=ref, fingerprint=fingerprint, processor=processor)
 
     def shard_units(self) -> Iterable[nn.Module]:
         return self.decoder.blocks

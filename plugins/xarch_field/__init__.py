@@ -14,23 +14,23 @@ _PUBLIC = {
     "Camera": "xarch_field.cameras",
     "look_at": "xarch_field.cameras",
     "sphere_pose": "xarch_field.cameras",
-    "PointsGraph": "xarch_field.export_graphs",
-    "RaysGraph": "xarch_field.export_graphs",
-    "example_points": "xarch_field.export_graphs",
-    "forms_of": "xarch_field.export_graphs",
-    "FeatureField": "xarch_field.field",
-    "RadianceField": "xarch_field.field",
-    "named_tensors": "xarch_field.field",
-    "FEATURES": "xarch_field.head",
-    "ColourHead": "xarch_field.head",
-    "PlainMLP": "xarch_field.head",
-    "spherical_harmonics": "xarch_field.head",
-    "trunc_exp": "xarch_field.head",
-    "RayPoints": "xarch_field.rendering",
-    "composite": "xarch_field.rendering",
-    "march": "xarch_field.rendering",
-    "ray_points": "xarch_field.rendering",
-    "render": "xarch_field.rendering",
+    "PointsGraph": "xarch_field.export",
+    "RaysGraph": "xarch_field.export",
+    "example_points": "xarch_field.export",
+    "forms_of": "xarch_field.export",
+    "FeatureField": "xarch_field.model.field",
+    "RadianceField": "xarch_field.model.field",
+    "named_tensors": "xarch_field.model.field",
+    "FEATURES": "xarch_field.model.head",
+    "ColourHead": "xarch_field.model.head",
+    "PlainMLP": "xarch_field.model.head",
+    "spherical_harmonics": "xarch_field.model.head",
+    "trunc_exp": "xarch_field.model.head",
+    "RayPoints": "xarch_field.model.rendering",
+    "composite": "xarch_field.model.rendering",
+    "march": "xarch_field.model.rendering",
+    "ray_points": "xarch_field.model.rendering",
+    "render": "xarch_field.model.rendering",
 }
 
 __all__ = [*_PUBLIC, "xarch_register"]
@@ -38,7 +38,8 @@ __all__ = [*_PUBLIC, "xarch_register"]
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The family brings classes to build on; sources, data and targets that use it are registered by their plugins."""
+    """The family; sources, data and targets of fields are registered by their plugins."""
+    registry.family("radiance-field", load="xarch_field.family:FieldFamily", summary="density and colour of a scene")
 
 
 def __getattr__(name: str) -> Any:
@@ -51,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from xarch_field.cameras import Camera, look_at, sphere_pose
-    from xarch_field.export_graphs import PointsGraph, RaysGraph, example_points, forms_of
-    from xarch_field.field import FeatureField, RadianceField, named_tensors
-    from xarch_field.head import FEATURES, ColourHead, PlainMLP, spherical_harmonics, trunc_exp
-    from xarch_field.rendering import RayPoints, composite, march, ray_points, render
+    from xarch_field.export import PointsGraph, RaysGraph, example_points, forms_of
+    from xarch_field.model.field import FeatureField, RadianceField, named_tensors
+    from xarch_field.model.head import FEATURES, ColourHead, PlainMLP, spherical_harmonics, trunc_exp
+    from xarch_field.model.rendering import RayPoints, composite, march, ray_points, render

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from xarch import Tap
-from xarch_field.head import FEATURES
-
-EMPTY, EMPTY_EDITED = -2.0, -4.0
+from xarch_field.taps import EMPTY, EMPTY_EDITED, POINT_WORK, evaluated, field_taps
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,6 @@ class ViewFacts:
         if unknown:
             raise ValueError(f"view facts: unknown keys {unknown}")
         return cls(**{k: _tuples(v) for k, v in data.items()})
-
-
-POINT_WORK = 50_000
-"""Multiply-adds that take about as long as evaluating a small field at a point."""
-OCCUPIED = 0.15
-"""Share of a ray's samples that lie in occupied cells, for estimates of time."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class FieldFacts:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> FieldFacts:
+    def from_json(cls, data: Mapping[str, Any]) -> FieldFacts:
         """Inverse of :meth:`to_json`; unknown keys are an error."""
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
@@ -113,29 +105,6 @@ class FieldFacts:
         erased, everybody looks for it.
         """
         return EMPTY_EDITED if self.edits else EMPTY
-
-
-def evaluated(sample: Mapping[str, Any], samples: int) -> float:
-    """Points that are evaluated for one point or ray."""
-    return 1.0 if sample.get("kind") == "points" else OCCUPIED * samples
-
-
-def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str, Tap]:
-    """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
-    density = {"clipped": False, "empty": empty}
-    taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
-    taps += [
-        Tap("points.sigma_raw", "point", "N", info=density),
-        Tap("points.rgb", "point", "NC", {"C": 3}),
-        Tap("points.opacity", "point", "N"),
-        Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, density),
-        Tap("samples.rgb", "ray", "RKC", {"K": samples, "C": 3}),
-        Tap("samples.weight", "ray", "RK", {"K": samples}),
-        Tap("rays.rgb", "ray", "RC", {"C": 3}),
-        Tap("rays.acc", "ray", "R"),
-        Tap("rays.depth", "ray", "R"),
-    ]
-    return {t.name: t for t in taps}
 
 
 def _tuples(value: Any) -> Any:

@@ -16,7 +16,7 @@ from xarch_hf.gguf_config import gguf_config
 from xarch_hf.gguf_convert import cached_folder, convert, is_converted
 from xarch_hf.gguf_header import GGUFHeader, gguf_header
 from xarch_hf.model import Described, describe_folder
-from xarch_hf.source import DecoderOptions, DecoderSource, make_teacher, source_info
+from xarch_hf.source import DecoderOptions, DecoderSource, make_teacher, random_teacher, source_info
 from xarch_hf.teacher import HFTeacher
 
 
@@ -42,6 +42,12 @@ class GGUFSource(DecoderSource):
         folder = convert(_file(ref), where)
         described = describe_folder(folder, where, cast(DecoderOptions, options).layers)
         return make_teacher(described, find_checkpoint(folder, where), device=device, dtype=dtype)
+
+    def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> HFTeacher:
+        where = f"gguf:{ref}"
+        folder = convert(_file(ref), where)
+        described = describe_folder(folder, where, cast(DecoderOptions, options).layers)
+        return random_teacher(described, folder, device=device, seed=seed)
 
 
 def _describe(path: Path, header: GGUFHeader, where: str, layers: int | None) -> Described:

@@ -154,6 +154,14 @@ def load_module(
     return module.to(device).eval().requires_grad_(False)
 
 
+def random_module(described: Described, *, device: torch.device, seed: int) -> nn.Module:
+    """The same architecture with transformers' own random initialisation, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        module = _from_config(described.config)
+    return module.to(device).eval().requires_grad_(False)
+
+
 def _account(described: Described, report: Mapping[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ from pydantic import BaseModel, Field
 from xarch import Options, SourceAdapter, SourceInfo, UsageError
 from xarch_hf import hub
 from xarch_hf.checkpoint import CheckpointFolder, find_checkpoint, licence
-from xarch_hf.model import Described, describe_folder, load_module
+from xarch_hf.model import Described, describe_folder, load_module, random_module
 from xarch_hf.teacher import HFTeacher
 from xarch_hf.tokenizer import has_tokenizer
 
@@ -86,6 +88,11 @@ class HFSource(DecoderSource):
         described = describe_folder(folder, f"hf:{ref}", wanted.layers)
         return make_teacher(described, checkpoint, device=device, dtype=dtype, allow_pickle=wanted.allow_pickle)
 
+    def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> HFTeacher:
+        folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER)
+        described = describe_folder(folder, f"hf:{ref}", cast(HFOptions, options).layers)
+        return random_teacher(described, folder, device=device, seed=seed)
+
 
 def make_teacher(
     described: Described,
@@ -104,6 +111,19 @@ def make_teacher(
         ref=described.where,
         fingerprint=described.fingerprint(checkpoint),
         folder=checkpoint.folder,
+    )
+
+
+def random_teacher(described: Described, folder: Path, *, device: torch.device, seed: int) -> HFTeacher:
+    """A described model with random weights, and the tokenizer of its folder."""
+    facts = json.dumps(described.facts.to_json(), sort_keys=True)
+    return HFTeacher(
+        random_module(described, device=device, seed=seed),
+        described.architecture,
+        described.facts,
+        ref=f"random weights of {described.where}",
+        fingerprint=hashlib.sha256(f"random {seed} {facts}".encode()).hexdigest(),
+        folder=folder,
     )
 
 
@@ -148,6 +168,7 @@ def source_info(
             **details,
         },
         warnings=tuple(warnings),
+        constants={"head.weight": (facts.vocab, facts.width)},
     )
 
 

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from xarch_decoder.factored import AttentionFactors
-from xarch_decoder.mixer import SequenceInfo
+from xarch_decoder.model.mixer import SequenceInfo
 from xarch_hf.attention import Visible, causal_attention, visible
 
 IMPLEMENTATION = "xarch"

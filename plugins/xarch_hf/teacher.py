@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from xarch import Batch, Tap, Teacher, UsageError
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.model import make_sequence
-from xarch_decoder.names import teacher_taps
+from xarch_decoder.model.decoder import make_sequence
+from xarch_decoder.taps import teacher_taps
 from xarch_hf.architectures import Architecture
 from xarch_hf.tapping import Run, on_input, on_output
 from xarch_hf.tokenizer import load_tokenizer, save_tokenizer
@@ -82,6 +82,13 @@ class HFTeacher(Teacher):
         hooks = [self._hooks[name] for name in self._taps if name in self._hooks and name in set(wanted)]
         with Run(wanted, sink, sequence).active(hooks):
             self._body(input_ids=ids_BL, position_ids=sequence.positions_BL, use_cache=False)
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.facts.work(sample)
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """``head.weight`` [V, D], the output projection."""
+        return {"head.weight": self._weights["embed.weight" if self.facts.tied else "head.weight"]}
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._weights

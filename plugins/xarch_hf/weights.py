@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xarch import PlanError
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.names import weight_shapes
+from xarch_decoder.weights import weight_shapes
 from xarch_hf.architectures import Architecture, Fused
 from xarch_hf.wording import few
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xarch.kernels import ssd
-from xarch_decoder.mixer import SequenceInfo
+from xarch_decoder.model.mixer import SequenceInfo
 from xarch_mohawk.mixer import DM2
 
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, math.inf)

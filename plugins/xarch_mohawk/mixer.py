@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from xarch.kernels import causal_conv1d, causal_conv1d_step, ssd, ssd_step
 from xarch_decoder.factored import SSDFactors
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
-from xarch_decoder.rotary import Rotation, rotate, rotation
+from xarch_decoder.model.mixer import Mixer, SequenceInfo, StateSpec
+from xarch_decoder.model.rotary import Rotation, rotate, rotation
 from xarch_mohawk.channels import StateChannels
 
 Z_BIAS = 1.2784645427610737

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from xarch import Batch, Objective
+from xarch import Batch, Objective, Tap
 from xarch.kernels import matrix_distance
-from xarch_decoder.factored import AttentionFactors, SSDFactors
 
 
 class Frobenius(Objective):
@@ -16,6 +15,7 @@ class Frobenius(Objective):
 
     M is the student's state-space mixing matrix, P the teacher's attention matrix, both [L, L] per head and both
     kept as factors: memory is linear in the number of tokens. Logs ρ = ‖M − P‖/‖P‖, which is comparable across lengths.
+    A mask of samples [B] is respected; one of tokens would cut rows out of matrices that are never made.
     """
 
     accepts = frozenset({("ssd-factors", "attention-factors")})
@@ -23,7 +23,11 @@ class Frobenius(Objective):
 
     _rho: Tensor | None = None
 
-    def forward(self, student: SSDFactors, teacher: AttentionFactors, batch: Batch, **aux: Any) -> Tensor:
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        return layout == "B"
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
         result = matrix_distance(
             teacher.q_BLHE,
             teacher.k_BLKE,
@@ -37,7 +41,11 @@ class Frobenius(Objective):
             segment_ids_BL=teacher.segment_ids_BL,
         )
         self._rho = result.distance_BH.detach().sum() / result.teacher_norm_BH.detach().sum().clamp_min(1e-12)
-        return result.distance_BH.mean(1)
+        distance_B = result.distance_BH.mean(1)
+        return distance_B if mask is None else distance_B * mask
+
+    def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
+        return super().weight(batch) if mask is None else mask.float()
 
     def monitor(self) -> dict[str, float]:
         return {} if self._rho is None else {"rho": float(self._rho)}

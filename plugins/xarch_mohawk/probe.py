@@ -8,7 +8,6 @@ Legend: L tokens, D width, V vocabulary, T tokens of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from xarch import Batch, Options, StageContext, StageKind, StageOutcome, UsageError, validated
+from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch_decoder.factored import FactoredLogits
-from xarch_decoder.student import ATTENTION
+from xarch_decoder.model.mixer import ATTENTION
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.student import DM2Student
 
@@ -34,11 +33,11 @@ class KLProbe(StageKind):
 
     Options = ProbeOptions
 
-    def units(self, options: Mapping[str, Any]) -> int:
-        return validated(ProbeOptions, options, "stage options").tokens
+    def units(self, request: StageRequest) -> int:
+        return int(request.options.tokens)
 
     def run(self, context: StageContext) -> StageOutcome:
-        wanted = validated(ProbeOptions, context.options, "stage options").tokens
+        wanted = context.options.tokens
         student = context.student
         if not isinstance(student, DM2Student):
             raise UsageError(f"stage kind kl_probe works on students of target dm2, not on a {type(student).__name__}")
@@ -69,14 +68,16 @@ class _LayerKL:
     """Sums over tokens of KL(teacher ‖ student) with one layer replaced, in nats."""
 
     def __init__(self, context: StageContext, student: DM2Student) -> None:
-        self.context, self.student = context, student
+        if context.teacher is None:
+            raise UsageError("stage kind kl_probe compares with the teacher, and this run has none")
+        self.context, self.student, self.teacher = context, student, context.teacher
         self.totals = dict.fromkeys(student.open_layers, 0.0)
         self.tokens = 0
 
     def measure(self, sample: Batch, wanted: int) -> None:
         """One sample. Layers before the replaced one are the teacher's, so they run once for all."""
         inputs = {f"blocks.{layer}.input" for layer in self.totals}
-        given = self.context.teacher.collect(sample.seen_by("teacher"), inputs | {"logits"})
+        given = self.teacher.collect(sample.seen_by("teacher"), inputs | {"logits"})
         teacher: FactoredLogits = given["logits"]
         seen = sample.seen_by("student")
         kept = dict.fromkeys(self.totals, ATTENTION)

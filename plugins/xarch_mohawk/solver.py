@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, Solver
-from xarch_decoder.mixer import SequenceInfo
-from xarch_decoder.model import make_sequence
+from xarch_decoder.model.decoder import make_sequence
+from xarch_decoder.model.mixer import SequenceInfo
 from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit
 from xarch_mohawk.mixer import DM2
 from xarch_mohawk.ridge import RidgeFit

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from xarch import PlanError
-from xarch_decoder.block import MixerFactory
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.student import ATTENTION, DecoderStudent
+from xarch_decoder.model.block import MixerFactory
+from xarch_decoder.model.mixer import ATTENTION
+from xarch_decoder.student import DecoderStudent
 from xarch_mohawk.mixer import DM2
 
 

@@ -21,11 +21,11 @@ from xarch import (
     Teacher,
     validated,
 )
-from xarch_decoder.attention import Attention
-from xarch_decoder.block import MixerFactory
 from xarch_decoder.copying import check_initialisation, copy_trunk, merged, trunk_initialisation
+from xarch_decoder.export import DecoderExport, decoder_graphs
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.model.attention import Attention
+from xarch_decoder.model.block import MixerFactory
 from xarch_decoder.parity import decoder_parity
 from xarch_mohawk.channels import state_channels
 from xarch_mohawk.mixer import DM2
@@ -39,7 +39,7 @@ class DM2Target(TargetAdapter):
     """Builds, starts and exports students with DM2 mixers; embedding, norms, MLPs and head are the teacher's."""
 
     Options = DM2Options
-    Facts = DecoderFacts
+    ExportOptions = DecoderExport
 
     def tiny(self, options: BaseModel) -> BaseModel:
         chosen = _dm2(options)
@@ -75,23 +75,22 @@ class DM2Target(TargetAdapter):
         for layer in own.replaced:
             transfer_attention(own.mixer(layer), teacher.facts, layer, weights)
         done = merged(copied, _mixer_initialisation(teacher.facts, own))
-        check_initialisation(own, done)
+        check_initialisation(own, done, weights)
         return done
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> MixerSolver:
-        """Fits of one site, see :class:`SolverOptions`.
-
-        Raises:
-            UsageError: an option of the stage is unknown or out of range.
-        """
+        """Fits of one site, see :class:`SolverOptions`."""
         chosen = validated(SolverOptions, options, "stage options")
         layer = int(site.rsplit(".", 1)[-1])
         return MixerSolver(_student(student).mixer(layer), site, chosen)
 
+    def solver_options(self) -> type[BaseModel]:
+        return SolverOptions
+
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
         return "mohawk"
 
-    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+    def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return decoder_graphs(_student(student), profile, options)
 
     def parity_cases(
@@ -118,11 +117,11 @@ def _initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
 
 def _mixer_initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
     """What :func:`transfer_attention` does to the mixers."""
-    mapped: list[str] = []
+    sources: dict[str, tuple[str, ...]] = {}
     new: list[str] = []
     for layer in student.replaced:
-        taken, own = transferred(facts, student.mixer(layer))
+        taken, own = transferred(facts, layer, student.mixer(layer))
         stem = f"blocks.{layer}.mixers.{DM2.kind}."
-        mapped += [stem + name for name in taken]
+        sources |= {stem + name: theirs for name, theirs in taken.items()}
         new += [stem + name for name in own]
-    return Initialisation(mapped=tuple(mapped), new=tuple(new))
+    return Initialisation(mapped=tuple(sources), new=tuple(new), sources=sources)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xarch import PlanError
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.names import attention_shapes
+from xarch_decoder.weights import attention_shapes
 from xarch_mohawk.channels import StateChannels
 from xarch_mohawk.halflife import decay_bias
 from xarch_mohawk.mixer import DM2, Z_BIAS
@@ -58,11 +58,20 @@ def transfer_attention(mixer: DM2, facts: DecoderFacts, layer: int, weights: Map
             mixer.out_proj.bias.copy_(own["o.bias"])
 
 
-def transferred(facts: DecoderFacts, mixer: DM2) -> tuple[list[str], list[str]]:
-    """Names of the tensors that :func:`transfer_attention` takes from the teacher, and of those it sets itself."""
-    taken = {"in_proj.weight", "out_proj.weight", "out_proj.bias"} | ({"conv1d.bias"} if facts.qkv_bias else set())
+def transferred(facts: DecoderFacts, layer: int, mixer: DM2) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What :func:`transfer_attention` makes from the teacher's tensors (canonical names), and what it sets itself."""
+    stem = f"blocks.{layer}.attention."
+    theirs = {name.removeprefix(stem): name for name in attention_shapes(facts, layer)}
+    rows = tuple(
+        theirs[n] for n in ("q.weight", "k.weight", "v.weight", "q_norm.weight", "k_norm.weight") if n in theirs
+    )
+    taken = {"in_proj.weight": rows, "out_proj.weight": (theirs["o.weight"],)}
+    if facts.out_bias:
+        taken["out_proj.bias"] = (theirs["o.bias"],)
+    if facts.qkv_bias:
+        taken["conv1d.bias"] = tuple(theirs[n] for n in ("q.bias", "k.bias", "v.bias"))
     names = list(mixer.state_dict())
-    return [n for n in names if n in taken], [n for n in names if n not in taken]
+    return {n: taken[n] for n in names if n in taken}, [n for n in names if n not in taken]
 
 
 def _attention(facts: DecoderFacts, layer: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,72 +1,112 @@
-"""Distances between fields, one number per point or ray (PVD, arXiv 2211.15977, section 3.3).
+"""Distances between fields that count points and samples by how much the teacher shows of them (PVD, arXiv 2211.15977,
+section 3.3).
 
-Legend: N points, R rays, K samples on a ray, C colour, F feature.
+Legend: N points, R rays, K samples on a ray, C colour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from abc import abstractmethod
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xarch import Batch, Objective, Tap
+from xarch import Batch, Objective, Options, Tap
 
 OPAQUE = 0.5
 """Opacity of a ray from which its samples of largest weight are worth more than the others."""
 
 
-class FieldMSE(Objective):
-    """Mean square over everything but the first axis.
+class SampleOptions(Options):
+    """Options of losses over the samples of a ray, with ``aux: {weight: samples.weight}``."""
 
-    Options:
-        floor: with ``aux: {opacity: teacher:points.opacity}`` a point counts ``opacity + floor``, so that the colour
-            of empty space does not matter; with ``aux: {weight: teacher:samples.weight}`` the samples of a ray do.
-        keep, uniform: with such weights, only part of a ray's samples counts, see :func:`kept_samples`.
+    keep: float | None = Field(
+        None, gt=0, le=1, description="only this share of a ray's samples counts, the weightiest"
+    )
+    uniform: float = Field(0.15, ge=0, le=1, description="and this share of all samples anyway, evenly spaced")
+
+
+class FieldMSEOptions(SampleOptions):
+    """Options of ``field-mse``."""
+
+    floor: float = Field(0.02, ge=0, description="what empty space counts beside its opacity or weight")
+
+
+class LogDensityOptions(SampleOptions):
+    """Options of ``log-density``."""
+
+    low: float | None = Field(None, description="log-density of empty space; default the teacher's, else -2")
+    high: float = Field(7.0, description="log-density from which a point is opaque")
+
+
+class FieldObjective(Objective):
+    """Base: one loss a point or ray; a mask restricts points or rays."""
+
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        return student.dense and layout == student.layout[0]
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        loss = self.loss(student.float(), teacher.float(), batch, **aux)
+        return loss if mask is None else loss * mask
+
+    def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
+        return super().weight(batch) if mask is None else mask.float()
+
+    @abstractmethod
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
+        """Loss of every point or ray."""
+
+    def kept(self, weight_RK: Tensor, batch: Batch) -> Tensor:
+        """1 for the samples of each ray that count, [R, K]."""
+        if self.options.keep is None:
+            return torch.ones_like(weight_RK)
+        place_R = batch.get("jitter")
+        place_R = torch.full_like(weight_RK[:, 0], 0.5) if place_R is None else place_R
+        return kept_samples(weight_RK, place_R, self.options.keep, self.options.uniform).to(weight_RK)
+
+
+class FieldMSE(FieldObjective):
+    """Mean square where the teacher shows something; where nothing weighs, `mse` does the same.
+
+    With ``aux: {opacity: points.opacity}`` a point counts ``opacity + floor``, so that the colour of empty space hardly
+    matters. With ``aux: {weight: samples.weight}`` the samples of a ray count by their weight.
     """
 
-    accepts: ClassVar[frozenset[tuple[str, str]]] = frozenset(
-        (layout, layout) for layout in ("N", "NC", "NF", "R", "RC", "RK", "RKC")
-    )
-    units: ClassVar[str] = "square"
+    Options = FieldMSEOptions
+    accepts = frozenset((layout, layout) for layout in ("N", "NC", "R", "RC", "RK", "RKC"))
+    units = "square"
 
-    def forward(self, student: Any, teacher: Any, batch: Batch, **aux: Any) -> Tensor:
-        error = (student.float() - teacher.float()).square()
-        floor = float(self.options.get("floor", 0.02))
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
+        error = (student - teacher).square()
         if "weight" in aux:
             error = error.mean(dim=-1) if error.ndim == 3 else error
-            share = aux["weight"] + floor / error.shape[1]
-            return (_kept(aux["weight"], batch, self.options) * share * error).sum(dim=1)
+            share = aux["weight"] + self.options.floor / error.shape[1]
+            return (self.kept(aux["weight"], batch) * share * error).sum(dim=1)
         loss = error.flatten(1).mean(dim=1) if error.ndim > 1 else error
-        return loss * (aux["opacity"] + floor) if "opacity" in aux else loss
+        return loss * (aux["opacity"] + self.options.floor) if "opacity" in aux else loss
 
 
-class LogDensity(Objective):
+class LogDensity(FieldObjective):
     """Square of the one-sided residual of raw log-densities, mean over a ray's samples where there are any.
 
     Between the limits the student has to match. At the lower limit it only has to be at most there (both are empty), at
     the upper at least there (both are opaque). The student is never clipped: a clip has no gradient outside its
     limits, and a student stuck below would never come back.
-
-    Options:
-        low, high: limits of the log-density: where the teacher counts as empty (-2, an edited one -4), and 7.
-        keep, uniform: with ``aux: {weight: teacher:samples.weight}`` only part of a ray's samples counts, see
-            :func:`kept_samples`.
     """
 
-    accepts: ClassVar[frozenset[tuple[str, str]]] = frozenset({("N", "N"), ("RK", "RK")})
-    units: ClassVar[str] = "square of log-density"
+    Options = LogDensityOptions
+    accepts = frozenset({("N", "N"), ("RK", "RK")})
+    units = "square of log-density"
 
-    def __init__(self, student: Tap, teacher: Tap | None, options: Mapping[str, Any]) -> None:
-        super().__init__(student, teacher, options)
-        empty = -2.0 if teacher is None else teacher.info.get("empty", -2.0)
-        self.low, self.high = float(options.get("low", empty)), float(options.get("high", 7.0))
-
-    def forward(self, student: Any, teacher: Any, batch: Batch, **aux: Any) -> Tensor:
-        loss = one_sided(student.float(), teacher.float(), self.low, self.high).square()
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
+        low, high = self.options.low, self.options.high
+        low = self.teacher_tap.info.get("empty", -2.0) if low is None else low
+        loss = one_sided(student, teacher, low, high).square()
         if "weight" in aux:
-            kept_RK = _kept(aux["weight"], batch, self.options)
+            kept_RK = self.kept(aux["weight"], batch)
             return (kept_RK * loss).sum(dim=1) / kept_RK.sum(dim=1).clamp_min(1)
         return loss if loss.ndim == 1 else loss.mean(dim=1)
 
@@ -97,11 +137,3 @@ def kept_samples(weight_RK: Tensor, place_R: Tensor, keep: float, uniform: float
         mark_RK = (step_K * uniform + place_R[:, None]).floor()
         kept_RK |= mark_RK != ((step_K - 1) * uniform + place_R[:, None]).floor()
     return kept_RK
-
-
-def _kept(weight_RK: Tensor, batch: Batch, options: Mapping[str, Any]) -> Tensor:
-    if "keep" not in options:
-        return torch.ones_like(weight_RK)
-    place_R = batch.get("jitter")
-    place_R = torch.full_like(weight_RK[:, 0], 0.5) if place_R is None else place_R
-    return kept_samples(weight_RK, place_R, float(options["keep"]), float(options.get("uniform", 0.15))).to(weight_RK)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
-from xarch_text.continuation import continue_greedily
+from xarch_decoder.generation import continue_greedily
 from xarch_text.scores import Scores, add_batch
 
 PROMPTS = 2

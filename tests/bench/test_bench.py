@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,15 +16,18 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from tests.export.decoder_export import FACTS, DecoderTarget, decoder_student
+from xarch.bench.cases import cases_of
 from xarch.bench.graph import example_inputs
 from xarch.bench.latency import bench_export, bench_model
 from xarch.bench.timing import measure, timing
 from xarch.contracts.batch import Batch
+from xarch.contracts.bench import BenchCase
 from xarch.contracts.export import ExportGraph, Throughput
 from xarch.errors import UsageError
 from xarch.export.profiles import cpu
 from xarch.export.run import export_profile, export_teacher
 from xarch.export.session import open_session
+from xarch_decoder.bench import language_cases
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=said.append)
+    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=said.append, cases=language_cases)
     assert json.loads((tmp_path / "cpu.json").read_text()) == result
     assert (result["provider"], result["threads"]) == ("CPUExecutionProvider", 1)
     assert result["machine"]["versions"].keys() == {"xarch", "onnxruntime", "numpy", "python"}
@@ -53,14 +59,72 @@ def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
         assert figures["nodes_per_provider"].keys() == {"CPUExecutionProvider"}
         assert figures["nodes_per_provider"]["CPUExecutionProvider"] > 20
         assert 0.5 < sum(figures["time_per_operator"].values()) <= 1.001
-        assert figures["inputs"]["key_cache.1"] == [1, 2, 0, 8]
-    language = result["language"]
-    assert {n: entry["calls"] for n, entry in language["first_token"].items()} == {"1": 1, "64": 8, "256": 32}
-    for entry in language["decode"].values():
-        assert entry["tokens_per_second"] == pytest.approx(1e3 / entry["p50_ms"], rel=1e-2)
+        # The example of the export, not zeros: five tokens lie in the cache.
+        assert figures["inputs"]["key_cache.1"] == [1, 2, 5, 8]
+    assert result["graphs"]["decode_1"]["prepacked"] is False
+    assert result["graphs"]["prefill_8"]["prepacked"] is True
+    cases = result["cases"]
+    first = {n: cases[f"first token, prompt of {n}"] for n in (1, 64, 256)}
+    assert {n: case["figures"]["calls"] for n, case in first.items()} == {1: 1, 64: 8, 256: 32}
+    for name, entry in cases.items():
+        tokens = 32 if name.startswith("decode") else entry["amount"]
+        assert (entry["unit"], entry["amount"]) == ("token", tokens)
+        assert entry["per_second"] == pytest.approx(1e3 * tokens / entry["p50_ms"], rel=1e-2)
     per_token = 2 * 2 * 8 * 4
-    assert language["state_bytes"] == {str(n): 32 * 4 + per_token * n for n in (0, 256, 1024)}
-    assert any("tokens/s" in line for line in said)
+    held = {n: cases[f"decode after {n}"]["figures"]["state_bytes"] for n in (0, 256, 1024)}
+    assert held == {n: 32 * 4 + per_token * n for n in (0, 256, 1024)}
+    assert any("token/s" in line for line in said)
+
+
+def test_procedures_of_student_and_teacher_are_compared_by_name(tmp_path: Path) -> None:
+    """encdec W10: a procedure over several graphs (an encoder, then a loop) is timed, and beside the teacher's."""
+    for name, times in (("cpu", 1), ("teacher", 60)):
+        export_teacher([worked(times, 500)], cpu, tmp_path / name, print)
+    for name, content in (("parity.json", {"passed": True}), ("profile.json", {"profile": {"provider": cpu.provider}})):
+        (tmp_path / "cpu" / name).write_text(json.dumps(content))
+    x = np.ones((500, 64), np.float32)
+
+    def cases(graphs: Sequence[str], folder: Path) -> Iterator[BenchCase]:
+        assert list(graphs) == ["double"]
+        yield BenchCase("twice", "row", 1000, ("double",), lambda call: [call("double", {"x": x}) for _ in range(2)])
+        yield BenchCase(f"only {folder.name}", "row", 500, ("double",), lambda call: call("double", {"x": x}))
+
+    result = bench_export(
+        tmp_path / "cpu",
+        tmp_path / "b.json",
+        threads=1,
+        say=print,
+        cases=cases,
+        teacher=tmp_path / "teacher",
+        teacher_cases=cases,
+    )
+    assert result["cases"].keys() == {"twice", "only cpu"}
+    assert result["teacher"]["cases"].keys() == {"twice"}
+    assert result["teacher"]["speed_up"]["twice"] > 2
+
+
+def test_cases_of_a_target_come_before_those_of_its_family() -> None:
+    class Own:
+        def bench_cases(self, graphs: Sequence[str], folder: Path) -> list[BenchCase] | None:
+            return None if folder.name == "family" else [BenchCase("own", "row", 1, (), lambda call: None)]
+
+    class Family(Own):
+        def bench_cases(self, graphs: Sequence[str], folder: Path) -> list[BenchCase]:
+            return [BenchCase("of the family", "row", 1, (), lambda call: None)]
+
+    class Registry:
+        def get(self, kind: str, name: str) -> str:
+            return kind
+
+        def create(self, kind: str, name: str) -> Any:
+            return {"target": Own, "family": Family}[kind]()
+
+        def guard(self, spec: str, during: str) -> Any:
+            return nullcontext()
+
+    cases = cases_of(Registry(), "rows", "plugin:mine")  # type: ignore[arg-type]
+    assert [case.name for case in cases([], Path("target"))] == ["own"]
+    assert [case.name for case in cases([], Path("family"))] == ["of the family"]
 
 
 class Doubling(nn.Module):
@@ -82,7 +146,7 @@ def worked(times: int, rows: int) -> ExportGraph:
         {"x": torch.ones(3, 64)},
         ["y"],
         {"x": {0: "rows"}},
-        work=Throughput("rows", rows, {"rows": rows}),
+        throughput=Throughput("rows", rows, {"rows": rows}),
     )
 
 
@@ -104,7 +168,7 @@ def test_speeds_are_told_by_the_unit_and_beside_the_teachers(tmp_path: Path) -> 
         assert rate["per_second"] == pytest.approx(1e3 * rows / figures["p50_ms"], rel=1e-3)
     expected = own["throughput"]["per_second"] / other["throughput"]["per_second"]
     assert result["teacher"]["speed_up"] == {"double": pytest.approx(expected, rel=1e-2)}
-    assert any("M rows/s" in line for line in said)
+    assert any("rows/s" in line for line in said)
 
 
 def test_a_teacher_without_graphs_says_why(export: Path, tmp_path: Path) -> None:

@@ -326,8 +326,8 @@ def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer
     from xarch import Batch
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
-    from xarch_decoder.attention import Attention
     from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
     from xarch_decoder.student import DecoderStudent
 
     torch.manual_seed(0)
@@ -342,7 +342,7 @@ def test_the_published_recipe_computes_the_losses_of_xarch_and_moves_every_layer
         inverse_frequencies=tuple(1e4 ** (-i / 4) for i in range(4)),
         max_positions=128,
     )
-    teacher = DecoderStudent(facts, [[Attention]] * 2).as_teacher(ref="made")
+    teacher = DecoderStudent(facts, [[Attention]] * 2).as_teacher("made", "made")
     target = resolve_target(get_registry(), "dm2", {})
     student = target.adapter.build(facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)

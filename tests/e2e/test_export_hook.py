@@ -10,7 +10,7 @@ import pytest
 from xarch.api import convert
 from xarch.errors import ParityError
 from xarch.registry.loader import get_registry
-from xarch_decoder.testing.tiny import tiny_llama, tiny_text
+from xarch_decoder.testing import tiny_llama, tiny_text
 
 PLUGIN = """
 from dataclasses import replace

@@ -16,7 +16,7 @@ from xarch.planning.estimate import EFFICIENCY
 from xarch.planning.export_check import trial_operators
 from xarch.planning.resolve import resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
-from xarch_decoder.testing.tiny import tiny_llama, tiny_text
+from xarch_decoder.testing import tiny_llama, tiny_text
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from xarch.planning.resolve import resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.run.run_source import RunSource
 from xarch.run.student_io import save_student
-from xarch_decoder.testing.tiny import tiny_llama, tiny_text
+from xarch_decoder.testing import tiny_llama, tiny_text
 
 
 @pytest.fixture

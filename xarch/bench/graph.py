@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from xarch.bench.timing import measure
 from xarch.errors import UsageError
+from xarch.export.check import inspect_onnx
 from xarch.export.session import open_session
 
 PROFILED_RUNS = 5
@@ -57,6 +58,11 @@ def example_inputs(
         noise = rng.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
         inputs[value.name] = noise.astype(kind)
     return inputs
+
+
+def graph_metadata(path: Path) -> dict[str, str]:
+    """What an exported graph says about itself (``metadata_props``), e.g. ``xarch.config``."""
+    return dict(inspect_onnx(path)["metadata"])
 
 
 def measure_graph(

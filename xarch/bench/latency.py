@@ -13,99 +13,117 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xarch.bench.cases import BenchSessions, Cases, measure_case
 from xarch.bench.graph import measure_graph
 from xarch.bench.machine import machine
 from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
+from xarch.export.examples import load_examples
 from xarch.files.atomic import read_json, write_json
 from xarch.hardware import load_average
+from xarch.numbers import count
 
 FOREIGN_SECONDS = 300.0
 """Time limit for a file that xarch did not write in this run."""
 
 
 def bench_export(
-    export_dir: Path, out_json: Path, *, threads: int, say: Callable[[str], None], teacher: Path | None = None
+    export_dir: Path,
+    out_json: Path,
+    *,
+    threads: int,
+    say: Callable[[str], None],
+    cases: Cases | None = None,
+    teacher: Path | None = None,
+    teacher_cases: Cases | None = None,
 ) -> dict[str, Any]:
-    """Measure every graph of an export and write ``out_json``.
+    """Measure every graph of an export and every procedure over its graphs, and write ``out_json``.
 
-    A graph that ``teacher`` (a folder) holds too is measured there right after: ``teacher.graphs.NAME``, and
-    ``teacher.speed_up.NAME`` is the student's speed over the teacher's.
+    Latencies are milliseconds of a call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms`` of
+    a procedure. What ``teacher`` (a folder) has under the same name is measured right after: ``teacher.graphs.NAME``,
+    ``teacher.cases.NAME``, and ``teacher.speed_up.NAME`` is the student's speed over the teacher's.
 
-    Latencies are in milliseconds: ``graphs.NAME.p50_ms`` per call on example inputs and, for a language student,
-    ``language.first_token.N`` for a prompt of N tokens and ``language.decode.N`` per token after N tokens.
+    Args:
+        cases, teacher_cases: the procedures of student and teacher.
 
     Raises:
         UsageError: the folder holds no accepted export.
     """
-    from xarch_decoder.bench import LanguageGraphs, is_language, measure_language
-
     export_dir = Path(export_dir)
     parity = export_dir / "parity.json"
     if not parity.is_file() or not read_json(parity)["passed"]:
         raise UsageError(f"{export_dir} holds no export that passed its parity gate", "run `xarch export` again")
     provider = read_json(export_dir / "profile.json")["profile"]["provider"]
-    facts = {path.stem: inspect_onnx(path) for path in sorted(export_dir.glob("*.onnx"))}
-    metadata = {name: found["metadata"] for name, found in facts.items()}
-    language = [name for name, found in metadata.items() if is_language(found)]
-    driven = None
-    if any(metadata[name]["xarch.tokens"] == "1" for name in language):
-        driven = LanguageGraphs(export_dir, metadata, provider, threads=threads)
-    graphs: dict[str, Any] = {}
-    rival = _Rival(teacher, provider, threads)
-    for name, found in facts.items():
-        path, single = export_dir / f"{name}.onnx", metadata[name].get("xarch.tokens") == "1"
-        given = driven.initial() if driven is not None and name in language else {}
-        work = work_of(metadata[name])
-        figures = measure_graph(path, provider, threads=threads, given=given, prepack=not single, work=work)
-        figures["weight_bytes"] = sum(found["external_weight_bytes"].values()) + found["inline_weight_bytes"]
-        graphs[name] = figures
-        say(f"bench: {name} {figures['p50_ms']:.2f} ms{_speed(figures)}")
-        rival.measure(name, figures, say)
+    student = _Side(export_dir, provider, threads, cases)
+    absent = teacher / "absent.json" if teacher is not None else None
+    rival = None
+    if teacher is not None and teacher.is_dir() and not (absent and absent.is_file()):
+        rival = _Side(teacher, provider, threads, teacher_cases)
     result: dict[str, Any] = {
         "provider": provider,
         "threads": threads,
         "machine": machine(),
         "load_average": load_average(),
-        "graphs": graphs,
+        "graphs": {},
+        "cases": {},
     }
-    if rival.result:
-        result["teacher"] = rival.result
-    if driven is not None:
-        result["language"] = measure_language(driven, say)
+    if absent is not None and absent.is_file():
+        result["teacher"] = {"absent": read_json(absent)["reason"]}
+    for kind, names in (("graphs", student.graphs), ("cases", student.cases)):
+        for name in names:
+            figures = result[kind][name] = student.measure(kind, name)
+            say(f"bench: {name} {_told(figures)}")
+            if rival is not None and name in (rival.graphs if kind == "graphs" else rival.cases):
+                other = rival.measure(kind, name)
+                compared = result.setdefault("teacher", {})
+                compared.setdefault(kind, {})[name] = other
+                compared.setdefault("speed_up", {})[name] = round(_rate(figures) / _rate(other), 3)
+                say(f"bench: {name} of the teacher {_told(other)}")
     write_json(out_json, result)
     return result
+
+
+class _Side:
+    """The graphs of one folder and the procedures over them."""
+
+    def __init__(self, folder: Path, provider: str, threads: int, cases: Cases | None) -> None:
+        self.folder, self.provider, self.threads = folder, provider, threads
+        self.graphs = {path.stem: inspect_onnx(path) for path in sorted(folder.glob("*.onnx"))}
+        self._prepack = {n: facts["metadata"].get("xarch.prepack") != "false" for n, facts in self.graphs.items()}
+        made = cases(list(self.graphs), folder) if cases is not None and self.graphs else ()
+        self.cases = {case.name: case for case in made}
+        self._call = BenchSessions(folder, provider, threads=threads, prepack=self._prepack)
+
+    def measure(self, kind: str, name: str) -> dict[str, Any]:
+        if kind == "cases":
+            return measure_case(self.cases[name], self._call)
+        facts = self.graphs[name]
+        figures = measure_graph(
+            self.folder / f"{name}.onnx",
+            self.provider,
+            threads=self.threads,
+            given=load_examples(self.folder, name),
+            prepack=self._prepack[name],
+            work=work_of(facts["metadata"]),
+        )
+        return {**figures, "weight_bytes": sum(facts["external_weight_bytes"].values()) + facts["inline_weight_bytes"]}
+
+
+def _rate(figures: dict[str, Any]) -> float:
+    """Units per second, or calls where nothing is counted."""
+    own = figures.get("throughput", {}).get("per_second") or figures.get("per_second")
+    return float(own or 1e3 / figures["p50_ms"])
+
+
+def _told(figures: dict[str, Any]) -> str:
+    known = figures.get("throughput") or figures
+    rate = f", {count(known['per_second'])} {known['unit']}/s" if "per_second" in known else ""
+    return f"{figures['p50_ms']:.2f} ms{rate}"
 
 
 def work_of(metadata: dict[str, str]) -> dict[str, Any] | None:
     """What a call of a graph gets done, from its metadata; None if it does not say."""
     return json.loads(metadata["xarch.work"]) if "xarch.work" in metadata else None
-
-
-class _Rival:
-    """The teacher's own graphs beside the student's."""
-
-    def __init__(self, folder: Path | None, provider: str, threads: int) -> None:
-        self.folder, self.provider, self.threads = folder, provider, threads
-        self.result: dict[str, Any] = {}
-        if folder is not None and (folder / "absent.json").is_file():
-            self.result = {"absent": read_json(folder / "absent.json")["reason"]}
-
-    def measure(self, name: str, student: dict[str, Any], say: Callable[[str], None]) -> None:
-        path = None if self.folder is None else self.folder / f"{name}.onnx"
-        if path is None or not path.is_file():
-            return
-        work = work_of(inspect_onnx(path)["metadata"])
-        figures = measure_graph(path, self.provider, threads=self.threads, work=work)
-        self.result.setdefault("graphs", {})[name] = figures
-        own, other = (f.get("throughput", {}).get("per_second", 1 / f["p50_ms"]) for f in (student, figures))
-        self.result.setdefault("speed_up", {})[name] = round(own / other, 3)
-        say(f"bench: {name} of the teacher {figures['p50_ms']:.2f} ms{_speed(figures)}")
-
-
-def _speed(figures: dict[str, Any]) -> str:
-    known = figures.get("throughput")
-    return f", {known['per_second'] / 1e6:.3g} M {known['unit']}/s" if known else ""
 
 
 def bench_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 Device = str
 
@@ -14,6 +14,14 @@ class Model(BaseModel):
     """Base: unknown keys are refused, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+def _without_null(data: Any, *fields: str) -> Any:
+    """The data of a model without the entries of these mappings that are null: null removes an inherited one."""
+    if not isinstance(data, Mapping):
+        return data
+    kept = {f: {k: v for k, v in data[f].items() if v is not None} for f in fields if isinstance(data.get(f), Mapping)}
+    return {**data, **kept}
 
 
 class Ramp(Model):
@@ -39,8 +47,9 @@ class Through(Model):
 class Match(Model):
     """What is brought together: a student tap, what it is compared with, and how.
 
-    References on the right: ``same``, ``TAP`` of the teacher, ``TEACHER:TAP`` of another one, ``*:TAP`` of all,
-    ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP``, ``batch:KEY``, null.
+    References on the right: ``same``, ``TAP`` of the teacher, ``TEACHER:TAP`` of one of ``teachers``, ``*:TAP`` of each
+    of them, ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP`` (the
+    teacher's architecture with random weights), ``batch:KEY``, null.
     """
 
     student: str | list[str] = Field(description="student taps: name, glob, list, or with {j} for the student's layer")
@@ -89,6 +98,11 @@ class Optimiser(Model):
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps that warm up linearly from 0")
     final: float = Field(0.0, ge=0, description="learning rate at the end, as a fraction of the peak")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _wrappers(cls, data: Any) -> Any:
+        return _without_null(data, "wrap")
+
 
 class Group(Model):
     """How one parameter group trains."""
@@ -108,7 +122,9 @@ class BatchConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _size(cls, data: Any) -> Any:
-        return {"size": data} if isinstance(data, int) else data
+        if isinstance(data, str):
+            raise ValueError("input should be a number of samples or {size: 100, steps: {…}}")
+        return {"size": data} if isinstance(data, int) else _without_null(data, "steps")
 
 
 class Phase(Model):
@@ -120,6 +136,10 @@ class Phase(Model):
     set: dict[str, Any] = Field(
         description="dotted keys below the stage: matches.NAME[.weight|.options.X], batch.steps.NAME, trains.GROUP.lr"
     )
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {"from": self.start, "set": self.set}
 
 
 class Validation(Model):
@@ -216,9 +236,7 @@ class Stage(Model):
         """A list of matches is taken as m0, m1, ...; a name that is null is gone."""
         if isinstance(data, Mapping) and isinstance(data.get("matches"), list):
             data = {**data, "matches": {f"m{i}": m for i, m in enumerate(data["matches"])}}
-        if isinstance(data, Mapping) and isinstance(data.get("matches"), Mapping):
-            data = {**data, "matches": {k: m for k, m in data["matches"].items() if m is not None}}
-        return data
+        return _without_null(data, "matches")
 
 
 class Gate(Limit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -186,6 +187,6 @@ class TargetAdapter(ABC):
         """
         return self.parity_cases(student, graphs, batches, profile)
 
-    def bench_cases(self, graphs: Sequence[ExportGraph], profile: Profile) -> Iterable[BenchCase]:
-        """Timed procedures; by default those of the student's family."""
-        return ()
+    def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase] | None:
+        """Timed procedures over the exported graphs of a folder; None for those of the student's family."""
+        return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class BenchCase:
         unit, amount: what one drive gets done, for throughput ("token", 32).
         graphs: names of the graphs it calls.
         drive: runs it once.
+        figures: further figures that belong to it, e.g. bytes of the states it carries along.
     """
 
     name: str
@@ -27,3 +28,4 @@ class BenchCase:
     amount: float
     graphs: tuple[str, ...]
     drive: Callable[[Call], object]
+    figures: Mapping[str, float] = field(default_factory=dict)

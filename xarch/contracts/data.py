@@ -25,10 +25,13 @@ class TensorInfo:
     Attributes:
         layout: one letter a dimension, the first counts samples ("BL", "BCHW", "B").
         shape: letter -> size where the data fix it (``{"C": 3, "H": 28, "W": 28}``).
+        dtype: its type by torch's name; by default integers for a layout of samples and positions only (B, L, T), as
+            of labels and token numbers, else float32.
     """
 
     layout: str
     shape: Mapping[str, int] = field(default_factory=dict)
+    dtype: str = ""
 
 
 @dataclass(frozen=True)

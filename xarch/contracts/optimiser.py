@@ -28,6 +28,10 @@ class OptimiserKind(ABC):
         """Names of the parameters it is made for; None for all."""
         return None
 
+    def rest_options(self, options: Any) -> Mapping[str, Any]:
+        """Options of :attr:`rest` that the stage's options say; by default its own defaults."""
+        return {}
+
     @abstractmethod
     def build(
         self, groups: Sequence[Mapping[str, Any]], lr: float, options: Any, *, fused: bool

@@ -18,7 +18,8 @@ class Tap:
             which counts samples; or the name of a structured form ("attention-factors"). By convention B samples,
             L, T positions, D width, C channels, H, W picture, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
-        info: further facts an objective or connector may need (prefix tokens, grid size).
+        info: further facts an objective or connector may need (prefix tokens, grid size). A structured form says what
+            is worth storing of it under ``elements``: a layout ("BLD") whose sizes are in ``shape``, or numbers a sample.
     """
 
     name: str
@@ -38,15 +39,19 @@ class Tap:
         return self.layout.isalpha() and self.layout.isupper()
 
     def elements(self, sizes: Mapping[str, int]) -> int | None:
-        """Numbers that one sample's value holds; None for a structured form or an unknown size.
+        """Numbers that one sample's value holds (that are worth storing of a structured form); None where a size or a
+        form is unknown.
 
         Args:
             sizes: size of free dimensions, e.g. ``{"L": 512}``.
         """
-        if not self.dense:
+        layout = self.layout if self.dense else self.info.get("elements", "")
+        if not isinstance(layout, str):
+            return int(layout)
+        if not layout:
             return None
         total = 1
-        for letter in self.layout[1:]:
+        for letter in layout[1:]:
             size = self.shape.get(letter, sizes.get(letter))
             if size is None:
                 return None

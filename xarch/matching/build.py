@@ -11,6 +11,7 @@ from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
 from xarch.matching.schedules import ScheduledOptions, scheduled_options
+from xarch.registry.declare import Spec
 from xarch.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ class BuiltMatch:
         objective: has the options of the stage's start.
         options: the objective's options over the stage.
         left: what the objective gets of the student, after the connector.
+        spec: declaration of the objective: several may share one name for different layouts.
     """
 
     connector: Connector | None
     objective: Objective
     options: ScheduledOptions
     left: tuple[Tap, ...]
+    spec: Spec
 
 
 def build_match(pair: Pair, registry: Registry, context: MatchContext, where: str) -> BuiltMatch:
@@ -70,7 +73,7 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
     with registry.guard(spec, where):
         _comparable(pair, kind, left, right, where)
         objective = kind(left, right, scheduled.at(0.0), context)
-    return BuiltMatch(connector, objective, scheduled, _flat(left))
+    return BuiltMatch(connector, objective, scheduled, _flat(left), spec)
 
 
 def _flat(side: Tap | Mapping[str, Tap] | None) -> tuple[Tap, ...]:

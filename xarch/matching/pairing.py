@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from torch import nn
 
 from xarch.config.schema import Match, Stage
 from xarch.contracts.data import TensorInfo
@@ -20,6 +21,7 @@ from xarch.matching.build import build_match
 from xarch.matching.layers import Found, expand
 from xarch.matching.references import (
     BATCH,
+    MissingTap,
     Reference,
     check_placeholders,
     near,
@@ -46,7 +48,7 @@ class Pair:
         mask: key in the batch, as the student sees it, of the positions that count; None for all.
         aux: argument -> reference of further values.
         settings: the match as configured.
-        parameters: of its connector and its objective.
+        objective_parameters, connector_parameters: how many its modules have.
         coupled: why the stage's batches may not be cut because of it, "" if they may.
         units: what one unit of its value means.
     """
@@ -59,9 +61,15 @@ class Pair:
     mask: str | None
     aux: Mapping[str, Reference]
     settings: Match
-    parameters: int = 0
+    objective_parameters: int = 0
+    connector_parameters: int = 0
     coupled: str = ""
     units: str = ""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of both modules, which train with the stage and are dropped after it."""
+        return self.objective_parameters + self.connector_parameters
 
     @property
     def joined(self) -> bool:
@@ -194,7 +202,7 @@ class _Pairing:
                 raise UsageError(f"{where}.student: {{i}} is the teacher's layer", "write {j} for the student's")
             here = expand(pattern, available)
             if not here:
-                raise PlanError(
+                raise MissingTap(
                     f"{where}: {'the student' if self.site is None else f'site {self.site.name}'} has no tap "
                     f"{pattern!r}",
                     near(pattern, available, "taps"),
@@ -206,7 +214,7 @@ class _Pairing:
         """The pair with everything that its objective and connector say once they are built."""
         context = replace(self.context, match=pair.match)
         built = build_match(pair, self.registry, context, where)
-        with self.registry.guard(self.registry.get("objective", pair.settings.objective), where):
+        with self.registry.guard(built.spec, where):
             mask = self._mask(pair.settings, built.left, type(built.objective), where)
             parts = [m for m in (built.connector, built.objective) if m is not None]
             coupling = [type(m).__name__ for m in parts if m.couples == "batch"]
@@ -214,7 +222,8 @@ class _Pairing:
         return replace(
             pair,
             mask=mask,
-            parameters=sum(p.numel() for m in parts for p in m.parameters()),
+            objective_parameters=count_of(built.objective),
+            connector_parameters=count_of(built.connector) if built.connector else 0,
             coupled=f"matches.{pair.match} ({coupling[0]}) compares the samples of a batch" if coupling else "",
             units=units,
         )
@@ -241,3 +250,8 @@ class _Pairing:
                 "a mask has the first dimensions of the tap, e.g. BL for BLD; `mask: null` counts everything",
             )
         return key
+
+
+def count_of(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())

@@ -25,6 +25,10 @@ PLACEHOLDERS = ("i", "j", "last")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
+class MissingTap(PlanError):
+    """A side does not have a tap; an optional stage is left out because of it."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A value that a match reads besides the student's own, resolved.
@@ -113,10 +117,10 @@ def find_tap(taps: Mapping[str, Tap], name: str, whose: str, where: str) -> Tap:
     """The tap called ``name``.
 
     Raises:
-        PlanError: there is none; lists those near it.
+        MissingTap: there is none; lists those near it.
     """
     if name not in taps:
-        raise PlanError(f"{where}: {whose} has no tap {name!r}", near(name, taps, "taps near it"))
+        raise MissingTap(f"{where}: {whose} has no tap {name!r}", near(name, taps, "taps near it"))
     return taps[name]
 
 

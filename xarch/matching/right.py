@@ -18,9 +18,11 @@ from xarch.matching.references import (
     COPIES,
     MAIN,
     RANDOM,
+    RESERVED,
     SAME,
     STUDENT,
     Address,
+    MissingTap,
     Reference,
     find_tap,
     near,
@@ -87,7 +89,7 @@ class Sides:
         return found
 
     def _of_all(self, address: Address, taps: Sequence[Found]) -> dict[str, Reference]:
-        names = [name for name in self.teachers if name != MAIN]
+        names = [name for name in self.teachers if name not in (MAIN, *RESERVED)]
         if not names:
             raise PlanError(
                 f"{self.where}.teacher: '*:{address.name}' means every one of `teachers:`, and there is none",
@@ -107,7 +109,7 @@ class Sides:
         taps = self._taps(address, "teacher")
         found = expand(address.name, taps)
         if not found:
-            raise PlanError(
+            raise MissingTap(
                 f"{self.where}.teacher: no tap fits {address.name!r}", near(address.name, taps, "taps near it")
             )
         return {f.name: Reference(address.model, f.name, taps[f.name]) for f in found}

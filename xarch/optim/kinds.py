@@ -85,8 +85,8 @@ class LambKind(OptimiserKind):
         return Lamb(chosen, lr=lr, betas=options.betas, eps=options.eps)
 
 
-class MuonOptions(Options):
-    """Options of ``muon``."""
+class MuonOptions(AdamOptions):
+    """Options of ``muon``; `betas` and `eps` are those of AdamW for the rest."""
 
     momentum: float = Field(0.95, ge=0, lt=1, description="weight of the past in the running mean of gradients")
 
@@ -98,6 +98,9 @@ class MuonKind(OptimiserKind):
 
     def takes(self, module: nn.Module) -> set[str] | None:
         return layer_matrices(module)
+
+    def rest_options(self, options: MuonOptions) -> Mapping[str, Any]:
+        return {"betas": options.betas, "eps": options.eps}
 
     def build(self, groups: Groups, lr: float, options: MuonOptions, *, fused: bool) -> torch.optim.Optimizer:
         return Muon([dict(group) for group in groups], lr=lr, momentum=options.momentum)

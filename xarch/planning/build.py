@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xarch._version import __version__
 from xarch.config.schema import RunConfig
-from xarch.errors import PlanError, UsageError
+from xarch.errors import PlanError, PluginError, UsageError
 from xarch.hardware import choose_device, choose_threads
 from xarch.planning.describe import (
     COPIES,
@@ -14,11 +14,11 @@ from xarch.planning.describe import (
     prove_accepted,
     prove_tensors,
 )
-from xarch.planning.feasibility import active_stages, initialisation_checks, planned_export
+from xarch.planning.feasibility import initialisation_checks, planned_export
 from xarch.planning.plan import Check, Plan, PlannedExport, PlannedStudent, PlannedTeacher
 from xarch.planning.resolve import Say, resolve_metric
 from xarch.planning.sides import Sides, start_of
-from xarch.planning.stages import StagePlanner
+from xarch.planning.stages import StagePlanner, coupling_checks
 from xarch.planning.totals import Totals
 from xarch.registry.registry import Registry
 
@@ -32,8 +32,14 @@ def default_recipe(config: RunConfig, describer: Describer) -> str:
     """
     registry = describer.registry
     target, _, facts = start_of(config, describer)
-    with registry.guard(registry.get("target", target.name), "recipe"):
+    spec = registry.get("target", target.name)
+    with registry.guard(spec, "recipe"):
         name = str(target.adapter.recipe(facts, target.options))
+    declared = spec.data.get("recipes", [])
+    if name and declared and name not in declared:
+        raise PluginError(
+            f"{registry.owner(spec)} names the recipe {name!r}, but is registered with {', '.join(declared)}"
+        )
     if not name:
         raise UsageError(
             f"target {target.name!r} has no recipe of its own",
@@ -67,10 +73,9 @@ def build_plan(
     device = choose_device(config.runtime.device)
     _prove_data(sides)
     metric = choose_metric(sides)
-    taps = sides.taps()
     with registry.attributed("while planning"):
         planner = StagePlanner(sides, device)
-        active, left_out = active_stages(config, student, taps)
+        active, left_out = planner.active()
         if not active and start.new and sides.teacher is not None:
             raise PlanError(
                 f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
@@ -114,7 +119,11 @@ def build_plan(
         stages=stages,
         metric=metric,
         export=exports,
-        checks=[*_checks(sides, sum(len(s.matches) for s in stages)), *_export_checks(exports)],
+        checks=[
+            *_checks(sides, sum(len(s.matches) for s in stages)),
+            *coupling_checks(stages),
+            *_export_checks(exports),
+        ],
         warnings=[*sides.warnings(), *left_out],
         estimates=totals.estimates(stages, exports, metric),
         device=str(device),
@@ -148,7 +157,7 @@ def choose_metric(sides: Sides) -> str | None:
     """The metric of a run: the configuration's, else the target's, else that of the student's family.
 
     Raises:
-        UsageError: there is no such metric, an option of it is wrong, or a curve is to be drawn without one.
+        UsageError: there is no such metric, an option of it is wrong, or a curve or a gate needs one.
         PlanError: it is not for students of this family.
     """
     config, registry, family = sides.config, sides.registry, sides.student.family
@@ -158,8 +167,9 @@ def choose_metric(sides: Sides) -> str | None:
             named = sides.target.adapter.metric(sides.facts, sides.target.options)
     named = named or family_of(registry, family).metric or None
     if named is None:
-        if config.evaluate.curve is not None:
-            raise UsageError(f"evaluate.curve: the family {family!r} has no metric", "name one: evaluate.metric")
+        wanting = "evaluate.curve" if config.evaluate.curve is not None else "gates" if config.gates else ""
+        if wanting:
+            raise UsageError(f"{wanting}: the family {family!r} has no metric of its own", "name one: evaluate.metric")
         return None
     spec = registry.get("metric", named)
     if not spec.serves(family):

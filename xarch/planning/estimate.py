@@ -1,50 +1,91 @@
-"""Rough estimates of time and memory, from counts and a short measurement of this machine's matrix rate."""
+"""Estimates of time and memory: counts of the real step on the meta device, and rates measured on this machine."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from xarch.contracts.model import Student
 from xarch.contracts.tap import Tap
 from xarch.planning.plan import CachePlan
+from xarch.planning.trace import Cost
 
-EFFICIENCY = 0.5
-"""Share of the matrix rate that a forward pass reaches; the rest is memory traffic."""
+EFFICIENCY = 0.7
+"""Share of the rate of one large product that the products of a model reach."""
+OPERATOR_SECONDS = {"cpu": 6e-6, "cuda": 8e-6}
+"""Time of an operator that has next to nothing to do."""
+PROCESS_BYTES = 500_000_000
+"""What the interpreter with torch and its libraries takes before there is a model."""
+FLOAT = 4
 
 
-def matrix_rate(device: torch.device, seconds: float = 0.15) -> float:
-    """Multiply-adds per second of a square float32 product, measured for a moment."""
-    n = 512
-    a = torch.randn(n, n, device=device)
-    a @ a
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ a
-        done += 1
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does in a second.
+
+    Attributes:
+        products: multiply-adds of large float32 matrix products.
+        traffic: bytes that simple operators read and write.
+        operator: seconds of an operator that has nothing to do.
+    """
+
+    products: float
+    traffic: float
+    operator: float
+
+    def seconds(self, cost: Cost) -> float:
+        """Time of a piece of computation."""
+        return cost.products / self.products + cost.traffic / self.traffic + cost.operators * self.operator
+
+    def of_work(self, work: float) -> float:
+        """Time of so many multiply-adds."""
+        return work / self.products
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.15) -> Rates:
+    """Rates of a machine, each measured for a moment; those of products in ``dtype``."""
+    a = torch.randn(512, 512, device=device).to(dtype)
+    long = torch.randn(1 << 22, device=device)
+    products = _per_second(lambda: torch.mm(a, a), device, seconds) * 512**3
+    traffic = _per_second(lambda: torch.mul(long, 2.0), device, seconds) * 2 * long.numel() * FLOAT
+    return Rates(products * EFFICIENCY, traffic, OPERATOR_SECONDS.get(device.type, 6e-6))
+
+
+def _per_second(run: object, device: torch.device, seconds: float) -> float:
+    assert callable(run)
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return done * n**3 / (time.perf_counter() - start)
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        run()
+        done += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return done / (time.perf_counter() - start)
 
 
-def tap_bytes(taps: Iterable[Tap]) -> int | None:
-    """float32 bytes of one unit's values at these taps; None when one of them is factored or unsized."""
+def value_bytes(taps: Iterable[Tap], sizes: Mapping[str, int]) -> int | None:
+    """float32 bytes of one sample's values at these taps; None where a size or a structured form is unknown."""
     total = 0
     for tap in taps:
-        sizes = [tap.shape.get(letter) for letter in tap.layout[2:]]
-        if not tap.layout.isupper() or not tap.shape or None in sizes:
+        numbers = tap.elements(sizes)
+        if numbers is None:
             return None
-        total += 4 * math.prod(s for s in sizes if s is not None)
+        total += FLOAT * numbers
     return total
 
 
-def plan_cache(mode: str, passes: int, units_per_pass: int, taps: Collection[Tap], limit_gb: float) -> CachePlan:
-    """Whether keeping the teacher's outputs pays: only if they are read again, are plain tensors and fit."""
-    each = tap_bytes(taps)
-    size = (each or 0) * units_per_pass
+def plan_cache(
+    mode: str, passes: int, samples_per_pass: int, taps: Collection[Tap], sizes: Mapping[str, int], limit_gb: float
+) -> CachePlan:
+    """Whether keeping the teacher's values pays: only if they are read again, have a size and fit."""
+    each = value_bytes(taps, sizes)
+    size = (each or 0) * samples_per_pass
     if mode == "off":
         return CachePlan(use=False, bytes=size, why="switched off")
     if not taps:
@@ -59,18 +100,32 @@ def plan_cache(mode: str, passes: int, units_per_pass: int, taps: Collection[Tap
 
 
 def trained_parameters(student: Student, groups: Mapping[str, object]) -> dict[str, int]:
-    """Group -> number of parameters."""
+    """Group of the student -> number of parameters."""
     sizes = {n: p.numel() for n, p in student.module.named_parameters()}
     known = student.param_groups()
-    return {g: sum(sizes[n] for n in known.get(g, [])) for g in groups}
+    return {g: sum(sizes[n] for n in known[g]) for g in groups if g in known}
 
 
-def stage_memory(
-    *, teacher: int, student: int, trained: int, width: int, batch_units: int, sites: int, scope: str
-) -> int:
-    """Bytes: both models in float32, gradients and two moments of what trains, and one graph of activations.
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers in their own types; shared ones once."""
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in _all(module)}.values())
 
-    A local stage holds one site's graph, a global one the whole student's.
+
+def _all(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def formula_cost(samples: int, per_sample: float, width: int, units: int, graphs: int, trained_share: float) -> Cost:
+    """Cost of a step whose model cannot run on the meta device: 40 numbers of its width per unit and layer are kept,
+    and the backward pass costs one forward pass and one more for what trains.
+
+    Args:
+        samples: of a micro-batch.
+        per_sample: multiply-adds of a forward pass over a sample.
+        width: of the widest tap.
+        units: of the micro-batch.
+        graphs: layers whose graphs exist at the same time.
+        trained_share: share of the parameters that train.
     """
-    graph = batch_units * width * 4 * 40
-    return 4 * (teacher + student) + 12 * trained + graph * (1 if scope == "local" else max(sites, 1))
+    kept = 40 * FLOAT * units * width * max(graphs, 1)
+    return Cost(saved=kept, products=samples * per_sample * (2 + trained_share))

@@ -1,84 +1,20 @@
-"""What of a configuration can be done: stages whose taps exist, exports that a small copy passes, weights that are all
-accounted for."""
+"""What of a configuration can be done: exports that a small copy passes, weights that are all accounted for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Collection
 from typing import Any
 
-from xarch.config.schema import Match, RunConfig, Stage
+from xarch.config.schema import RunConfig
 from xarch.contracts.adapters import TargetAdapter
-from xarch.contracts.local import sites_of
 from xarch.contracts.model import Initialisation, Student
-from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
-from xarch.planning.describe import COPIES
 from xarch.planning.export_check import trial_operators
 from xarch.planning.plan import Check, PlannedExport
 from xarch.planning.resolve import Resolved, export_options
 from xarch.registry.registry import Registry
 
 SHOWN = 5
-
-
-def active_stages(
-    config: RunConfig, student: Student, teachers: Mapping[str, Mapping[str, Tap]]
-) -> tuple[list[tuple[str, Stage]], list[str]]:
-    """The stages that run, and why optional ones do not.
-
-    Args:
-        teachers: name -> taps, "" for the main teacher.
-    """
-    active: list[tuple[str, Stage]] = []
-    left_out: list[str] = []
-    for name, stage in config.stages.items():
-        if stage.skip:
-            continue
-        lacking = _lacking(stage, student, teachers) if stage.optional else None
-        if lacking is None:
-            active.append((name, stage))
-        else:
-            left_out.append(f"stage {name} is left out: {lacking}")
-    return active, left_out
-
-
-def _lacking(stage: Stage, student: Student, teachers: Mapping[str, Mapping[str, Tap]]) -> str | None:
-    """The first tap of a stage's matches that one side does not have."""
-    own = set(student.taps()) | {leaf for site in sites_of(student).values() for leaf in site.taps}
-    for match in stage.matches.values():
-        wanted = [match.student] if isinstance(match.student, str) else match.student
-        absent = next((w for w in wanted if not _any(w, own)), None)
-        if absent is not None:
-            return f"the student has no tap {absent}"
-        reason = _lacking_right(match, wanted, own, teachers)
-        if reason:
-            return reason
-    return None
-
-
-def _lacking_right(
-    match: Match, wanted: list[str], own: Collection[str], teachers: Mapping[str, Mapping[str, Tap]]
-) -> str | None:
-    if match.teacher is None:
-        return None
-    model, colon, name = match.teacher.rpartition(":")
-    if colon and (model == "batch" or model == "*"):
-        return None
-    if model in ("student", *COPIES):
-        return None if _any(name, own) else f"the student has no tap {name}"
-    taps = teachers.get(model, {})
-    known = set(taps) | {tap.leaf for tap in taps.values()}
-    names = wanted if name == "same" else [name]
-    absent = next((n for n in names if not _any(n, known)), None)
-    return None if absent is None else f"the {model or 'main'} teacher has no tap {absent}"
-
-
-def _any(pattern: str, names: Collection[str]) -> bool:
-    """Whether a pattern, in which ``{j}`` stands for any layer, names one of them."""
-    parts = pattern.split("{")
-    loose = parts[0] + "".join("*" + part.partition("}")[2] for part in parts[1:])
-    return any(fnmatchcase(name, loose) for name in names)
 
 
 def planned_export(

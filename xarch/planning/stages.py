@@ -2,160 +2,324 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from xarch.config.schema import RunConfig, Stage
-from xarch.contracts.adapters import SourceInfo
-from xarch.contracts.model import Student
+from xarch.config.schema import Stage
+from xarch.config.validation import validated
+from xarch.contracts.data import DataInfo, DataProvider
+from xarch.contracts.local import sites_of
+from xarch.contracts.objective import MatchContext
+from xarch.contracts.stage import StageKind, StageRequest
 from xarch.contracts.tap import Tap
-from xarch.errors import UsageError
-from xarch.matching.pairing import Pair, pairs_of
-from xarch.optim import layer_matrices
-from xarch.optim.muon import update_work
+from xarch.errors import PlanError, UsageError
+from xarch.matching.coupling import cuttable
+from xarch.matching.pairing import Pair, pair_stage
+from xarch.matching.places import at_places
+from xarch.matching.references import MAIN, RANDOM, MissingTap, near
+from xarch.matching.schedules import phase_settings
 from xarch.planning import estimate
-from xarch.planning.plan import (
-    CachePlan,
-    PlannedMatch,
-    PlannedStage,
-)
-from xarch.planning.resolve import Resolved
-from xarch.registry.registry import Registry
+from xarch.planning.batches import plan_batches
+from xarch.planning.costs import StageCosts
+from xarch.planning.describe import family_of
+from xarch.planning.optimisation import plan_optimiser
+from xarch.planning.plan import CachePlan, Check, PlannedMatch, PlannedStage
+from xarch.planning.sides import Sides
 
 TINY_STEPS = 6
+TINY_BATCH = 2
+PARTS = ("connectors", "objectives")
+"""Groups of ``trains`` that are not the student's."""
+SIDES = ("teacher", "student")
 
 
 class StagePlanner:
-    """Plans the stages of one configuration."""
+    """Plans the stages of one configuration.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        registry: Registry,
-        info: SourceInfo,
-        student: Student,
-        teacher_taps: dict[str, Tap],
-        data: Resolved,
-        device: torch.device,
-    ) -> None:
-        self.config, self.registry, self.info, self.student = config, registry, info, student
-        self.teacher_taps, self.data = teacher_taps, data
-        self.rate = estimate.matrix_rate(device) * estimate.EFFICIENCY
-        self.student_size = sum(p.numel() for p in student.module.parameters())
-        self.width = max([t.shape.get("D", 0) for t in teacher_taps.values()], default=0)
+    Args:
+        sides: of the plan.
+        device: that the run computes on; its rates are measured for a moment.
+    """
 
-    def stage(self, index: int, name: str, stage: Stage) -> PlannedStage:
-        """One stage with everything resolved.
+    def __init__(self, sides: Sides, device: torch.device) -> None:
+        self.sides, self.config, self.registry = sides, sides.config, sides.registry
+        self.student, self.taps = sides.student, sides.taps()
+        self.data: DataProvider = sides.data.adapter.adapter
+        self.bf16 = self.config.runtime.precision == "bf16" or (
+            self.config.runtime.precision == "auto" and device.type == "cuda"
+        )
+        self.rates = estimate.measure_rates(device, torch.bfloat16 if self.bf16 else torch.float32)
+
+    @property
+    def rate(self) -> float:
+        """Multiply-adds per second of a forward pass."""
+        return self.rates.products
+
+    def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
+        """The stages that run, and why optional ones do not."""
+        chosen: list[tuple[str, Stage]] = []
+        left_out: list[str] = []
+        for name, stage in self.config.stages.items():
+            if stage.skip:
+                continue
+            try:
+                if stage.optional:
+                    settings = self._settings(stage)
+                    described = self._describe(settings.sample)
+                    self._pairs(name, settings, described, self._context(1, described))
+            except MissingTap as e:
+                left_out.append(f"stage {name} is left out: {e.what}")
+            else:
+                chosen.append((name, stage))
+        return chosen, left_out
+
+    def stage(self, index: int, name: str, given: Stage) -> PlannedStage:
+        """One stage with everything resolved; ``config`` of it are the settings that the run's configuration gets.
 
         Raises:
             UsageError, PlanError: it cannot run as configured.
         """
-        kind = self.registry.create("stage", stage.kind)
-        sample = {**self.config.data.sample, **stage.sample}
-        each = self.data.adapter.units_per_sample(sample)
-        sites = [s for s in self.student.sites() if fnmatchcase(s, stage.sites)]
-        matches: list[Pair] = []
+        stage = self._settings(given)
+        kind: StageKind = self.registry.create("stage", stage.kind)
+        options = self._options(name, stage, kind)
+        self._check_settings(name, stage, kind)
+        sites = [s for s in sites_of(self.student) if fnmatchcase(s, stage.sites)] if stage.scope == "local" else []
+        each = self.data.units_per_sample(stage.sample)
+        described = self._describe(stage.sample)
+        units, steps = self._amount(name, stage, kind, options, each, described, sites)
+        batches = plan_batches(self.registry, name, stage, described)
+        context = self._context(steps, described)
+        pairs: list[Pair] = []
         trained: dict[str, int] = {}
-        batch = stage.batch
-        if stage.kind == "gradient":
-            if not stage.matches or not stage.trains:
-                missing = "matches" if not stage.matches else "trains"
-                raise UsageError(f"stages.{name}: a gradient stage needs `{missing}`")
-            matches = pairs_of(name, stage, self.student, self.teacher_taps, self.registry)
-            unknown = sorted(set(stage.trains) - set(self.student.param_groups()))
-            if unknown:
-                known = ", ".join(sorted(self.student.param_groups()))
-                raise UsageError(f"stages.{name}.trains: the student has no group {unknown[0]!r}", f"groups: {known}")
-            trained = estimate.trained_parameters(self.student, stage.trains)
-        elif stage.until is not None:
-            raise UsageError(f"stages.{name}.until: only a gradient stage can end early, this one is {stage.kind}")
-        units = self._units(name, stage, kind, each)
-        if self.config.tiny:
-            batch = min(batch, 2)
-            units = min(units, TINY_STEPS * batch * each * stage.passes)
-        per_pass = max(1, units // stage.passes // (batch * each))
-        steps = per_pass * (stage.passes if stage.kind == "gradient" else 1)
-        units = steps * batch * each
-        taps = {t for p in matches for t in p.teacher_taps}
-        if stage.scope == "local" and matches:
-            taps |= {t for s in sites for t in self.student.sites()[s].inputs.values()}
-        cache = CachePlan(use=False, bytes=0, why="not a gradient stage")
-        if stage.kind == "gradient":
-            cache = estimate.plan_cache(
-                stage.teacher_cache,
-                stage.passes,
-                units // stage.passes,
-                [self.teacher_taps[t] for t in taps],
-                self.config.runtime.cache_gb,
-            )
+        coupled = ""
+        if kind.trains:
+            pairs = self._pairs(name, stage, described, context)
+            trained = self._trained(name, stage, pairs)
+            coupled = self._coupled(name, stage, pairs)
+        costs = StageCosts(self, stage, pairs, batches, context, units, steps, each)
+        cache = self._cache(stage, pairs, costs, units // each)
+        estimated = costs.estimate(cache.use, plan_optimiser(self.registry, name, stage.optimiser))
         return PlannedStage(
             index=index,
             name=name,
             folder=f"{index:02d}-{name}",
-            kind=stage.kind,
-            scope=stage.scope,
-            config=stage,
-            sites=sites if stage.scope == "local" else [],
-            matches=[_match(p) for p in matches],
+            sites=sites,
+            matches=[_match(p) for p in pairs],
             trains=trained,
+            coupled=coupled,
             units=units,
             steps=steps,
-            passes=stage.passes,
-            batch=batch,
-            sample=sample,
             cache=cache,
-            memory_bytes=estimate.stage_memory(
-                teacher=self.info.parameters,
-                student=self.student_size,
-                trained=sum(trained.values()),
-                width=self.width,
-                batch_units=(stage.micro_batch or batch) * each,
-                sites=len(self.student.sites()),
-                scope=stage.scope,
-            ),
-            seconds=self._seconds(stage, sample, units, sum(trained.values()), cache.use)
-            + steps * self._update_work(stage) / self.rate,
+            memory_bytes=sum(estimated.memory.values()),
+            memory=estimated.memory,
+            seconds=sum(estimated.times.values()),
+            times=estimated.times,
+            notes=estimated.notes,
+        ).bind(stage)
+
+    def _settings(self, given: Stage) -> Stage:
+        """The stage as it runs: places named, the data's sample filled in, and fewer samples for ``--tiny``."""
+        sample = {**self.config.data.sample, **given.sample}
+        changed: dict[str, Any] = {"sample": sample}
+        if self.config.tiny:
+            size = min(given.batch.size, TINY_BATCH)
+            changed["batch"] = given.batch.model_copy(update={"size": size})
+            changed["micro_batch"] = None if given.micro_batch is None else min(given.micro_batch, size)
+        return at_places(given, self._places(self.student.family), self._teachers_places()).model_copy(update=changed)
+
+    def _places(self, family: str) -> Mapping[str, str]:
+        return family_of(self.registry, family).places
+
+    def _teachers_places(self) -> dict[str, Mapping[str, str]]:
+        families = {name: described.info.family for name, described in self.sides.teachers.items()}
+        if self.sides.teacher is not None:
+            families[MAIN] = self.sides.teacher.info.family
+        for name, given in self.config.teachers.items():
+            families.setdefault(name, families.get(MAIN, "") if given.ref == RANDOM else self.student.family)
+        return {name: self._places(family) for name, family in families.items() if family}
+
+    def _options(self, name: str, stage: Stage, kind: StageKind) -> Any:
+        where = f"stages.{name}.options"
+        if not kind.solves:
+            return validated(kind.Options, stage.options, where)
+        target = self.sides.target
+        with self.registry.guard(self.registry.get("target", target.name), f"stages.{name}"):
+            model = target.adapter.solver_options()
+        return validated(model, stage.options, where)
+
+    def _check_settings(self, name: str, stage: Stage, kind: StageKind) -> None:
+        where = f"stages.{name}"
+        if kind.trains:
+            missing = [key for key in ("matches", "trains") if not getattr(stage, key)]
+            if missing:
+                raise UsageError(f"{where}: a stage of kind {stage.kind!r} needs `{missing[0]}`", None)
+        else:
+            useless = [k for k in ("matches", "trains", "until", "phases", "validation", "ema") if getattr(stage, k)]
+            if useless:
+                raise UsageError(
+                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} optimises no matches", f"remove {useless[0]}"
+                )
+        for figure in stage.requires:
+            side, dot, rest = figure.partition(".")
+            known = [*SIDES, *self.config.teachers]
+            if not dot or not rest or side not in known:
+                raise UsageError(
+                    f"{where}.requires: {figure!r} is not SIDE.FIGURE",
+                    near(side, known, "sides") + "; e.g. teacher.top1",
+                )
+            if side == "teacher" and self.sides.teacher is None:
+                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, and this run has none", None)
+
+    def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
+        """The data as batches of such samples."""
+        sides = self.sides
+        if dict(sample) == dict(sides.data.request.sample):
+            return sides.data.info
+        return sides.describer.data(self.config, sides.data.request.facts, sample).info
+
+    def _context(self, steps: int, described: DataInfo) -> MatchContext:
+        constants = {} if self.sides.teacher is None else self.sides.teacher.info.constants
+        return MatchContext(
+            steps=max(steps, 1),
+            data=described.facts,
+            teacher={key: torch.empty(shape, device="meta") for key, shape in constants.items()},
+            student=self.student.constants(),
+            weights={name: t.weight for name, t in self.config.teachers.items()},
         )
 
-    def _units(self, name: str, stage: Stage, kind: Any, each: int) -> int:
+    def _pairs(self, name: str, stage: Stage, described: DataInfo, context: MatchContext) -> list[Pair]:
+        """The pairs at the stage's start; those of its phases are proven too."""
+        mask = family_of(self.registry, self.student.family).mask
+        found: list[list[Pair]] = []
+        for settings in phase_settings(stage, f"stages.{name}"):
+            found.append(
+                pair_stage(
+                    name,
+                    settings,
+                    student=self.student,
+                    teachers=self.taps,
+                    tensors=plan_batches(self.registry, name, settings, described).tensors,
+                    mask=mask,
+                    registry=self.registry,
+                    context=context,
+                )
+            )
+        return found[0]
+
+    def _trained(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> dict[str, int]:
+        """Group -> number of parameters."""
+        known = self.student.param_groups()
+        unknown = sorted(set(stage.trains) - set(known) - set(PARTS))
+        if unknown:
+            raise UsageError(
+                f"stages.{name}.trains: the student has no group {unknown[0]!r}",
+                near(unknown[0], [*known, *PARTS], "groups"),
+            )
+        trained = estimate.trained_parameters(self.student, stage.trains)
+        parts = {
+            "connectors": sum(p.connector_parameters for p in pairs),
+            "objectives": sum(p.objective_parameters for p in pairs),
+        }
+        return trained | {part: count for part, count in parts.items() if count}
+
+    def _coupled(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> str:
+        groups = self.student.param_groups()
+        names = {n for g, how in stage.trains.items() if how.lr > 0 for n in groups.get(g, ())}
+        reason = cuttable(self.student, names, pairs) or ""
+        if reason and stage.micro_batch is not None and stage.micro_batch < stage.batch.size:
+            raise PlanError(
+                f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be cut into "
+                f"{stage.micro_batch}",
+                f"--set stages.{name}.micro_batch=null, or a smaller batch",
+            )
+        return reason
+
+    def _amount(
+        self,
+        name: str,
+        stage: Stage,
+        kind: StageKind,
+        options: Any,
+        each: int,
+        described: DataInfo,
+        sites: Sequence[str],
+    ) -> tuple[int, int]:
+        """(units, optimiser steps) that the stage reads and takes."""
+        budget = self._budget(name, stage, each, described)
+        if kind.trains and budget is None:
+            raise UsageError(
+                f"stages.{name}: nothing says how much data the stage reads", "give `share`, `epochs` or `units`"
+            )
+        request = StageRequest(options, stage, each, budget, tuple(sites))
+        spec = self.registry.get("stage", stage.kind)
+        with self.registry.guard(spec, f"stages.{name}"):
+            units = kind.units(request)
+        size = stage.batch.size
+        if self.config.tiny:
+            units = min(units, TINY_STEPS * size * each * stage.passes)
+        if not kind.trains and units == 0:
+            return 0, 0
+        passes = stage.passes if kind.trains else 1
+        steps = max(1, units // passes // (size * each)) * passes
+        return steps * size * each, steps
+
+    def _budget(self, name: str, stage: Stage, each: int, described: DataInfo) -> int | None:
+        if stage.units is not None and stage.epochs is not None:
+            raise UsageError(
+                f"stages.{name}: `units` and `epochs` both say how much data it reads",
+                f"remove one: --set stages.{name}.units=null or --set stages.{name}.epochs=null",
+            )
         if stage.units is not None:
             return stage.units
-        if stage.share is not None:
-            return int(self.config.budget * stage.share)
-        if stage.kind == "closed_form":
-            return stage.batch * each
-        if stage.kind == "gradient":
-            raise UsageError(f"stages.{name}: give `share` or `units`: how much data the stage reads")
-        return int(kind.units({**stage.options}))
+        if stage.epochs is not None:
+            samples = dict(described.facts.get("samples") or {}).get("train")
+            if not samples:
+                raise UsageError(
+                    f"stages.{name}.epochs: {self.config.data.ref} does not say how many training samples it has",
+                    "give `share` or `units` instead",
+                )
+            return round(stage.epochs * samples * each)
+        return None if stage.share is None else int(self.config.budget * stage.share)
 
-    def _seconds(self, stage: Stage, sample: Mapping[str, Any], units: int, trained: int, cached: bool) -> float:
-        known = getattr(self.info.facts, "work", None)
-        teacher = known(sample) if known else self.info.parameters
-        own = 3.0 * trained
-        if stage.scope == "global":
-            own = self.student.work(sample) * (2 + trained / max(self.student_size, 1))
-        return float((teacher * (units / stage.passes if cached else units) + own * units) / self.rate)
+    def _cache(self, stage: Stage, pairs: Sequence[Pair], costs: StageCosts, samples: int) -> CachePlan:
+        if not pairs:
+            return CachePlan(use=False, bytes=0, why="the stage matches nothing")
+        read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
+        limit = self.config.runtime.cache_gb
+        return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
 
-    def _update_work(self, stage: Stage) -> int:
-        """Multiply-adds of one step of the optimiser where they count beside forward and backward: those of Muon."""
-        if stage.kind != "gradient" or stage.optimiser.algorithm != "muon":
-            return 0
-        groups = self.student.param_groups()
-        names = {name for group, options in stage.trains.items() if options.lr > 0 for name in groups[group]}
-        sizes = {name: tuple(parameter.shape) for name, parameter in self.student.module.named_parameters()}
-        return sum(update_work(sizes[name]) for name in names & layer_matrices(self.student.module))
+
+def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:
+    """One line for every stage whose batches stay whole."""
+    return [
+        Check(name=f"batch {s.name}", state="ok", detail=f"kept whole, in one process: {s.coupled}")
+        for s in stages
+        if s.coupled
+    ]
 
 
 def _match(pair: Pair) -> PlannedMatch:
-    weight = pair.match.weight
+    right = [f"{k}={r}" if pair.several and not pair.joined else str(r) for k, r in pair.right.items()]
+    left, _ = pair.declared()
+    through = pair.settings.through
     return PlannedMatch(
+        match=pair.match,
+        label=pair.label,
         site=pair.site,
-        student=pair.student.name,
-        teacher=pair.teacher.name if pair.teacher else None,
-        objective=pair.match.objective,
-        weight=weight if isinstance(weight, float | int) else weight.model_dump(),
-        layouts=(pair.student.layout, pair.teacher.layout if pair.teacher else "none"),
+        student=[tap.name for tap in pair.student.values()],
+        right=", ".join(right),
+        aux={key: str(reference) for key, reference in pair.aux.items()},
+        objective=pair.settings.objective,
+        connector=through.connector if through else None,
+        weight=pair.settings.weight,
+        mask=pair.mask,
+        units=pair.units,
+        parameters=pair.parameters,
+        layouts=(
+            left.layout if isinstance(left, Tap) else ", ".join(sorted({t.layout for t in left.values()})),
+            ", ".join(sorted({r.tap.layout for r in pair.right.values()})) or "none",
+        ),
     )

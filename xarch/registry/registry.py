@@ -109,6 +109,11 @@ class Registry:
         choices = " or ".join(s.qualified for s in claims)
         raise PluginError(f"{kind} {plain!r} is declared by {owners}", f"write {choices}")
 
+    def has(self, kind: str, name: str) -> bool:
+        """Whether a loaded plugin declares ``name`` or ``plugin:name``, once or several times."""
+        owner, _, plain = name.rpartition(":")
+        return any(s.kind == kind and s.name == plain and owner in ("", s.plugin) for s in self._specs)
+
     def _unknown(self, kind: str, name: str, owner: str) -> UsageError | PluginError:
         info = self._plugins.get(owner)
         if info is not None and not info.loaded:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from xarch.contracts.model import Student, Teacher
+from xarch.contracts.model import Initialisation, Student
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter, Reporters
@@ -21,12 +21,15 @@ from xarch.errors import Interrupted, PlanError, QualityError, XarchError
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
+from xarch.planning.describe import family_of
+from xarch.planning.feasibility import account_for
 from xarch.planning.plan import Plan
-from xarch.planning.resolve import Resolved, resolve_data, resolve_target, resolve_teacher
 from xarch.registry.registry import Registry
 from xarch.run.deliver import Delivery
 from xarch.run.environment import environment
 from xarch.run.evaluate import Evaluator
+from xarch.run.gates import check, gateable
+from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
 
@@ -61,8 +64,7 @@ class Conversion:
     """
 
     student: Student
-    teacher: Teacher
-    target: Resolved
+    sides: RunSides
 
     def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
         self.plan, self.folder, self.registry = plan, run, registry
@@ -104,9 +106,11 @@ class Conversion:
         self._write_head()
         started = time.monotonic()
         try:
-            with self.stop:
+            with self.registry.attributed("while it ran"), self.stop:
                 self._status("running")
                 self._load()
+                if not any(self.folder.stages_dir.glob("*/checkpoints/*")):
+                    self.evaluator.try_out(self.student)
                 decisions = self._stages().run_all()
                 self.student = self.delivery.save(self.student, decisions)
                 self.evaluator.evaluate(self.student)
@@ -144,38 +148,37 @@ class Conversion:
             curve=self.curve,
             stop=self.stop,
             student=self.student,
-            teacher=self.teacher,
-            adapter=self.target.adapter,
+            sides=self.sides,
+            evaluator=self.evaluator,
             initialising=self.initialising,
-            open_stream=self.evaluator.open_stream,
-            baseline=self.evaluator.baseline,
             autocast=self.autocast,
         )
 
     def evaluate_again(self) -> None:
         """Evaluate the saved student again and rebuild the report."""
-        self._reload()
-        self.folder.eval_json.unlink(missing_ok=True)
-        self.evaluator.evaluate(self.student)
+        with self.registry.attributed("while it evaluated"):
+            self._reload()
+            self.folder.eval_json.unlink(missing_ok=True)
+            self.evaluator.evaluate(self.student)
         self._report()
         self._gates()
 
     def export_again(self, profile: str) -> None:
         """Export the saved student for ``profile`` again and rebuild the report."""
-        self._reload()
+        with self.registry.attributed(f"export {profile}"):
+            self._reload()
         try:
-            self.delivery.export(self.student, profile)
+            with self.registry.attributed(f"export {profile}"):
+                self.delivery.export(self.student, profile)
         finally:
             self._report()
 
     def _reload(self) -> None:
-        """Teacher and saved student, without the stages."""
+        """Teachers and saved student, without the stages."""
         torch.set_num_threads(self.plan.threads)
-        self._load_teacher()
-        self.student, _, config = load_student(self.folder.student, self.registry, self.device)
-        self.target = self.delivery.target = resolve_target(
-            self.registry, f"{config['plugin']}:{config['target']}", config["options"]
-        )
+        self._load_sides()
+        self.student, target, _ = load_student(self.folder.student, self.registry, self.device)
+        self.delivery.target = target
 
     def _write_head(self) -> None:
         if not self.ranks.main or self.folder.plan.exists():
@@ -211,42 +214,38 @@ class Conversion:
                 f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.folder.path}`"
             )
 
-    def _load_teacher(self) -> None:
+    def _load_sides(self) -> None:
+        """Teachers, their view, processors and data."""
         plan = self.plan
-        self.reporter.phase("load", plan.teacher.resolved)
-        source = resolve_teacher(
-            self.registry, plan.teacher.resolved, self.config.teacher_options, self.say, tiny=self.config.tiny
-        )
-        with self.registry.guard(self.registry.get("source", source.name), "load"):
-            self.teacher = source.adapter.load(source.ref, source.options, device=self.device, dtype=torch.float32)
-        self.evaluator.teacher = self.teacher
-        self.evaluator.data = resolve_data(self.registry, self.config.data.ref, self.config.data.options)
+        self.reporter.phase("load", plan.teacher.resolved if plan.teacher is not None else "no teacher")
+        self.sides = self.evaluator.sides = load_sides(plan, self.registry, self.device, self.say)
+        self.delivery.target = self.sides.target
 
     def _load(self) -> None:
-        plan = self.plan
-        self._load_teacher()
-        self.target = self.delivery.target = resolve_target(
-            self.registry, plan.student.target, self.config.student.options, tiny=self.config.tiny
-        )
-        adapter, spec = self.target.adapter, self.registry.get("target", self.target.name)
+        """Everything the stages need, and the student as it starts.
+
+        Raises:
+            PlanError: its initialisation does not do what was planned, or would drop tensors of the teacher.
+        """
+        self._load_sides()
+        teacher, adapter = self.sides.teacher, self.sides.target.adapter
+        built_from = self.plan.student.built_from
+        facts = family_of(self.registry, built_from["family"]).Facts.from_json(built_from["facts"])
         torch.manual_seed(self.config.seed)
         watch = Stopwatch()
-        with self.registry.guard(spec, "initialise"):
-            self.student = adapter.build(self.teacher.facts, self.target.options, {}, device=torch.device("cpu"))
+        with self.registry.guard(self.registry.get("target", self.sides.target.name), "initialise"):
+            self.student = adapter.build(facts, self.sides.target.options, {}, device=torch.device("cpu"))
             self.student.module.to(self.device)
-            initialisation = adapter.initialise(self.student, self.teacher)
+            if teacher is not None:
+                done = adapter.initialise(self.student, teacher)
+                _as_planned(self.plan, done)
+                account_for(done, teacher.weights())
         self.initialising = watch.spent
-        for planned, done, word in (
-            (plan.student.copied, initialisation.copied, "copied"),
-            (plan.student.mapped, initialisation.mapped, "mapped"),
-        ):
-            lost = sorted(set(planned) - set(done))
-            if lost:
-                raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
         self.student.module.eval().requires_grad_(False)
 
     def _raise_if_stopped(self, when: str) -> None:
-        """Stop here if somebody asked to. Among several processes only steps are: the others would wait for this one.
+        """Raise if a stop was requested. With several processes only optimiser steps check, or the other ranks would
+        hang.
 
         Raises:
             Interrupted: a signal came.
@@ -255,11 +254,9 @@ class Conversion:
             raise Interrupted(f"stopped by {self.stop.received} {when}")
 
     def _gates(self) -> None:
-        from xarch.run.gates import check
-
         if not self.ranks.main or not self.config.gates or self.config.tiny or not self.folder.eval_json.exists():
             return
-        results = check(read_json(self.folder.eval_json)["gated"], self.config.gates)
+        results = check(gateable(read_json(self.folder.eval_json)), self.config.gates)
         missed = [r for r in results if not r.passed]
         if missed:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
@@ -267,3 +264,18 @@ class Conversion:
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
                 f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.folder.report_html}",
             )
+
+
+def _as_planned(plan: Plan, done: Initialisation) -> None:
+    """What was to be copied or mapped from the teacher was.
+
+    Raises:
+        PlanError: it was not.
+    """
+    for planned, made, word in (
+        (plan.student.copied, done.copied, "copied"),
+        (plan.student.mapped, done.mapped, "mapped"),
+    ):
+        lost = sorted(set(planned) - set(made))
+        if lost:
+            raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")

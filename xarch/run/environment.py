@@ -17,8 +17,10 @@ def environment(plan: Plan, world: int) -> dict[str, Any]:
     """Versions, machine and seeds for run.json."""
     from importlib.metadata import PackageNotFoundError, version
 
+    from packaging.requirements import Requirement
+
     versions = {}
-    for name in ("torch", "transformers", "safetensors", "accelerate", "onnx", "onnxruntime", "numpy"):
+    for name in sorted({Requirement(line).name for line in _requirements()}):
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     git = None
@@ -44,3 +46,12 @@ def environment(plan: Plan, world: int) -> dict[str, Any]:
         "seed": plan.config.seed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _requirements() -> list[str]:
+    """Requirement lines of xarch itself."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    with contextlib.suppress(PackageNotFoundError):
+        return [line for line in requires("xarch") or [] if "extra ==" not in line]
+    return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,20 +10,30 @@ from typing import Any
 import torch
 
 from xarch.contracts.batch import Batch
-from xarch.contracts.data import BatchStream
-from xarch.contracts.metric import Evaluation, Metric
-from xarch.contracts.model import Student, Teacher
+from xarch.contracts.data import Split
+from xarch.contracts.metric import Evaluation, EvaluationRequest
+from xarch.contracts.model import Student, TapModel, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
+from xarch.engine.seeds import restore_rng, rng_state
+from xarch.errors import PluginError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
-from xarch.planning.resolve import Resolved
+from xarch.planning.resolve import Resolved, resolve_metric
 from xarch.registry.registry import Registry
+from xarch.run.gates import check, gateable
+from xarch.run.sides import RunSides
+
+TINY_SAMPLES = 2
+VARIANT = "variants."
 
 
 class Evaluator:
-    """Opens the run's data and evaluates students on it; ``teacher`` and ``data`` are set once they are loaded.
+    """Evaluates students on a run's data; ``sides`` is set once it is loaded.
+
+    Decisions during training are made on the split "validation"; "heldout" is for the final figures and for those of
+    the student before training, their rival.
 
     Args:
         plan, run, registry, reporter, ranks: of the run.
@@ -32,8 +41,7 @@ class Evaluator:
         raise_if_stopped: called between batches with what is going on.
     """
 
-    teacher: Teacher
-    data: Resolved
+    sides: RunSides
 
     def __init__(
         self,
@@ -47,67 +55,101 @@ class Evaluator:
     ) -> None:
         self.plan, self.config, self.run, self.registry = plan, plan.config, run, registry
         self.reporter, self.ranks, self.device, self.raise_if_stopped = reporter, ranks, device, raise_if_stopped
+        self._metrics: dict[str, Resolved] = {}
 
-    def open_stream(self, split: str, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
-        """Data of a split, guarded so that a provider's error names its plugin."""
-        processor = self.teacher.processor()
-        with self.registry.guard(self.registry.get("data", self.data.name), f"open {split}"):
-            stream: BatchStream = self.data.adapter.open(
-                self.data.ref,
-                self.data.options,
-                split=split,
-                samples=samples,
-                sample=sample,
-                processors={"teacher": processor, "student": processor},
-                seed=seed,
-                teacher=self.teacher,
-            )
-        return stream
+    @property
+    def teacher(self) -> Teacher | None:
+        """What the student comes from, as it is."""
+        return self.sides.teacher
+
+    def batches(self, split: Split, samples: int) -> Iterable[Batch]:
+        """Fixed batches of a split, on the run's device, read anew at every call."""
+        chosen = self.config.evaluate
+        size = min(chosen.batch, samples)
+        stream = self.sides.open(split, size, {**self.config.data.sample, **chosen.sample}, self.config.seed)
+        with self.registry.guard(self.registry.get("data", self.sides.data.name), f"read {split}"):
+            try:
+                yield from (b.to(self.device) for b in islice(stream, -(-samples // size)))
+            finally:
+                stream.close()
 
     def heldout(self, samples: int) -> Iterable[Batch]:
         """Fixed held-out batches."""
-        chosen = self.config.evaluate
-        batch = min(chosen.batch, samples)
-        stream = self.open_stream("heldout", batch, {**self.config.data.sample, **chosen.sample}, self.config.seed)
-        return (b.to(self.device) for b in islice(stream, -(-samples // batch)))
+        return self.batches("heldout", samples)
 
-    def measure(self, students: Mapping[str, Student]) -> Evaluation | None:
-        """Evaluate on held-out data; None if the family has no metric."""
-        samples = self.config.evaluate.samples
+    def measure(
+        self,
+        students: Mapping[str, TapModel],
+        samples: int | None = None,
+        *,
+        metric: str | None = None,
+        split: Split = "heldout",
+        quiet: bool = False,
+    ) -> Evaluation | None:
+        """Figures of some models; None without a metric.
+
+        Args:
+            students: "student" and others by name.
+            samples: by default as configured.
+            metric: by default the run's.
+            quiet: without progress on the screen, and without a trace in the random state.
+        """
+        name = metric or self.plan.metric
+        if name is None:
+            return None
+        count = self.config.evaluate.samples if samples is None else samples
+        count = min(count, TINY_SAMPLES) if self.config.tiny else count
         done = 0
 
         def progress(units: int) -> None:
             nonlocal done
             self.raise_if_stopped("while it evaluated")
             done += 1
-            self.reporter.progress(done, -(-samples // self.config.evaluate.batch))
+            self.reporter.progress(done, -(-count // self.config.evaluate.batch))
 
-        return self._figures(students, samples, progress)
-
-    def measure_quietly(self, student: Student, samples: int) -> Evaluation | None:
-        """Figures of a student on ``samples`` samples, without progress; what the quality curve is made of."""
-        return self._figures({"student": student}, samples, lambda units: None)
-
-    def _figures(
-        self, students: Mapping[str, Student], samples: int, progress: Callable[[int], None]
-    ) -> Evaluation | None:
-        if self.plan.metric is None:
-            return None
-        count = min(samples, 2) if self.config.tiny else samples
-        with self.registry.guard(self.registry.get("metric", self.plan.metric), "evaluate"), torch.no_grad():
-            evaluation: Evaluation = self._metric.evaluate(
-                self.teacher,
-                students,
-                lambda: self.heldout(count),
-                processor=self.teacher.processor(),
-                progress=progress,
-            )
+        resolved = self._metric(name)
+        request = EvaluationRequest(
+            teacher=self.sides.viewed,
+            students=students,
+            batches=lambda: self.batches(split, count),
+            processor=self.sides.processors["student"],
+            data=self.sides.facts,
+            options=resolved.options,
+            progress=(lambda units: None) if quiet else progress,
+        )
+        state = rng_state()
+        with self.registry.guard(self.registry.get("metric", name), "evaluate"), torch.no_grad():
+            evaluation = resolved.adapter.evaluate(request)
+        if not isinstance(evaluation, Evaluation):
+            raise PluginError(f"metric {name!r} returned {type(evaluation).__name__}, wanted an Evaluation")
+        if quiet:
+            restore_rng(*state)
         return evaluation
 
-    @functools.cached_property
-    def _metric(self) -> Metric:
-        metric: Metric = self.registry.create("metric", str(self.plan.metric))
-        return metric
+    def _metric(self, name: str) -> Resolved:
+        """One object a run, so that it can remember what the teacher made of a batch."""
+        if name not in self._metrics:
+            options = self.config.evaluate.metric_options if name == self.plan.metric else {}
+            self._metrics[name] = resolve_metric(self.registry, name, options)
+        return self._metrics[name]
+
+    def measure_quietly(self, student: Student, samples: int) -> Evaluation | None:
+        """Figures on ``samples`` validation samples; what the quality curve is made of."""
+        return self.measure({"student": student}, samples, split="validation", quiet=True)
+
+    def try_out(self, student: Student) -> None:
+        """Whether the metric can judge this student, and gives the figures that have a gate, on one validation sample.
+
+        Raises:
+            UsageError: a gate names a figure that the metric does not give.
+            PluginError: the metric failed.
+        """
+        if self.plan.metric is None or not self.ranks.main:
+            return
+        self.reporter.phase("evaluate", "one sample, to try the metric")
+        found = self.measure(self._judged(student), 1, split="validation", quiet=True)
+        assert found is not None
+        check(gateable(vars(self._with_variants(found))), self.config.gates)
 
     def baseline(self, student: Student, folder: Path) -> None:
         """Figures of the student before any gradient step, kept in the stage's folder."""
@@ -120,13 +162,26 @@ class Evaluator:
             write_json(file, found.student)
 
     def evaluate(self, student: Student) -> None:
-        """Figures of the finished student into eval.json, unless they are there."""
+        """Figures of the finished student and its variants into eval.json, unless they are there."""
         if not self.ranks.main or self.run.eval_json.exists():
             return
-        self.reporter.phase("evaluate", f"{self.plan.metric or 'nothing registered'}")
-        found = self.measure({"student": student})
+        self.reporter.phase("evaluate", f"{self.plan.metric or 'no metric'}")
+        found = self.measure(self._judged(student))
         if found is None:
             return
+        found = self._with_variants(found)
         for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
             found.baselines["before training"] = read_json(file)
         write_json(self.run.eval_json, vars(found))
+
+    def _judged(self, student: Student) -> dict[str, TapModel]:
+        with self.registry.attributed("its variants"):
+            variants: Mapping[str, Any] = student.variants()
+        return {"student": student, **{f"{VARIANT}{name}": model for name, model in variants.items()}}
+
+    @staticmethod
+    def _with_variants(found: Evaluation) -> Evaluation:
+        """Operating points are no baselines."""
+        names = [name for name in found.baselines if name.startswith(VARIANT)]
+        found.variants |= {name.removeprefix(VARIANT): found.baselines.pop(name) for name in names}
+        return found

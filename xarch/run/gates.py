@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from xarch.config.schema import Gate
 from xarch.errors import UsageError
@@ -28,8 +29,16 @@ class GateResult:
     passed: bool
 
 
+def gateable(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Every figure of eval.json that may have a gate: the student's, those that compare it with its teacher, and those
+    of its operating points as ``variants.NAME.FIGURE``."""
+    variants = evaluation.get("variants", {})
+    own = {f"variants.{name}.{key}": value for name, figures in variants.items() for key, value in figures.items()}
+    return {**evaluation["student"], **evaluation["gated"], **own}
+
+
 def check(gated: Mapping[str, float], gates: Mapping[str, Gate]) -> list[GateResult]:
-    """Every gate against the figures of eval.json, in the order of the gates.
+    """Every gate against figures (see :func:`gateable`), in the order of the gates.
 
     Raises:
         UsageError: a gate names a figure that was not measured.

@@ -10,71 +10,69 @@ from pydantic import BaseModel
 
 from xarch.contracts.adapters import SourceAdapter, SourceInfo
 from xarch.contracts.model import Student, Teacher
-from xarch.errors import PlanError, UsageError
-from xarch.files.atomic import read_json
-from xarch.planning.resolve import resolve_target
+from xarch.errors import PlanError
+from xarch.files.digest import weights_digest
+from xarch.planning.describe import family_of
 from xarch.registry.loader import get_registry
-from xarch.run.student_io import load_student
+from xarch.run.student_io import StudentConfig, build_student, load_student, read_student_config, student_folder
 
 
 class RunSource(SourceAdapter):
     """Reads ``RUN/student`` (or a student folder). The student must offer ``as_teacher``."""
 
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
-        folder = self._folder(ref)
-        config = read_json(folder / "config.json")
-        registry = get_registry()
-        target = resolve_target(registry, f"{config['plugin']}:{config['target']}", config["options"])
-        facts = target.adapter.Facts.from_json(config["facts"])
-        student = target.adapter.build(facts, target.options, config["decisions"], device=torch.device("meta"))
-        facts = student.facts_as_teacher()
-        _refuse_incomplete(ref, student, facts)
+        folder = student_folder(Path(ref))
+        config = read_student_config(folder)
+        student, _ = build_student(config, get_registry(), torch.device("meta"))
+        teacher = student.as_teacher(f"run:{ref}", "", None)
+        _refuse_incomplete(ref, teacher)
         weights = folder / "model.safetensors"
+        origin = f"of {config.teacher['ref']}" if config.teacher else "made without a teacher"
         return SourceInfo(
-            family=config["family"],
-            facts=facts,
-            parameters=config["parameters"],
+            family=teacher.family,
+            facts=teacher.facts,
+            parameters=config.parameters,
             weight_bytes=weights.stat().st_size if weights.exists() else 0,
-            title=f"{config['target']} student of {config['teacher']['ref']}",
-            details={"target": config["target"], "decisions": config["decisions"]},
+            title=f"{config.target} student {origin}",
+            details={"target": config.target, "decisions": config.decisions},
+            constants={name: tuple(tensor.shape) for name, tensor in teacher.constants().items()},
+            weights=tuple(teacher.weights()),
         )
 
     def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> Teacher:
-        student, _, _ = load_student(self._folder(ref), get_registry(), device)
-        convert = getattr(student, "as_teacher", None)
-        if convert is None:
-            raise PlanError(f"the student in {ref} cannot be a teacher: {type(student).__name__} has no as_teacher")
-        student.module.to(dtype)
-        teacher: Teacher = convert(ref=f"run:{ref}", processor=_tokenizer(self._folder(ref)))
-        return teacher
+        folder = student_folder(Path(ref))
+        student, _, config = load_student(folder, get_registry(), device)
+        fingerprint = weights_digest(student.module.state_dict())
+        return _as_teacher(student, config, ref, folder, dtype, fingerprint)
 
-    @staticmethod
-    def _folder(ref: str) -> Path:
-        path = Path(ref)
-        for folder in (path / "student", path):
-            if (folder / "config.json").is_file():
-                return folder
-        raise UsageError(f"run:{ref}: there is no student in this folder")
+    def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> Teacher:
+        folder = student_folder(Path(ref))
+        config = read_student_config(folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            student, _ = build_student(config, get_registry(), torch.device("cpu"))
+        student.module.to(device).eval().requires_grad_(False)
+        return _as_teacher(student, config, ref, folder, torch.float32, f"random-{seed}")
 
 
-def _refuse_incomplete(ref: str, student: Student, facts: Any) -> None:
-    """A teacher gives every tap its family declares; a student whose modules were replaced gives others.
+def _as_teacher(
+    student: Student, config: StudentConfig, ref: str, folder: Path, dtype: torch.dtype, fingerprint: str
+) -> Teacher:
+    student.module.to(dtype)
+    processor: Any = family_of(get_registry(), config.family).load_processor(folder)
+    return student.as_teacher(f"run:{ref}", fingerprint, processor)
+
+
+def _refuse_incomplete(ref: str, teacher: Teacher) -> None:
+    """A teacher gives every tap its facts declare; a student whose modules were replaced gives others.
 
     Raises:
         PlanError: taps are missing or of another layout, so nothing could be matched or copied there.
     """
-    own = student.taps()
-    other = [n for n, tap in facts.taps().items() if n not in own or own[n].layout != tap.layout]
+    own, declared = teacher.taps(), teacher.facts.taps()
+    other = [n for n, tap in declared.items() if n not in own or own[n].layout != tap.layout]
     if other:
         raise PlanError(
             f"run:{ref} cannot be a teacher: {len(other)} of the family's taps are not as declared, first {other[0]}",
-            "a student whose modules were replaced cannot be converted again yet; start from its own teacher",
+            "a student whose modules were replaced cannot be converted again; start from its own teacher",
         )
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)

@@ -3,80 +3,134 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 
 from xarch._version import __version__
-from xarch.contracts.adapters import TargetAdapter
+from xarch.config.validation import validated
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
 from xarch.files.atomic import new_folder, read_json, write_json
-from xarch.planning.resolve import resolve_target
+from xarch.planning.describe import family_of
+from xarch.planning.resolve import Resolved, resolve_target
 from xarch.registry.registry import Registry
 
-FORMAT = 1
+FORMAT: Literal[2] = 2
+
+
+class StudentConfig(BaseModel):
+    """Everything but the weights that a student is built from again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[2] = FORMAT
+    xarch: str
+    target: str
+    plugin: str = Field(description="that registers the target")
+    options: dict[str, Any] = Field(description="of the target")
+    family: str
+    facts: dict[str, Any] = Field(description="the student's own, of its family")
+    built_from: dict[str, Any] = Field(description="family and facts that the target builds it from")
+    decisions: dict[str, Any] = Field(description="what stages decided about its structure")
+    teacher: dict[str, Any] | None = Field(description="ref, title and fingerprint; none without a teacher")
+    parameters: int
 
 
 def save_student(
     folder: Path,
     student: Student,
+    registry: Registry,
     *,
-    target: str,
-    plugin: str,
-    options: dict[str, Any],
+    target: Resolved,
+    built_from: dict[str, Any],
     decisions: dict[str, Any],
     teacher: Teacher | None,
-    teacher_facts: dict[str, Any],
+    teacher_facts: dict[str, Any] | None,
+    processor: Any = None,
 ) -> None:
-    """Write config.json, model.safetensors and the processor's files; the folder appears whole."""
+    """Write config.json, model.safetensors and the processor's files; the folder appears whole.
+
+    Args:
+        built_from: ``{"family", "facts"}`` that the target builds it from.
+        teacher: whose processor's files are written, if ``processor`` is the teacher's.
+        teacher_facts: ref, title and fingerprint of the teacher; None without one.
+        processor: the student's.
+    """
     tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in student.module.state_dict().items()}
+    config = StudentConfig(
+        xarch=__version__,
+        target=target.name,
+        plugin=target.plugin,
+        options=target.options.model_dump(mode="json"),
+        family=student.family,
+        facts=student.facts.to_json(),
+        built_from=built_from,
+        decisions=decisions,
+        teacher=teacher_facts,
+        parameters=sum(p.numel() for p in student.module.parameters()),
+    )
     with new_folder(folder) as part:
         save_file(tensors, part / "model.safetensors", {"format": "pt"})
-        if teacher is not None:
-            teacher.save_processor(str(part))
-        write_json(
-            part / "config.json",
-            {
-                "format": FORMAT,
-                "xarch": __version__,
-                "target": target,
-                "plugin": plugin,
-                "family": student.family,
-                "facts": student.facts.to_json(),
-                "options": options,
-                "decisions": decisions,
-                "teacher": teacher_facts,
-                "parameters": sum(p.numel() for p in student.module.parameters()),
-            },
-        )
+        with registry.attributed("save its processor"):
+            if teacher is not None and processor is teacher.processor():
+                teacher.save_processor(str(part))
+            elif processor is not None:
+                family_of(registry, student.family).save_processor(processor, part)
+        write_json(part / "config.json", config.model_dump(mode="json"))
 
 
-def load_student(
-    folder: Path, registry: Registry, device: torch.device
-) -> tuple[Student, TargetAdapter, dict[str, Any]]:
+def student_folder(path: Path) -> Path:
+    """The student folder at ``path``, which may be the run around it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for folder in (path / "student", path):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UsageError(f"{path} holds no student: there is no config.json", "give a run folder, or its folder student/")
+
+
+def read_student_config(folder: Path) -> StudentConfig:
+    """config.json of a student folder.
+
+    Raises:
+        UsageError: it is not what this version of xarch writes.
+    """
+    data = read_json(folder / "config.json")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        seen = data.get("format") if isinstance(data, dict) else None
+        raise UsageError(f"{folder}/config.json has format {seen!r}, this xarch reads {FORMAT}", "convert again")
+    return validated(StudentConfig, data, f"{folder}/config.json: ", "convert again")
+
+
+def build_student(config: StudentConfig, registry: Registry, device: torch.device) -> tuple[Student, Resolved]:
+    """The student of a config.json with fresh weights (on ``meta``: none), and its adapter."""
+    name = f"{config.plugin}:{config.target}"
+    target = resolve_target(registry, name, config.options)
+    family = family_of(registry, config.built_from["family"])
+    with registry.guard(registry.get("target", name), "build"):
+        facts = family.Facts.from_json(config.built_from["facts"])
+        student: Student = target.adapter.build(facts, target.options, config.decisions, device=device)
+    return student, target
+
+
+def load_student(folder: Path, registry: Registry, device: torch.device) -> tuple[Student, Resolved, StudentConfig]:
     """(student in eval mode, its adapter, config.json) from a student folder or the run around it.
 
     Raises:
         UsageError: not a student folder, or the weights do not fit its configuration.
     """
-    folder = folder / "student" if (folder / "student" / "config.json").is_file() else folder
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds no student: there is no config.json")
-    config = read_json(folder / "config.json")
-    if config.get("format") != FORMAT:
-        raise UsageError(f"{folder}/config.json has format {config.get('format')!r}, this xarch reads {FORMAT}")
-    target = resolve_target(registry, f"{config['plugin']}:{config['target']}", config["options"])
-    adapter: TargetAdapter = target.adapter
-    spec = registry.get("target", f"{config['plugin']}:{config['target']}")
-    with registry.guard(spec, "build"):
-        facts = adapter.Facts.from_json(config["facts"])
-        student = adapter.build(facts, target.options, config["decisions"], device=torch.device("cpu"))
+    folder = student_folder(folder)
+    config = read_student_config(folder)
+    student, target = build_student(config, registry, torch.device("cpu"))
     try:
         weights = load_file(folder / "model.safetensors")
         student.module.load_state_dict(weights, strict=True)
     except (OSError, RuntimeError, ValueError) as e:
         raise UsageError(f"{folder}/model.safetensors does not fit its config.json: {str(e).splitlines()[0]}") from e
     student.module.to(device).eval().requires_grad_(False)
-    return student, adapter, config
+    return student, target, config

@@ -30,7 +30,7 @@ class SourceConformance:
 
     def batch(self, facts: Any) -> Batch:
         """Input for the model."""
-        from xarch_decoder.testing.tokens import token_batch
+        from xarch_decoder.testing import token_batch
 
         return token_batch(facts.vocab)
 

@@ -35,19 +35,19 @@ class TargetConformance:
 
     def make_teacher(self, folder: Path) -> str:
         """Reference of a small teacher written into ``folder``."""
-        from xarch_decoder.testing.tiny import tiny_llama
+        from xarch_decoder.testing import tiny_llama
 
         return tiny_llama(folder / "teacher")
 
     def batch(self, facts: Any) -> Batch:
         """Input for teacher and student."""
-        from xarch_decoder.testing.tokens import token_batch
+        from xarch_decoder.testing import token_batch
 
         return token_batch(facts.vocab)
 
     def configuration(self, folder: Path) -> dict[str, Any]:
         """Values of a tiny conversion, dotted keys."""
-        from xarch_decoder.testing.tiny import tiny_text
+        from xarch_decoder.testing import tiny_text
 
         return {
             "teacher": self.make_teacher(folder),

@@ -37,7 +37,7 @@ def render(
     from rich.progress import Progress
 
     from xarch import write_document
-    from xarch_pvd.evaluate.turntable import checked_out, orbit, pictures, write_pictures
+    from xarch_field.turntable import checked_out, orbit, pictures, write_pictures
     from xarch_pvd.source.opened import field_of, open_field
 
     turn = checked_out(out)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from xarch import Batch, BatchStream, Options
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher
 
 
 class ViewOptions(Options):

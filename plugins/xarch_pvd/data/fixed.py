@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from xarch import Batch, BatchStream
-from xarch_field import occupancy
 from xarch_field.facts import ViewFacts
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher, occupancy
 from xarch_pvd.data.drawn import FieldSample
 from xarch_pvd.data.points import points_batch
 from xarch_pvd.data.posed_views import PosedViews

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from xarch import Batch
-from xarch_field import occupancy
 from xarch_field.facts import ViewFacts
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher, occupancy
 from xarch_pvd.data.drawn import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.visible import sample_cells, visible_cells
 

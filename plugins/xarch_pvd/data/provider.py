@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, validated
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import FieldSample, ViewOptions
 from xarch_pvd.data.fixed import Checks, Pictures
 from xarch_pvd.data.points import Points

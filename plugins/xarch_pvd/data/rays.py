@@ -11,7 +11,7 @@ from torch import Tensor
 from xarch import Batch, UsageError
 from xarch_field import Camera
 from xarch_field.facts import ViewFacts
-from xarch_field.model import FieldTeacher
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.active import ERROR, HardPoses, HardRays
 from xarch_pvd.data.drawn import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.posed_views import PosedViews

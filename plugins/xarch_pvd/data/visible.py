@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from xarch_field.facts import ViewFacts
-from xarch_field.model import FieldTeacher
-from xarch_field.rendering import ray_points, ray_weights
+from xarch_field.model.rendering import ray_points, ray_weights
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.views import random_camera
 
 CAMERAS, RAYS, SEED = 48, 512, 4_000_037

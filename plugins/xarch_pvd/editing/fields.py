@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch_field import RadianceField
-from xarch_field import occupancy as occupancies
+from xarch_field.model import occupancy as occupancies
 from xarch_pvd.editing.regions import Place
 
 EDITED = "edited"

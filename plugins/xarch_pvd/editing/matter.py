@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xarch_field import RadianceField
-from xarch_field import occupancy as occupancies
+from xarch_field.model import occupancy as occupancies
 from xarch_pvd.editing.fields import EditedField, haze_of, possible
 
 FAINT = 1e-3

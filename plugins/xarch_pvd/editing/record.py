@@ -15,8 +15,8 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_field import RadianceField
-from xarch_field import occupancy as occupancies
 from xarch_field.facts import ViewFacts
+from xarch_field.model.densities import build as build_occupancy
 from xarch_pvd.editing.build import Edits, edited, matter_box, others_of
 from xarch_pvd.editing.cameras import views_after
 from xarch_pvd.editing.fields import EDITED, EditedField
@@ -101,7 +101,7 @@ def _field(parts: Sequence[FieldFile], edits: Sequence[Mapping[str, Any]]) -> Ed
 def _module(part: FieldFile) -> RadianceField:
     field = from_file(part)
     if part.occupancy is None:
-        field.set_occupancy(occupancies.build(field, resolution=PART_RESOLUTION))
+        field.set_occupancy(build_occupancy(field, resolution=PART_RESOLUTION))
     return field.eval().requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
 from xarch_field import render
-from xarch_field.model import FieldModel
+from xarch_field.teacher import FieldModel
 from xarch_pvd.evaluate.shown import ShownViews
 
 KEPT = 4

@@ -12,8 +12,9 @@ import torch
 
 import xarch
 from xarch import UsageError
-from xarch_field import RadianceField, occupancy
+from xarch_field import RadianceField
 from xarch_field.facts import FieldFacts, ViewFacts
+from xarch_field.model.densities import build as build_occupancy
 from xarch_pvd.editing.build import others_of
 from xarch_pvd.editing.record import edited_record
 from xarch_pvd.editing.schema import read_edits
@@ -90,7 +91,7 @@ def field_of(record: FieldFile) -> RadianceField:
     """The module of a record, frozen; occupied cells are searched for where its file names none."""
     field = from_file(record)
     if record.occupancy is None:
-        field.set_occupancy(occupancy.build(field, resolution=RESOLUTION))
+        field.set_occupancy(build_occupancy(field, resolution=RESOLUTION))
     return field.eval().requires_grad_(False)
 
 

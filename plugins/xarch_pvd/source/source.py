@@ -9,14 +9,16 @@ from typing import Any, cast
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import Options, SourceAdapter, SourceInfo, file_digest, weights_digest
+from xarch import Options, PlanError, SourceAdapter, SourceInfo, file_digest, weights_digest
 from xarch_field.facts import FieldFacts, ViewFacts
-from xarch_field.model import FAMILY, FieldTeacher
+from xarch_field.taps import FAMILY
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.editing.fields import EDITED
 from xarch_pvd.editing.record import edited_field
 from xarch_pvd.source.formats.record import FieldFile
 from xarch_pvd.source.opened import RESOLUTION, OpenedField, field_of, open_field
 from xarch_pvd.source.stitch import StitchedTeacher, has_latent
+from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.representations.records import NO_CLIP
 
 
@@ -60,6 +62,34 @@ class FieldSource(SourceAdapter):
             fingerprint = f"{weights_digest(opened.record.tensors)} {json.dumps(opened.record.options, sort_keys=True)}"
         kind = StitchedTeacher if has_latent(field) else FieldTeacher
         return kind(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
+
+    def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> FieldTeacher:
+        """A fresh field of the same representation, box and occupancy.
+
+        Raises:
+            PlanError: it is edited, or of a representation that xarch only reads.
+        """
+        opened, samples = _open(ref, cast(FieldOptions, options))
+        record = opened.record
+        if record.arch not in OPTIONS:
+            raise PlanError(f"field:{ref} is of kind {kind_of(record)}, of which xarch makes no fresh fields")
+        facts = facts_of(record, opened.views, samples)
+        known = {k: v for k, v in record.options.items() if k in OPTIONS[record.arch].model_fields}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            field = build_field(
+                record.arch,
+                OPTIONS[record.arch].model_validate(known),
+                aabb=facts.aabb,
+                warp=facts.warp,
+                warp_parameters=facts.warp_parameters,
+                sigma_clip=facts.sigma_clip,
+                background=facts.background,
+                occupancy=field_of(record).occupancy,
+            )
+        where = f"random weights of field:{ref}"
+        field = field.to(device).eval().requires_grad_(False)
+        return FieldTeacher(field, facts, ref=where, fingerprint=weights_digest(field.state_dict()))
 
 
 def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:

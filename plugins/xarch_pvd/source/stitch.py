@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xarch_field import FEATURES, ColourHead, RadianceField, named_tensors
-from xarch_field import occupancy as occupancies
-from xarch_field.model import FieldTeacher
+from xarch_field.model import occupancy as occupancies
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.editing.fields import EditedField
 from xarch_pvd.source.latent import LatentField
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_field import RadianceField, spherical_harmonics
-from xarch_field import occupancy as occupancies
+from xarch_field.model import occupancy as occupancies
 from xarch_pvd.targets.representations import build_field, options_of
 from xarch_pvd.targets.representations.voxel_field import VoxelField
 

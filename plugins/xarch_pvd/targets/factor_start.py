@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xarch_field import FEATURES
-from xarch_field import occupancy as occupancies
-from xarch_field.model import FieldTeacher
+from xarch_field.model import occupancy as occupancies
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.targets.grids import resampled
 from xarch_pvd.targets.low_rank import Volume, planes_times_lines, products_of_lines
 from xarch_pvd.targets.representations.factor_fields import LINES, PLANES, CPField, FactorField, VMField

@@ -11,7 +11,8 @@ from torch import Tensor
 from xarch import Initialisation
 from xarch_field import ColourHead, RadianceField, named_tensors
 from xarch_field.facts import FieldFacts
-from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_field.student import FieldStudent
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.targets.baking import bake
 from xarch_pvd.targets.factor_start import start_factors
 from xarch_pvd.targets.grids import resampled

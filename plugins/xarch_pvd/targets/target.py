@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from xarch import Batch, ExportGraph, Initialisation, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
 from xarch.kernels import keep_freed_memory
 from xarch_field.facts import FieldFacts
-from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_field.student import FieldStudent
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.export.calibration import occupied_points
 from xarch_pvd.export.encoded import encoded_parity
-from xarch_pvd.export.graphs import field_graphs, teacher_points
+from xarch_pvd.export.graphs import FieldExport, field_graphs, teacher_points
 from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.start import planned_start, start
@@ -28,8 +29,9 @@ UNSEEN = {"preset", "start"}
 class FieldTarget(TargetAdapter):
     """Builds, starts and exports students of one representation."""
 
+    ExportOptions = FieldExport
+
     arch: ClassVar[str]
-    Facts = FieldFacts
 
     def build(
         self, facts: FieldFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
@@ -82,10 +84,10 @@ class FieldTarget(TargetAdapter):
         done = self.initialisation(facts, self.build(facts, options, {}, device=torch.device("meta")))
         return not done.mapped and not done.new
 
-    def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+    def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return field_graphs(_own(student), profile, options)
 
-    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return teacher_points(teacher, profile, options) if isinstance(teacher, FieldTeacher) else ()
 
     def parity_cases(

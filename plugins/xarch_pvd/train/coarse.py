@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xarch_field import RadianceField
-from xarch_field import occupancy as occupancies
+from xarch_field.model.densities import build as build_occupancy
 from xarch_pvd.targets.representations.voxel_field import VoxelField, VoxelOptions
 from xarch_pvd.train.pixels import Pixels
 
@@ -63,4 +63,4 @@ def coarse_occupancy(
         pixels.error(volume, rays, samples, generator).backward()
         optimiser.step()
     threshold = -math.log(1 - VISIBLE) * FINEST / diagonal
-    return occupancies.build(volume, resolution=resolution, threshold=threshold, passes=2, seed=seed)
+    return build_occupancy(volume, resolution=resolution, threshold=threshold, passes=2, seed=seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 from xarch.kernels import keep_freed_memory
 from xarch.optim import Muon, layer_matrices
 from xarch_field import RadianceField
-from xarch_field.occupancy import DensityGrid
+from xarch_field.model.densities import DensityGrid
 from xarch_pvd.train.coarse import coarse_occupancy
 from xarch_pvd.train.pixels import Pixels
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
-from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.mixer import Mixer, SequenceInfo, StateSpec
+from xarch_decoder.model.attention import Attention
+from xarch_decoder.model.mixer import Mixer, SequenceInfo, StateSpec
 from xarch_decoder.student import DecoderStudent
 
 

@@ -14,8 +14,8 @@ import torch
 from tests.plugins.decoder.decoder_models import EMA, difference, make_student, tiny_facts, tokens
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError, UsageError
-from xarch_decoder.attention import Attention
-from xarch_decoder.graphs import decoder_graphs
+from xarch_decoder.export import decoder_graphs
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.parity import decoder_parity
 from xarch_decoder.student import DecoderStudent
 

@@ -9,10 +9,10 @@ import torch
 
 from tests.plugins.decoder.decoder_models import EMA, difference, make_student, tiny_facts, tokens
 from xarch.errors import PlanError
-from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.model import MixerDecoder, make_sequence
-from xarch_decoder.names import attention_shapes, trunk_shapes
+from xarch_decoder.model.attention import Attention
+from xarch_decoder.model.decoder import MixerDecoder, make_sequence
+from xarch_decoder.weights import attention_shapes, trunk_shapes
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},

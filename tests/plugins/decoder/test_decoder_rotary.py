@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from xarch_decoder import rotary
-from xarch_decoder.rotary import Rotation, rotate, rotation
+from xarch_decoder.model import rotary
+from xarch_decoder.model.rotary import Rotation, rotate, rotation
 
 FREQUENCIES = (1.0, 0.3, 0.01)
 

@@ -10,7 +10,7 @@ import torch
 from tests.plugins.field.sphere_field import Ball
 from xarch.errors import UsageError
 from xarch_field import Camera, look_at, sphere_pose
-from xarch_field.warp import WARPS, contract, to_ndc, to_unit, to_world
+from xarch_field.model.warp import WARPS, contract, to_ndc, to_unit, to_world
 
 BOX = torch.tensor([[-1.0, -2.0, -3.0], [1.0, 2.0, 4.0]])
 NDC = (1.2, 1.6, 1.0)

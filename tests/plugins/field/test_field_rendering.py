@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tests.plugins.field.sphere_field import COLOUR, RADIUS, SIGMA, Ball
 from xarch.errors import UsageError
-from xarch_field import composite, march, occupancy, ray_points, render
+from xarch_field import composite, march, ray_points, render
+from xarch_field.model import occupancy
+from xarch_field.model.densities import DensityGrid, build
 
 BOX = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
 
@@ -123,12 +125,12 @@ def test_density_clips_masks_and_the_query_is_checked() -> None:
 
 def test_occupancy_found_by_asking_covers_the_ball_tightly() -> None:
     ball = Ball()
-    grid = occupancy.build(ball, resolution=32, grow=0)
+    grid = build(ball, resolution=32, grow=0)
     axis = (torch.arange(32) + 0.5) / 16 - 1
     centre = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).norm(dim=-1)
     assert bool(grid[centre < RADIUS - 0.06].all())
     assert not bool(grid[centre > RADIUS + 0.06].any())
-    grown = occupancy.build(ball, resolution=32)
+    grown = build(ball, resolution=32)
     assert torch.equal(grown, occupancy.dilate(grid))
     low, high = occupancy.bounds(grid)
     assert low.tolist() == pytest.approx([0.25] * 3)
@@ -137,17 +139,17 @@ def test_occupancy_found_by_asking_covers_the_ball_tightly() -> None:
 
 def test_a_refreshed_grid_remembers_asks_only_within_and_grows_along_matter() -> None:
     ball, full = Ball(), torch.ones(32, 32, 32, dtype=torch.bool)
-    whole = occupancy.build(ball, resolution=32, passes=1)
-    densities = occupancy.DensityGrid(full, decay=0.5)
-    assert torch.equal(densities.refresh(ball), whole)
-    seen = densities.sigma_HHH.clone()
+    whole = build(ball, resolution=32, passes=1)
+    cells = DensityGrid(full, decay=0.5)
+    assert torch.equal(cells.refresh(ball), whole)
+    seen = cells.sigma_HHH.clone()
     hidden = Ball(sigma_clip=(-20.0, -10.0))
-    densities.refresh(hidden)
-    assert torch.allclose(densities.sigma_HHH, seen * 0.5, atol=1e-4)
+    cells.refresh(hidden)
+    assert torch.allclose(cells.sigma_HHH, seen * 0.5, atol=1e-4)
 
     left = full.clone()
     left[16:] = False
-    halves = occupancy.DensityGrid(left)
+    halves = DensityGrid(left)
     first = halves.refresh(ball)
     assert not bool(halves.sigma_HHH[16:].any())
     assert torch.equal(first[:15], whole[:15])

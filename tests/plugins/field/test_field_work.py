@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.plugins.field.sphere_field import Ball
-from xarch_field.facts import OCCUPIED, FieldFacts
-from xarch_field.model import READ_WORK, FieldStudent
+from xarch_field.facts import FieldFacts
+from xarch_field.student import FieldStudent
+from xarch_field.taps import OCCUPIED
+from xarch_field.teacher import READ_WORK
 
 FACTS = FieldFacts("ball", ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0)), samples=100)
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.plugins.hf.hf_models import probabilities
 from xarch_decoder.factored import AttentionFactors
-from xarch_decoder.model import make_sequence
+from xarch_decoder.model.decoder import make_sequence
 from xarch_hf import attention
 from xarch_hf.attention import causal_attention, visible
 

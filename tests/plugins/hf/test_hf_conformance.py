@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xarch.testing import SourceConformance
-from xarch_decoder.testing.tiny import tiny_llama
+from xarch_decoder.testing import tiny_llama
 
 
 class TestHF(SourceConformance):

@@ -12,8 +12,8 @@ from tests.plugins.hf.hf_models import CPU
 from xarch import Batch
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
-from xarch_decoder.attention import Attention
 from xarch_decoder.copying import copy_trunk
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
 from xarch_hf.teacher import HFTeacher
 

@@ -23,9 +23,9 @@ from tests.plugins.hf.hf_models import (
     teacher,
 )
 from xarch import Batch, UsageError
-from xarch_decoder.attention import Attention
 from xarch_decoder.copying import copy_trunk
 from xarch_decoder.factored import AttentionFactors, FactoredLogits
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.plugins.hf.hf_models import NAMES, random_model, saved, teacher
 from xarch import PlanError
-from xarch_decoder.names import weight_shapes
+from xarch_decoder.weights import weight_shapes
 from xarch_hf.architectures import ARCHITECTURES, Fused
 from xarch_hf.facts import decoder_facts
 from xarch_hf.weights import CanonicalWeights

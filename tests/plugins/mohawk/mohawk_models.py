@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from xarch import Batch
-from xarch_decoder.as_teacher import StudentTeacher
-from xarch_decoder.attention import Attention
 from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
+from xarch_decoder.teacher import StudentTeacher
 from xarch_mohawk.student import DM2Student
 from xarch_mohawk.target import DM2Target
 
@@ -49,7 +49,7 @@ def make_teacher(facts: DecoderFacts, seed: int = 0) -> StudentTeacher:
                 p.mul_(4.0)
             if "norm" in name and p.ndim == 1:
                 p.add_(0.2 * torch.randn_like(p))
-    return StudentTeacher(student, ref=f"made:{seed}")
+    return StudentTeacher(student, ref=f"made:{seed}", fingerprint=f"made {facts} {seed}")
 
 
 def make_student(teacher: StudentTeacher, **options: Any) -> DM2Student:

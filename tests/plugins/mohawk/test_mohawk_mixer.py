@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.plugins.mohawk.mohawk_models import difference, make_student, make_teacher, shake, tiny_facts, tokens
 from xarch.kernels import mixing_matrix
 from xarch_decoder.factored import SSDFactors
-from xarch_decoder.model import make_sequence
+from xarch_decoder.model.decoder import make_sequence
 from xarch_mohawk.mixer import DM2, Z_BIAS
 
 VARIANTS = {

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.plugins.mohawk.mohawk_models import logits, make_student, make_teacher, tiny_facts, tokens
-from xarch import Batch, BatchStream, StageContext, UsageError
-from xarch_mohawk.probe import KLProbe
+from xarch import Batch, BatchStream, StageRequest, UsageError
+from xarch_mohawk.probe import KLProbe, ProbeOptions
 
 
 class Stream(BatchStream):
@@ -29,13 +29,13 @@ class Stream(BatchStream):
         self.at = state["at"]
 
 
-class Context(StageContext):
+class Context:
     """The parts of a running stage that a probe may use."""
 
     name, seed = "choose", 0
 
     def __init__(self, student, teacher, batches, **options) -> None:
-        self.student, self.teacher, self.options = student, teacher, options
+        self.student, self.teacher, self.options = student, teacher, ProbeOptions.model_validate(options)
         self.stream = Stream(batches)
         self.rows: list[dict[str, float]] = []
         self.done: list[tuple[int, int]] = []
@@ -98,10 +98,13 @@ def test_given_layers_are_left_alone():
 
 
 def test_units_and_options():
-    assert KLProbe().units({}) == 1024
-    assert KLProbe().units({"tokens": 300}) == 300
-    with pytest.raises(UsageError, match="token: Extra"):
-        KLProbe().units({"token": 300})
+    def units(**options):
+        return KLProbe().units(StageRequest(ProbeOptions.model_validate(options), None, 48, None, ()))
+
+    assert units() == 1024
+    assert units(tokens=300) == 300
+    with pytest.raises(ValueError, match="Extra inputs"):
+        units(token=300)
 
 
 def test_foreign_students_are_refused():

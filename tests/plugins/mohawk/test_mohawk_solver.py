@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.plugins.mohawk.mohawk_models import make_student, make_teacher, shake, tiny_facts, tokens
 from xarch import Batch
-from xarch_decoder.model import make_sequence
+from xarch_decoder.model.decoder import make_sequence
 from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit, decay_bias
 from xarch_mohawk.ridge import RidgeFit
 from xarch_mohawk.solver import MixerSolver

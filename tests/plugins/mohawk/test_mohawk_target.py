@@ -19,8 +19,8 @@ from tests.plugins.mohawk.mohawk_models import (
     tokens,
 )
 from xarch import PlanError, Profile, UsageError
-from xarch_decoder.as_teacher import StudentTeacher
 from xarch_decoder.copying import check_initialisation
+from xarch_decoder.teacher import StudentTeacher
 from xarch_mohawk.options import DM2Options
 from xarch_mohawk.target import DM2Target
 

@@ -13,7 +13,7 @@ from xarch.export.run import ExportResult, export_profile
 from xarch.planning.resolve import resolve_target
 from xarch.registry.loader import get_registry
 from xarch_field.facts import FieldFacts, ViewFacts
-from xarch_field.model import FieldStudent
+from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
 from xarch_pvd.targets.representations import OPTIONS, build_field

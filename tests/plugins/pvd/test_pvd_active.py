@@ -15,7 +15,7 @@ from xarch import Batch, DataRequest, UsageError
 from xarch.api import convert
 from xarch_field import Camera, look_at
 from xarch_field.facts import ViewFacts
-from xarch_field.rendering import ray_points, ray_weights
+from xarch_field.model.rendering import ray_points, ray_weights
 from xarch_pvd.data.active import EPOCH, WARM, HardPoses, HardRays
 from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.provider import Views

@@ -20,7 +20,7 @@ from xarch.api import convert
 from xarch.cli.app import run
 from xarch.testing import SourceConformance
 from xarch_field import RadianceField, named_tensors, render
-from xarch_field import occupancy as occupancies
+from xarch_field.model import occupancy as occupancies
 from xarch_pvd.editing.build import edited
 from xarch_pvd.editing.fields import Composed, EditedField, Moved
 from xarch_pvd.editing.matter import settle

@@ -20,7 +20,7 @@ from xarch import Batch, ExportGraph, PlanError, Profile, UsageError
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.run import ExportResult
 from xarch_field import Camera, RaysGraph, render, sphere_pose
-from xarch_field.model import FieldStudent
+from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
 from xarch_pvd.export.graphs import field_graphs

@@ -13,7 +13,8 @@ from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, write_teacher
 from xarch import plan
 from xarch_field import render
-from xarch_field.model import FieldStudent, FieldTeacher
+from xarch_field.student import FieldStudent
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.views import fixed_cameras
 from xarch_pvd.evaluate.metric import psnr
 from xarch_pvd.source.formats.recognise import read_field

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.plugins.pvd.tiny_field import OPTIONS_OF
-from xarch_field import RadianceField, occupancy
+from xarch_field import RadianceField
+from xarch_field.model import occupancy
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.train import scene
 from xarch_pvd.train.coarse import coarse_occupancy

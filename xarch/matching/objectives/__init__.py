@@ -1,1 +1,1 @@
-"""Objectives that come with xarch, one file per family of losses."""
+"""Objectives that come with xarch, one file per kind of loss; all of them take any dense layout."""

@@ -1,0 +1,150 @@
+"""How any decoder student leaves as ONNX: ``prefill_T`` reads T tokens at once, ``decode_1`` one token; both take the
+recurrent states and give them back, so a prompt is a few prefill calls and the rest decode calls, without padding.
+A prefill gives the logits of its last position: what a program samples from.
+
+Legend: L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from xarch import ExportGraph, Options, PlanError, Profile
+from xarch_decoder.model.decoder import MixerDecoder, States
+from xarch_decoder.model.mixer import StateSpec
+from xarch_decoder.student import DecoderStudent
+
+EXAMPLE_PAST = 5
+"""Tokens in the example states. Tracing treats sizes 0 and 1 as constants, so it must be at least 2."""
+
+PAST = "past"
+"""Name of the free dimension of growing states."""
+
+
+class DecoderExport(Options):
+    """Export options of a decoder student."""
+
+    prefill: list[int] = Field(default=[64], description="tokens per call, one graph each; empty: decode only")
+    logits: Literal["last", "all"] = Field(
+        "last", description="positions of a prefill call whose logits it gives; `all` costs a head for each of them"
+    )
+    context: int | None = Field(
+        None, ge=2, description="tokens a cache can hold where shapes are static; default the teacher's, at most 1024"
+    )
+
+
+@dataclass(frozen=True)
+class GraphState:
+    """One state tensor of the exported graphs."""
+
+    layer: int
+    spec: StateSpec
+
+    @property
+    def name(self) -> str:
+        """Input name, e.g. ``ssm_state.3``."""
+        return f"{self.spec.name}.{self.layer}"
+
+    @property
+    def present(self) -> str:
+        """Output name, e.g. ``present_ssm_state.3``."""
+        return f"present_{self.name}"
+
+
+class StepGraph(nn.Module):
+    """(input_ids [1, L], position [1], states in layer order) -> (logits [1, L, V], or [1, 1, V] if ``last``, new
+    states)."""
+
+    def __init__(self, decoder: MixerDecoder, *, fixed: bool, last: bool) -> None:
+        super().__init__()
+        self.decoder, self.fixed, self.last = decoder, fixed, last
+        self.counts = [len(specs) for specs in decoder.state_specs()]
+
+    def forward(self, input_ids_1L: Tensor, position_1: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        queue = iter(states)
+        nested: States = tuple(tuple(next(queue) for _ in range(count)) for count in self.counts)
+        logits_1LV, nested = self.decoder.advance(input_ids_1L, position_1, nested, fixed=self.fixed, last=self.last)
+        return (logits_1LV, *(tensor for state in nested for tensor in state))
+
+
+def graph_states(decoder: MixerDecoder) -> Iterator[GraphState]:
+    """State tensors of the active mixers in the order in which graphs take them."""
+    for layer, specs in enumerate(decoder.state_specs()):
+        for spec in specs:
+            yield GraphState(layer, spec)
+
+
+def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExport) -> list[ExportGraph]:
+    """``decode_1`` and one ``prefill_T`` per size of ``chosen.prefill``.
+
+    With a static profile caches are buffers of ``context`` tokens, otherwise they grow from zero tokens.
+
+    Raises:
+        PlanError: a prefill size does not fit, or a mixer has no form for static shapes.
+    """
+    context = (chosen.context or min(student.facts.max_positions, 1024)) if profile.static else None
+    sizes = sorted(set(chosen.prefill), reverse=True)
+    wrong = [size for size in sizes if size < 2 or (context is not None and size > context)]
+    if wrong:
+        raise PlanError(
+            f"export options: prefill {wrong} must lie between 2 and {context or 'the prompt length'}",
+            "set `export.options.prefill` to the numbers of tokens to read per call, e.g. [64]",
+        )
+    return [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
+
+
+def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None, logits: str) -> ExportGraph:
+    decoder, facts = student.decoder, student.facts
+    states = list(graph_states(decoder))
+    device = decoder.embed.weight.device
+    ids = (torch.arange(EXAMPLE_PAST + tokens, device=device) % facts.vocab)[None]
+    fixed = context is not None
+    past = min(EXAMPLE_PAST, context - tokens) if context is not None else EXAMPLE_PAST
+    with torch.no_grad():
+        nested = decoder.initial_states(length=context or 0)
+        if past:
+            _, nested = decoder.advance(ids[:, :past], 0, nested, fixed=fixed)
+    inputs = {"input_ids": ids[:, past : past + tokens], "position": torch.tensor([past], device=device)}
+    inputs |= {state.name: tensor for state, tensor in zip(states, (t for s in nested for t in s), strict=True)}
+    dynamic = {s.name: {s.spec.axis: PAST} for s in states if s.spec.axis is not None and not fixed}
+    return ExportGraph(
+        name="decode_1" if tokens == 1 else f"prefill_{tokens}",
+        module=StepGraph(decoder, fixed=fixed, last=logits == "last").eval(),
+        inputs=inputs,
+        outputs=["logits", *(state.present for state in states)],
+        dynamic=dynamic,
+        metadata={
+            "family": "decoder",
+            "tokens": tokens,
+            # A single token gains nothing from repacked weights, and without it they stay mapped and shared.
+            "prepack": tokens > 1,
+            "prefill": prefill,
+            "logits": logits,
+            "context": context,
+            "vocab": facts.vocab,
+            "bos": facts.bos,
+            "eos": facts.eos,
+            "mixers": [decoder.block(i).active for i in range(facts.layers)],
+            "facts": facts.to_json(),
+            "position": "tokens already in the states",
+            "states": [_described(state, inputs[state.name], context or 0) for state in states],
+        },
+    )
+
+
+def _described(state: GraphState, example: Tensor, length: int) -> dict[str, Any]:
+    """What a program needs to make the initial state and to carry it on: ``full(shape, fill, dtype)``."""
+    return {
+        "name": state.name,
+        "present": state.present,
+        "shape": [1, *state.spec.sized(length)],
+        "fill": state.spec.fill,
+        "dtype": str(example.dtype).removeprefix("torch."),
+        "tokens_axis": state.spec.axis,
+    }

@@ -1,0 +1,1 @@
+"""The network: exchangeable sequence mixers in a stack of otherwise unchanged blocks."""

@@ -1,0 +1,172 @@
+"""A causal decoder whose sequence mixers are exchangeable; everything else is as in the teacher.
+
+Parameter names are the family's canonical names (``embed.weight``, ``blocks.3.norm1.weight``, ``norm.weight``), with
+mixers at ``blocks.3.mixers.KIND``.
+
+Legend: B batch, L tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from xarch import Sink
+from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model.block import Block, MixerFactory
+from xarch_decoder.model.layers import Head, make_norm
+from xarch_decoder.model.mixer import SequenceInfo, StateSpec
+
+States = tuple[tuple[Tensor, ...], ...]
+"""State tensors of every layer, each with the batch in dimension 0."""
+
+
+@dataclass
+class Probe:
+    """What to read while the decoder runs.
+
+    Attributes:
+        wanted: full tap names.
+        sink: gets each of them the moment it exists.
+        active: layer -> mixer kind that runs instead of the active one.
+        start: (layer, residual stream [B, L, D] entering it): run from there instead of from the embedding.
+    """
+
+    wanted: frozenset[str]
+    sink: Sink
+    active: Mapping[int, str] = field(default_factory=dict)
+    start: tuple[int, Tensor] | None = None
+
+    def leaves(self, layer: int) -> frozenset[str]:
+        """Leaf names wanted from a block."""
+        prefix = f"blocks.{layer}."
+        return frozenset(name.removeprefix(prefix) for name in self.wanted if name.startswith(prefix))
+
+
+class MixerDecoder(nn.Module):
+    """Embedding, blocks, final norm, head.
+
+    Args:
+        facts: the architecture.
+        mixers: per layer the factories of its mixers; the first of a layer is active.
+
+    Raises:
+        ValueError: not one entry per layer.
+    """
+
+    def __init__(self, facts: DecoderFacts, mixers: Sequence[Sequence[MixerFactory]]) -> None:
+        super().__init__()
+        if len(mixers) != facts.layers:
+            raise ValueError(f"{len(mixers)} lists of mixers for {facts.layers} layers")
+        self.facts = facts
+        self.embed = nn.Embedding(facts.vocab, facts.width)
+        self.blocks = nn.ModuleList([Block(facts, i, factories) for i, factories in enumerate(mixers)])
+        self.norm = make_norm(facts)
+        self.head = Head(facts)
+
+    def block(self, layer: int) -> Block:
+        """Block ``layer``."""
+        found = self.blocks[layer]
+        assert isinstance(found, Block)
+        return found
+
+    def keep(self, layer: int, kind: str) -> None:
+        """Drop every mixer of ``layer`` but ``kind``."""
+        self.block(layer).keep(kind)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Output projection [V, D]: the embedding if the two are tied."""
+        return self.embed.weight if self.head.weight is None else self.head.weight
+
+    def forward(self, input_ids_BL: Tensor, segment_ids_BL: Tensor | None = None) -> Tensor:
+        """Logits [B, L, V]."""
+        sequence = make_sequence(input_ids_BL, segment_ids_BL)
+        x_BLD = self._embedded(input_ids_BL)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, sequence)
+        return self.head(self.norm(x_BLD), self.head_weight)
+
+    def read(self, input_ids_BL: Tensor, segment_ids_BL: Tensor | None, probe: Probe) -> None:
+        """Run and give ``probe`` what it wants; ends after the last wanted value."""
+        sequence = make_sequence(input_ids_BL, segment_ids_BL)
+        leaves = [probe.leaves(i) for i in range(self.facts.layers)]
+        tail = probe.wanted & {"final", "logits"}
+        last = self.facts.layers if tail else max((i for i, names in enumerate(leaves) if names), default=-1)
+        first, x_BLD = probe.start or (0, self._embedded(input_ids_BL))
+        x_BLD = x_BLD.to(self.embed.weight.dtype)
+        for layer in range(first, min(last + 1, self.facts.layers)):
+
+            def push(leaf: str, value: object, layer: int = layer) -> None:
+                probe.sink(f"blocks.{layer}.{leaf}", value)
+
+            kind, whole = probe.active.get(layer), layer < last
+            x_BLD = self.blocks[layer](x_BLD, sequence, kind, leaves[layer], push, whole)
+        if tail:
+            final_BLD = self.norm(x_BLD)
+            if "final" in tail:
+                probe.sink("final", final_BLD)
+            if "logits" in tail:
+                probe.sink("logits", FactoredLogits(final_BLD, self.head_weight, self.head.bias, self.head.softcap))
+
+    def advance(
+        self, input_ids_BL: Tensor, position: int | Tensor, states: States, *, fixed: bool = False, last: bool = False
+    ) -> tuple[Tensor, States]:
+        """L more tokens of one document: (logits [B, L, V], new states).
+
+        Args:
+            position: tokens already in ``states``, a number or an int64 tensor [1].
+            states: from :meth:`initial_states` or an earlier call.
+            fixed: growing states are buffers of fixed length (see ``Mixer.advance_fixed``).
+            last: logits of the last token only, [B, 1, V].
+        """
+        # A constant tensor rather than arange: it becomes an initializer, not a Range node.
+        steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
+        positions_BL = (steps_L + position)[None]
+        if input_ids_BL.shape[0] > 1:
+            positions_BL = positions_BL.expand(input_ids_BL.shape)
+        x_BLD = self._embedded(input_ids_BL)
+        out: list[tuple[Tensor, ...]] = []
+        for layer, state in enumerate(states):
+            x_BLD, state = self.block(layer).advance(x_BLD, positions_BL, state, fixed=fixed)
+            out.append(state)
+        if last and x_BLD.shape[1] > 1:
+            x_BLD = x_BLD[:, -1:]
+        return self.head(self.norm(x_BLD), self.head_weight), tuple(out)
+
+    def state_specs(self) -> tuple[tuple[StateSpec, ...], ...]:
+        """States of the active mixers, per layer."""
+        return tuple(self.block(i).mixer().state_spec() for i in range(self.facts.layers))
+
+    def initial_states(self, batch: int = 1, *, length: int = 0) -> States:
+        """States of a document of which nothing has been read.
+
+        Growing states (caches) hold ``length`` entries and have the weights' type, all others are float32, because a
+        recurrence in half precision stops decaying (a state multiplied by 0.999 rounds back to itself).
+        """
+        weight = self.embed.weight
+
+        def tensor(spec: StateSpec) -> Tensor:
+            dtype = torch.float32 if spec.axis is None else weight.dtype
+            return torch.full((batch, *spec.sized(length)), spec.fill, dtype=dtype, device=weight.device)
+
+        return tuple(tuple(tensor(spec) for spec in specs) for specs in self.state_specs())
+
+    def _embedded(self, input_ids_BL: Tensor) -> Tensor:
+        x_BLD = self.embed(input_ids_BL)
+        return x_BLD if self.facts.embed_gain == 1.0 else x_BLD * self.facts.embed_gain
+
+
+def make_sequence(input_ids_BL: Tensor, segment_ids_BL: Tensor | None) -> SequenceInfo:
+    """Positions that restart with every document of a row."""
+    place_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand(input_ids_BL.shape)
+    if segment_ids_BL is None:
+        return SequenceInfo(place_BL)
+    starts_BL = torch.zeros_like(place_BL)
+    fresh_BL = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
+    starts_BL[:, 1:] = torch.where(fresh_BL, place_BL[:, 1:], 0)
+    return SequenceInfo(place_BL - starts_BL.cummax(1).values, segment_ids_BL)

@@ -1,0 +1,128 @@
+"""The one part of a decoder block that a conversion replaces: the sequence mixer.
+
+Legend: B batch, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from xarch import PlanError
+
+T = TypeVar("T")
+
+ATTENTION = "attention"
+"""Kind of the teacher's own mixer; every other kind is a replacement."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One tensor of a mixer's recurrent state.
+
+    Attributes:
+        name: e.g. "ssm_state"; in exported graphs layer i's tensor is ``ssm_state.i`` and leaves as
+            ``present_ssm_state.i``.
+        shape: per-sample shape, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
+        fill: value of the initial state.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    fill: float = 0.0
+
+    @property
+    def axis(self) -> int | None:
+        """The growing dimension of the batched tensor, None if the state has a fixed size."""
+        return self.shape.index(-1) + 1 if -1 in self.shape else None
+
+    def sized(self, length: int) -> tuple[int, ...]:
+        """The per-sample shape with ``length`` in place of -1."""
+        return tuple(length if n == -1 else n for n in self.shape)
+
+
+@dataclass
+class SequenceInfo:
+    """What a mixer may know about the tokens besides their hidden states.
+
+    ``positions_BL`` restart at zero with every document; ``segment_ids_BL`` is None when each row is one document.
+    """
+
+    positions_BL: Tensor
+    segment_ids_BL: Tensor | None = None
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, build: Callable[[], T]) -> T:
+        """``build()``, computed by the first layer that asks for ``key`` and shared with all later ones."""
+        if key not in self._shared:
+            self._shared[key] = build()
+        return self._shared[key]
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes along the sequence, causally. Input is the block's normed hidden state, output goes to the residual.
+
+    A mixer holds no buffers that its state dict does not store: a student built on the meta device gets its storage
+    first and its values later, and a derived buffer would never be computed again.
+    """
+
+    kind: ClassVar[str]
+    """Name used in student configs, e.g. "attention" or "dm2"."""
+
+    @abstractmethod
+    def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
+        """Whole sequences from the initial state (training, evaluation)."""
+
+    @abstractmethod
+    def advance(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """L more tokens of one document from ``state``: (output [B, L, D], new state). Traceable by torch.export.
+
+        Feeding a sequence in any pieces gives the same output as :meth:`forward`.
+        """
+
+    @abstractmethod
+    def state_spec(self) -> tuple[StateSpec, ...]:
+        """Names and shapes of the state tensors, in the order :meth:`advance` takes them."""
+
+    def advance_fixed(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """:meth:`advance` for runtimes without dynamic shapes: a growing state is a buffer of fixed length of which
+        the first ``positions_BL[:, 0]`` entries are in use. Mixers whose states do not grow inherit it.
+
+        Raises:
+            PlanError: a state grows and the mixer has no fixed form.
+        """
+        growing = [spec.name for spec in self.state_spec() if spec.axis is not None]
+        if growing:
+            raise PlanError(
+                f"mixer {self.kind!r}: state {', '.join(growing)} grows with the tokens and has no fixed-length form",
+                "implement `advance_fixed`, or export for a profile with dynamic shapes",
+            )
+        return self.advance(x_BLD, positions_BL, state)
+
+    def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
+        """Values of inner taps (``matrix``, ``heads``) when a stage matches them."""
+        raise ValueError(f"mixer {self.kind!r} has no inner taps, wanted {sorted(wanted)}")
+
+    def inner_layouts(self) -> dict[str, str]:
+        """Inner tap -> layout, for the taps :meth:`inner` can give, in the order in which they come into being.
+
+        A mixer that lists ``mixer_out`` computes its output in the same pass as its inner taps; the block then asks
+        :meth:`inner` for it instead of calling :meth:`forward` as well.
+        """
+        return {}
+
+    def inner_shapes(self) -> dict[str, dict[str, int]]:
+        """Inner tap -> sizes fixed by the architecture (``{"heads": {"H": 9, "E": 64}}``), proven while planning."""
+        return {}
+
+    def no_decay(self) -> Collection[str]:
+        """Own parameter names that never get weight decay; by default those with fewer than 2 dimensions."""
+        return [name for name, p in self.named_parameters() if p.ndim < 2]

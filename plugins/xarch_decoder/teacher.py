@@ -1,0 +1,62 @@
+"""A finished student as the teacher of the next conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from xarch import Batch, Sink, Tap, TapModel, Teacher
+from xarch_decoder.model.decoder import MixerDecoder
+from xarch_decoder.model.mixer import ATTENTION
+from xarch_decoder.weights import attention_names
+
+
+class StudentTeacher(Teacher):
+    """View of a student whose module is a :class:`MixerDecoder`: in eval mode, frozen, with canonical weight names.
+
+    Taps are the student's own, so layers whose attention was replaced offer their factors instead of attention
+    factors. Their mixers keep the student's names in :meth:`weights` (``blocks.3.mixers.KIND...``).
+
+    Args:
+        student: taken over; its parameters stop requiring gradients.
+        ref: what names it, e.g. ``run:DIR``.
+        fingerprint: sha256 over its weights.
+        processor: tokenizer that belongs to it, with ``save_pretrained``.
+    """
+
+    family = "decoder"
+
+    def __init__(self, student: TapModel, *, ref: str, fingerprint: str, processor: Any = None) -> None:
+        assert isinstance(student.module, MixerDecoder)
+        self.student, self.facts, self.ref, self.fingerprint = student, student.facts, ref, fingerprint
+        self.decoder = student.module
+        self.module = student.module.eval().requires_grad_(False)
+        self._processor = processor
+
+    def taps(self) -> Mapping[str, Tap]:
+        return self.student.taps()
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        self.student.run(batch, wanted, sink)
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.student.work(sample)
+
+    def constants(self) -> Mapping[str, Tensor]:
+        return self.student.constants()
+
+    def weights(self) -> Mapping[str, Tensor]:
+        canonical: dict[str, str] = {}
+        for layer in range(self.facts.layers):
+            if ATTENTION in self.decoder.block(layer).kinds:
+                canonical |= attention_names(self.facts, layer)
+        return {canonical.get(name, name): p.detach() for name, p in self.module.named_parameters()}
+
+    def processor(self) -> Any:
+        return self._processor
+
+    def save_processor(self, folder: str) -> None:
+        if self._processor is not None:
+            self._processor.save_pretrained(folder)

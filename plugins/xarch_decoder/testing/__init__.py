@@ -1,1 +1,0 @@
-"""Tiny decoders, random tokens and the template of a decoder plugin, for tests."""

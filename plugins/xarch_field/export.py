@@ -1,0 +1,89 @@
+"""A field as ONNX graphs: at points, and along rays with the renderer inside.
+
+Everything the field needs is in the graph: its warp, the clip, the occupancy, the box. There is no data-dependent
+control flow; samples outside the box or in empty cells get density 0.
+
+Legend: N points, R rays, K samples a ray, H occupancy cells an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from xarch import Profile
+from xarch.kernels import FORMS, graph_forms
+from xarch_field.model.field import RadianceField
+from xarch_field.model.rendering import composite, steps
+
+NEEDS = {"grid_sample": ("GridSample",), "sine": ("Sin", "Cos"), "cumsum": ("CumSum",)}
+"""Graph forms (:data:`xarch.kernels.FORMS`) that a profile may not have the operators for."""
+
+
+def forms_of(profile: Profile) -> dict[str, str]:
+    """For every operation the first form that ``profile`` prefers, or else the first that it can run."""
+    chosen = {}
+    for operation, forms in FORMS.items():
+        able = [form for form in forms if profile.allows(*NEEDS.get(form, ()))]
+        preferred = [form for form in profile.lowerings if form in able]
+        chosen[operation] = [*preferred, *able, forms[0]][0]
+    return chosen
+
+
+class PointsGraph(nn.Module):
+    """(xyz [N, 3] world, dir [N, 3] unit) -> (sigma [N] per world unit, rgb [N, 3]).
+
+    Args:
+        field: the field, in eval mode.
+        forms: operators to write with, see :data:`xarch.kernels.FORMS`.
+    """
+
+    def __init__(self, field: RadianceField, forms: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.field = field
+        self.forms = dict(forms or {})
+
+    def forward(self, xyz: Tensor, dir: Tensor) -> tuple[Tensor, Tensor]:
+        with graph_forms(**self.forms):
+            return self.field(xyz, dir)
+
+
+class RaysGraph(nn.Module):
+    """(origins [R, 3], directions [R, 3] unit, background [3]) -> (rgb [R, 3], depth [R], acc [R]).
+
+    Args:
+        field: the field, in eval mode.
+        samples: steps a ray, fixed in the graph.
+        forms: see :class:`PointsGraph`.
+    """
+
+    box: Tensor
+
+    def __init__(self, field: RadianceField, samples: int = 96, forms: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.field = field
+        self.samples = samples
+        self.forms = dict(forms or {})
+        self.register_buffer("box", field.march_box(), persistent=False)
+
+    def forward(self, origins: Tensor, directions: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t_RK, delta_RK = steps(origins, directions, self.box, self.samples)
+        x_RK3 = origins[:, None] + t_RK[:, :, None] * directions[:, None]
+        # Samples of rays that miss the box count for nothing; far away they would stretch the range of 8-bit numbers.
+        x_RK3 = torch.minimum(torch.maximum(x_RK3, self.box[0]), self.box[1])
+        d_RK3 = directions[:, None].expand(-1, self.samples, -1)
+        with graph_forms(**self.forms):
+            sigma_N, rgb_N3 = self.field(x_RK3.reshape(-1, 3), d_RK3.reshape(-1, 3))
+            sigma_RK, rgb_RK3 = sigma_N.view(-1, self.samples), rgb_N3.view(-1, self.samples, 3)
+            rgb, acc, depth = composite(sigma_RK, rgb_RK3, delta_RK, background, t_RK)
+        return rgb, depth, acc
+
+
+def example_points(count: int = 7) -> tuple[Tensor, Tensor]:
+    """Points and unit directions to trace a :class:`PointsGraph` with."""
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.rand(count, 3, generator=generator) * 2 - 1
+    dirs = torch.randn(count, 3, generator=generator)
+    return xyz, dirs / dirs.norm(dim=-1, keepdim=True)

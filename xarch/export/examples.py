@@ -1,0 +1,47 @@
+"""Example inputs beside exported graphs: what they are measured on, and a start for whoever wants to call them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch.contracts.export import ExportGraph
+
+FOLDER = "examples"
+
+
+def save_examples(graphs: Sequence[ExportGraph], folder: Path) -> None:
+    """Write ``examples/GRAPH.npz`` for every graph: its example inputs, free dimensions as long as its ``throughput``
+    says."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for graph in graphs:
+        sizes = graph.throughput.sizes if graph.throughput is not None else {}
+        arrays = {
+            name: _resized(value, graph.dynamic.get(name, {}), sizes).cpu().numpy()
+            for name, value in graph.inputs.items()
+        }
+        # Zeros of empty caches take no room this way.
+        with open(folder / FOLDER / f"{graph.name}.npz", "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def load_examples(folder: Path, graph: str) -> dict[str, np.ndarray]:
+    """Input name -> array; empty if there are none."""
+    path = folder / FOLDER / f"{graph}.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _resized(value: Tensor, dims: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
+    """Cut or repeated along free dimensions, so that values stay in the range the module was made for."""
+    for axis, symbol in dims.items():
+        size = sizes.get(symbol, value.shape[axis])
+        if size != value.shape[axis]:
+            value = value.index_select(axis, torch.arange(size, device=value.device) % value.shape[axis])
+    return value

@@ -1,0 +1,155 @@
+"""Batch steps that come with xarch.
+
+Legend: B samples, K classes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.batch_step import BatchStep, StepContext
+from xarch.contracts.data import TensorInfo
+from xarch.contracts.options import Options
+from xarch.errors import PlanError
+
+
+class MixupOptions(Options):
+    """Options of ``mixup``."""
+
+    alpha: float = Field(0.8, gt=0, description="both parameters of the beta distribution of the share")
+    prob: float = Field(1.0, ge=0, le=1, description="share of the batches that are mixed")
+    keys: list[str] = Field(min_length=1, default=["images"], description="tensors that are mixed, views included")
+    labels: str | None = Field("labels", description="int labels [B] that become probabilities [B, K]; null: none")
+
+
+class Mixup(BatchStep):
+    """``mixup``: λ x + (1 − λ) x', with x' another sample of the batch and λ ~ Beta(α, α), one λ a batch (Zhang et al.,
+    arXiv 1710.09412). Labels become probabilities in every batch, so that validation sees the same layout unmixed."""
+
+    Options = MixupOptions
+
+    def __init__(self, options: Any, data: Mapping[str, Any]) -> None:
+        super().__init__(options, data)
+        if options.labels and not data.get("classes"):
+            raise PlanError(
+                f"batch step mixup: the data do not say how many classes {options.labels!r} has",
+                "use data that declare `classes`, or labels: null",
+            )
+
+    def reads(self) -> Mapping[str, str]:
+        wanted = dict.fromkeys(self.options.keys, "*")
+        return wanted | ({self.options.labels: "B"} if self.options.labels else {})
+
+    def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self.options.labels:
+            return {}
+        return {self.options.labels: TensorInfo("BK", {"K": int(self.data["classes"])})}
+
+    def __call__(self, batch: Batch, context: StepContext) -> Batch:
+        changed: dict[str, Tensor] = {}
+        if self.options.labels:
+            label_B = batch[self.options.labels]
+            changed[self.options.labels] = F.one_hot(label_B.long(), int(self.data["classes"])).float()
+        draw = random.Random(int(torch.randint(2**62, (), generator=context.generator)))
+        mixes = draw.random() < self.options.prob
+        share = draw.betavariate(self.options.alpha, self.options.alpha)
+        partner = torch.randperm(len(batch), generator=context.generator).to(batch.device)
+        if context.training and mixes:
+            for key in self.options.keys:
+                for name in (key, f"{key}@teacher", f"{key}@student"):
+                    value = batch.get(name)
+                    if value is not None:
+                        changed[name] = _mixed(value, partner, share)
+            if self.options.labels:
+                changed[self.options.labels] = _mixed(changed[self.options.labels], partner, share)
+            context.log(mixup=share)
+        return batch.replace(**changed)
+
+
+def _mixed(value: Tensor, partner: Tensor, share: float) -> Tensor:
+    value = value if value.is_floating_point() else value.float()
+    return value * share + value[partner] * (1 - share)
+
+
+class TeacherLabelsOptions(Options):
+    """Options of ``teacher-labels``."""
+
+    teacher: str = Field("", description="name of a further teacher; default the one the student comes from")
+    tap: str = Field("logits", description="what is stored")
+    key: str = Field("teacher_labels", description="batch key it is stored under")
+    form: Literal["argmax", "probabilities", "value"] = Field(
+        "argmax", description="of the last axis: likeliest class, softmax; or the value itself"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the probabilities")
+    layout: str | None = Field(None, description='layout of the result; default "B" for argmax, else "BK"')
+
+
+class TeacherLabels(BatchStep):
+    """``teacher-labels``: runs a teacher on its own view of the batch and stores what it says."""
+
+    Options = TeacherLabelsOptions
+
+    def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        layout = self.options.layout or ("B" if self.options.form == "argmax" else "BK")
+        classes = {"K": int(self.data["classes"])} if "K" in layout and self.data.get("classes") else {}
+        return {self.options.key: TensorInfo(layout, classes)}
+
+    def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
+        return teacher
+
+    def __call__(self, batch: Batch, context: StepContext) -> Batch:
+        chosen = context.teachers.get(self.options.teacher) if self.options.teacher else context.teacher
+        if chosen is None:
+            known = ", ".join(context.teachers) or "no further ones"
+            raise PlanError(
+                f"batch step teacher-labels: there is no teacher {self.options.teacher or 'at all'}",
+                f"the run's `teachers:` are {known}",
+            )
+        value = chosen.collect(batch.seen_by("teacher"), {self.options.tap})[self.options.tap]
+        # A structured value that has a dense form says so with `full()`.
+        value = value if isinstance(value, Tensor) else value.full()
+        if self.options.form == "argmax":
+            value = value.argmax(-1)
+        elif self.options.form == "probabilities":
+            value = (value.float() / self.options.temperature).softmax(-1)
+        return batch.replace(**{self.options.key: value.detach()})
+
+
+class RepeatOptions(Options):
+    """Options of ``repeat``."""
+
+    names: list[str] = Field(min_length=2, description="one copy of every sample for each, e.g. [gold, kd]")
+    mask: str | None = Field(None, description="key of a mask that holds for every copy, e.g. of padding")
+
+
+class Repeat(BatchStep):
+    """``repeat``: every sample once for each name, with masks ``NAME_mask`` that are 1 on its own copy: losses on
+    different inputs (labels on given samples, a teacher on sampled ones) take one forward pass."""
+
+    Options = RepeatOptions
+
+    def reads(self) -> Mapping[str, str]:
+        return {self.options.mask: "*"} if self.options.mask else {}
+
+    def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = tensors.get(self.options.mask) if self.options.mask else None
+        info = TensorInfo(found.layout, dict(found.shape)) if found is not None else TensorInfo("B")
+        return {f"{name}_mask": info for name in self.options.names}
+
+    def __call__(self, batch: Batch, context: StepContext) -> Batch:
+        copies, size = len(self.options.names), len(batch)
+        whole = {key: torch.cat([value] * copies) for key, value in batch.tensors.items()}
+        counts = batch[self.options.mask] if self.options.mask else torch.ones(size, device=batch.device)
+        for place, name in enumerate(self.options.names):
+            mask = torch.zeros_like(torch.cat([counts] * copies), dtype=torch.float32)
+            mask[place * size : (place + 1) * size] = counts.float()
+            whole[f"{name}_mask"] = mask
+        return Batch(whole, batch.units, batch.meta)

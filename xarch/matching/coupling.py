@@ -1,0 +1,51 @@
+"""Whether a batch may be cut: one answer for the plan, micro-batches, memory that runs out, and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from xarch.contracts.model import Student
+
+if TYPE_CHECKING:
+    from xarch.matching.pairing import Pair
+
+
+def cuttable(student: Student, trained: Collection[str], pairs: Iterable[Pair]) -> str | None:
+    """Why the batches of a stage may be neither cut into micro-batches nor spread over processes; None if they may.
+
+    Args:
+        student: may be on the meta device.
+        trained: names of its parameters that the stage trains.
+        pairs: of the stage.
+    """
+    for pair in pairs:
+        if pair.coupled:
+            return pair.coupled
+    if not student.couples_batch:
+        return None
+    tracking = {name: m for name, m in student.module.named_modules() if getattr(m, "track_running_stats", False)}
+    if not tracking:
+        return "the student couples the samples of a batch"
+    still = {id(m) for part in frozen_parts(student.module, trained) for m in part.modules()}
+    moving = [name for name, m in tracking.items() if id(m) not in still]
+    return f"the student's module {moving[0]} takes statistics over the batch" if moving else None
+
+
+def frozen_parts(module: nn.Module, trained: Collection[str]) -> list[nn.Module]:
+    """The largest submodules that have parameters of which none trains: they stay in eval mode.
+
+    Modules without parameters (dropout, activations) follow what they are in.
+    """
+    return list(_frozen(module, "", set(trained)))
+
+
+def _frozen(module: nn.Module, prefix: str, trained: set[str]) -> Iterator[nn.Module]:
+    own = [prefix + name for name, _ in module.named_parameters()]
+    if own and not any(name in trained for name in own):
+        yield module
+        return
+    for name, child in module.named_children():
+        yield from _frozen(child, f"{prefix}{name}.", trained)

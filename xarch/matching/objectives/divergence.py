@@ -1,0 +1,63 @@
+"""Divergences between distributions over classes, shared by dense and by factored logits.
+
+Legend: K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from xarch.contracts.options import Options
+
+
+class DivergenceOptions(Options):
+    """Options of ``kl``."""
+
+    temperature: float = Field(1.0, gt=0, description="softens both sides; the loss is scaled by its square")
+    direction: Literal["forward", "reverse", "js"] = Field(
+        "forward", description="forward: KL(teacher ‖ student); reverse: KL(student ‖ teacher); js: to their mean"
+    )
+
+
+def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward") -> Tensor:
+    """Divergence of log-probabilities [..., K] in nats, [...].
+
+    Args:
+        log_p: of the right side.
+        log_q: of the student.
+        direction: "forward" KL(p ‖ q), "reverse" KL(q ‖ p), "js" (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2.
+    """
+    if direction == "forward":
+        return _kl(log_p, log_q)
+    if direction == "reverse":
+        return _kl(log_q, log_p)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    # A class of probability zero adds nothing, whatever the other side says (0 · -inf is no number).
+    return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def averaged(logits: Mapping[str, Tensor], weights: Mapping[str, float], temperature: float = 1.0) -> Tensor:
+    """Log of the mean of softmax(logits / temperature) [..., K] of several teachers.
+
+    Args:
+        logits: by teacher, [..., K].
+        weights: by teacher, 1 where a name is absent.
+    """
+    log_p = {name: F.log_softmax(z / temperature, -1) for name, z in logits.items()}
+    if len(log_p) == 1:
+        return next(iter(log_p.values()))
+    share = {name: weights.get(name, 1.0) for name in log_p}
+    whole = sum(share.values())
+    weighted = [p + math.log(share[name] / whole) for name, p in log_p.items() if share[name] > 0]
+    return torch.logsumexp(torch.stack(weighted), 0)

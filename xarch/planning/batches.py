@@ -1,0 +1,100 @@
+"""What the plan knows of a stage's batches: tensors after its batch steps, and such batches on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xarch.config.schema import Stage
+from xarch.config.validation import validated
+from xarch.contracts.batch import Batch
+from xarch.contracts.batch_step import BatchStep
+from xarch.contracts.data import DataInfo, TensorInfo
+from xarch.errors import PlanError
+from xarch.matching.references import near
+from xarch.registry.registry import Registry
+
+POSITIONS = frozenset("BLT")
+"""Dimensions of tensors that by default hold numbers of things (labels, tokens) rather than values."""
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """Batches of a stage after its batch steps.
+
+    Attributes:
+        tensors: key -> declaration.
+        steps: the steps, built with validated options, in order.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    steps: tuple[BatchStep, ...]
+
+    def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
+        """Multiply-adds of all steps per budget unit."""
+        return sum(step.work(sample, student=student, teacher=teacher) for step in self.steps)
+
+
+def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) -> PlannedBatches:
+    """The tensors that a stage's matches can rely on.
+
+    Raises:
+        UsageError: a step or an option of it does not exist.
+        PlanError: a step reads a tensor that is not there, or of another layout.
+    """
+    tensors = dict(data.tensors)
+    steps = []
+    for key, given in stage.batch.steps.items():
+        where = f"stages.{name}.batch.steps.{key}"
+        spec = registry.get("batch_step", key)
+        kind: type[BatchStep] = registry.resolve(spec)
+        options = validated(kind.Options, given or {}, where)
+        with registry.guard(spec, where):
+            step = kind(options, data.facts)
+            for wanted, layout in step.reads().items():
+                _prove(wanted, layout, tensors, where)
+            tensors |= dict(step.makes(dict(tensors)))
+        steps.append(step)
+    return PlannedBatches(tensors, tuple(steps))
+
+
+def _prove(key: str, layout: str, tensors: Mapping[str, TensorInfo], where: str) -> None:
+    if key not in tensors:
+        raise PlanError(
+            f"{where}: it reads the tensor {key!r}, which batches do not have at that point",
+            near(key, tensors, "tensors of the data and of the steps before it"),
+        )
+    if layout not in ("*", tensors[key].layout):
+        raise PlanError(
+            f"{where}: it reads {key!r} as {layout}, and batches have it as {tensors[key].layout}",
+            "put a step that gives this layout before it, or use other data",
+        )
+
+
+def meta_batch(tensors: Mapping[str, TensorInfo], samples: int, units: int, sizes: Mapping[str, int]) -> Batch | None:
+    """A batch without memory; None where a size is unknown.
+
+    Args:
+        samples, units: of the batch.
+        sizes: of dimensions that declarations leave open, e.g. ``{"L": 512}``.
+    """
+    made = {}
+    for key, info in tensors.items():
+        shape = [samples]
+        for letter in info.layout[1:]:
+            size = info.shape.get(letter, sizes.get(letter))
+            if size is None:
+                return None
+            shape.append(size)
+        made[key] = torch.empty(shape, dtype=_dtype(info), device="meta")
+    return Batch(made, units)
+
+
+def _dtype(info: TensorInfo) -> torch.dtype:
+    if info.dtype:
+        named: torch.dtype = getattr(torch, info.dtype)
+        return named
+    return torch.int64 if set(info.layout) <= POSITIONS else torch.float32

@@ -1,0 +1,232 @@
+"""Memory and time of one stage, in parts that a person can check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from xarch.config.schema import Stage
+from xarch.contracts.adapters import SourceInfo
+from xarch.contracts.local import sites_of
+from xarch.contracts.objective import MatchContext
+from xarch.matching.pairing import Pair
+from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
+from xarch.planning import estimate
+from xarch.planning.activations import StepTrace
+from xarch.planning.batches import PlannedBatches, meta_batch
+from xarch.planning.optimisation import PlannedOptimiser
+from xarch.planning.trace import Cost, TooLong
+
+if TYPE_CHECKING:
+    from xarch.planning.stages import StagePlanner
+
+
+@dataclass
+class StageEstimate:
+    """Bytes and seconds of a stage by part, and what they assume."""
+
+    memory: dict[str, int] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """What a stage costs.
+
+    Attributes:
+        plan: the planner, for both models and the rates of the machine.
+        stage, pairs, batches, context: the stage as planned.
+        units, steps: that it reads and takes.
+        each: units of a sample.
+    """
+
+    plan: StagePlanner
+    stage: Stage
+    pairs: Sequence[Pair]
+    batches: PlannedBatches
+    context: MatchContext
+    units: int
+    steps: int
+    each: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of free dimensions: those of the sample, and of the data where these say none."""
+        declared = {k: n for info in self.batches.tensors.values() for k, n in info.shape.items()}
+        return declared | dict(self.plan.data.sizes(self.stage.sample))
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of a forward pass."""
+        return self.stage.micro_batch or self.stage.batch.size
+
+    def read(self, model: str) -> set[str]:
+        """Taps that the stage reads of a model, those fed into its sites included."""
+        found = {name for pair in self.pairs for name in pair.reads(model)}
+        if model == MAIN:
+            sites = sites_of(self.plan.student)
+            used = {pair.site for pair in self.pairs if pair.site is not None}
+            found |= {tap for site in used for tap in sites[site].inputs.values()}
+        return found
+
+    def estimate(self, cached: bool, optimiser: PlannedOptimiser) -> StageEstimate:
+        """Both, for a stage whose teacher is cached or not."""
+        made = StageEstimate()
+        step, why = self._step()
+        if why:
+            made.notes.append(why)
+        self._memory(made, step, optimiser)
+        self._times(made, step, optimiser, cached)
+        return made
+
+    def trained(self) -> set[str]:
+        """Names of the student's parameters that train."""
+        groups = self.plan.student.param_groups()
+        return {n for g, how in self.stage.trains.items() if how.lr > 0 for n in groups.get(g, ())}
+
+    def _step(self) -> tuple[Cost, str]:
+        """Cost of forward and backward of a micro-batch, and why it is only a formula."""
+        if not self.pairs:
+            return Cost(), ""
+        whole = meta_batch(self.batches.tensors, self.micro_batch, self.micro_batch * self.each, self.sizes)
+        why = "the data do not declare all sizes"
+        if whole is not None and whole.tensors:
+            trace = StepTrace(
+                self.pairs,
+                self.plan.student,
+                self.trained(),
+                whole.seen_by(STUDENT),
+                self.plan.taps,
+                self.sizes,
+                self.plan.registry,
+                self.context,
+            )
+            try:
+                return trace.measure(), ""
+            except TooLong:
+                why = "too many operators to count"
+            except Exception as e:  # Whatever does not work without data; the run itself has the data.
+                why = f"the step does not run on the meta device ({type(e).__name__}: {str(e)[:120]})"
+        return self._formula(), f"activations and work by a rule of thumb: {why}"
+
+    def _formula(self) -> Cost:
+        student = self.plan.student
+        every = [t for taps in (student.taps(), *self.plan.taps.values()) for t in taps.values()]
+        width = max([t.shape.get(t.layout[-1], 0) for t in every if t.dense], default=0)
+        depth = len({t.name.rpartition(".")[0] for t in student.taps().values()})
+        total = sum(p.numel() for p in student.module.parameters())
+        sizes = {n: p.numel() for n, p in student.module.named_parameters()}
+        share = sum(sizes[n] for n in self.trained()) / max(total, 1)
+        return estimate.formula_cost(
+            self.micro_batch,
+            student.work(self.stage.sample) * self.each,
+            width,
+            self.micro_batch * self.each,
+            1 if self.stage.scope == "local" else depth,
+            share,
+        )
+
+    def _memory(self, made: StageEstimate, step: Cost, optimiser: PlannedOptimiser) -> None:
+        plan, module = self.plan, self.plan.student.module
+        names = self.trained()
+        sizes = {n: p.numel() for n, p in module.named_parameters()}
+        trained = sum(sizes[n] for n in names)
+        extra = sum(p.parameters for p in self.pairs)
+        own = estimate.weight_bytes(module)
+        copies = self._copies()
+        made.memory = {
+            "process": estimate.PROCESS_BYTES,
+            "teachers": estimate.FLOAT * (sum(i.parameters for i in self._infos().values()) + self._random()),
+            "student": own + copies * own,
+            "gradients": estimate.FLOAT * (trained + extra),
+            "optimiser": estimate.FLOAT * (optimiser.moments(module, names) + extra * optimiser.rest.moments()),
+            "connectors": estimate.FLOAT * extra,
+            "activations": int((step.saved + 2 * step.transient) * (0.5 if plan.bf16 else 1.0)),
+            "teacher values": self._held(made),
+        }
+        if self.stage.ema is not None:
+            made.memory["average"] = estimate.FLOAT * trained
+        if self.stage.validation is not None and self.stage.validation.keep != "last":
+            made.memory["kept weights"] = estimate.FLOAT * trained
+
+    def _copies(self) -> int:
+        """Copies of the student that matches read."""
+        refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
+        models = {refs.get(m, m) for m in self._models()}
+        return len(models & set(COPIES))
+
+    def _random(self) -> int:
+        refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
+        reads = RANDOM in {refs.get(m, m) for m in self._models()}
+        return self._infos()[MAIN].parameters if reads else 0
+
+    def _infos(self) -> dict[str, SourceInfo]:
+        """Teachers with weights of their own; "" is the main one."""
+        sides = self.plan.sides
+        main = {MAIN: sides.teacher.info} if sides.teacher is not None else {}
+        return main | {name: t.info for name, t in sides.teachers.items()}
+
+    def _models(self) -> set[str]:
+        """Models besides the student that the stage's matches read."""
+        found = {r.model for p in self.pairs for r in (*p.right.values(), *p.aux.values())}
+        return (found | ({MAIN} if self.read(MAIN) else set())) - {BATCH, STUDENT}
+
+    def _held(self, made: StageEstimate) -> int:
+        """Teacher values that wait for the student: all of a global stage, those of one site of a local one."""
+        total = 0
+        for model in self._models() - set(COPIES):
+            taps = self.plan.taps[MAIN if model == RANDOM else model]
+            names = self.read(model)
+            size = estimate.value_bytes([taps[n] for n in names], self.sizes)
+            if size is None:
+                made.notes.append("teacher values of a structured form are not counted")
+                continue
+            local = len({p.site for p in self.pairs}) if self.stage.scope == "local" else 1
+            total += size * self.micro_batch // max(local, 1)
+        return total
+
+    def _times(self, made: StageEstimate, step: Cost, optimiser: PlannedOptimiser, cached: bool) -> None:
+        plan, rates, stage = self.plan, self.plan.rates, self.stage
+        student = plan.student.work(stage.sample)
+        teacher = self._teacher_work()
+        micro = -(-stage.batch.size // self.micro_batch)
+        forwards = self.units / stage.passes if cached else self.units
+        made.times = {"teacher": rates.of_work(teacher * forwards)}
+        if self.pairs:
+            names = self.trained()
+            sizes = {n: p.numel() for n, p in plan.student.module.named_parameters()}
+            moved = sum(sizes[n] for n in names) + sum(p.parameters for p in self.pairs)
+            traffic = estimate.FLOAT * moved * (4 + 2 * optimiser.kind.moments())
+            made.times["student"] = self.steps * micro * optimiser.gradients * rates.seconds(step)
+            made.times["optimiser"] = self.steps * (
+                traffic / rates.traffic + rates.of_work(optimiser.work(plan.student.module, names))
+            )
+        steps = self.batches.work(stage.sample, student=student, teacher=teacher)
+        if steps:
+            made.times["batch steps"] = rates.of_work(steps * self.units)
+        if stage.validation is not None:
+            points = 2 + (self.steps // stage.validation.every if stage.validation.every else 0)
+            work = points * stage.validation.samples * self.each * (student + teacher)
+            made.times["validation"] = rates.of_work(work)
+        if stage.until is not None and stage.until.seconds is not None:
+            planned = sum(made.times.values())
+            if planned > stage.until.seconds:
+                made.times = {k: v * stage.until.seconds / planned for k, v in made.times.items()}
+                made.notes.append(f"it ends after {stage.until.seconds:g} s of training")
+
+    def _teacher_work(self) -> float:
+        """Multiply-adds per unit of every model that the stage runs beside the student."""
+        total = 0.0
+        refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
+        models = self._models() if self.pairs else {MAIN}
+        for model in models:
+            kind = refs.get(model, model)
+            if kind in COPIES:
+                total += self.plan.student.work(self.stage.sample)
+                continue
+            info = self._infos().get(MAIN if kind == RANDOM else model)
+            if info is not None:
+                total += info.facts.work(self.stage.sample)
+        return total
