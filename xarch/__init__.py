@@ -19,7 +19,10 @@ _PUBLIC = {
     "plan": "xarch.api",
     "convert": "xarch.api",
     "load": "xarch.api",
+    "load_student": "xarch.api",
+    "load_teacher": "xarch.api",
     "export": "xarch.api",
+    "study": "xarch.api",
     # extending xarch
     "hookimpl": "xarch.registry.hooks",
     "Batch": "xarch.contracts.batch",
@@ -114,7 +117,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from xarch.api import convert, export, load, plan
+    from xarch.api import convert, export, load, load_student, load_teacher, plan, study
     from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
     from xarch.cli.stdout import write_document

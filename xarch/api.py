@@ -1,4 +1,4 @@
-"""The Python interface: plan, convert, evaluate, export, bench, report, inspect, load."""
+"""The Python interface: plan, convert, evaluate, export, bench, report, inspect, load, load_student, load_teacher."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from xarch.registry.loader import get_registry
 if TYPE_CHECKING:
     from torch import nn
 
+    from xarch.contracts.model import Student, Teacher
     from xarch.engine.events import Reporter
     from xarch.planning.plan import Plan
+    from xarch.registry.declare import Spec
 
-Configuration = LoadedConfig | RunConfig | str | None
+Configuration = LoadedConfig | RunConfig | Mapping[str, Any] | str | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def plan(
     """Everything that will happen, without loading a weight.
 
     Args:
-        config: a YAML file, a packaged recipe, a resolved configuration, or None with ``overrides``.
+        config: a YAML file, a packaged recipe or method, its content as plain data, a resolved configuration, or None
+            with ``overrides``.
         sets: ``a.b=c`` items.
         overrides: dotted key -> value.
         command: what the user typed, for the report.
@@ -62,32 +65,28 @@ def plan(
     Raises:
         UsageError, PlanError, PluginError: see ``xarch.errors``.
     """
-    from xarch.planning.build import build_plan
-    from xarch.planning.resolve import resolve_target, resolve_teacher
+    from xarch.planning.build import build_plan, default_recipe
+    from xarch.planning.describe import Describer
+    from xarch.planning.plan import Plan
 
     registry = get_registry()
+    describer = Describer(registry, _say)
     resolved = _resolved(config, sets, overrides)
-    if resolved.needs_recipe:
-        chosen = resolved.config
-        if not chosen.student.target or not chosen.teacher:
-            raise UsageError(
-                "nothing to convert: give a configuration, or --teacher SOURCE:REF and --to TARGET",
-                "`xarch list recipes` and `xarch list pairs` show what there is",
-            )
-        target = resolve_target(registry, chosen.student.target, chosen.student.options, tiny=chosen.tiny)
-        source = resolve_teacher(registry, chosen.teacher, chosen.teacher_options, _say, tiny=chosen.tiny)
-        info = source.adapter.describe(source.ref, source.options)
-        resolved = resolved.with_recipe(target.adapter.recipe(info.facts, target.options))
-    made = build_plan(
-        resolved.config,
-        registry,
-        name=resolved.name,
-        provenance=resolved.provenance,
-        command=command or f"xarch convert {resolved.name}",
-        say=_say,
-    )
+    with registry.attributed("while planning"):
+        if resolved.needs_recipe:
+            resolved = resolved.with_recipe(default_recipe(resolved.config, describer))
+        made = build_plan(
+            resolved.config,
+            registry,
+            name=resolved.name,
+            provenance=resolved.provenance,
+            command=command or f"xarch convert {resolved.name}",
+            say=_say,
+            describer=describer,
+        )
     registry.call("xarch_modify_plan", plan=made)
-    return made
+    # What a hook changed is checked like a plan from a file, and the stages follow their settings again.
+    return Plan.model_validate(made.model_dump())
 
 
 def convert(
@@ -131,6 +130,30 @@ def convert(
     return Run(run.path, status)
 
 
+def study(
+    study: Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    jobs: int | None = None,
+    retry: bool = False,
+) -> dict[str, Any]:
+    """Run the conversions of a study, arms × seeds, or what is missing of them; returns the content of study.json.
+
+    Args:
+        study: a YAML file, or its content as plain data.
+        out: its folder; by default a new one under ``studies/``.
+        jobs: runs at a time, instead of the study's.
+        retry: also run what failed before.
+
+    Raises:
+        UsageError: the study or one of its configurations is wrong; nothing was run.
+        XarchError: runs failed, with the exit code of the first one; the others are done.
+    """
+    from xarch.run.study.conduct import conduct
+
+    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: _say(event) if event else None)
+
+
 def read_plan(run: RunDir) -> Plan:
     """The plan of a run.
 
@@ -144,16 +167,51 @@ def read_plan(run: RunDir) -> Plan:
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
-    """A student from a run folder or a student folder, in eval mode.
+    """A student's module from a run folder or a student folder, in eval mode.
+
+    Raises:
+        UsageError: there is no student, or its files do not fit together.
+    """
+    return load_student(path, device).module
+
+
+def load_student(path: Path | str, device: str = "cpu") -> Student:
+    """A student from a run folder or a student folder: frozen, in eval mode, with its taps.
 
     Raises:
         UsageError: there is no student, or its files do not fit together.
     """
     from xarch.hardware import choose_device
-    from xarch.run.student_io import load_student
+    from xarch.run import student_io
 
-    student, _, _ = load_student(Path(path), get_registry(), choose_device(device))
-    return student.module
+    registry = get_registry()
+    with registry.attributed(f"load {path}"):
+        student, _, _ = student_io.load_student(Path(path), registry, choose_device(device))
+    return student
+
+
+def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Teacher:
+    """A teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
+
+    Args:
+        options: of its source adapter.
+
+    Raises:
+        UsageError: the reference or an option is wrong.
+        PluginError: the adapter failed.
+    """
+    import torch
+
+    from xarch.hardware import choose_device
+    from xarch.planning.resolve import resolve_teacher
+
+    registry = get_registry()
+    source = resolve_teacher(registry, ref, options or {}, _say)
+    with registry.guard(registry.get("source", source.name), f"load {ref}"):
+        teacher: Teacher = source.adapter.load(
+            source.ref, source.options, device=choose_device(device), dtype=torch.float32
+        )
+    return teacher
 
 
 def _reopen(run_path: Path | str, reporter: Reporter | None) -> Any:
@@ -247,30 +305,61 @@ def inspect(ref: str) -> dict[str, Any]:
     return _inspect_teacher(ref)
 
 
-def _inspect_spec(spec: Any) -> dict[str, Any]:
+def _inspect_spec(spec: Spec) -> dict[str, Any]:
+    """What a declaration says, and what the class behind it says of options, layouts and units."""
+    from xarch.registry.declare import RESOURCES
+
     registry = get_registry()
-    facts = {"kind": spec.kind, "name": spec.name, "plugin": spec.plugin, "summary": spec.summary}
-    if spec.kind == "recipe":
-        return {**facts, "yaml": registry.resolve(spec)}
+    facts = {"kind": spec.kind, "name": spec.name, "plugin": spec.plugin, "summary": spec.summary, **spec.data}
+    if spec.accepts and spec.kind != "teacher":
+        facts["families"] = list(spec.accepts)
+    if spec.kind in RESOURCES:
+        text = registry.resolve(spec)
+        if spec.kind == "method":
+            from xarch.config.method import read_method
+
+            facts |= read_method(text, spec.qualified).model_dump(mode="json")
+        return {**facts, "yaml": text}
     if spec.kind == "teacher":
-        return {**facts, **spec.data}
+        return facts
     found = registry.resolve(spec)
     options = getattr(found, "Options", None)
     return {
         **facts,
-        "doc": (getattr(found, "__doc__", "") or "").strip(),
+        **_layouts(found),
+        "doc": _doc(found),
         "options": options.model_json_schema() if options is not None else {},
     }
 
 
+def _doc(found: Any) -> str:
+    """The docstring of a class or function, without its indentation."""
+    import inspect
+
+    return inspect.getdoc(found) or ""
+
+
+def _layouts(found: Any) -> dict[str, Any]:
+    """Layouts that an objective or a connector takes, tensors that a family reads; nothing for other kinds."""
+    told: dict[str, Any] = {}
+    accepts = getattr(found, "accepts", None)
+    if isinstance(accepts, frozenset):
+        told["layouts"] = sorted(" / ".join(pair) if isinstance(pair, tuple) else pair for pair in accepts)
+    for name in ("units", "unit", "metric", "mask"):
+        value = getattr(found, name, "")
+        if isinstance(value, str) and value:
+            told[name] = value
+    tensors = getattr(found, "tensors", None)
+    return {**told, "tensors": dict(tensors)} if isinstance(tensors, Mapping) else told
+
+
 def _inspect_teacher(ref: str) -> dict[str, Any]:
-    from xarch.planning.build import family_taps
-    from xarch.planning.resolve import resolve_teacher
+    from xarch.planning.describe import Describer
 
     registry = get_registry()
-    source = resolve_teacher(registry, ref, {}, _say)
-    info = source.adapter.describe(source.ref, source.options)
-    taps = family_taps(registry, info)
+    with registry.attributed(f"describe {ref}"):
+        described = Describer(registry, _say).reference(ref, {})
+    info = described.info
     return {
         "teacher": ref,
         "title": info.title,
@@ -279,5 +368,9 @@ def _inspect_teacher(ref: str) -> dict[str, Any]:
         "weight_bytes": info.weight_bytes,
         "facts": info.facts.to_json(),
         "details": info.details,
-        "taps": [{"name": t.name, "kind": t.kind, "layout": t.layout, "shape": t.shape} for t in taps.values()],
+        "warnings": list(info.warnings),
+        "taps": [
+            {"name": t.name, "kind": t.kind, "layout": t.layout, "shape": dict(t.shape)}
+            for t in described.taps.values()
+        ],
     }

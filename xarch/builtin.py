@@ -5,18 +5,26 @@ from __future__ import annotations
 from xarch.registry.declare import Declarations
 from xarch.registry.hooks import hookimpl
 
+DENSE, CLASSES = "values of one shape, any dense layout", "logits with logits"
 OBJECTIVES = (
-    ("mse", "distances:MSE", "mean square per feature, of values as they are or normalised", ""),
-    ("l2", "distances:L2", "Euclidean distance per position", "arXiv:2408.10189"),
-    ("relative-l2", "distances:RelativeL2", "Euclidean distance over the right side's mean norm", ""),
-    ("cosine", "distances:Cosine", "one minus the cosine per position", ""),
-    ("huber", "distances:Huber", "square below delta, straight above", ""),
-    ("smooth-l1", "distances:SmoothL1", "absolute error, square below beta", ""),
-    ("kl", "distributions:KL", "divergence from the right side's distribution over classes", "arXiv:1503.02531"),
-    ("cross-entropy", "labels:CrossEntropy", "loss on labels or on given probabilities", ""),
-    ("hard-label", "labels:HardLabel", "loss on the class that the right side thinks likeliest", ""),
-    ("correlation", "correlation:Correlation", "one minus Pearson's correlation, over features or over the batch", ""),
-    ("fsp", "flow:FSP", "flow between two taps: products of their features (joined)", "CVPR 2017, Yim et al."),
+    ("mse", "distances:MSE", DENSE, "squared value", "", "mean square, of values as they are or normalised"),
+    ("l2", "distances:L2", DENSE, "norm/position", "arXiv:2408.10189", "Euclidean distance per position"),
+    (
+        "relative-l2",
+        "distances:RelativeL2",
+        DENSE,
+        "fraction of the right side's norm",
+        "",
+        "as l2, over the right side's norm",
+    ),
+    ("cosine", "distances:Cosine", DENSE, "1 - cosine", "", "one minus the cosine per position"),
+    ("huber", "distances:Huber", DENSE, "squared value", "", "square below delta, straight above"),
+    ("smooth-l1", "distances:SmoothL1", DENSE, "absolute value", "", "absolute error, square below beta"),
+    ("kl", "distributions:KL", CLASSES, "nats/position", "arXiv:1503.02531", "divergence between distributions"),
+    ("cross-entropy", "labels:CrossEntropy", "logits with labels", "nats/position", "", "loss on given labels"),
+    ("hard-label", "labels:HardLabel", CLASSES, "nats/position", "arXiv:2012.12877", "loss on the likeliest class"),
+    ("correlation", "correlation:Correlation", DENSE, "1 - correlation", "arXiv:2205.10536", "over features or batch"),
+    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "", "flow between places (Yim et al., CVPR 2017)"),
 )
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
@@ -50,8 +58,9 @@ def xarch_register(registry: Declarations) -> None:
     """What the vocabulary has without plugins, profiles to export to, and students of earlier runs as teachers."""
     registry.stage("gradient", load="xarch.engine.gradient:Gradient", summary="match taps by gradient descent")
     registry.stage("closed_form", load="xarch.engine.closed_form:ClosedForm", summary="solve each site, no gradient")
-    for name, load, summary, paper in OBJECTIVES:
-        registry.objective(name, load=f"xarch.matching.objectives.{load}", summary=summary, paper=paper)
+    for name, load, compares, units, paper, summary in OBJECTIVES:
+        load = f"xarch.matching.objectives.{load}"
+        registry.objective(name, load=load, compares=compares, units=units, paper=paper, summary=summary)
     for name, attribute, summary in CONNECTORS:
         registry.connector(name, load=f"xarch.matching.connectors:{attribute}", summary=summary)
     for name, attribute, summary in BATCH_STEPS:

@@ -33,7 +33,7 @@ from xarch.export.run import export_teacher  # noqa: E402
 from xarch.export.session import open_session  # noqa: E402
 from xarch_field.facts import FieldFacts  # noqa: E402
 from xarch_field.student import FieldStudent  # noqa: E402
-from xarch_pvd.export.graphs import field_graphs  # noqa: E402
+from xarch_pvd.export.graphs import FieldExport, field_graphs  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402
 
@@ -82,7 +82,9 @@ def measured(arch: str, preset: str, forms: dict[str, str], points: int, calls: 
     low, high = ((x, y, z) for x, y, z in scene.BOX)
     grid = torch.rand(64, 64, 64) < 0.2
     field = build_field(arch, options, aabb=scene.BOX, occupancy=grid).eval().requires_grad_(False)
-    graphs = field_graphs(FieldStudent(field, FieldFacts(arch=arch, aabb=(low, high)), options), cpu, forms)[:1]
+    graphs = field_graphs(
+        FieldStudent(field, FieldFacts(arch=arch, aabb=(low, high)), options), cpu, FieldExport(**forms)
+    )[:1]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         export_teacher(graphs, cpu, Path(folder) / "out", lambda line: None)

@@ -1,20 +1,21 @@
 """How any decoder student leaves as ONNX: ``prefill_T`` reads T tokens at once, ``decode_1`` one token; both take the
 recurrent states and give them back, so a prompt is a few prefill calls and the rest decode calls, without padding.
+A prefill gives the logits of its last position: what a program samples from.
 
 Legend: L tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from xarch import ExportGraph, Options, PlanError, Profile, validated
+from xarch import ExportGraph, Options, PlanError, Profile
 from xarch_decoder.model.decoder import MixerDecoder, States
 from xarch_decoder.model.mixer import StateSpec
 from xarch_decoder.student import DecoderStudent
@@ -30,6 +31,9 @@ class DecoderExport(Options):
     """Export options of a decoder student."""
 
     prefill: list[int] = Field(default=[64], description="tokens per call, one graph each; empty: decode only")
+    logits: Literal["last", "all"] = Field(
+        "last", description="positions of a prefill call whose logits it gives; `all` costs a head for each of them"
+    )
     context: int | None = Field(
         None, ge=2, description="tokens a cache can hold where shapes are static; default the teacher's, at most 1024"
     )
@@ -54,17 +58,18 @@ class GraphState:
 
 
 class StepGraph(nn.Module):
-    """(input_ids [1, L], position [1], states in layer order) -> (logits [1, L, V], new states)."""
+    """(input_ids [1, L], position [1], states in layer order) -> (logits [1, L, V], or [1, 1, V] if ``last``, new
+    states)."""
 
-    def __init__(self, decoder: MixerDecoder, *, fixed: bool) -> None:
+    def __init__(self, decoder: MixerDecoder, *, fixed: bool, last: bool) -> None:
         super().__init__()
-        self.decoder, self.fixed = decoder, fixed
+        self.decoder, self.fixed, self.last = decoder, fixed, last
         self.counts = [len(specs) for specs in decoder.state_specs()]
 
     def forward(self, input_ids_1L: Tensor, position_1: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         queue = iter(states)
         nested: States = tuple(tuple(next(queue) for _ in range(count)) for count in self.counts)
-        logits_1LV, nested = self.decoder.advance(input_ids_1L, position_1, nested, fixed=self.fixed)
+        logits_1LV, nested = self.decoder.advance(input_ids_1L, position_1, nested, fixed=self.fixed, last=self.last)
         return (logits_1LV, *(tensor for state in nested for tensor in state))
 
 
@@ -75,16 +80,14 @@ def graph_states(decoder: MixerDecoder) -> Iterator[GraphState]:
             yield GraphState(layer, spec)
 
 
-def decoder_graphs(student: DecoderStudent, profile: Profile, options: Mapping[str, Any]) -> list[ExportGraph]:
-    """``decode_1`` and one ``prefill_T`` per size of ``options["prefill"]`` (see :class:`DecoderExport`).
+def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExport) -> list[ExportGraph]:
+    """``decode_1`` and one ``prefill_T`` per size of ``chosen.prefill``.
 
     With a static profile caches are buffers of ``context`` tokens, otherwise they grow from zero tokens.
 
     Raises:
-        UsageError: an option is unknown or out of range.
         PlanError: a prefill size does not fit, or a mixer has no form for static shapes.
     """
-    chosen = validated(DecoderExport, options, "export.options")
     context = (chosen.context or min(student.facts.max_positions, 1024)) if profile.static else None
     sizes = sorted(set(chosen.prefill), reverse=True)
     wrong = [size for size in sizes if size < 2 or (context is not None and size > context)]
@@ -93,10 +96,10 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, options: Mapping[s
             f"export options: prefill {wrong} must lie between 2 and {context or 'the prompt length'}",
             "set `export.options.prefill` to the numbers of tokens to read per call, e.g. [64]",
         )
-    return [_graph(student, size, sizes, context) for size in (1, *sizes)]
+    return [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
 
 
-def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None) -> ExportGraph:
+def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None, logits: str) -> ExportGraph:
     decoder, facts = student.decoder, student.facts
     states = list(graph_states(decoder))
     device = decoder.embed.weight.device
@@ -112,7 +115,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
     dynamic = {s.name: {s.spec.axis: PAST} for s in states if s.spec.axis is not None and not fixed}
     return ExportGraph(
         name="decode_1" if tokens == 1 else f"prefill_{tokens}",
-        module=StepGraph(decoder, fixed=fixed).eval(),
+        module=StepGraph(decoder, fixed=fixed, last=logits == "last").eval(),
         inputs=inputs,
         outputs=["logits", *(state.present for state in states)],
         dynamic=dynamic,
@@ -122,6 +125,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
             # A single token gains nothing from repacked weights, and without it they stay mapped and shared.
             "prepack": tokens > 1,
             "prefill": prefill,
+            "logits": logits,
             "context": context,
             "vocab": facts.vocab,
             "bos": facts.bos,

@@ -1,5 +1,5 @@
 """Parity of an exported decoder on real text: the graphs are driven as a device would drive them, and compared with the
-student reading the whole prompt at once.
+student's logits for the whole prompt at once, which the engine computes.
 
 Legend: L tokens.
 """
@@ -7,6 +7,7 @@ Legend: L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ def decoder_parity(
 ) -> Iterator[ParityCase]:
     """Prompts of several lengths through every prefill graph and ``decode_1``, and a run of single decode steps.
 
-    Each case gives the logits of every position, compared with the student's forward on the whole prompt, and the
-    final states, compared with the student's own. Caches in fixed buffers are compared over the tokens they hold.
+    Each case gives the logits that its calls give, compared with the student's tap on the whole prompt, and the final
+    states, compared with the student's own. Caches in fixed buffers are compared over the tokens they hold.
 
     Args:
         graphs: from :func:`decoder_graphs`; ``decode_1`` must be among them.
@@ -68,10 +69,8 @@ def _case(
     decoder = student.decoder
     length = ids_1L.shape[1]
     with torch.no_grad():
-        on_device = ids_1L.to(decoder.embed.weight.device)
-        logits = decoder(on_device)
-        _, nested = decoder.advance(on_device, 0, decoder.initial_states())
-    expected = {"logits": logits.cpu().numpy()}
+        _, nested = decoder.advance(ids_1L.to(decoder.embed.weight.device), 0, decoder.initial_states(), last=True)
+    expected = {}
     finals = (tensor for state in nested for tensor in state)
     for state, tensor in zip(graph_states(decoder), finals, strict=True):
         expected[state.present] = tensor.cpu().numpy()
@@ -79,8 +78,18 @@ def _case(
     def drive(call: Call) -> dict[str, np.ndarray]:
         return drive_prompt(call, ids_1L.numpy(), pieces, states)
 
-    calls = {"batch": 1, "tokens": length, "calls": len(pieces)}
-    return ParityCase(graph.name, calls, drive, expected, top1="logits")
+    ends = list(accumulate(tokens for _, tokens in pieces))
+    given = [end - 1 for end in ends] if graph.metadata["logits"] == "last" else range(length)
+    return ParityCase(
+        graph.name,
+        {"batch": 1, "tokens": length, "calls": len(pieces)},
+        drive,
+        expected,
+        top1="logits",
+        batch=Batch({"input_ids": ids_1L}, length),
+        taps={"logits": "logits"},
+        positions={"logits": (1, given)},
+    )
 
 
 def drive_prompt(
@@ -92,7 +101,7 @@ def drive_prompt(
         states: the ``states`` entry of a graph's metadata.
 
     Returns:
-        ``logits`` [1, L, V] of every position and the final states under their output names.
+        ``logits`` [1, N, V] of the N positions that the calls give and the final states under their output names.
     """
     held = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
     logits, position = [], 0

@@ -28,6 +28,7 @@ def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str
     taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
     taps += [
         Tap("points.sigma_raw", "point", "N", info=density),
+        Tap("points.sigma", "point", "N", info={"clipped": True, "per": "world unit"}),
         Tap("points.rgb", "point", "NC", {"C": 3}),
         Tap("points.opacity", "point", "N"),
         Tap("samples.sigma_raw", "ray", "RK", {"K": samples}, density),

@@ -1,6 +1,7 @@
 """Fields as the engine sees them, with taps at points, along rays and in the picture; and a field as a teacher.
 
-A batch holds either points (``xyz``, ``dirs``) or rays (``origins``, ``dirs``, ``background``, ``jitter``). Samples on
+A batch holds either points (``xyz``, ``dirs``) or rays (``origins``, ``dirs``, ``background``, ``jitter``; ``samples``
+among its facts, where it is not the scene's number). Samples on
 a ray follow from the ray and from box and occupancy, which a student inherits: both sides are asked at the same places.
 
 Legend: N points, R rays, K samples on a ray.
@@ -85,7 +86,8 @@ class FieldModel(TapModel):
             sink(f"points.{name}", values[name])
 
     def _rays(self, batch: Batch, wanted: set[str], sink: Sink) -> None:
-        points = ray_points(self.field, batch["origins"], batch["dirs"], self.facts.samples, batch.get("jitter"))
+        samples = batch.meta.get("samples", self.facts.samples)
+        points = ray_points(self.field, batch["origins"], batch["dirs"], samples, batch.get("jitter"))
         values = self.field.query(points.x_N3, points.d_N3, ("sigma_raw", "rgb"))
         for name in ("sigma_raw", "rgb"):
             if f"samples.{name}" in wanted:

@@ -17,7 +17,14 @@ def xarch_register(registry: Any) -> None:
         produces="decoder",
         summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
     )
-    registry.objective("frobenius", load="xarch_mohawk.objectives:Frobenius", summary="distance of mixing matrices")
+    registry.objective(
+        "frobenius",
+        load="xarch_mohawk.objectives:Frobenius",
+        compares="state-space with attention factors",
+        units="norm/head",
+        paper="arXiv:2408.10189",
+        summary="distance of mixing matrices",
+    )
     registry.stage("kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers that cost least KL")
     registry.recipe(
         "mohawk",

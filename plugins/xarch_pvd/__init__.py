@@ -30,10 +30,17 @@ def xarch_register(registry: Any) -> None:
         registry.target(
             name, load=f"xarch_pvd.targets.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
         )
-    registry.objective("field-mse", load="xarch_pvd.objectives:FieldMSE", summary="mean square at points or on rays")
-    registry.objective(
-        "log-density", load="xarch_pvd.objectives:LogDensity", summary="one-sided square of raw log-densities"
-    )
+    for name, attribute, summary in (
+        ("field-mse", "FieldMSE", "mean square, by what the teacher shows of a point or sample"),
+        ("log-density", "LogDensity", "one-sided square of raw log-densities"),
+    ):
+        registry.objective(
+            name,
+            load=f"xarch_pvd.objectives:{attribute}",
+            compares="points or rays",
+            paper="arXiv:2211.15977",
+            summary=summary,
+        )
     registry.data(
         "views", load="xarch_pvd.data.provider:Views", summary="points and rays drawn from a field, no pictures"
     )

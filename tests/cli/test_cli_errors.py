@@ -112,7 +112,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["convert", "--resume"], "--resume needs to know which run", "--out RUN"),
         (["convert", "--resume", "--out", "x"], "x holds no run to continue", "CONFIG"),
         (["list", "--plugin", "nope.py"], "plugin file nope.py does not exist", None),
-        (["inspect", "nope"], "nothing is called 'nope'", "SOURCE:REF"),
+        (["inspect", "nope"], "'nope' is neither a file, a folder nor a registered name", "SOURCE:REF"),
         (["inspect", "gradent"], "did you mean 'gradient'?", "SOURCE:REF"),
         (["plugins", "disable", "cor"], "there is no plugin 'cor'; did you mean 'core'?", "known: core"),
         (["plugins", "disable", "core"], "the core plugin cannot be disabled", None),

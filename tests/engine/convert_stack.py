@@ -17,7 +17,7 @@ import torch
 STAGES = {
     "fit": {"kind": "closed_form", "units": 32, "batch": 4},
     "local": {
-        "matches": [{"student": "output", "objective": "sabotage"}],
+        "matches": {"out": {"student": "output", "objective": "sabotage"}},
         "trains": {"all": {}},
         "units": 480,
         "batch": 4,
@@ -28,7 +28,7 @@ STAGES = {
     "nothing": {"kind": "nothing", "units": 0},
     "global": {
         "scope": "global",
-        "matches": [{"student": "layers.2.output", "objective": "sabotage"}],
+        "matches": {"end": {"student": "layers.2.output", "objective": "sabotage"}},
         "trains": {"all": {}},
         "units": 240,
         "batch": 4,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,18 +19,22 @@ from xarch import (
     DataInfo,
     DataProvider,
     Evaluation,
+    Family,
     Initialisation,
+    LocalStudent,
+    Metric,
     Objective,
+    Options,
     Site,
     Solver,
     SourceAdapter,
     SourceInfo,
     StageKind,
     StageOutcome,
-    Student,
     Tap,
     TargetAdapter,
     Teacher,
+    TensorInfo,
     hookimpl,
 )
 
@@ -55,6 +60,26 @@ class StackFacts:
             for leaf in ("input", "output")
         ]
         return {t.name: t for t in taps}
+
+    def tiny(self):
+        return replace(self, layers=min(self.layers, 2))
+
+    def work(self, sample):
+        return float(self.layers * self.width**2)
+
+
+class StackFamily(Family):
+    """Rows of numbers in, rows of numbers out; a mask may say which rows count."""
+
+    Facts = StackFacts
+    unit = "row"
+    tensors: ClassVar = {"x": "BLD", "mask?": "BL"}
+    mask = "mask"
+    metric = "stack_mse"
+
+    def accepts(self, facts, data):
+        width = data.tensors["x"].shape.get("D", facts.width)
+        return None if width == facts.width else f"it has rows of {width} numbers, the model reads {facts.width}"
 
 
 class Low(nn.Module):
@@ -104,8 +129,11 @@ class StackTeacher(Teacher):
     def weights(self):
         return self.module.state_dict()
 
+    def work(self, sample):
+        return self.facts.work(sample)
 
-class StackStudent(Student):
+
+class StackStudent(LocalStudent):
     family = "stack"
 
     def __init__(self, facts, device):
@@ -164,9 +192,19 @@ class StackSource(SourceAdapter):
     def load(self, ref, options, *, device, dtype):
         return StackTeacher(StackFacts(layers=int(ref)))
 
+    def random(self, ref, options, *, device, seed):
+        teacher = StackTeacher(StackFacts(layers=int(ref)))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for layer in teacher.module:
+                layer[0].reset_parameters()
+        teacher.fingerprint = f"random-{seed}"
+        return teacher
+
 
 class LowTarget(TargetAdapter):
-    Facts = StackFacts
+    def facts_from_data(self, data, options):
+        return StackFacts(width=data.tensors["x"].shape["D"])
 
     def build(self, facts, options, decisions, *, device):
         return StackStudent(facts, device)
@@ -187,17 +225,31 @@ class LowTarget(TargetAdapter):
         return []
 
 
+class NoiseOptions(Options):
+    """``mask``: the name under which a random mask is given, "" for none. ``numbers``: whether samples have numbers."""
+
+    mask: str = ""
+    numbers: bool = False
+
+
 class Noise(BatchStream):
-    def __init__(self, samples, length, width, seed, finite):
-        self.shape, self.seed, self.at, self.finite = (samples, length, width), seed, 0, finite
+    def __init__(self, request, width, seed, finite):
+        self.options = request.options
+        self.shape = (request.samples, request.sample.get("length", 4), width)
+        self.seed, self.at, self.finite = seed, 0, finite
 
     def __next__(self):
         if self.finite and self.at >= self.finite:
             raise StopIteration
         generator = torch.Generator().manual_seed(self.seed * 100003 + self.at)
+        tensors = {"x": torch.randn(self.shape, generator=generator)}
+        if self.options.mask:
+            lengths = torch.randint(1, self.shape[1] + 1, (self.shape[0], 1), generator=generator)
+            tensors[self.options.mask] = (torch.arange(self.shape[1]) < lengths).float()
+        if self.options.numbers:
+            tensors["sample_id"] = torch.arange(self.shape[0]) + self.shape[0] * self.at
         self.at += 1
-        x = torch.randn(self.shape, generator=generator)
-        return Batch({"x": x}, self.shape[0] * self.shape[1])
+        return Batch(tensors, self.shape[0] * self.shape[1])
 
     def state_dict(self):
         return {"at": self.at}
@@ -207,15 +259,26 @@ class Noise(BatchStream):
 
 
 class NoiseData(DataProvider):
-    def describe(self, ref, options):
-        return DataInfo("noise", "noise", "row")
+    Options = NoiseOptions
+
+    def describe(self, request):
+        tensors = {"x": TensorInfo("BLD", {"D": int(request.ref)})}
+        if request.options.mask:
+            tensors[request.options.mask] = TensorInfo("BL", dtype="float32")
+        if request.options.numbers:
+            tensors["sample_id"] = TensorInfo("B")
+        return DataInfo("noise", "noise", "row", tensors=tensors)
 
     def units_per_sample(self, sample):
         return sample.get("length", 4)
 
-    def open(self, ref, options, *, split, samples, sample, processors, seed, teacher=None):
-        offset = {"train": 1, "validation": 2, "heldout": 3}[split]
-        return Noise(samples, sample.get("length", 4), int(ref), seed * 10 + offset, 0 if split == "train" else 4)
+    def sizes(self, sample):
+        return {"L": sample.get("length", 4)}
+
+    def open(self, request):
+        offset = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}[request.split]
+        seed = request.seed * 10 + offset
+        return Noise(request, int(request.ref), seed, 0 if request.split == "train" else 4)
 
 
 class Trouble:
@@ -242,7 +305,7 @@ class Sabotage(Objective):
 
     accepts = frozenset({("BLD", "BLD")})
 
-    def forward(self, student, teacher, batch, **aux):
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
         due = Trouble.moment()
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if kind == "oom" and len(batch) > int(at):
@@ -257,21 +320,28 @@ class Nothing(StageKind):
         return StageOutcome(metrics={"seen": float(len(context.student.sites()))})
 
 
-class StackMetric:
+class StackMetric(Metric):
     batches = 0
 
-    def evaluate(self, teacher, students, batches, *, processor, progress):
-        last = f"layers.{teacher.facts.layers - 1}.output"
-        total = n = 0.0
-        for batch in batches():
-            want, got = (m.collect(batch, {last})[last] for m in (teacher, students["student"]))
-            total, n = total + float((want - got).square().mean()), n + 1
-            StackMetric.batches += 1
-            if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
-                signal.raise_signal(signal.SIGTERM)
-            progress(batch.units)
-        value = total / max(n, 1)
-        return Evaluation("mse", False, "squared value", {"mse": 0.0}, {"mse": value}, gated={"mse": value}, n=int(n))
+    def evaluate(self, request):
+        values = {}
+        batches = list(request.batches())
+        for name, model in request.students.items():
+            last = f"layers.{model.facts.layers - 1}.output"
+            total = 0.0
+            for batch in batches:
+                want = torch.zeros(()) if request.teacher is None else request.teacher.collect(batch, {last})[last]
+                total += float((want - model.collect(batch, {last})[last]).square().mean())
+                StackMetric.batches += 1
+                if os.environ.get("SABOTAGE") == f"evaluate@{self.batches}":
+                    signal.raise_signal(signal.SIGTERM)
+                request.progress(batch.units)
+            values[name] = {"mse": total / max(len(batches), 1)}
+        student = values.pop("student")
+        teacher = {} if request.teacher is None else {"mse": 0.0}
+        return Evaluation(
+            "mse", False, "squared value", teacher, student, values, gated={"gain": -student["mse"]}, n=len(batches)
+        )
 
 
 @hookimpl
@@ -283,6 +353,7 @@ def xarch_stage_finished(stage):
 @hookimpl
 def xarch_register(registry):
     me = __name__
+    registry.family("stack", load=f"{me}:StackFamily", summary="stacks of layers")
     registry.source("stack", load=f"{me}:StackSource", summary="a stack of layers", produces="stack")
     registry.target("low", load=f"{me}:LowTarget", summary="low-rank stack", accepts=["stack"], produces="stack")
     registry.data("noise", load=f"{me}:NoiseData", summary="noise")

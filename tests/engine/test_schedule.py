@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from xarch.engine.schedule import lr_factor, match_weight
 
 from xarch.config.schema import Optimiser, WeightSchedule
-from xarch.engine.schedule import lr_factor, match_weight
 
 
 def test_wsd_rises_stays_and_falls() -> None:

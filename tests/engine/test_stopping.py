@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 from pydantic import ValidationError
+from xarch.engine.schedule import lr_factor, match_weight
 
 from xarch.config.schema import Optimiser, Plateau, Until, WeightSchedule
-from xarch.engine.schedule import lr_factor, match_weight
 from xarch.engine.stopping import StoppingRule
 from xarch.engine.stopwatch import Spent, Stopwatch
 

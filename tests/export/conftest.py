@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.export_models import RecurrentTarget, make_student
+from tests.export.export_models import RecurrentTarget, held_out, make_student
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
 
@@ -20,7 +20,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResu
         RecurrentTarget(),
         cpu,
         options={},
-        batches=[],
+        batches=held_out(),
         out=out,
         metadata={"xarch.teacher": "hf:tiny", "normalisation": {"mean": 0.5}},
         say=lambda line: None,

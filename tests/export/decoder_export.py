@@ -15,7 +15,7 @@ from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Initialisation, Student, Teacher
-from xarch_decoder.export import decoder_graphs
+from xarch_decoder.export import DecoderExport, decoder_graphs
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.model.mixer import Mixer, StateSpec
@@ -81,7 +81,7 @@ class DecoderTarget(TargetAdapter):
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         assert isinstance(student, DecoderStudent)
-        return decoder_graphs(student, profile, options)
+        return decoder_graphs(student, profile, DecoderExport.model_validate(options))
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

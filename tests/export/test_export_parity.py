@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from torch import nn
 
-from xarch.contracts.export import Call, Measure, ParityCase
+from xarch.contracts.bench import Call
+from xarch.contracts.export import ExportGraph, Measure, ParityCase
 from xarch.errors import ParityError
 from xarch.export.figures import distance, top1
 from xarch.export.parity import measure_parity, raise_unless_passed
 from xarch.export.profiles import cpu
+from xarch.export.proof import Comparison
 
 X = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
 
@@ -39,7 +42,10 @@ def case(
 
 
 def verdict(folder: Path, *cases: ParityCase, graphs: tuple[str, ...] = ("double",)) -> dict[str, Any]:
-    return measure_parity(folder, graphs, cases, cpu, threads=1)
+    """The gate's result where the student's taps gave everything that is expected."""
+    named = [ExportGraph(name, nn.Identity(), {}, list(cases[0].expected)) for name in graphs]
+    known = [Comparison(case, dict.fromkeys(case.expected, "tap")) for case in cases]
+    return measure_parity(folder, named, known, cpu, threads=1, notes={})
 
 
 def test_exact_outputs_pass_in_both_modes(folder: Path) -> None:
@@ -128,12 +134,33 @@ def test_ties_are_left_out(folder: Path) -> None:
 def test_a_graph_without_a_case_fails(folder: Path) -> None:
     (folder / "other.onnx").write_bytes((folder / "double.onnx").read_bytes())
     result = verdict(folder, case({"y": 2 * X}), graphs=("double", "other"))
-    assert [(f["graph"], f["figure"], f["seen"]) for f in result["failures"]] == [("other", "cases", "0")]
+    assert [(f["graph"], f["figure"], f["seen"]) for f in result["failures"]] == [("other", "reference", "none")]
+    with pytest.raises(ParityError, match="nothing proves the export: graph 'other'") as caught:
+        raise_unless_passed(result, folder)
+    assert "reads={INPUT: BATCH KEY}, gives={OUTPUT: STUDENT TAP}" in (caught.value.hint or "")
 
 
-def test_a_case_of_an_unknown_graph_is_a_bug(folder: Path) -> None:
-    with pytest.raises(ValueError, match="credited to 'double'"):
-        verdict(folder, case({"y": 2 * X}), graphs=("other",))
+def gate(folder: Path, *comparisons: Comparison, notes: dict[str, str] | None = None) -> dict[str, Any]:
+    graph = ExportGraph("double", nn.Identity(), {}, ["y", "present_s"])
+    return measure_parity(folder, [graph], comparisons, cpu, threads=1, notes={} if notes is None else notes)
+
+
+def test_expected_values_of_an_author_prove_nothing_alone(folder: Path) -> None:
+    """vision 2.1: the reference may not come from who is judged by it."""
+    own = Comparison(case({"y": 2 * X, "present_s": X}), {})
+    result = gate(folder, own, notes={"double": "held-out batches have no x"})
+    assert [f["seen"] for f in result["failures"]] == ["none (held-out batches have no x)"]
+    assert gate(folder, own, Comparison(case({"y": 2 * X}), {"y": "final"}))["passed"]
+
+
+def test_an_output_that_nothing_is_compared_with_fails(folder: Path) -> None:
+    result = gate(folder, Comparison(case({"y": 2 * X}), {"y": "final"}))
+    assert [(f["output"], f["figure"]) for f in result["failures"]] == [("present_s", "reference")]
+
+
+def test_a_case_that_never_calls_its_graph_proves_nothing(folder: Path) -> None:
+    idle = case({"y": 2 * X, "present_s": X}, drive=lambda call: {"y": 2 * X, "present_s": X})
+    assert not gate(folder, Comparison(idle, {"y": "final", "present_s": "state"}))["passed"]
 
 
 @pytest.mark.parametrize("inputs", [{"x": X[:2]}, {}, {"x": X.astype(np.float64)}], ids=["shape", "missing", "type"])

@@ -13,7 +13,16 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from tests.export.export_models import VOCAB, WIDTH, Recurrent, RecurrentTarget, WrongWhenExported, graph, make_student
+from tests.export.export_models import (
+    VOCAB,
+    WIDTH,
+    Recurrent,
+    RecurrentTarget,
+    WrongWhenExported,
+    graph,
+    held_out,
+    make_student,
+)
 from xarch.contracts.export import Profile
 from xarch.errors import ParityError, PlanError
 from xarch.export.profiles import cpu
@@ -24,7 +33,14 @@ Exported = tuple[Path, ExportResult]
 
 def export(student: Any, out: Path, profile: Profile = cpu, **options: Any) -> ExportResult:
     return export_profile(
-        student, RecurrentTarget(), profile, options=options, batches=[], out=out, metadata={}, say=lambda line: None
+        student,
+        RecurrentTarget(),
+        profile,
+        options=options,
+        batches=held_out(),
+        out=out,
+        metadata={},
+        say=lambda line: None,
     )
 
 
@@ -58,8 +74,11 @@ def test_parity_json_has_the_contract_shape(exported: Exported) -> None:
     assert parity["limits"]["rel_l2"] == 1e-4
     for entry in parity["graphs"].values():
         assert {(case["shape"]["past"], case["optimised"]) for case in entry["cases"]} == {
-            (past, optimised) for past in (1, 5, 13) for optimised in (True, False)
+            (past, optimised) for past in (5, 13) for optimised in (True, False)
         }
+        assert entry["samples"] == [1]
+        assert entry["proof"]["present_h"] == {"tap": "h", "by": "held-out batches"}
+        assert entry["top1_agreement"] == 1.0
         for case in entry["cases"]:
             assert case["outputs"].keys() == {"logits", "present_h", "present_cache"}
             for figures in case["outputs"].values():
@@ -84,12 +103,7 @@ def test_metadata_is_enough_to_run_a_graph(exported: Exported) -> None:
     assert facts["xarch.tokens"] == "1"
     assert facts["xarch.teacher"] == "hf:tiny"
     assert json.loads(facts["xarch.normalisation"]) == {"mean": 0.5}
-    states = json.loads(facts["xarch.states"])
-    assert [(s["name"], s["present"], s["shape"]) for s in states] == [
-        ("h", "present_h", [1, WIDTH]),
-        ("cache", "present_cache", [1, 0, WIDTH]),
-    ]
-    held = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
+    held = {"h": np.zeros((1, WIDTH), np.float32), "cache": np.zeros((1, 0, WIDTH), np.float32)}
     logits, h, cache = session.run(None, {"input_ids": np.array([[7]]), **held})
     assert logits.shape == (1, 1, VOCAB)
     assert h.shape == (1, WIDTH)
@@ -117,7 +131,7 @@ def test_planted_mismatch_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ParityError) as caught:
         export(student, out, tokens=(1,))
     assert caught.value.exit_code == 6
-    for part in ("'step_1'", "'past': 5", "'logits'", "rel_l2", "0.001", "limit 0.0001"):
+    for part in ("'step_1'", "'past': 13", "'logits'", "rel_l2", "0.001", "limit 0.0001"):
         assert part in caught.value.what
     assert {path.name for path in out.iterdir()} == {
         "step_1.onnx.rejected",
@@ -178,7 +192,7 @@ def test_graph_names_are_file_stems(tmp_path: Path) -> None:
 
     with pytest.raises(PlanError, match="unique file stems"):
         export_profile(
-            make_student(), Escaping(), cpu, options={}, batches=[], out=tmp_path / "x", metadata={}, say=print
+            make_student(), Escaping(), cpu, options={}, batches=held_out(), out=tmp_path / "x", metadata={}, say=print
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.export.export_models import RecurrentStudent
-from xarch.contracts.adapters import TargetAdapter
+from tests.export.export_models import PlainStudent, PlainTarget
+from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import ParityError, PlanError
 from xarch.export.calibration import calibrate
@@ -26,7 +25,7 @@ from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.quantise import quantise, symmetric
-from xarch.export.run import export_profile
+from xarch.export.run import ExportResult, export_profile
 
 
 class Layers(nn.Module):
@@ -225,26 +224,24 @@ def test_symmetric_scales() -> None:
     assert scale == pytest.approx([2 / 127, 1e-12 / 127, 1])
 
 
-class LayersTarget(TargetAdapter):
-    def build(self, *_: Any, **__: Any) -> Any: ...
-    def initialise(self, *_: Any) -> Any: ...
-    def initialisation(self, *_: Any) -> Any: ...
-    def recipe(self, *_: Any) -> str:
-        return ""
-
-    def export_graphs(self, student: Any, profile: Profile, options: Any) -> list[ExportGraph]:
-        x = torch.rand(50, 2, generator=torch.Generator().manual_seed(3))
-        return [ExportGraph("layers", student.module, {"x": x}, ("y", "best"))]
+def whole(module: nn.Module, profile: Profile, out: Path) -> ExportResult:
+    """The export of a student made of ``module``, whose inputs are 50 rows at a time."""
+    module.eval()
+    generator = torch.Generator().manual_seed(3)
+    data = [Batch({"x": torch.rand(60, 2, generator=generator)}, 60) for _ in range(2)]
+    graph = ExportGraph(
+        "layers", module, {"x": data[0]["x"][:50]}, ("y", "best"), reads={"x": "x"}, gives={"y": "y", "best": "best"}
+    )
+    student = PlainStudent(module, ["x"], {"y": "BC", "best": "B"})
+    return export_profile(
+        student, PlainTarget(graph), profile, options={}, batches=data, out=out, metadata={}, say=lambda line: None
+    )
 
 
 @pytest.mark.parametrize("profile", [npu_fp16, npu_int8], ids=lambda p: p.name)
 def test_a_whole_export_with_its_gate(profile: Profile, tmp_path: Path) -> None:
     profile = replace(profile, allowed_ops=SIN.allowed_ops)
-    student = RecurrentStudent(Layers().eval())
-    out = tmp_path / "out"
-    result = export_profile(
-        student, LayersTarget(), profile, options={}, batches=[], out=out, metadata={}, say=lambda line: None
-    )
+    result = whole(Layers(), profile, tmp_path / "out")
     assert result.profile["graphs"]["layers"][f"{profile.dtype}_products"] == 2
     assert result.parity["limits"]["rel_l2"] > 1e-4
     assert max(c["outputs"]["y"]["rel_l2"] for c in result.parity["graphs"]["layers"]["cases"]) > 1e-6
@@ -258,10 +255,7 @@ def test_eight_bits_that_are_too_few_are_rejected(tmp_path: Path) -> None:
         module.first.weight[:, 0] = 0
     profile = replace(npu_int8, allowed_ops=SIN.allowed_ops)
     with pytest.raises(ParityError, match="rel_l2"):
-        export_profile(
-            RecurrentStudent(module), LayersTarget(), profile,
-            options={}, batches=[], out=tmp_path / "out", metadata={}, say=lambda line: None,
-        )  # fmt: skip
+        whole(module, profile, tmp_path / "out")
     assert (tmp_path / "out" / "layers.onnx.rejected").is_file()
 
 

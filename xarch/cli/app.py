@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "Evaluate the student of a run again.",
     "export": "Export the student of a run, with the parity gate.",
     "bench": "Measure the latency of a run's exports or of an ONNX file.",
+    "study": "Run arms × seeds of conversions and compare them in one table.",
     "report": "Build the report of a run again.",
     "plugins": "List, check, disable and enable plugins.",
     "new": "Write a plugin or a run configuration to start from.",

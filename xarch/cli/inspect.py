@@ -44,7 +44,7 @@ def _exists(ref: str) -> None:
     near = difflib.get_close_matches(ref, known, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ""
     raise UsageError(
-        f"nothing is called {ref!r}: no file or folder, and no name of `xarch list`{guess}",
+        f"{ref!r} is neither a file, a folder nor a registered name{guess}",
         "a teacher is written SOURCE:REF, for example hf:FOLDER",
     )
 

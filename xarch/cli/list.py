@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KIND_OF = {plural: kind for kind, plural in PLURAL.items()}
 CHOICES = ["pairs", *KIND_OF, "plugins"]
+COLUMNS = {"methods": ("title", "paper", "families", "control"), "objectives": ("compares", "units", "paper")}
+"""What is shown of a kind beside name, summary, plugin and status."""
 
 
 @define("list")
@@ -48,17 +50,30 @@ def _row(registry: Registry, spec: Spec) -> dict[str, Any]:
     state, detail = registry.status(spec)
     families = {"accepts": list(spec.accepts)} if spec.accepts else {}
     produces = {"produces": spec.produces} if spec.produces else {}
-    facts = {"facts": spec.data} if spec.kind == "teacher" else {}
-    return {
+    row = {
         "name": f"zoo:{spec.name}" if spec.kind == "teacher" else spec.name,
         "summary": spec.summary,
         **families,
         **produces,
-        **facts,
+        **({"facts": spec.data} if spec.kind == "teacher" else spec.data),
         "plugin": spec.plugin,
         "status": "ready" if state == "ok" else state,
         "detail": detail,
     }
+    return _with_head(registry, spec, row) if spec.kind == "method" and state == "ok" else row
+
+
+def _with_head(registry: Registry, spec: Spec, row: dict[str, Any]) -> dict[str, Any]:
+    """A method's row with what its file says."""
+    from xarch.config.method import read_method
+    from xarch.errors import XarchError
+
+    try:
+        head = read_method(registry.resolve(spec), spec.qualified)
+    except XarchError as e:
+        return {**row, "status": "failed", "detail": e.what}
+    told = {"title": head.title, "paper": head.paper, "families": head.families, "control": head.control}
+    return {**row, **told, "summary": head.summary or spec.summary}
 
 
 def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
@@ -82,7 +97,7 @@ def _columns(what: str) -> list[str]:
         return ["source", "target", "stages", "export", "status", "from"]
     if what == "plugins":
         return ["plugin", "state", "from", "declares", "detail"]
-    return ["name", "what it is", "plugin", "status"]
+    return ["name", *COLUMNS.get(what, ()), "what it is", "plugin", "status"]
 
 
 def _cells(what: str, row: dict[str, Any]) -> list[str]:
@@ -93,7 +108,12 @@ def _cells(what: str, row: dict[str, Any]) -> list[str]:
         from xarch.cli.plugins import cells
 
         return cells(row)
-    return [row["name"], " ".join(filter(None, [row["summary"], _arrow(row)])), row["plugin"], _status(row)]
+    told = [_cell(row.get(column)) for column in COLUMNS.get(what, ())]
+    return [row["name"], *told, " ".join(filter(None, [row["summary"], _arrow(row)])), row["plugin"], _status(row)]
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "-")
 
 
 def _status(row: dict[str, Any]) -> str:

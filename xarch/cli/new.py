@@ -39,7 +39,7 @@ def run(session: Session, recipe: str | None, name: str, force: bool) -> None:
     from xarch.files.atomic import write_text
     from xarch.registry.loader import get_registry
 
-    known = [s.name for s in get_registry().specs("recipe")]
+    known = [s.name for kind in ("recipe", "method") for s in get_registry().specs(kind)]
     loaded = load_config(recipe, sets=session.sets, overrides=session.overrides())
     file = (session.out or Path()) / name
     if file.exists() and not force:

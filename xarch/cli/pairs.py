@@ -1,4 +1,4 @@
-"""Which teacher can become which student: sources and targets joined by family, with the stages of a recipe."""
+"""Which teacher can become which student: sources and targets joined by family, as they are registered."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xarch.errors import XarchError
-from xarch.registry.declare import Spec
+from xarch.registry.declare import ANY_FAMILY, Spec
 from xarch.registry.registry import Registry
 
-ANY_FAMILY = "*"
 WORDS = {"ok": "ready", "missing-extra": "needs", "conflict": "conflict", "incompatible": "incompatible"}
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionPair:
-    """One row of ``xarch list pairs``."""
+    """One row of ``xarch list pairs``.
+
+    Attributes:
+        source, target, family: names; the family of the teacher.
+        recipes: what the target may choose by itself, the usual one first.
+        stages: of the usual one.
+        exports: profiles that the target is registered for: its conformance tests build each.
+        status, detail: whether it can be used, and why not.
+        owner: distribution and version of the target.
+    """
 
     source: str
     target: str
     family: str
-    recipe: str
+    recipes: tuple[str, ...]
     stages: tuple[str, ...]
     exports: tuple[str, ...]
     status: str
@@ -34,19 +42,21 @@ class ConversionPair:
 
 def pairs(registry: Registry) -> list[ConversionPair]:
     """Every pair that agrees in family, whether it is ready to be used or not."""
-    exports = tuple(dict.fromkeys(s.name for s in registry.specs("export")))
+    known = {s.name for s in registry.specs("export")}
     rows = []
     for target in registry.specs("target"):
-        recipe, stages, problem = _recipe(registry, target)
+        recipes = tuple(target.data.get("recipes", ()))
+        stages, problem = _stages(recipes)
+        exports = tuple(name for name in target.data.get("profiles", ()) if name in known)
         for source in registry.specs("source"):
             family = source.produces
-            if family != ANY_FAMILY and family not in target.accepts:
+            if family != ANY_FAMILY and not target.serves(family):
                 continue
             status, detail = _status(registry, source, target, problem)
             family = ", ".join(target.accepts) if family == ANY_FAMILY else family
             owner = _owner(registry, target)
             rows.append(
-                ConversionPair(source.name, target.name, family, recipe, stages, exports, status, detail, owner)
+                ConversionPair(source.name, target.name, family, recipes, stages, exports, status, detail, owner)
             )
     return rows
 
@@ -55,39 +65,22 @@ def _status(registry: Registry, source: Spec, target: Spec, problem: str) -> tup
     for spec in (source, target):
         state, detail = registry.status(spec)
         if state != "ok":
-            return WORDS[state], detail
+            return WORDS.get(state, state), detail
     return ("failed", problem) if problem else ("ready", "")
 
 
-def _recipe(registry: Registry, target: Spec) -> tuple[str, tuple[str, ...], str]:
-    """(name, stages, problem) of the recipe that makes this target; its own default comes first.
+def _stages(recipes: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Stages of the usual recipe, and what is wrong with one of the recipes."""
+    from xarch.config.packaged import packaged_tree
 
-    A recipe says which target it is for in ``student.target``; the one that names no teacher is the general one.
-    """
-    found: list[tuple[bool, bool, str, tuple[str, ...]]] = []
-    problem = ""
-    for spec in registry.specs("recipe"):
+    found: tuple[str, ...] = ()
+    for name in reversed(recipes):
         try:
-            tree = _tree(registry, spec)
+            stages = packaged_tree(name).get("stages")
         except XarchError as e:
-            if spec.plugin == target.plugin:
-                problem = f"recipe {spec.name}: {e.what}"
-            continue
-        student = tree.get("student")
-        if isinstance(student, dict) and student.get("target") in (target.name, target.qualified):
-            stages = tree.get("stages")
-            names = tuple(stages) if isinstance(stages, dict) else ()
-            found.append((not spec.data.get("default", False), "teacher" in tree, spec.name, names))
-    if not found:
-        return "", (), problem
-    _, _, name, names = min(found)
-    return name, names, ""
-
-
-def _tree(registry: Registry, spec: Spec) -> dict[str, Any]:
-    from xarch.config.load import recipe_tree
-
-    return recipe_tree(spec.qualified)
+            return (), f"recipe {name}: {e.what}"
+        found = tuple(stages) if isinstance(stages, dict) else ()
+    return found, ""
 
 
 def _owner(registry: Registry, spec: Spec) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from xarch.numbers import count, duration, size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from xarch.config.schema import Until
+    from xarch.config.schema import Limit, Ramp, Until
     from xarch.planning.plan import Plan, PlannedMatch, PlannedStage
 
 
@@ -22,6 +21,11 @@ def show_plan(plan: Plan, console: Console, *, origins: bool = False) -> None:
     for label, text in _head(plan):
         _line(console, label, text)
     console.print(stage_table(plan))
+    if any(stage.matches for stage in plan.stages):
+        console.print(match_table(plan))
+    for stage in plan.stages:
+        for text in _conditions(stage):
+            _line(console, stage.name, text)
     for label, text in _tail(plan):
         _line(console, label, text, "yellow" if label == "warning" else "")
     if origins:
@@ -30,9 +34,15 @@ def show_plan(plan: Plan, console: Console, *, origins: bool = False) -> None:
 
 def stage_table(plan: Plan) -> Any:
     """One line a stage."""
-    columns = ["#", "stage", "kind", "matches", "trains", f"{plan.unit}s", "batch", "memory", "time"]
+    columns = ["#", "stage", "kind", "trains", f"{plan.unit}s", "batch", "memory", "time"]
     rows = [_stage(s) for s in plan.stages]
     return table(columns, rows, right=("#", f"{plan.unit}s", "batch", "memory", "time"))
+
+
+def match_table(plan: Plan) -> Any:
+    """One line for each match of each stage; those that differ only in their site are one."""
+    rows = [row for stage in plan.stages for row in _matches(stage)]
+    return table(["stage", "match", "student", "compared with", "objective", "weight", "mask"], rows)
 
 
 def origin_table(plan: Plan) -> Any:
@@ -48,7 +58,12 @@ def origin_table(plan: Plan) -> Any:
 
 def _head(plan: Plan) -> Iterator[tuple[str, str]]:
     t, s = plan.teacher, plan.student
-    yield "teacher", f"{t.title}, {count(t.parameters)} parameters, {size(t.weight_bytes)} ({t.ref})"
+    if t is None:
+        yield "teacher", "none"
+    else:
+        yield "teacher", f"{t.title}, {count(t.parameters)} parameters, {size(t.weight_bytes)} ({t.ref})"
+    for name, other in plan.teachers.items():
+        yield "teacher", f"{name}: {other.title}, {count(other.parameters)} parameters ({other.ref})"
     tensors = f"{len(s.copied)} tensors copied, {len(s.mapped)} mapped, {len(s.new)} new"
     yield "student", f"{s.target}, {count(s.parameters)} parameters: {tensors}"
     yield "data", f"{plan.data.get('title', '')} ({plan.data.get('ref', '')})"
@@ -56,22 +71,23 @@ def _head(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _tail(plan: Plan) -> Iterator[tuple[str, str]]:
     for e in plan.export:
-        yield "export", f"{e.profile}: {', '.join(e.graphs)} (opset {e.opset})"
-    gates = ", ".join(f"{name} {limits(gate)}" for name, gate in plan.gates.items())
+        yield "export", f"{e.profile}: {', '.join(e.graphs) or 'no graph'} (opset {e.opset})"
+    gates = ", ".join(f"{name} {limits(gate)}" for name, gate in plan.config.gates.items())
     yield "quality", f"{plan.metric or 'no metric for this family'}" + (f"; gates: {gates}" if gates else "; no gates")
     for c in plan.checks:
-        yield "check", f"{'ok' if c.ok else 'FAILED'} {c.name}: {c.detail}"
+        yield "check", f"{c.state}: {c.name}: {c.detail}"
     for text in plan.warnings:
         yield "warning", text
     rough, where = plan.estimates, f"{plan.device}, {plan.threads} thread{'s' if plan.threads != 1 else ''}"
     needs = f"{size(rough.peak_bytes)} memory, {size(rough.disk_bytes)} disk"
-    yield "estimate", f"{duration(rough.seconds)}, {needs} ({where})"
+    parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in rough.parts.items() if seconds >= 1)
+    yield "estimate", f"{duration(rough.seconds)}{f' ({parts})' if parts else ''}, {needs} ({where})"
 
 
-def limits(gate: Mapping[str, Any]) -> str:
+def limits(limit: Limit) -> str:
     """``<= 0.2`` or ``>= 0.9``, or both."""
-    signs = {"min": ">=", "max": "<="}
-    return " and ".join(f"{sign} {gate[key]:g}" for key, sign in signs.items() if gate.get(key) is not None) or "any"
+    signs = {">=": limit.min, "<=": limit.max}
+    return " and ".join(f"{sign} {value:g}" for sign, value in signs.items() if value is not None) or "any"
 
 
 def _stage(s: PlannedStage) -> list[str]:
@@ -84,7 +100,6 @@ def _stage(s: PlannedStage) -> list[str]:
         + (f", {s.passes} passes" if s.passes > 1 else "")
         + (", teacher cached" if s.cache.use else "")
         + until_text(s.config.until),
-        _matches(s.matches),
         trained,
         count(s.units),
         str(s.batch),
@@ -101,15 +116,52 @@ def until_text(until: Until | None) -> str:
     return f", until {' or '.join(ends)}"
 
 
-def _matches(matches: list[PlannedMatch]) -> str:
-    """Matches that differ only in their site are shown once, with the number of sites."""
-    found: Counter[str] = Counter()
-    for m in matches:
-        student = m.student.removeprefix(f"{m.site}.") if m.site else m.student
-        teacher = (m.teacher or "none").removeprefix(f"{m.site}.") if m.site else m.teacher or "none"
-        sides = student if student == teacher else f"{student} < {teacher}"
-        found[f"{sides} {m.objective}"] += 1
-    return ", ".join(text if n == 1 else f"{text} x{n}" for text, n in found.items()) or "-"
+def _matches(stage: PlannedStage) -> Iterator[list[str]]:
+    """Matches of a stage; those that differ only in their site or tap are shown once, with their number."""
+    groups: dict[tuple[str, str], list[PlannedMatch]] = {}
+    for m in stage.matches:
+        groups.setdefault((m.match, m.objective), []).append(m)
+    for (name, objective), found in groups.items():
+        first, several = found[0], f" x{len(found)}" if len(found) > 1 else ""
+        settings = stage.config.matches[name]
+        given = [settings.student] if isinstance(settings.student, str) else settings.student
+        student, right = (given, settings.teacher) if several else (first.student, first.right)
+        through = f" through {first.connector} ({count(first.parameters)})" if first.connector else ""
+        reads = "".join(f", {argument}: {ref}" for argument, ref in first.aux.items())
+        yield [
+            stage.name,
+            name + several,
+            ", ".join(student) + through,
+            (right or "nothing") + reads,
+            objective + (f" ({first.units})" if first.units else ""),
+            weight_text(first.weight),
+            first.mask or "-",
+        ]
+
+
+def weight_text(weight: float | Ramp) -> str:
+    """``0.5``, or ``0 to 1`` for one that changes over the stage."""
+    return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.start:g} to {weight.end:g}"
+
+
+def _conditions(stage: PlannedStage) -> Iterator[str]:
+    """What holds for a stage besides its matches."""
+    settings = stage.config
+    for figure, limit in settings.requires.items():
+        yield f"starts only if {figure} {limits(limit)}"
+    if settings.batch.steps:
+        yield "batch steps: " + ", ".join(_call(name, options or {}) for name, options in settings.batch.steps.items())
+    for phase in settings.phases:
+        yield f"from {phase.start:.0%} on: " + ", ".join(f"{key} = {value}" for key, value in phase.set.items())
+    if settings.ema is not None:
+        yield f"averaged with decay {settings.ema.decay:g}" + (", which it ends with" if settings.ema.adopt else "")
+    if stage.coupled:
+        yield f"its batches are never cut: {stage.coupled}"
+
+
+def _call(name: str, options: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{name} ({given})" if given else name
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,10 +22,11 @@ def configuration(function: Callable[..., Any]) -> Callable[..., Any]:
     for add in reversed(
         (
             click.argument("config", required=False),
-            click.option("--teacher", metavar="SOURCE:REF", help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR."),
+            click.option("--teacher", metavar="SOURCE:REF", help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR, none."),
             click.option("--to", "target", metavar="TARGET", help="Student architecture; see `xarch list targets`."),
             click.option("--data", metavar="PROVIDER:REF", help="Training data, e.g. text:FOLDER."),
-            click.option("--tiny", is_flag=True, help="Same architecture cut to 2 layers: the whole path in a minute."),
+            click.option("--method", metavar="NAME", help="Method or recipe; by default the target's own."),
+            click.option("--tiny", is_flag=True, help="Same architecture cut short: the whole path in a minute."),
             click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, tensors only."),
         )
     ):
@@ -58,6 +59,7 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Loa
         "teacher": flags["teacher"],
         "student.target": flags["target"],
         "data.ref": flags["data"],
+        "recipe": flags["method"],
         "tiny": flags["tiny"] or None,
         "teacher_options.allow_pickle": flags["allow_pickle"] or None,
     }
@@ -67,7 +69,7 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Loa
     if absent:
         raise UsageError(
             f"{config or 'the command'} does not say what to convert: {' and '.join(absent)} missing",
-            "give CONFIG (a YAML file, or a name from `xarch list recipes`), or these options",
+            "give CONFIG (a YAML file, or a name from `xarch list recipes` or `xarch list methods`), or these options",
         )
     return found
 

@@ -48,14 +48,15 @@ def _gates(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, A
     from dataclasses import asdict
 
     from xarch.config.schema import Gate
-    from xarch.run.gates import check
+    from xarch.run.gates import check, gateable
 
     plan = _json(path / "plan.json")
     if evaluation is None or plan is None or plan["config"].get("tiny"):
         return []
-    gates = {name: Gate.model_validate(gate) for name, gate in plan.get("gates", {}).items()}
-    known = {name: gate for name, gate in gates.items() if name in evaluation.get("gated", {})}
-    return [asdict(result) for result in check(evaluation["gated"], known)] if known else []
+    gates = {name: Gate.model_validate(gate) for name, gate in plan["config"].get("gates", {}).items()}
+    figures = gateable(evaluation)
+    known = {name: gate for name, gate in gates.items() if name in figures}
+    return [asdict(result) for result in check(figures, known)]
 
 
 def _export(parity_file: Path) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:
     name, unit = found["metric"], found.get("unit", "")
     unit = f" {unit}" if unit else ""
     better = "higher is better" if found.get("higher_is_better") else "lower is better"
-    sides = {"teacher": found["teacher"], "student": found["student"], **found.get("baselines", {})}
+    variants = {f"student, {label}": figures for label, figures in found.get("variants", {}).items()}
+    sides = {"teacher": found["teacher"], "student": found["student"], **variants, **found.get("baselines", {})}
     for side, figures in sides.items():
         if name in figures:
             note = f" ({better})" if side == "student" else ""

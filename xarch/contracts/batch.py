@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHANGED = "changed"
+"""Key of ``Batch.meta``: a batch step changed tensors of the data, so ``sample_id`` no longer says what is in it."""
+
 
 @dataclass
 class Batch:
@@ -17,7 +20,8 @@ class Batch:
     Attributes:
         tensors: name -> tensor, dimension 0 is the sample. A family fixes the names that its models read. Data may
             add ``sample_id`` [B] int64, which identifies a sample together with its augmentation
-            draw. A *view* for one side only is named ``NAME@teacher`` or ``NAME@student``; :meth:`seen_by` resolves it.
+            draw. A *view* for one side only is named ``NAME@teacher`` or ``NAME@student`` (``NAME@MODEL`` for one of
+            several teachers); :meth:`seen_by` resolves it.
         units: how many units of the budget it is (tokens, images, rays).
         meta: facts that are not tensors (where the samples came from).
     """
@@ -46,7 +50,7 @@ class Batch:
         return Batch({k: v.to(device) for k, v in self.tensors.items()}, self.units, self.meta)
 
     def seen_by(self, side: str) -> Batch:
-        """The batch as ``side`` ("teacher" or "student") sees it: ``NAME@side`` replaces ``NAME``."""
+        """The batch as ``side`` ("teacher", "student" or a model's name) sees it: ``NAME@side`` replaces ``NAME``."""
         plain = {k: v for k, v in self.tensors.items() if "@" not in k}
         own = {k.split("@")[0]: v for k, v in self.tensors.items() if k.endswith("@" + side)}
         return Batch({**plain, **own}, self.units, self.meta)

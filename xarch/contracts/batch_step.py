@@ -22,7 +22,8 @@ class StepContext:
     Attributes:
         student: in eval mode, without gradients.
         teacher, teachers: the teacher the student comes from (None with ``teacher: none``), and the others by name.
-        step, steps: optimiser steps done, and of the stage; ``progress`` is their quotient, 0 to 1.
+        step, steps: optimiser steps done, and of the stage.
+        at: ``progress``, where it is not their quotient.
         training: False while validation batches are made, which get a generator of their own.
         generator: random numbers of this step, from the run's seed and the step's number: the same after a resume and
             for any number of processes.
@@ -39,11 +40,12 @@ class StepContext:
     generator: torch.Generator = field(default_factory=torch.Generator)
     figures: Mapping[str, float] = field(default_factory=dict)
     log: Callable[..., None] = lambda **figures: None
+    at: float | None = None
 
     @property
     def progress(self) -> float:
-        """Share of the stage that is done, 0 to 1."""
-        return min(self.step / max(self.steps, 1), 1.0)
+        """Share of the stage that is done, 0 to 1: where its schedules stand, also in a stage that ends early."""
+        return min(self.step / max(self.steps, 1), 1.0) if self.at is None else self.at
 
 
 class BatchStep(ABC):

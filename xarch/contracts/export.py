@@ -28,7 +28,8 @@ class Profile:
         dtype: type of the weights: "float32"; "float16" (weights and matrix products, all else float32); "int8"
             (weights and inputs of matrix products, calibrated on held-out data).
         index_dtype: integers that graphs compute with, "int64" or "int32"; shapes and axes are 64-bit constants always.
-        lowerings: order of preference where an operation has several graph forms.
+        lowerings: order of preference where an operation has several graph forms (``xarch.kernels.FORMS``), and names
+            of further rewrites of ``xarch.export.lowerings`` that it wants although it has the operators.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Profile:
     max_rank: int | None = None
     dtype: str = "float32"
     index_dtype: str = "int64"
-    lowerings: tuple[str, ...] = ("chunked",)
+    lowerings: tuple[str, ...] = ()
     summary: str = ""
 
     def allows(self, *ops: str) -> bool:
@@ -77,8 +78,10 @@ class ExportGraph:
         metadata: facts a user of the file needs; goes into the model's ``metadata_props``.
         throughput: work done by one call, if it is a number of equal things.
         reads: input name -> batch key it takes. With ``gives`` the engine proves the graph itself: it computes the
-            student's taps on held-out batches of several sizes and compares. Inputs left out keep their example.
-        gives: output name -> student tap it must reproduce.
+            student's taps on held-out batches of several sizes and compares. The student is given these keys and no
+            others. An input with one dimension less than the batch's tensor takes what all samples share. Inputs left
+            out keep their example.
+        gives: output name -> student tap it must reproduce; a structured value offers ``full()`` for its dense form.
         variant: operating point of the student it belongs to, see ``Student.variants``; "" for the student itself.
         top1: name of an output whose last axis is a distribution; agreement of the arg-max is reported for it.
     """
@@ -137,7 +140,10 @@ class ParityCase:
         expected: the student's own outputs under the same names.
         top1: name of an output whose last axis is a distribution; arg-max agreement is reported for it.
         measures: further figures of the case, gated by limits of their own.
-        batch, taps: where given, the engine itself computes ``expected`` (output name -> student tap) on this batch.
+        batch, taps: where given, the engine itself computes what ``taps`` names (output name -> student tap) on this
+            batch; ``expected`` then holds the other outputs, if any.
+        positions: output name -> (axis, indices): the places of the tap that ``drive`` returns, where it is not all
+            of them (a prompt read in pieces gives the last position of each).
         rel_l2: largest relative deviation of its outputs, in place of the limit that goes with the profile's dtype.
     """
 
@@ -150,3 +156,4 @@ class ParityCase:
     rel_l2: float | None = None
     batch: Batch | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
+    positions: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)

@@ -16,8 +16,8 @@ from xarch.contracts.options import Options
 
 @dataclass
 class Evaluation:
-    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name; the
-    engine takes the student's operating points out into ``variants``.
+    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name;
+    the engine takes the student's operating points out into ``variants``.
 
     ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token").
     ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every

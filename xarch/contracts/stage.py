@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream
 from xarch.contracts.metric import Evaluation
-from xarch.contracts.model import Student, TapModel, Teacher
+from xarch.contracts.model import Sink, Student, TapModel, Teacher
 from xarch.contracts.options import Options
 
 
@@ -118,12 +119,25 @@ class StageTrainable(ABC):
         and return their norm before."""
 
     @abstractmethod
+    def again(self) -> Sequence[AbstractContextManager[None]]:
+        """Wrappers of the optimiser that take the gradient somewhere else (SAM), in order: inside each of them the
+        parameters are moved, and the gradients of the same batch are to be computed once more."""
+
+    @abstractmethod
     def step(self, factor: float) -> float:
         """One update at ``factor`` times the stage's learning rate; returns the learning rate."""
 
     @abstractmethod
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the values and buffers that the stage would end with now: averaged ones where it adopts its EMA."""
+
+    @abstractmethod
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Put a :meth:`snapshot` back; moments are dropped and an average starts again from it."""
+
+    @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(trained values and buffers, moments of optimiser and EMA), whole, for a checkpoint."""
+        """(trained values and every buffer, moments of optimiser and EMA), whole, for a checkpoint."""
 
     @abstractmethod
     def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
@@ -145,13 +159,14 @@ class StageCheckpoints(ABC):
 
     @abstractmethod
     def latest(self) -> SavedStep | None:
-        """The newest one of this stage, if it was interrupted; the log is cut back to it."""
+        """The newest one of this stage, if it was interrupted: random state, clock and log are set back to it. Without
+        one the log is cut back to the stage's beginning."""
 
     @abstractmethod
     def save(
         self, step: int, *, model: Mapping[str, Tensor], trainer: Mapping[str, Tensor], facts: Mapping[str, Any]
     ) -> None:
-        """Save; random state and the position of the log are added by the engine."""
+        """Save; random state, clock and the position of the log are added by the engine."""
 
 
 class StageContext(ABC):
@@ -162,6 +177,7 @@ class StageContext(ABC):
         options: validated by the kind's ``Options``.
         settings: the stage's configuration (``xarch.config.schema.Stage``).
         steps: optimiser steps of the plan.
+        sites: names of the chosen sites of a local stage.
         seed: of this stage.
         student: what is trained.
         teacher: what the student comes from; None with ``teacher: none``.
@@ -171,12 +187,17 @@ class StageContext(ABC):
         processes: how many processes run this stage together, and which this is: ``processes.world``, ``.rank``,
             ``.main``, ``.sum(tensor)``, ``.any(flag)``, ``.barrier()``.
         checkpoints: of this stage.
+        rate: the learning rate's schedule, ``xarch.optim.LearningRate``: ``rate.factor(step, steps)`` on the peak.
+        clock: seconds of training without what is measured in between, ``clock.spent.seconds``; it goes on after a
+            resume.
+        retry: whether a step whose numbers are not finite is to be tried again (``runtime.on_nan``).
     """
 
     name: str
     options: Any
     settings: Any
     steps: int
+    sites: Sequence[str]
     seed: int
     student: Student
     teacher: Teacher | None
@@ -185,6 +206,9 @@ class StageContext(ABC):
     device: torch.device
     processes: Any
     checkpoints: StageCheckpoints
+    rate: Any
+    clock: Any
+    retry: bool
 
     @abstractmethod
     def matches(self) -> StageMatches:
@@ -199,8 +223,14 @@ class StageContext(ABC):
         """The stage's training batches, on the run's device, before batch steps."""
 
     @abstractmethod
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        """A training batch after the stage's batch steps at this step."""
+    def prepare(self, batch: Batch, step: int, progress: float | None = None) -> Batch:
+        """A training batch after the stage's batch steps at this step; ``progress`` as in ``StageMatches.backward``, by
+        default the share of steps done."""
+
+    @abstractmethod
+    def run_teacher(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        """Push taps of the teacher into ``sink`` in forward order, without gradients, from the cache where there is
+        one."""
 
     @abstractmethod
     def validation(self, samples: int) -> list[Batch]:
@@ -214,11 +244,31 @@ class StageContext(ABC):
     def evaluate(
         self, samples: int | None = None, *, metric: str | None = None, split: str = "validation"
     ) -> Evaluation:
-        """The run's metric, or another one, of the student as it is now."""
+        """The run's metric, or another one, of the student as the stage would leave it now; changes neither weights,
+        buffers nor random state.
+
+        Raises:
+            PlanError: there is no metric.
+        """
 
     @abstractmethod
     def log(self, step: int, **metrics: float) -> None:
         """Write one line of ``metrics.jsonl`` and show it."""
+
+    @abstractmethod
+    def step_done(self, step: int, steps: int, figures: Mapping[str, float], *, read: int, units: int) -> None:
+        """Tell that an optimiser step is done: its line in ``metrics.jsonl`` (every ``log_every`` steps, and the last),
+        the display, hooks, and a point of the quality curve where one is due.
+
+        Args:
+            step, steps: optimiser steps done, and of the stage as far as is known.
+            figures: of the step.
+            read, units: units of the step's batch, and of the stage so far.
+        """
+
+    @abstractmethod
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop: save a checkpoint, then :meth:`progress` ends the stage."""
 
     @abstractmethod
     def progress(self, done: int, total: int, message: str = "") -> None:

@@ -20,7 +20,7 @@ from xarch.files.digest import sha256
 
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2
-FORMAT = 2
+FORMAT = 3
 """Of what a stage in progress keeps in ``state.json``; final checkpoints of every format are the same."""
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class StageCheckpoints:
+class CheckpointFolder:
     """The checkpoints folder of one stage."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:

@@ -6,46 +6,49 @@ from typing import Any
 
 import torch
 
-from xarch.contracts.stage import StageContext, StageKind, StageOutcome
-from xarch.engine.context import EngineContext
-from xarch.engine.local import SiteWalk
+from xarch.contracts.batch import Batch
+from xarch.contracts.stage import StageContext, StageKind, StageOutcome, StageRequest
+from xarch.engine.walks import SiteStream
 
 
 class ClosedForm(StageKind):
-    """Every site's solver observes ``steps`` batches; with the last one the site is solved and its data dropped.
+    """Every site's solver observes the stage's batches; with the last one the site is solved and its data dropped.
 
     An interrupted stage starts again from its beginning.
     """
 
+    solves = True
+
+    def units(self, request: StageRequest) -> int:
+        """One batch, unless the stage says how much it reads."""
+        return request.settings.batch.size * request.units_per_sample if request.budget is None else request.budget
+
     def run(self, context: StageContext) -> StageOutcome:
-        assert isinstance(context, EngineContext)
-        planned = context.planned
-        solvers = {site: context.solver(site) for site in planned.sites}
-        walk = SiteWalk(context.student, {site: set(s.inputs) for site, s in solvers.items()}, {})
+        solvers = {site: context.solver(site) for site in context.sites}
+        stream = SiteStream({site: set(s.inputs) for site, s in solvers.items()})
         per_site: dict[str, dict[str, float]] = {}
-        total = planned.steps * len(solvers)
-        done = 0
-        stream = context.batches()
+        total, done = context.steps * len(solvers), 0
+        batches = context.batches()
         context.student.module.eval()
+
+        def observe(batch: Batch, last: int) -> None:
+            def on_site(site: str, given: dict[str, Any]) -> None:
+                nonlocal done
+                solvers[site].observe(given, seen)
+                if last:
+                    figures = solvers.pop(site).solve()
+                    for name, value in figures.items():
+                        per_site.setdefault(name, {})[site] = value
+                    context.log(last, **{f"site.{site}.{k}": v for k, v in figures.items()})
+                done += 1
+                context.progress(done, total, site)
+
+            seen = batch.seen_by("student")
+            stream.run(lambda taps, sink: context.run_teacher(batch, taps, sink), on_site)
+
         with torch.no_grad():
-            for step in range(planned.steps):
-                batch = next(stream)
-
-                def on_site(
-                    site: str, _student: dict[str, Any], given: dict[str, Any], batch: Any = batch, step: int = step
-                ) -> None:
-                    nonlocal done
-                    solvers[site].observe(given, batch)
-                    if step == planned.steps - 1:
-                        figures = solvers.pop(site).solve()
-                        for name, value in figures.items():
-                            per_site.setdefault(name, {})[site] = value
-                        context.metrics.row(
-                            planned.folder, step + 1, {f"site.{site}.{k}": v for k, v in figures.items()}
-                        )
-                    done += 1
-                    context.progress(done, total, site)
-
-                walk.run(context.feed, batch, on_site, grad=False)
+            for step in range(context.steps):
+                last = step + 1 if step + 1 == context.steps else 0
+                observe(context.prepare(next(batches), step), last)
         means = {name: sum(values.values()) / len(values) for name, values in per_site.items() if values}
         return StageOutcome(metrics=means, per_site=per_site)

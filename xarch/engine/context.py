@@ -3,120 +3,249 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from xarch.config.schema import RunConfig
+from xarch.config.schema import RunConfig, Stage
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
+from xarch.contracts.batch_step import StepContext
 from xarch.contracts.data import BatchStream
-from xarch.contracts.model import Solver, Student, Teacher
-from xarch.contracts.objective import Objective
-from xarch.contracts.stage import StageContext
-from xarch.engine.checkpoint import StageCheckpoints
+from xarch.contracts.local import Solver
+from xarch.contracts.metric import Evaluation
+from xarch.contracts.model import Sink, Student, TapModel, Teacher
+from xarch.contracts.stage import StageContext, StageMatches, StageTrainable
+from xarch.engine.assembly import Assembled
+from xarch.engine.batches import DeviceStream, apply_steps
+from xarch.engine.checkpoint import CheckpointFolder
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.engine.metrics import MetricsLog
+from xarch.engine.modes import Modes
+from xarch.engine.seeds import generator
 from xarch.engine.signals import StopRequest
+from xarch.engine.stage_checkpoints import EngineCheckpoints
+from xarch.engine.stopwatch import Stopwatch
 from xarch.engine.teacher import TeacherFeed
-from xarch.engine.terms import Guard
-from xarch.errors import Interrupted
-from xarch.matching.pairing import Pair
+from xarch.engine.terms import phase_of
+from xarch.errors import Interrupted, PlanError
+from xarch.optim.schedules import LearningRate
+from xarch.planning.batches import PlannedBatches
 from xarch.planning.plan import PlannedStage
 
 OpenStream = Callable[[str, int, Mapping[str, Any], int], BatchStream]
 """(split, samples, sample, seed) -> stream."""
 
+Evaluate = Callable[[TapModel, int | None, str | None, str], Evaluation | None]
+"""(student, samples, metric, split) -> figures; None where there is no metric."""
+
 
 @dataclass
 class EngineContext(StageContext):
-    """The engine's implementation of :class:`StageContext`; stage kinds of plugins see only the public part."""
+    """The engine's implementation of :class:`StageContext`; stage kinds, the built-in ones too, use its public part.
+
+    Attributes:
+        planned, config, adapter: of the run's plan.
+        phases, prepared: settings of the stage before its first phase and in every phase, and the batches of each.
+        put_together: builds matches and parameters on first use.
+        whole: the student as it will be left; ``student`` may be a sharded copy of it.
+        feed: the teachers.
+        folder: checkpoints.
+        metrics, curve, reporter, stop: of the run.
+        open_stream, measure: data, and the run's metric.
+        on_step: calls the hooks of a step.
+        metrics_start, curve_start: positions of both logs at the stage's beginning.
+        data_counters: what the stage's stream says it read.
+        figures: of the last step, those that are finite.
+        cutting: how batches are cut after memory ran out.
+    """
 
     name: str
-    options: Mapping[str, Any]
+    options: Any
+    steps: int
+    sites: Sequence[str]
     seed: int
     student: Student
-    teacher: Teacher
+    teacher: Teacher | None
+    teachers: Mapping[str, TapModel]
+    data: Mapping[str, Any]
+    device: torch.device
+    processes: Distributed
+    rate: LearningRate
+    retry: bool
     planned: PlannedStage
     config: RunConfig
     adapter: TargetAdapter
-    pairs: list[Pair]
-    objective: Callable[[str], type[Objective]]
-    guard: Guard
-    device: torch.device
-    ranks: Distributed
+    phases: Sequence[Stage]
+    prepared: Sequence[PlannedBatches]
+    put_together: Callable[[], Assembled]
+    whole: Student
     feed: TeacherFeed
-    checkpoints: StageCheckpoints
+    folder: CheckpointFolder
     metrics: MetricsLog
     curve: QualityCurve
     reporter: Reporter
     stop: StopRequest
     open_stream: OpenStream
-    autocast: Callable[[], contextlib.AbstractContextManager[object]]
-    say: Callable[[str], None]
+    measure: Evaluate
+    on_step: Callable[[int, Mapping[str, float]], object]
     metrics_start: int
     curve_start: int
     data_counters: dict[str, int]
-    on_step: Callable[[int, Mapping[str, float]], object]
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    figures: dict[str, float] = field(default_factory=dict)
+    cutting: dict[str, Any] = field(default_factory=dict)
+    _assembled: Assembled | None = None
+    _noted: dict[str, float] = field(default_factory=dict)
+    _seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.settings = self.phases[0]
+        self.checkpoints = EngineCheckpoints(self.folder, self)
+
+    def matches(self) -> StageMatches:
+        return self._parts().matches
+
+    def trainable(self) -> StageTrainable:
+        return self._parts().trainable
+
+    def _parts(self) -> Assembled:
+        if self._assembled is None:
+            self._assembled = self.put_together()
+        return self._assembled
+
+    @property
+    def _modes(self) -> Modes:
+        if self._assembled is not None:
+            return self._assembled.modes
+        return Modes([self.student.module], [self.student.module])
 
     def batches(self) -> BatchStream:
-        stage = self.planned
-        stream = self.open_stream("train", stage.batch, stage.sample, self.seed)
-        return _OnDevice(stream, self.device, self.data_counters)
+        stream = self.open_stream("train", self.settings.batch.size, self.settings.sample, self.seed)
+        return DeviceStream(stream, self.device, self.data_counters)
+
+    def prepare(self, batch: Batch, step: int, progress: float | None = None) -> Batch:
+        at = min(step / max(self.steps, 1), 1.0) if progress is None else progress
+        return self._prepared(batch, at, step, training=True, seed=(self.seed, "step", step))
+
+    def _prepared(self, batch: Batch, at: float, step: int, *, training: bool, seed: Sequence[object]) -> Batch:
+        chosen = self.prepared[phase_of(self.phases, at)].steps
+        if not chosen:
+            return batch
+        moment = StepContext(
+            student=self.student,
+            teacher=self.teacher,
+            teachers=self.teachers,
+            step=step,
+            steps=self.steps,
+            training=training,
+            generator=generator(*seed),
+            figures=self.figures,
+            log=self._note if training else lambda **figures: None,
+            at=at,
+        )
+        with self._modes.evaluating():
+            return apply_steps(batch, chosen, moment)
+
+    def _note(self, **figures: float) -> None:
+        self._noted |= {name: float(value) for name, value in figures.items()}
+
+    def run_teacher(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        self.feed.run(batch, wanted, sink)
 
     def validation(self, samples: int) -> list[Batch]:
-        """Fixed batches of the validation split; a trial run takes few."""
+        return self._fixed("validation", samples)
+
+    def calibration(self, samples: int) -> list[Batch]:
+        return self._fixed("calibration", samples)
+
+    def _fixed(self, split: str, samples: int) -> list[Batch]:
+        """Batches of a finite split in its fixed order; a trial run takes few."""
         samples = min(samples, 2) if self.config.tiny else samples
-        stream = self.open_stream("validation", self.planned.batch, self.planned.sample, self.seed)
+        stream = self.open_stream(split, self.settings.batch.size, self.settings.sample, self.seed)
         out: list[Batch] = []
-        for batch in stream:
-            out.append(batch.to(self.device))
-            if sum(len(b) for b in out) >= samples:
-                break
+        with self._modes.undisturbed():
+            for batch in stream:
+                seed = (self.seed, split, len(out))
+                out.append(self._prepared(batch.to(self.device), 1.0, self.steps, training=False, seed=seed))
+                if sum(len(b) for b in out) >= samples:
+                    break
         return out
+
+    def evaluate(
+        self, samples: int | None = None, *, metric: str | None = None, split: str = "validation"
+    ) -> Evaluation:
+        with self._measured() as student:
+            found = self.measure(student, samples, metric, split)
+        if found is None:
+            raise PlanError(
+                f"stages.{self.name}: there is no metric to evaluate with", "name one: `--set evaluate.metric=NAME`"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[Student]:
+        """The student as the stage would leave it now, whole and in eval mode; nothing of it is left behind."""
+        averaged = self._assembled.trainable.averaged() if self._assembled else contextlib.nullcontext()
+        with self.clock.paused(), self._modes.undisturbed(), averaged:
+            if self.whole is not self.student:
+                self.processes.collect_into(self.student, self.whole)
+                self.whole.module.eval()
+            yield self.whole
 
     def log(self, step: int, **metrics: float) -> None:
         self.metrics.row(self.planned.folder, step, metrics)
 
+    def step_done(self, step: int, steps: int, figures: Mapping[str, float], *, read: int, units: int) -> None:
+        row = {**figures, **self._noted}
+        self._noted = {}
+        self.figures = {name: value for name, value in row.items() if math.isfinite(value)}
+        if step % self.settings.log_every == 0 or step >= steps:
+            self.metrics.row(self.planned.folder, step, row, units)
+            if self.processes.main:
+                self.on_step(step, row)
+        self.reporter.step(step, steps, row, read)
+        if self.curve.on and step < steps:
+            self._add_point(step, units)
+
+    def _add_point(self, step: int, units: int) -> None:
+        """A point of the quality curve, where one is due by the main process' clock."""
+        spent = self.clock.spent
+        due = self.curve.due(step, self._seconds, spent.seconds)
+        self._seconds = spent.seconds
+        if not self.processes.any(due and self.processes.main):
+            return
+        with self._measured() as student:
+            self.curve.point(self.planned.folder, step, units, student, spent)
+            self.processes.barrier()
+
+    def stopping(self) -> bool:
+        return self.processes.any(self.stop.received is not None)
+
     def progress(self, done: int, total: int, message: str = "") -> None:
         self.reporter.progress(done, total, message)
-        if self.ranks.any(self.stop.received is not None):
+        if self.stopping():
             raise Interrupted(f"stopped by {self.stop.received or 'another process'} in stage {self.name}")
+
+    def say(self, text: str) -> None:
+        self.reporter.message(text)
 
     def solver(self, site: str) -> Solver:
         return self.adapter.solver(self.student, site, self.options)
 
-
-class _OnDevice(BatchStream):
-    """A stream whose batches are moved to the device and whose counters are shared with the run."""
-
-    def __init__(self, stream: BatchStream, device: torch.device, counters: dict[str, int]) -> None:
-        self.stream, self.device, self.shared = stream, device, counters
-        self.watches_losses = stream.watches_losses
-
-    def __next__(self) -> Batch:
-        batch = next(self.stream).to(self.device)
-        self.shared.update(self.stream.counters())
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.stream.load_state_dict(state)
-        # A stage that resumes after its last step reads no batch and still tells what its data were.
-        self.shared.update(self.stream.counters())
-
-    def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
-        self.stream.take_losses(batch.to("cpu"), losses)
-
-    def facts(self) -> dict[str, Any]:
-        return self.stream.facts()
-
-    def counters(self) -> dict[str, int]:
-        return self.stream.counters()
+    def finish(self) -> None:
+        """The stage is over: averages are adopted, nothing trains any more, and the student is whole."""
+        if self._assembled is not None:
+            self._assembled.trainable.finish()
+        for parameter in self.student.module.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        if self.whole is not self.student:
+            self.processes.collect_into(self.student, self.whole)
+            self.processes.drop_shards()
+        self.whole.module.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ class Distributed:
         device = self._accelerator.device
         total = self.sum(torch.tensor([values[n] for n in names], dtype=torch.float64, device=device))
         return dict(zip(names, total.tolist(), strict=True))
+
+    def of_main(self, values: Sequence[float]) -> list[float]:
+        """Numbers of the main process, in every process."""
+        told = self.sum_dict({str(i): value * self.main for i, value in enumerate(values)})
+        return [told[str(i)] for i in range(len(values))]
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,3 +42,20 @@ def restore_rng(tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = data["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, every generator starts from ``seed``; afterwards it goes on as if nothing had been drawn."""
+    state = rng_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        restore_rng(*state)
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A generator on the CPU that depends on ``parts`` alone."""
+    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

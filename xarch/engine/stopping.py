@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from xarch.config.schema import Optimiser, Until
-from xarch.engine.schedule import falls_at, warm_steps
+from xarch.config.schema import Until
+from xarch.optim.schedules import LearningRate
 
 PLATEAU, TIME = "plateau", "time"
 
@@ -20,12 +20,12 @@ class StoppingRule:
     """Follows one stage: decides its end and says where in its schedules it stands.
 
     The loss is smoothed by its mean over a window of steps; windows follow each other without overlap, from the end of
-    the warm-up to where a "wsd" schedule falls anyway. All decisions depend on figures that every process has alike.
+    the warm-up to where the schedule falls anyway. All decisions depend on figures that every process has alike.
 
     Args:
         until: what may end the stage early; None: nothing.
         steps: of the plan.
-        optimiser: whose schedule has to finish.
+        rate: the learning rate, whose schedule has to finish.
 
     Attributes:
         end: steps after which the stage is over, as far as is known.
@@ -33,10 +33,10 @@ class StoppingRule:
         means: of the last two whole windows, newest last.
     """
 
-    def __init__(self, until: Until | None, steps: int, optimiser: Optimiser) -> None:
-        self.until, self.steps, self.optimiser = until, steps, optimiser
+    def __init__(self, until: Until | None, steps: int, rate: LearningRate) -> None:
+        self.until, self.steps, self.rate = until, steps, rate
         self.limit = until.seconds if until is not None else None
-        self.warm, self.falls = warm_steps(steps, optimiser), falls_at(steps, optimiser)
+        self.warm, self.falls = rate.warm_steps(steps), rate.falls_at(steps)
         self.forget()
 
     def forget(self) -> None:
@@ -68,12 +68,10 @@ class StoppingRule:
 
     def _fall(self) -> None:
         """Let the schedules finish from here, unless the plan does so as soon."""
-        if self.optimiser.schedule == "constant":
-            length = 0
-        elif self.optimiser.decay < 1:
-            length = round(self.done * self.optimiser.decay / (1 - self.optimiser.decay))
-        else:
+        share = self.rate.ending
+        if share is None:
             return
+        length = round(self.done * share / (1 - share))
         if self.position < self.falls and self.done + length < self.steps:
             self.reason, self._from, self.end = PLATEAU, self.done, self.done + length
 
@@ -93,9 +91,14 @@ class StoppingRule:
         return self._place(self._from, self.steps - 1, self.end - 1)
 
     @property
+    def progress(self) -> float:
+        """The same from 0 at the first step to 1 at the last."""
+        return min(self.position / max(self.steps - 1, 1), 1.0)
+
+    @property
     def lr_position(self) -> float:
-        """The same in the schedule of the learning rate: after a plateau "wsd" goes on where it falls."""
-        start = self._from if self.optimiser.schedule != "wsd" else self.falls
+        """The same in the schedule of the learning rate: after a plateau it goes on where the schedule falls."""
+        start = self._from if self.falls >= self.steps else self.falls
         return self._place(start, self.steps, self.end)
 
     def _place(self, start: int | None, last: int, end: int) -> float:

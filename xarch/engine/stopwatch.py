@@ -33,10 +33,13 @@ class Stopwatch:
     def __init__(self, before: Spent | None = None) -> None:
         self._before = before or Spent()
         self._start = _now()
+        self._pauses = 0
 
     @property
     def spent(self) -> Spent:
         """Until now."""
+        if self._pauses:
+            return self._before
         now = _now()
         since = Spent(now.seconds - self._start.seconds, now.cpu_seconds - self._start.cpu_seconds)
         return self._before + since
@@ -45,9 +48,11 @@ class Stopwatch:
     def paused(self) -> Iterator[None]:
         """What happens inside does not count."""
         self._before = self.spent
+        self._pauses += 1
         try:
             yield
         finally:
+            self._pauses -= 1
             self._start = _now()
 
 

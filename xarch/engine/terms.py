@@ -1,98 +1,193 @@
-"""The terms of a stage's loss: objectives with their pairs, weights and denominators."""
+"""The terms of a stage's loss: pairs with their connectors, objectives, weights and denominators."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xarch.config.schema import Stage
 from xarch.contracts.batch import Batch
-from xarch.contracts.objective import Objective
-from xarch.engine.schedule import match_weight
-from xarch.matching.pairing import DATA_TAP, Pair
+from xarch.contracts.connector import Connector
+from xarch.contracts.objective import MatchContext, Objective
+from xarch.matching.build import build_match
+from xarch.matching.pairing import Pair, Reference
+from xarch.matching.references import STUDENT
+from xarch.matching.schedules import ScheduledOptions, phase_index, value_at
+from xarch.registry.registry import Registry
 
-Guard = Callable[[str], contextlib.AbstractContextManager[None]]
-"""Around an objective's code, by its name: an error in it names the plugin it came from."""
+Right = Callable[[Reference], Any]
+"""Gives the value of a reference in the running micro-batch."""
 
 
 @dataclass
 class Term:
-    """One pair and the objective built for it."""
+    """One pair with the modules built for it.
+
+    Attributes:
+        pair, objective, connector: what is compared, and how.
+        options: the objective's options before the first phase and in every phase.
+        guard: around code of objective and connector: what they raise names their plugin.
+        name: key of its modules among those of the stage.
+    """
 
     pair: Pair
     objective: Objective
-    guard: Guard
+    connector: Connector | None
+    options: Sequence[ScheduledOptions]
+    guard: Callable[[], contextlib.AbstractContextManager[None]]
+    name: str
+    weight: float = 1.0
 
-    def denominator(self, batch: Batch) -> Tensor:
-        """Sum of the sample weights of a batch."""
-        return self.objective.weight(batch).sum()
+    def at(self, stage: Stage, phase: int, progress: float) -> None:
+        """Set weight and options to those at ``progress`` of the stage, whose settings are those of ``phase``."""
+        settings = stage.matches[self.pair.match]
+        self.weight = value_at(settings.weight, progress)
+        options = self.options[phase]
+        if options.ramps or len(self.options) > 1:
+            self.objective.options = options.at(progress)
 
-    def loss(self, student: Any, teacher: Mapping[str, Any], batch: Batch) -> Tensor:
-        """Sum over samples, to be divided by the whole batch's denominator."""
-        return self.losses(student, teacher, batch).sum()
+    @property
+    def references(self) -> Iterable[Reference]:
+        """Everything it reads besides the student taps it trains."""
+        return (*self.pair.right.values(), *self.pair.aux.values())
 
-    def losses(self, student: Any, teacher: Mapping[str, Any], batch: Batch) -> Tensor:
-        """Loss of each sample [B]."""
+    def target(self, right: Right) -> Any:
+        """The right side's value, or a mapping of values; None without one."""
+        if not self.pair.right:
+            return None
+        if self.pair.several:
+            return {name: self._value(reference, right) for name, reference in self.pair.right.items()}
+        return self._value(self.pair.right[""], right)
+
+    def _value(self, reference: Reference, right: Right) -> Any:
+        value = right(reference)
+        return detached(value) if reference.model == STUDENT and self.pair.settings.detach else value
+
+    def mask(self, seen: Batch) -> Tensor | None:
+        """The positions that count."""
+        return None if self.pair.mask is None else seen[self.pair.mask]
+
+    def weights(self, seen: Batch, target: Any = None) -> Tensor:
+        """How much each sample counts [B]; ``target`` only where the objective weighs it."""
+        with self.guard():
+            return self.objective.weight(seen, target, mask=self.mask(seen))
+
+    def losses(self, student: Mapping[str, Any], right: Right, seen: Batch) -> Tensor:
+        """Loss of each sample [B].
+
+        Args:
+            student: the student's values by the names in ``pair.student``.
+            right: gives what the pair refers to.
+            seen: the batch as the student sees it.
+        """
         pair = self.pair
-        target = None
-        if pair.teacher is not None:
-            target = batch[pair.teacher.name] if pair.teacher.kind == "data" else teacher[pair.teacher.name]
-        aux = {
-            key: batch[ref.removeprefix(DATA_TAP)]
-            if ref.startswith(DATA_TAP)
-            else teacher[ref.removeprefix("teacher:")]
-            for key, ref in pair.aux.items()
-        }
-        with self.guard(pair.match.objective):
-            value: Tensor = self.objective(student, target, batch, **aux)
-            return value
+        values = {name: student[name] for name in pair.student}
+        target = self.target(right)
+        aux = {key: self._value(reference, right) for key, reference in pair.aux.items()}
+        with self.guard():
+            left: Any = values if pair.joined else next(iter(values.values()))
+            if self.connector is not None:
+                left = self.connector(left, seen)
+            loss: Tensor = self.objective(left, target, seen, mask=self.mask(seen), **aux)
+        return loss
+
+
+def detached(value: Any) -> Any:
+    """A value without its gradients: a tensor, or a structured form with tensors in its fields."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: detached(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
+
+
+def build_terms(
+    pairs: Sequence[Pair],
+    phases: Sequence[Stage],
+    registry: Registry,
+    context: MatchContext,
+    device: torch.device,
+    where: str,
+) -> list[Term]:
+    """Objectives and connectors of all pairs on the device, with random numbers of torch's generator.
+
+    Args:
+        phases: settings of the stage before its first phase and in every phase.
+        context: what they are built with; the name of the match is filled in.
+        where: key of the stage, for messages.
+    """
+    terms: list[Term] = []
+    for pair in pairs:
+        key = f"{where}.matches.{pair.match}"
+        with torch.device(device):
+            built = build_match(pair, registry, replace(context, match=pair.match), key)
+        options = [
+            ScheduledOptions(type(built.objective).Options, settings.matches[pair.match].options) for settings in phases
+        ]
+        name = (f"{pair.site}:" if pair.site else "") + pair.label
+        terms.append(
+            Term(
+                pair,
+                built.objective.to(device),
+                built.connector.to(device) if built.connector is not None else None,
+                options,
+                partial(registry.guard, built.spec, where),
+                name.replace(".", "/"),
+            )
+        )
+    return terms
+
+
+class StageModules(nn.Module):
+    """Every connector and objective of a stage."""
+
+    def __init__(self, terms: Iterable[Term]) -> None:
+        super().__init__()
+        self.connectors = nn.ModuleDict({t.name: t.connector for t in terms if t.connector is not None})
+        self.objectives = nn.ModuleDict({t.name: t.objective for t in terms})
 
 
 @dataclass
 class StepFigures:
-    """Figures of one optimiser step, added up over micro-batches (losses already carry their denominator)."""
+    """Figures of one optimiser step, added up over micro-batches (losses already carry their denominator).
 
-    loss: float = 0.0
-    by_match: dict[str, float] = field(default_factory=dict)
-    by_site: dict[str, float] = field(default_factory=dict)
+    Values stay on the device until :meth:`row` reads them once.
+    """
 
-    def add(self, term: Term, value: float, weight: float) -> None:
-        """Count one term's contribution."""
-        self.loss += weight * value
-        label = term.pair.label
-        self.by_match[label] = self.by_match.get(label, 0.0) + value
-        if term.pair.site is not None:
-            self.by_site[term.pair.site] = self.by_site.get(term.pair.site, 0.0) + value
+    recorded: list[tuple[Term, Tensor]] = field(default_factory=list)
 
-    def row(self, summed: Callable[[Mapping[str, float]], dict[str, float]], sites: int) -> dict[str, float]:
-        """Figures for the log, summed over processes; per-match values are means over sites."""
-        flat = {"loss": self.loss}
-        flat |= {f"match.{k}": v / max(sites, 1) for k, v in self.by_match.items()}
-        flat |= {f"site.{k}": v for k, v in self.by_site.items()}
-        return summed(flat)
+    def add(self, term: Term, value: Tensor) -> None:
+        """Count one term's unweighted contribution."""
+        self.recorded.append((term, value.detach()))
 
-
-def build_terms(
-    pairs: Sequence[Pair], create: Callable[[str], type[Objective]], guard: Guard, device: torch.device
-) -> list[Term]:
-    """Objectives for all pairs, on the device; their parameters are initialised under the stage's seed."""
-    terms = []
-    for pair in pairs:
-        with guard(pair.match.objective):
-            objective = create(pair.match.objective)(pair.student, pair.teacher, pair.match.options)
-        terms.append(Term(pair, objective.to(device), guard))
-    return terms
-
-
-def objective_modules(terms: Sequence[Term]) -> nn.ModuleList:
-    """Every objective in one module, for checkpoints and the optimiser."""
-    return nn.ModuleList([t.objective for t in terms])
+    def row(self, summed: Callable[[Mapping[str, float]], dict[str, float]]) -> dict[str, float]:
+        """Figures for the log, summed over processes; those of a match are means over sites."""
+        values = torch.stack([v.float() for _, v in self.recorded]).tolist() if self.recorded else []
+        row: dict[str, float] = {"loss": 0.0}
+        sites: dict[str, set[str | None]] = {}
+        for (term, _), value in zip(self.recorded, values, strict=True):
+            pair = term.pair
+            row["loss"] += term.weight * value
+            sites.setdefault(pair.label, set()).add(pair.site)
+            for name, figure in (
+                (f"match.{pair.label}", value),
+                (f"weighted.{pair.label}", term.weight * value),
+                (f"site.{pair.site}" if pair.site else "", term.weight * value),
+            ):
+                if name:
+                    row[name] = row.get(name, 0.0) + figure
+        for label, those in sites.items():
+            for name in (f"match.{label}", f"weighted.{label}"):
+                row[name] /= len(those)
+        return summed(row)
 
 
-def weights_at(terms: Sequence[Term], step: float, steps: int) -> list[float]:
-    """Match weights at a step."""
-    return [match_weight(t.pair.match.weight, step, steps) for t in terms]
+def phase_of(phases: Sequence[Stage], progress: float) -> int:
+    """Which of the settings of ``phase_settings`` hold at ``progress``."""
+    return phase_index(phases[0].phases, progress)

@@ -1,163 +1,252 @@
-"""Which parameters a stage trains, and the optimiser over them."""
+"""Which parameters a stage trains, and the optimisers over them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xarch.config.schema import Group, Optimiser
+from xarch.config.schema import Group, Stage
 from xarch.contracts.model import Student
+from xarch.contracts.optimiser import OptimiserWrapper
+from xarch.contracts.stage import StageTrainable
 from xarch.engine.distributed import Distributed
+from xarch.engine.modes import Modes
+from xarch.engine.optimisers import Optimisers
+from xarch.engine.terms import StageModules, Term
 from xarch.errors import UsageError
-from xarch.optim import Muon, layer_matrices
+from xarch.optim.ema import EMA
 
-OBJECTIVES = "objectives"
-"""Pseudo-site of parameters that belong to objectives (projectors)."""
+CONNECTORS, OBJECTIVES = "connectors", "objectives"
+"""Groups of parameters that belong to no student."""
+BUFFER = "buffer|"
+AVERAGE = "ema|"
 _CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
 
 
-def select(student: Student, trains: Mapping[str, Group]) -> dict[str, Group]:
-    """Parameter name -> the group it trains in; a parameter named by several groups takes the last one.
+def select(student: Student, trains: Mapping[str, Group]) -> dict[str, str]:
+    """Parameter of the student -> the group it trains in; a parameter named by several groups takes the last one.
 
     Raises:
         UsageError: a group does not exist.
     """
     groups = student.param_groups()
-    chosen: dict[str, Group] = {}
-    for name, group in trains.items():
+    chosen: dict[str, str] = {}
+    for name in trains:
+        if name in (CONNECTORS, OBJECTIVES):
+            continue
         if name not in groups:
-            raise UsageError(f"the student has no parameter group {name!r}", f"groups: {', '.join(sorted(groups))}")
-        if group.lr > 0:
-            chosen |= dict.fromkeys(groups[name], group)
+            known = ", ".join([*sorted(groups), CONNECTORS, OBJECTIVES])
+            raise UsageError(f"the student has no parameter group {name!r}", f"groups: {known}")
+        chosen |= dict.fromkeys(groups[name], name)
     return chosen
 
 
-class Trainable:
-    """The trained parameters of a stage with their optimisers; everything else is frozen.
+def learning(phases: Sequence[Stage]) -> dict[str, Group]:
+    """Groups that train in some phase of a stage, with the settings of its beginning."""
+    first = phases[0].trains
+    first = {CONNECTORS: Group(), OBJECTIVES: Group(), **first}
+    rates = {name: max(s.trains.get(name, group).lr for s in phases) for name, group in first.items()}
+    return {name: group for name, group in first.items() if rates[name] > 0}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that trains.
 
     Attributes:
-        named: parameter name -> parameter; those of objectives are called ``objectives.…``.
-        optimisers: AdamW, or Muon for matrices of layers and AdamW for the rest; none where nothing is trained.
+        parameter, group: it, and the name of its group.
+        decay: its weight decay.
+        site: the site of a local stage it belongs to, "" otherwise.
     """
 
-    def __init__(
-        self, student: Student, chosen: Mapping[str, Group], objectives: nn.Module, optimiser: Optimiser, *, fused: bool
-    ) -> None:
-        self.named: dict[str, nn.Parameter] = {}
-        no_decay = set(student.no_decay())
-        matrices = layer_matrices(student.module) if optimiser.algorithm == "muon" else set()
-        buckets: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
-        for name, parameter in student.module.named_parameters():
-            group = chosen.get(name)
-            parameter.requires_grad_(group is not None)
-            parameter.grad = None
-            if group is None:
-                continue
-            self.named[name] = parameter
-            decay = optimiser.weight_decay if group.weight_decay is None else group.weight_decay
-            decay = 0.0 if name in no_decay and group.weight_decay is None else decay
-            buckets[name in matrices].setdefault((group.lr, decay), []).append(parameter)
-        for name, parameter in objectives.named_parameters():
-            self.named[f"{OBJECTIVES}.{name}"] = parameter
-            decay = optimiser.weight_decay if parameter.ndim > 1 else 0.0
-            buckets[False].setdefault((1.0, decay), []).append(parameter)
-        self.optimisers: list[torch.optim.Optimizer] = []
-        if buckets[False]:
-            rest, betas, eps = _groups(buckets[False]), optimiser.betas, optimiser.eps
-            self.optimisers.append(torch.optim.AdamW(rest, lr=optimiser.lr, betas=betas, eps=eps, fused=fused or None))
-        if buckets[True]:
-            self.optimisers.append(Muon(_groups(buckets[True]), lr=optimiser.lr, momentum=optimiser.momentum))
+    parameter: nn.Parameter
+    group: str
+    decay: float
+    site: str
 
-    def step(self, lr: float) -> None:
-        """One update at learning rate ``lr`` (times each group's multiple)."""
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr * group["multiple"]
-            optimiser.step()
+
+def trained_parameters(
+    student: Student, modules: StageModules, terms: Sequence[Term], phases: Sequence[Stage], owner: Callable[[str], str]
+) -> dict[str, Trained]:
+    """Name -> parameter that a stage trains; everything else of the student is frozen.
+
+    Args:
+        owner: the site that a parameter of the student belongs to, "" in a global stage.
+    """
+    stage = phases[0]
+    groups = learning(phases)
+    in_group = select(student, stage.trains)
+    no_decay = set(student.no_decay())
+    found: dict[str, Trained] = {}
+
+    def add(name: str, parameter: nn.Parameter, group: str | None, decays: bool, site: str) -> None:
+        parameter.requires_grad_(group in groups)
+        parameter.grad = None
+        if group is None or group not in groups:
+            return
+        own = groups[group].weight_decay
+        decay = own if own is not None else stage.optimiser.weight_decay if decays else 0.0
+        found[name] = Trained(parameter, group, decay, site)
+
+    for name, parameter in student.module.named_parameters():
+        add(name, parameter, in_group.get(name), name not in no_decay, owner(name))
+    sites = {t.name: t.pair.site or "" for t in terms}
+    for name, parameter in modules.named_parameters():
+        kind, term, _ = name.split(".", 2)
+        add(name, parameter, kind, parameter.ndim > 1, sites[term])
+    return found
+
+
+@dataclass
+class Trainable(StageTrainable):
+    """Implements the contract.
+
+    Attributes:
+        trained: what trains.
+        optimisers: over it.
+        wrappers: of the optimiser, with their options.
+        lr, clipping: of the stage.
+        buffers: name -> buffer of student, connectors and objectives.
+        modes, processes: of the stage.
+        ema, adopts: the average, if there is one, and whether the stage ends with it.
+    """
+
+    trained: Mapping[str, Trained]
+    optimisers: Optimisers
+    wrappers: Sequence[tuple[OptimiserWrapper, Any]]
+    lr: float
+    clipping: float
+    buffers: Mapping[str, Tensor]
+    modes: Modes
+    processes: Distributed
+    ema: EMA | None = None
+    adopts: bool = False
+    named: dict[str, nn.Parameter] = field(init=False)
+    _resting: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.named = {name: t.parameter for name, t in self.trained.items()}
+
+    def at(self, trains: Mapping[str, Group]) -> None:
+        """Take the groups' learning rates of a phase; a group at 0 rests."""
+        rates = {name: group.lr for name, group in trains.items()}
+        self.optimisers.multiples = rates
+        self._resting = {name for name, t in self.trained.items() if rates.get(t.group, 1.0) == 0}
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
         for parameter in self.named.values():
             parameter.grad = None
 
-    def clip(self, sites: list[str], largest: float) -> float:
-        """Clip gradients, each site on its own in a local stage because sites are independent problems.
-
-        Returns:
-            The gradient norm over everything, before clipping.
-        """
-        parts: dict[str, list[Tensor]] = {}
-        for name, parameter in self.named.items():
-            if parameter.grad is not None:
-                parts.setdefault(_site_of(name, sites), []).append(parameter.grad)
+    def clip(self) -> float:
+        for name in self._resting:
+            self.named[name].grad = None
+        by_site: dict[str, list[Tensor]] = {}
+        for trained in self.trained.values():
+            if trained.parameter.grad is not None:
+                by_site.setdefault(trained.site, []).append(trained.parameter.grad)
         total = 0.0
-        for grads in parts.values():
-            norm = torch.nn.utils.get_total_norm(grads)
+        for gradients in by_site.values():
+            norm = torch.nn.utils.get_total_norm(gradients)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            if largest > 0:
-                factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-                for grad in grads:
-                    grad.mul_(factor.to(grad.device))
+            if self.clipping > 0:
+                factor = (self.clipping / (norm + 1e-6)).clamp(max=1.0)
+                for gradient in gradients:
+                    gradient.mul_(factor.to(gradient.device))
             total += float(norm) ** 2
         return total**0.5
 
-    def tensors(self, ranks: Distributed) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(trained values, optimiser moments), whole, for a checkpoint."""
-        values = {name: ranks.whole(p.detach()) for name, p in self.named.items()}
-        moments: dict[str, Tensor] = {}
-        for optimiser in self.optimisers:
-            for name, parameter in self.named.items():
-                for key, tensor in optimiser.state.get(parameter, {}).items():
-                    moments[f"{key}|{name}"] = (
-                        ranks.whole(tensor) if isinstance(tensor, Tensor) else torch.tensor(tensor)
-                    )
-        return values, moments
+    def again(self) -> Sequence[contextlib.AbstractContextManager[None]]:
+        return [self._moved(wrapper, options) for wrapper, options in self.wrappers]
 
-    def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor], ranks: Distributed) -> None:
-        """Inverse of :meth:`tensors`.
+    @contextlib.contextmanager
+    def _moved(self, wrapper: OptimiserWrapper, options: Any) -> Iterator[None]:
+        parameters = list(self.named.values())
+        with torch.no_grad():
+            moved = wrapper.perturb(parameters, options)
+        self.zero_grad()
+        try:
+            with self.modes.repeated():
+                yield
+        finally:
+            with torch.no_grad():
+                wrapper.restore(parameters, moved)
 
-        Raises:
-            UsageError: they are those of other parameters or of another algorithm.
-        """
-        self._check(values, moments)
+    def step(self, factor: float) -> float:
+        lr = self.lr * factor
+        self.optimisers.step(lr)
+        if self.ema is not None:
+            self.ema.update()
+        return lr
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the student has the weights that the stage would end with."""
+        if self.ema is None or not self.adopts:
+            yield
+            return
+        with self.ema.swapped():
+            yield
+
+    def finish(self) -> None:
+        """Adopt the average for good, where the stage does."""
+        if self.ema is not None and self.adopts:
+            self.ema.adopt()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        with self.averaged():
+            return {name: value.clone() for name, value in self._values().items()}
+
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        self._load_values(values)
+        self.optimisers.forget()
+        if self.ema is not None:
+            self.ema.restart()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        moments = self.optimisers.state(self.processes.whole)
+        if self.ema is not None:
+            moments |= {AVERAGE + name: self.processes.whole(value) for name, value in self.ema.state().items()}
+        return self._values(), moments
+
+    def load(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        average = {k.removeprefix(AVERAGE): v for k, v in moments.items() if k.startswith(AVERAGE)}
+        rest = {k: v for k, v in moments.items() if not k.startswith(AVERAGE)}
+        self._check(values)
+        if bool(average) != (self.ema is not None):
+            raise UsageError("the checkpoint and the plan differ in `ema`", _CHANGED)
+        self.optimisers.check(rest, _CHANGED)
+        self._load_values(values)
+        self.optimisers.load(rest, self.processes.like)
+        if self.ema is not None:
+            places = {name: self.named[name] for name in average if name}
+            self.ema.load({name: self.processes.like(v, places[name]) if name else v for name, v in average.items()})
+
+    def _values(self) -> dict[str, Tensor]:
+        values = {name: self.processes.whole(p.detach()) for name, p in self.named.items()}
+        return values | {BUFFER + name: buffer.detach() for name, buffer in self.buffers.items()}
+
+    def _load_values(self, values: Mapping[str, Tensor]) -> None:
+        self._check(values)
         with torch.no_grad():
             for name, parameter in self.named.items():
-                parameter.copy_(ranks.like(values[name], parameter))
-        owners: dict[int, torch.optim.Optimizer] = {}
-        for optimiser in self.optimisers:
-            optimiser.state.clear()
-            owners |= {id(p): optimiser for group in optimiser.param_groups for p in group["params"]}
-        for key, tensor in moments.items():
-            part, name = key.split("|", 1)
-            parameter = self.named[name]
-            optimiser = owners[id(parameter)]
-            value: Any = tensor.clone() if tensor.ndim == 0 else ranks.like(tensor.clone(), parameter)
-            on_device = tensor.ndim == 0 and optimiser.param_groups[0].get("fused")
-            optimiser.state[parameter][part] = value.to(parameter.device) if on_device else value
+                parameter.copy_(self.processes.like(values[name], parameter))
+            for name, buffer in self.buffers.items():
+                buffer.copy_(values[BUFFER + name])
 
-    def _check(self, values: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+    def _check(self, values: Mapping[str, Tensor]) -> None:
         """A checkpoint fits the plan that made it; one changed by hand since must not go on with half of it."""
-        missing = sorted(self.named.keys() - values.keys())
+        wanted = [*self.named, *(BUFFER + name for name in self.buffers)]
+        missing = sorted(name for name in wanted if name not in values)
         if missing:
-            raise UsageError(f"the checkpoint has no parameter {missing[0]}, which the plan trains", _CHANGED)
-        muon = {id(p) for o in self.optimisers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
-        for key in moments:
-            part, name = key.split("|", 1)
-            if name not in self.named:
-                raise UsageError(f"the checkpoint trained {name}, the plan does not", _CHANGED)
-            if (part == "momentum") != (id(self.named[name]) in muon):
-                was, now = ("muon", "adamw") if part == "momentum" else ("adamw", "muon")
-                raise UsageError(f"the checkpoint trained {name} by {was}, the plan does by {now}", _CHANGED)
+            raise UsageError(f"the checkpoint has no {missing[0]}, which the plan trains", _CHANGED)
 
 
-def _groups(buckets: Mapping[tuple[float, float], list[nn.Parameter]]) -> list[dict[str, Any]]:
-    return [{"params": ps, "multiple": lr, "weight_decay": decay} for (lr, decay), ps in buckets.items()]
-
-
-def _site_of(name: str, sites: list[str]) -> str:
-    if name.startswith(OBJECTIVES + "."):
-        return OBJECTIVES
-    return next((site for site in sites if name.startswith(site + ".")), "")
+def all_buffers(student: Student, modules: StageModules) -> dict[str, Tensor]:
+    """Name -> buffer that is saved with a running stage."""
+    own = {f"student.{name}": buffer for name, buffer in student.module.named_buffers()}
+    return own | dict(modules.named_buffers())

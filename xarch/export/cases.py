@@ -1,4 +1,5 @@
-"""Parity cases that need nothing but the graphs themselves."""
+"""Cases that need nothing but the graphs themselves: what a translation is checked by where no student stands behind it
+(a teacher's graphs, which are measured and never shipped)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xarch.contracts.export import Call, ExportGraph, ParityCase
+from xarch.contracts.bench import Call
+from xarch.contracts.export import ExportGraph, ParityCase
+from xarch.export.samples import resized
 
 
 def single_graph_cases(graphs: Sequence[ExportGraph]) -> Iterator[ParityCase]:
@@ -30,7 +33,7 @@ def single_graph_cases(graphs: Sequence[ExportGraph]) -> Iterator[ParityCase]:
 
 
 def _case(graph: ExportGraph, sizes: Mapping[str, int]) -> ParityCase:
-    inputs = {name: _resized(value, graph.dynamic.get(name, {}), sizes) for name, value in graph.inputs.items()}
+    inputs = {name: resized(value, graph.dynamic.get(name, {}), sizes) for name, value in graph.inputs.items()}
     with torch.no_grad():
         outputs = graph.module(*inputs.values())
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
@@ -42,11 +45,3 @@ def _case(graph: ExportGraph, sizes: Mapping[str, int]) -> ParityCase:
         return call(graph.name, arrays)
 
     return ParityCase(graph.name, shown, drive, expected)
-
-
-def _resized(value: Tensor, dims: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
-    for axis, symbol in dims.items():
-        size = sizes.get(symbol, value.shape[axis])
-        index = torch.arange(size, device=value.device) % value.shape[axis]
-        value = value.index_select(axis, index)
-    return value

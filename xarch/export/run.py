@@ -7,10 +7,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -27,11 +28,13 @@ from xarch.export.check import check_file
 from xarch.export.examples import save_examples
 from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
-from xarch.export.parity import measure_parity, raise_unless_passed
+from xarch.export.parity import Blame, measure_parity, raise_unless_passed
+from xarch.export.proof import Comparison, Prover
 from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
 from xarch.files.atomic import new_folder, write_json
 
+T = TypeVar("T")
 WEIGHTS = "student.onnx.data"
 """The one file all graphs of an export read their weights from."""
 
@@ -62,6 +65,7 @@ def export_profile(
     say: Callable[[str], None],
     graphs: Sequence[ExportGraph] | None = None,
     calibration: Sequence[Batch] = (),
+    blame: Blame = lambda during: nullcontext(),
 ) -> ExportResult:
     """Write ``out/GRAPH.onnx``, their shared weights, ``parity.json`` and ``profile.json``.
 
@@ -70,30 +74,40 @@ def export_profile(
 
     Args:
         options: the target's own export options.
-        batches: held-out data for the parity cases.
+        batches: held-out data that the student and its graphs are compared on, with the views of both sides.
         calibration: other held-out data, for profiles of 8-bit weights; default ``batches``.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: gets a line of progress at each step.
-        graphs: exported instead of the adapter's own.
+        graphs: exported instead of the adapter's own; proven in the same way.
+        blame: around calls of the adapter and what it returns; takes what it is doing.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
         ParityError: a graph does not reproduce the student.
     """
     student.module.eval()
-    graphs = list(adapter.export_graphs(student, profile, options) if graphs is None else graphs)
+    if graphs is None:
+        with blame("export_graphs"):
+            graphs = list(adapter.export_graphs(student, profile, options))
+    graphs = list(graphs)
     _check_names(graphs)
 
     def seen_in_calibration() -> Iterable[ParityCase]:
-        return adapter.calibration_cases(student, graphs, calibration or batches, profile)
+        data = calibration or batches
+        with blame("calibration_cases"):
+            own = list(adapter.calibration_cases(student, graphs, data, profile))
+        return own or Prover(student, graphs, data).drives()
 
     with new_folder(Path(out)) as folder:
         described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration)
         started = time.monotonic()
-        cases = adapter.parity_cases(student, graphs, batches, profile)
-        names = [graph.name for graph in graphs]
-        parity = measure_parity(folder, names, cases, profile, threads=torch.get_num_threads())
+        prover = Prover(student, graphs, batches)
+        comparisons = _comparisons(prover, adapter, student, graphs, batches, profile, blame)
+        parity = measure_parity(
+            folder, graphs, comparisons, profile, threads=torch.get_num_threads(), notes=prover.notes, blame=blame
+        )
         described["seconds"]["parity"] = round(time.monotonic() - started, 2)
+        names = [graph.name for graph in graphs]
         if not parity["passed"]:
             for name in names:
                 os.replace(folder / f"{name}.onnx", folder / f"{name}.onnx.rejected")
@@ -104,6 +118,37 @@ def export_profile(
     return ExportResult(names, parity, described)
 
 
+def _comparisons(
+    prover: Prover,
+    adapter: TargetAdapter,
+    student: Student,
+    graphs: Sequence[ExportGraph],
+    batches: Sequence[Batch],
+    profile: Profile,
+    blame: Blame,
+) -> Iterator[Comparison]:
+    """What every graph declares, on held-out data; then the cases of the target's author. One is held at a time."""
+    for graph in graphs:
+        yield from guarded(prover.held_out(graph), blame, "the student's taps")
+    with blame("parity_cases"):
+        cases = adapter.parity_cases(student, graphs, batches, profile)
+    for case in guarded(cases, blame, "parity_cases"):
+        with blame("the student's taps"):
+            comparison = prover.complete(case)
+        yield comparison
+
+
+def guarded(items: Iterable[T], blame: Blame, during: str) -> Iterator[T]:
+    """``items``, drawn under ``blame``, which a generator's code needs at every step."""
+    drawn = iter(items)
+    while True:
+        with blame(during):
+            item = next(drawn, None)
+        if item is None:
+            return
+        yield item
+
+
 def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, say: Callable[[str], None]) -> None:
     """Write a teacher's graphs and their weights in float32, for the bench to compare speeds.
 
@@ -112,10 +157,10 @@ def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, s
         ParityError: a graph does not reproduce the teacher.
     """
     profile = replace(profile, dtype="float32")
-    names = [graph.name for graph in graphs]
     with new_folder(Path(out)) as folder:
         _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: ())
-        parity = measure_parity(folder, names, single_graph_cases(graphs), profile, threads=torch.get_num_threads())
+        cases = (Comparison(case, {}) for case in single_graph_cases(graphs))
+        parity = measure_parity(folder, graphs, cases, profile, threads=torch.get_num_threads())
         raise_unless_passed(parity, Path(out))
 
 
@@ -209,8 +254,8 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         "version": __version__,
         "graph": graph.name,
         "profile": profile.name,
-        "states": _states(graph),
         **({} if graph.throughput is None else {"work": asdict(graph.throughput)}),
+        **({"variant": graph.variant} if graph.variant else {}),
         **graph.metadata,
         **metadata,
     }
@@ -218,21 +263,6 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         key if key.startswith("xarch.") else f"xarch.{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in facts.items()
     }
-
-
-def _states(graph: ExportGraph) -> list[dict[str, Any]]:
-    """Recurrent states by their names: input ``X`` comes back as output ``present_X``; free dimensions start at 0."""
-    return [
-        {
-            "name": name,
-            "present": f"present_{name}",
-            "shape": [0 if axis in graph.dynamic.get(name, {}) else size for axis, size in enumerate(value.shape)],
-            "dtype": str(value.dtype).removeprefix("torch."),
-            "fill": 0.0,
-        }
-        for name, value in graph.inputs.items()
-        if f"present_{name}" in graph.outputs
-    ]
 
 
 def _size(count: int) -> str:

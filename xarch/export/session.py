@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from xarch.errors import XarchError
 
 # For a process that imported onnxruntime before xarch, whose environment variable it has not seen.
 ort.disable_telemetry_events()
@@ -46,7 +49,7 @@ def open_session(
     return ort.InferenceSession(str(path), options, providers=[provider])
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailure(XarchError):
     """The runtime refuses a graph or stops in the middle of it."""
 
 
@@ -54,16 +57,13 @@ class Sessions:
     """A ``Call``: opens each graph of ``folder`` on its first use.
 
     Attributes:
-        used: names of the graphs called so far.
+        calls: graph -> number of calls.
     """
 
     def __init__(self, folder: Path, provider: str, *, threads: int, optimise: bool) -> None:
         self.folder, self.provider, self.threads, self.optimise = folder, provider, threads, optimise
         self._open: dict[str, tuple[ort.InferenceSession, list[str]]] = {}
-
-    @property
-    def used(self) -> set[str]:
-        return set(self._open)
+        self.calls: Counter[str] = Counter()
 
     def __call__(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named outputs of ``graph`` on named inputs.
@@ -71,6 +71,7 @@ class Sessions:
         Raises:
             RuntimeFailure: the runtime cannot load or run the graph on these inputs.
         """
+        self.calls[graph] += 1
         try:
             if graph not in self._open:
                 self._open[graph] = self._session(graph)

@@ -39,8 +39,7 @@ def frozen_parts(module: nn.Module, trained: Collection[str]) -> list[nn.Module]
 
     Modules without parameters (dropout, activations) follow what they are in.
     """
-    names = set(trained)
-    return list(_frozen(module, "", names)) if names else [module]
+    return list(_frozen(module, "", set(trained)))
 
 
 def _frozen(module: nn.Module, prefix: str, trained: set[str]) -> Iterator[nn.Module]:

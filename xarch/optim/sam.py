@@ -30,13 +30,10 @@ class SAM(OptimiserWrapper):
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter], options: SAMOptions) -> list[tuple[nn.Parameter, Tensor]]:
         """Moved parameters with the values they had: adding and subtracting would not give back every bit."""
-        moving = [p for p in parameters if p.grad is not None]
-        scales = [p.abs() if options.adaptive else None for p in moving]
-        scaled = [
-            p.grad if a is None else p.grad * a for p, a in zip(moving, scales, strict=True) if p.grad is not None
-        ]
-        if not scaled:
+        moving = [(p, p.grad, p.abs() if options.adaptive else None) for p in parameters if p.grad is not None]
+        if not moving:
             return []
+        scaled = [grad if scale is None else grad * scale for _, grad, scale in moving]
         norm: Any = torch.nn.utils.get_total_norm(scaled)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         factor = options.rho / (float(norm) + FAINTEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xarch._version import __version__
 from xarch.config.schema import RunConfig
-from xarch.errors import PlanError, UsageError
+from xarch.errors import PlanError, PluginError, UsageError
 from xarch.hardware import choose_device, choose_threads
 from xarch.planning.describe import (
     COPIES,
@@ -32,8 +32,14 @@ def default_recipe(config: RunConfig, describer: Describer) -> str:
     """
     registry = describer.registry
     target, _, facts = start_of(config, describer)
-    with registry.guard(registry.get("target", target.name), "recipe"):
+    spec = registry.get("target", target.name)
+    with registry.guard(spec, "recipe"):
         name = str(target.adapter.recipe(facts, target.options))
+    declared = spec.data.get("recipes", [])
+    if name and declared and name not in declared:
+        raise PluginError(
+            f"{registry.owner(spec)} names the recipe {name!r}, but is registered with {', '.join(declared)}"
+        )
     if not name:
         raise UsageError(
             f"target {target.name!r} has no recipe of its own",

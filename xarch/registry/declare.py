@@ -116,20 +116,25 @@ class Declarations:
         summary: str = "",
         accepts: Iterable[str],
         produces: str = "",
+        recipes: Iterable[str] = (),
         profiles: Iterable[str] = (),
         **common: Any,
     ) -> None:
-        """A target adapter; ``accepts`` are families of teachers, ``produces`` the student's (default: the same).
+        """A target adapter.
 
-        ``profiles`` are those that a small student of every accepted family passes; ``xarch list pairs`` shows them and
-        the plugin's conformance tests build each.
+        Args:
+            accepts: families of teachers.
+            produces: the student's family; by default the teacher's.
+            recipes: what its ``recipe`` may name, the usual one first; the plan refuses any other.
+            profiles: those that a small student passes. ``xarch list pairs`` shows no others, and the conformance tests
+                build each.
         """
         families = _names(accepts)
         if not families:
             raise ValueError(f"target {name!r}: accepts names no family")
         gives = produces or (families[0] if len(families) == 1 else ANY_FAMILY)
-        exports = {"profiles": list(_names(profiles))} if profiles else {}
-        data = {**(common.pop("data", None) or {}), **exports}
+        said = {"recipes": list(_names(recipes)), "profiles": list(_names(profiles))}
+        data = {**(common.pop("data", None) or {}), **{key: names for key, names in said.items() if names}}
         self._add("target", name, load, summary, accepts=families, produces=gives, data=data, **common)
 
     def family(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:

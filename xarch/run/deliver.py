@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from xarch.files.atomic import read_json, write_json
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
-from xarch.planning.resolve import Resolved
+from xarch.planning.resolve import Resolved, export_options
 from xarch.registry.registry import Registry
 from xarch.run.evaluate import Evaluator
 from xarch.run.student_io import load_student, save_student
@@ -100,42 +101,54 @@ class Delivery:
                 )
 
     def export(self, student: Student, name: str) -> None:
-        """The student's graphs for one profile, through the checker and the parity gate."""
+        """The student's graphs for one profile, through the checker and the parity gate.
+
+        Raises:
+            PluginError: code of the target, of a hook or of their cases failed; names the plugin.
+            ParityError: a graph does not reproduce the student, or nothing proves it.
+        """
         from xarch.export.run import export_profile
 
         self.reporter.phase("export", name)
         profile = self.registry.create("export", name)
         adapter = self.target.adapter
-        graphs = adapter.export_graphs(student, profile, self.config.export.options)
+        options = export_options(adapter, self.config)
+        with self._blame("export_graphs"):
+            graphs = list(adapter.export_graphs(student, profile, options))
         replaced = self.registry.call("xarch_export", student=student, profile=profile, graphs=graphs)
         samples = self.config.export.parity_samples
-        batches = list(self.evaluator.heldout(samples))
-        calibration = list(self.evaluator.heldout(2 * samples))[len(batches) :] if profile.dtype == "int8" else []
         export_profile(
             student,
             adapter,
             profile,
             graphs=replaced or graphs,
-            options=self.config.export.options,
-            batches=batches,
-            calibration=calibration,
+            options=options,
+            batches=list(self.evaluator.batches("heldout", samples)),
+            calibration=list(self.evaluator.batches("calibration", samples)) if profile.dtype == "int8" else (),
             out=self.run.export_dir / name,
             metadata={"xarch.teacher": self.config.teacher, "xarch.target": self.plan.student.target},
             say=self.reporter.message,
+            blame=self._blame,
         )
         if self.config.export.bench:
             self._export_teacher(profile)
+
+    def _blame(self, during: str) -> AbstractContextManager[object]:
+        """Around code of the target and of what it returns."""
+        return self.registry.guard(self.registry.get("target", self.target.name), during)
 
     def _export_teacher(self, profile: Profile) -> None:
         """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
         from xarch.export.run import export_teacher
 
         folder = self.run.teacher_bench(profile.name)
-        if folder.exists():
+        if folder.exists() or self.evaluator.teacher is None:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            graphs = self.target.adapter.teacher_graphs(self.evaluator.teacher, profile, self.config.export.options)
+            with self._blame("teacher_graphs"):
+                options = export_options(self.target.adapter, self.config)
+                graphs = list(self.target.adapter.teacher_graphs(self.evaluator.teacher, profile, options))
             if graphs:
                 self.reporter.phase("export", f"{profile.name}, teacher")
                 export_teacher(graphs, profile, folder, self.reporter.message)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +12,29 @@ import torch
 from torch import Tensor
 
 from xarch.config.schema import RunConfig
-from xarch.contracts.adapters import TargetAdapter
-from xarch.contracts.model import Student, Teacher
-from xarch.contracts.stage import StageOutcome
-from xarch.engine.checkpoint import Checkpoint, StageCheckpoints, assert_handover
-from xarch.engine.context import EngineContext, OpenStream
+from xarch.contracts.model import Student
+from xarch.contracts.stage import StageKind, StageOutcome
+from xarch.engine.checkpoint import Checkpoint, CheckpointFolder, assert_handover
+from xarch.engine.context import EngineContext
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.seeds import seed_everything
 from xarch.engine.signals import StopRequest
-from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.engine.teacher import TeacherCache, TeacherFeed
+from xarch.engine.stopwatch import Spent
+from xarch.engine.teacher import Autocast
+from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import UsageError
 from xarch.files.atomic import write_json
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.run_dir import RunDir
-from xarch.matching.pairing import pairs_of
 from xarch.planning.plan import Plan, PlannedStage
 from xarch.registry.registry import Registry
+from xarch.run.evaluate import Evaluator
+from xarch.run.requirements import check_requirements
+from xarch.run.sides import RunSides
+from xarch.run.stage_context import ContextBuilder
 
 
 @dataclass
@@ -42,10 +42,8 @@ class StageRunner:
     """Runs one stage after the other on the run's student.
 
     Attributes:
-        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, teacher, adapter: of the run.
+        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator: of the run.
         initialising: what the student's initialisation took.
-        open_stream: opens the data of a split.
-        baseline: evaluates the student before any gradient step; its figures go into the stage's folder.
         autocast: precision of forward passes.
         decisions: what the stages decided so far.
     """
@@ -60,12 +58,10 @@ class StageRunner:
     curve: QualityCurve
     stop: StopRequest
     student: Student
-    teacher: Teacher
-    adapter: TargetAdapter
+    sides: RunSides
+    evaluator: Evaluator
     initialising: Spent
-    open_stream: OpenStream
-    baseline: Callable[[Student, Path], None]
-    autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    autocast: Autocast
 
     def __post_init__(self) -> None:
         self.decisions: dict[str, Any] = {}
@@ -88,16 +84,17 @@ class StageRunner:
         trained = False
         for planned in self.plan.stages:
             folder = self.run.stage(planned.index, planned.name)
-            checkpoints = StageCheckpoints(folder / "checkpoints", self.say)
+            checkpoints = CheckpointFolder(folder / "checkpoints", self.say)
+            kind: StageKind = self.registry.create("stage", planned.kind)
             found = checkpoints.latest(final_only=True)
             if found is not None:
                 hashes = self._restore(planned, found, hashes, folder)
-                trained = trained or planned.kind == "gradient"
+                trained = trained or kind.trains
                 continue
-            if planned.kind == "gradient" and not trained:
+            if kind.trains and not trained:
                 trained = True
-                self.baseline(self.student, folder)
-            hashes = self._run(planned, folder, checkpoints, hashes)
+                self.evaluator.baseline(self.student, folder)
+            hashes = self._run(planned, kind, folder, checkpoints, hashes)
         self.student.finish()
         return self.decisions
 
@@ -131,30 +128,53 @@ class StageRunner:
             self.decisions |= outcome.decisions
 
     def _run(
-        self, planned: PlannedStage, folder: Path, checkpoints: StageCheckpoints, before: dict[str, str]
+        self,
+        planned: PlannedStage,
+        kind: StageKind,
+        folder: Path,
+        checkpoints: CheckpointFolder,
+        before: dict[str, str],
     ) -> dict[str, str]:
-        total = len(self.plan.stages)
-        steps = planned.steps if planned.kind == "gradient" else 0
-        self.reporter.stage_started(planned.index, total, planned.name, planned.kind, steps)
-        context, cache = self._context(planned, checkpoints)
+        steps = planned.steps if kind.trains else 0
+        self.reporter.stage_started(planned.index, len(self.plan.stages), planned.name, planned.kind, steps)
+        if planned.config.requires and checkpoints.latest() is None and not self.config.tiny:
+            check_requirements(planned, self.student, self.sides, self.evaluator)
+        self.data_counters.clear()
+        context, caches = self._context(planned, kind, checkpoints)
         self.registry.call("xarch_stage_started", run=self.run, stage=planned)
         seed_everything(context.seed)
-        self.data_counters.clear()
-        kind = self.registry.create("stage", planned.kind)
-        spec = self.registry.get("stage", planned.kind)
         started = time.monotonic()
-        watch = Stopwatch()
-        if planned.kind != "gradient":
+        if not kind.resumes:
             # Such a stage starts again from its beginning, so what an interrupted one has logged must go.
             self.metrics.cut(self._metrics_end)
             self.curve.cut(self._curve_end)
+        spec = self.registry.get("stage", planned.kind)
         with self.registry.guard(spec, f"stage {planned.name!r}"):
-            outcome: StageOutcome = kind.run(context)
-        outcome.training = outcome.training or watch.spent.rounded()
+            outcome = kind.run(context)
+        outcome.training = outcome.training or context.clock.spent.rounded()
+        context.finish()
         # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
         outcome.metrics = _stated(outcome.metrics)
         outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
         self._decide(outcome)
+        hashes = self._keep(planned, outcome, folder, checkpoints, before, caches, started)
+        for cache in caches.values() if self.ranks.main else ():
+            cache.clear()
+        self.reporter.stage_finished(planned.name, outcome)
+        self.registry.call("xarch_stage_finished", run=self.run, stage=planned, outcome=outcome)
+        return hashes
+
+    def _keep(
+        self,
+        planned: PlannedStage,
+        outcome: StageOutcome,
+        folder: Path,
+        checkpoints: CheckpointFolder,
+        before: dict[str, str],
+        caches: dict[str, TeacherCache],
+        started: float,
+    ) -> dict[str, str]:
+        """Write the stage's final checkpoint and its summary; returns the hashes of the student's tensors."""
         ended, spent = outcome.ended, Spent(**outcome.training)
         taken = ended.step if ended else planned.steps
         units = ended.units if ended else planned.units
@@ -165,6 +185,12 @@ class StageRunner:
         state = self.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        said = {
+            "metrics": outcome.metrics,
+            "decisions": outcome.decisions,
+            "per_site": outcome.per_site,
+            "undone": outcome.undone,
+        }
         summary = {
             "name": planned.name,
             "kind": planned.kind,
@@ -175,11 +201,14 @@ class StageRunner:
             "ended": vars(ended) if ended else None,
             "undone": outcome.undone,
             "changed_tensors": len(changed),
-            "metrics": outcome.metrics,
-            "per_site": outcome.per_site,
-            "decisions": outcome.decisions,
+            **said,
             "data": dict(self.data_counters),
-            "teacher_cache": {"hits": cache.hits, "writes": cache.writes} if cache else None,
+            "teacher_cache": {
+                "hits": sum(c.hits for c in caches.values()),
+                "writes": sum(c.writes for c in caches.values()),
+            }
+            if caches
+            else None,
         }
         self._metrics_end, self._curve_end = self.metrics.size(), self.curve.size()
         if self.ranks.main:
@@ -191,11 +220,7 @@ class StageRunner:
                 state={
                     "hash_before": combined_hash(before),
                     "hash_after": combined_hash(hashes),
-                    "outcome": {
-                        "metrics": outcome.metrics,
-                        "decisions": outcome.decisions,
-                        "per_site": outcome.per_site,
-                    },
+                    "outcome": said,
                     "metrics_size": self._metrics_end,
                     "curve_size": self._curve_end,
                     "summary": summary,
@@ -203,59 +228,33 @@ class StageRunner:
             )
             write_json(folder / "summary.json", summary)
         self.ranks.barrier()
-        if cache is not None and self.ranks.main:
-            cache.clear()
-        self.reporter.stage_finished(planned.name, outcome)
-        self.registry.call("xarch_stage_finished", run=self.run, stage=planned, outcome=outcome)
         return hashes
 
     def _context(
-        self, planned: PlannedStage, checkpoints: StageCheckpoints
-    ) -> tuple[EngineContext, TeacherCache | None]:
-        sites = [s for s in self.student.sites() if fnmatchcase(s, planned.config.sites)]
-        planned = planned.model_copy(update={"sites": sites if planned.scope == "local" else []})
-        pairs = []
-        if planned.kind == "gradient":
-            pairs = pairs_of(planned.name, planned.config, self.student, dict(self.teacher.taps()), self.registry)
-        cache = None
-        if planned.cache.use:
-            identity = f"{self.teacher.fingerprint}|{self.config.runtime.precision}|{self.device.type}"
-            cache = TeacherCache(
-                checkpoints.folder.parent / "teacher-cache", identity, int(self.config.runtime.cache_gb * 1e9), self.say
-            )
-        return (
-            EngineContext(
-                name=planned.name,
-                options=planned.config.options,
-                seed=self.config.seed * 1000 + planned.index,
-                student=self.student,
-                teacher=self.teacher,
-                planned=planned,
-                config=self.config,
-                adapter=self.adapter,
-                pairs=pairs,
-                objective=lambda name: self.registry.resolve(self.registry.get("objective", name)),
-                guard=lambda name: self.registry.guard(self.registry.get("objective", name), f"stage {planned.name!r}"),
-                device=self.device,
-                ranks=self.ranks,
-                feed=TeacherFeed(self.teacher, self.autocast, cache),
-                checkpoints=checkpoints,
-                metrics=self.metrics,
-                curve=self.curve,
-                reporter=self.reporter,
-                stop=self.stop,
-                open_stream=self.open_stream,
-                autocast=self.autocast,
-                say=self.say,
-                metrics_start=self._metrics_end,
-                curve_start=self._curve_end,
-                data_counters=self.data_counters,
-                on_step=lambda step, row: self.registry.call(
-                    "xarch_step_finished", run=self.run, stage=planned, step=step, metrics=row
-                ),
-            ),
-            cache,
+        self, planned: PlannedStage, kind: StageKind, checkpoints: CheckpointFolder
+    ) -> tuple[EngineContext, dict[str, TeacherCache]]:
+        builder = ContextBuilder(
+            plan=self.plan,
+            planned=planned,
+            kind=kind,
+            run=self.run,
+            registry=self.registry,
+            reporter=self.reporter,
+            ranks=self.ranks,
+            device=self.device,
+            metrics=self.metrics,
+            curve=self.curve,
+            stop=self.stop,
+            student=self.student,
+            sides=self.sides,
+            evaluator=self.evaluator,
+            autocast=self.autocast,
+            folder=checkpoints,
+            metrics_start=self._metrics_end,
+            curve_start=self._curve_end,
+            data_counters=self.data_counters,
         )
+        return builder.build()
 
 
 def _stated(figures: dict[str, float]) -> dict[str, float]:

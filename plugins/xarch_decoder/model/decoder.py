@@ -114,7 +114,7 @@ class MixerDecoder(nn.Module):
                 probe.sink("logits", FactoredLogits(final_BLD, self.head_weight, self.head.bias, self.head.softcap))
 
     def advance(
-        self, input_ids_BL: Tensor, position: int | Tensor, states: States, *, fixed: bool = False
+        self, input_ids_BL: Tensor, position: int | Tensor, states: States, *, fixed: bool = False, last: bool = False
     ) -> tuple[Tensor, States]:
         """L more tokens of one document: (logits [B, L, V], new states).
 
@@ -122,6 +122,7 @@ class MixerDecoder(nn.Module):
             position: tokens already in ``states``, a number or an int64 tensor [1].
             states: from :meth:`initial_states` or an earlier call.
             fixed: growing states are buffers of fixed length (see ``Mixer.advance_fixed``).
+            last: logits of the last token only, [B, 1, V].
         """
         # A constant tensor rather than arange: it becomes an initializer, not a Range node.
         steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
@@ -133,6 +134,8 @@ class MixerDecoder(nn.Module):
         for layer, state in enumerate(states):
             x_BLD, state = self.block(layer).advance(x_BLD, positions_BL, state, fixed=fixed)
             out.append(state)
+        if last and x_BLD.shape[1] > 1:
+            x_BLD = x_BLD[:, -1:]
         return self.head(self.norm(x_BLD), self.head_weight), tuple(out)
 
     def state_specs(self) -> tuple[tuple[StateSpec, ...], ...]:

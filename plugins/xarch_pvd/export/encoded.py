@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Throughput
-from xarch_field import ray_points, render
+from xarch_field import ray_points
 from xarch_field.model import occupancy as occupancies
 from xarch_field.student import FieldStudent
-from xarch_pvd.export.parity import LOOSE, drive_rows, picture_measures
+from xarch_pvd.export.parity import LOOSE, POINT_TAPS, RAY_TAPS, drive_rows, picture_measures, rays_of
 from xarch_pvd.targets.representations.mlp_field import MLPField
 
 
@@ -74,11 +74,10 @@ def encoded_parity(student: FieldStudent, graph: ExportGraph, batch: Batch, prof
     """A whole view: the caller marches, encodes and composites, the graph does the rest."""
     field = _layers(student)
     background = batch["background"][0]
+    samples = student.facts.samples
     with torch.no_grad():
-        points = ray_points(field, batch["origins"], batch["dirs"], student.facts.samples)
-        wanted = render(field, batch["origins"], batch["dirs"], background, samples=student.facts.samples)
+        points = ray_points(field, batch["origins"], batch["dirs"], samples)
         u_N3 = field.to_unit(points.x_N3)
-        sigma_N, rgb_N3 = field(points.x_N3, points.d_N3)
     given = {"pe": encoding(u_N3.numpy(), field.frequencies), "dir": points.d_N3.numpy()}
     calls = drive_rows(graph, given)
 
@@ -93,16 +92,18 @@ def encoded_parity(student: FieldStudent, graph: ExportGraph, batch: Batch, prof
         graph.name,
         {"points": len(u_N3)},
         calls,
-        {"sigma": sigma_N.numpy(), "rgb": rgb_N3.numpy()},
         rel_l2=loose,
+        batch=Batch({"xyz": points.x_N3, "dirs": points.d_N3}, len(u_N3)),
+        taps=POINT_TAPS,
     )
     yield ParityCase(
         graph.name,
         {"height": batch.meta["height"], "width": batch.meta["width"]},
         drive,
-        {name: value.numpy() for name, value in wanted.items()},
-        measures=picture_measures(wanted["acc"].numpy(), background.numpy(), profile),
+        measures=picture_measures(background.numpy(), profile),
         rel_l2=loose,
+        batch=rays_of(batch, samples),
+        taps=RAY_TAPS,
     )
 
 

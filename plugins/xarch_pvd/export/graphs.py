@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from xarch import ExportGraph, Options, PlanError, Profile, Throughput, validated
+from xarch import ExportGraph, Options, PlanError, Profile, Throughput
 from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
 from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
 from xarch_pvd.export.encoded import encoded_graph
+from xarch_pvd.export.parity import POINT_TAPS, RAY_TAPS
 
 MEASURED, RAYS = 16_384, 256
 """Points and rays of a call when a bench measures graphs whose number is free."""
@@ -34,15 +35,13 @@ class FieldExport(Options):
     )
 
 
-def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+def field_graphs(student: FieldStudent, profile: Profile, chosen: FieldExport) -> Sequence[ExportGraph]:
     """``points`` (xyz, dir -> sigma, rgb) and ``rays`` (origins, directions, background -> rgb, depth, acc); with
-    ``encoding: input`` only ``encoded`` (pe, dir -> sigma, rgb). Options: :class:`FieldExport`.
+    ``encoding: input`` only ``encoded`` (pe, dir -> sigma, rgb).
 
     Raises:
-        UsageError: an option is unknown or out of range.
         PlanError: the profile lacks what the representation needs.
     """
-    chosen = validated(FieldExport, options, "export.options")
     _refuse(student.field, profile, chosen)
     forms = {**forms_of(profile), "hash": chosen.hash}
     if chosen.grids != "auto":
@@ -65,6 +64,8 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
             _free(profile, "points", "xyz", "dir"),
             metadata,
             work,
+            reads={"xyz": "xyz", "dir": "dirs"},
+            gives=POINT_TAPS,
         ),
         ExportGraph(
             "rays",
@@ -74,18 +75,21 @@ def field_graphs(student: FieldStudent, profile: Profile, options: Mapping[str, 
             _free(profile, "rays", "origins", "directions"),
             {**metadata, "samples": samples},
             Throughput("rays", rays if profile.static else RAYS, {"rays": RAYS}),
+            reads={"origins": "origins", "directions": "dirs", "background": "background"},
+            # with another number of samples the graph is compared in cases that ask the student for as many
+            gives=RAY_TAPS if samples == student.facts.samples else {},
         ),
     ]
 
 
-def teacher_points(teacher: FieldTeacher, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
+def teacher_points(teacher: FieldTeacher, profile: Profile, chosen: FieldExport) -> Sequence[ExportGraph]:
     """The teacher's own ``points``: what a representation costs is told by its points.
 
     Raises:
         PlanError: the profile lacks what the teacher needs.
     """
-    kept = {key: value for key, value in options.items() if key != "encoding"}
-    return field_graphs(FieldStudent(teacher.field, teacher.facts), profile, kept)[:1]
+    inside = chosen.model_copy(update={"encoding": "graph"})
+    return field_graphs(FieldStudent(teacher.field, teacher.facts), profile, inside)[:1]
 
 
 def facts_of_use(student: FieldStudent) -> dict[str, Any]:

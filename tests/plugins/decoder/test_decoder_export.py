@@ -18,7 +18,7 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Initialisation, Student, Teacher
 from xarch.export.run import export_profile
-from xarch_decoder.export import decoder_graphs
+from xarch_decoder.export import DecoderExport, decoder_graphs
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.parity import decoder_parity
@@ -49,7 +49,7 @@ class EMATarget(TargetAdapter):
 
     def export_graphs(self, student: Student, profile: Profile, options: Mapping[str, Any]) -> Sequence[ExportGraph]:
         assert isinstance(student, DecoderStudent)
-        return decoder_graphs(student, profile, options)
+        return decoder_graphs(student, profile, DecoderExport.model_validate(options))
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

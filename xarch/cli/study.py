@@ -1,0 +1,82 @@
+"""``xarch study``: arms × seeds of conversions and one table."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xarch.cli.session import Session, define
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xarch.run.study.conduct import Progress
+
+LINE_SECONDS = 60.0
+
+
+@define("study", uses=("out",))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time, instead of the file's.")
+@click.option("--retry", is_flag=True, help="Also run what failed before.")
+def command(session: Session, file: Path, jobs: int | None, retry: bool) -> None:
+    """Run the conversions that FILE names, arms × seeds, and compare them.
+
+    Started again with the same --out, finished runs are kept and interrupted ones resumed. OUT holds study.json,
+    report.html, the runs and a configuration file of each.
+    """
+    from xarch.run.study.conduct import StudyFailed, conduct
+
+    with _watching(session.console) as watch:
+        out = session.out
+        try:
+            found = conduct(file, out, jobs=jobs, retry=retry, watch=watch)
+        except StudyFailed as e:
+            found = e.document
+            session.emit({**found, "error": {"what": e.what, "exit_code": e.exit_code}}, lambda c: show(found, c))
+            if not session.json:
+                raise
+            from xarch.cli.failure import show_error
+
+            show_error(e, verbose=session.verbose)
+            raise click.exceptions.Exit(e.exit_code) from e
+    session.emit(found, lambda console: show(found, console))
+
+
+def show(study: dict[str, Any], console: Console) -> None:
+    """The tables on the terminal."""
+    from xarch.cli.tables import table
+    from xarch.report.study import HEAD, rows
+
+    facts = study["facts"]
+    for metric, about in facts["metrics"].items():
+        unit = f" ({about['unit']})" if about["unit"] else ""
+        console.print(f"\n{metric}{unit}", markup=False, style="bold")
+        body = [[cell.text for cell in row] for row in rows(metric, about, facts)]
+        console.print(table(HEAD, body, right=HEAD[1:]))
+
+
+@contextlib.contextmanager
+def _watching(console: Console) -> Iterator[Callable[[str, Progress], None]]:
+    """A line per event, and where the study stands: below the lines on a terminal, now and then elsewhere."""
+    live = console.is_terminal and not console.is_dumb_terminal
+    status = console.status("") if live else contextlib.nullcontext()
+    printed = time.monotonic()
+    with status as shown:
+
+        def watch(event: str, progress: Progress) -> None:
+            nonlocal printed
+            if event:
+                console.print(event, markup=False, highlight=False)
+            if shown is not None:
+                shown.update(str(progress))
+            elif event or time.monotonic() - printed > LINE_SECONDS:
+                console.print(str(progress), markup=False, highlight=False, style="dim")
+                printed = time.monotonic()
+
+        yield watch

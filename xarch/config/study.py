@@ -1,0 +1,108 @@
+"""The configuration of a study: arms × seeds of one conversion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from xarch.config.schema import Model
+from xarch.config.validation import validated
+from xarch.config.yaml_text import MAX_BYTES, parse_yaml
+from xarch.errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+
+
+class Arm(Model):
+    """One variant of the conversion."""
+
+    set: dict[str, Any] = Field(default_factory=dict, description="dotted configuration key -> value; null removes")
+
+
+class ExecutorConfig(Model):
+    """Where the runs of a study are computed."""
+
+    name: Literal["local", "submitit", "ray"] = "local"
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of the executor: submitit's update_parameters (and `cluster`), ray's init (and `resources`)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
+
+
+class StudyConfig(Model):
+    """Arms × seeds of conversions, compared in one table."""
+
+    base: str | dict[str, Any] = Field(
+        default_factory=dict, description="what all runs share: a YAML file, a recipe or method, or a configuration"
+    )
+    arms: dict[str, Arm] = Field(default_factory=dict, description="name -> {set: {key: value}}")
+    axes: dict[str, list[Any]] = Field(default_factory=dict, description="dotted key -> values; all combinations run")
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    control: str | None = Field(None, description="the arm that the others are compared with, seed by seed")
+    metrics: list[str] = Field(
+        default_factory=list, description="figures of eval.json, the gated ones included; default the headline"
+    )
+    jobs: int = Field(1, ge=1, description="runs at a time")
+    threads: int = Field(1, ge=1, description="CPU threads of a run, unless the configuration says otherwise")
+    executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="local, submitit or ray")
+
+    @model_validator(mode="after")
+    def _complete(self) -> StudyConfig:
+        if not self.arms and not self.axes:
+            raise ValueError("give `arms`, `axes` or both: a study compares something")
+        wrong = [name for name in self.arms if not NAME.match(name)]
+        if wrong:
+            raise ValueError(f"arm {wrong[0]!r}: a name is letters, digits, '.', '_', '+' and '-'")
+        empty = [key for key, values in self.axes.items() if not values]
+        if empty:
+            raise ValueError(f"axes.{empty[0]} has no value")
+        keys = [key for arm in self.arms.values() for key in arm.set] + list(self.axes)
+        if "seed" in keys:
+            raise ValueError("`seed` is no arm or axis: the runs of an arm differ in it; use `seeds`")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is named twice")
+        return self
+
+
+def load_study(study: Path | str | Mapping[str, Any]) -> tuple[StudyConfig, str, Path]:
+    """A study from a YAML file or from plain data.
+
+    Returns:
+        The study, its name (of the file) and the folder that relative files in it are looked up in.
+
+    Raises:
+        UsageError: a file, key or value is wrong.
+    """
+    if isinstance(study, Mapping):
+        return validated(StudyConfig, study, "study"), "study", Path()
+    path = Path(study)
+    data = parse_yaml(read_yaml(path), path.name).data
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: the top level should be a mapping, not {type(data).__name__}")
+    return validated(StudyConfig, data, f"{path.name}: "), path.stem, path.parent
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        UsageError: it cannot be read, or is too large for one.
+    """
+    try:
+        content = path.read_bytes()[: MAX_BYTES + 1]
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES} bytes: it is not a configuration")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", "give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path} cannot be read: {e}") from e

@@ -1,0 +1,136 @@
+"""The steps of a gradient stage, from its beginning or its newest checkpoint to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xarch.contracts.stage import EarlyEnd, StageContext, StageKind, StageOutcome
+from xarch.engine.gradient.recovery import Running
+from xarch.engine.gradient.step import Place, take_step
+from xarch.engine.gradient.validation import Validator
+from xarch.engine.stopping import StoppingRule
+from xarch.errors import DivergedError
+
+
+class Gradient(StageKind):
+    """Minimise the matches of a stage by gradient descent, locally per site or end to end."""
+
+    trains = True
+    resumes = True
+
+    def run(self, context: StageContext) -> StageOutcome:
+        return _Stage(context).run()
+
+
+class _Stage:
+    def __init__(self, context: StageContext) -> None:
+        self.context, self.settings = context, context.settings
+        stream = context.batches()
+        validation = self.settings.validation
+        self.running = Running(
+            context,
+            stream,
+            StoppingRule(self.settings.until, context.steps, context.rate),
+            Validator(context, validation) if validation is not None else None,
+            origin=stream.state_dict(),
+        )
+        self.watched = stream.watches_losses and self.settings.scope == "global"
+
+    def run(self) -> StageOutcome:
+        """All steps."""
+        context, running, checks = self.context, self.running, self.running.validator
+        trainable = context.trainable()
+        context.matches()
+        if checks is not None or context.retry:
+            running.start = trainable.snapshot()
+        running.resume()
+        first = running.step
+        if checks is not None and checks.before is None:
+            checks.begin()
+        while not running.ending.over:
+            if checks is not None and checks.due(running.step):
+                checks.check(running.step)
+            try:
+                self._step()
+            except DivergedError as error:
+                if not context.retry or running.lr_scale < 1.0:
+                    raise
+                context.say(f"{error.what}; retrying from the last checkpoint at half the learning rate")
+                running.rewind()
+                continue
+            self._save_where_due()
+        if checks is not None and running.step > first:
+            # What is stopped or killed from here on resumes with the validation, no step is taken again.
+            running.save()
+        training, ended = context.clock.spent.rounded(), self._early_end()
+        outcome = _outcome(running.figures)
+        if checks is not None:
+            checks.finish(running.step, running.start, outcome)
+        outcome.training, outcome.ended = training, ended
+        return outcome
+
+    def _step(self) -> None:
+        context, running, ending = self.context, self.running, self.running.ending
+        step = running.step
+        if step and step % max(context.steps // self.settings.passes, 1) == 0 and self.settings.passes > 1:
+            running.stream.load_state_dict(running.origin)
+        read = next(running.stream)
+        place = Place(step, ending.progress, ending.lr_position, running.lr_scale)
+        batch = context.prepare(read, step, place.progress)
+        logged = (step + 1) % self.settings.log_every == 0 or step + 1 >= ending.end or self.settings.until is not None
+        running.figures = take_step(context, batch, place, monitored=logged)
+        if self.watched:
+            running.stream.take_losses(batch, context.matches().losses())
+        running.step += 1
+        running.units += read.units
+        self._follow(running.figures["loss"])
+        end = running.step if ending.over else ending.end
+        context.step_done(running.step, end, running.figures, read=read.units, units=running.units)
+
+    def _save_where_due(self) -> None:
+        running, context = self.running, self.context
+        stopping = context.stopping()
+        if running.ending.over:
+            return
+        if stopping or running.step % self.settings.checkpoint_every == 0:
+            running.save()
+        if stopping:
+            context.progress(running.step, running.ending.end)
+
+    def _follow(self, loss: float) -> None:
+        """Tell the ending of a step; where it may decide, every process hears the figures of the main one."""
+        context, ending = self.context, self.running.ending
+        falling = ending.falling
+        seconds = context.clock.spent.seconds
+        if self.settings.until is not None:
+            loss, seconds = context.processes.of_main([loss, seconds])
+        ending.see(loss, seconds)
+        if ending.falling and not falling and not ending.over:
+            before, after = ending.means
+            context.say(
+                f"stage {context.name}: the loss is on a plateau at step {ending.done} of {context.steps} "
+                f"({before:.5g}, then {after:.5g}); the learning rate falls until step {ending.end}"
+            )
+
+    def _early_end(self) -> EarlyEnd | None:
+        """Where and why the stage ended before its budget was read, told once."""
+        ending, context = self.running.ending, self.context
+        if not ending.reason:
+            return None
+        context.say(f"stage {context.name} ended at step {ending.done} of {context.steps}: {ending.reason}")
+        context.log(ending.done, ended_early=1.0, planned_steps=context.steps)
+        return EarlyEnd(ending.done, context.steps, self.running.units, ending.reason)
+
+
+def _outcome(figures: Mapping[str, float]) -> StageOutcome:
+    per_site: dict[str, dict[str, float]] = {}
+    for key, value in figures.items():
+        kind, _, rest = key.partition(".")
+        if kind == "site":
+            per_site.setdefault("loss", {})[rest] = value
+        elif kind == "monitor":
+            name, _, where = rest.partition(".")
+            per_site.setdefault(name, {})[where] = value
+    shown = ("loss", "grad_norm")
+    metrics = {k: v for k, v in figures.items() if k in shown or k.startswith(("match.", "weighted."))}
+    return StageOutcome(metrics=metrics, per_site=per_site)

@@ -1,0 +1,75 @@
+"""One optimiser step, and no update from a number that is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.stage import StageContext
+from xarch.engine.guards import finite, first_nonfinite_gradient, first_nonfinite_module
+from xarch.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands.
+
+    Attributes:
+        step: optimiser steps done before it.
+        progress: 0 to 1, in the stage's schedules and phases.
+        lr_position: step of the plan that it stands for in the learning rate's schedule.
+        lr_scale: further factor on the learning rate.
+    """
+
+    step: int
+    progress: float
+    lr_position: float
+    lr_scale: float
+
+
+def take_step(context: StageContext, batch: Batch, place: Place, *, monitored: bool) -> dict[str, float]:
+    """Gradients of a whole batch, those of wrappers (SAM), clipping and the update.
+
+    Args:
+        monitored: whether the objectives' further figures are wanted.
+
+    Returns:
+        Figures of the step.
+
+    Raises:
+        DivergedError: loss or gradient norm is not finite; no update was made.
+    """
+    matches, trainable = context.matches(), context.trainable()
+    trainable.zero_grad()
+    row = matches.backward(batch, place.progress)
+    loss = row["loss"]
+    _check(context, loss, None, batch, place.step)
+    for moved in trainable.again():
+        with moved:
+            matches.backward(batch, place.progress)
+    norm = trainable.clip()
+    _check(context, loss, norm, batch, place.step)
+    lr = trainable.step(context.rate.factor(place.lr_position, context.steps) * place.lr_scale)
+    trainable.zero_grad()
+    matches.after_step()
+    return {**row, "lr": lr, "grad_norm": norm, **(matches.monitor() if monitored else {})}
+
+
+def _check(context: StageContext, loss: float, norm: float | None, batch: Batch, step: int) -> None:
+    bad_gradient = context.processes.any(norm is not None and not finite(norm))
+    if finite(loss) and not bad_gradient:
+        return
+    if not finite(loss):
+        where = first_nonfinite_module(context.student.module, lambda: context.matches().measure([batch]))
+        where = f"module {where}" if where else "the objective or the teacher's values"
+    else:
+        name = first_nonfinite_gradient(context.trainable().named.items())
+        where = f"the gradient of {name}" if name else "a gradient in another process"
+    context.trainable().zero_grad()
+    what, value = ("loss", loss) if not finite(loss) else ("gradient norm", norm)
+    raise DivergedError(
+        f"{what} is {value} in stage {context.name} at step {step + 1} of {context.steps}; "
+        f"first non-finite: {where}; no update was made",
+        f"lower it with `--set stages.{context.name}.optimiser.lr={context.settings.optimiser.lr / 3:.1e}` "
+        "or use `--set runtime.on_nan=retry`, then resume",
+    )

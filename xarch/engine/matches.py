@@ -1,0 +1,273 @@
+"""The matches of a running stage: losses and gradients of whole batches, however they have to be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from xarch.config.schema import Stage
+from xarch.contracts.batch import Batch
+from xarch.contracts.stage import StageMatches
+from xarch.engine.distributed import Distributed
+from xarch.engine.guards import is_out_of_memory, release_memory
+from xarch.engine.modes import Modes
+from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.terms import Right, StageModules, StepFigures, Term, phase_of
+from xarch.engine.walks import Values, Walk
+from xarch.errors import OutOfMemoryError, PlanError
+
+T = TypeVar("T")
+SMALLEST = 1e-12
+"""Denominator of a batch in which nothing counts."""
+
+
+@dataclass
+class MemoryLimit:
+    """How a stage answers memory that runs out.
+
+    Attributes:
+        name: of the stage.
+        retries: how often micro-batches may be halved.
+        estimated: bytes that the plan foresaw.
+        say: receives one line for a person.
+    """
+
+    name: str
+    retries: int
+    estimated: int
+    say: Callable[[str], None]
+
+
+@dataclass
+class _Part:
+    """A micro-batch: with all views, as the student sees it, and what the teachers gave if that is known already."""
+
+    batch: Batch
+    seen: Batch
+    values: Values | None = None
+
+
+@dataclass
+class EngineMatches(StageMatches):
+    """Implements the contract on a walk.
+
+    Attributes:
+        terms, walk: what is compared and how it is computed.
+        phases: settings of the stage before its first phase and in every phase.
+        coupled: why a batch may not be cut, "" if it may.
+        micro_batch: samples of a forward pass; None for all that this process has of a batch.
+        modes, processes, limit: of the stage.
+        trained: name -> parameter that gets gradients.
+        averaged: swaps in the averaged weights where the stage adopts them.
+        on_progress: told where the stage stands before gradients are computed.
+        cutting: how batches are cut after memory ran out, kept with checkpoints: "micro_batch" and "halvings".
+
+    Raises:
+        PlanError: the stage is to be cut and may not be.
+    """
+
+    terms: Sequence[Term]
+    walk: Walk
+    phases: Sequence[Stage]
+    coupled: str
+    micro_batch: int | None
+    modes: Modes
+    processes: Distributed
+    limit: MemoryLimit
+    module: StageModules
+    trained: Mapping[str, nn.Parameter]
+    averaged: Callable[[], contextlib.AbstractContextManager[None]]
+    on_progress: Callable[[float], None]
+    cutting: dict[str, Any]
+    _losses: dict[str, Tensor] = field(default_factory=dict)
+    _samples: int = 0
+
+    def __post_init__(self) -> None:
+        self.names = list(self.phases[0].matches)
+        self._weighing = [t for t in self.terms if t.objective.weighs_target]
+        size = self.phases[0].batch.size
+        if not self.coupled:
+            return
+        if self.micro_batch is not None and self.micro_batch < size:
+            raise PlanError(
+                f"stages.{self.limit.name}.micro_batch: {self.micro_batch} would cut a batch of {size}; {self.coupled}",
+                f"leave it out: `--set stages.{self.limit.name}.micro_batch=null`, or use a smaller batch",
+            )
+        if self.processes.world > 1:
+            raise PlanError(
+                f"stages.{self.limit.name}: {self.processes.world} processes would each see a part of a batch; "
+                f"{self.coupled}",
+                "run this conversion with one process",
+            )
+        self.micro_batch = None
+
+    def backward(self, batch: Batch, progress: float) -> dict[str, float]:
+        self._at(progress)
+        self.on_progress(progress)
+        earlier = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        self._drop_gradients()
+        with torch.enable_grad():
+            figures, losses = self._whole(batch)
+        self.processes.reduce_gradients(self.trained.items())
+        for name, gradient in earlier.items():
+            own = self.trained[name].grad
+            self.trained[name].grad = gradient if own is None else own + gradient
+        self._losses, self._samples = losses, len(batch)
+        return figures.row(self.processes.sum_dict)
+
+    def measure(self, batches: Iterable[Batch], progress: float = 1.0) -> dict[str, float]:
+        rows: list[dict[str, float]] = []
+        with self.modes.undisturbed(), self.averaged():
+            self._at(progress)
+            for batch in batches:
+                figures, _ = self._whole(batch)
+                rows.append(figures.row(self.processes.sum_dict))
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+    def monitor(self) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for term in self.terms:
+            where = term.pair.label + (f".{term.pair.site}" if term.pair.site else "")
+            with term.guard():
+                out.update({f"monitor.{name}.{where}": value for name, value in term.objective.monitor().items()})
+        return out
+
+    def after_step(self) -> None:
+        for term in self.terms:
+            with term.guard():
+                term.objective.after_step()
+
+    def losses(self) -> dict[str, Tensor]:
+        return {name: self.processes.joined(each, self._samples).cpu() for name, each in self._losses.items()}
+
+    def _at(self, progress: float) -> None:
+        phase = phase_of(self.phases, progress)
+        for term in self.terms:
+            term.at(self.phases[phase], phase, progress)
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def _whole(self, batch: Batch) -> tuple[StepFigures, dict[str, Tensor]]:
+        """Figures and per-sample losses of this process' share of a batch; with gradients where they are enabled.
+
+        Processes meet between the two parts only, so that each may cut its share as its memory demands.
+        """
+        mine = self.processes.slice(batch)
+        parts, totals = self._retrying(lambda: self._totals(mine), mine)
+        sums = self.processes.sum(torch.stack(totals)).tolist()
+        denominators = {t.name: max(total, SMALLEST) for t, total in zip(self.terms, sums, strict=True)}
+        known: list[list[_Part]] = [parts]
+
+        def attempt() -> tuple[StepFigures, dict[str, Tensor]]:
+            return self._passes(known.pop() if known else self._cut(mine), denominators)
+
+        return self._retrying(attempt, mine)
+
+    def _size(self, samples: int) -> int:
+        return min(self.cutting.get("micro_batch") or self.micro_batch or samples, samples)
+
+    def _cut(self, mine: Batch) -> list[_Part]:
+        size = self._size(len(mine))
+        return [_Part(p, p.seen_by("student")) for p in mine.split(math.ceil(len(mine) / max(size, 1)))]
+
+    def _totals(self, mine: Batch) -> tuple[list[_Part], list[Tensor]]:
+        """The parts of a batch, and what all its samples together count for every term."""
+        parts = self._cut(mine)
+        whole = mine.seen_by("student")
+        totals: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for term in self.terms:
+                if not term.objective.weighs_target:
+                    totals[term.name] = term.weights(whole).sum().double()
+            if self._weighing:
+                self._weigh(parts, totals)
+        return parts, [totals[t.name] for t in self.terms]
+
+    def _weigh(self, parts: Sequence[_Part], totals: dict[str, Tensor]) -> None:
+        """Add the weights that depend on what is aimed at."""
+        for part in parts:
+            part.values = self.walk.teachers(part.batch)
+
+            def use(terms: Sequence[Term], student: Mapping[str, Any], right: Right, seen: Batch = part.seen) -> None:
+                for term in terms:
+                    weight = term.weights(seen, term.target(right)).sum().double()
+                    totals[term.name] = totals.get(term.name, torch.zeros_like(weight)) + weight
+
+            with self.modes.undisturbed():
+                self.walk.run(part.batch, part.seen, part.values, self._weighing, use, left=False)
+
+    def _passes(self, parts: list[_Part], denominators: Mapping[str, float]) -> tuple[StepFigures, dict[str, Tensor]]:
+        figures = StepFigures()
+        losses: dict[str, list[Tensor]] = {}
+        while parts:
+            part = parts.pop(0)
+            each: dict[str, Tensor] = {}
+
+            def use(
+                terms: Sequence[Term],
+                student: Mapping[str, Any],
+                right: Right,
+                seen: Batch = part.seen,
+                each: dict[str, Tensor] = each,
+            ) -> None:
+                total: Tensor | None = None
+                for term in terms:
+                    with contextlib.nullcontext() if term.weight else torch.no_grad():
+                        own = term.losses(student, right, seen)
+                    match = term.pair.match
+                    each[match] = each.get(match, 0.0) + own.detach().float()
+                    loss = own.sum() / denominators[term.name]
+                    figures.add(term, loss)
+                    if term.weight:
+                        total = term.weight * loss if total is None else total + term.weight * loss
+                if total is not None and total.requires_grad:
+                    total.backward()
+
+            values = self.walk.teachers(part.batch) if part.values is None else part.values
+            self.walk.run(part.batch, part.seen, values, self.terms, use)
+            for match, loss in each.items():
+                losses.setdefault(match, []).append(loss)
+        return figures, {match: torch.cat(those) for match, those in losses.items()}
+
+    def _retrying(self, attempt: Callable[[], T], mine: Batch) -> T:
+        """``attempt`` again with smaller micro-batches where memory runs out; the result stays the same."""
+        state = rng_state()
+        while True:
+            try:
+                return attempt()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(error, len(mine))
+            restore_rng(*state)
+
+    def _halve(self, error: Exception, samples: int) -> None:
+        now = self._size(samples)
+        self.cutting["halvings"] = self.cutting.get("halvings", 0) + 1
+        reason = None
+        if self.coupled:
+            reason = f"the batch cannot be cut: {self.coupled}"
+        elif now <= 1:
+            reason = "a micro-batch is already a single sample"
+        elif self.cutting["halvings"] > self.limit.retries:
+            reason = f"{self.limit.retries} retries are used up"
+        if reason is not None:
+            raise OutOfMemoryError(
+                f"out of memory in stage {self.limit.name}: {str(error).splitlines()[0]}; {reason} "
+                f"(the plan estimated {self.limit.estimated / 1e9:.2f} GB)",
+                "use shorter samples, a smaller batch, or another device",
+            ) from error
+        self._drop_gradients()
+        release_memory()
+        self.cutting["micro_batch"] = max(1, now // 2)
+        self.limit.say(
+            f"out of memory in stage {self.limit.name}; continuing with micro-batches of {self.cutting['micro_batch']}"
+        )

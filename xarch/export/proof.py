@@ -1,0 +1,177 @@
+"""What the student itself computes on held-out data: the reference that no author of an export supplies.
+
+Every graph that says what it reads and gives is compared with the student's taps on batches of several sizes, cut and
+joined from held-out data. Cases of an author get their expected values here too, where they name taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xarch.contracts.batch import Batch
+from xarch.contracts.bench import Call
+from xarch.contracts.export import ExportGraph, ParityCase
+from xarch.contracts.model import Student, TapModel
+from xarch.errors import PlanError
+from xarch.export.samples import Cut, cuts, group
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case whose expected values are known.
+
+    Attributes:
+        case: with ``expected`` filled in.
+        taps: output -> student tap, for those that were computed here.
+        held_out: whether inputs and outputs are those that the graph declares, on held-out data.
+    """
+
+    case: ParityCase
+    taps: Mapping[str, str]
+    held_out: bool = False
+
+
+class Prover:
+    """Computes expected values from the student and its variants.
+
+    Args:
+        student: in eval mode.
+        graphs: what is exported.
+        batches: held-out data, with the views of both sides.
+
+    Attributes:
+        notes: graph -> why held-out data do not prove it, for its error.
+    """
+
+    def __init__(self, student: Student, graphs: Sequence[ExportGraph], batches: Iterable[Batch]) -> None:
+        self.graphs = {graph.name: graph for graph in graphs}
+        self.batches = [batch.seen_by("student") for batch in batches]
+        self.notes: dict[str, str] = {}
+        variants = student.variants() if any(graph.variant for graph in graphs) else {}
+        self.models: dict[str, TapModel] = {"": student, **variants}
+        for graph in graphs:
+            if graph.variant not in self.models:
+                raise PlanError(
+                    f"graph {graph.name!r} belongs to the variant {graph.variant!r}; the student's variants are "
+                    f"{', '.join(variants) or 'none'}"
+                )
+
+    def held_out(self, graph: ExportGraph) -> Iterator[Comparison]:
+        """The graph on held-out batches, where it says what it reads and gives.
+
+        Raises:
+            PlanError: a declared input, output, tap or shape does not exist or does not fit.
+        """
+        for cut in self.inputs(graph):
+            case = ParityCase(graph.name, cut.shape, _once(graph, cut.inputs), top1=graph.top1 or None)
+            expected = self._values(graph, cut.batch, graph.gives)
+            yield Comparison(replace(case, expected=expected), dict(graph.gives), held_out=True)
+
+    def inputs(self, graph: ExportGraph) -> Iterator[Cut]:
+        """Held-out inputs of a graph, without what is expected of them."""
+        if not self._declared(graph):
+            return
+        keys = set(graph.reads.values())
+        absent = sorted(keys - set(self.batches[0].tensors)) if self.batches else []
+        if not self.batches or absent:
+            self.notes[graph.name] = f"held-out batches have no {', '.join(absent)}" if absent else "no held-out data"
+            return
+        samples = group([Batch({k: b[k] for k in sorted(keys)}, len(b), b.meta) for b in self.batches])
+        try:
+            yield from cuts(graph, samples)
+        except ValueError as e:
+            self.notes[graph.name] = str(e)
+
+    def drives(self) -> Iterator[ParityCase]:
+        """Cases without expected values that drive every declared graph: what ranges are measured on."""
+        for graph in self.graphs.values():
+            for cut in self.inputs(graph):
+                yield ParityCase(graph.name, cut.shape, _once(graph, cut.inputs))
+
+    def complete(self, case: ParityCase) -> Comparison:
+        """An author's case with the values of its taps.
+
+        Raises:
+            PlanError: it names no graph of the export, taps without a batch, or an output twice.
+        """
+        graph = self.graphs.get(case.graph)
+        if graph is None:
+            raise PlanError(f"a parity case is credited to {case.graph!r}, the graphs are {list(self.graphs)}")
+        if not case.taps:
+            return Comparison(case, {})
+        twice = sorted(set(case.taps) & set(case.expected))
+        if case.batch is None or twice:
+            why = f"gives {twice} as taps and as expected values" if twice else "names taps and has no batch"
+            raise PlanError(f"a parity case of graph {case.graph!r} {why}")
+        values = self._values(graph, case.batch.seen_by("student"), case.taps)
+        for name, (axis, indices) in case.positions.items():
+            values[name] = values[name].take(list(indices), axis)
+        return Comparison(replace(case, expected={**case.expected, **values}), dict(case.taps))
+
+    def _declared(self, graph: ExportGraph) -> bool:
+        if not graph.reads or not graph.gives:
+            return False
+        for word, named, known in (
+            ("reads", graph.reads, list(graph.inputs)),
+            ("gives", graph.gives, list(graph.outputs)),
+        ):
+            unknown = sorted(set(named) - set(known))
+            if unknown:
+                raise PlanError(f"graph {graph.name!r} {word} {unknown}, which is not among {known}")
+        return True
+
+    def _values(self, graph: ExportGraph, batch: Batch, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """Output -> what the student computes for it."""
+        model = self.models[graph.variant]
+        known = model.taps()
+        unknown = sorted(set(taps.values()) - set(known))
+        if unknown:
+            raise PlanError(
+                f"graph {graph.name!r} is to reproduce {unknown[0]!r}, which is no tap of the student",
+                f"its taps: {', '.join(list(known)[-12:])}",
+            )
+        model.module.eval()
+        try:
+            with torch.no_grad():
+                found = model.collect(batch.to(_device(model)), set(taps.values()))
+        except KeyError as e:
+            key = e.args[0] if e.args else ""
+            if key in batch.tensors or not any(key in b.tensors for b in self.batches):
+                raise
+            raise PlanError(
+                f"graph {graph.name!r} reads {', '.join(sorted(batch.tensors))}, and the student also reads {key!r}",
+                "name it in the graph's `reads`, or give a ParityCase with `batch` and `taps`",
+            ) from e
+        return {output: dense(found[tap], tap) for output, tap in taps.items()}
+
+
+def dense(value: Any, tap: str) -> np.ndarray:
+    """A tap's value as an array.
+
+    Raises:
+        PlanError: it is structured and has no dense form.
+    """
+    if not isinstance(value, Tensor):
+        if not hasattr(value, "full"):
+            raise PlanError(f"the tap {tap!r} is a {type(value).__name__} without full(), so no output can be compared")
+        value = value.full()
+    value = value.detach().cpu()
+    return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+
+
+def _once(graph: ExportGraph, inputs: dict[str, np.ndarray]) -> Any:
+    def drive(call: Call) -> dict[str, np.ndarray]:
+        return call(graph.name, inputs)
+
+    return drive
+
+
+def _device(model: TapModel) -> torch.device:
+    tensors = (*model.module.parameters(), *model.module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -1,0 +1,76 @@
+"""A moving average of parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """``average = decay * average + (1 - decay) * value`` after every step.
+
+    The first steps average over those so far: the decay is at most (1 + n) / (10 + n) after n steps, so that an average
+    does not keep to the random start of a short stage.
+
+    Args:
+        parameters: name -> parameter.
+        decay: weight of the past.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.updates = dict(parameters), decay, 0
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._swapped = False
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step is done."""
+        self.updates += 1
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in self.parameters.items():
+            self.averages[name].lerp_(parameter.detach(), share)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The average is what the parameters are now."""
+        self.updates = 0
+        for name, parameter in self.parameters.items():
+            self.averages[name].copy_(parameter.detach())
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside, the parameters have the averaged values; nested uses change nothing more."""
+        if self._swapped:
+            yield
+            return
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.adopt()
+        self._swapped = True
+        try:
+            yield
+        finally:
+            self._swapped = False
+            self._set(own)
+
+    def adopt(self) -> None:
+        """The parameters take the averaged values."""
+        self._set(self.averages)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Averages by name and the number of updates under ``""``."""
+        return {**self.averages, "": torch.tensor(self.updates)}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state`; tensors are placed as the averages are."""
+        self.updates = int(state[""])
+        for name, average in self.averages.items():
+            average.copy_(state[name])

@@ -1,0 +1,180 @@
+"""The runs of a study: every arm at every seed, each with a configuration file that can be run by hand."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xarch.config.load import load_config
+from xarch.config.provenance import leaves
+from xarch.config.schema import RunConfig
+from xarch.config.study import StudyConfig, read_yaml
+from xarch.config.yaml_text import dump_yaml, parse_yaml
+from xarch.errors import UsageError
+from xarch.files.atomic import write_text
+
+Point = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """An arm after axes are multiplied out.
+
+    Attributes:
+        name: e.g. "kd" or "kd,lr=0.001".
+        sets: dotted configuration key -> value.
+        control: name of the arm it is compared with; "" for the control itself or without one.
+    """
+
+    name: str
+    sets: Mapping[str, Any]
+    control: str
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One conversion of a study.
+
+    Attributes:
+        arm, seed: which it is.
+        config: its configuration file.
+        folder: its run folder.
+        digest: identity of its resolved configuration.
+    """
+
+    arm: str
+    seed: int
+    config: Path
+    folder: Path
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """ "ARM seed N", for people."""
+        return f"{self.arm} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """Output of its process."""
+        return Path(f"{self.folder}.log")
+
+    @property
+    def mark(self) -> Path:
+        """What the study keeps about it."""
+        return Path(f"{self.folder}.json")
+
+
+def arms_of(study: StudyConfig) -> list[StudyArm]:
+    """Arms times axes, in the order of the file.
+
+    Raises:
+        UsageError: the control is none of them, or two get the same name.
+    """
+    named = {name: arm.set for name, arm in study.arms.items()} or {"": {}}
+    points: list[Point] = [
+        tuple(zip(study.axes, values, strict=True)) for values in itertools.product(*study.axes.values())
+    ]
+    found = {(arm, at): _name(arm, points[at]) for arm in named for at in range(len(points))}
+    names = list(found.values())
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise UsageError(f"two arms are called {twice!r}: their axes end in the same key and value", "use `arms`")
+    control = study.control
+    if control is not None and control not in names and control not in study.arms:
+        raise UsageError(f"control: there is no arm {control!r}", f"arms here: {', '.join(names)}")
+    made = []
+    for (arm, at), name in found.items():
+        rival = "" if control is None else control if control in names else found[control, at]
+        made.append(StudyArm(name, {**named[arm], **dict(points[at])}, "" if rival == name else rival))
+    return made
+
+
+def _name(arm: str, point: Point) -> str:
+    parts = [arm] if arm else []
+    for key, value in point:
+        plain = isinstance(value, str | int | float) or value is None
+        shown = str(value) if plain else hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
+        parts.append(f"{key.rsplit('.', 1)[-1]}={shown}")
+    return re.sub(r"[^A-Za-z0-9._+=,-]+", "-", ",".join(parts))
+
+
+def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Path) -> list[StudyRun]:
+    """Every run, seed by seed, so that an early table already compares arms; writes their configuration files.
+
+    Raises:
+        UsageError: a configuration is wrong; names the arm.
+    """
+    base = _base(study, base_folder)
+    (out / "configs").mkdir(parents=True, exist_ok=True)
+    made = []
+    for seed, arm in itertools.product(study.seeds, arms):
+        tree: dict[str, Any] = {"runtime": {"cache": "shared", "threads": study.threads}}
+        for path, value in _assignments(base, arm.sets):
+            _assign(tree, path, value)
+        tree["seed"] = seed
+        config = out / "configs" / f"{arm.name}.seed-{seed}.yaml"
+        text = dump_yaml(tree)
+        if not config.is_file() or config.read_text(encoding="utf-8") != text:
+            write_text(config, text)
+        try:
+            resolved = load_config(str(config)).config
+        except UsageError as e:
+            raise UsageError(f"arm {arm.name!r}: {e.what}", e.hint) from e
+        made.append(StudyRun(arm.name, seed, config, out / "runs" / arm.name / f"seed-{seed}", _digest(resolved)))
+    return made
+
+
+def _assignments(base: Mapping[str, Any], sets: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for path, value in leaves(base):
+        yield tuple(str(p) for p in path), value
+    for key, value in sets.items():
+        prefix = tuple(key.split("."))
+        for below, leaf in leaves(value) if isinstance(value, Mapping) and value else [((), value)]:
+            yield (*prefix, *(str(p) for p in below)), leaf
+
+
+def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set a nested value. Null stays null: it may remove what the recipe below brings."""
+    node: Any = tree
+    for key in path[:-1]:
+        if isinstance(node, list):
+            node = node[_index(node, key, path)]
+            continue
+        if not isinstance(node.get(key), dict | list):
+            node[key] = {}
+        node = node[key]
+    if isinstance(node, list):
+        node[_index(node, path[-1], path)] = copy.deepcopy(value)
+    elif not (value == {} and isinstance(node.get(path[-1]), dict)):
+        node[path[-1]] = copy.deepcopy(value)
+
+
+def _index(node: list[Any], key: str, path: tuple[str, ...]) -> int:
+    if key in map(str, range(len(node))):
+        return int(key)
+    raise UsageError(f"{'.'.join(path)}: the list has {len(node)} entries, numbered from 0")
+
+
+def _base(study: StudyConfig, folder: Path) -> dict[str, Any]:
+    if isinstance(study.base, dict):
+        return study.base
+    beside = folder / study.base
+    path = beside if beside.is_file() else Path(study.base)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        data = parse_yaml(read_yaml(path), path.name).data
+        if not isinstance(data, dict):
+            raise UsageError(f"{path}: the top level should be a mapping, not {type(data).__name__}")
+        return data
+    return {"recipe": study.base}
+
+
+def _digest(config: RunConfig) -> str:
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

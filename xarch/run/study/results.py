@@ -1,0 +1,202 @@
+"""What the runs of a study came to: figures of every run, arms against their control, and study.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from xarch.config.study import StudyConfig
+from xarch.errors import QualityError
+from xarch.files.atomic import finite, read_json
+from xarch.files.run_dir import RunDir
+from xarch.numbers import known, number
+from xarch.run.study.arms import StudyArm, StudyRun
+from xarch.run.study.significance import deviation, paired
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a run.
+
+    Attributes:
+        state: "waiting", "interrupted", "failed" or "done". A run that only misses its quality gate is done: its
+            figures are what a study is for.
+        figures: the student's figures of eval.json and the gated ones, by name.
+        headline, higher_is_better, unit: of the run's metric.
+        teacher: the teacher's figures.
+        reason, exit_code: why it failed.
+        gate: why it missed its quality gate, "" if it did not.
+        seconds: it took on the clock, over all starts.
+    """
+
+    state: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+    headline: str = ""
+    higher_is_better: bool | None = None
+    unit: str = ""
+    teacher: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    exit_code: int = 0
+    gate: str = ""
+    seconds: float | None = None
+
+    def chosen(self, metrics: Sequence[str]) -> dict[str, float]:
+        """The figures of these names, or the headline."""
+        names = list(metrics) or [self.headline]
+        return {name: self.figures[name] for name in names if name in self.figures}
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """What a run folder says."""
+    run = RunDir(folder)
+    if not run.status.is_file():
+        return Outcome("interrupted" if run.plan.is_file() else "waiting")
+    status = read_json(run.status)
+    state, reason = str(status.get("state", "")), str(status.get("reason", ""))
+    missed = state == "failed" and reason.startswith(f"{QualityError.kind}:")
+    if state == "done" or (missed and run.eval_json.is_file()):
+        found = read_json(run.eval_json) if run.eval_json.is_file() else {}
+        figures = {**found.get("student", {}), **found.get("gated", {})}
+        return Outcome(
+            "done",
+            {k: float(v) for k, v in figures.items() if known(v)},
+            str(found.get("metric", "")),
+            found.get("higher_is_better"),
+            str(found.get("unit", "")),
+            {k: float(v) for k, v in (found.get("teacher") or {}).items() if known(v)},
+            gate=reason if missed else "",
+        )
+    return Outcome("failed", reason=reason, exit_code=1) if state == "failed" else Outcome("interrupted")
+
+
+@dataclass(frozen=True)
+class StudyDocument:
+    """The parts of study.json: a header, facts and table rows, in the format of ``benchmarks/results``."""
+
+    header: dict[str, Any]
+    facts: dict[str, Any]
+    points: list[dict[str, str]]
+
+    def data(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"header": self.header, "facts": self.facts, "points": self.points}
+
+    def text(self) -> str:
+        """As JSON with one entry a line, so that two results differ line by line."""
+        head, facts = (
+            ",\n".join(f"{json.dumps(k)}: {_compact(v)}" for k, v in part.items()) for part in (self.header, self.facts)
+        )
+        points = ",\n".join(map(_compact, self.points))
+        return f'{{"header": {{\n{head}\n}},\n"facts": {{\n{facts}\n}},\n"points": [\n{points}\n]}}\n'
+
+
+def document(
+    study: StudyConfig,
+    name: str,
+    arms: Sequence[StudyArm],
+    runs: Sequence[StudyRun],
+    outcomes: Mapping[str, Outcome],
+    command: str,
+    version: str,
+) -> StudyDocument:
+    """Everything a table, a page and a machine want to know of a study."""
+    by_arm = {a.name: {r.seed: outcomes[r.name] for r in runs if r.arm == a.name} for a in arms}
+    done = [o for o in outcomes.values() if o.state == "done"]
+    metrics = list(study.metrics) or sorted({o.headline for o in done if o.headline})
+    summaries = [_summary(arm, metric, by_arm) for metric in metrics for arm in arms]
+    figures = {m: _about(m, done) for m in metrics}
+    header = {
+        "benchmark": f"study_{name}",
+        "command": command,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "finished": all(o.state == "done" for o in outcomes.values()),
+        "versions": {"xarch": version},
+        "machine": {"threads": study.threads},
+        "seeds": study.seeds,
+        "control": study.control,
+    }
+    facts = {
+        "metrics": figures,
+        **{f"run {r.arm} {r.seed}": _of_run(r, outcomes[r.name]) for r in runs},
+        **{f"arm {s['arm']} {s['metric']}": s for s in summaries},
+    }
+    points = [_row(s, figures[s["metric"]]) for s in summaries if s["n"]]
+    return StudyDocument(finite(header), finite(facts), points)
+
+
+def _about(metric: str, done: Sequence[Outcome]) -> dict[str, Any]:
+    heads = [o for o in done if o.headline == metric]
+    teachers = [o.teacher[metric] for o in done if metric in o.teacher]
+    return {
+        "higher_is_better": heads[0].higher_is_better if heads else None,
+        "unit": heads[0].unit if heads else "",
+        "teacher": statistics.fmean(teachers) if teachers else None,
+    }
+
+
+def _of_run(run: StudyRun, outcome: Outcome) -> dict[str, Any]:
+    kept = {"arm": run.arm, "seed": run.seed, "state": outcome.state, "digest": run.digest}
+    kept |= {"figures": dict(outcome.figures), "seconds": outcome.seconds}
+    return kept | {k: v for k, v in (("reason", outcome.reason), ("gate", outcome.gate)) if v}
+
+
+def _values(outcomes: Mapping[int, Outcome], metric: str) -> dict[int, float]:
+    return {s: o.figures[metric] for s, o in outcomes.items() if o.state == "done" and metric in o.figures}
+
+
+def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[int, Outcome]]) -> dict[str, Any]:
+    own = _values(by_arm[arm.name], metric)
+    made: dict[str, Any] = {
+        "arm": arm.name,
+        "metric": metric,
+        "n": len(own),
+        "mean": statistics.fmean(own.values()) if own else None,
+        "sd": deviation(list(own.values())),
+        "values": {str(seed): value for seed, value in own.items()},
+        "control": arm.control,
+    }
+    if arm.control:
+        rival = _values(by_arm[arm.control], metric)
+        test = paired([own[s] - rival[s] for s in own if s in rival])
+        made["difference"] = None if test is None else asdict(test)
+        made["control_mean"] = statistics.fmean(rival.values()) if rival else None
+    return made
+
+
+def _row(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+    """A row of ``python -m benchmarks results``."""
+    values, sd = list(summary["values"].values()), summary["sd"]
+    spread = "–".join(dict.fromkeys(number(v) for v in (min(values), max(values))))
+    unit = f" {about['unit']}" if about["unit"] else ""
+    rival = ""
+    if summary["control"] and summary.get("control_mean") is not None:
+        rival = f"{summary['control']} {number(summary['control_mean'])}; difference {difference_text(summary)}"
+    elif about["teacher"] is not None:
+        rival = f"teacher {number(about['teacher'])}"
+    return {
+        "what": f"{summary['arm']}: {summary['metric']}",
+        "figure": f"{number(summary['mean'])}{f' ± {number(sd)}' if sd is not None else ''}{unit}",
+        "spread": spread,
+        "seeds": str(summary["n"]),
+        "rival": rival,
+    }
+
+
+def difference_text(summary: Mapping[str, Any]) -> str:
+    """``+0.012 [0.003, 0.021], p 0.02``."""
+    test = summary.get("difference")
+    if not test:
+        return "–"
+    mean = ("+" if test["mean"] > 0 else "") + number(test["mean"])
+    if test["p"] is None:
+        return mean
+    return f"{mean} [{number(test['low'])}, {number(test['high'])}], p {test['p']:.2g}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
