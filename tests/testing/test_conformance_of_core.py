@@ -115,7 +115,7 @@ class TestConv1x1(ConnectorConformance):
 
 
 class TestConv1x1WithStatistics(TestConv1x1):
-    options: ClassVar[Mapping[str, Any]] = {"norm": True}
+    options: ClassVar[Mapping[str, Any]] = {"norm": "batch"}
 
 
 class TestPool(ConnectorConformance):

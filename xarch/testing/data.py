@@ -174,6 +174,7 @@ def _assert_declared(info: DataInfo, batch: Batch, split: str) -> None:
     for key, tensor in info.tensors.items():
         value = batch[key]
         assert value.ndim == len(tensor.layout), f"{split}: {key}: {tuple(value.shape)} is not {tensor.layout}"
+        assert not tensor.dtype or str(value.dtype) == f"torch.{tensor.dtype}", f"{split}: {key} is {value.dtype}"
         for letter, size in zip(tensor.layout[1:], value.shape[1:], strict=True):
             wanted = tensor.shape.get(letter, size)
             assert size == wanted, f"{split}: {key}: {letter} is {size}, declared {wanted}"
