@@ -261,7 +261,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     run = RunDir.open(path)
     made = read_plan(run)
     cases = cases_of(get_registry(), made.student.family, f"{made.student.plugin}:{made.student.target}")
-    theirs = cases_of(get_registry(), made.teacher.family)
+    theirs = None if made.teacher is None else cases_of(get_registry(), made.teacher.family)
     found = {}
     run.bench_dir.mkdir(exist_ok=True)
     for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):

@@ -93,7 +93,9 @@ class Delivery:
                     self.run.bench_dir / f"{name}.json",
                     cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
                     teacher=self.run.teacher_bench(name),
-                    teacher_cases=cases_of(self.registry, self.plan.teacher.family),
+                    teacher_cases=None
+                    if self.plan.teacher is None
+                    else cases_of(self.registry, self.plan.teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )

@@ -10,7 +10,8 @@ import torch
 
 from xarch import Batch, BatchStream
 from xarch_field.facts import ViewFacts
-from xarch_field.teacher import FieldTeacher, occupancy
+from xarch_field.model import occupancy
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import FieldSample
 from xarch_pvd.data.points import points_batch
 from xarch_pvd.data.posed_views import PosedViews
