@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
+from xarch.errors import PlanError
+from xarch.planning.describe import family_of
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
+from xarch.testing.tiny import example
 
 
 class SourceConformance:
-    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
-
-    For families other than decoders override :meth:`batch` too.
-    """
+    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder."""
 
     ref: ClassVar[str] = ""
 
@@ -27,12 +27,6 @@ class SourceConformance:
         """Reference of a small model."""
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
-
-    def batch(self, facts: Any) -> Batch:
-        """Input for the model."""
-        from xarch_decoder.testing import token_batch
-
-        return token_batch(facts.vocab)
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
@@ -55,7 +49,12 @@ class SourceConformance:
         assert info.family == teacher.family
         assert info.facts == teacher.facts
         assert info.parameters == sum(p.numel() for p in teacher.module.parameters())
-        assert type(info.facts).from_json(info.facts.to_json()) == info.facts
+        family = family_of(get_registry(), info.family)
+        assert isinstance(info.facts, family.Facts)
+        assert type(info.facts).from_json(json.loads(json.dumps(info.facts.to_json()))) == info.facts
+        assert isinstance(info.facts.tiny(), family.Facts)
+        assert set(info.constants) == set(teacher.constants()) <= set(family.constants)
+        assert {n: tuple(t.shape) for n, t in teacher.constants().items()} == dict(info.constants)
 
     def test_teacher_is_frozen_and_in_eval_mode(self, teacher: Teacher) -> None:
         assert not teacher.module.training
@@ -64,8 +63,26 @@ class SourceConformance:
 
     def test_taps_are_as_declared(self, teacher: Teacher) -> None:
         assert list(teacher.taps()) == list(teacher.facts.taps())
-        assert_taps(teacher, self.batch(teacher.facts))
+        assert_taps(teacher, example(teacher))
 
     def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
         first = next(iter(teacher.taps()))
-        assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}
+        assert set(teacher.collect(example(teacher), {first})) == {first}
+
+    def test_random_weights_have_the_same_architecture(self, source: Any, teacher: Teacher) -> None:
+        """The control of every method; a source that cannot make one says so with a PlanError."""
+
+        def made(seed: int) -> Teacher:
+            found: Teacher = source.adapter.random(source.ref, source.options, device=torch.device("cpu"), seed=seed)
+            return found
+
+        try:
+            one, again, other = made(1), made(1), made(2)
+        except PlanError:
+            return
+        assert one.facts == teacher.facts
+        assert list(one.weights()) == list(teacher.weights())
+        assert one.fingerprint == again.fingerprint != other.fingerprint
+        assert all(torch.equal(t, again.weights()[n]) for n, t in one.weights().items())
+        assert any(not torch.equal(t, other.weights()[n]) for n, t in one.weights().items())
+        assert not any(p.requires_grad for p in one.module.parameters())

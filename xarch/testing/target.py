@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,57 +11,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from xarch.contracts.batch import Batch
+from xarch.contracts.local import LocalStudent, sites_of
 from xarch.contracts.model import Student, Teacher
-from xarch.planning.resolve import resolve_target, resolve_teacher
+from xarch.planning.describe import family_of
+from xarch.planning.feasibility import account_for
+from xarch.planning.resolve import resolve_target
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
+from xarch.testing.tiny import example, family_read_by, load_teacher, tiny_configuration
 
 
 class TargetConformance:
-    """Subclass it with ``adapter = "NAME"``.
+    """Subclass it with ``adapter = "NAME"``. Teacher, input and run are those of the family it accepts first.
 
     Class attributes:
         adapter: the target's name, or ``plugin:name``.
         options: its options for the test teacher.
         decisions: what stages would have decided, for targets with open choices.
-        local: whether the student has sites; False for families whose stages are all global.
-    The teacher is a tiny Llama; other families override :meth:`make_teacher`, :meth:`batch` and :meth:`configuration`.
     """
 
     adapter: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Any]] = {}
     decisions: ClassVar[Mapping[str, Any]] = {}
-    local: ClassVar[bool] = True
 
     def make_teacher(self, folder: Path) -> str:
         """Reference of a small teacher written into ``folder``."""
-        from xarch_decoder.testing import tiny_llama
-
-        return tiny_llama(folder / "teacher")
-
-    def batch(self, facts: Any) -> Batch:
-        """Input for teacher and student."""
-        from xarch_decoder.testing import token_batch
-
-        return token_batch(facts.vocab)
+        return family_read_by(self.adapter).tiny_teacher(folder)
 
     def configuration(self, folder: Path) -> dict[str, Any]:
         """Values of a tiny conversion, dotted keys."""
-        from xarch_decoder.testing import tiny_text
-
-        return {
-            "teacher": self.make_teacher(folder),
-            "student.target": self.adapter,
-            "data.ref": tiny_text(folder / "text.txt"),
-            "data.sample": {"length": 48},
-            "data.options": {"tokenizer": "bytes"},
-            "runtime.device": "cpu",
-            "runtime.threads": 1,
-            "runtime.tensorboard": False,
-            "export.bench": False,
-            "tiny": True,
-        }
+        family = family_read_by(self.adapter)
+        made = tiny_configuration(family, folder, self.make_teacher(folder), self.adapter)
+        return {**made, "student.options": dict(self.options)}
 
     @pytest.fixture
     def target(self) -> Any:
@@ -71,11 +53,7 @@ class TargetConformance:
     @pytest.fixture
     def teacher(self, tmp_path: Path) -> Teacher:
         """A small teacher."""
-        source = resolve_teacher(get_registry(), self.make_teacher(tmp_path), {}, lambda text: None)
-        loaded: Teacher = source.adapter.load(
-            source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
-        )
-        return loaded
+        return load_teacher(self.make_teacher(tmp_path))
 
     @pytest.fixture
     def student(self, target: Any, teacher: Teacher) -> Student:
@@ -104,28 +82,41 @@ class TargetConformance:
         assert set(planned.mapped) <= set(done.mapped)
         assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())
 
-    def test_taps_are_as_declared(self, student: Student, teacher: Teacher) -> None:
-        assert_taps(student, self.batch(teacher.facts))
+    def test_no_tensor_of_the_teacher_is_dropped_in_silence(self, target: Any, teacher: Teacher) -> None:
+        made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
+        account_for(target.adapter.initialise(made, teacher), list(teacher.weights()))
+
+    def test_taps_are_as_declared(self, student: Student) -> None:
+        assert_taps(student, example(student))
+
+    def test_facts_describe_what_a_teacher_made_of_it_gives(self, student: Student) -> None:
+        facts = student.facts_as_teacher()
+        family = family_of(get_registry(), student.family)
+        assert isinstance(facts, family.Facts)
+        assert type(facts).from_json(json.loads(json.dumps(facts.to_json()))) == facts
+        assert set(student.layer_map().values()) <= set(range(1 << 20))
+        assert set(student.counterparts()) <= set(student.taps())
 
     def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
-        assert bool(student.sites()) == self.local, "sites are what local stages train; declare `local` accordingly"
-        for site in student.sites().values():
+        for site in sites_of(student).values():
             assert set(site.inputs.values()) <= set(teacher.taps())
+            assert any(site.owns(name) for name, _ in student.module.named_parameters()), f"{site.name} owns nothing"
 
     def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
-        batch = self.batch(teacher.facts)
-        if not self.local:
-            pytest.skip("this family has no sites; its stages are global")
-        name, site = next(iter(student.sites().items()))
+        if not isinstance(student, LocalStudent):
+            return
+        batch = example(teacher)
+        site = next(iter(student.sites().values()))
         inputs = teacher.collect(batch, set(site.inputs.values()))
         student.module.requires_grad_(True)
-        local = {k: t for k, t in site.taps.items() if t.layout.isupper()}
+        local = {k: t for k, t in site.taps.items() if t.dense}
         given = {k: inputs[v] for k, v in site.inputs.items()}
-        values = student.run_site(name, given, set(local), batch)
+        values = student.run_site(site.name, given, set(local), batch)
         torch.stack([v.float().square().mean() for v in values.values() if isinstance(v, Tensor)]).sum().backward()
         touched = {n for n, p in student.module.named_parameters() if p.grad is not None and bool(p.grad.any())}
         assert touched, "no parameter of the site got a gradient"
-        assert all(n.startswith(name + ".") for n in touched), f"{name} also trains {sorted(touched)[:3]}"
+        strangers = sorted(n for n in touched if not site.owns(n))
+        assert not strangers, f"{site.name} also trains {strangers[:3]}"
 
     def test_groups_name_real_parameters(self, student: Student) -> None:
         known = {n for n, _ in student.module.named_parameters()}
@@ -136,8 +127,8 @@ class TargetConformance:
         again = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
         again.module.load_state_dict(student.module.state_dict(), strict=True)
         again.module.eval()
-        batch = self.batch(teacher.facts)
-        names = {n for n, t in student.taps().items() if t.layout.isupper()}
+        batch = example(student)
+        names = {n for n, t in student.taps().items() if t.dense}
         with torch.no_grad():
             one, two = student.collect(batch, names), again.collect(batch, names)
         assert all(torch.equal(one[n], two[n]) for n in names)
