@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
 from xarch.errors import PlanError
-from xarch.planning.describe import family_of
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
-from xarch.testing.tiny import example
+from xarch.testing.models import family_of
 
 
 class SourceConformance:
-    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder."""
+    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
+
+    Class attributes:
+        ref: reference of a small model.
+        options: of the source.
+    """
 
     ref: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def make_ref(self, folder: Path) -> str:
         """Reference of a small model."""
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
 
+    def batch(self, facts: Any) -> Batch:
+        """Input for a model with these facts; by default the example of its family."""
+        return family_of(facts).example_batch(facts)
+
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
         """The resolved adapter."""
-        return resolve_teacher(get_registry(), self.make_ref(tmp_path), {}, lambda text: None)
+        return resolve_teacher(get_registry(), self.make_ref(tmp_path), self.options, lambda text: None)
 
     @pytest.fixture
     def teacher(self, source: Any) -> Teacher:
@@ -49,12 +59,9 @@ class SourceConformance:
         assert info.family == teacher.family
         assert info.facts == teacher.facts
         assert info.parameters == sum(p.numel() for p in teacher.module.parameters())
-        family = family_of(get_registry(), info.family)
-        assert isinstance(info.facts, family.Facts)
-        assert type(info.facts).from_json(json.loads(json.dumps(info.facts.to_json()))) == info.facts
-        assert isinstance(info.facts.tiny(), family.Facts)
-        assert set(info.constants) == set(teacher.constants()) <= set(family.constants)
+        assert type(info.facts).from_json(info.facts.to_json()) == info.facts
         assert {n: tuple(t.shape) for n, t in teacher.constants().items()} == dict(info.constants)
+        assert set(info.constants) <= set(family_of(info.facts).constants)
 
     def test_teacher_is_frozen_and_in_eval_mode(self, teacher: Teacher) -> None:
         assert not teacher.module.training
@@ -63,11 +70,11 @@ class SourceConformance:
 
     def test_taps_are_as_declared(self, teacher: Teacher) -> None:
         assert list(teacher.taps()) == list(teacher.facts.taps())
-        assert_taps(teacher, example(teacher))
+        assert_taps(teacher, self.batch(teacher.facts))
 
     def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
         first = next(iter(teacher.taps()))
-        assert set(teacher.collect(example(teacher), {first})) == {first}
+        assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}
 
     def test_random_weights_have_the_same_architecture(self, source: Any, teacher: Teacher) -> None:
         """The control of every method; a source that cannot make one says so with a PlanError."""

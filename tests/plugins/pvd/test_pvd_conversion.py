@@ -26,6 +26,7 @@ class FieldConformance(TargetConformance):
     """What the six share: a teacher with a volume feature, which the voxels of the family's own do not have."""
 
     recipe: ClassVar[str] = "pvd"
+    local = False
 
     def make_teacher(self, folder: Path) -> str:
         return write_teacher(folder / "teacher.safetensors")
