@@ -306,7 +306,7 @@ class Sabotage(Objective):
     accepts = frozenset({("BLD", "BLD")})
 
     def forward(self, student, teacher, batch, *, mask=None, **aux):
-        due = Trouble.moment()
+        due = "" if student.is_meta else Trouble.moment()  # the plan computes shapes, it trains nothing
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if kind == "oom" and len(batch) > int(at):
             raise torch.OutOfMemoryError("planted: not enough memory")
