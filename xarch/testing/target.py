@@ -13,6 +13,7 @@ from torch import Tensor
 from xarch.contracts.batch import Batch
 from xarch.contracts.local import LocalStudent, sites_of
 from xarch.contracts.model import Student, Teacher
+from xarch.planning.feasibility import account_for
 from xarch.planning.resolve import resolve_target
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
@@ -90,6 +91,10 @@ class TargetConformance:
         assert set(planned.mapped) <= set(done.mapped)
         assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())
 
+    def test_no_tensor_of_the_teacher_is_dropped_in_silence(self, target: Any, teacher: Teacher) -> None:
+        made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
+        account_for(target.adapter.initialise(made, teacher), list(teacher.weights()))
+
     def test_taps_are_as_declared(self, student: Student, teacher: Teacher) -> None:
         assert_taps(student, self.batch(student.facts))
 
@@ -99,6 +104,7 @@ class TargetConformance:
         known = set(teacher.taps())
         for site in sites.values():
             assert set(site.inputs.values()) <= known
+            assert any(site.owns(n) for n, _ in student.module.named_parameters()), f"{site.name} owns no parameter"
         assert set(student.counterparts().values()) <= known
 
     def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
@@ -108,7 +114,7 @@ class TargetConformance:
         name, site = next(iter(student.sites().items()))
         inputs = teacher.collect(batch, set(site.inputs.values()))
         student.module.requires_grad_(True)
-        local = {k: t for k, t in site.taps.items() if t.layout.isupper()}
+        local = {k: t for k, t in site.taps.items() if t.dense}
         given = {k: inputs[v] for k, v in site.inputs.items()}
         values = student.run_site(name, given, set(local), batch)
         torch.stack([v.float().square().mean() for v in values.values() if isinstance(v, Tensor)]).sum().backward()
@@ -126,7 +132,7 @@ class TargetConformance:
         again.module.load_state_dict(student.module.state_dict(), strict=True)
         again.module.eval()
         batch = self.batch(student.facts)
-        names = {n for n, t in student.taps().items() if t.layout.isupper()}
+        names = {n for n, t in student.taps().items() if t.dense}
         with torch.no_grad():
             one, two = student.collect(batch, names), again.collect(batch, names)
         assert all(torch.equal(one[n], two[n]) for n in names)
