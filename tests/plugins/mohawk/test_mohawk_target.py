@@ -20,6 +20,7 @@ from tests.plugins.mohawk.mohawk_models import (
 )
 from xarch import PlanError, Profile, UsageError
 from xarch_decoder.copying import check_initialisation
+from xarch_decoder.export import DecoderExport
 from xarch_decoder.teacher import StudentTeacher
 from xarch_mohawk.options import DM2Options
 from xarch_mohawk.target import DM2Target
