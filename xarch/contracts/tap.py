@@ -19,7 +19,7 @@ class Tap:
             L, T positions, D width, C channels, H, W picture, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
         info: further facts an objective or connector may need (prefix tokens, grid size). A structured form says what
-            is worth storing of it under ``elements``: a layout ("BLD") whose sizes are in ``shape``, or numbers a sample.
+            is worth storing of it under ``elements``: a layout ("BLD") with its sizes in ``shape``, or numbers a sample.
     """
 
     name: str
