@@ -86,6 +86,7 @@ class Delivery:
                 from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
+                teacher = self.evaluator.teacher
                 self.reporter.phase("bench", name)
                 self.run.bench_dir.mkdir(exist_ok=True)
                 bench_export(
@@ -93,7 +94,7 @@ class Delivery:
                     self.run.bench_dir / f"{name}.json",
                     cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
                     teacher=self.run.teacher_bench(name),
-                    teacher_cases=cases_of(self.registry, self.plan.teacher.family),
+                    teacher_cases=None if teacher is None else cases_of(self.registry, teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )
@@ -133,7 +134,7 @@ class Delivery:
 
     def _blame(self, during: str) -> AbstractContextManager[object]:
         """Around code of the target and of what it returns."""
-        return self.registry.guard(self.registry.get("target", self.target.name), during)
+        return self.registry.guard(self.registry.get("target", f"{self.target.plugin}:{self.target.name}"), during)
 
     def _export_teacher(self, profile: Profile) -> None:
         """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""

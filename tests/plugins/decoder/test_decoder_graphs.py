@@ -60,7 +60,7 @@ class Runtime:
 
 def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: Any) -> Runtime:
     """Export, run every parity case, and assert on each of its outputs."""
-    graphs = decoder_graphs(student, profile, options)
+    graphs = decoder_graphs(student, profile, DecoderExport.model_validate(options))
     runtime = Runtime(graphs, folder)
     check(student, graphs, runtime, options["prefill"][0])
     return runtime
@@ -90,7 +90,7 @@ def check(student: DecoderStudent, graphs: list[ExportGraph], runtime: Runtime, 
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderStudent, Runtime]:
     """Attention with caches of any length and a vocabulary that no other size equals, exported once."""
     student = make_student(tiny_facts(vocab=997))
-    return student, Runtime(decoder_graphs(student, FREE, {"prefill": [16]}), tmp_path_factory.mktemp("onnx"))
+    return student, Runtime(decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": [16]})), tmp_path_factory.mktemp("onnx"))
 
 
 def operators(runtime: Runtime) -> set[str]:
@@ -103,7 +103,7 @@ VARIED = {"windows": (6, None), "softcap": 3.0, "qk_norm": True, "tied": False}
 
 def test_attention_student(plain: tuple[DecoderStudent, Runtime]) -> None:
     student, runtime = plain
-    check(student, decoder_graphs(student, FREE, {"prefill": [16]}), runtime, 16)
+    check(student, decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": [16]})), runtime, 16)
     assert not operators(runtime) & NEVER
 
 
@@ -147,7 +147,7 @@ def test_caches_of_any_length(length: int, plain: tuple[DecoderStudent, Runtime]
         if length:
             _, states = student.decoder.advance(ids[:, :length], 0, states)
         whole = student.decoder(ids)
-    names = [name for name in decoder_graphs(student, FREE, {"prefill": [16]})[0].inputs if "cache" in name]
+    names = [name for name in decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": [16]}))[0].inputs if "cache" in name]
     held = dict(zip(names, (t.numpy() for s in states for t in s), strict=True))
     for name, count in (("decode_1", 1), ("prefill_16", 16)):
         window = ids[:, length : length + count].numpy()
@@ -167,7 +167,7 @@ def test_tied_embedding_is_stored_once(plain: tuple[DecoderStudent, Runtime]) ->
 
 def test_metadata_is_all_a_program_needs() -> None:
     facts = tiny_facts()
-    graphs = decoder_graphs(make_student(facts, EMA, Attention), FREE, {})
+    graphs = decoder_graphs(make_student(facts, EMA, Attention), FREE, DecoderExport.model_validate({}))
     assert [g.name for g in graphs] == ["decode_1", "prefill_64"]
     data = graphs[1].metadata
     assert (data["tokens"], data["prefill"], data["context"], data["vocab"]) == (64, [64], None, 61)
@@ -182,7 +182,7 @@ def test_metadata_is_all_a_program_needs() -> None:
     }
     assert data["states"][1]["shape"] == [1, 2, 0, 8]
     assert data["states"][1]["tokens_axis"] == 2
-    fixed = decoder_graphs(make_student(facts, EMA, Attention), STATIC, {"context": 96})[0]
+    fixed = decoder_graphs(make_student(facts, EMA, Attention), STATIC, DecoderExport.model_validate({"context": 96}))[0]
     assert fixed.metadata["context"] == 96
     assert fixed.metadata["states"][1]["shape"] == [1, 2, 96, 8]
     assert fixed.dynamic == {}
@@ -192,7 +192,7 @@ def test_metadata_is_all_a_program_needs() -> None:
 def test_graphs_can_be_planned_without_weights() -> None:
     student = make_student(tiny_facts(), EMA, Attention, device="meta")
     for profile in (FREE, STATIC):
-        for graph in decoder_graphs(student, profile, {"prefill": [8]}):
+        for graph in decoder_graphs(student, profile, DecoderExport.model_validate({"prefill": [8]})):
             assert all(t.is_meta for t in graph.inputs.values())
             outputs = graph.module(*graph.inputs.values())
             assert outputs[0].shape == (1, graph.metadata["tokens"], 61)
@@ -200,8 +200,8 @@ def test_graphs_can_be_planned_without_weights() -> None:
 
 def test_decode_alone_and_several_sizes() -> None:
     student = make_student(tiny_facts())
-    assert [g.name for g in decoder_graphs(student, FREE, {"prefill": []})] == ["decode_1"]
-    graphs = decoder_graphs(student, FREE, {"prefill": [8, 32]})
+    assert [g.name for g in decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": []}))] == ["decode_1"]
+    graphs = decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": [8, 32]}))
     assert [g.name for g in graphs] == ["decode_1", "prefill_32", "prefill_8"]
     cases = [(c.graph, c.shape["tokens"]) for c in decoder_parity(student, graphs, [tokens(student.facts, 1, 50)])]
     assert ("prefill_32", 45) in cases
@@ -214,10 +214,10 @@ def test_decode_alone_and_several_sizes() -> None:
 def test_wrong_options() -> None:
     student = make_student(tiny_facts())
     with pytest.raises(UsageError, match=r"export\.options\.prefil"):
-        decoder_graphs(student, FREE, {"prefil": [64]})
+        decoder_graphs(student, FREE, DecoderExport.model_validate({"prefil": [64]}))
     with pytest.raises(PlanError, match=r"prefill \[1\]"):
-        decoder_graphs(student, FREE, {"prefill": [1]})
+        decoder_graphs(student, FREE, DecoderExport.model_validate({"prefill": [1]}))
     with pytest.raises(PlanError, match="between 2 and 32"):
-        decoder_graphs(student, STATIC, {"prefill": [64], "context": 32})
-    full = decoder_graphs(student, STATIC, {"prefill": [32], "context": 32})[1]
+        decoder_graphs(student, STATIC, DecoderExport.model_validate({"prefill": [64], "context": 32}))
+    full = decoder_graphs(student, STATIC, DecoderExport.model_validate({"prefill": [32], "context": 32}))[1]
     assert full.inputs["position"].tolist() == [0], "the example must fit the buffer"

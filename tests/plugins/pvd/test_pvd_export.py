@@ -23,7 +23,7 @@ from xarch_field import Camera, RaysGraph, render, sphere_pose
 from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
-from xarch_pvd.export.graphs import field_graphs
+from xarch_pvd.export.graphs import FieldExport, field_graphs
 from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import options_of
 
@@ -87,12 +87,12 @@ def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
     assert result.graphs == ["encoded"]
     assert result.parity["graphs"]["encoded"]["measures"]["psnr"]["value"] >= 60
     with pytest.raises(PlanError, match="'vm' has no positional encoding"):
-        field_graphs(student_of("vm"), npu, {"encoding": "input"})
+        field_graphs(student_of("vm"), npu, FieldExport.model_validate({"encoding": "input"}))
 
 
 def test_hash_tables_name_the_way_to_an_accelerator() -> None:
     with pytest.raises(PlanError, match="BitwiseXor") as caught:
-        field_graphs(student_of("hash"), npu, {})
+        field_graphs(student_of("hash"), npu, FieldExport.model_validate({}))
     assert "--to mlp --set student.options.preset=npu-mlp --set export.profiles=[npu]" in (caught.value.hint or "")
 
 
@@ -148,11 +148,11 @@ def test_a_view_is_thinned_to_64_pixels_and_small_ones_stay() -> None:
 
 def test_an_option_nobody_knows_is_named() -> None:
     with pytest.raises(UsageError, match="layers"):
-        field_graphs(student_of("vm"), cpu, {"layers": 3})
+        field_graphs(student_of("vm"), cpu, FieldExport.model_validate({"layers": 3}))
 
 
 def graphs_of(student: FieldStudent) -> list[ExportGraph]:
-    return list(field_graphs(student, cpu, {}))
+    return list(field_graphs(student, cpu, FieldExport.model_validate({})))
 
 
 def view() -> Batch:
