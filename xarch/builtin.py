@@ -9,7 +9,14 @@ DENSE, CLASSES = "values of one shape, any dense layout", "logits with logits"
 OBJECTIVES = (
     ("mse", "distances:MSE", DENSE, "squared value", "", "mean square, of values as they are or normalised"),
     ("l2", "distances:L2", DENSE, "norm/position", "arXiv:2408.10189", "Euclidean distance per position"),
-    ("relative-l2", "distances:RelativeL2", DENSE, "fraction", "", "Euclidean distance over the right side's norm"),
+    (
+        "relative-l2",
+        "distances:RelativeL2",
+        DENSE,
+        "fraction of the right side's norm",
+        "",
+        "as l2, over the right side's norm",
+    ),
     ("cosine", "distances:Cosine", DENSE, "1 - cosine", "", "one minus the cosine per position"),
     ("huber", "distances:Huber", DENSE, "squared value", "", "square below delta, straight above"),
     ("smooth-l1", "distances:SmoothL1", DENSE, "absolute value", "", "absolute error, square below beta"),

@@ -44,6 +44,12 @@ def xarch_register(registry: Any) -> None:
     registry.data(
         "views", load="xarch_pvd.data.provider:Views", summary="points and rays drawn from a field, no pictures"
     )
+    registry.report(
+        "renders",
+        load="xarch_pvd.evaluate.report:sections",
+        accepts=[FAMILY],
+        summary="renders with error maps, sizes, time to a PSNR",
+    )
     registry.metric(
         "field-psnr",
         load="xarch_pvd.evaluate.metric:FieldPSNR",
@@ -60,14 +66,6 @@ def xarch_register(registry: Any) -> None:
         ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
     ):
         registry.recipe(name, load=f"xarch_pvd:recipes/{name}.yaml", summary=summary)
-
-
-@hookimpl
-def xarch_report_sections(run: Any) -> list[dict[str, str]]:
-    """Renders side by side."""
-    from xarch_pvd.evaluate.report import sections
-
-    return sections(run.path)
 
 
 @hookimpl

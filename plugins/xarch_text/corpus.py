@@ -7,16 +7,21 @@ import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from xarch import UsageError
+from xarch_text.kinds import MAYBE_RECORDS, TABLES, Kind, kind_by_content, kind_by_name
 
 STDLIB = "python-stdlib"
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _GLOB = frozenset("*?[")
+PACKED = (".zst", ".xz", ".bz2", ".lz4", ".zip")
+HOLD_TEXT = (".json", ".csv", ".tsv", ".arrow", ".orc", ".avro", ".pdf", ".docx", ".epub", *PACKED)
+"""Extensions of files that a person may think are read when they lie in a folder."""
+ReadAs = Literal["auto", "text", "records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +32,20 @@ class TextFile:
         path: where it is.
         name: its identity on every machine: the path relative to the corpus, with ``/``.
         bytes: its size.
+        kind: how it is read.
+        as_text: one document of text whatever it looks like, because the options say so.
     """
 
     path: Path
     name: str
     bytes: int
+    kind: Kind = "text"
+    as_text: bool = False
 
     @property
     def suffix(self) -> str:
         """Extension in lower case, without a trailing ``.gz``."""
-        return Path(self.name.lower().removesuffix(".gz")).suffix
+        return _suffix(self.name)
 
     @property
     def compressed(self) -> bool:
@@ -46,7 +55,7 @@ class TextFile:
     @property
     def holds_records(self) -> bool:
         """Whether it holds many documents rather than being one."""
-        return self.suffix in RECORD_SUFFIXES
+        return self.kind in ("json", "parquet")
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,13 @@ class Corpus:
     Attributes:
         title: what it is, for a person.
         digest: sha256 over names and sizes.
+        left_out: extension -> files of a folder that ``extensions`` does not name, of kinds that hold text.
     """
 
     title: str
     files: tuple[TextFile, ...]
     digest: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -68,12 +79,17 @@ class Corpus:
         return sum(f.bytes for f in self.files)
 
 
-def find_corpus(ref: str, extensions: Sequence[str]) -> Corpus:
+def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -> Corpus:
     """The corpus of ``python-stdlib``, a file, a folder or a quoted glob.
 
+    Args:
+        extensions: of the files read from a folder; none: all.
+        read_as: what the files are, where neither their names nor their first bytes are to decide.
+
     Raises:
-        UsageError: nothing is there.
+        UsageError: nothing is there, or a named file is of a kind that is not read.
     """
+    left_out: dict[str, int] = {}
     if ref == STDLIB:
         files = list(_stdlib())
         title, hint = f"Python {platform.python_version()} standard library", "name a file or a folder instead"
@@ -83,18 +99,54 @@ def find_corpus(ref: str, extensions: Sequence[str]) -> Corpus:
         if path.is_file():
             files, title = [_file(path, path.name)], path.name
         elif path.is_dir():
-            files, title = list(_folder(path, extensions)), f"{path.name or path}/"
+            files, title = list(_folder(path, extensions, left_out)), f"{path.name or path}/"
             hint = f"files read from a folder end in {', '.join(extensions)}; see data.options.extensions"
         elif _GLOB & set(ref):
             files, title = list(_matching(str(path))), ref
         else:
             raise UsageError(f"text data {ref!r} does not exist (looked for {path.absolute()})", hint)
     if not files:
-        raise UsageError(f"text data {ref!r} holds no file that can be read", hint)
-    ordered = tuple(sorted(files, key=lambda f: f.name))
+        others = f"; left out: {_shown(left_out)}" if left_out else ""
+        raise UsageError(f"text data {ref!r} holds no file that can be read{others}", hint)
+    # A file that was named, not found, has to be one that can be read.
+    known = [f if ref == STDLIB else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
+    ordered = tuple(sorted(known, key=lambda f: f.name))
     lines = "\n".join(f"{f.name}\t{f.bytes}" for f in ordered)
     count = f"{len(ordered)} file{'s' if len(ordered) > 1 else ''}"
-    return Corpus(f"{title}, {count}", ordered, hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest())
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    return Corpus(f"{title}, {count}", ordered, digest, left_out)
+
+
+def _known(file: TextFile, read_as: ReadAs, *, named_by_user: bool) -> TextFile:
+    """The file with its kind.
+
+    Raises:
+        UsageError: the only file is a table, or binary of a kind with a name.
+    """
+    if read_as == "text":
+        return replace(file, as_text=True)
+    if read_as == "records":
+        return replace(file, kind="parquet" if file.suffix == ".parquet" else "json")
+    kind, what = kind_by_name(file.suffix), TABLES.get(file.suffix, "")
+    if kind is None and not what:
+        kind, what = kind_by_content(file.path, compressed=file.compressed)
+    if named_by_user and not what and kind == "text":
+        found, what = kind_by_content(file.path, compressed=file.compressed)
+        kind = found if file.suffix in MAYBE_RECORDS else kind
+    if what and named_by_user:
+        raise UsageError(
+            f"{file.path} is {what}, which is not read as text",
+            "give plain text, JSON lines or Parquet; `--set data.options.read_as=text` takes a file as it stands",
+        )
+    return replace(file, kind=kind or "text")
+
+
+def _shown(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+
+
+def _suffix(name: str) -> str:
+    return Path(name.lower().removesuffix(".gz")).suffix
 
 
 def _file(path: Path, name: str) -> TextFile:
@@ -110,11 +162,14 @@ def _walk(root: Path, skipped: Iterable[str]) -> Iterator[Path]:
                 yield path
 
 
-def _folder(root: Path, extensions: Sequence[str]) -> Iterator[TextFile]:
+def _folder(root: Path, extensions: Sequence[str], left_out: dict[str, int]) -> Iterator[TextFile]:
     wanted = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
     for path in _walk(root, ("__pycache__",)):
         if not wanted or path.name.lower().removesuffix(".gz").endswith(wanted):
             yield _file(path, path.relative_to(root).as_posix())
+        elif path.name.lower().endswith(HOLD_TEXT):
+            suffix = "".join(Path(path.name.lower()).suffixes[-2:]) if path.suffix in PACKED else path.suffix.lower()
+            left_out[suffix] = left_out.get(suffix, 0) + 1
 
 
 def _matching(pattern: str) -> Iterator[TextFile]:

@@ -57,7 +57,6 @@ class FixedStream(BatchStream):
         return batch
 
     def _nothing(self) -> None:
-        self.tally.check()
         split = self.library.split
         raise UsageError(
             f"{self.library.corpus.title}: the {split} documents do not fill one row of {self.length} tokens",
@@ -84,7 +83,7 @@ class FixedStream(BatchStream):
                 held = [h for h in held if h[2]]
                 for name, ids, order in held:
                     yield self._window(name, ids, order.pop())
-        self.tally.check()
+        self.tally.end_pass(self.library.bytes)
 
     def _window(self, name: str, ids: list[int], number: int) -> Row:
         row = Row(self.length)

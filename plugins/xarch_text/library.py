@@ -67,6 +67,11 @@ class Library:
         chosen = {} if self.by_piece else self.splitter.documents([f.name for f in whole])
         self.files = [f for f in corpus.files if chosen.get(f.name, split) == split]
 
+    @property
+    def bytes(self) -> int:
+        """Size of the files that are read for this split."""
+        return sum(f.bytes for f in self.files)
+
     def piece_chars(self, file: TextFile) -> int:
         """Characters of a piece. A file divided between splits has at least some dozen pieces, if it is not tiny."""
         most = self.options.max_document_chars
@@ -84,16 +89,19 @@ class Library:
         chars = 0
         for number, (text, after, last) in enumerate(found, start=begin["piece"]):
             if not self.by_piece:
+                if number == 0:
+                    tally.read()
                 documents.append([Piece(file.name, text, number == 0, last)])
             elif self.splitter.piece(file.name, number) == self.split and not text.isspace():
+                tally.read()
                 documents.append([Piece(f"{file.name}#{number}", text, True, True)])
                 chars += len(text)
             full = number + 1 - begin["piece"] == self.options.shuffle_records
             if full or chars > BLOCK_CHARS or not self.by_piece:
-                yield _counted(Block(begin, documents), tally)
+                yield Block(begin, documents)
                 begin, documents, chars = {"piece": number + 1, "at": after}, [], 0
-        yield _counted(Block(begin, documents), tally)
-        found.report(file.name, tally)
+        yield Block(begin, documents)
+        found.report(file, tally)
 
     def _record_blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None) -> Iterator[Block]:
         begin = dict(start or {"record": 0, "at": 0})
@@ -108,14 +116,15 @@ class Library:
             if record.problem:
                 tally.skip(record.problem, f"{file.name} record {record.number + 1}")
             elif record.text is not None:
+                tally.read()
                 documents.append(self._cut(f"{file.name}#{record.number}", record.text))
                 chars += len(record.text)
             full = record.number + 1 - begin["record"] == self.options.shuffle_records
             if full or chars > BLOCK_CHARS:
-                yield _counted(Block(begin, documents), tally)
+                yield Block(begin, documents)
                 begin, documents, chars = record.after, [], 0
-        yield _counted(Block(begin, documents), tally)
-        found.report(file.name, tally)
+        yield Block(begin, documents)
+        found.report(file, tally)
 
     def _cut(self, name: str, text: str) -> list[Piece]:
         parts = cut_text(text, self.options.max_document_chars)
@@ -130,23 +139,16 @@ class _Readable(Iterator[T]):
 
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
-        self._problem = ""
+        self._problem: Unreadable | None = None
 
     def __next__(self) -> T:
         try:
             return next(self._source)
         except Unreadable as problem:
-            self._problem = str(problem)
+            self._problem = problem
             raise StopIteration from None
 
-    def report(self, name: str, tally: Tally) -> None:
+    def report(self, file: TextFile, tally: Tally) -> None:
         """Count the damage, if there was any."""
-        if self._problem:
-            tally.skip(self._problem, name)
-
-
-def _counted(block: Block, tally: Tally) -> Block:
-    for pieces in block.documents:
-        if pieces[0].first:
-            tally.read()
-    return block
+        if self._problem is not None:
+            tally.damaged(self._problem, file.name, file.bytes)

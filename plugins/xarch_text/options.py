@@ -32,6 +32,9 @@ class TextOptions(Options):
     extensions: list[str] = Field(
         default_factory=lambda: list(EXTENSIONS), description="files read from a folder, also with .gz; [] = all"
     )
+    read_as: Literal["auto", "text", "records"] = Field(
+        "auto", description="what files are; `auto`: by extension, else by their first bytes"
+    )
     max_document_chars: int = Field(
         32_768, ge=256, description="longer documents are read and tokenised in pieces of at most this many characters"
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError
-from xarch_text.corpus import STDLIB, find_corpus
+from xarch_text.corpus import STDLIB, Corpus, find_corpus
 from xarch_text.encoding import Encoder
 from xarch_text.fixed import FixedStream
 from xarch_text.library import Library
@@ -38,8 +38,8 @@ class TextData(DataProvider):
         options: TextOptions = request.options
         length = _length(request.sample)
         _check_length(length, request.facts)
-        corpus = find_corpus(request.ref, options.extensions)
-        lines = [f"{corpus.digest} {options.field} {options.separator}"]
+        corpus = find_corpus(request.ref, options.extensions, options.read_as)
+        lines = [f"{corpus.digest} {options.field} {options.separator} {options.read_as}"]
         if request.ref != STDLIB:
             lines += [f"{f.name} {f.path.stat().st_mtime_ns}" for f in corpus.files]
         digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
@@ -50,6 +50,7 @@ class TextData(DataProvider):
             {"files": len(corpus.files), "bytes": corpus.bytes},
             tensors={key: TensorInfo("BL", {"L": length}) for key in ("input_ids", "segment_ids")},
             facts={"length": length},
+            warnings=tuple(_left_out(corpus, request.ref)),
         )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
@@ -70,13 +71,19 @@ class TextData(DataProvider):
         length = _length(request.sample)
         facts = request.facts or getattr(request.teacher, "facts", None)
         _check_length(length, facts)
-        library = Library(find_corpus(request.ref, options.extensions), options, request.split)
+        library = Library(find_corpus(request.ref, options.extensions, options.read_as), options, request.split)
         encoder = Encoder(
             request.processors.get("teacher"), options.tokenizer, options.separator, getattr(facts, "vocab", None)
         )
         if request.split == "train":
             return TrainStream(library, encoder, samples=request.samples, length=length, seed=request.seed)
         return FixedStream(library, encoder, samples=request.samples, length=length)
+
+
+def _left_out(corpus: Corpus, ref: str) -> Iterator[str]:
+    if corpus.left_out:
+        counted = ", ".join(f"{count} {suffix}" for suffix, count in sorted(corpus.left_out.items()))
+        yield f"text:{ref} also holds files that are not read ({counted}); see data.options.extensions"
 
 
 def _check_length(length: int, facts: Any) -> None:

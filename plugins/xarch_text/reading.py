@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from xarch_text.corpus import TextFile
 from xarch_text.html_text import without_tags
+from xarch_text.kinds import MAYBE_RECORDS, UTF_16, looks_like_records, named
 from xarch_text.tally import Unreadable
 
 CHUNK = 1 << 16
@@ -46,8 +47,8 @@ def pieces_of(file: TextFile, limit: int, start_byte: int = 0) -> Iterator[tuple
     seekable = can_seek(file)
     with opened(file) as stream:
         stream.seek(start_byte)
-        chunks = _decoded(stream, fresh=start_byte == 0)
-        if file.suffix in (".html", ".htm"):
+        chunks = _decoded(stream, fresh=start_byte == 0, prose=file.suffix in MAYBE_RECORDS and not file.as_text)
+        if file.kind == "html":
             chunks = without_tags(chunks)
         at, any_text = start_byte, start_byte > 0
         for raw, last in _cut(chunks, limit):
@@ -62,7 +63,14 @@ def pieces_of(file: TextFile, limit: int, start_byte: int = 0) -> Iterator[tuple
 
 def can_seek(file: TextFile) -> bool:
     """Whether reading can start at a byte position given by :func:`pieces_of`."""
-    return not file.compressed and file.suffix not in (".html", ".htm")
+    return not file.compressed and file.kind != "html"
+
+
+def refuse_named(head: bytes) -> None:
+    """Raises Unreadable for the first bytes of a file of a kind that is known and not read."""
+    what = named(head)
+    if what:
+        raise Unreadable("not_utf8" if what == UTF_16 else "binary", what)
 
 
 def cut_text(text: str, limit: int) -> list[str]:
@@ -70,12 +78,16 @@ def cut_text(text: str, limit: int) -> list[str]:
     return [piece for piece, _ in _cut(iter((text,)), limit)]
 
 
-def _decoded(stream: BinaryIO, *, fresh: bool) -> Iterator[str]:
+def _decoded(stream: BinaryIO, *, fresh: bool, prose: bool) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     first = fresh
     while chunk := stream.read(CHUNK):
-        if first and b"\0" in chunk:
-            raise Unreadable("binary")
+        if first:
+            refuse_named(chunk)
+            if b"\0" in chunk:
+                raise Unreadable("binary")
+            if prose and looks_like_records(chunk):
+                raise Unreadable("json", "records in JSON, for data.options.read_as=records")
         first = False
         yield decoder.decode(chunk)
     yield decoder.decode(b"", final=True)

@@ -1,15 +1,17 @@
-"""Documents out of one file that holds many: JSON lines and Parquet."""
+"""Documents out of one file that holds many: JSON lines, JSON arrays and Parquet."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from xarch import UsageError
 from xarch_text.corpus import TextFile
-from xarch_text.reading import opened
+from xarch_text.kinds import HEAD, array_start, json_layout
+from xarch_text.reading import CHUNK, opened, refuse_named
 from xarch_text.tally import Unreadable
 
 MAX_LINE = 1 << 26
@@ -44,30 +46,99 @@ def records_of(file: TextFile, field: str, wanted: Wanted, start: Mapping[str, i
         Unreadable: the file is damaged; records before the damage were given.
         UsageError: a Parquet file has no such column of text.
     """
-    reader = _parquet if file.suffix == ".parquet" else _json_lines
+    reader = _parquet if file.kind == "parquet" else _json
     return reader(file, field, wanted, dict(start or {"record": 0, "at": 0}))
 
 
-def _json_lines(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) -> Iterator[Record]:
+def _json(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) -> Iterator[Record]:
     path = field.split(".")
-    number, at = start["record"], start["at"]
     with opened(file) as stream:
-        stream.seek(at)
-        while line := stream.readline(MAX_LINE):
-            at += len(line)
-            too_long = len(line) == MAX_LINE and not line.endswith(b"\n")
-            while too_long and (more := stream.readline(MAX_LINE)):
-                at += len(more)
-                if more.endswith(b"\n"):
-                    break
-            after = {"record": number + 1, "at": at}
-            if not wanted(number):
-                yield Record(number, None, "", after)
-            elif too_long:
-                yield Record(number, None, "too_long", after)
-            else:
-                yield _parsed(number, line, path, after)
-            number += 1
+        head = stream.read(HEAD)
+        refuse_named(head)
+        layout = json_layout(head)
+        if layout == "array":
+            yield from _json_array(stream, path, wanted, start["record"], max(start["at"], array_start(head)))
+        elif layout == "object":
+            yield from _json_object(stream, path, wanted, start["record"])
+        else:
+            yield from _json_lines(stream, path, wanted, start)
+
+
+def _json_lines(stream: BinaryIO, path: list[str], wanted: Wanted, start: dict[str, int]) -> Iterator[Record]:
+    number, at = start["record"], start["at"]
+    stream.seek(at)
+    while line := stream.readline(MAX_LINE):
+        at += len(line)
+        too_long = len(line) == MAX_LINE and not line.endswith(b"\n")
+        while too_long and (more := stream.readline(MAX_LINE)):
+            at += len(more)
+            if more.endswith(b"\n"):
+                break
+        after = {"record": number + 1, "at": at}
+        if not wanted(number):
+            yield Record(number, None, "", after)
+        elif too_long:
+            yield Record(number, None, "too_long", after)
+        else:
+            yield _parsed(number, line, path, after)
+        number += 1
+
+
+def _json_object(stream: BinaryIO, path: list[str], wanted: Wanted, number: int) -> Iterator[Record]:
+    stream.seek(0)
+    text = stream.read(MAX_LINE + 1)
+    if number == 0:
+        after = {"record": 1, "at": len(text)}
+        if not wanted(0):
+            yield Record(0, None, "", after)
+        elif len(text) > MAX_LINE:
+            yield Record(0, None, "too_long", after)
+        else:
+            yield _parsed(0, text, path, after)
+
+
+def _json_array(stream: BinaryIO, path: list[str], wanted: Wanted, number: int, at: int) -> Iterator[Record]:
+    """Elements one by one; of a long array only the element at hand is held.
+
+    Raises:
+        Unreadable: what follows is no JSON, so that nothing tells where the next element begins.
+    """
+    stream.seek(at)
+    read, decode = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8")("strict").decode
+    held, size, ended = "", CHUNK, False
+
+    def more() -> None:
+        nonlocal held, size, ended
+        chunk = stream.read(size)
+        ended = not chunk
+        held += decode(chunk, final=ended)
+
+    while True:
+        text = held.lstrip(" \t\r\n,")
+        while not text and not ended:
+            more()
+            text = held.lstrip(" \t\r\n,")
+        if text.startswith("]"):
+            return
+        at += len(held) - len(text)
+        held = text
+        try:
+            value, end = read(held)
+        except RecursionError:
+            raise Unreadable("corrupt") from None
+        except ValueError:
+            end = len(held)
+        if end == len(held):
+            # An element that ends with what was read may go on behind it.
+            if ended or len(held) > MAX_LINE:
+                raise Unreadable("corrupt" if ended else "too_long")
+            size = min(2 * size, MAX_LINE)
+            more()
+            continue
+        at, held, size = at + len(held[:end].encode("utf-8", "surrogatepass")), held[end:], CHUNK
+        after = {"record": number + 1, "at": at}
+        yield _found(number, value, path, after) if wanted(number) else Record(number, None, "", after)
+        number += 1
 
 
 def _parsed(number: int, line: bytes, path: list[str], after: dict[str, int]) -> Record:
@@ -77,12 +148,22 @@ def _parsed(number: int, line: bytes, path: list[str], after: dict[str, int]) ->
         return Record(number, None, "not_utf8", after)
     except (ValueError, RecursionError):
         return Record(number, None, "invalid_json" if line.strip() else "empty", after)
+    return _found(number, value, path, after)
+
+
+def _found(number: int, value: Any, path: list[str], after: dict[str, int]) -> Record:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return _checked(number, value, after)
 
 
 def _checked(number: int, value: Any, after: dict[str, int]) -> Record:
+    if isinstance(value, bytes):
+        # A column of bytes, as programs write it that do not say that their bytes are text.
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return Record(number, None, "not_utf8", after)
     if not isinstance(value, str):
         return Record(number, None, "no_text", after)
     if not value or value.isspace():
@@ -102,6 +183,7 @@ def _parquet(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) 
     try:
         with pq.ParquetFile(file.path) as table:
             _require_column(table.schema_arrow, field, file.name)
+            path = field.split(".") if field not in table.schema_arrow.names else [field]
             number = 0
             for group in range(table.num_row_groups):
                 rows = table.metadata.row_group(group).num_rows
@@ -115,18 +197,50 @@ def _parquet(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) 
                             n = number + i
                             after = {"record": n + 1, "at": 0}
                             wants = wanted(n)
-                            yield _checked(n, column[i].as_py(), after) if wants else Record(n, None, "", after)
+                            yield _cell(n, column[i].as_py(), path, after) if wants else Record(n, None, "", after)
                     number += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise Unreadable("corrupt") from e
 
 
-def _require_column(schema: Any, field: str, name: str) -> None:
-    import pyarrow as pa
+def _cell(number: int, value: Any, path: list[str], after: dict[str, int]) -> Record:
+    return _found(number, value, path[1:], after)
 
-    texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+
+def _require_column(schema: Any, field: str, name: str) -> None:
+    texts = list(_text_columns(schema))
     if field not in texts:
         raise UsageError(
             f"{name} has no column {field!r} of text",
             f"choose one with `--set data.options.field=NAME`: {', '.join(texts) or 'it has none'}",
         )
+
+
+def _text_columns(fields: Any, above: str = "") -> Iterator[str]:
+    """Columns of text, also inside of structures (``a.b``), in whatever form Arrow keeps their strings."""
+    import pyarrow as pa
+
+    for field in fields:
+        kind, name = field.type, above + field.name
+        if pa.types.is_struct(kind):
+            yield from _text_columns(kind.fields, f"{name}.")
+        elif _is_text(kind):
+            yield name
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if isinstance(kind, pa.ExtensionType):
+        return _is_text(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _is_text(kind.value_type)
+    is_one = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+    )
+    return any(is_kind(kind) for is_kind in is_one)

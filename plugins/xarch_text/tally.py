@@ -7,31 +7,61 @@ from typing import Any
 
 from xarch import UsageError
 
-PATIENCE = 50
-"""Documents seen before the limit is enforced in the middle of a pass; at its end it always is."""
+PATIENCE = 1000
+"""Skipped documents beyond the limit's share that end a stream in the middle of a pass.
+
+The share of a whole corpus is known at the end of a pass, where the limit is enforced exactly. Before that, bad
+documents may simply come first, so only many of them in excess say that the corpus is no good.
+"""
 
 
 class Unreadable(Exception):
-    """A document that cannot be used; the message is the reason's key, e.g. "not_utf8"."""
+    """A document that cannot be used.
+
+    Args:
+        reason: its key among the counters, e.g. "not_utf8".
+        detail: what was seen, for a person, where the key does not say it.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail or reason.replace("_", " ")
 
 
 class Tally:
     """Counters of one stream.
 
+    Documents are counted as read or skipped at the moment they are met, so that both sides of their share are known
+    at the same time. A file that turns out to be damaged is one skipped document whatever it would have held, so what
+    it takes away is measured in bytes too.
+
     Args:
-        limit: largest share of skipped documents.
+        limit: largest share of skipped documents, and of the bytes of damaged files.
     """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.counts: dict[str, int] = {"read": 0}
         self.examples: list[str] = []
+        self.lost_bytes = 0
 
     def read(self) -> None:
         """A document was read."""
         self.counts["read"] += 1
 
-    def skip(self, reason: str, where: str) -> None:
+    def damaged(self, problem: Unreadable, where: str, size: int) -> None:
+        """A file, or its rest, cannot be read.
+
+        Args:
+            size: bytes of the file.
+
+        Raises:
+            UsageError: too many documents were skipped.
+        """
+        self.lost_bytes += size
+        self.skip(problem.reason, where, problem.detail)
+
+    def skip(self, reason: str, where: str, detail: str = "") -> None:
         """A document was skipped.
 
         Raises:
@@ -40,9 +70,9 @@ class Tally:
         key = f"skipped_{reason}"
         self.counts[key] = self.counts.get(key, 0) + 1
         if len(self.examples) < 3:
-            self.examples.append(f"{where} ({reason.replace('_', ' ')})")
-        if self.seen >= PATIENCE:
-            self.check()
+            self.examples.append(f"{where} ({detail or reason.replace('_', ' ')})")
+        if self.skipped > self.limit * self.seen + PATIENCE:
+            self._refuse(f"{self.skipped} of the first {self.seen} documents")
 
     def add(self, key: str, amount: int) -> None:
         """Count something else."""
@@ -58,23 +88,32 @@ class Tally:
         """Documents read or skipped so far."""
         return self.counts["read"] + self.skipped
 
-    def check(self) -> None:
-        """Enforce the limit.
+    def end_pass(self, total_bytes: int) -> None:
+        """Enforce the limit after all files were read once more.
+
+        Args:
+            total_bytes: size of all files.
 
         Raises:
             UsageError: more than the limit was skipped; names the first three.
         """
+        lost, self.lost_bytes = self.lost_bytes, 0
         if self.skipped > self.limit * self.seen:
-            raise UsageError(
-                f"{self.skipped} of {self.seen} documents cannot be used, more than the limit of "
-                f"{self.limit:.0%}; the first: {'; '.join(self.examples)}",
-                "remove them, or raise `--set data.options.skip_limit=...`",
-            )
+            self._refuse(f"{self.skipped} of {self.seen} documents")
+        if lost > self.limit * total_bytes:
+            self._refuse(f"files with {lost} of {total_bytes} bytes")
+
+    def _refuse(self, what: str) -> None:
+        raise UsageError(
+            f"{what} cannot be used, more than the limit of {self.limit:.0%}; the first: {'; '.join(self.examples)}",
+            "remove them, or raise `--set data.options.skip_limit=...`",
+        )
 
     def state(self) -> dict[str, Any]:
         """JSON-able copy."""
-        return {"counts": dict(self.counts), "examples": list(self.examples)}
+        return {"counts": dict(self.counts), "examples": list(self.examples), "lost_bytes": self.lost_bytes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a copy."""
         self.counts, self.examples = dict(state["counts"]), list(state["examples"])
+        self.lost_bytes = state["lost_bytes"]

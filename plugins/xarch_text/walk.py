@@ -43,7 +43,7 @@ class Walk:
                         yield {"epoch": epoch, "file": at, "block": block.start, "item": i}, pieces[i]
                     item = 0
                 start, item = None, 0
-            tally.check()
+            tally.end_pass(self.library.bytes)
             if not tally.counts["read"]:
                 raise UsageError(
                     f"{self.library.corpus.title} has no usable document for training",

@@ -24,7 +24,7 @@ def test_plan_shows_everything_and_loads_nothing(here: Xarch, tmp_path: Path, mo
     monkeypatch.setenv("COLUMNS", "200")  # the estimated time of a busy machine is long and would wrap its neighbours
     human = here("plan", "run.yaml", "-v", "--set", "stages.local.units=640", "--seed", "4")
     assert human.code == 0, human.err
-    for text in ("stack:3", "low, 120 parameters", "output sabotage x3", "all (120)", "gates: mse <= 5"):
+    for text in ("stack:3", "low, 120 parameters", "m0 x3", "all (120)", "gates: mse <= 5"):
         assert text in human.out
     assert "--set stages.local.units=640" in human.out
     assert not list(tmp_path.glob("runs/*"))
@@ -114,7 +114,7 @@ def test_a_bug_in_a_plugin_names_it(here: Xarch) -> None:
     ended = here("convert", "run.yaml", "--out", "r", SABOTAGE="bug@5")
     assert ended.code == 4
     assert "error (plugin): plugin 'stack_plugin'" in ended.err
-    assert "objective 'sabotage', stage 'local': ZeroDivisionError: planted bug" in ended.err
+    assert "objective 'sabotage', stages.local: ZeroDivisionError: planted bug" in ended.err
     assert "Traceback" not in ended.err
     loud = here("convert", "run.yaml", "--out", "r2", "-v", SABOTAGE="bug@5")
     assert 'raise ZeroDivisionError("planted bug")' in loud.err
@@ -151,12 +151,12 @@ def test_flags_instead_of_a_file(here: Xarch, tmp_path: Path) -> None:
 def test_a_plugin_file_by_flag(here: Xarch) -> None:
     without = here("plan", "run.yaml", XARCH_PLUGIN_FILES="")
     assert without.code == 2
-    assert "unknown source 'stack'" in without.err
+    assert "unknown target 'low'" in without.err
     assert here("plan", "run.yaml", "--plugin", str(STACK), XARCH_PLUGIN_FILES="").code == 0
 
 
 def test_a_pair_that_does_not_fit(here: Xarch) -> None:
-    ended = here("plan", "run.yaml", "--set", "stages.local.matches.0.student=nowhere")
+    ended = here("plan", "run.yaml", "--set", "stages.local.matches.m0.student=nowhere")
     assert ended.code in (2, 3)
     assert "nowhere" in ended.err
 

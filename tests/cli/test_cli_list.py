@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from tests.registry.fake_dist import Site, registering
 from xarch.cli.app import cli
 from xarch.registry.loader import get_registry
+from xarch.registry.registry import PLURAL
 
 
 def call(*arguments: str, code: int = 0) -> Result:
@@ -36,10 +37,14 @@ def shop(site: Site) -> Site:
         "xarch-shop",
         "shop",
         registering("""
-        registry.source("src", load="m:a", produces="decoder", summary="a source")
+        registry.family("words", load="m:a")
+        registry.family("image", load="m:a")
+        registry.source("src", load="m:a", produces="words", summary="a source")
         registry.source("img", load="m:a", produces="image")
-        registry.target("good", load="m:a", accepts=["decoder"], summary="a target")
-        registry.target("needy", load="m:a", accepts=["decoder"], needs=["not_here"], extra="vision")
+        registry.target(
+            "good", load="m:a", accepts=["words"], summary="a target", recipes=["z-general", "a-demo"], profiles=["npu"]
+        )
+        registry.target("needy", load="m:a", accepts=["words"], needs=["not_here"], extra="vision")
         registry.recipe("z-general", load="shop:general.yaml")
         registry.recipe("a-demo", load="shop:demo.yaml")
         registry.teacher("small", ref="src:file", package="p", sha256="0")
@@ -59,11 +64,11 @@ def test_pairs_are_joined_by_family(shop: Site) -> None:
     assert ("img", "good") not in pairs
     assert ("run", "good") in pairs
     good = pairs["src", "good"]
-    assert (good["recipe"], good["stages"], good["status"]) == ("z-general", ["one", "two"], "ready")
-    assert (good["family"], good["owner"]) == ("decoder", "xarch-shop 0.2")
-    assert "cpu" in good["exports"]
+    assert (good["recipes"], good["stages"], good["status"]) == (["z-general", "a-demo"], ["one", "two"], "ready")
+    assert (good["family"], good["owner"]) == ("words", "xarch-shop 0.2")
+    assert good["exports"] == ["npu"], "a profile that no test of the target builds is shown"
     needy = pairs["src", "needy"]
-    assert needy["status"] == "needs"
+    assert (needy["status"], needy["stages"], needy["exports"]) == ("needs", [], [])
     assert "pip install 'xarch[vision]'" in needy["detail"]
     text = call("list", "pairs").output
     assert "one > two" in text
@@ -79,7 +84,8 @@ def test_a_broken_recipe_shows_as_failed(shop: Site) -> None:
 
 def test_every_kind_can_be_listed(shop: Site) -> None:
     everything = document("list")
-    for kind in ("sources", "targets", "objectives", "stages", "recipes", "data", "profiles", "metrics", "teachers"):
+    assert list(everything) == ["pairs", *PLURAL.values(), "not_loaded"]
+    for kind in PLURAL.values():
         one = document("list", kind)
         assert one[kind] == everything[kind]
         call("list", kind)
@@ -156,3 +162,50 @@ def test_a_plugin_file_from_the_command_line(site: Site, tmp_path: Path, monkeyp
     )
     names = {s["name"] for s in document("list", "stages", "--plugin", "mine.py")["stages"]}
     assert "own" in names
+
+
+def test_methods_show_what_their_files_say(site: Site) -> None:
+    """house 1.2: a recipe had no families, paper or control."""
+    body = "registry.method('far', load='shop:far.yaml', families=['*']); registry.method('bad', load='shop:bad.yaml')"
+    site.install("xarch-shop", "shop", registering(body))
+    (site.folder / "far.yaml").write_text(
+        "method: {title: Far Away, paper: 'arXiv:1', families: [words], control: near, summary: goes far}\nbudget: 3\n"
+    )
+    (site.folder / "bad.yaml").write_text("method: {titel: x}\n")
+    rows = {r["name"]: r for r in document("list", "methods")["methods"]}
+    far = rows["far"]
+    told = {key: far[key] for key in ("title", "paper", "families", "control", "summary", "status")}
+    assert told == {
+        "title": "Far Away",
+        "paper": "arXiv:1",
+        "families": ["words"],
+        "control": "near",
+        "summary": "goes far",
+        "status": "ready",
+    }
+    assert rows["bad"]["status"] == "failed"
+    assert "titel" in rows["bad"]["detail"]
+    shown = call("list", "methods").output
+    for text in ("title", "paper", "control", "Far Away", "arXiv:1", "near"):
+        assert text in shown
+    inspected = document("inspect", "far")["names"][0]
+    assert (inspected["title"], inspected["control"]) == ("Far Away", "near")
+
+
+def test_objectives_show_what_they_compare(site: Site) -> None:
+    site.module("things", "class Loss: accepts = frozenset({('BLD', 'none')}); units = 'nats'; Options = None")
+    body = "registry.objective('o', load='things:Loss', compares='hidden states', units='nats', paper='arXiv:2')"
+    site.install("xarch-shop", "shop", registering(body))
+    row = next(r for r in document("list", "objectives")["objectives"] if r["name"] == "o")
+    assert (row["compares"], row["units"], row["paper"]) == ("hidden states", "nats", "arXiv:2")
+    assert "hidden states" in call("list", "objectives").output
+    assert document("inspect", "o")["names"][0]["layouts"] == ["BLD / none"]
+
+
+def test_a_family_nobody_registers_is_shown_as_an_error(site: Site) -> None:
+    body = "registry.family('boxes', load='m:a'); registry.target('t', load='m:a', accepts=['boxs'])"
+    site.install("xarch-shop", "shop", registering(body))
+    row = next(r for r in document("list", "targets")["targets"] if r["name"] == "t")
+    assert row["status"] == "unknown-family"
+    assert "did you mean 'boxes'?" in row["detail"]
+    assert "did you mean 'boxes'?" in call("plugins", "check", "shop", code=4).output

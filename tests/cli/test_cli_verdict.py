@@ -22,7 +22,7 @@ def put(path: Path, data: Any) -> None:
 def run(tmp_path: Path) -> Path:
     path = tmp_path / "r u n"
     put(path / "status.json", {"state": "done", "reason": "", "resume": ""})
-    put(path / "plan.json", {"config": {"tiny": False}, "gates": {"kl": {"max": 0.2}, "agreement": {"min": 0.9}}})
+    put(path / "plan.json", {"config": {"tiny": False, "gates": {"kl": {"max": 0.2}, "agreement": {"min": 0.9}}}})
     evaluation = {
         "metric": "perplexity",
         "higher_is_better": False,

@@ -22,15 +22,16 @@ student: {target: dm2, options: {heads: 4}}
 budget: 2M
 stages:
   matrix:
-    matches: [{student: matrix, objective: frobenius}]
+    matches: {mixing: {student: matrix, objective: frobenius}}
     trains: {mixers: {}}
     share: 0.5
   hidden:
     matches:
       - {student: mixer_out, objective: l2}
-      - {student: output, objective: relative_l2, weight: 0.5}
+      - {student: output, objective: relative-l2, weight: 0.5}
     trains: {mixers: {}, norms: {lr: 0.1}}
     optimiser: {lr: 1e-3}
+    phases: [{from: 0.5, set: {matches.m1: null}}]
 gates:
   kl: {max: 0.2}
 seed: 1
@@ -52,7 +53,7 @@ def test_precedence_and_provenance(recipes: Recipes, tmp_path: Path, monkeypatch
     monkeypatch.setenv("XARCH_SEED", "3")
     monkeypatch.setenv("XARCH_DEVICE", "cpu")
     monkeypatch.setenv("XARCH_SET__stages__hidden__optimiser__clip", "0.5")
-    sets = ["seed=5", "stages.matrix.skip=true", "stages.hidden.matches.1.weight=2"]
+    sets = ["seed=5", "stages.matrix.skip=true", "stages.hidden.matches.m1.weight=2"]
     got = load_config(run, sets=sets, overrides={"seed": 4, "tiny": True, "runtime.device": None})
     c, p = got.config, got.provenance
     assert (c.seed, p["seed"]) == (5, "--set seed=5")
@@ -66,11 +67,11 @@ def test_precedence_and_provenance(recipes: Recipes, tmp_path: Path, monkeypatch
     assert (hidden.optimiser.lr, p["stages.hidden.optimiser.lr"]) == (2e-3, "mine.yaml:8")
     assert hidden.optimiser.clip == 0.5
     assert p["stages.hidden.optimiser.clip"] == "env XARCH_SET__stages__hidden__optimiser__clip"
-    assert [m.weight for m in hidden.matches] == [1.0, 2.0]
-    assert p["stages.hidden.matches.1.weight"] == "--set stages.hidden.matches.1.weight=2"
-    assert p["stages.hidden.matches.1.objective"] == "recipe base:12"
-    assert p["stages.hidden.matches.0.weight"] == "default"
-    assert p["stages.hidden.optimiser.eps"] == "default"
+    assert {name: m.weight for name, m in hidden.matches.items()} == {"m0": 1.0, "m1": 2.0}
+    assert p["stages.hidden.matches.m1.weight"] == "--set stages.hidden.matches.m1.weight=2"
+    assert p["stages.hidden.matches.m1.objective"] == "recipe base:12"
+    assert p["stages.hidden.matches.m0.weight"] == "default"
+    assert p["stages.hidden.optimiser.warmup"] == "default"
     assert c.stages["matrix"].skip
     assert p["stages.matrix.skip"] == "--set stages.matrix.skip=true"
     assert list(c.stages) == ["matrix", "hidden"]
@@ -100,8 +101,8 @@ def test_null_removes_what_the_recipe_brought_and_empty_sections_are_nothing(rec
 def test_changing_an_item_of_a_list_leaves_the_layers_as_they_were(recipes: Recipes, tmp_path: Path) -> None:
     recipes(base=RECIPE)
     run = write(tmp_path / "m.yaml", "stages: {hidden: {matches: [{student: a, objective: l2}]}}")
-    got = load_config(run, sets=["stages.hidden.matches.0.weight=3"])
-    assert got.with_recipe("base").config.stages["hidden"].matches[0].weight == 3
+    got = load_config(run, sets=["stages.hidden.matches.m0.weight=3"])
+    assert got.with_recipe("base").config.stages["hidden"].matches["m0"].weight == 3
     assert got.layers[0].assignments[0].value == [{"student": "a", "objective": "l2"}]
 
 
@@ -116,7 +117,7 @@ def test_recipes_start_from_recipes(recipes: Recipes) -> None:
     assert (got.config.seed, got.config.recipe) == (9, "demo")
     assert got.config.stages["hidden"].units == 10
     assert got.provenance["seed"] == "recipe demo:2"
-    assert got.provenance["gates.kl.max"] == "recipe base:16"
+    assert got.provenance["gates.kl.max"] == "recipe base:17"
 
 
 def test_recipes_that_start_from_each_other(recipes: Recipes) -> None:
@@ -141,7 +142,7 @@ def test_a_default_recipe_goes_below_what_the_user_gave(recipes: Recipes) -> Non
 
 
 def test_a_file_with_whole_stages_needs_no_recipe(tmp_path: Path) -> None:
-    text = "stages:\n  own:\n    matches: [{student: a, objective: l2}]\n  solve: {kind: closed_form}\n"
+    text = "stages:\n  own: {matches: [{student: a, objective: l2}], trains: {all: {}}}\n  solve: {kind: closed_form}\n"
     got = load_config(write(tmp_path / "run.yaml", text))
     assert not got.needs_recipe
     assert list(got.config.stages) == ["own", "solve"]
@@ -159,18 +160,18 @@ MATCH = HIDDEN + "matches:\n      - {student: a, objective: l2, "
         ("stages:\n  hiden: {units: 3}", "unknown key stages.hiden; did you mean stages.hidden? (run.yaml:2)"),
         (HIDDEN + "lr: 3", "stages.hidden.lr; did you mean stages.hidden.optimiser.lr? (run.yaml:3)"),
         ("device: cpu", "unknown key device; did you mean runtime.device?"),
-        ("runtime:\n  cpu: 1", "unknown key runtime.cpu; known here: cache_gb, device, "),
+        ("runtime:\n  cpu: 1", "unknown key runtime.cpu; known here: cache, cache_gb, device, "),
         ("student: {optoins: {a: 1}}", "unknown key student.optoins; did you mean student.options?"),
         (HIDDEN + "optimiser: {lr: -1}", "hidden.optimiser.lr: input should be greater than 0, not -1 (run.yaml:3)"),
-        (HIDDEN + "batch: many", "unable to parse string as an integer, not 'many' (run.yaml:3)"),
+        (HIDDEN + "batch: many", "number of samples or {size: 100, steps: {…}}, not 'many' (run.yaml:3)"),
         (HIDDEN + "scope: lokal", "stages.hidden.scope: input should be 'local' or 'global', not 'lokal'"),
-        (HIDDEN + "matches: [{objective: l2}]", "stages.hidden.matches.0.student is required (run.yaml:3)"),
-        (MATCH + "wieght: 2}", "matches.0.wieght; did you mean stages.hidden.matches.0.weight? (run.yaml:4)"),
+        (HIDDEN + "matches: [{objective: l2}]", "stages.hidden.matches.m0.student is required (run.yaml:3)"),
+        (MATCH + "wieght: 2}", "matches.m0.wieght; did you mean stages.hidden.matches.m0.weight? (run.yaml:4)"),
         (
             MATCH + "weight: heavy}",
             "weight: input should be a valid number, unable to parse string as a number or input",
         ),
-        (MATCH + "weight: {start: 1, ned: 2}}", "weight.ned; did you mean stages.hidden.matches.0.weight.end?"),
+        (MATCH + "weight: {start: 1, ned: 2}}", "weight.ned; did you mean stages.hidden.matches.m0.weight.end?"),
         ("stages: 3", "stages: input should be a valid dictionary, not 3 (run.yaml:1)"),
         ("budget: 2MB", "unable to parse string as an integer, not '2MB'"),
     ],
@@ -234,9 +235,9 @@ def test_sets_are_typed_by_the_schema(recipes: Recipes, item: str, key: str, val
         ("seed", "should look like"),
         ("=3", "should look like"),
         ("a..b=3", "should look like"),
-        ("stages.hidden.matches.7.weight=1", "the list has 2 entries"),
-        ("stages.hidden.matches.x.weight=1", "the list has 2 entries"),
-        ("stages.hidden.matches.²=1", "the list has 2 entries"),
+        ("stages.hidden.phases.7.from=1", "the list has 1 entries"),
+        ("stages.hidden.phases.²=1", "the list has 1 entries"),
+        ("stages.hidden.matches.m11.weight=1", r"unknown key stages\.hidden\.matches\.m11; did you mean .*\.m1\?"),
         ("stages.hiden.units=1", r"did you mean stages\.hidden\? \(--set stages\.hiden\.units=1\)"),
         ("seed=x", r"seed: .*, not 'x' \(--set seed=x\)"),
         (f"student.options.{'a.' * 100}b=1", "at most 40 parts"),

@@ -24,6 +24,7 @@ from xarch import (
     LocalStudent,
     Metric,
     Objective,
+    Options,
     Site,
     Solver,
     SourceAdapter,
@@ -68,11 +69,12 @@ class StackFacts:
 
 
 class StackFamily(Family):
-    """Rows of numbers in, rows of numbers out."""
+    """Rows of numbers in, rows of numbers out; a mask may say which rows count."""
 
     Facts = StackFacts
     unit = "row"
-    tensors: ClassVar = {"x": "BLD"}
+    tensors: ClassVar = {"x": "BLD", "mask?": "BL"}
+    mask = "mask"
     metric = "stack_mse"
 
     def accepts(self, facts, data):
@@ -223,17 +225,31 @@ class LowTarget(TargetAdapter):
         return []
 
 
+class NoiseOptions(Options):
+    """``mask``: the name under which a random mask is given, "" for none. ``numbers``: whether samples have numbers."""
+
+    mask: str = ""
+    numbers: bool = False
+
+
 class Noise(BatchStream):
-    def __init__(self, samples, length, width, seed, finite):
-        self.shape, self.seed, self.at, self.finite = (samples, length, width), seed, 0, finite
+    def __init__(self, request, width, seed, finite):
+        self.options = request.options
+        self.shape = (request.samples, request.sample.get("length", 4), width)
+        self.seed, self.at, self.finite = seed, 0, finite
 
     def __next__(self):
         if self.finite and self.at >= self.finite:
             raise StopIteration
         generator = torch.Generator().manual_seed(self.seed * 100003 + self.at)
+        tensors = {"x": torch.randn(self.shape, generator=generator)}
+        if self.options.mask:
+            lengths = torch.randint(1, self.shape[1] + 1, (self.shape[0], 1), generator=generator)
+            tensors[self.options.mask] = (torch.arange(self.shape[1]) < lengths).float()
+        if self.options.numbers:
+            tensors["sample_id"] = torch.arange(self.shape[0]) + self.shape[0] * self.at
         self.at += 1
-        x = torch.randn(self.shape, generator=generator)
-        return Batch({"x": x}, self.shape[0] * self.shape[1])
+        return Batch(tensors, self.shape[0] * self.shape[1])
 
     def state_dict(self):
         return {"at": self.at}
@@ -243,8 +259,15 @@ class Noise(BatchStream):
 
 
 class NoiseData(DataProvider):
+    Options = NoiseOptions
+
     def describe(self, request):
-        return DataInfo("noise", "noise", "row", tensors={"x": TensorInfo("BLD", {"D": int(request.ref)})})
+        tensors = {"x": TensorInfo("BLD", {"D": int(request.ref)})}
+        if request.options.mask:
+            tensors[request.options.mask] = TensorInfo("BL", dtype="float32")
+        if request.options.numbers:
+            tensors["sample_id"] = TensorInfo("B")
+        return DataInfo("noise", "noise", "row", tensors=tensors)
 
     def units_per_sample(self, sample):
         return sample.get("length", 4)
@@ -253,10 +276,9 @@ class NoiseData(DataProvider):
         return {"L": sample.get("length", 4)}
 
     def open(self, request):
-        split, length = request.split, request.sample.get("length", 4)
-        offset = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}[split]
+        offset = {"train": 1, "validation": 2, "heldout": 3, "calibration": 4}[request.split]
         seed = request.seed * 10 + offset
-        return Noise(request.samples, length, int(request.ref), seed, 0 if split == "train" else 4)
+        return Noise(request, int(request.ref), seed, 0 if request.split == "train" else 4)
 
 
 class Trouble:
@@ -284,7 +306,7 @@ class Sabotage(Objective):
     accepts = frozenset({("BLD", "BLD")})
 
     def forward(self, student, teacher, batch, *, mask=None, **aux):
-        due = Trouble.moment()
+        due = "" if student.is_meta else Trouble.moment()  # the plan computes shapes, it trains nothing
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
         if kind == "oom" and len(batch) > int(at):
             raise torch.OutOfMemoryError("planted: not enough memory")

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from xarch.engine import checkpoint as room
-from xarch.engine.checkpoint import StageCheckpoints, assert_handover
+from xarch.engine.checkpoint import CheckpointFolder, assert_handover
 from xarch.errors import Interrupted, UsageError
 
 
-def _save(store: StageCheckpoints, step: int, *, final: bool = False) -> None:
+def _save(store: CheckpointFolder, step: int, *, final: bool = False) -> None:
     store.save(step, model={"w": torch.full((3,), float(step))}, trainer={}, state={"at": step}, final=final)
 
 
 def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
-    store = StageCheckpoints(tmp_path, print)
+    store = CheckpointFolder(tmp_path, print)
     for step in (1, 2, 3):
         _save(store, step)
     found = store.latest()
@@ -30,7 +30,7 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_interrupts_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = StageCheckpoints(tmp_path, print)
+    store = CheckpointFolder(tmp_path, print)
     _save(store, 1)
 
     def full(*_: object) -> None:
@@ -49,7 +49,7 @@ def test_a_full_disk_interrupts_and_keeps_what_was_there(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_any_damage_falls_back_to_the_one_before(file: str, harm: str, tmp_path: Path) -> None:
     said: list[str] = []
-    store = StageCheckpoints(tmp_path, said.append)
+    store = CheckpointFolder(tmp_path, said.append)
     _save(store, 1)
     _save(store, 2)
     target = tmp_path / "step-2" / file
@@ -66,13 +66,13 @@ def test_any_damage_falls_back_to_the_one_before(file: str, harm: str, tmp_path:
 
 def test_progress_of_another_format_is_told_and_passed_over(tmp_path: Path) -> None:
     said: list[str] = []
-    store = StageCheckpoints(tmp_path, said.append)
+    store = CheckpointFolder(tmp_path, said.append)
     _save(store, 1)
     manifest = tmp_path / "step-1" / "manifest.json"
-    older = {**json.loads(manifest.read_text()), "format": 1}
+    older = {**json.loads(manifest.read_text()), "format": 2}
     manifest.write_text(json.dumps(older))
     assert store.latest() is None
-    assert "step-1 has format 1, this xarch goes on from 2" in said[0]
+    assert "step-1 has format 2, this xarch goes on from 3" in said[0]
     manifest.write_text(json.dumps({**older, "final": True}))
     assert store.latest() is not None
 

@@ -6,29 +6,31 @@ from pathlib import Path
 
 import torch
 
-from xarch.contracts.batch import Batch
-from xarch.engine.teacher import TeacherCache
+from xarch.contracts.batch import CHANGED, Batch
+from xarch.contracts.model import Sink
+from xarch.engine.teacher_cache import SharedTeacherCache, TeacherCache
 
 
 def _batch(seed: int) -> Batch:
     return Batch({"x": torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))}, 6)
 
 
-def _store(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> str:
-    key = cache.key(batch, {"a"})
-    tee, kept = cache.recorder(lambda *_: None)
-    tee("a", value)
-    cache.write(key, kept)
-    return key
+def _store(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> None:
+    cache.give(batch, {"a"}, lambda *_: None, lambda sink: sink("a", value))
+
+
+def _never(sink: Sink) -> None:
+    raise AssertionError("the teacher was run")
 
 
 def test_what_comes_back_is_bit_equal(tmp_path: Path) -> None:
     cache = TeacherCache(tmp_path, "teacher", 10**6, print)
     value = torch.randn(5, 7)
-    key = _store(cache, _batch(0), value)
+    _store(cache, _batch(0), value)
     got: dict[str, torch.Tensor] = {}
-    assert cache.play(key, {"a"}, torch.device("cpu"), got.__setitem__)
+    cache.give(_batch(0), {"a"}, got.__setitem__, _never)
     assert torch.equal(got["a"], value)
+    assert (cache.hits, cache.writes) == (1, 1)
 
 
 def test_weights_taps_and_data_are_in_the_key(tmp_path: Path) -> None:
@@ -53,7 +55,50 @@ def test_the_limit_ends_writing_and_says_so(tmp_path: Path) -> None:
 def test_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
     said: list[str] = []
     cache = TeacherCache(tmp_path, "teacher", 10**6, said.append)
-    key = _store(cache, _batch(0), torch.zeros(4))
-    (tmp_path / f"{key}.safetensors").write_bytes(b"broken")
-    assert not cache.play(key, {"a"}, torch.device("cpu"), lambda *_: None)
+    _store(cache, _batch(0), torch.zeros(4))
+    (entry,) = tmp_path.glob("*.safetensors")
+    entry.write_bytes(b"broken")
+    got: dict[str, torch.Tensor] = {}
+    cache.give(_batch(0), {"a"}, got.__setitem__, lambda sink: sink("a", torch.ones(4)))
+    assert torch.equal(got["a"], torch.ones(4))
     assert "damaged" in said[0]
+
+
+def _numbered(*numbers: int, changed: bool = False) -> Batch:
+    tensors = {"x": torch.zeros(len(numbers), 3), "sample_id": torch.tensor(numbers)}
+    return Batch(tensors, len(numbers), {CHANGED: True} if changed else {})
+
+
+def test_samples_are_shared_whatever_their_batches(tmp_path: Path) -> None:
+    """vision 2.17: an entry is a sample's, so other batches and other runs find it."""
+    cache = SharedTeacherCache(tmp_path, "teacher", 10**6, print)
+    value = torch.randn(4, 7)
+    _give(cache, _numbered(1, 2), value[:2])
+    _give(cache, _numbered(3, 4), value[2:])
+    again = SharedTeacherCache(tmp_path, "teacher", 10**6, print)
+    got: dict[str, torch.Tensor] = {}
+    again.give(_numbered(4, 1, 3), {"a"}, got.__setitem__, _never)
+    assert torch.equal(got["a"], value[[3, 0, 2]])
+
+
+def test_what_is_stored_is_used_beside_what_is_computed(tmp_path: Path) -> None:
+    """A run that was killed after it had written half of a batch goes on with the very numbers it used."""
+    cache = SharedTeacherCache(tmp_path, "teacher", 10**6, print)
+    _give(cache, _numbered(1), torch.ones(1, 2))
+    got = _give(cache, _numbered(1, 2), torch.full((2, 2), 5.0))
+    assert got["a"].tolist() == [[1, 1], [5, 5]]
+
+
+def test_batches_without_numbers_and_changed_ones_are_not_shared(tmp_path: Path) -> None:
+    cache = SharedTeacherCache(tmp_path, "teacher", 10**6, print)
+    _give(cache, _numbered(1, changed=True), torch.ones(1, 2))
+    _give(cache, _batch(0), torch.ones(2, 2))
+    assert not list(tmp_path.glob("*.safetensors"))
+    got = _give(cache, _numbered(1), torch.zeros(1, 2))
+    assert got["a"].tolist() == [[0, 0]]
+
+
+def _give(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    got: dict[str, torch.Tensor] = {}
+    cache.give(batch, {"a"}, got.__setitem__, lambda sink: sink("a", value))
+    return got

@@ -10,29 +10,36 @@ from typing import Any
 
 from xarch.config.schema import RunConfig
 from xarch.files.run_dir import RunDir
-from xarch.planning.plan import Plan
+from xarch.planning.plan import FORMAT, Plan
 
 LAYERS = 30
 REPLACED = [i for i in range(LAYERS) if i % 3 == 1]
 MATRIX = 589_824
+STAGES = {
+    "init": {"kind": "closed_form", "options": {"fit": "init"}},
+    "choose": {"kind": "replacement_probe", "scope": "global"},
+    "hidden": {"matches": {"mixer": {"student": "mixer_out", "objective": "l2"}}, "trains": {"mixers": {}}},
+    "logits": {
+        "scope": "global", "matches": {"logits": {"student": "logits", "objective": "kl"}}, "trains": {"mixers": {}},
+    },
+}  # fmt: skip
 
 
-def stage(index: int, name: str, kind: str, scope: str, units: int, **more: Any) -> dict[str, Any]:
+def stage(index: int, name: str, scope: str, units: int, **more: Any) -> dict[str, Any]:
     steps = more.pop("steps", units // 2048)
     sites = [f"blocks.{i}" for i in range(LAYERS)] if scope == "local" else []
     return {
-        "index": index, "name": name, "folder": f"{index:02d}-{name}", "kind": kind, "scope": scope,
-        "config": {"kind": kind, "scope": scope}, "sites": sites, "matches": [], "trains": {}, "units": units,
-        "steps": steps, "passes": 1, "batch": 4, "sample": {"length": 512},
+        "index": index, "name": name, "folder": f"{index:02d}-{name}", "sites": sites, "matches": [], "trains": {},
+        "units": units, "steps": steps,
         "cache": {"use": False, "bytes": 0, "why": "one pass"}, "memory_bytes": 1_450_000_000, "seconds": units / 120,
         **more,
     }  # fmt: skip
 
 
-def match(student: str, teacher: str, objective: str, site: str | None = None) -> dict[str, Any]:
+def match(name: str, tap: str, objective: str, site: str | None = None) -> dict[str, Any]:
     return {
-        "site": site, "student": student, "teacher": teacher, "objective": objective, "weight": 1.0,
-        "layouts": ["BLD", "BLD"],
+        "match": name, "label": name, "site": site, "student": [tap], "right": tap, "objective": objective,
+        "connector": None, "weight": 1.0, "mask": None, "units": "", "parameters": 0, "layouts": ["BLD", "BLD"],
     }  # fmt: skip
 
 
@@ -40,35 +47,38 @@ def make_plan(**changes: Any) -> dict[str, Any]:
     """A plan that the real schema accepts."""
     blocks = [f"blocks.{i}" for i in range(LAYERS)]
     stages = [
-        stage(1, "init", "closed_form", "local", 8192, steps=16),
-        stage(2, "choose", "replacement_probe", "global", 4096, steps=2),
+        stage(1, "init", "local", 8192, steps=16),
+        stage(2, "choose", "global", 4096, steps=2),
         stage(
-            3, "hidden", "gradient", "local", 204_800, steps=100, trains={"mixers": 50_400_000},
-            matches=[match(f"{b}.mixer_out", f"{b}.mixer_out", "hidden", b) for b in blocks],
+            3, "hidden", "local", 204_800, steps=100, trains={"mixers": 50_400_000},
+            matches=[match("mixer", f"{b}.mixer_out", "l2", b) for b in blocks],
         ),
         stage(
-            4, "logits", "gradient", "global", 102_400, steps=50, trains={"mixers": 16_800_000},
-            matches=[match("logits", "logits", "logits")],
+            4, "logits", "global", 102_400, steps=50, trains={"mixers": 16_800_000},
+            matches=[match("logits", "logits", "kl")],
         ),
     ]  # fmt: skip
     config = RunConfig(
         recipe="mohawk-small", teacher="zoo:smollm2-135m", budget=320_000,
-        student={"target": "dm2"}, gates={"perplexity_ratio": {"max": 1.2}, "kl": {"max": 0.3}},
+        student={"target": "dm2"}, export={"profiles": ["cpu", "npu"]}, stages=STAGES,
+        gates={"perplexity_ratio": {"max": 1.2}, "kl": {"max": 0.3}},
     )  # fmt: skip
     plan = {
-        "format": 1, "xarch": "0.1.0", "name": "smollm2-to-dm2", "unit": "token",
+        "format": FORMAT, "xarch": "0.1.0", "name": "smollm2-to-dm2", "unit": "token",
         "teacher": {
             "ref": "zoo:smollm2-135m", "resolved": "gguf:SmolLM2-135M-Instruct.Q4_1.gguf", "adapter": "gguf",
             "title": "SmolLM2-135M-Instruct, 4-bit GGUF", "family": "decoder", "parameters": 134_515_008,
             "weight_bytes": 98_100_000, "facts": {"layers": LAYERS, "width": 576, "vocab": 49_152},
             "details": {"licence": "Apache-2.0"},
         },
+        "teachers": {},
         "student": {
             "target": "dm2", "plugin": "mohawk", "options": {"layers": 10, "state": 64}, "family": "decoder",
             "parameters": 184_000_000, "sites": blocks,
             "copied": ["embed.weight", "norm.weight", *(f"{b}.mlp.{w}.weight" for b in blocks for w in ("up", "down"))],
             "mapped": [f"{b}.mixers.dm2.{w}" for b in blocks for w in ("in_proj.weight", "out_proj.weight")],
-            "new": [f"{b}.mixers.dm2.alpha" for b in blocks],
+            "new": [f"{b}.mixers.dm2.alpha" for b in blocks], "unused": [],
+            "built_from": {"family": "decoder", "facts": {"layers": LAYERS}},
         },
         "data": {
             "ref": "text:python-stdlib", "title": "Python 3.11.7 standard library, 734 files",
@@ -79,13 +89,14 @@ def make_plan(**changes: Any) -> dict[str, Any]:
             {"profile": "cpu", "opset": 20, "graphs": ["decode_1", "prefill_64"]},
             {"profile": "npu", "opset": 17, "graphs": ["decode_1", "prefill_64"]},
         ],
-        "gates": {k: g.model_dump() for k, g in config.gates.items()},
         "checks": [
-            {"name": "family", "ok": True, "detail": "decoder -> decoder"},
-            {"name": "shapes", "ok": True, "detail": "31 pairs of taps agree"},
+            {"name": "family", "state": "ok", "detail": "decoder -> decoder"},
+            {"name": "matches", "state": "ok", "detail": "31 pairs of taps agree"},
+            {"name": "export npu", "state": "not checked", "detail": "the family has no small copy"},
         ],
         "warnings": ["the teacher is 4-bit; its weights are dequantised once"],
-        "estimates": {"seconds": 2700.0, "peak_bytes": 1_450_000_000, "disk_bytes": 1_900_000_000},
+        "estimates": {"seconds": 2700.0, "parts": {"stages": 2500.0, "evaluation": 200.0},
+            "peak_bytes": 1_450_000_000, "disk_bytes": 1_900_000_000},
         "device": "cpu", "threads": 2, "command": "xarch convert mohawk-small --set budget=320000 --out runs/demo",
         "provenance": {"teacher": "recipe mohawk-small", "budget": "--set"},
         "plugins": {"core": "0.1.0", "hf": "0.1.0", "mohawk": "0.1.0", "text": "0.1.0"},
@@ -144,7 +155,8 @@ def summaries() -> dict[str, dict[str, Any]]:
         kl[f"blocks.{i}"] *= 0.5
     before = {f"blocks.{i}": 0.62 + 0.1 * math.sin(i / 3) for i in REPLACED}
     after = {k: v * 0.78 for k, v in before.items()}
-    base = {"units": 8192, "steps": 16, "metrics": {}, "per_site": {}, "decisions": {}, "teacher_cache": None}
+    base = {"units": 8192, "steps": 16, "metrics": {}, "per_site": {}, "decisions": {}, "teacher_cache": None,
+            "undone": ""}  # fmt: skip
     return {
         "01-init": {
             **base, "name": "init", "kind": "closed_form", "seconds": 72.4, "metrics": {"relative_error": 0.62},
@@ -183,6 +195,7 @@ def make_eval() -> dict[str, Any]:
         "teacher": {"perplexity": 32.18, "cross_entropy": math.log(32.18), "top1_accuracy": 0.432}, "student": student,
         "baselines": {"before training": figures(39.88, 0.2972, 0.7071)},
         "gated": {k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement")}, "n": 8176,
+        "units": {"kl": "nats/token"},
         "samples": [
             {
                 "prompt": prompt,
@@ -232,15 +245,17 @@ def make_bench() -> dict[str, Any]:
     call = {"p50_ms": 31.2, "p90_ms": 33.9, "p99_ms": 40.1, "min_ms": 30.8, "runs": 50, "load_seconds": 0.61,
             "inputs": {"input_ids": [1, 1]}, "prepacked": False, "nodes_per_provider": {"CPUExecutionProvider": 1063},
             "time_per_operator": {"MatMul": 0.91}, "weight_bytes": 553_000_000}  # fmt: skip
+    timed = {"p50_ms": 993.8, "p90_ms": 1010.0, "p99_ms": 1020.0, "min_ms": 990.0, "runs": 10, "unit": "token",
+             "amount": 32, "per_second": 32.2, "graphs": ["decode_1"]}  # fmt: skip
     prompts = {"16": 480.1, "128": 371.2, "512": 1480.8}
     return {
         "provider": "CPUExecutionProvider", "threads": 2, "load_average": 0.41,
         "machine": {"processor": "AMD EPYC 7B13", "cores": 2, "memory_gb": 25.1},
         "graphs": {"decode_1": call, "prefill_64": {**call, "p50_ms": 182.0, "p90_ms": 190.2, "p99_ms": 201.7}},
-        "language": {
-            "first_token": {n: {**call, "p50_ms": t, "calls": 3} for n, t in prompts.items()},
-            "decode": {n: {**call, "p50_ms": 31.0, "tokens_per_second": 32.2} for n in ("128", "512", "2048")},
-            "state_bytes": {n: s for n, s in (("128", 10_321_920), ("512", 18_186_240), ("2048", 49_643_520))},
+        "cases": {
+            **{f"first token, prompt of {n}": {**timed, "p50_ms": t, "per_second": 1e3 * int(n) / t,
+                                               "amount": int(n), "figures": {"calls": 3}} for n, t in prompts.items()},
+            "decode after 512": {**timed, "figures": {"state_bytes": 18_186_240}},
         },
     }  # fmt: skip
 
@@ -279,7 +294,7 @@ def make_run(root: Path, **plan_changes: Any) -> RunDir:
             "format": 1, "xarch": "0.1.0", "target": "dm2", "plugin": "mohawk", "family": "decoder",
             "facts": {"layers": LAYERS}, "options": {"layers": 10}, "decisions": {"layers": REPLACED},
             "teacher": {"ref": "zoo:smollm2-135m", "title": "SmolLM2-135M-Instruct", "fingerprint": "ab" * 32},
-            "parameters": 142_300_000,
+            "parameters": 142_300_000, "sites": [f"blocks.{i}" for i in REPLACED],
         },
     )  # fmt: skip
     (run.student / "model.safetensors").write_bytes(bytes(4096))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -9,17 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from markdown_it import MarkdownIt
 
 from tests.report.page_check import check_page
 from tests.report.run_folders import make_eval, make_parity, make_plan, make_run
 from xarch.files.run_dir import RunDir
+from xarch.report import Image
 from xarch.report.build import DETAILS, RESULT, build_report
 from xarch.report.files import clean
-from xarch.report.sections import errors, over_time, quality, training
+from xarch.report.sections import over_time, per_site, quality, training
 
-SHOWN = [name for name, _ in (*RESULT, *DETAILS)]
+SHOWN = [*(name for name, _ in RESULT), "Layers", *(name for name, _ in DETAILS)]
+"""Those of the core, with the family's between what came out and the details."""
 
 
 def put(path: Path, data: Any) -> None:
@@ -32,7 +36,7 @@ def built(run: RunDir) -> Any:
     return check_page(run.report_html)
 
 
-PICTURES = {errors: ("heat_svg", "sites_svg"), over_time: ("over_time_svg",), quality: ("comparison_svg",)}
+PICTURES = {per_site: ("heat_svg", "sites_svg"), over_time: ("over_time_svg",), quality: ("comparison_svg",)}
 PICTURES |= {training: ("curve_svg",)}
 DRAWN: dict[str, tuple[Any, str | None]] = {}
 
@@ -61,20 +65,20 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
     page = built(run)
     assert page.headings == SHOWN
     for text in (
-        "Done: the student keeps both quality gates",
+        "Done: the student passes both quality gates and every export matches it",
         "34.16",
         "teacher 32.18",
         "106\u00a0% of the teacher's",
-        "32.2 tok/s",
-        "10 of 30 places replaced",
-        "mixer_out (hidden) × 30 sites",
+        "32.2 token/s",
+        "10 of 30 layers replaced",
+        "mixer: mixer_out (l2), 30 times",
         "blocks.*.mixers.dm2.in_proj.weight",
         "skipped not utf8",
         "1.23\u00a0% of 243 could not be used",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
-        "Of the way from 94.00 to 35.10: 50\u00a0% after 2\u00a0m\u00a042\u00a0s, "
-        "90\u00a0% after 6\u00a0m\u00a042\u00a0s",
+        "From 94.00 to 35.10: reached 50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
+        "teacher 32.18; before training 39.88",
         "Directory tree generator.",
     ):
         assert text in page.text, text
@@ -175,7 +179,7 @@ def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
     put(run.export_dir / "cpu" / "parity.json", make_parity(False))
     (run.export_dir / "cpu" / "decode_1.onnx.rejected").write_text("x")
     page = built(run)
-    assert "Stopped by the parity gate" in page.text
+    assert "Parity gate missed" in page.text
     assert "xarch convert --resume --out runs/demo" in page.text
     assert "decode_1.onnx.rejected" in page.text
     assert "rel_l2 is 0.021, limit 0.0001" in page.text
@@ -192,15 +196,15 @@ def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:
 def test_a_missed_quality_gate_is_shown_with_its_limit(tmp_path: Path) -> None:
     run = failed(make_run(tmp_path / "run"), "quality: the student misses a gate: kl is 0.4, wanted <= 0.3")
     evaluation = make_eval()
-    evaluation["gated"]["kl"] = 0.4
+    evaluation["gated"]["kl"] = evaluation["student"]["kl"] = 0.4
     put(run.eval_json, evaluation)
     for folder in (run.export_dir, run.bench_dir):
         shutil.rmtree(folder)
     page = built(run)
-    assert "Stopped by the quality gate" in page.text
+    assert "Quality gate missed" in page.text
     html = run.report_html.read_text(encoding="utf-8")
     assert '<span class="bad">missed</span>' in html
-    assert '<li class="failed">quality gates <small>1 of 2 kept</small>' in html
+    assert '<li class="failed">quality gates <small>1 of 2 passed</small>' in html
     assert {"Parity", "Export", "Latency"}.isdisjoint(page.headings)
 
 
@@ -218,7 +222,7 @@ def test_a_run_that_diverged_in_a_stage(tmp_path: Path) -> None:
     with open(run.metrics, "a", encoding="utf-8") as f:
         f.write('{"stage": "03-hidden", "step": 101, "units": 206848, "loss": NaN}\n{"stage": "03-hid')
     page = built(run)
-    assert "Stopped by numbers that are not finite" in page.text
+    assert "Training diverged (NaN or Inf)" in page.text
     assert "1 lines could not be read" in page.text
     assert '<li class="failed">hidden' in run.report_html.read_text(encoding="utf-8")
     assert "Training" in page.headings
@@ -245,7 +249,7 @@ def test_a_trial_run_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
     put(run.plan, plan)
     page = built(run)
     assert "Trial run done" in page.text
-    assert "kept" not in page.text.split("What was converted")[1].split("Layers")[0]
+    assert "passed" not in page.text.split("What was converted")[1].split("Layers")[0]
     assert "not for use" in (run.student / "README.md").read_text(encoding="utf-8")
 
 
@@ -355,6 +359,10 @@ def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -
         "loss",
         "kl",
         "facts",
+        "profiles",
+        "name",
+        "family",
+        "undone",
     }
     run = make_run(tmp_path / "run")
 
@@ -398,26 +406,143 @@ def test_strings_of_teachers_and_data_are_only_text(tmp_path: Path, text: str) -
     assert after[0].startswith("smollm2-to-dm2")
 
 
+SECTIONS = """
+from xarch import hookimpl
+
+PNG = {png!r}
+
+
+@hookimpl
+def xarch_register(registry):
+    for name, accepts in (("good", ()), ("decoders", ("decoder",)), ("fields", ("radiance-field",)), ("bad", ()),
+                          ("wrong", ()), ("broken", ())):
+        registry.report(name, load=f"{{__name__}}:{{name}}", accepts=accepts)
+
+
+def good(run):
+    from xarch.report import Image, Markdown, Picture, Sample, Samples, Section, Table, bars
+
+    text = "**bold** <b>raw</b>\\n\\n|a|b|\\n|-|-|\\n|1|2|\\n\\n[y](javascript:alert(1)) ![x](/b.png)"
+    steps = run.metrics["03-hidden"].values["loss"]
+    return [
+        Section("Extra", [Markdown(text), Picture([Image(b"<svg><script>1</script></svg>")], "a drawing")]),
+        Section("Seen", [Table(["what", "seen"], [["family", run.family], ["kl", str(run.eval["student"]["kl"])],
+                         ["stages", str(len(run.stages))], ["steps", str(len(steps))], ["method", run.method]])]),
+        Section("Looked at", [Samples([Sample(Image(PNG), (("student", Image(PNG, "its own")), ("teacher", "a cat")))]),
+                              bars("scores", [("teacher", 0.9), ("student", 0.8)], "Scores")]),
+    ]
+
+
+def decoders(run):
+    from xarch.report import Section, Text
+
+    return [Section("For decoders", [Text(run.unit)])]
+
+
+def fields(run):
+    from xarch.report import Section
+
+    return [Section("For fields")]
+
+
+def bad(run):
+    return 1 / 0
+
+
+def wrong(run):
+    return [{{"title": "a mapping"}}]
+
+
+def broken(run):
+    from xarch.report import Section, Table
+
+    return [Section("Broken", [Table(["a"], [[None]])])]
+"""
+
+
 def test_plugins_add_sections_and_broken_ones_only_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """house rank 8: blocks with pictures instead of Markdown strings; what fails costs its section only."""
     from xarch.registry import loader
 
-    body = "from xarch import hookimpl\n@hookimpl\ndef xarch_report_sections(run):\n    {body}\n"
-    markdown = "**bold** <b>raw</b>\\n\\n|a|b|\\n|-|-|\\n|1|2|\\n\\n[y](javascript:alert(1)) ![x](/b.png)"
-    good = f"return [{{'title': 'Extra', 'markdown': '{markdown}', 'svg': '<svg><script>1</script></svg>'}}]"
-    (tmp_path / "good_sections.py").write_text(body.format(body=good))
-    (tmp_path / "bad_sections.py").write_text(body.format(body="return 1 / 0"))
-    files = [str(tmp_path / f"{name}_sections.py") for name in ("good", "bad")]
-    registry = loader.load_registry(files)
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    (tmp_path / "more_sections.py").write_text(SECTIONS.format(png=buffer.getvalue()))
+    registry = loader.load_registry([str(tmp_path / "more_sections.py")])
     monkeypatch.setattr(loader, "get_registry", lambda: registry)
     run = make_run(tmp_path / "run")
     page = built(run)
     html = run.report_html.read_text(encoding="utf-8")
-    assert "Extra" in page.headings
+    added = ["Layers", "For decoders", "Extra", "Seen", "Looked at"]
+    at = page.headings.index("Layers")
+    assert sorted(page.headings[at : at + 5]) == sorted(added)
+    assert "For fields" not in page.headings
     assert "<strong>bold</strong> &lt;b&gt;raw&lt;/b&gt;" in html
     assert "<td>1</td>" in html
-    assert "<img" not in html.split("<td>1</td>")[1].split("</section>")[0].split('src="data:')[0].replace(
-        "<img ", "", 1
-    )
     assert 'src="data:image/svg+xml;base64,' in html
-    assert "its sections could not be shown" in page.text
-    assert "ZeroDivisionError" in page.text
+    assert html.count('src="data:image/png;base64,') == 2
+    assert "its own" in page.text
+    markdown = run.report_md.read_text(encoding="utf-8").replace("\\", "")
+    for row in ("family | decoder", "kl | 0.1187", "stages | 4", "steps | 100", "method | mohawk-small"):
+        assert f"| {row} |" in markdown
+    assert "Scores: teacher 0.9000, student 0.8000." in markdown
+    notes = page.text.split("Notes")[-1]
+    assert "ZeroDivisionError" in notes
+    assert "report section is a xarch.report.Section, got dict" in notes
+    assert "report 'broken'" in notes
+    assert {"Broken", "a mapping"}.isdisjoint(page.headings)
+
+
+def test_an_image_is_a_file_of_a_known_kind() -> None:
+    with pytest.raises(ValueError, match="PNG, JPEG or SVG"):
+        Image(b"<html>")
+
+
+def test_pictures_of_samples_come_from_the_run_folder_only(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run.path / "samples").mkdir()
+    for file in (run.path / "samples" / "0.png", tmp_path / "outside.png"):
+        PIL.Image.new("RGB", (2, 2)).save(file)
+    evaluation = make_eval()
+    evaluation["samples"] = [
+        {"input": "samples/0.png", "student": "a cat"},
+        {"input": "../outside.png", "student": "a dog"},
+        {"input": "samples/none.png", "student": "a cow"},
+    ]
+    put(run.eval_json, evaluation)
+    page = built(run)
+    assert run.report_html.read_text(encoding="utf-8").count('src="data:image/png;base64,') == 1
+    assert "a cat" in page.text
+    assert "a dog" not in page.text
+    assert "a cow" not in page.text
+
+
+def test_a_stage_that_was_undone_is_not_shown_as_done(tmp_path: Path) -> None:
+    """An undone stage changed nothing: neither steps, table nor card may show it as done."""
+    run = make_run(tmp_path / "run")
+    file = run.stages_dir / "04-logits" / "summary.json"
+    put(file, {**json.loads(file.read_text()), "undone": "validation got worse: 2.1 to 2.3"})
+    page = built(run)
+    html = run.report_html.read_text(encoding="utf-8")
+    assert '<li class="undone">logits' in html
+    assert '<li class="done">logits' not in html
+    assert "undone: validation got worse: 2.1 to 2.3" in page.text
+    assert "undone: validation got worse" in (run.student / "README.md").read_text(encoding="utf-8")
+    assert "↶ logits (undone)" in run.report_md.read_text(encoding="utf-8")
+
+
+def test_what_was_not_checked_is_not_shown_as_ok(tmp_path: Path) -> None:
+    """vision 2.11: an export that could not be tried while planning stood as "ok"."""
+    run = make_run(tmp_path / "run")
+    built(run)
+    assert "| export npu | the family has no small copy | not checked |" in run.report_md.read_text(encoding="utf-8")
+
+
+def test_gates_are_those_that_the_engine_reads(tmp_path: Path) -> None:
+    """house A2 (c): a missed gate can never stand below a headline that says it was passed."""
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    plan["config"]["gates"]["kl"]["max"] = 1e-12
+    put(run.plan, plan)
+    page = built(run)
+    assert "Done, but the student misses 1 of 2 quality gates: kl" in page.text
+    assert "passes both" not in page.text

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.run_folders import make_plan, make_run
+from xarch.report import Strip
 from xarch.report.card import model_card
 from xarch.report.files import natural, read_run
 from xarch.report.outcome import outcome_of
@@ -23,8 +24,8 @@ from xarch.report.plots.canvas import THEME
 from xarch.report.plots.curves import POINTS, curve_svg
 from xarch.report.plots.heat import LEVELS, heat_svg, level_edges
 from xarch.report.render_markdown import escape, fenced
-from xarch.report.sites import sites_of
 from xarch.report.wording import count, duration, number, size, with_unit, words
+from xarch_decoder.report import sections
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_amounts(value: object, counted: str, sized: str, lasted: str) -> None:
 
 def test_names_are_spelled() -> None:
     assert words("top1_agreement") == "top-1 agreement"
-    assert with_unit("kl") == "KL (nats/token)"
+    assert with_unit("kl", "nats/token") == "KL (nats/token)"
     assert with_unit("made_up") == "made up"
 
 
@@ -114,32 +115,48 @@ def test_colour_levels_cover_the_values_in_order(values: list[float]) -> None:
     assert edges[-1] >= grid.max() - 1e-6 * abs(grid.max())
 
 
-def test_sites_come_from_the_plan_until_a_stage_decides(tmp_path: Path) -> None:
+def test_replaced_layers_come_from_the_plan_until_a_stage_decides(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    assert sites_of(read_run(run)).replaced == {f"blocks.{i}" for i in range(1, 30, 3)}
-    (run.stages_dir / "02-choose" / "summary.json").unlink()
+
+    def replaced() -> set[str]:
+        (section,) = sections(read_run(run))
+        strip = section.blocks[1]
+        assert isinstance(strip, Strip)
+        assert len(strip.cells) == 30
+        return {name for name, on in strip.cells if on}
+
+    assert replaced() == {f"blocks.{i}" for i in range(1, 30, 3)}
     (run.student / "config.json").unlink()
-    undecided = sites_of(read_run(run))
-    assert len(undecided.replaced) == 30
+    assert len(replaced()) == 30
     plan = make_plan()
     plan["student"]["sites"] = ["blocks.3", "blocks.12"]
     run.plan.write_text(json.dumps(plan))
-    few = sites_of(read_run(run))
-    assert few.replaced == {"blocks.3", "blocks.12"}
-    assert len(few.every) == 30
+    assert replaced() == {"blocks.3", "blocks.12"}
+
+
+def test_a_family_without_layers_has_no_layers_in_its_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    plan["teacher"]["facts"] = {"arch": "hash"}
+    run.plan.write_text(json.dumps(plan))
+    assert sections(read_run(run)) == []
 
 
 @pytest.mark.parametrize(
-    ("plan", "said"), [({}, "every export reproduces it"), ({"export": []}, "nothing was exported")]
+    ("profiles", "said"), [(["cpu", "npu"], "every export matches it"), ([], "nothing was exported")]
 )
-def test_the_verdict_does_not_praise_exports_that_are_not_there(tmp_path: Path, plan: dict, said: str) -> None:
-    assert outcome_of(read_run(make_run(tmp_path / "run", **plan))).headline.endswith(said)
+def test_the_verdict_does_not_praise_exports_that_are_not_there(tmp_path: Path, profiles: list[str], said: str) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    plan["config"]["export"]["profiles"] = profiles
+    run.plan.write_text(json.dumps(plan))
+    assert outcome_of(read_run(run)).headline.endswith(said)
 
 
 def test_a_gate_on_a_missing_figure_is_a_problem(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     plan = make_plan()
-    plan["gates"]["perplexty"] = {"max": 1.0}
+    plan["config"]["gates"]["perplexty"] = {"max": 1.0}
     run.plan.write_text(json.dumps(plan))
     outcome = outcome_of(read_run(run))
     assert not outcome.good
@@ -159,7 +176,7 @@ def test_the_card_is_valid_and_its_code_compiles(tmp_path: Path) -> None:
     assert len(codes) == 3
     for code in codes:
         ast.parse(code)
-    assert "| perplexity (per token) | 32.18 | 34.16 |" in body
+    assert "| perplexity (per token) | 34.16 | 32.18 | 39.88 |" in body
     assert "export/cpu/decode\\_1.onnx" in body.replace("_1", "\\_1") or "export/cpu/decode_1.onnx" in body
 
 

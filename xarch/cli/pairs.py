@@ -71,12 +71,12 @@ def _status(registry: Registry, source: Spec, target: Spec, problem: str) -> tup
 
 def _stages(recipes: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """Stages of the usual recipe, and what is wrong with one of the recipes."""
-    from xarch.config.load import recipe_tree
+    from xarch.config.packaged import packaged_tree
 
     found: tuple[str, ...] = ()
     for name in reversed(recipes):
         try:
-            stages = recipe_tree(name).get("stages")
+            stages = packaged_tree(name).get("stages")
         except XarchError as e:
             return (), f"recipe {name}: {e.what}"
         found = tuple(stages) if isinstance(stages, dict) else ()

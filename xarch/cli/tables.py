@@ -30,6 +30,7 @@ STYLES = {
     "failed": "red",
     "missed": "red",
     "conflict": "red",
+    "unknown-family": "red",
     "incompatible": "yellow",
     "needs": "yellow",
     "missing-extra": "yellow",

@@ -22,7 +22,7 @@ def models_at(path: Path, root: type[BaseModel] = RunConfig) -> list[type[BaseMo
 
 def _step(kind: Any, key: str | int) -> list[Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = kind.model_fields.get(str(key))
+        field = next((f for name, f in kind.model_fields.items() if str(key) in (f.alias, name)), None)
         return _alternatives(field.annotation) if field is not None else []
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict and len(arguments) == 2:
@@ -40,7 +40,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 def field_names(path: Path) -> list[str]:
     """Names the schema knows directly below ``path``."""
-    return sorted({name for model in models_at(path) for name in model.model_fields})
+    return sorted({field.alias or name for model in models_at(path) for name, field in model.model_fields.items()})
 
 
 def deeper_names(path: Path) -> dict[str, Path]:

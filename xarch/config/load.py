@@ -12,14 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from xarch.config.explain import unknown_key, validation_error
-from xarch.config.method import HEAD, Method, read_method
 from xarch.config.overrides import environment_layer, flags_layer, sets_layer
+from xarch.config.packaged import layer_of, packaged_layers, packaged_text, without_head
 from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted, leaves
 from xarch.config.schema import RunConfig
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError
 
-MAX_RECIPES = 8
 SUFFIXES = (".yaml", ".yml")
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([kKMG])\Z")
 _FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -81,11 +80,12 @@ def _config_layer(config: str | Mapping[str, Any] | None) -> tuple[Layer, ...]:
     if config is None:
         return ()
     if isinstance(config, Mapping):
-        return (Layer("given", tuple(Assignment(path, value, "given") for path, value in leaves(config))),)
+        given = tuple(Assignment(path, value, "given") for path, value in leaves(config))
+        return (without_head(Layer("given", given)),)
     path = FilePath(config)
     if path.is_file() or path.suffix in SUFFIXES or len(path.parts) > 1:
-        return (Layer.of_document(path.name, parse_yaml(_read(path), path.name)),)
-    recipe_text(config)
+        return (layer_of(path.name, parse_yaml(_read(path), path.name)),)
+    packaged_text(config)
     return (Layer("command line", (Assignment(("recipe",), config, "command line"),)),)
 
 
@@ -107,82 +107,21 @@ def _read(path: FilePath) -> str:
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
 
 
-def recipe_text(name: str) -> str:
-    """The YAML of a packaged recipe or method.
-
-    Raises:
-        UsageError: no plugin declares it.
-        PluginError: its plugin did not load, or two plugins declare it.
-    """
-    from xarch.registry.loader import get_registry
-
-    registry = get_registry()
-    if registry.has("method", name) and not registry.has("recipe", name):
-        return str(registry.resolve(registry.get("method", name)))
-    try:
-        return str(registry.resolve(registry.get("recipe", name)))
-    except UsageError as e:
-        methods = sorted({s.name for s in registry.specs("method")})
-        near = difflib.get_close_matches(name, methods, n=1)
-        guess = f"; did you mean the method {near[0]!r}?" if near else ""
-        raise UsageError(e.what + guess, f"{e.hint}; methods: {', '.join(methods) or 'none'}") from None
-
-
-def method_of(name: str) -> Method | None:
-    """The head of the method called ``name``, or of the one that the recipe of this name starts from; None if neither
-    is a method.
-
-    Raises:
-        UsageError: a file is wrong, see :func:`recipe_text`.
-    """
-    for layer in reversed(_recipe_layers(name)):
-        if any(a.path[0] == HEAD for a in layer.assignments):
-            return read_method(recipe_text(layer.label.removeprefix("recipe ")), layer.label)
-    return None
-
-
-def recipe_tree(name: str) -> dict[str, Any]:
-    """A packaged recipe, with the recipes it starts from, as plain data that was not validated."""
-    merged = Merged()
-    for layer in _recipe_layers(name):
-        merged.apply(layer)
-    merged.tree.pop(HEAD, None)
-    return merged.tree
-
-
-def _recipe_layers(name: str) -> tuple[Layer, ...]:
-    """A recipe and the recipes it starts from, lowest first."""
-    layers: list[Layer] = []
-    seen: list[str] = []
-    following: str | None = name
-    while following is not None:
-        if following in seen or len(seen) >= MAX_RECIPES:
-            raise UsageError(f"recipes start from each other without end: {' > '.join([*seen, following])}")
-        seen.append(following)
-        label = f"recipe {following}"
-        layer = Layer.of_document(label, parse_yaml(recipe_text(following), label))
-        below = layer.get(("recipe",))
-        kept = tuple(a for a in layer.assignments if a.path != ("recipe",))
-        layers.insert(0, Layer(label, kept, layer.origins))
-        following = str(below.value) if below is not None and below.value else None
-    return tuple(layers)
-
-
 def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = None) -> LoadedConfig:
     chosen = next((a for layer in reversed(layers) if (a := layer.get(("recipe",))) is not None), None)
     recipe = chosen.value if chosen is not None else default_recipe
     merged = Merged()
     if recipe:
-        for layer in _recipe_layers(str(recipe)):
+        for layer in packaged_layers(str(recipe)):
             merged.apply(layer)
         merged.assign(Assignment(("recipe",), recipe, "default of the target"))
     stages_of_recipe = _stages(merged)
     for layer in layers:
         merged.apply(layer)
-    merged.tree.pop(HEAD, None)
     whole = [key for key in _stages(merged) if key in stages_of_recipe or _stands_alone(merged, key)]
     if recipe or whole:
         _check_stages(merged, stages_of_recipe, whole)
+        _check_matches(merged)
     elif _stages(merged):
         merged.tree["stages"] = {}
     _expand_amounts(merged)
@@ -197,9 +136,14 @@ def _stages(merged: Merged) -> list[str]:
 
 
 def _stands_alone(merged: Merged, key: str) -> bool:
-    """Whether a stage says what it does, rather than changing a stage of a recipe."""
+    """Whether a stage says all of what it does, rather than changing a stage of a recipe."""
     stage = merged.tree["stages"][key]
-    return not isinstance(stage, dict) or "matches" in stage or "kind" in stage
+    if not isinstance(stage, dict) or "kind" in stage:
+        return True
+    matches = stage.get("matches")
+    given = list(matches.values()) if isinstance(matches, dict) else []
+    whole = all(isinstance(m, dict) and {"student", "objective"} <= m.keys() for m in given)
+    return bool(given) and whole and "trains" in stage
 
 
 def _check_stages(merged: Merged, known: Sequence[str], whole: Sequence[str]) -> None:
@@ -207,7 +151,24 @@ def _check_stages(merged: Merged, known: Sequence[str], whole: Sequence[str]) ->
     wrong = [key for key in _stages(merged) if key not in whole]
     if wrong:
         lines = [unknown_key(("stages", key), [*known, *whole], merged.origin(("stages", key))) for key in wrong]
-        raise UsageError("\n".join(lines), "a stage of your own needs `matches`, or a `kind` other than gradient")
+        raise UsageError(
+            "\n".join(lines), "a stage of your own needs `matches` and `trains`, or a `kind` other than gradient"
+        )
+
+
+def _check_matches(merged: Merged) -> None:
+    """A match that says nothing about what it compares is a misspelt one."""
+    lines = []
+    for key in _stages(merged):
+        stage = merged.tree["stages"][key]
+        matches = stage.get("matches") if isinstance(stage, dict) else None
+        given = matches if isinstance(matches, dict) else {}
+        wrong = [n for n, m in given.items() if isinstance(m, dict) and not m.keys() & {"student", "objective"}]
+        known = [name for name in given if name not in wrong]
+        paths = [("stages", key, "matches", name) for name in wrong]
+        lines += [unknown_key(path, known, merged.origin(path)) for path in paths]
+    if lines:
+        raise UsageError("\n".join(lines), "a match of your own needs `student` and `objective`")
 
 
 def _expand_amounts(merged: Merged) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from xarch.config.schema import Model
 from xarch.config.validation import validated
-from xarch.config.yaml_text import parse_yaml
+from xarch.config.yaml_text import Document, parse_yaml
 from xarch.errors import UsageError
 
 HEAD = "method"
@@ -34,7 +34,12 @@ def read_method(text: str, label: str) -> Method:
     Raises:
         UsageError: the file has no head, or a key or value of it is wrong.
     """
-    data = parse_yaml(text, label).data
+    return head_of(parse_yaml(text, label), label)
+
+
+def head_of(document: Document, label: str) -> Method:
+    """The same, of a file that was parsed."""
+    data = document.data
     head = data.get(HEAD) if isinstance(data, dict) else None
     if not isinstance(head, dict):
         raise UsageError(

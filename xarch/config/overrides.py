@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xarch.config.provenance import Assignment, Layer
+from xarch.config.shapes import joined_keys
 from xarch.config.yaml_text import MAX_DEPTH, Path, parse_yaml
 from xarch.errors import UsageError
 
@@ -32,7 +33,9 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
 
 def flags_layer(overrides: Mapping[str, Any]) -> Layer:
     """Values of options that have a flag of their own (``--seed``), by dotted key; None means not given."""
-    found = [Assignment(tuple(k.split(".")), v, "command line") for k, v in overrides.items() if v is not None]
+    found = [
+        Assignment(joined_keys(tuple(k.split("."))), v, "command line") for k, v in overrides.items() if v is not None
+    ]
     return Layer("command line", tuple(found))
 
 
@@ -66,4 +69,4 @@ def typed(path: Path, text: str, origin: str) -> Assignment:
         value = parse_yaml(text, origin).data if text.strip() else ""
     except UsageError:
         value = text
-    return Assignment(path, value, origin, text)
+    return Assignment(joined_keys(path), value, origin, text)

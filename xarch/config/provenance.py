@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xarch.config.shapes import KEPT, is_at, named_path, removable, short_field, written_out
 from xarch.config.yaml_text import Document, Key, Path
 from xarch.errors import UsageError
 
@@ -81,7 +82,8 @@ def dotted(path: Path) -> str:
 class Merged:
     """The tree that layers give when applied in order, later ones winning.
 
-    Mappings merge key by key, lists and scalars are replaced. Null removes a stage, a gate or a trained group that an
+    Mappings merge key by key, lists and scalars are replaced; a list of matches becomes named ones (m0, m1, ...) that
+    replace all there were. Null removes a stage, match, batch step, phase, gate or any other named member that an
     earlier layer brought; a null section is an empty one.
     """
 
@@ -94,7 +96,8 @@ class Merged:
         """Add one layer on top."""
         for a in layer.assignments:
             self.assign(a)
-        self.origins.update({path: origin for path, origin in layer.origins.items() if self.has(path)})
+        named = {named_path(path): origin for path, origin in layer.origins.items()}
+        self.origins.update({path: origin for path, origin in named.items() if self.has(path)})
 
     def assign(self, a: Assignment) -> None:
         """Set one value.
@@ -118,13 +121,21 @@ class Merged:
         path = (*path, last)
         if a.value == {} and isinstance(node, dict) and isinstance(node.get(last), dict):
             return
+        if (
+            is_at(path, KEPT)
+            and isinstance(a.value, int)
+            and isinstance(node, dict)
+            and isinstance(node.get(last), dict)
+        ):
+            node, last = node[last], str(short_field(path))
+            path = (*path, last)
         replaces = isinstance(node, list) or last in node
         if replaces:
             self._forget(path)
-        if a.value is None and replaces and _removable(path):
+        if a.value is None and replaces and removable(path):
             del node[last]
             return
-        node[last] = copy.deepcopy(a.value)
+        node[last] = written_out(path, copy.deepcopy(a.value))
         self.origins[path] = a.origin
         if a.text is not None:
             self.texts[path] = a.text
@@ -134,10 +145,13 @@ class Merged:
         key = path[-1]
         child = node.get(key) if isinstance(node, dict) else node[key]
         if not isinstance(child, (dict, list)):
+            field, before = short_field(path), self.origin(path)
             if child is not None:
                 self._forget(path)
-            child = {}
+            child = {} if child is None or field is None else {field: child}
             self.origins[path] = origin
+            if child:
+                self.origins[(*path, str(field))] = before
             node[key] = child
         return child
 
@@ -170,13 +184,9 @@ class Merged:
     def origin(self, path: Path) -> str:
         """Where the value at ``path`` was given, or "default"."""
         if not self.has(path):
-            return DEFAULT
+            short = path[:-1] if path and short_field(path[:-1]) == path[-1] else ()
+            return self.origin(short) if short and self.has(short) else DEFAULT
         for stop in range(len(path), 0, -1):
             if path[:stop] in self.origins:
                 return self.origins[path[:stop]]
         return DEFAULT
-
-
-def _removable(path: Path) -> bool:
-    named = len(path) == 2 and path[0] in ("stages", "gates")
-    return named or (len(path) == 4 and path[0] == "stages" and path[2] == "trains")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 Device = str
 
@@ -122,6 +122,8 @@ class BatchConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _size(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            raise ValueError("input should be a number of samples or {size: 100, steps: {…}}")
         return {"size": data} if isinstance(data, int) else _without_null(data, "steps")
 
 
@@ -134,6 +136,10 @@ class Phase(Model):
     set: dict[str, Any] = Field(
         description="dotted keys below the stage: matches.NAME[.weight|.options.X], batch.steps.NAME, trains.GROUP.lr"
     )
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {"from": self.start, "set": self.set}
 
 
 class Validation(Model):

@@ -46,6 +46,7 @@ class DataInfo:
         tensors: batch key -> :class:`TensorInfo`, views (``NAME@teacher``) included. The plan proves keys and layouts.
         facts: what objectives, batch steps and the plan may use: ``classes``, ``class_counts`` (a list), ``samples``
             ({split: number}), ``length`` (longest sample) and any other.
+        warnings: what a person should know before a run, such as files that are passed over; shown in the plan.
     """
 
     title: str
@@ -54,6 +55,7 @@ class DataInfo:
     size: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,12 @@ class Family(ABC):
         return None
 
     def save_processor(self, processor: Any, folder: Path) -> None:
-        """Write a student's tokenizer or image processor into its folder, if it is not the teacher's own."""
+        """Write a student's tokenizer or image processor into its folder, if it is not the teacher's own.
+
+        Raises:
+            PlanError: this family has no processor.
+        """
+        raise PlanError(f"{type(self).__name__} cannot save the processor {type(processor).__name__}")
 
     def load_processor(self, folder: Path) -> Any:
         """The processor in a student's folder, or None."""

@@ -16,9 +16,10 @@ from xarch.contracts.options import Options
 
 @dataclass
 class Evaluation:
-    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name; the
-    engine takes the student's operating points out into ``variants``.
+    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name;
+    the engine takes the student's operating points out into ``variants``.
 
+    ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token").
     ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every
     model is judged by the same names. ``teacher`` is empty where there is none. ``gated`` are the numbers a quality
     gate may name besides those of the student (ratios, KL, agreement).
@@ -32,6 +33,7 @@ class Evaluation:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     gated: dict[str, float] = field(default_factory=dict)
     variants: dict[str, dict[str, float]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few inputs and both outputs for a person to look at: texts, and pictures as PNG files of the run folder."""

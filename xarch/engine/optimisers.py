@@ -52,7 +52,8 @@ class Optimisers:
             (settings.algorithm, kind, settings.options, mine)
         ]
         if others:
-            chosen.append((kind.rest, registry.create("optimiser", kind.rest), {}, others))
+            given = kind.rest_options(validated(kind.Options, settings.options, f"{where}.options"))
+            chosen.append((kind.rest, registry.create("optimiser", kind.rest), given, others))
         for name, each, options, members in chosen:
             if members:
                 checked = validated(each.Options, options, f"{where}.options")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from xarch.config.schema import Phase, Ramp, Stage
-from xarch.config.validation import refusal
+from xarch.config.validation import refusal, validated
 from xarch.errors import UsageError
 
 
@@ -71,6 +71,9 @@ def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where:
     Raises:
         UsageError: names the wrong option, the value seen, and the options there are.
     """
+    for name, value in options.items():
+        if isinstance(value, Mapping) and {"start", "end"} <= value.keys() <= {"start", "end", "shape"}:
+            validated(Ramp, value, f"{where}.{name}")
     try:
         return ScheduledOptions(model, options)
     except ValidationError as e:
@@ -80,6 +83,12 @@ def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where:
 def phase_index(phases: list[Phase], progress: float) -> int:
     """How many phases have begun at ``progress`` (0 to 1); 0 before the first."""
     return sum(progress >= phase.start for phase in phases)
+
+
+def phase_at(settings: Sequence[Stage], progress: float) -> Stage:
+    """The settings that hold at ``progress`` (0 to 1), of those that :func:`phase_settings` gives."""
+    first = settings[0]
+    return settings[phase_index(first.phases, progress)]
 
 
 def phase_settings(stage: Stage, where: str) -> list[Stage]:
@@ -97,7 +106,7 @@ def phase_settings(stage: Stage, where: str) -> list[Stage]:
         tree = copy.deepcopy(tree)
         for key, value in phase.set.items():
             _change(tree, key, value, f"{where}.phases[{number}].set")
-        settings.append(Stage.model_validate(tree))
+        settings.append(validated(Stage, tree, f"{where}.phases[{number}].set gives {where}"))
     return settings
 
 

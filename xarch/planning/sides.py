@@ -130,6 +130,6 @@ class Sides:
         return found[RANDOM]
 
     def warnings(self) -> list[str]:
-        """What the sources say a user should know."""
-        described = [*([self.teacher] if self.teacher else []), *self.teachers.values()]
-        return list(dict.fromkeys(text for t in described for text in t.info.warnings))
+        """What the sources and the data say a user should know."""
+        described = [*([self.teacher] if self.teacher else []), *self.teachers.values(), self.data]
+        return list(dict.fromkeys(text for d in described for text in d.info.warnings))

@@ -18,7 +18,8 @@ from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.matching.coupling import cuttable
 from xarch.matching.pairing import Pair, pair_stage
-from xarch.matching.references import MAIN, MissingTap, near
+from xarch.matching.places import at_places
+from xarch.matching.references import MAIN, RANDOM, MissingTap, near
 from xarch.matching.schedules import phase_settings
 from xarch.planning import estimate
 from xarch.planning.batches import plan_batches
@@ -120,14 +121,25 @@ class StagePlanner:
         ).bind(stage)
 
     def _settings(self, given: Stage) -> Stage:
-        """The stage as it runs: the data's sample filled in, and fewer samples for ``--tiny``."""
+        """The stage as it runs: places named, the data's sample filled in, and fewer samples for ``--tiny``."""
         sample = {**self.config.data.sample, **given.sample}
         changed: dict[str, Any] = {"sample": sample}
         if self.config.tiny:
             size = min(given.batch.size, TINY_BATCH)
             changed["batch"] = given.batch.model_copy(update={"size": size})
             changed["micro_batch"] = None if given.micro_batch is None else min(given.micro_batch, size)
-        return given.model_copy(update=changed)
+        return at_places(given, self._places(self.student.family), self._teachers_places()).model_copy(update=changed)
+
+    def _places(self, family: str) -> Mapping[str, str]:
+        return family_of(self.registry, family).places
+
+    def _teachers_places(self) -> dict[str, Mapping[str, str]]:
+        families = {name: described.info.family for name, described in self.sides.teachers.items()}
+        if self.sides.teacher is not None:
+            families[MAIN] = self.sides.teacher.info.family
+        for name, given in self.config.teachers.items():
+            families.setdefault(name, families.get(MAIN, "") if given.ref == RANDOM else self.student.family)
+        return {name: self._places(family) for name, family in families.items() if family}
 
     def _options(self, name: str, stage: Stage, kind: StageKind) -> Any:
         where = f"stages.{name}.options"

@@ -61,11 +61,5 @@ def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGrap
 
 
 @hookspec
-def xarch_report_sections(run: Any) -> Sequence[Mapping[str, str]]:
-    """Further sections of the report: mappings with ``title``, ``markdown`` and optionally ``svg``."""
-    return ()
-
-
-@hookspec
 def xarch_commands(group: click.Group) -> None:
     """Add click commands to ``group``; they appear as ``xarch PLUGIN COMMAND``."""

@@ -1,1 +1,66 @@
-"""What a run did, on one page: built from the files of a run folder alone, never from models."""
+"""What a run did, on one page: built from the files of a run folder alone, never from models.
+
+Plugins add sections: ``registry.report(NAME, load="package.module:function")`` names a function from a
+:class:`RunInfo` to sections; those of a family are ``Family.report_sections``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "RunInfo": "xarch.report.files",
+    "StageMetrics": "xarch.report.files",
+    "Section": "xarch.report.blocks",
+    "Text": "xarch.report.blocks",
+    "Table": "xarch.report.blocks",
+    "Cell": "xarch.report.blocks",
+    "Code": "xarch.report.blocks",
+    "Details": "xarch.report.blocks",
+    "Figure": "xarch.report.blocks",
+    "Figures": "xarch.report.blocks",
+    "Image": "xarch.report.blocks",
+    "Picture": "xarch.report.blocks",
+    "Tile": "xarch.report.blocks",
+    "Tiles": "xarch.report.blocks",
+    "Sample": "xarch.report.blocks",
+    "Samples": "xarch.report.blocks",
+    "Strip": "xarch.report.blocks",
+    "Markdown": "xarch.report.blocks",
+    "bars": "xarch.report.draw",
+    "lines": "xarch.report.draw",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'xarch.report' has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from xarch.report.blocks import (
+        Cell,
+        Code,
+        Details,
+        Figure,
+        Figures,
+        Image,
+        Markdown,
+        Picture,
+        Sample,
+        Samples,
+        Section,
+        Strip,
+        Table,
+        Text,
+        Tile,
+        Tiles,
+    )
+    from xarch.report.draw import bars, lines
+    from xarch.report.files import RunInfo, StageMetrics

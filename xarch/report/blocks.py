@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -96,7 +97,7 @@ class Step:
     """One station on the way from plan to bench."""
 
     label: str
-    state: Literal["done", "failed", "open"]
+    state: Literal["done", "undone", "failed", "open"]
     note: str = ""
 
 
@@ -110,26 +111,58 @@ class Steps:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of small squares: (label, is it replaced)."""
+    """A row of small squares: (label, is it marked); ``words`` say what marked and not marked mean."""
 
     cells: Sequence[tuple[str, bool]]
     words: tuple[str, str]
+    label: str = "parts in order"
     kind: ClassVar[str] = "strip"
 
 
 @dataclass(frozen=True, slots=True)
-class SampleText:
-    """One input and what the models made of it: (who, text)."""
+class Image:
+    """A picture as the bytes of a PNG, JPEG or SVG file; it is shown as an image, so nothing in it runs.
 
-    prompt: str
-    answers: tuple[tuple[str, str], ...]
+    Raises:
+        ValueError: the bytes are none of these.
+    """
+
+    data: bytes
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        self.media  # noqa: B018
+
+    @property
+    def media(self) -> str:
+        """Its media type."""
+        for start, media in _MEDIA.items():
+            if self.data.lstrip()[: len(start)] == start:
+                return media
+        raise ValueError("an image is the bytes of a PNG, JPEG or SVG file")
+
+    @property
+    def url(self) -> str:
+        """A data URL."""
+        return f"data:{self.media};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+_MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"<svg": "image/svg+xml", b"<?xml": "image/svg+xml"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One input and what the models made of it: (who, text or picture)."""
+
+    given: str | Image
+    answers: tuple[tuple[str, str | Image], ...]
 
 
 @dataclass(frozen=True)
 class Samples:
     """Inputs and outputs side by side."""
 
-    samples: Sequence[SampleText]
+    samples: Sequence[Sample]
     kind: ClassVar[str] = "samples"
 
 
@@ -141,12 +174,13 @@ class Markdown:
     kind: ClassVar[str] = "markdown"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Picture:
-    """An SVG that this package did not make: shown as an image, so nothing in it runs."""
+    """Images side by side where there is room; ``text`` says what they show, for Markdown and screen readers."""
 
-    base64: str
+    images: Sequence[Image]
     text: str
+    caption: str = ""
     kind: ClassVar[str] = "picture"
 
 

@@ -9,24 +9,24 @@ from xarch.files.run_dir import RunDir
 from xarch.report.blocks import Section, Text
 from xarch.report.card import model_card
 from xarch.report.extension import plugin_sections
-from xarch.report.files import RunFiles, dig, read_run
+from xarch.report.files import RunInfo, dig, read_run
 from xarch.report.outcome import outcome_of
 from xarch.report.render_html import to_html
 from xarch.report.render_markdown import to_markdown
-from xarch.report.sections.conversion import conversion, layers, tensors
-from xarch.report.sections.errors import probe, site_errors
+from xarch.report.sections.conversion import conversion, decisions, tensors
 from xarch.report.sections.exports import export_files, latency, parity
 from xarch.report.sections.over_time import over_time
+from xarch.report.sections.per_site import per_site
 from xarch.report.sections.quality import quality, samples
 from xarch.report.sections.run import data, environment, reproduce, timing
 from xarch.report.sections.training import training
 from xarch.report.sections.verdict import verdict
 
-Sections = tuple[tuple[str, Callable[[RunFiles], Section | None]], ...]
+Sections = tuple[tuple[str, Callable[[RunInfo], Section | None]], ...]
 RESULT: Sections = (
     ("Verdict", verdict),
     ("What was converted", conversion),
-    ("Layers", layers),
+    ("Decisions", decisions),
     ("Quality", quality),
     ("Quality over time", over_time),
     ("Samples", samples),
@@ -34,8 +34,7 @@ RESULT: Sections = (
 """What came out; the sections of plugins follow, which show what the student makes."""
 DETAILS: Sections = (
     ("Training", training),
-    ("Error per layer", site_errors),
-    ("Probe", probe),
+    ("Per site", per_site),
     ("Parity", parity),
     ("Export", export_files),
     ("Latency", latency),
@@ -56,7 +55,7 @@ def build_report(run: RunDir) -> None:
     failed gets a report that says what stopped it and how to go on.
     """
     files = read_run(run)
-    sections = [*_made(RESULT, files), *plugin_sections(run), *_made(DETAILS, files)]
+    sections = [*_made(RESULT, files), *plugin_sections(files, _renders), *_made(DETAILS, files)]
     card = _card(run, files)
     if files.notes:
         sections.append(Section("Notes", [Text(note, "warn") for note in files.notes]))
@@ -70,9 +69,14 @@ def build_report(run: RunDir) -> None:
         write_text(run.student / "README.md", card)
 
 
-def _subtitle(files: RunFiles) -> str:
-    teacher, target = dig(files.plan, "teacher", "ref"), dig(files.plan, "student", "target")
-    parts = [f"{teacher} → {target}"] if teacher and target else []
+def _renders(section: Section) -> None:
+    to_html("", "", ("", ""), [section])
+    to_markdown("", "", [section])
+
+
+def _subtitle(files: RunInfo) -> str:
+    teacher, target = dig(files.plan, "teacher", "ref", default="no teacher"), dig(files.plan, "student", "target")
+    parts = [f"{teacher} → {target}"] if target else []
     parts += [f"xarch {dig(files.run, 'xarch')}"] if dig(files.run, "xarch") else []
     parts += [str(dig(files.run, "started"))[:16].replace("T", " ")] if dig(files.run, "started") else []
     return " · ".join(parts) or "xarch run"
@@ -81,7 +85,7 @@ def _subtitle(files: RunFiles) -> str:
 _UNEXPECTED = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 
 
-def _card(run: RunDir, files: RunFiles) -> str | None:
+def _card(run: RunDir, files: RunInfo) -> str | None:
     if not files.student:
         return None
     try:
@@ -91,11 +95,11 @@ def _card(run: RunDir, files: RunFiles) -> str | None:
         return None
 
 
-def _made(sections: Sections, files: RunFiles) -> list[Section]:
+def _made(sections: Sections, files: RunInfo) -> list[Section]:
     return [s for s in (_guarded(name, make, files) for name, make in sections) if s is not None]
 
 
-def _guarded(name: str, make: Callable[[RunFiles], Section | None], files: RunFiles) -> Section | None:
+def _guarded(name: str, make: Callable[[RunInfo], Section | None], files: RunInfo) -> Section | None:
     """A section; files with unexpected content cost that section, never the report."""
     try:
         return make(files)

@@ -7,10 +7,9 @@ from typing import Any
 import yaml
 
 from xarch.files.run_dir import RunDir
-from xarch.report.files import RunFiles, dig, read_run, rows_of, table_of
-from xarch.report.outcome import is_tiny
+from xarch.report.files import RunInfo, dig, names_of, natural, read_run, rows_of, table_of
+from xarch.report.outcome import is_tiny, undone_of
 from xarch.report.render_markdown import escape, fenced
-from xarch.report.sites import sites_of
 from xarch.report.wording import count, figure, number, size, with_unit
 
 _NO_LICENCE = (
@@ -19,7 +18,6 @@ _NO_LICENCE = (
 )
 
 _ONNX = """\
-import json
 import os
 import numpy as np
 
@@ -27,10 +25,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 session = ort.InferenceSession({path!r})
-facts = session.get_modelmeta().custom_metadata_map
-held = {{s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in json.loads(facts["xarch.states"])}}
-print([(i.name, i.shape, i.type) for i in session.get_inputs() if i.name not in held])
-# Call session.run(None, {{**your_inputs, **held}}); every state X comes back as present_X for the next call."""
+inputs = dict(np.load({example!r}))  # an example; put your own arrays in their place
+outputs = session.run(None, inputs)
+print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])
+print(session.get_modelmeta().custom_metadata_map.keys())  # what else a program needs to know"""
 
 
 def model_card(run: RunDir) -> str:
@@ -44,11 +42,11 @@ def model_card(run: RunDir) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _name(files: RunFiles) -> str:
+def _name(files: RunInfo) -> str:
     return str(dig(files.plan, "name", default=files.path.name))
 
 
-def _front(files: RunFiles) -> str:
+def _front(files: RunInfo) -> str:
     teacher = table_of(files.student, "teacher")
     licence = dig(files.plan, "teacher", "details", "licence")
     front: dict[str, Any] = {
@@ -64,30 +62,35 @@ def _front(files: RunFiles) -> str:
     return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---\n"
 
 
-def _what(files: RunFiles) -> list[str]:
+def _what(files: RunInfo) -> list[str]:
     student, plan = files.student, files.plan
     teacher = (
         dig(plan, "teacher", "title") or dig(student, "teacher", "title") or dig(student, "teacher", "ref", default="?")
     )
-    target, sites = str(student.get("target", "?")), sites_of(files)
+    target, sites = str(student.get("target", "?")), names_of(student, "sites")
     line = f"A {dig(student, 'family', default='model')} of {count(student.get('parameters'))} parameters, converted "
     line += f"from {teacher} by xarch {student.get('xarch', '')} (target {target})."
     parts = [f"# {escape(_name(files))}", "", escape(line), ""]
-    if sites.every:
-        parts += [escape(f"{len(sites.replaced)} of {len(sites.every)} places of the teacher were replaced."), ""]
+    if sites:
+        parts += [escape(f"New modules: {', '.join(sorted(sites, key=natural))}."), ""]
     if is_tiny(files):
-        parts += ["**A trial run on a model cut to two layers: not for use.**", ""]
+        parts += ["**A trial run on a cut model: not for use.**", ""]
     return parts
 
 
-def _method(files: RunFiles) -> list[str]:
-    plan, unit = files.plan, str(dig(files.plan, "unit", default="unit"))
-    stages = [
-        f"1. {escape(str(s.get('name')))} ({escape(str(s.get('kind')))}, {escape(str(s.get('scope')))}): "
-        f"{count(files.stages[str(s.get('folder'))].get('units', s.get('units')))} {escape(unit)}s"
-        for s in rows_of(plan, "stages")
-        if s.get("folder") in files.stages
-    ]
+def _method(files: RunInfo) -> list[str]:
+    plan, unit = files.plan, files.unit
+    stages = []
+    for stage in rows_of(plan, "stages"):
+        summary = files.stages.get(str(stage.get("folder")))
+        if summary is None:
+            continue
+        name = str(stage.get("name"))
+        settings, read = files.settings(name), count(summary.get("units", stage.get("units")))
+        kind = f"{settings.get('kind', '–')}, {settings.get('scope', '–')}"
+        why = undone_of(summary)
+        undone = escape(f"; undone: {why}") if why else ""
+        stages.append(f"1. {escape(name)} ({escape(kind)}): {read} {escape(unit)}s{undone}")
     parts = ["## How it was made", ""]
     if dig(plan, "data", "title"):
         parts += [f"Data: {escape(str(dig(plan, 'data', 'title')))} ({escape(str(dig(plan, 'data', 'ref')))}).", ""]
@@ -97,21 +100,23 @@ def _method(files: RunFiles) -> list[str]:
     return [*parts, ""]
 
 
-def _figures(files: RunFiles) -> list[str]:
+def _figures(files: RunInfo) -> list[str]:
     student = table_of(files.eval, "student")
     if not student:
         return []
-    teacher, metric = table_of(files.eval, "teacher"), dig(files.eval, "metric", default="")
+    others = {"teacher": table_of(files.eval, "teacher"), **table_of(files.eval, "baselines")}
+    others = {str(who): f for who, f in others.items() if isinstance(f, dict) and f}
     rows = [
-        f"| {escape(with_unit(name, str(dig(files.eval, 'unit', default='')) if name == metric else ''))} | "
-        f"{figure(name, teacher.get(name))} | {figure(name, value)} |"
+        f"| {escape(with_unit(name, files.unit_of(name)))} | {figure(name, value)} | "
+        + "".join(f"{figure(name, f.get(name))} | " for f in others.values()).rstrip()
         for name, value in student.items()
     ]
-    held = f"Held-out data, {number(dig(files.eval, 'n'))} {dig(files.plan, 'unit', default='sample')}s."
-    return ["## Figures", "", escape(held), "", "| figure | teacher | student |", "|---|---:|---:|", *rows, ""]
+    held = f"Held-out data, {number(dig(files.eval, 'n'))} {files.unit}s."
+    head = " | ".join(["figure", "student", *(escape(who) for who in others)])
+    return ["## Figures", "", escape(held), "", f"| {head} |", "|---|" + "---:|" * (1 + len(others)), *rows, ""]
 
 
-def _use(files: RunFiles) -> list[str]:
+def _use(files: RunInfo) -> list[str]:
     parts = ["## Use", "", *fenced('import xarch\n\nmodel = xarch.load("FOLDER_OF_THIS_FILE")', "python"), ""]
     for target, profile in files.profile.items():
         if not dig(files.parity, target, "passed", default=False):
@@ -120,12 +125,13 @@ def _use(files: RunFiles) -> list[str]:
         total = size(dig(profile, "bytes"))
         parts += [f"ONNX for {escape(target)} ({total}): {escape(', '.join(graphs))}, beside this folder.", ""]
         if graphs:
-            first = "decode_1" if "decode_1" in graphs else graphs[0]
-            parts += [*fenced(_ONNX.format(path=f"export/{target}/{first}.onnx"), "python"), ""]
+            folder, first = f"export/{target}", graphs[0]
+            code = _ONNX.format(path=f"{folder}/{first}.onnx", example=f"{folder}/examples/{first}.npz")
+            parts += [*fenced(code, "python"), ""]
     return parts
 
 
-def _licence(files: RunFiles) -> list[str]:
+def _licence(files: RunInfo) -> list[str]:
     details = table_of(files.plan, "teacher", "details")
     licence = details.get("licence")
     text = f"The teacher is under {licence}; the student's weights derive from it." if licence else _NO_LICENCE

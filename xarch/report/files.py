@@ -19,7 +19,7 @@ _UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202
 
 
 @dataclass
-class Curve:
+class StageMetrics:
     """Figures of one stage over its steps: name -> [(step, value)], in order."""
 
     units: dict[int, int] = field(default_factory=dict)
@@ -27,12 +27,14 @@ class Curve:
 
 
 @dataclass
-class RunFiles:
-    """The content of a run folder.
+class RunInfo:
+    """The content of a run folder. Files that are missing or damaged are empty here.
 
     Attributes:
+        path: the folder.
+        plan, run, status: plan.json, run.json and status.json as plain data.
         stages: summary.json by stage folder, in order.
-        curves: metrics.jsonl by stage folder.
+        metrics: the figures of metrics.jsonl by stage folder.
         quality: curve.jsonl, figures over training time.
         parity, profile, bench: by export profile.
         student_bytes: of model.safetensors, None if there is no student.
@@ -46,7 +48,7 @@ class RunFiles:
     status: dict[str, Any] = field(default_factory=dict)
     config_text: str = ""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    metrics: dict[str, StageMetrics] = field(default_factory=dict)
     quality: list[dict[str, Any]] = field(default_factory=list)
     student: dict[str, Any] = field(default_factory=dict)
     student_bytes: int | None = None
@@ -57,10 +59,51 @@ class RunFiles:
     rejected: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def family(self) -> str:
+        """Family of the student, "" if nothing says it."""
+        return str(dig(self.student, "family") or dig(self.plan, "student", "family", default=""))
 
-def read_run(run: RunDir) -> RunFiles:
+    @property
+    def method(self) -> str:
+        """Name of the method or recipe, "" for a configuration of its own."""
+        return str(dig(self.plan, "config", "recipe", default=""))
+
+    @property
+    def unit(self) -> str:
+        """What the budget counts, e.g. "token"."""
+        return str(dig(self.plan, "unit", default="sample"))
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """What stages decided about the student's structure."""
+        found = {k: v for summary in self.stages.values() for k, v in table_of(summary, "decisions").items()}
+        return found | table_of(self.student, "decisions")
+
+    def settings(self, stage: str) -> dict[str, Any]:
+        """The configuration of a stage, by its name."""
+        return table_of(self.plan, "config", "stages", stage)
+
+    def unit_of(self, figure: str) -> str:
+        """Unit of an evaluated figure, "" if the metric does not say."""
+        if figure == dig(self.eval, "metric"):
+            return str(dig(self.eval, "unit", default=""))
+        return str(dig(self.eval, "units", figure, default=""))
+
+    def file(self, name: str) -> bytes | None:
+        """Content of a file of the run folder, e.g. a picture that eval.json names; None if it is not there.
+
+        Links and names that lead out of the folder count as not there.
+        """
+        path = self.path / name
+        if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
+            return None
+        return path.read_bytes() if path.stat().st_size <= MAX_FILE else None
+
+
+def read_run(run: RunDir) -> RunInfo:
     """Read a run folder; never raises for what a run may lack."""
-    found = RunFiles(run.path)
+    found = RunInfo(run.path)
     read = _Reader(run.path, found.notes)
     found.plan, found.run, found.status = read.json(run.plan), read.json(run.run_json), read.json(run.status)
     found.config_text = read.text(run.config)
@@ -68,7 +111,7 @@ def read_run(run: RunDir) -> RunFiles:
         summary = read.json(folder / "summary.json")
         if summary:
             found.stages[folder.name] = summary
-    found.curves = dict(read.curves(run.metrics))
+    found.metrics = dict(read.metrics(run.metrics))
     found.quality = list(read.rows(run.curve))
     found.student = read.json(run.student / "config.json")
     weights = run.student / "model.safetensors"
@@ -175,14 +218,14 @@ class _Reader:
         if damaged:
             self.notes.append(f"{self._name(path)}: {damaged} lines could not be read")
 
-    def curves(self, path: Path) -> Iterator[tuple[str, Curve]]:
+    def metrics(self, path: Path) -> Iterator[tuple[str, StageMetrics]]:
         """Figures by stage."""
-        found: dict[str, Curve] = {}
+        found: dict[str, StageMetrics] = {}
         for row in self.rows(path):
             stage, step = row.get("stage"), row.get("step")
             if not isinstance(stage, str) or not isinstance(step, int):
                 continue
-            curve = found.setdefault(stage, Curve())
+            curve = found.setdefault(stage, StageMetrics())
             for key, value in row.items():
                 if key == "units" and isinstance(value, int):
                     curve.units[step] = value

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from xarch.config.schema import Gate
 from xarch.errors import UsageError
 from xarch.report.blocks import Step, Tone
-from xarch.report.files import RunFiles, dig, rows_of, table_of
-from xarch.run.gates import GateResult, check
+from xarch.report.files import RunInfo, dig, names_of, rows_of, table_of
+from xarch.run.gates import GateResult, check, gateable
 
-STOPPED_BY = {
-    "quality": "the quality gate",
-    "parity": "the parity gate",
-    "plan": "a check of the plan",
-    "plugin": "a plugin",
-    "diverged": "numbers that are not finite",
-    "usage": "a wrong setting",
-    "out-of-memory": "memory",
+STOPPED = {
+    "quality": "Quality gate missed",
+    "parity": "Parity gate missed: an export does not reproduce the student",
+    "plan": "Not feasible",
+    "plugin": "A plugin failed",
+    "diverged": "Training diverged (NaN or Inf)",
+    "usage": "Invalid configuration",
+    "out-of-memory": "Out of memory",
 }
-"""First word of status.json's reason -> what stopped the run."""
+"""First word of status.json's reason -> headline."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Outcome:
         return "good" if self.good else "bad" if self.state == "failed" else "warn"
 
 
-def outcome_of(files: RunFiles) -> Outcome:
+def outcome_of(files: RunInfo) -> Outcome:
     """The verdict of a run folder, finished or not."""
     state = str(files.status.get("state", "planned" if files.plan else "empty"))
     reason, resume = str(files.status.get("reason", "")), str(files.status.get("resume", ""))
@@ -67,15 +67,33 @@ def outcome_of(files: RunFiles) -> Outcome:
     return Outcome(state, _headline(files, state, reason, gates), reason, resume, gates, problem, steps)
 
 
-def is_tiny(files: RunFiles) -> bool:
+def is_tiny(files: RunInfo) -> bool:
     """Whether it is a trial run on a cut model, whose figures say nothing about quality."""
     return bool(dig(files.plan, "config", "tiny", default=False))
 
 
-def _gates(files: RunFiles) -> tuple[tuple[GateResult, ...], str]:
-    limits, gated = table_of(files.plan, "gates"), dig(files.eval, "gated")
-    if not limits or gated is None or is_tiny(files):
+def exports_of(files: RunInfo) -> list[str]:
+    """Names of the profiles that the run exports for."""
+    return names_of(files.plan, "config", "export", "profiles")
+
+
+def undone_of(summary: dict[str, Any]) -> str:
+    """Why the changes of a stage were undone, "" if they were kept."""
+    said = summary.get("undone")
+    if isinstance(said, str) and said:
+        return said
+    lost = dig(summary, "metrics", "validation_kept_after") == 0
+    return "validation got worse" if lost else ""
+
+
+def _gates(files: RunInfo) -> tuple[tuple[GateResult, ...], str]:
+    limits = table_of(files.plan, "config", "gates")
+    if not limits or dig(files.eval, "gated") is None or is_tiny(files):
         return (), ""
+    try:
+        gated = gateable(files.eval)
+    except (KeyError, TypeError, AttributeError) as e:
+        return (), f"eval.json does not hold what gates are checked against: {e}"
     results, problems = [], []
     for name, limit in limits.items():
         try:
@@ -85,17 +103,20 @@ def _gates(files: RunFiles) -> tuple[tuple[GateResult, ...], str]:
     return tuple(results), "; ".join(problems)
 
 
-def _headline(files: RunFiles, state: str, reason: str, gates: tuple[GateResult, ...]) -> str:
+def _headline(files: RunInfo, state: str, reason: str, gates: tuple[GateResult, ...]) -> str:
     if state == "done":
         if is_tiny(files):
             return "Trial run done: the whole path works; its figures say nothing about quality"
+        exported = "every export matches it" if exports_of(files) else "nothing was exported"
+        missed = [g.name for g in gates if not g.passed]
+        if missed:
+            return f"Done, but the student misses {len(missed)} of {len(gates)} quality gates: {', '.join(missed)}"
         if gates:
             count = {1: "its quality gate", 2: "both quality gates"}.get(len(gates), f"all {len(gates)} quality gates")
-            exported = "every export reproduces it" if rows_of(files.plan, "export") else "nothing was exported"
-            return f"Done: the student keeps {count} and {exported}"
-        return "Done; no quality gate was set"
+            return f"Done: the student passes {count} and {exported}"
+        return f"Done: no quality gate was set, {exported}"
     if state == "failed":
-        return f"Stopped by {STOPPED_BY.get(reason.split(':')[0], 'an error')}"
+        return STOPPED.get(reason.split(":")[0], "Stopped by an error")
     return {
         "interrupted": "Interrupted; it can be resumed",
         "running": "Not finished: this page shows what there was when it was made",
@@ -103,27 +124,34 @@ def _headline(files: RunFiles, state: str, reason: str, gates: tuple[GateResult,
     }.get(state, "There is no plan in this folder")
 
 
-def _steps(files: RunFiles, gates: tuple[GateResult, ...], state: str) -> tuple[Step, ...]:
+def _steps(files: RunInfo, gates: tuple[GateResult, ...], state: str) -> tuple[Step, ...]:
     """Stations in order. The first one that is not done, in a failed run, is where it stopped."""
     reached: list[tuple[str, bool, str]] = [("plan", bool(files.plan), "")]
+    undone = set()
     for stage in rows_of(files.plan, "stages"):
-        reached.append((str(stage.get("name", "?")), stage.get("folder") in files.stages, ""))
+        summary = files.stages.get(str(stage.get("folder")))
+        label = str(stage.get("name", "?"))
+        if summary is not None and undone_of(summary):
+            undone.add(label)
+        reached.append((label, summary is not None, "undone" if label in undone else ""))
     reached.append(("student saved", bool(files.student), ""))
     reached.append(("evaluation", bool(files.eval), ""))
-    if table_of(files.plan, "gates") and not is_tiny(files):
+    limits = table_of(files.plan, "config", "gates")
+    if limits and not is_tiny(files):
         kept = sum(g.passed for g in gates)
-        done = bool(gates) and kept == len(dig(files.plan, "gates"))
-        reached.append(("quality gates", done, f"{kept} of {len(gates)} kept" if gates else ""))
+        done = bool(gates) and kept == len(limits)
+        reached.append(("quality gates", done, f"{kept} of {len(gates)} passed" if gates else ""))
     benched = bool(dig(files.plan, "config", "export", "bench", default=False))
-    for export in rows_of(files.plan, "export"):
-        target = str(export.get("profile", "?"))
-        reached.append((f"export {target}", _passed(files.parity.get(target)), ""))
+    for profile in exports_of(files):
+        reached.append((f"export {profile}", _passed(files.parity.get(profile)), ""))
         if benched:
-            reached.append((f"bench {target}", bool(files.bench.get(target)), ""))
-    steps, stopped = [], False
+            reached.append((f"bench {profile}", bool(files.bench.get(profile)), ""))
+    steps: list[Step] = []
+    stopped = False
     for label, done, note in reached:
         here = not done and not stopped and state in ("failed", "interrupted")
-        steps.append(Step(label, "done" if done else "failed" if here else "open", note))
+        done_as: Literal["done", "undone"] = "undone" if label in undone else "done"
+        steps.append(Step(label, done_as if done else "failed" if here else "open", note))
         stopped = stopped or not done
     return tuple(steps)
 

@@ -11,6 +11,7 @@ from xarch.report.blocks import (
     Details,
     Figure,
     Figures,
+    Image,
     Markdown,
     Picture,
     Samples,
@@ -22,7 +23,7 @@ from xarch.report.blocks import (
     Tiles,
 )
 
-_MARK = {"done": "✓", "failed": "✗", "open": "·"}
+_MARK = {"done": "✓", "undone": "↶", "failed": "✗", "open": "·"}
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&#!])|(?<=\w)(:)(?=//)|(?<=www)(\.)|^([-+=])|(?<=^\d)([.)])")
 
 
@@ -78,7 +79,8 @@ def _block(block: Block) -> list[str]:
     if isinstance(block, Markdown):
         return block.text.split("\n")
     if isinstance(block, Picture):
-        return [escape(f"({block.text}: see report.html)")]
+        caption = f" {escape(block.caption)}" if block.caption else ""
+        return [escape(f"({block.text}: see report.html)") + caption]
     assert isinstance(block, Details)
     return [f"{escape(block.summary)}:", "", *(line for b in block.blocks for line in [*_block(b), ""])][:-1]
 
@@ -101,7 +103,13 @@ def _strip(strip: Strip) -> list[str]:
 def _samples(block: Samples) -> list[str]:
     lines: list[str] = []
     for i, sample in enumerate(block.samples, start=1):
-        lines += [f"Input {i}:", "", *fenced(sample.prompt, "text"), ""]
-        for who, text in sample.answers:
-            lines += [f"{escape(who)}:", "", *fenced(text, "text"), ""]
+        lines += [f"Input {i}:", "", *_shown(sample.given), ""]
+        for who, answer in sample.answers:
+            lines += [f"{escape(who)}:", "", *_shown(answer), ""]
     return lines[:-1]
+
+
+def _shown(value: str | Image) -> list[str]:
+    if isinstance(value, Image):
+        return [escape(f"({value.caption or 'picture'}: see report.html)")]
+    return fenced(value, "text")

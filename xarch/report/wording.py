@@ -6,19 +6,6 @@ from typing import Any
 
 from xarch import numbers
 
-UNITS = {
-    "perplexity": "per token",
-    "cross_entropy": "nats/token",
-    "kl": "nats/token",
-    "kl_stderr": "nats/token",
-    "perplexity_ratio": "× teacher",
-    "top1_agreement": "share",
-    "top1_accuracy": "share",
-    "psnr": "dB",
-}
-"""Units of figures that several metrics use; a metric's headline figure brings its own."""
-
-
 NBSP = "\u00a0"
 """Keeps a number and its unit on one line."""
 
@@ -57,7 +44,6 @@ def words(name: str) -> str:
 
 def with_unit(name: str, unit: str = "") -> str:
     """Name and unit of a figure."""
-    unit = unit or UNITS.get(name, "")
     return f"{words(name)} ({unit})" if unit else words(name)
 
 

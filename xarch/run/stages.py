@@ -199,6 +199,7 @@ class StageRunner:
             "units": units,
             "steps": taken,
             "ended": vars(ended) if ended else None,
+            "undone": outcome.undone,
             "changed_tensors": len(changed),
             **said,
             "data": dict(self.data_counters),

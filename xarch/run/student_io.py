@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from xarch._version import __version__
 from xarch.config.validation import validated
+from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
 from xarch.files.atomic import new_folder, read_json, write_json
@@ -37,6 +38,7 @@ class StudentConfig(BaseModel):
     decisions: dict[str, Any] = Field(description="what stages decided about its structure")
     teacher: dict[str, Any] | None = Field(description="ref, title and fingerprint; none without a teacher")
     parameters: int
+    sites: list[str] = Field(default_factory=list, description="modules that local stages may train")
 
 
 def save_student(
@@ -71,6 +73,7 @@ def save_student(
         decisions=decisions,
         teacher=teacher_facts,
         parameters=sum(p.numel() for p in student.module.parameters()),
+        sites=list(sites_of(student)),
     )
     with new_folder(folder) as part:
         save_file(tensors, part / "model.safetensors", {"format": "pt"})

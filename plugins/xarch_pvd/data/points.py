@@ -7,7 +7,8 @@ from torch import Tensor
 
 from xarch import Batch
 from xarch_field.facts import ViewFacts
-from xarch_field.teacher import FieldTeacher, occupancy
+from xarch_field.model import occupancy
+from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.visible import sample_cells, visible_cells
 

@@ -13,7 +13,6 @@ import torch
 
 import xarch
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
-from xarch import Batch
 from xarch.api import convert
 from xarch.testing import TargetConformance
 from xarch_field import render
@@ -24,7 +23,7 @@ from xarch_pvd.targets.target import CPTarget, HashTarget, MLPTarget, VMTarget
 
 
 class FieldConformance(TargetConformance):
-    """What the six share."""
+    """What the six share: a teacher with a volume feature, which the voxels of the family's own do not have."""
 
     recipe: ClassVar[str] = "pvd"
     local = False
@@ -32,32 +31,8 @@ class FieldConformance(TargetConformance):
     def make_teacher(self, folder: Path) -> str:
         return write_teacher(folder / "teacher.safetensors")
 
-    def batch(self, facts: Any) -> Batch:
-        generator = torch.Generator().manual_seed(0)
-        count = 9
-        dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-        tensors = {
-            "xyz": torch.rand(count, 3, generator=generator) - 0.5,
-            "dirs": dirs,
-            "origins": -3 * dirs + 0.1 * torch.randn(count, 3, generator=generator),
-            "background": torch.rand(count, 3, generator=generator),
-            "jitter": torch.rand(count, generator=generator),
-        }
-        return Batch(tensors, count)
-
     def configuration(self, folder: Path) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
-            "teacher": self.make_teacher(folder),
-            "student.target": self.adapter,
-            "student.options": dict(self.options),
-            "data.ref": "views:teacher",
-            "runtime.device": "cpu",
-            "runtime.threads": 1,
-            "runtime.tensorboard": False,
-            "export.bench": False,
-            "tiny": True,
-        }
+        return {**super().configuration(folder), "recipe": self.recipe}
 
 
 class WholePathInCI(FieldConformance):

@@ -171,7 +171,7 @@ def test_too_much_unusable_is_an_error_that_names_the_first_three(tmp_path: Path
     with pytest.raises(UsageError, match="cannot be used, more than the limit of 20%") as caught:
         list(islice(stream, 5000))
     assert caught.value.what.count("bad") == 3
-    assert "not utf8" in caught.value.what
+    assert "not UTF-8" in caught.value.what
 
 
 def test_the_limit_can_be_raised(tmp_path: Path, open_text: Open) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from xarch.report.blocks import Block, Cell, Section, Strip, Table, Text
-from xarch.report.files import RunFiles, dig, names_of, rows_of, table_of
-from xarch.report.sites import sites_of
-from xarch.report.wording import count, duration, number, percent, size
+from xarch.report.blocks import Block, Cell, Section, Table, Text
+from xarch.report.files import RunInfo, dig, names_of, rows_of, table_of
+from xarch.report.outcome import undone_of
+from xarch.report.wording import count, duration, number, size, words
+
+MOST_SHOWN = 400
+"""Characters of a decision that are shown."""
 
 
-def conversion(files: RunFiles) -> Section | None:
+def conversion(files: RunInfo) -> Section | None:
     """Teacher and student, and the plan as a table."""
     plan = files.plan
     if not plan:
@@ -23,19 +27,24 @@ def conversion(files: RunFiles) -> Section | None:
     return Section("What was converted", blocks)
 
 
-def _models(files: RunFiles) -> Table:
+def _models(files: RunInfo) -> Table:
     plan = files.plan
     teacher, student = table_of(plan, "teacher"), table_of(plan, "student")
     parameters = dig(files.student, "parameters") or student.get("parameters")
-    rows = [
-        ["teacher", str(teacher.get("title", "–")), str(teacher.get("ref", "–")), count(teacher.get("parameters")),
-         size(teacher.get("weight_bytes"))],
+    rows = [_teacher("teacher", teacher)] if teacher else []
+    rows += [_teacher(f"teacher {name}", other) for name, other in table_of(plan, "teachers").items()]
+    rows += [
         ["student", str(student.get("target", "–")), _options(student.get("options")), count(parameters),
          size(files.student_bytes)],
     ]  # fmt: skip
     data = table_of(plan, "data")
     rows.append(["data", str(data.get("title", "–")), str(data.get("ref", "–")), "", size(dig(data, "size", "bytes"))])
     return Table(["", "what", "reference or options", "parameters", "bytes"], rows, "lllrr")
+
+
+def _teacher(name: str, teacher: Any) -> list[str]:
+    title, ref = (str(dig(teacher, key, default="–")) for key in ("title", "ref"))
+    return [name, title, ref, count(dig(teacher, "parameters")), size(dig(teacher, "weight_bytes"))]
 
 
 def _options(options: Any) -> str:
@@ -51,29 +60,36 @@ def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _stages(files: RunFiles) -> Table:
-    unit = str(dig(files.plan, "unit", default="unit"))
-    rows = []
+def _stages(files: RunInfo) -> Table:
+    rows: list[list[str | Cell]] = []
     for stage in rows_of(files.plan, "stages"):
         summary = files.stages.get(str(stage.get("folder")), {})
+        settings = files.settings(str(stage.get("name", "")))
         trained = table_of(stage, "trains")
-        took = summary.get("seconds")
         rows.append(
             [
                 str(stage.get("index", "")),
                 str(stage.get("name", "")),
-                f"{stage.get('kind', '')}, {stage.get('scope', '')}",
+                f"{settings.get('kind', '–')}, {settings.get('scope', '–')}",
                 _matches(stage),
                 ", ".join(f"{k} ({count(v)})" for k, v in trained.items()) or "–",
                 count(stage.get("units")),
                 _steps(stage, summary),
                 size(stage.get("memory_bytes")),
                 duration(stage.get("seconds")),
-                duration(took) if took is not None else Cell("not run", "quiet"),
+                _took(summary),
             ]
         )
-    head = ["#", "stage", "kind, scope", "matches", "trains", f"{unit}s", "steps", "memory", "planned", "took"]
+    head = ["#", "stage", "kind, scope", "matches", "trains", f"{files.unit}s", "steps", "memory", "planned", "took"]
     return Table(head, rows, "rllllrrrrr", "Planned memory and time are estimates.")
+
+
+def _took(summary: dict[str, Any]) -> Cell | str:
+    if "seconds" not in summary:
+        return Cell("not run", "quiet")
+    took = duration(summary.get("seconds"))
+    why = undone_of(summary)
+    return Cell(f"{took}, undone: {why}", "warn") if why else took
 
 
 def _steps(stage: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -84,37 +100,46 @@ def _steps(stage: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _matches(stage: dict[str, Any]) -> str:
-    """Each kind of match once: sites differ in their number only."""
+    """Each match once: sites and layers differ in their number only."""
     seen: dict[str, int] = {}
     for match in rows_of(stage, "matches"):
-        site = match.get("site")
-        student, teacher = str(match.get("student")), str(match.get("teacher") or "–")
+        site, objective = match.get("site"), str(match.get("objective"))
+        student, right = " + ".join(names_of(match, "student")), str(match.get("right") or "–")
         if site:
-            student, teacher = (t.removeprefix(f"{site}.") for t in (student, teacher))
-        arrow = student if student == teacher else f"{student} ← {teacher}"
+            student, right = (t.removeprefix(f"{site}.") for t in (student, right))
+        arrow = student if student == right else f"{student} ← {right}"
+        through = f" through {match['connector']}" if match.get("connector") else ""
         weight = match.get("weight")
         factor = "" if weight in (1, 1.0, None) else f" × {weight if isinstance(weight, int | float) else 'schedule'}"
-        key = f"{arrow} ({match.get('objective')}){factor}"
+        key = f"{match.get('match')}: {_numbered(arrow)} ({objective}{through}){factor}"
         seen[key] = seen.get(key, 0) + 1
-    return "; ".join(f"{key} × {n} sites" if n > 1 else key for key, n in seen.items()) or "–"
+    return "; ".join(f"{key}, {n} times" if n > 1 else key for key, n in seen.items()) or "–"
 
 
-def layers(files: RunFiles) -> Section | None:
-    """The model as a strip: which places were replaced."""
-    sites = sites_of(files)
-    if not sites.every:
-        return None
-    target = str(dig(files.plan, "student", "target", default="student"))
-    words = (f"replaced by {target}", "kept from the teacher")
-    share = f"{len(sites.replaced)} of {len(sites.every)} places replaced"
-    share += f" ({percent(len(sites.replaced), len(sites.every))})"
-    return Section("Layers", [Text(share), Strip([(s, s in sites.replaced) for s in sites.every], words)])
+def _numbered(arrow: str) -> str:
+    """Numbers of layers as ``*``."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$| )", "*", arrow)
 
 
-def tensors(files: RunFiles) -> Section | None:
+def decisions(files: RunInfo) -> Section | None:
+    """What stages decided about the student's structure."""
+    rows = []
+    for folder, summary in files.stages.items():
+        for name, value in table_of(summary, "decisions").items():
+            shown = ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+            rows.append([folder, words(str(name)), shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} …"])
+    return Section("Decisions", [Table(["stage", "decision", "value"], rows)]) if rows else None
+
+
+def tensors(files: RunInfo) -> Section | None:
     """How the student was initialised: tensors copied, mapped and new."""
     student = table_of(files.plan, "student")
-    kinds = {"copied": "as they are", "mapped": "computed from the teacher's", "new": "not from the teacher"}
+    kinds = {
+        "copied": "as they are",
+        "mapped": "computed from the teacher's",
+        "new": "not from the teacher",
+        "unused": "of the teacher, not read",
+    }
     if not any(names_of(student, kind) for kind in kinds):
         return None
     rows = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
-from xarch.report.files import RunFiles, dig, rows_of, table_of
-from xarch.report.wording import count, duration, number, size, words
+from xarch.report.files import RunInfo, dig, rows_of, table_of
+from xarch.report.wording import count, duration, figure, number, size, words
 
 PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
 
 
-def parity(files: RunFiles) -> Section | None:
+def parity(files: RunInfo) -> Section | None:
     """The student in torch against its exported graphs, worst case of each graph."""
     rows: list[list[str | Cell]] = []
     measured: list[list[str | Cell]] = []
@@ -42,7 +42,7 @@ def parity(files: RunFiles) -> Section | None:
     if not rows:
         return None
     head = ["", "profile", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
-    note = "Worst over all cases: real inputs, several lengths, optimised and unoptimised graphs."
+    note = "Worst over all cases: held-out inputs of several sizes, optimised and unoptimised graphs."
     tables: list[Block] = [Table(head, rows, "lllrrrrr", note)]
     if measured:
         note = "Figures of whole cases, the worst of each graph."
@@ -83,7 +83,7 @@ def _failure(failure: Any) -> str:
     return f"{', '.join(parts)} is {failure.get('seen')}, limit {failure.get('limit')}"
 
 
-def export_files(files: RunFiles) -> Section | None:
+def export_files(files: RunInfo) -> Section | None:
     """Files, versions, operators and bytes of every target."""
     rows: list[list[str | Cell]] = []
     operators: list[list[str | Cell]] = []
@@ -112,11 +112,11 @@ def export_files(files: RunFiles) -> Section | None:
     return Section("Export", [table, *notes, more])
 
 
-def latency(files: RunFiles) -> Section | None:
+def latency(files: RunInfo) -> Section | None:
     """Measured speed of the exports."""
     calls: list[list[str | Cell]] = []
     speeds: list[list[str | Cell]] = []
-    prompts: list[list[str | Cell]] = []
+    procedures: list[list[str | Cell]] = []
     notes: list[Block] = []
     for target, bench in files.bench.items():
         for graph, figures in table_of(bench, "graphs").items():
@@ -127,7 +127,8 @@ def latency(files: RunFiles) -> Section | None:
             calls.append([target, graph, *columns, load, size(dig(figures, "weight_bytes")), where or "–"])
             if "throughput" in figures:
                 speeds.append(_speeds(target, graph, figures, bench))
-        prompts += _language(target, bench)
+        for name, figures in table_of(bench, "cases").items():
+            procedures.append(_procedure(target, name, figures, bench))
         notes += _machine(target, bench)
     blocks: list[Block] = []
     if calls:
@@ -137,10 +138,9 @@ def latency(files: RunFiles) -> Section | None:
         head = ["profile", "graph", "student", "teacher's own ONNX", "student over teacher"]
         note = "Units a second at the median latency; both measured in the same run."
         blocks.append(Table(head, speeds, "llrrr", note))
-    if prompts:
-        head = ["profile", "tokens", "first token ms", "decode tokens/s", "decode p50 ms", "state"]
-        note = "First token: reading a prompt of so many tokens. Decode: one more token after so many."
-        blocks.append(Table(head, prompts, "lrrrrr", note))
+    if procedures:
+        head = ["profile", "procedure", "p50 ms", "p90 ms", "student", "teacher's own ONNX", "student over teacher", ""]
+        blocks.append(Table(head, procedures, "llrrrrrl", "Procedures over several calls, at the median."))
     return Section("Latency", [*blocks, *notes]) if blocks else None
 
 
@@ -153,21 +153,14 @@ def _speeds(target: str, graph: str, figures: dict[str, Any], bench: dict[str, A
     return [target, graph, mine, f"none: {absent}" if absent else theirs, times]
 
 
-def _language(target: str, bench: dict[str, Any]) -> list[list[str | Cell]]:
-    first, decode = table_of(bench, "language", "first_token"), table_of(bench, "language", "decode")
-    state = table_of(bench, "language", "state_bytes")
-    lengths = sorted({*first, *decode}, key=lambda n: (len(n), n))
-    return [
-        [
-            target,
-            n,
-            number(dig(first, n, "p50_ms"), 3),
-            number(dig(decode, n, "tokens_per_second"), 3),
-            number(dig(decode, n, "p50_ms"), 3),
-            size(state.get(n)),
-        ]
-        for n in lengths
-    ]
+def _procedure(target: str, name: str, figures: dict[str, Any], bench: dict[str, Any]) -> list[str | Cell]:
+    own, other = f"{number(dig(figures, 'per_second'), 3)} {dig(figures, 'unit', default='')}/s", "–"
+    if dig(bench, "teacher", "cases", name):
+        other = f"{number(dig(bench, 'teacher', 'cases', name, 'per_second'), 3)} {dig(figures, 'unit', default='')}/s"
+    ratio = dig(bench, "teacher", "speed_up", name)
+    more = ", ".join(f"{words(str(k))} {figure(str(k), v)}" for k, v in table_of(figures, "figures").items())
+    columns = [number(dig(figures, f"{p}_ms"), 3) for p in ("p50", "p90")]
+    return [target, name, *columns, own, other, f"{number(ratio, 3)} times" if ratio is not None else "–", more or "–"]
 
 
 def _machine(target: str, bench: dict[str, Any]) -> list[Block]:

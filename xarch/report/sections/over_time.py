@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Figure, Figures, Section, Table, Text
-from xarch.report.files import RunFiles, dig, table_of
+from xarch.report.files import RunInfo, dig, table_of
 from xarch.report.plots.over_time import over_time_svg
 from xarch.report.wording import duration, figure, number, percent, with_unit
 
@@ -14,18 +14,18 @@ SHARES = (0.5, 0.9, 0.99)
 """Parts of the whole gain whose time is told."""
 
 
-def over_time(files: RunFiles) -> Section | None:
+def over_time(files: RunInfo) -> Section | None:
     """Curves of the figures that changed, and where every stage ended; None without a curve."""
     rows = [r for r in files.quality if isinstance(r.get("seconds"), int | float) and table_of(r, "student")]
     if len(rows) < 2:
         return None
-    metric, unit = str(rows[-1].get("metric", "")), str(dig(files.eval, "unit", default=""))
+    metric = str(rows[-1].get("metric", ""))
     names = _changing(rows, metric)
     stages = _stages(rows)
     figures = []
     for name in names[:FIGURES]:
         points = [(float(r["seconds"]), float(r["student"][name])) for r in rows]
-        title = with_unit(name, unit if name == metric else "")
+        title = with_unit(name, files.unit_of(name))
         svg = over_time_svg(f"over-time-{name}", points, stages, teacher=dig(rows[-1], "teacher", name))
         if svg is not None:
             words = f"{title}: {number(points[0][1])} at the start, {number(points[-1][1])} "
@@ -33,7 +33,7 @@ def over_time(files: RunFiles) -> Section | None:
     blocks: list[Block] = [Figures(figures)] if figures else []
     if names:
         blocks.append(Text(_reached(rows, names[0])))
-    blocks.append(_ends(rows, names[:FIGURES], metric, unit))
+    blocks.append(_ends(files, rows, names[:FIGURES]))
     return Section("Quality over time", blocks)
 
 
@@ -59,18 +59,19 @@ def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
 
 
 def _reached(rows: list[dict[str, Any]], name: str) -> str:
-    """``90 % of the way was done after 12 s``."""
+    """``Reached 90 % of the total gain after 12 s``."""
     first, last = (float(r["student"][name]) for r in (rows[0], rows[-1]))
     parts = []
     for share in SHARES:
         there = (r["seconds"] for r in rows if (r["student"][name] - first) / ((last - first) or 1.0) >= share)
         parts.append(f"{percent(share, 1)} after {duration(next(there, rows[-1]['seconds']))}")
-    return f"Of the way from {number(first)} to {number(last)}: {', '.join(parts)}, of {duration(rows[-1]['seconds'])}."
+    total = duration(rows[-1]["seconds"])
+    return f"From {number(first)} to {number(last)}: reached {', '.join(parts)} of the gain ({total} in total)."
 
 
-def _ends(rows: list[dict[str, Any]], names: list[str], metric: str, unit: str) -> Table:
+def _ends(files: RunInfo, rows: list[dict[str, Any]], names: list[str]) -> Table:
     last = {str(r.get("stage")): r for r in rows}
-    head = ["after", "steps", "time", "CPU time", *(with_unit(n, unit if n == metric else "") for n in names)]
+    head = ["after", "steps", "time", "CPU time", *(with_unit(n, files.unit_of(n)) for n in names)]
     body = [
         [folder, number(r.get("step")), duration(r["seconds"]), duration(r.get("cpu_seconds")),
          *(figure(n, r["student"][n]) for n in names)]

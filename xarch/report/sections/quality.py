@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from xarch.report.blocks import Block, Figure, Figures, Samples, SampleText, Section, Table, Text
-from xarch.report.files import RunFiles, dig, rows_of, table_of
+from xarch.report.blocks import Block, Figure, Figures, Image, Sample, Samples, Section, Table, Text
+from xarch.report.files import RunInfo, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
 from xarch.report.wording import figure, number, with_unit
@@ -13,7 +14,7 @@ from xarch.report.wording import figure, number, with_unit
 FIGURES = 4
 
 
-def quality(files: RunFiles) -> Section | None:
+def quality(files: RunInfo) -> Section | None:
     """Bars and a table of every evaluated figure."""
     if not files.eval:
         return None
@@ -21,22 +22,21 @@ def quality(files: RunFiles) -> Section | None:
     metric = str(dig(files.eval, "metric", default=""))
     names = list(dict.fromkeys(name for figures in who.values() for name in figures))
     names.sort(key=lambda n: (n != metric, n not in table_of(files.eval, "gated")))
-    unit = {metric: str(dig(files.eval, "unit", default=""))}
     figures = []
     for name in names[:FIGURES]:
         values = [(w, float(f[name])) for w, f in who.items() if isinstance(f.get(name), int | float)]
         svg = comparison_svg(f"quality-{name}", values, partial(figure, name))
         if svg is not None:
             text = (
-                f"{with_unit(name, unit.get(name, ''))}: "
+                f"{with_unit(name, files.unit_of(name))}: "
                 + ", ".join(f"{w} {figure(name, v)}" for w, v in values)
                 + "."
             )
-            figures.append(Figure(svg, text, with_unit(name, unit.get(name, ""))))
-    rows = [[with_unit(n, unit.get(n, "")), *(figure(n, f.get(n)) for f in who.values())] for n in names]
+            figures.append(Figure(svg, text, with_unit(name, files.unit_of(name))))
+    rows = [[with_unit(n, files.unit_of(n)), *(figure(n, f.get(n)) for f in who.values())] for n in names]
     better = "higher is better" if dig(files.eval, "higher_is_better", default=False) else "lower is better"
     n = dig(files.eval, "n")
-    note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} {_counted(files)} held out." if n else ".")
+    note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} {files.unit}s held out." if n else ".")
     blocks: list[Block] = [Figures(figures)] if figures else []
     blocks += [Table(["figure", *who], rows, "l" + "r" * len(who), note)]
     if is_tiny(files):
@@ -44,22 +44,32 @@ def quality(files: RunFiles) -> Section | None:
     return Section("Quality", blocks)
 
 
-def _everyone(files: RunFiles) -> dict[str, dict[str, float]]:
+def _everyone(files: RunInfo) -> dict[str, dict[str, float]]:
     who = {"teacher": table_of(files.eval, "teacher"), "student": table_of(files.eval, "student")}
     who |= table_of(files.eval, "baselines")
+    who |= {f"student, {name}": figures for name, figures in table_of(files.eval, "variants").items()}
     return {str(name): figures for name, figures in who.items() if isinstance(figures, dict) and figures}
 
 
-def _counted(files: RunFiles) -> str:
-    return f"{dig(files.plan, 'unit', default='sample')}s"
-
-
-def samples(files: RunFiles) -> Section | None:
-    """What teacher and student make of the same prompts; samples without a prompt are for a plugin's section."""
-    found = rows_of(files.eval, "samples")
-    shown = [
-        SampleText(str(s.get("prompt", "")), tuple((str(k), str(v)) for k, v in s.items() if k != "prompt"))
-        for s in found
-        if isinstance(s, dict) and "prompt" in s
-    ]
+def samples(files: RunInfo) -> Section | None:
+    """What teacher and student make of the same inputs, texts and pictures (PNG files of the run folder); what a metric
+    shows in another form is for a section of its plugin."""
+    shown = []
+    for sample in rows_of(files.eval, "samples"):
+        values = {str(k): v for k, v in ((k, _value(files, v)) for k, v in sample.items()) if v is not None}
+        given = values.pop("prompt", None) or values.pop("input", None)
+        if given is not None and values:
+            shown.append(Sample(given, tuple(values.items())))
     return Section("Samples", [Samples(shown)]) if shown else None
+
+
+def _value(files: RunInfo, value: Any) -> str | Image | None:
+    if not isinstance(value, str):
+        return None
+    if not value.endswith(".png"):
+        return value
+    data = files.file(value)
+    try:
+        return None if data is None else Image(data)
+    except ValueError:
+        return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text
-from xarch.report.files import RunFiles, dig, rows_of, table_of
+from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text, Tone
+from xarch.report.files import RunInfo, dig, rows_of, table_of
 from xarch.report.wording import count, duration, number, percent, size, words
 
 
-def data(files: RunFiles) -> Section | None:
+def data(files: RunInfo) -> Section | None:
     """What the streams of every stage read and skipped."""
     counted = {folder: _counters(summary) for folder, summary in files.stages.items()}
     counted = {folder: counters for folder, counters in counted.items() if counters}
@@ -38,7 +38,7 @@ def _counters(summary: dict[str, Any]) -> dict[str, int]:
     return {k: v for k, v in found if isinstance(v, int) and not isinstance(v, bool)}
 
 
-def timing(files: RunFiles) -> Section | None:
+def timing(files: RunInfo) -> Section | None:
     """Time of every stage against the plan."""
     planned = {str(s.get("folder")): s for s in rows_of(files.plan, "stages")}
     rows: list[list[str | Cell]] = []
@@ -58,7 +58,10 @@ def timing(files: RunFiles) -> Section | None:
     return Section("Time", [Table(["part", "planned", "took", "speed"], rows, "lrrr")])
 
 
-def environment(files: RunFiles) -> Section | None:
+_TONES: dict[str, Tone] = {"ok": "good", "not checked": "warn"}
+
+
+def environment(files: RunInfo) -> Section | None:
     """Versions, machine, seeds, plugins, checks of the plan."""
     run = files.run
     rows: list[list[str | Cell]] = []
@@ -69,7 +72,7 @@ def environment(files: RunFiles) -> Section | None:
     rows += [[f"plugin {name}", str(v) or "–"] for name, v in table_of(run, "plugins").items()]
     blocks: list[Block] = [Table(["", ""], rows)] if rows else []
     checks: list[list[str | Cell]] = [
-        [str(c.get("name")), str(c.get("detail")), Cell("ok", "good") if c.get("ok") else Cell("not ok", "bad")]
+        [str(c.get("name")), str(c.get("detail")), Cell(str(c.get("state")), _TONES.get(str(c.get("state")), "bad"))]
         for c in rows_of(files.plan, "checks")
     ]
     if checks:
@@ -81,7 +84,7 @@ def environment(files: RunFiles) -> Section | None:
     return Section("Environment", blocks) if blocks else None
 
 
-def reproduce(files: RunFiles) -> Section | None:
+def reproduce(files: RunInfo) -> Section | None:
     """The command and the configuration that give this run again."""
     command = str(dig(files.plan, "command", default=""))
     blocks: list[Block] = [Code(command, "sh")] if command else []

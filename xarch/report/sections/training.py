@@ -5,27 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
-from xarch.report.files import Curve, RunFiles, dig, table_of
+from xarch.report.files import RunInfo, StageMetrics, dig, table_of
+from xarch.report.outcome import undone_of
 from xarch.report.plots.curves import curve_svg
 from xarch.report.wording import number, percent, words
 
 
-def training(files: RunFiles) -> Section | None:
+def training(files: RunInfo) -> Section | None:
     """Loss curves, validation before and after, figures at the end."""
-    figures = [f for f in (_figure(files, s, c) for s, c in files.curves.items()) if f is not None]
+    figures = [f for f in (_figure(files, s, c) for s, c in files.metrics.items()) if f is not None]
     blocks: list[Block] = [Figures(figures)] if figures else []
     rows = [row for folder, summary in files.stages.items() for row in _validation(folder, summary)]
     if rows:
         head = ["stage", "validation loss before", "after", "change", "kept"]
         blocks.append(Table(head, rows, "lrrrl"))
     ends = [
-        [folder, words(name.removeprefix("match.")), number(value)]
+        [folder, words(name.removeprefix("match.")), number(_first(files, folder, name)), number(value)]
         for folder, summary in files.stages.items()
         for name, value in _ends(table_of(summary, "metrics")).items()
     ]
     if ends:
-        blocks.append(Table(["stage", "figure at its end", "value"], ends, "llr"))
+        blocks.append(Table(["stage", "figure", "at its start", "at its end"], ends, "llrr"))
     return Section("Training", blocks) if blocks else None
+
+
+def _first(files: RunInfo, folder: str, name: str) -> float | None:
+    """The first logged value of a figure."""
+    metrics = files.metrics.get(folder)
+    points = metrics.values.get(name, []) if metrics is not None else []
+    return points[0][1] if points else None
 
 
 def _ends(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def _ends(metrics: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in metrics.items() if k not in hidden and not k.startswith("validation")}
 
 
-def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
+def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
     losses = curve.values.get("loss")
     if not losses or len(losses) < 2:
         return None
@@ -58,13 +66,13 @@ def _figure(files: RunFiles, folder: str, curve: Curve) -> Figure | None:
     return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}{early if ended else ''}")
 
 
-def _validation(folder: str, summary: dict[str, object]) -> list[list[str | Cell]]:
+def _validation(folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:
     """From ``validation`` of the summary, or from its metrics."""
     metrics, found = table_of(summary, "metrics"), table_of(summary, "validation")
     before = found.get("before", metrics.get("validation_before"))
     after = found.get("after", metrics.get("validation_after"))
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return []
-    undone = found.get("kept") == "before" or metrics.get("validation_kept_after") == 0
-    kept = Cell("undone: it did not get better", "warn") if undone else Cell("the trained weights", "good")
+    why = undone_of(summary)
+    kept = Cell(f"undone: {why}", "warn") if why else Cell("the trained weights", "good")
     return [[folder, number(before), number(after), percent(after - before, abs(before)), kept]]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles, Tone
-from xarch.report.files import RunFiles, dig, table_of
+from xarch.report.files import RunInfo, dig, table_of
 from xarch.report.outcome import Outcome, is_tiny, outcome_of
-from xarch.report.wording import UNITS, count, duration, number, percent, size, with_unit, words
+from xarch.report.wording import count, duration, number, percent, size, with_unit, words
 
 
-def verdict(files: RunFiles) -> Section:
+def verdict(files: RunInfo) -> Section:
     """State, headline figures, gates, and the way on if the run did not end well."""
     outcome = outcome_of(files)
     blocks: list[Block] = [Text(outcome.headline, outcome.tone)]
@@ -25,21 +25,28 @@ def verdict(files: RunFiles) -> Section:
     return Section("Verdict", blocks)
 
 
-def _quality(files: RunFiles) -> list[Tile]:
+def _quality(files: RunInfo) -> list[Tile]:
     metric, unit = dig(files.eval, "metric"), str(dig(files.eval, "unit", default=""))
-    student, teacher = dig(files.eval, "student", metric or ""), dig(files.eval, "teacher", metric or "")
+    student = dig(files.eval, "student", metric or "")
     if metric is None or not isinstance(student, int | float):
         return []
     tone: Tone = "warn" if is_tiny(files) else ""
-    note = f"{unit}; teacher {number(teacher)}".lstrip("; ") if teacher is not None else unit
-    tiles = [Tile(f"student {words(metric)}", number(student), note, tone)]
+    said = [unit] if unit else []
+    tiles = [Tile(f"student {words(metric)}", number(student), "; ".join(said + _rivals(files, metric)), tone)]
     for name, value in table_of(files.eval, "gated").items():
         if name != metric:
-            tiles.append(Tile(words(name), number(value), UNITS.get(name, ""), tone))
+            said = [files.unit_of(name)] if files.unit_of(name) else []
+            tiles.append(Tile(words(name), number(value), "; ".join(said + _rivals(files, name)), tone))
     return tiles[:4]
 
 
-def _size(files: RunFiles) -> list[Tile]:
+def _rivals(files: RunInfo, name: str) -> list[str]:
+    """The same figure of the teacher and of the first baseline: what it is worth."""
+    others = {"teacher": table_of(files.eval, "teacher"), **table_of(files.eval, "baselines")}
+    return [f"{who} {number(f[name])}" for who, f in others.items() if isinstance(f, dict) and name in f][:2]
+
+
+def _size(files: RunInfo) -> list[Tile]:
     teacher = dig(files.plan, "teacher", "parameters")
     student = dig(files.student, "parameters") or dig(files.plan, "student", "parameters")
     tiles = []
@@ -54,13 +61,12 @@ def _size(files: RunFiles) -> list[Tile]:
     return tiles
 
 
-def _speed(files: RunFiles) -> list[Tile]:
+def _speed(files: RunInfo) -> list[Tile]:
     for target, bench in files.bench.items():
-        decode = table_of(bench, "language", "decode")
-        if decode:
-            context, figures = next(iter(decode.items()))
-            speed = number(dig(figures, "tokens_per_second"), 3)
-            return [Tile("decode speed", f"{speed} tok/s", f"{target}, after {context} tokens")]
+        for name, figures in reversed(table_of(bench, "cases").items()):
+            other = dig(bench, "teacher", "cases", name, "per_second")
+            note = f"{target}, {name}" + (f"; teacher {count(other)}" if other else "")
+            return [Tile("speed", f"{number(dig(figures, 'per_second'), 3)} {dig(figures, 'unit')}/s", note)]
         for name, figures in table_of(bench, "graphs").items():
             rate = table_of(figures, "throughput")
             if rate:
@@ -71,7 +77,7 @@ def _speed(files: RunFiles) -> list[Tile]:
     return []
 
 
-def _time(files: RunFiles) -> list[Tile]:
+def _time(files: RunInfo) -> list[Tile]:
     total = dig(files.status, "seconds")
     stages = sum(s.get("seconds", 0) for s in files.stages.values() if isinstance(s.get("seconds"), int | float))
     if total:
@@ -83,7 +89,7 @@ def _gates(outcome: Outcome) -> list[Block]:
     blocks: list[Block] = []
     if outcome.gates:
         rows: list[list[str | Cell]] = [
-            [with_unit(g.name), number(g.value), g.limit, Cell("kept", "good") if g.passed else Cell("missed", "bad")]
+            [with_unit(g.name), number(g.value), g.limit, Cell("passed", "good") if g.passed else Cell("missed", "bad")]
             for g in outcome.gates
         ]
         blocks.append(Table(["quality gate", "measured", "limit", ""], rows, "lrrl"))

@@ -1,4 +1,4 @@
-"""Per-site figures: how near each replaced module came, and what a probe measured."""
+"""Figures of every site: how near its module came, what was measured to decide about it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from xarch.report.blocks import Block, Details, Figure, Figures, Section, Table
-from xarch.report.files import Curve, RunFiles, natural, table_of
+from xarch.report.files import RunInfo, StageMetrics, names_of, natural, table_of
 from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
-from xarch.report.sites import sites_of
 from xarch.report.wording import number, with_unit
 
-BUILT_IN = ("gradient", "closed_form")
 MOMENTS = 5
 """Rows of the heat map of one stage, from its first step to its last."""
 
 
-def site_errors(files: RunFiles) -> Section | None:
-    """Heat maps: tables of the summaries over stages, and each local stage over its course."""
-    maps = [_heat(f"table-{table}", with_unit(table), rows) for table, rows in _tables(files).items()]
-    for folder, curve in files.curves.items():
-        rows = _course(curve)
+def per_site(files: RunInfo) -> Section | None:
+    """Figures that several stages measured, and losses over their course, as heat maps; others as bars."""
+    tables = _tables(files)
+    maps = [_heat(f"table-{name}", _titled(files, name), rows) for name, rows in tables.items() if len(rows) > 1]
+    for folder, metrics in files.metrics.items():
+        rows = _course(metrics)
         if len(rows) > 1:
             maps.append(_heat(f"course-{folder}", f"{folder}: loss over its course", rows))
     found = [m for m in maps if m is not None]
@@ -29,30 +28,31 @@ def site_errors(files: RunFiles) -> Section | None:
     blocks: list[Block] = [Figures(narrow)] if narrow else []
     blocks += [figure for figure, _ in found if figure.wide]
     blocks += [Details(f"{figure.caption} (table)", [table]) for figure, table in found]
-    return Section("Error per layer", blocks) if blocks else None
+    for name, rows in tables.items():
+        if len(rows) == 1:
+            blocks += _bars(files, name, *rows[0])
+    return Section("Per site", blocks) if blocks else None
 
 
-def probe(files: RunFiles) -> Section | None:
-    """What a probing stage measured for each site, with the chosen ones marked."""
-    blocks: list[Block] = []
-    chosen = sites_of(files).replaced
-    for folder, summary in files.stages.items():
-        if summary.get("kind") in BUILT_IN:
-            continue
-        for table, values in _numbers(summary).items():
-            ordered = sorted(values.items(), key=lambda item: natural(item[0]))
-            marked = chosen & values.keys() if not values.keys() <= chosen else set()
-            svg = sites_svg(f"probe-{folder}-{table}", ordered, marked, with_unit(table))
-            if svg is None:
-                continue
-            low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-            text = f"{with_unit(table)} of {len(values)} sites: least {number(values[low])} ({low}), most "
-            text += f"{number(values[high])} ({high})."
-            caption = f"{folder}: {with_unit(table)}" + ("; strong bars were replaced" if marked else "")
-            blocks.append(Figure(svg, text, caption, wide=True))
-            rows = [[site, number(value), "replaced" if site in marked else ""] for site, value in ordered]
-            blocks.append(Details("as a table", [Table(["site", with_unit(table), ""], rows, "lrl")]))
-    return Section("Probe", blocks) if blocks else None
+def _titled(files: RunInfo, name: str) -> str:
+    return with_unit(name, files.unit_of(name))
+
+
+def _bars(files: RunInfo, name: str, folder: str, values: dict[str, float]) -> list[Block]:
+    """One bar a site; where stages dropped some sites, those that the student kept are strong."""
+    ordered = sorted(values.items(), key=lambda item: natural(item[0]))
+    kept = set(names_of(files.student, "sites"))
+    marked = kept & values.keys() if not values.keys() <= kept else set()
+    title = _titled(files, name)
+    svg = sites_svg(f"sites-{folder}-{name}", ordered, marked, title)
+    if svg is None:
+        return []
+    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    text = f"{title} of {len(values)} sites: least {number(values[low])} ({low}), most {number(values[high])} ({high})."
+    caption = f"{folder}: {title}" + ("; strong bars are the sites of the student" if marked else "")
+    rows = [[site, number(value), "in the student" if site in marked else ""] for site, value in ordered]
+    table = Table(["site", title, ""], rows, "lrl")
+    return [Figure(svg, text, caption, wide=True), Details("as a table", [table])]
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -64,19 +64,17 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _tables(files: RunFiles) -> dict[str, list[tuple[str, dict[str, float]]]]:
+def _tables(files: RunInfo) -> dict[str, list[tuple[str, dict[str, float]]]]:
     """Table name -> rows (stage, values); losses of different stages have different units, so they stay apart."""
     found: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for folder, summary in files.stages.items():
-        if summary.get("kind") not in BUILT_IN:
-            continue
         for table, values in _numbers(summary).items():
             if table != "loss":
                 found.setdefault(table, []).append((folder, values))
     return found
 
 
-def _course(curve: Curve) -> list[tuple[str, dict[str, float]]]:
+def _course(curve: StageMetrics) -> list[tuple[str, dict[str, float]]]:
     """Rows (moment, site -> loss) of a stage whose sites train side by side."""
     if "loss" not in curve.values:
         return []

@@ -1,0 +1,162 @@
+"""Methods and recipes: heads, inheritance by name, what null removes, short forms, settings above a default recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from xarch.config.load import load_config
+from xarch.config.packaged import layer_of, method_of
+from xarch.config.provenance import Merged
+from xarch.config.schema import RunConfig
+from xarch.config.yaml_text import parse_yaml
+from xarch.errors import UsageError
+from xarch.matching.references import check_placeholders, parse
+from xarch.registry.loader import get_registry
+
+ON_PAPER = sorted((Path(__file__).parent / "on_paper").glob("*.yaml"))
+METHOD = """\
+method: {title: OFA-KD, paper: "arXiv:2310.19444", families: [image], control: kd}
+stages:
+  distil:
+    scope: global
+    epochs: 40
+    batch: {size: 100, steps: {mixup: {alpha: 0.8}}}
+    matches:
+      exits: {student: "features.*", teacher: logits, through: exit, objective: ofa, options: {gamma: 1.0}}
+      kd: {student: logits, objective: ofa}
+    trains: {all: {}}
+    optimiser: {schedule: {name: step, milestones: [0.5]}}
+    requires: {teacher.top1: {min: 0.6}}
+    phases: [{from: 0.8, set: {matches.kd.weight: 2.0}}]
+"""
+Methods = Callable[..., None]
+
+
+@pytest.fixture
+def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Methods:
+    """``methods(name=yaml, ...)`` makes packaged methods of a plugin file."""
+
+    def make(**texts: str) -> None:
+        folder = tmp_path / "plugin"
+        folder.mkdir()
+        lines = []
+        for name, text in texts.items():
+            (folder / f"{name}.yaml").write_text(text)
+            lines.append(f"    registry.method('{name}', load=f'{{__name__}}:{name}.yaml')")
+        code = "from xarch import hookimpl\n\n@hookimpl\ndef xarch_register(registry):\n" + "\n".join(lines) + "\n"
+        (folder / "given.py").write_text(code)
+        monkeypatch.setenv("XARCH_PLUGIN_FILES", str(folder / "given.py"))
+        get_registry.cache_clear()
+
+    return make
+
+
+@pytest.mark.parametrize("path", ON_PAPER, ids=lambda p: p.stem)
+def test_methods_written_in_the_vocabulary_parse_and_their_references_are_grammatical(path: Path) -> None:
+    """house 5.3: the vocabulary carries methods that are not built, and their names are references of its grammar."""
+    merged = Merged()
+    merged.apply(layer_of(path.name, parse_yaml(path.read_text(), path.name)))
+    config = RunConfig.model_validate(merged.tree)
+    assert config.stages
+    teachers = list(config.teachers)
+    for name, stage in config.stages.items():
+        for key, match in stage.matches.items():
+            where = f"{path.name}: {name}.{key}"
+            for tap in [match.student] if isinstance(match.student, str) else match.student:
+                check_placeholders(tap, where)
+            parse(match.teacher, where, teachers)
+            for ref in match.aux.values():
+                assert parse(ref, where, teachers) is not None
+            if match.mask not in (None, "auto"):
+                assert parse(match.mask, where).model == "batch"  # type: ignore[union-attr]
+
+
+def test_a_method_is_named_wherever_a_recipe_is(methods: Methods, tmp_path: Path) -> None:
+    methods(ofa=METHOD, mine="method: {title: mine}\nrecipe: ofa\nseed: 3\n", other="method: ofa\nseed: 4\n")
+    for config, seed in (("ofa", 0), ("mine", 3), ("other", 4)):
+        got = load_config(config)
+        assert (list(got.config.stages["distil"].matches), got.config.seed) == (["exits", "kd"], seed)
+        assert got.config.recipe == config
+    file = tmp_path / "run.yaml"
+    for key in ("recipe", "method"):
+        file.write_text(f"{key}: ofa\nbudget: 3k\n")
+        assert list(load_config(str(file)).config.stages) == ["distil"]
+    assert load_config("ofa").provenance["stages.distil.epochs"] == "method ofa:5"
+    head = method_of("mine")
+    assert head is not None
+    assert (head.title, head.control, head.families) == ("mine", "", [])
+
+
+def test_a_wrong_head_and_an_unknown_method_are_named(methods: Methods) -> None:
+    methods(ofa=METHOD, bad="method: {title: x, papre: y}\nseed: 1\n")
+    with pytest.raises(UsageError, match=r"method bad: method\.papre") as caught:
+        load_config("bad")
+    assert "paper" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="did you mean 'ofa'"):
+        load_config("ofaa")
+
+
+def test_settings_are_applied_above_the_default_recipe(methods: Methods) -> None:
+    """vision 2.4a: with the target's default recipe the same words work as with a named one."""
+    methods(ofa=METHOD)
+    sets = ["stages.distil.matches.exits.options.gamma=1.4", "stages.distil.matches.kd.weight=2"]
+    first = load_config(None, sets=sets)
+    assert first.needs_recipe
+    matches = first.with_recipe("ofa").config.stages["distil"].matches
+    assert (matches["exits"].options, matches["kd"].weight) == ({"gamma": 1.4}, 2.0)
+    assert matches["exits"].student == "features.*"
+
+
+def test_a_list_of_matches_replaces_the_recipes_and_keeps_the_rest_of_the_stage(methods: Methods) -> None:
+    """encdec nit: ``--set stages.X.matches=[…]`` must not drop the default recipe."""
+    methods(ofa=METHOD)
+    item = "stages.distil.matches=[{student: logits, objective: kl}]"
+    first = load_config(None, sets=[item, "stages.distil.matches.m0.weight=3"])
+    assert first.needs_recipe
+    got = first.with_recipe("ofa")
+    stage = got.config.stages["distil"]
+    assert {n: (m.objective, m.weight) for n, m in stage.matches.items()} == {"m0": ("kl", 3.0)}
+    assert list(stage.trains) == ["all"]
+    assert got.provenance["stages.distil.matches.m0.objective"] == f"--set {item}"
+
+
+@pytest.mark.parametrize(
+    ("item", "left"),
+    [
+        ("stages.distil.matches.exits=null", lambda s: list(s.matches) == ["kd"]),
+        ("stages.distil.batch.steps.mixup=null", lambda s: s.batch.steps == {} and s.batch.size == 100),
+        ("stages.distil.phases.0=null", lambda s: s.phases == []),
+        ("stages.distil.requires.teacher.top1=null", lambda s: s.requires == {}),
+        ("stages.distil.requires.teacher.top1.min=0.7", lambda s: s.requires["teacher.top1"].min == 0.7),
+    ],
+)
+def test_null_removes_any_named_member(methods: Methods, item: str, left: Callable[..., bool]) -> None:
+    methods(ofa=METHOD)
+    assert left(load_config("ofa", sets=[item]).config.stages["distil"])
+
+
+def test_short_forms_merge_with_what_they_stand_for(methods: Methods) -> None:
+    methods(ofa=METHOD, plain=METHOD.replace("{name: step, milestones: [0.5]}", "cosine"))
+    stage = load_config("ofa", sets=["stages.distil.batch=8", "stages.distil.optimiser.schedule=cosine"]).config
+    distil = stage.stages["distil"]
+    assert (distil.batch.size, list(distil.batch.steps)) == (8, ["mixup"])
+    assert (distil.optimiser.schedule.name, distil.optimiser.schedule.options) == ("cosine", {})
+    got = load_config("plain", sets=["stages.distil.matches.exits.through.options.width=3"])
+    through = got.config.stages["distil"].matches["exits"].through
+    assert through is not None
+    assert (through.connector, through.options) == ("exit", {"width": 3})
+    assert got.provenance["stages.distil.matches.exits.through.connector"] == "method plain:8"
+    power = load_config("plain", sets=["stages.distil.optimiser.schedule.power=2"]).config.stages["distil"]
+    assert (power.optimiser.schedule.name, power.optimiser.schedule.options) == ("cosine", {"power": 2})
+
+
+def test_phases_are_written_as_they_are_read(methods: Methods) -> None:
+    methods(ofa=METHOD)
+    got = load_config("ofa")
+    assert got.config.stages["distil"].model_dump()["phases"] == [{"from": 0.8, "set": {"matches.kd.weight": 2.0}}]
+    assert got.provenance["stages.distil.phases.0.from"] == "method ofa:13"
+    with pytest.raises(UsageError, match=r"unknown key stages\.distil\.phases\.0\.form; did you mean .*\.from\?"):
+        load_config("ofa", sets=["stages.distil.phases=[{form: 0.5, set: {}}]"])

@@ -1,0 +1,34 @@
+"""Figures that sections of plugins may draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xarch.report.blocks import Figure
+from xarch.report.plots.bars import comparison_svg
+from xarch.report.plots.curves import curve_svg
+from xarch.report.wording import number
+
+
+def bars(name: str, values: Sequence[tuple[str, float]], title: str) -> Figure | None:
+    """Horizontal bars, e.g. of teacher, student and baselines; None if nothing is finite.
+
+    Args:
+        name: unique in the report, letters and hyphens.
+        values: (who, number) from top to bottom.
+    """
+    svg = comparison_svg(name, values)
+    said = ", ".join(f"{who} {number(value)}" for who, value in values)
+    return None if svg is None else Figure(svg, f"{title}: {said}.", title)
+
+
+def lines(name: str, series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str) -> Figure | None:
+    """Curves over ``unit``; None if nothing is finite.
+
+    Args:
+        name: unique in the report, letters and hyphens.
+        series: label -> [(x, y)].
+    """
+    svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit)
+    ends = ", ".join(f"{label} {number(p[0][1])} → {number(p[-1][1])}" for label, p in series.items() if p)
+    return None if svg is None else Figure(svg, f"{title}: {ends}.", title)
