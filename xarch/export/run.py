@@ -204,6 +204,10 @@ def _write_graphs(
                 "ir": model.ir_version,
                 "weight_bytes": weight_bytes,
                 "seconds": seconds,
+                "variant": graph.variant,
+                "reads": dict(graph.reads),
+                "gives": dict(graph.gives),
+                "free": sorted(name for name, dims in graph.dynamic.items() if 0 in dims),
                 **reduced.get(graph.name, {}),
             }
             say(f"export {profile.name}: {graph.name} written in {seconds} s")

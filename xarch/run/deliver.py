@@ -82,6 +82,8 @@ class Delivery:
             parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
                 self.export(student, name)
+            elif self.config.evaluate.exports and not self.evaluator.knows_export(name):
+                self._evaluate(student, name)
             if self.config.export.bench:
                 from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
@@ -129,8 +131,17 @@ class Delivery:
             say=self.reporter.message,
             blame=self._blame,
         )
+        if self.config.evaluate.exports:
+            self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
+
+    def _evaluate(self, student: Student, name: str) -> None:
+        """The run's metric on the exported files."""
+        from xarch.export.exported_model import ExportedModel
+
+        model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
+        self.evaluator.evaluate_export(name, model)
 
     def _blame(self, during: str) -> AbstractContextManager[object]:
         """Around code of the target and of what it returns."""
