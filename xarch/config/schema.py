@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 Device = str
 
@@ -313,6 +313,10 @@ class TeacherConfig(Model):
     weight: float = Field(1.0, ge=0, description="where several are averaged (`*:TAP`)")
 
 
+MODELS = ("student", "ema", "self", "random", "batch", "*")
+"""What references name besides teachers."""
+
+
 class RunConfig(Model):
     """A whole conversion."""
 
@@ -330,3 +334,11 @@ class RunConfig(Model):
     runtime: Runtime = Field(default_factory=Runtime)
     seed: int = 0
     tiny: bool = False
+
+    @field_validator("teachers")
+    @classmethod
+    def _names(cls, teachers: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
+        taken = [name for name in teachers if name in MODELS or ":" in name]
+        if taken:
+            raise ValueError(f"a teacher cannot be called {taken[0]!r}: references use it for something else")
+        return teachers

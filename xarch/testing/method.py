@@ -55,10 +55,21 @@ def head_of(method: str) -> Method:
 
 
 def families_of(method: str) -> list[str]:
-    """The families that a method's test runs on: those it names, or all with a tiny teacher."""
+    """The families that a method's test runs on: those it names, or all that have the places its matches name."""
+    from xarch.config.load import load_config
+
     registry = get_registry()
     named = [f for f in registry.get("method", method).accepts if f != ANY_FAMILY]
-    return named or [spec.name for spec in registry.specs("family")]
+    if named:
+        return named
+    stages = load_config(method).config.stages.values()
+    matches = [match for stage in stages for match in stage.matches.values()]
+    sides = [side for m in matches for side in (m.student, m.teacher) if isinstance(side, str) and side != "same"]
+    places = {side for side in sides if side.isidentifier()}
+    names = [spec.name for spec in registry.specs("family")]
+    found = [name for name in names if places <= registry.create("family", name).places.keys()]
+    assert found, f"no registered family has the places {', '.join(sorted(places))}"
+    return found
 
 
 def assert_head(method: str) -> None:
@@ -127,7 +138,7 @@ def assert_runs(method: str, values: Mapping[str, Any], out: Path) -> None:
     for stage in planned.stages:
         if not stage.config.matches:
             continue
-        own = [row for row in rows if row.get("stage") == stage.name and "loss" in row]
+        own = [row for row in rows if row.get("stage") == stage.folder and "loss" in row]
         assert own, f"stage {stage.name} logged no step"
         for match in stage.config.matches:
             figures = [v for row in own for k, v in row.items() if k.split(".")[:2] == ["match", match]]

@@ -14,6 +14,7 @@ import torch
 import xarch
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
 from xarch.api import convert
+from xarch.planning.estimate import Rates
 from xarch.testing import TargetConformance
 from xarch_field import render
 from xarch_field.facts import FieldFacts
@@ -186,7 +187,8 @@ def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each plan measures the machine for a moment, which a moment of load would change.
-    monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 2e10)
+    rates = Rates(products=2e10, traffic=1e10, operator=6e-6)
+    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype: rates)
 
     def seconds(target: str, **options: Any) -> float:
         given = configuration(tmp_path, target) | {"student.options": options, "teacher_options": {}}
