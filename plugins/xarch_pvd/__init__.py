@@ -28,7 +28,13 @@ def xarch_register(registry: Any) -> None:
     )
     for name, (adapter, summary) in TARGETS.items():
         registry.target(
-            name, load=f"xarch_pvd.targets.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
+            name,
+            load=f"xarch_pvd.targets.target:{adapter}",
+            accepts=[FAMILY],
+            produces=FAMILY,
+            # hash tables need bitwise operators on 64-bit integers
+            profiles=["cpu"] if "hash" in name else ["cpu", "npu", "npu-fp16", "npu-int8"],
+            summary=summary,
         )
     for name, attribute, summary in (
         ("field-mse", "FieldMSE", "mean square, by what the teacher shows of a point or sample"),
