@@ -15,6 +15,8 @@ def xarch_register(registry: Any) -> None:
         load="xarch_mohawk.target:DM2Target",
         accepts=["decoder"],
         produces="decoder",
+        recipes=["mohawk"],
+        profiles=["cpu"],
         summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
     )
     registry.objective(

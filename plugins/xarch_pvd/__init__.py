@@ -15,6 +15,8 @@ TARGETS = {
     "hash+vm": ("HashVMTarget", "radiance field of hash tables and planes times lines, added"),
     "tensors": ("VoxelTarget", "radiance field of dense voxels (Plenoxels)"),
 }
+USUAL = {"mlp": "pvd-mlp", "vm": "pvd-factors", "cp": "pvd-factors", "tensors": "pvd-bake"}
+"""Target -> the recipe that it uses by itself, where it is not "pvd"."""
 
 
 @hookimpl
@@ -28,7 +30,14 @@ def xarch_register(registry: Any) -> None:
     )
     for name, (adapter, summary) in TARGETS.items():
         registry.target(
-            name, load=f"xarch_pvd.targets.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
+            name,
+            load=f"xarch_pvd.targets.target:{adapter}",
+            accepts=[FAMILY],
+            produces=FAMILY,
+            summary=summary,
+            recipes=dict.fromkeys([USUAL.get(name, "pvd"), "pvd-copy", "pvd"]),
+            # Hashing needs integers of 64 bits, which accelerators do not have.
+            profiles=["cpu"] if "hash" in name else ["cpu", "npu", "npu-fp16", "npu-int8"],
         )
     for name, attribute, summary in (
         ("field-mse", "FieldMSE", "mean square, by what the teacher shows of a point or sample"),
