@@ -295,10 +295,23 @@ def staged(result: Result) -> list[Row]:
     return found
 
 
+def plan_accuracy(result: Result) -> list[Row]:
+    """Planned and real time and memory of whole conversions; the factor between them."""
+    found = []
+    for point in result.points:
+        for what, unit, scale in (("seconds", "s", 1.0), ("bytes", "GB", 1e9)):
+            planned, real = point[f"planned_{what}"] / scale, point[what] / scale
+            factor = max(planned / real, real / planned)
+            name = f"{point['case']}: {'time' if what == 'seconds' else 'memory'}"
+            found.append(Row(name, f"×{factor:.2f}", f"planned {planned:.3g} {unit}", "1", f"took {real:.3g} {unit}"))
+    return found
+
+
 ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "kernels": kernels,
     "conversion_speed": conversion_speed,
     "matrix_memory": matrix_memory,
+    "plan_accuracy": plan_accuracy,
     "streamed_memory": streamed_memory,
     "smollm2": smollm2,
     "fields_any_to_any": any_to_any,

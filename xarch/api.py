@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from xarch.config.load import LoadedConfig, load_config
 from xarch.config.schema import RunConfig
-from xarch.errors import UsageError
+from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json
 from xarch.files.run_dir import RunDir
 from xarch.registry.loader import get_registry
@@ -84,9 +86,16 @@ def plan(
             say=_say,
             describer=describer,
         )
+    changing = registry.implementers("xarch_modify_plan")
+    if not changing:
+        return made
     registry.call("xarch_modify_plan", plan=made)
-    # What a hook changed is checked like a plan from a file, and the stages follow their settings again.
-    return Plan.model_validate(made.model_dump())
+    try:
+        # Like a plan from a file: whole, and its stages follow the settings again.
+        return Plan.model_validate(made.model_dump())
+    except ValidationError as e:
+        reasons = "; ".join(error["msg"] for error in e.errors())
+        raise PluginError(f"after xarch_modify_plan of {', '.join(changing)} the plan is wrong: {reasons}") from e
 
 
 def convert(

@@ -53,7 +53,7 @@ graphs = {int(s.get_modelmeta().custom_metadata_map["xarch.tokens"]): s for s in
 facts = graphs[1].get_modelmeta().custom_metadata_map
 prompt = f"<|im_start|>user\n{args.prompt}<|im_end|>\n<|im_start|>assistant\n" if args.chat else args.prompt
 ids = tokenizer.encode(prompt).ids or [json.loads(facts["xarch.bos"]) or 0]
-stop, stream = {json.loads(facts["xarch.eos"]), tokenizer.token_to_id("<|im_end|>")}, decoders.DecodeStream()
+stop, stream = {*json.loads(facts["xarch.eos"]), tokenizer.token_to_id("<|im_end|>")}, decoders.DecodeStream()
 for token in generate(graphs, facts, ids, args, stop):
     print(stream.step(tokenizer, token) or "", end="", flush=True)
 print()

@@ -129,7 +129,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
             "context": context,
             "vocab": facts.vocab,
             "bos": facts.bos,
-            "eos": facts.eos,
+            "eos": list(facts.eos),
             "mixers": [decoder.block(i).active for i in range(facts.layers)],
             "facts": facts.to_json(),
             "position": "tokens already in the states",

@@ -32,6 +32,8 @@ class DecoderFacts:
         tied: the head is the embedding.
         embed_gain: factor on embeddings.
         max_positions: longest context the teacher was made for, in tokens.
+        bos: token that begins a text, or None.
+        eos: every token at which a text ends; the first one ends whole texts.
     """
 
     layers: int
@@ -62,7 +64,7 @@ class DecoderFacts:
     embed_gain: float = 1.0
     max_positions: int = 2048
     bos: int | None = None
-    eos: int | None = None
+    eos: tuple[int, ...] = ()
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer, None for full attention."""
@@ -73,6 +75,7 @@ class DecoderFacts:
         data = asdict(self)
         data["inverse_frequencies"] = list(self.inverse_frequencies)
         data["windows"] = list(self.windows)
+        data["eos"] = list(self.eos)
         return data
 
     @classmethod
@@ -85,6 +88,7 @@ class DecoderFacts:
         data = dict(data)
         data["inverse_frequencies"] = tuple(data.get("inverse_frequencies", ()))
         data["windows"] = tuple(data.get("windows", ()))
+        data["eos"] = tuple(data.get("eos", ()))
         return cls(**data)
 
     def tiny(self) -> DecoderFacts:

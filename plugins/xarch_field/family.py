@@ -13,17 +13,17 @@ from xarch_field.facts import FieldFacts
 class FieldFamily(Family):
     """Batches hold points or rays, as a stage's sample says. Graphs are timed one by one.
 
-    Legend of layouts: N points or rays, C coordinates or colours.
+    Legend of layouts: N points, R rays, C coordinates or colours.
     """
 
     Facts = FieldFacts
     unit = "sample"
     tensors: ClassVar[Mapping[str, str]] = {
-        "dirs": "NC",
+        "dirs": "*",
         "xyz?": "NC",
-        "origins?": "NC",
-        "background?": "NC",
-        "jitter?": "N",
+        "origins?": "RC",
+        "background?": "RC",
+        "jitter?": "R",
     }
     metric = "field-psnr"
 

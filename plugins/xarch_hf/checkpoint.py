@@ -80,6 +80,23 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
     return config
 
 
+def generation_ends(folder: Path) -> tuple[int, ...]:
+    """End tokens that generation_config.json names; models for chats name theirs often only there.
+
+    Raises:
+        UsageError: the file is damaged, or its field holds no token ids.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return ()
+    said = read_json(path)
+    ends = said.get("eos_token_id") if isinstance(said, dict) else None
+    found = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in found):
+        raise UsageError(f"{path}: eos_token_id is {ends!r}, wanted token ids")
+    return tuple(found)
+
+
 def find_checkpoint(folder: Path, where: str) -> CheckpointFolder:
     """The weights of a folder: safetensors, one file or an index, before pickles.
 

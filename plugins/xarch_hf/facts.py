@@ -78,8 +78,8 @@ def decoder_facts(architecture: Architecture, config: Any, rotary: nn.Module, wh
         windows=_windows(architecture, config),
         tied=bool(config.tie_word_embeddings),
         max_positions=config.max_position_embeddings,
-        bos=_first(config.bos_token_id),
-        eos=_first(config.eos_token_id),
+        bos=next(iter(tokens(config.bos_token_id)), None),
+        eos=tokens(config.eos_token_id),
         **given,
     )
 
@@ -120,8 +120,8 @@ def _windows(architecture: Architecture, config: Any) -> tuple[int | None, ...]:
     return windows if any(windows) else ()
 
 
-def _first(token: int | list[int] | None) -> int | None:
-    """Some models name several end tokens; the first one ends a document."""
-    if isinstance(token, list):
-        return token[0] if token else None
-    return token
+def tokens(said: int | list[int] | None) -> tuple[int, ...]:
+    """Token ids of a field that holds none, one or several of them."""
+    if said is None:
+        return ()
+    return tuple(int(token) for token in said) if isinstance(said, list) else (int(said),)

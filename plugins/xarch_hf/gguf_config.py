@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
 from xarch import UsageError
 from xarch_hf.gguf_header import GGUFHeader
+from xarch_hf.gguf_keys import ADVICE, check_keys
+from xarch_hf.gguf_tokenizer import check_tokenizer, end_tokens
 from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures that both transformers' reader and the table of architectures know."""
+
+REQUIRED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
+"""Keys without which a library would take the numbers of some other model."""
+ROPE_BASE = 10_000.0
+"""Base of the rotary frequencies where a file names none, as llama.cpp takes it."""
 
 _BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
 _FREE_BIASES = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}
@@ -22,20 +37,19 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
     """Refuse what cannot be read faithfully.
 
     Raises:
-        UsageError: another architecture, experts, or rotary factors and windows that transformers' reader drops.
+        UsageError: another architecture, a key that is not known, a tokenizer that is not, or rotary factors that
+            transformers' reader drops.
     """
     name = header.metadata.get("general.architecture")
-    advice = "use the transformers checkpoint of this model (hf:ID)"
     if name not in GGUF_ARCHITECTURES:
-        raise UsageError(f"{where}: GGUF architecture {name!r}, known are {', '.join(GGUF_ARCHITECTURES)}", advice)
-    if header.fact("expert_count", 0):
-        raise UsageError(f"{where} is a mixture of {header.fact('expert_count')} experts, not a plain decoder", advice)
+        raise UsageError(f"{where}: GGUF architecture {name!r}, known are {', '.join(GGUF_ARCHITECTURES)}", ADVICE)
+    check_keys(header, where)
     if any(tensor.startswith("rope_") for tensor in header.tensors):
-        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader leaves out", advice)
-    if header.fact("attention.sliding_window", 0):
-        raise UsageError(f"{where} has a sliding window, which transformers' reader leaves out", advice)
-    if not isinstance(header.fact("block_count"), int) or not isinstance(header.fact("embedding_length"), int):
-        raise UsageError(f"{where}: the metadata lack block_count or embedding_length", advice)
+        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader leaves out", ADVICE)
+    lacking = [name for name in REQUIRED if not isinstance(header.fact(name), int | float)]
+    if lacking:
+        raise UsageError(f"{where}: the metadata lack {name}.{lacking[0]}", ADVICE)
+    check_tokenizer(header, where)
 
 
 def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
@@ -72,28 +86,34 @@ def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     for field in _FREE_BIASES.get(kind, ()):
         config[field] = _BIASES[field] in header.tensors
     config["rope_parameters"] = _rotary(config["rope_parameters"], header, where)
+    config["num_key_value_heads"] = header.fact("attention.head_count_kv", config["num_attention_heads"])
+    config["bos_token_id"] = header.metadata.get("tokenizer.ggml.bos_token_id")
+    config["eos_token_id"] = end_tokens(header) or None
     return config
 
 
 def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[str, Any]:
-    parameters = {**parameters, "rope_theta": _decimal(header.fact("rope.freq_base", parameters["rope_theta"]))}
+    parameters = {**parameters, "rope_theta": _decimal(header.fact("rope.freq_base", ROPE_BASE))}
     kind = header.fact("rope.scaling.type", "none")
-    factor = header.fact("rope.scaling.factor")
+    factor, gain = header.fact("rope.scaling.factor"), header.fact("rope.scaling.attn_factor", 1.0)
+    if kind != "yarn" and gain != 1.0:
+        raise UsageError(f"{where}: rope.scaling.attn_factor is {gain} with scaling {kind!r}, wanted yarn", ADVICE)
     if kind == "none" and not header.fact("rope.scale_linear"):
         return parameters
     if kind in ("linear", "none"):
         return {**parameters, "rope_type": "linear", "factor": _decimal(factor or header.fact("rope.scale_linear"))}
     original = header.fact("rope.scaling.original_context_length")
     if kind == "yarn" and factor and original:
-        return {
-            **parameters,
-            "rope_type": "yarn",
-            "factor": _decimal(factor),
-            "original_max_position_embeddings": original,
-        }
-    raise UsageError(
-        f"{where}: rotary scaling {kind!r} cannot be read from a GGUF file", "use the transformers checkpoint (hf:ID)"
-    )
+        yarn = {"rope_type": "yarn", "factor": _decimal(factor), "original_max_position_embeddings": original}
+        for name in ("beta_fast", "beta_slow"):
+            stated = header.fact(f"rope.scaling.yarn_{name}")
+            if stated is not None:
+                yarn[name] = _decimal(stated)
+        if gain != 1.0:
+            # llama.cpp multiplies what transformers takes for the whole factor.
+            yarn["attention_factor"] = gain * (1 + 0.1 * math.log(factor))
+        return {**parameters, **yarn}
+    raise UsageError(f"{where}: rotary scaling {kind!r} cannot be read from a GGUF file", ADVICE)
 
 
 def _decimal(value: float) -> float:

@@ -17,12 +17,13 @@ from xarch import PlanError, UsageError, cache_dir, file_digest, new_folder, one
 from xarch_hf.checkpoint import SAFETENSORS
 from xarch_hf.gguf_config import gguf_config
 from xarch_hf.gguf_header import GGUFHeader, gguf_header
+from xarch_hf.gguf_tokenizer import gguf_tokenizer
 from xarch_hf.model import make_config
 from xarch_hf.quiet import quiet, say
 from xarch_hf.tokenizer import save_tokenizer
 from xarch_hf.wording import brief, few
 
-FORMAT = 1
+FORMAT = 2
 """Changes when a conversion would give another folder for the same file."""
 
 NOTE = "source.json"
@@ -70,7 +71,7 @@ def _convert(path: Path, header: GGUFHeader, final: Path, where: str) -> None:
         module = _read(link, config, header, where)
         (partial / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=1), encoding="utf-8")
         save_weights(dict(module.named_parameters()), partial / SAFETENSORS)
-        save_tokenizer(_tokenizer(link, where), partial)
+        save_tokenizer(gguf_tokenizer(link, header, where), partial)
         note = {"file": path.name, "sha256": file_digest(path), "types": dict(kinds), "format": FORMAT}
         (partial / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
     say(f"{where}: converted in {time.monotonic() - started:.0f} s, kept in {final}")
@@ -106,13 +107,3 @@ def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) ->
             "use the transformers checkpoint of this model (hf:ID)",
         )
     return module
-
-
-def _tokenizer(link: Path, where: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(str(link.parent), gguf_file=link.name, local_files_only=True)
-    except Exception as e:
-        raise UsageError(f"{where}: transformers cannot read the tokenizer: {brief(e)}") from e

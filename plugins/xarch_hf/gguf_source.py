@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from xarch_hf.checkpoint import find_checkpoint
 from xarch_hf.gguf_config import gguf_config
 from xarch_hf.gguf_convert import cached_folder, convert, is_converted
 from xarch_hf.gguf_header import GGUFHeader, gguf_header
+from xarch_hf.gguf_names import prove_tensors
+from xarch_hf.gguf_tokenizer import check_tokenizer
 from xarch_hf.model import Described, describe_folder
 from xarch_hf.source import DecoderOptions, DecoderSource, make_teacher, random_teacher, source_info
 from xarch_hf.teacher import HFTeacher
@@ -27,6 +30,8 @@ class GGUFSource(DecoderSource):
         path, where = _file(ref), f"gguf:{ref}"
         header = gguf_header(path)
         described = _describe(path, header, where, cast(DecoderOptions, options).layers)
+        shapes = {name: tuple(p.shape) for name, p in described.skeleton.named_parameters()}
+        prove_tensors(header, shapes, range(described.facts.layers, described.stored_layers), where)
         stored = sum(tensor.stop - tensor.start for tensor in header.tensors.values())
         details: dict[str, Any] = {
             "file": path.name,
@@ -35,7 +40,8 @@ class GGUFSource(DecoderSource):
             "types": sorted({tensor.kind for tensor in header.tensors.values()}),
         }
         details = {key: value for key, value in details.items() if value is not None}
-        return source_info(described, path.parent, stored, details, local=False)
+        info = source_info(described, path.parent, stored, details, local=False)
+        return replace(info, warnings=(*info.warnings, *check_tokenizer(header, where)))
 
     def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> HFTeacher:
         where = f"gguf:{ref}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from xarch import PlanError, UsageError
 from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture
-from xarch_hf.checkpoint import CheckpointFolder, read_config
+from xarch_hf.checkpoint import CheckpointFolder, generation_ends, read_config
 from xarch_hf.facts import architecture_of, decoder_facts
 from xarch_hf.quiet import quiet
 from xarch_hf.tapping import IMPLEMENTATION
@@ -84,6 +84,7 @@ def describe_folder(folder: Path, where: str, layers: int | None = None) -> Desc
         # Whatever a configuration makes transformers raise, the configuration is what is wrong.
         raise UsageError(f"{where}: transformers cannot build this configuration: {brief(e)}") from e
     facts = decoder_facts(architecture, config, rotary, where)
+    facts = replace(facts, eos=tuple(dict.fromkeys((*facts.eos, *generation_ends(folder)))))
     CanonicalWeights(skeleton, architecture, facts)
     return Described(where, architecture, config, facts, skeleton, raw.get("num_hidden_layers", facts.layers))
 

@@ -49,7 +49,7 @@ class FieldObjective(Objective):
         return student.dense and layout == student.layout[0]
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        loss = self.loss(student.float(), teacher.float(), batch, **aux)
+        loss = self.loss(_wide(student), _wide(teacher), batch, **aux)
         return loss if mask is None else loss * mask
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
@@ -109,6 +109,11 @@ class LogDensity(FieldObjective):
             kept_RK = self.kept(aux["weight"], batch)
             return (kept_RK * loss).sum(dim=1) / kept_RK.sum(dim=1).clamp_min(1)
         return loss if loss.ndim == 1 else loss.mean(dim=1)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """At least float32."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def one_sided(student: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:

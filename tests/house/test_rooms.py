@@ -47,9 +47,6 @@ UPWARDS = {
 PLUGINS_OF_THE_CORE = {
     # These go: a family object will hand the core its bench, its tiny models and its template.
     ("bench/latency.py", "xarch_decoder.bench"),
-    ("testing/source.py", "xarch_decoder.testing"),
-    ("testing/target.py", "xarch_decoder.testing"),
-    ("testing/target.py", "xarch_decoder.testing"),
 }
 """(file, module): imports of plugin packages by the core, all inside functions."""
 

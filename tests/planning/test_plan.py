@@ -12,7 +12,7 @@ import torch
 from xarch.api import plan
 from xarch.errors import PlanError, UsageError
 from xarch.export.profiles import cpu
-from xarch.planning.estimate import EFFICIENCY
+from xarch.planning.estimate import Rates
 from xarch.planning.export_check import trial_operators
 from xarch.planning.resolve import resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
@@ -41,18 +41,18 @@ def test_stages_add_up_and_nothing_is_trained_in_vain(base: dict[str, Any]) -> N
     assert hidden.cache.use
     assert sum(hidden.trains.values()) > 0
     assert made.export[0].operators
-    assert all(c.ok for c in made.checks)
+    assert all(c.state != "failed" for c in made.checks)
 
 
 def test_the_iterations_of_muon_cost_time(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 1e9)
+    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype: Rates(1e9, 1e12, 0.0))
     base = {**base, "export.profiles": []}
     spent = {}
     for algorithm in ("adamw", "muon"):
         made = plan(overrides={**base, "stages.hidden.optimiser.algorithm": algorithm})
         spent[algorithm] = {s.name: (s.seconds, s.steps) for s in made.stages}
     (adam, _), (muon, steps) = spent["adamw"].pop("hidden"), spent["muon"].pop("hidden")
-    assert muon - adam > steps * 5 * 16**3 * 3 / (1e9 * EFFICIENCY)
+    assert muon - adam > steps * 5 * 16**3 * 3 / 1e9
     assert spent["adamw"] == spent["muon"]
 
 
@@ -67,7 +67,7 @@ def test_an_optional_stage_is_left_out_where_a_tap_is_missing(base: dict[str, An
     base = {**base, "export.profiles": [], "stages.hidden.optional": True}
     made = plan(overrides={**base, "stages.hidden.matches": [{"student": "mixer_aut", "objective": "l2"}]})
     assert "hidden" not in [s.name for s in made.stages]
-    assert "stage hidden is left out: the student has no tap mixer_aut" in made.warnings
+    assert any("stage hidden is left out" in w and "has no tap 'mixer_aut'" in w for w in made.warnings)
     assert "hidden" in [s.name for s in plan(overrides=base).stages]
 
 
@@ -92,11 +92,12 @@ def test_a_forbidden_operator_stops_the_plan(base: dict[str, Any]) -> None:
     source = resolve_teacher(registry, base["teacher"], {}, print)
     facts = source.adapter.describe(source.ref, source.options).facts
     target = resolve_target(registry, "dm2", {})
-    used = trial_operators(target.adapter, facts, target.options, cpu, {})
+    given = target.adapter.ExportOptions()
+    used = trial_operators(target.adapter, facts, target.options, cpu, given)
     assert used
     assert "Gemm" in used
     with pytest.raises(PlanError, match="operator Gemm is forbidden"):
-        trial_operators(target.adapter, facts, target.options, replace(cpu, forbidden_ops=frozenset({"Gemm"})), {})
+        trial_operators(target.adapter, facts, target.options, replace(cpu, forbidden_ops=frozenset({"Gemm"})), given)
 
 
 def test_planning_loads_no_weights(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

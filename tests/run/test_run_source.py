@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.run.stack_case import StackCase
 from xarch.api import plan
 from xarch.errors import PlanError, UsageError
 from xarch.planning.resolve import resolve_target, resolve_teacher
@@ -29,12 +30,12 @@ def hybrid(tmp_path: Path) -> Path:
     save_student(
         folder,
         student,
-        target="dm2",
-        plugin=target.plugin,
-        options=target.options.model_dump(mode="json"),
+        registry,
+        target=target,
+        built_from={"family": "decoder", "facts": teacher.facts.to_json()},
         decisions={},
         teacher=None,
-        teacher_facts={"ref": "made", "title": "made", "fingerprint": "0"},
+        teacher_facts=None,
     )
     return folder.parent
 
@@ -53,5 +54,52 @@ def test_a_student_with_replaced_modules_is_refused_while_planning(hybrid: Path,
 
 
 def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no student"):
+    with pytest.raises(UsageError, match="holds no student"):
         RunSource().describe(str(tmp_path), RunSource.Options())
+
+
+def test_a_run_is_a_teacher_with_its_weights_and_constants_named(stack: StackCase) -> None:
+    """encdec W5: chaining was judged by tap names, not by whether the weights are all understood."""
+    stack.use(CHAINED)
+    run = stack.convert(student__target="first")
+    ref = f"run:{run.path}"
+    made = stack.plan(teacher=ref, student__target="chained")
+    assert made.teacher is not None
+    assert (made.teacher.title, made.teacher.parameters) == ("first student of stack:3", 120)
+    states = {c.name: (c.state, c.detail) for c in made.checks}
+    assert states["teacher's weights"] == ("ok", "all 9 are accounted for")
+    with pytest.raises(PlanError, match=r"3 tensors of the teacher would be dropped: .* layers\.0\.b, layers\.1\.b"):
+        stack.plan(teacher=ref, student__target="forgetful")
+    again = RunSource().load(str(run.path), RunSource.Options(), device=torch.device("cpu"), dtype=torch.float32)
+    assert len(again.fingerprint) == 64
+    other = RunSource().random(str(run.path), RunSource.Options(), device=torch.device("cpu"), seed=3)
+    assert not torch.equal(other.weights()["layers.0.u"], again.weights()["layers.0.u"])
+
+
+CHAINED = """
+class AsTeacher(stack.StackTeacher):
+    def __init__(self, student, ref, fingerprint):
+        self.student, self.facts, self.module = student, student.facts, student.module
+        self.ref, self.fingerprint = ref, fingerprint
+    def run(self, batch, wanted, sink): self.student.run(batch, wanted, sink)
+
+class Student(stack.StackStudent):
+    def as_teacher(self, ref, fingerprint, processor): return AsTeacher(self, ref, fingerprint)
+
+class First(stack.LowTarget):
+    def build(self, facts, options, decisions, *, device): return Student(facts, device)
+
+class Chained(First):
+    def kept(self, student): return tuple(n for n, _ in student.module.named_parameters())
+    def initialisation(self, facts, student):
+        return xarch.Initialisation(copied=self.kept(student))
+
+class Forgetful(Chained):
+    def kept(self, student): return tuple(n for n in super().kept(student) if not n.endswith(".b"))
+
+@hookimpl
+def xarch_register(registry):
+    registry.target("first", load=f"{__name__}:First", accepts=["stack"])
+    registry.target("chained", load=f"{__name__}:Chained", accepts=["stack"])
+    registry.target("forgetful", load=f"{__name__}:Forgetful", accepts=["stack"])
+"""

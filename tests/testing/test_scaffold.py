@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -41,6 +42,21 @@ def test_impossible_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot name a plugin"):
         write_plugin(name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_template_is_the_familys(tmp_path: Path) -> None:
+    written = write_plugin("demo", tmp_path / "demo", family="decoder")
+    names = {str(path.relative_to(tmp_path / "demo")) for path in written}
+    assert {"pyproject.toml", "README.md", "xarch_demo/__init__.py", "xarch_demo/target.py"} <= names
+    assert "tests/test_conformance.py" in names
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        assert "${" not in text
+        if path.suffix == ".py":
+            ast.parse(text)
+    with pytest.raises(UsageError, match="'radiance-field' has no template"):
+        write_plugin("demo", tmp_path / "other", family="radiance-field")
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ def command() -> None:
 
 @define("plugin", uses=("out",))
 @click.argument("name")
-def plugin(session: Session, name: str) -> None:
+@click.option(
+    "--family", default="", help="Family it works on; default the only one with a template."
+)
+def plugin(session: Session, name: str, family: str) -> None:
     """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME."""
     from xarch.testing.scaffold import write_plugin
 
     folder = session.out or Path(f"xarch-{name.removeprefix('xarch-')}")
-    write_plugin(name, folder)
+    write_plugin(name, folder, family=family)
     commands = [f"pip install -e {folder}", f"python -m pytest {folder}", "xarch plugins list"]
     document = {"plugin": name, "folder": str(folder), "next": commands}
     session.emit(document, lambda c: c.print("\n".join([f"written to {folder}", *commands]), markup=False))

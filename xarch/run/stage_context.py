@@ -116,7 +116,7 @@ class ContextBuilder:
             name=planned.name,
             options=self._options(stage, where),
             steps=planned.steps,
-            sites=planned.sites,
+            sites=self._sites(),
             seed=seed,
             student=sharded or self.student,
             teacher=sides.teacher,
@@ -204,6 +204,11 @@ class ContextBuilder:
                 found[name] = self.student.taps()
         return found
 
+    def _sites(self) -> list[str]:
+        """The planned sites that the student still has: stages before this one may have decided against some."""
+        sites = sites_of(self.student)
+        return [site for site in self.planned.sites if site in sites]
+
     def _caches(self, pairs: Sequence[Pair], info: DataInfo) -> dict[str, TeacherCache]:
         """A cache for every teacher of which this stage reads plain tensors only."""
         runtime, stage = self.plan.config.runtime, self.planned.config
@@ -217,7 +222,7 @@ class ContextBuilder:
             if name == MAIN and stage.scope == "local":
                 known = teacher.taps()
                 sites = sites_of(self.student)
-                taps += [known[tap] for site in self.planned.sites for tap in sites[site].inputs.values()]
+                taps += [known[tap] for site in self._sites() for tap in sites[site].inputs.values()]
             if not taps or not all(tap.dense for tap in taps):
                 continue
             identity = f"{teacher.fingerprint}|{runtime.precision}|{self.device.type}"

@@ -1,4 +1,4 @@
-"""What a plugin's tests import: conformance classes to subclass.
+"""What a plugin's tests import: a conformance class for every registered kind, to subclass.
 
 The names load on first use; pytest collects a class only where a plugin subclasses it.
 """
@@ -9,11 +9,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "BatchStepConformance": "xarch.testing.batch_step",
+    "ConnectorConformance": "xarch.testing.connector",
+    "DataConformance": "xarch.testing.data",
+    "FamilyConformance": "xarch.testing.family",
+    "MethodConformance": "xarch.testing.method",
+    "MetricConformance": "xarch.testing.metric",
+    "ObjectiveConformance": "xarch.testing.objective",
+    "OptimiserConformance": "xarch.testing.optimiser",
+    "ScheduleConformance": "xarch.testing.optimiser",
     "SourceConformance": "xarch.testing.source",
+    "StageConformance": "xarch.testing.stage",
     "TargetConformance": "xarch.testing.target",
 }
 
-__all__ = ["SourceConformance", "TargetConformance"]
+__all__ = [
+    "BatchStepConformance",
+    "ConnectorConformance",
+    "DataConformance",
+    "FamilyConformance",
+    "MethodConformance",
+    "MetricConformance",
+    "ObjectiveConformance",
+    "OptimiserConformance",
+    "ScheduleConformance",
+    "SourceConformance",
+    "StageConformance",
+    "TargetConformance",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,5 +46,14 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from xarch.testing.batch_step import BatchStepConformance
+    from xarch.testing.connector import ConnectorConformance
+    from xarch.testing.data import DataConformance
+    from xarch.testing.family import FamilyConformance
+    from xarch.testing.method import MethodConformance
+    from xarch.testing.metric import MetricConformance
+    from xarch.testing.objective import ObjectiveConformance
+    from xarch.testing.optimiser import OptimiserConformance, ScheduleConformance
     from xarch.testing.source import SourceConformance
+    from xarch.testing.stage import StageConformance
     from xarch.testing.target import TargetConformance

@@ -30,7 +30,7 @@ def assert_light_registration() -> None:
 def assert_layout(tap: Tap, value: Any, batch: Batch) -> None:
     """A tensor has the dimensions and sizes its tap declares."""
     if not isinstance(value, Tensor):
-        assert not tap.layout.isupper(), f"{tap.name}: declared {tap.layout}, got {type(value).__name__}"
+        assert not tap.dense, f"{tap.name}: declared {tap.layout}, got {type(value).__name__}"
         return
     assert value.ndim == len(tap.layout), f"{tap.name}: {tuple(value.shape)} is not {tap.layout}"
     sizes = {"B": len(batch), **tap.shape}

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from xarch._version import __version__
 from xarch.errors import UsageError
 from xarch.files.atomic import new_folder
+from xarch.registry.loader import get_registry
 
-TEMPLATES, TEMPLATE = "xarch_decoder.testing", "template"
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 SUFFIX = ".tmpl"
+MODULE = "module"
+"""Folder of a template that becomes the plugin's package."""
 
 
-def write_plugin(name: str, folder: Path) -> list[Path]:
+def write_plugin(name: str, folder: Path, *, family: str = "") -> list[Path]:
     """Write the package of plugin ``name`` into ``folder``; returns the files.
 
     Args:
         name: letters, digits, ``-`` and ``_``, e.g. "rwkv7"; a leading "xarch-" is dropped.
+        family: whose template is filled in; by default the only one that has one.
 
     Raises:
-        UsageError: the name cannot be a Python module, or the folder exists.
+        UsageError: the name cannot be a Python module, the folder exists, or the family has no template.
     """
     short = name.removeprefix("xarch-")
     module = short.replace("-", "_").lower()
@@ -38,23 +46,35 @@ def write_plugin(name: str, folder: Path) -> list[Path]:
         "title": "".join(part.capitalize() for part in module.split("_")),
         "version": __version__,
     }
+    template = _template(family)
     written = []
     with new_folder(folder) as part:
-        for source, target in _FILES.items():
-            text = (files(TEMPLATES) / TEMPLATE / (source + SUFFIX)).read_text(encoding="utf-8")
-            path = part / Template(target).substitute(values)
+        for parts, text in _files(template):
+            named = [values["module"] if p == MODULE else p for p in parts]
+            path = part.joinpath(*named).with_suffix("")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(text).substitute(values), encoding="utf-8")
             written.append(folder / path.relative_to(part))
     return written
 
 
-_FILES = {
-    "pyproject.toml": "pyproject.toml",
-    "README.md": "README.md",
-    "init.py": "$module/__init__.py",
-    "mixer.py": "$module/mixer.py",
-    "target.py": "$module/target.py",
-    "recipe.yaml": "$module/recipe.yaml",
-    "test_conformance.py": "tests/test_conformance.py",
-}
+def _template(family: str) -> Traversable:
+    """The template folder of a family."""
+    registry = get_registry()
+    names = [family] if family else [s.name for s in registry.specs("family")]
+    able = {name: registry.create("family", name).template for name in names}
+    able = {name: template for name, template in able.items() if template}
+    if len(able) != 1:
+        what = f"the family {family!r} has no template" if family else f"{len(able)} families have a template"
+        raise UsageError(f"{what} of a plugin", f"choose with --family: {', '.join(able) or 'none has one'}")
+    package, _, path = next(iter(able.values())).partition(":")
+    return files(package) / path
+
+
+def _files(folder: Traversable, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path in parts, text) of every template file."""
+    for item in sorted(folder.iterdir(), key=lambda i: i.name):
+        if item.is_dir():
+            yield from _files(item, (*above, item.name))
+        elif item.name.endswith(SUFFIX):
+            yield (*above, item.name), item.read_text(encoding="utf-8")

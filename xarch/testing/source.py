@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,18 +11,23 @@ import torch
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
+from xarch.errors import PlanError
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
+from xarch.testing.models import family_of
 
 
 class SourceConformance:
     """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
 
-    For families other than decoders override :meth:`batch` too.
+    Class attributes:
+        ref: reference of a small model.
+        options: of the source.
     """
 
     ref: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def make_ref(self, folder: Path) -> str:
         """Reference of a small model."""
@@ -29,15 +35,13 @@ class SourceConformance:
         return self.ref
 
     def batch(self, facts: Any) -> Batch:
-        """Input for the model."""
-        from xarch_decoder.testing import token_batch
-
-        return token_batch(facts.vocab)
+        """Input for a model with these facts; by default the example of its family."""
+        return family_of(facts).example_batch(facts)
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
         """The resolved adapter."""
-        return resolve_teacher(get_registry(), self.make_ref(tmp_path), {}, lambda text: None)
+        return resolve_teacher(get_registry(), self.make_ref(tmp_path), self.options, lambda text: None)
 
     @pytest.fixture
     def teacher(self, source: Any) -> Teacher:
@@ -56,6 +60,8 @@ class SourceConformance:
         assert info.facts == teacher.facts
         assert info.parameters == sum(p.numel() for p in teacher.module.parameters())
         assert type(info.facts).from_json(info.facts.to_json()) == info.facts
+        assert {n: tuple(t.shape) for n, t in teacher.constants().items()} == dict(info.constants)
+        assert set(info.constants) <= set(family_of(info.facts).constants)
 
     def test_teacher_is_frozen_and_in_eval_mode(self, teacher: Teacher) -> None:
         assert not teacher.module.training
@@ -69,3 +75,21 @@ class SourceConformance:
     def test_a_run_stops_after_the_last_wanted_tap(self, teacher: Teacher) -> None:
         first = next(iter(teacher.taps()))
         assert set(teacher.collect(self.batch(teacher.facts), {first})) == {first}
+
+    def test_random_weights_have_the_same_architecture(self, source: Any, teacher: Teacher) -> None:
+        """The control of every method; a source that cannot make one says so with a PlanError."""
+
+        def made(seed: int) -> Teacher:
+            found: Teacher = source.adapter.random(source.ref, source.options, device=torch.device("cpu"), seed=seed)
+            return found
+
+        try:
+            one, again, other = made(1), made(1), made(2)
+        except PlanError:
+            return
+        assert one.facts == teacher.facts
+        assert list(one.weights()) == list(teacher.weights())
+        assert one.fingerprint == again.fingerprint != other.fingerprint
+        assert all(torch.equal(t, again.weights()[n]) for n, t in one.weights().items())
+        assert any(not torch.equal(t, other.weights()[n]) for n, t in one.weights().items())
+        assert not any(p.requires_grad for p in one.module.parameters())

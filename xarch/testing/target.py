@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from xarch.contracts.batch import Batch
+from xarch.contracts.local import LocalStudent, sites_of
 from xarch.contracts.model import Student, Teacher
-from xarch.planning.resolve import resolve_target, resolve_teacher
+from xarch.planning.feasibility import account_for
+from xarch.planning.resolve import resolve_target
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
+from xarch.testing.models import family_named, family_of, load_teacher, tiny_configuration
 
 
 class TargetConformance:
@@ -25,42 +28,30 @@ class TargetConformance:
         options: its options for the test teacher.
         decisions: what stages would have decided, for targets with open choices.
         local: whether the student has sites; False for families whose stages are all global.
-    The teacher is a tiny Llama; other families override :meth:`make_teacher`, :meth:`batch` and :meth:`configuration`.
+        family: family of the test teacher; by default the first one that the target accepts.
     """
 
     adapter: ClassVar[str] = ""
     options: ClassVar[Mapping[str, Any]] = {}
     decisions: ClassVar[Mapping[str, Any]] = {}
     local: ClassVar[bool] = True
+    family: ClassVar[str] = ""
 
     def make_teacher(self, folder: Path) -> str:
-        """Reference of a small teacher written into ``folder``."""
-        from xarch_decoder.testing import tiny_llama
-
-        return tiny_llama(folder / "teacher")
+        """Reference of a small teacher written into ``folder``; by default its family's."""
+        return family_named(self._family()).tiny_teacher(folder)
 
     def batch(self, facts: Any) -> Batch:
-        """Input for teacher and student."""
-        from xarch_decoder.testing import token_batch
-
-        return token_batch(facts.vocab)
+        """Input for a model with these facts; by default the example of its family."""
+        return family_of(facts).example_batch(facts)
 
     def configuration(self, folder: Path) -> dict[str, Any]:
         """Values of a tiny conversion, dotted keys."""
-        from xarch_decoder.testing import tiny_text
+        made = {**tiny_configuration(self._family(), folder), "teacher": self.make_teacher(folder)}
+        return {**made, "student.target": self.adapter, "student.options": dict(self.options)}
 
-        return {
-            "teacher": self.make_teacher(folder),
-            "student.target": self.adapter,
-            "data.ref": tiny_text(folder / "text.txt"),
-            "data.sample": {"length": 48},
-            "data.options": {"tokenizer": "bytes"},
-            "runtime.device": "cpu",
-            "runtime.threads": 1,
-            "runtime.tensorboard": False,
-            "export.bench": False,
-            "tiny": True,
-        }
+    def _family(self) -> str:
+        return self.family or get_registry().get("target", self.adapter).accepts[0]
 
     @pytest.fixture
     def target(self) -> Any:
@@ -71,11 +62,7 @@ class TargetConformance:
     @pytest.fixture
     def teacher(self, tmp_path: Path) -> Teacher:
         """A small teacher."""
-        source = resolve_teacher(get_registry(), self.make_teacher(tmp_path), {}, lambda text: None)
-        loaded: Teacher = source.adapter.load(
-            source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
-        )
-        return loaded
+        return load_teacher(self.make_teacher(tmp_path))
 
     @pytest.fixture
     def student(self, target: Any, teacher: Teacher) -> Student:
@@ -104,28 +91,36 @@ class TargetConformance:
         assert set(planned.mapped) <= set(done.mapped)
         assert all(bool(torch.isfinite(p).all()) for p in made.module.parameters())
 
+    def test_no_tensor_of_the_teacher_is_dropped_in_silence(self, target: Any, teacher: Teacher) -> None:
+        made = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
+        account_for(target.adapter.initialise(made, teacher), list(teacher.weights()))
+
     def test_taps_are_as_declared(self, student: Student, teacher: Teacher) -> None:
-        assert_taps(student, self.batch(teacher.facts))
+        assert_taps(student, self.batch(student.facts))
 
     def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
-        assert bool(student.sites()) == self.local, "sites are what local stages train; declare `local` accordingly"
-        for site in student.sites().values():
-            assert set(site.inputs.values()) <= set(teacher.taps())
+        sites = sites_of(student)
+        assert bool(sites) == self.local, "sites are what local stages train; declare `local` accordingly"
+        known = set(teacher.taps())
+        for site in sites.values():
+            assert set(site.inputs.values()) <= known
+            assert any(site.owns(n) for n, _ in student.module.named_parameters()), f"{site.name} owns no parameter"
+        assert set(student.counterparts().values()) <= known
 
     def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
         batch = self.batch(teacher.facts)
-        if not self.local:
+        if not isinstance(student, LocalStudent):
             pytest.skip("this family has no sites; its stages are global")
         name, site = next(iter(student.sites().items()))
         inputs = teacher.collect(batch, set(site.inputs.values()))
         student.module.requires_grad_(True)
-        local = {k: t for k, t in site.taps.items() if t.layout.isupper()}
+        local = {k: t for k, t in site.taps.items() if t.dense}
         given = {k: inputs[v] for k, v in site.inputs.items()}
         values = student.run_site(name, given, set(local), batch)
         torch.stack([v.float().square().mean() for v in values.values() if isinstance(v, Tensor)]).sum().backward()
         touched = {n for n, p in student.module.named_parameters() if p.grad is not None and bool(p.grad.any())}
         assert touched, "no parameter of the site got a gradient"
-        assert all(n.startswith(name + ".") for n in touched), f"{name} also trains {sorted(touched)[:3]}"
+        assert all(site.owns(n) for n in touched), f"{name} also trains {sorted(touched)[:3]}"
 
     def test_groups_name_real_parameters(self, student: Student) -> None:
         known = {n for n, _ in student.module.named_parameters()}
@@ -136,8 +131,8 @@ class TargetConformance:
         again = target.adapter.build(teacher.facts, target.options, self.decisions, device=torch.device("cpu"))
         again.module.load_state_dict(student.module.state_dict(), strict=True)
         again.module.eval()
-        batch = self.batch(teacher.facts)
-        names = {n for n, t in student.taps().items() if t.layout.isupper()}
+        batch = self.batch(student.facts)
+        names = {n for n, t in student.taps().items() if t.dense}
         with torch.no_grad():
             one, two = student.collect(batch, names), again.collect(batch, names)
         assert all(torch.equal(one[n], two[n]) for n in names)

@@ -4,6 +4,7 @@ low-rank fits."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,16 +25,18 @@ from xarch_pvd.targets.representations.voxel_field import VoxelField
 def planned_start(facts: FieldFacts, student: FieldStudent) -> Initialisation:
     """What :func:`start` will do, from the architecture alone."""
     theirs: dict[str, Mapping[str, Tensor]] = {}
+    teacher: RadianceField | None = None
     with torch.device("meta"):
         if facts.arch in OPTIONS:
             known = OPTIONS[facts.arch].model_fields
             options = OPTIONS[facts.arch].model_validate({k: v for k, v in facts.options.items() if k in known})
-            theirs |= build_field(facts.arch, options, aabb=facts.aabb).state_blocks()
+            teacher = build_field(facts.arch, options, aabb=facts.aabb)
+            theirs |= teacher.state_blocks()
         if facts.inherits is not None:
             theirs = {name: block for name, block in theirs.items() if name in facts.inherits}
         if facts.feature:
             theirs.setdefault("color_net", named_tensors(ColourHead()))
-    return _initialisation(_fitting(theirs, facts, student), student, facts.feature)[0]
+    return _accounted(*_initialisation(_fitting(theirs, facts, student), student, facts.feature), teacher)
 
 
 def start(teacher: FieldTeacher, student: FieldStudent) -> Initialisation:
@@ -52,7 +55,19 @@ def start(teacher: FieldTeacher, student: FieldStudent) -> Initialisation:
         bake(teacher.field, field)
     elif isinstance(field, FactorField) and set(done.mapped) - sources.keys():
         start_factors(teacher, field)
-    return done
+    return _accounted(done, sources, teacher.field)
+
+
+def _accounted(done: Initialisation, sources: Mapping[str, Tensor], teacher: RadianceField | None) -> Initialisation:
+    """With the names of the teacher's tensors that are read. The others are deliberately not: what a student does not
+    take over it learns from, or is computed from, the teacher's values."""
+    if teacher is None:
+        return done
+    names = {id(p): name for name, p in teacher.named_parameters()}
+    taken = {own: names.get(id(sources.get(own))) for own in (*done.copied, *done.mapped)}
+    read = {own: () if name is None else (name,) for own, name in taken.items()}
+    unused = tuple(name for name in teacher.state_dict() if (name,) not in read.values())
+    return replace(done, unused=unused, sources=read)
 
 
 def _fitting(

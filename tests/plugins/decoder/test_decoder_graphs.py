@@ -171,7 +171,7 @@ def test_metadata_is_all_a_program_needs() -> None:
     assert [g.name for g in graphs] == ["decode_1", "prefill_64"]
     data = graphs[1].metadata
     assert (data["tokens"], data["prefill"], data["context"], data["vocab"]) == (64, [64], None, 61)
-    assert (data["bos"], data["eos"], data["mixers"]) == (1, 2, ["ema", "attention"])
+    assert (data["bos"], data["eos"], data["mixers"]) == (1, [2], ["ema", "attention"])
     assert data["states"][0] == {
         "name": "average.0",
         "present": "present_average.0",

@@ -78,10 +78,15 @@ CONFIGS |= {
 }
 
 
-def random_model(name: str, seed: int = 0) -> nn.Module:
-    """A model whose values all matter: weights large enough for peaked attention, norms and biases not trivial."""
+def random_model(name: str, seed: int = 0, **fields: Any) -> nn.Module:
+    """A model whose values all matter: weights large enough for peaked attention, norms and biases not trivial.
+
+    ``fields`` replace those of the configuration.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
+    config = CONFIGS[name]()
+    config.update(fields)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -93,9 +98,9 @@ def random_model(name: str, seed: int = 0) -> nn.Module:
     return model
 
 
-def saved(name: str, folder: Path) -> nn.Module:
+def saved(name: str, folder: Path, **fields: Any) -> nn.Module:
     """Write a random model to a folder and return it."""
-    model = random_model(name)
+    model = random_model(name, **fields)
     model.save_pretrained(folder)
     return model
 

@@ -96,10 +96,18 @@ def test_particulars_of_each_architecture(tmp_path: Path) -> None:
     assert len(facts_of("phi", tmp_path).inverse_frequencies) == 2
 
 
-def test_several_end_tokens_give_the_first(tmp_path: Path) -> None:
+def test_several_end_tokens_are_all_kept(tmp_path: Path) -> None:
+    """h06: those of generation_config.json too."""
     write_config(tmp_path, model_type="llama", **{**SIZES, "eos_token_id": [7, 9], "bos_token_id": None})
     facts = describe_folder(tmp_path, "hf:x").facts
-    assert (facts.bos, facts.eos) == (None, 7)
+    assert (facts.bos, facts.eos) == (None, (7, 9))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [9, 11]}')
+    facts = describe_folder(tmp_path, "hf:x").facts
+    assert facts.eos == (7, 9, 11)
+    assert DecoderFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(UsageError, match="eos_token_id is '</s>'"):
+        describe_folder(tmp_path, "hf:x")
 
 
 def test_a_description_allocates_no_weights(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,19 @@ def permuted(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(model: Any, file: Path, kind: GGMLQuantizationType = GGMLQuantizationType.F32, **facts: Any) -> Path:
-    """A model as llama.cpp's converter would write it; ``facts`` are further metadata of the architecture."""
+def write_gguf(
+    model: Any,
+    file: Path,
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32,
+    vocabulary: Callable[[GGUFWriter], None] | None = None,
+    **facts: Any,
+) -> Path:
+    """A model as llama.cpp's converter would write it.
+
+    Args:
+        vocabulary: writes another tokenizer than the usual one, or further keys after it.
+        facts: further metadata of the architecture.
+    """
     config = model.config
     arch = config.model_type
     writer = GGUFWriter(file, arch)
@@ -74,15 +86,11 @@ def write_gguf(model: Any, file: Path, kind: GGMLQuantizationType = GGMLQuantiza
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     for key, value in facts.items():
-        writer.add_key_value(f"{arch}.{key}", value, _kind(value))
-    tokens = [f"w{i}" for i in range(config.vocab_size)]
-    tokens[:8] = ["<|endoftext|>", "a", "b", "c", "Ġ", "ab", "Ġc", "d"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * (len(tokens) - 1))
-    writer.add_token_merges(["a b", "Ġ c"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
+        if isinstance(value, list):
+            writer.add_array(f"{arch}.{key}", value)
+        else:
+            writer.add_key_value(f"{arch}.{key}", value, _kind(value))
+    (vocabulary or _vocabulary(config.vocab_size))(writer)
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
         if arch == "llama" and "q_proj" in name:
@@ -99,6 +107,23 @@ def write_gguf(model: Any, file: Path, kind: GGMLQuantizationType = GGMLQuantiza
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def _vocabulary(size: int) -> Callable[[GGUFWriter], None]:
+    """A byte-level vocabulary of a few words, split as GPT-2 does."""
+
+    def write(writer: GGUFWriter) -> None:
+        tokens = [f"w{i}" for i in range(size)]
+        tokens[:8] = ["<|endoftext|>", "a", "b", "c", "Ġ", "ab", "Ġc", "d"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([TokenType.CONTROL] + [TokenType.NORMAL] * (len(tokens) - 1))
+        writer.add_token_merges(["a b", "Ġ c"])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(0)
+        writer.add_tokenizer_pre("gpt-2")
+
+    return write
 
 
 def _kind(value: Any) -> Any:
@@ -224,15 +249,32 @@ def test_the_head_of_the_model_can_be_cut(tmp_path: Path) -> None:
 def test_tensors_without_a_use_are_an_error(tmp_path: Path) -> None:
     model: Any = random_model("llama")
     model.model.layers[0].mlp.gate_proj.bias = torch.nn.Parameter(torch.ones(48))
+    file = write_gguf(model, tmp_path / "m.gguf")
+    with pytest.raises(PlanError, match=r"no use for: blk\.0\.ffn_gate\.bias"):
+        GGUFSource().describe(str(file), DecoderOptions())
     with pytest.raises(PlanError, match=r"holds 30 tensors, the architecture has a use for 29"):
-        load(write_gguf(model, tmp_path / "m.gguf"))
+        load(file)
 
 
 def test_missing_tensors_are_an_error(tmp_path: Path) -> None:
     model: Any = random_model("llama")
     model.model.layers[1].mlp.up_proj.weight = None
+    file = write_gguf(model, tmp_path / "m.gguf")
+    with pytest.raises(PlanError, match=r"lacks tensors of its architecture: blk\.1\.ffn_up\.weight"):
+        GGUFSource().describe(str(file), DecoderOptions())
     with pytest.raises(UsageError, match=r"lacks tensors of its architecture: model\.layers\.1\.mlp\.up_proj"):
-        load(write_gguf(model, tmp_path / "m.gguf"))
+        load(file)
+
+
+def test_the_plan_names_a_tensor_that_does_not_fit_and_both_shapes(tmp_path: Path) -> None:
+    """h16, for GGUF files."""
+    file = write_gguf(random_model("llama"), tmp_path / "m.gguf")
+    data = file.read_bytes()
+    key = b"llama.vocab_size"
+    at = data.index(key) + len(key) + 4
+    file.write_bytes(data[:at] + struct.pack("<I", 60) + data[at + 4 :])
+    with pytest.raises(PlanError, match=r"token_embd\.weight has the shape \(61, 32\), the metadata imply \(60, 32\)"):
+        GGUFSource().describe(str(file), DecoderOptions())
 
 
 @pytest.mark.parametrize(
@@ -243,9 +285,15 @@ def test_missing_tensors_are_an_error(tmp_path: Path) -> None:
         ({"rope.dimension_count": 4}, "only a part of each head"),
         ({"rope.scaling.type": "longrope"}, "rotary scaling 'longrope'"),
         ({"attention.value_length": 4}, "different widths"),
+        ({"attention.key_length_mla": 4}, r"llama\.attention\.key_length_mla \(4\) is not known"),
+        ({"rope.dimension_sections": 4}, r"llama\.rope\.dimension_sections \(4\) is not known"),
+        ({"attention.scale": 0.5}, r"llama\.attention\.scale is 0\.5, which is not read"),
+        ({"rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5 with scaling 'none', wanted yarn"),
+        ({"logit_scale": 4.0}, r"llama\.logit_scale is 4\.0"),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(facts: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """h05: no key of an architecture is passed over."""
     file = write_gguf(random_model("llama"), tmp_path / "m.gguf", **facts)
     with pytest.raises(UsageError, match=message):
         GGUFSource().describe(str(file), DecoderOptions())

@@ -47,6 +47,14 @@ def smollm2() -> HFTeacher:
     return made
 
 
+def test_its_text_is_split_as_its_makers_split_it(smollm2: HFTeacher) -> None:
+    """h04: ids that the tokenizer.json of its makers gives; a digit never joins what stands before it."""
+    tokenizer = smollm2.processor()
+    assert tokenizer("Hello world! 123")["input_ids"] == [19556, 905, 17, 216, 33, 34, 35]
+    assert tokenizer("Café déjà vu.")["input_ids"] == [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]
+    assert tokenizer.tokenize("x = [\n    12,") == ["x", "Ġ=", "Ġ[", "ĊĠĠĠĠ", "1", "2", ","]
+
+
 @torch.no_grad()
 def test_it_knows_english(smollm2: HFTeacher) -> None:
     assert (smollm2.facts.layers, smollm2.facts.width, smollm2.facts.vocab) == (30, 576, 49152)

@@ -34,7 +34,7 @@ def tiny_facts(**changes: Any) -> DecoderFacts:
         inverse_frequencies=tuple(10000.0 ** (-i / 4) for i in range(4)),
         max_positions=256,
         bos=1,
-        eos=2,
+        eos=(2,),
     )
     return replace(facts, **changes)
 

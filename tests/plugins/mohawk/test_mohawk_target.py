@@ -20,6 +20,7 @@ from tests.plugins.mohawk.mohawk_models import (
 )
 from xarch import PlanError, Profile, UsageError
 from xarch_decoder.copying import check_initialisation
+from xarch_decoder.export import DecoderExport
 from xarch_decoder.teacher import StudentTeacher
 from xarch_mohawk.options import DM2Options
 from xarch_mohawk.target import DM2Target
@@ -162,7 +163,7 @@ def test_a_missing_tensor_is_an_error():
     target = DM2Target()
     student = target.build(teacher.facts, DM2Options(), {}, device=CPU)
     with pytest.raises(PlanError, match=r"no tensor 'blocks\.1\.attention\.k\.weight'"):
-        target.initialise(student, Lacking(teacher.student, ref="lacking"))
+        target.initialise(student, Lacking(teacher.student, ref="lacking", fingerprint="lacking"))
 
 
 def test_student_that_keeps_all_attention_is_the_teacher():
@@ -229,7 +230,7 @@ def test_export_with_static_shapes(options, tmp_path: Path):
         student,
         DM2Target(),
         STATIC,
-        options={"prefill": [16], "context": 64},
+        options=DecoderExport(prefill=[16], context=64),
         batches=[tokens(student.facts, 2, 100)],
         out=tmp_path,
         metadata={},

@@ -13,8 +13,8 @@ import torch
 
 import xarch
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
-from xarch import Batch
 from xarch.api import convert
+from xarch.planning.estimate import Rates
 from xarch.testing import TargetConformance
 from xarch_field import render
 from xarch_field.facts import FieldFacts
@@ -24,7 +24,7 @@ from xarch_pvd.targets.target import CPTarget, HashTarget, MLPTarget, VMTarget
 
 
 class FieldConformance(TargetConformance):
-    """What the six share."""
+    """What the six share: a teacher with a volume feature, which the voxels of the family's own do not have."""
 
     recipe: ClassVar[str] = "pvd"
     local = False
@@ -32,32 +32,8 @@ class FieldConformance(TargetConformance):
     def make_teacher(self, folder: Path) -> str:
         return write_teacher(folder / "teacher.safetensors")
 
-    def batch(self, facts: Any) -> Batch:
-        generator = torch.Generator().manual_seed(0)
-        count = 9
-        dirs = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-        tensors = {
-            "xyz": torch.rand(count, 3, generator=generator) - 0.5,
-            "dirs": dirs,
-            "origins": -3 * dirs + 0.1 * torch.randn(count, 3, generator=generator),
-            "background": torch.rand(count, 3, generator=generator),
-            "jitter": torch.rand(count, generator=generator),
-        }
-        return Batch(tensors, count)
-
     def configuration(self, folder: Path) -> dict[str, Any]:
-        return {
-            "recipe": self.recipe,
-            "teacher": self.make_teacher(folder),
-            "student.target": self.adapter,
-            "student.options": dict(self.options),
-            "data.ref": "views:teacher",
-            "runtime.device": "cpu",
-            "runtime.threads": 1,
-            "runtime.tensorboard": False,
-            "export.bench": False,
-            "tiny": True,
-        }
+        return {**super().configuration(folder), "recipe": self.recipe}
 
 
 class WholePathInCI(FieldConformance):
@@ -211,7 +187,8 @@ def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each plan measures the machine for a moment, which a moment of load would change.
-    monkeypatch.setattr("xarch.planning.estimate.matrix_rate", lambda device: 2e10)
+    rates = Rates(products=2e10, traffic=1e10, operator=6e-6)
+    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype: rates)
 
     def seconds(target: str, **options: Any) -> float:
         given = configuration(tmp_path, target) | {"student.options": options, "teacher_options": {}}

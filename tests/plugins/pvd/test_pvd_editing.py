@@ -15,7 +15,7 @@ from torch import Tensor
 import xarch
 from tests.plugins.pvd.foreign_fields import save_nerfstudio, save_tensorf, save_torch_ngp
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, trained, write_teacher
-from xarch import Batch, DataRequest, UsageError
+from xarch import DataRequest, UsageError
 from xarch.api import convert
 from xarch.cli.app import run
 from xarch.testing import SourceConformance
@@ -249,11 +249,6 @@ class TestEditedSource(SourceConformance):
         write_teacher(folder / "t.safetensors")
         save(open_field(str(folder / "t.safetensors"), edits=edits), folder / "e.safetensors", "xarch")
         return f"field:{folder / 'e.safetensors'}"
-
-    def batch(self, facts: Any) -> Batch:
-        x, d = points(9, 0.5)
-        rays = {"origins": -3 * d, "background": torch.ones(9, 3), "jitter": torch.rand(9)}
-        return Batch({"xyz": x, "dirs": d, **rays}, 9)
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,17 @@ def test_the_general_square_is_that_of_fields_where_nothing_weighs() -> None:
     student, teacher = torch.rand(5, 3), torch.rand(5, 3)
     batch = Batch({"x": student}, 5)
     assert torch.equal(made(MSE, tap)(student, teacher, batch), made(FieldMSE, tap)(student, teacher, batch))
+
+
+def test_gradients_of_losses_of_fields() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, batch = torch.rand(3, 8, generator=generator, dtype=torch.float64), Batch({"x": torch.zeros(3)}, 3)
+    for kind, tap, shape in (
+        (LogDensity, Tap("samples.sigma_raw", "ray", "RK", {"K": 8}), (3, 8)),
+        (FieldMSE, Tap("samples.rgb", "ray", "RKC", {"K": 8, "C": 3}), (3, 8, 3)),
+    ):
+        objective = made(kind, tap, keep=0.3, uniform=0.2)
+        student, teacher = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+        assert torch.autograd.gradcheck(
+            lambda s, o=objective, t=teacher: o(s, t, batch, weight=weight), (student.requires_grad_(),)
+        )

@@ -16,7 +16,9 @@ from PIL import Image
 
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, write_teacher
 from xarch.api import convert
+from xarch.files.run_dir import RunDir
 from xarch.numbers import count, size
+from xarch.report.files import read_run
 from xarch_pvd.evaluate.renders import renders_svg
 from xarch_pvd.evaluate.report import sections
 from xarch_pvd.evaluate.shown import ShownViews
@@ -47,8 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(overrides=overrides, out=folder / "run").path
 
 
-def found(run: Path) -> dict[str, dict[str, str]]:
-    return {s["title"]: s for s in sections(run)}
+def found(run: Path) -> dict[str, Any]:
+    """Title -> first block."""
+    return {s.title: s.blocks[0] for s in sections(read_run(RunDir(run)))}
 
 
 def test_every_view_has_figures_to_the_teacher_and_to_its_picture(run: Path) -> None:
@@ -58,17 +61,16 @@ def test_every_view_has_figures_to_the_teacher_and_to_its_picture(run: Path) -> 
     for name in ("psnr_teacher", "ssim_teacher", "psnr", "ssim"):
         mean = sum(s["figures"]["student"][name] for s in samples) / VIEWS
         assert mean == pytest.approx(evaluation["student"][name])
-    lines = found(run)["Views"]["markdown"].splitlines()
-    assert len(lines) == VIEWS + 2
+    rows = found(run)["Views"].rows
+    assert len(rows) == VIEWS
     worst = min(samples, key=lambda s: s["figures"]["student"]["psnr_teacher"])
-    assert (
-        f"| {worst['view']} (worst) | {worst['figures']['student']['psnr_teacher']:.2f} |" in lines[2 + worst["view"]]
-    )
-    assert f"{worst['figures']['teacher']['psnr']:.2f}" in lines[2 + worst["view"]]
+    row = rows[worst["view"]]
+    assert row[:2] == [f"{worst['view']} (worst)", f"{worst['figures']['student']['psnr_teacher']:.2f}"]
+    assert f"{worst['figures']['teacher']['psnr']:.2f}" in row
 
 
 def test_renders_stand_side_by_side_with_three_error_maps(run: Path) -> None:
-    svg = ET.fromstring(found(run)["Renders"]["svg"])
+    svg = ET.fromstring(found(run)["Renders"].images[0].data)
     space = "{http://www.w3.org/2000/svg}"
     shown = [s for s in json.loads((run / "eval.json").read_text())["samples"] if "png" in s]
     assert len(svg.findall(f"{space}image")) == 6 * len(shown)
@@ -83,20 +85,18 @@ def test_renders_stand_side_by_side_with_three_error_maps(run: Path) -> None:
 
 def test_sizes_are_those_of_the_files(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
-    text = found(run)["Size"]["markdown"]
+    rows = found(run)["Size"].rows
     teacher = Path(plan["teacher"]["ref"].removeprefix("field:")).stat().st_size
     student = (run / "student" / "model.safetensors").stat().st_size
-    assert f"| {count(plan['teacher']['parameters'])} | {size(teacher)} | 100 % |" in text
+    assert rows[0][1:] == [count(plan["teacher"]["parameters"]), size(teacher), "100 %"]
     parameters = json.loads((run / "student" / "config.json").read_text())["parameters"]
-    assert f"| {count(parameters)} | {size(student)} | {100 * student / teacher:.3g} % |" in text
+    assert rows[1][1:] == [count(parameters), size(student), f"{100 * student / teacher:.3g} %"]
 
 
 def test_times_come_from_the_curve_and_rise(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
-    lines = [
-        [c.strip() for c in line.strip("|").split("|")] for line in found(run)["Time to PSNR"]["markdown"].splitlines()
-    ]
-    times = [float(line[1]) for line in lines[2:]]
+    lines = found(run)["Time to PSNR"].rows
+    times = [float(line[1]) for line in lines]
     assert times == sorted(times)
     best = max(r["student"]["psnr_teacher"] for r in rows)
     assert lines[-1][0] == f"{best:.2f} (best)"

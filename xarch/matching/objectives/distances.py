@@ -5,6 +5,7 @@ Legend: B samples, P positions, F features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ class MSE(DenseObjective):
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
         how = self.options.normalise
         return (_normalised(student_BPF, how) - _normalised(teacher_BPF, how)).square().mean(-1)
+
+    def figures(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Mapping[str, Tensor]:
+        how = self.options.normalise
+        return super().figures(_normalised(student_BPF, how), _normalised(teacher_BPF, how), mask_BP)
 
 
 def _normalised(value_BPF: Tensor, how: str) -> Tensor:

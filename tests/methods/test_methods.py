@@ -1,0 +1,52 @@
+"""Every registered method, on every family it serves: its head is true, it plans, and two steps of every stage run.
+
+A new method needs no test of its own to be in here. Exports are tested once per family and target, by the targets' own
+conformance tests. A method costs one to two CPU seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xarch.registry.loader import get_registry
+from xarch.testing.method import assert_head, assert_runs, families_of
+from xarch.testing.models import tiny_configuration
+
+TARGETS = {"decoder": "dm2", "radiance-field": "hash"}
+"""Family -> the target that stands for it where a method names none."""
+METHODS = [spec.name for spec in get_registry().specs("method")]
+PAIRS = [(method, family) for method in METHODS for family in families_of(method)]
+MOST_SECONDS = 8.0
+"""CPU seconds of one method; four times what it should take, for a loaded machine and first imports."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Family -> teacher, data and target, made once."""
+    made: dict[str, dict[str, Any]] = {}
+
+    def of(family: str) -> dict[str, Any]:
+        if family not in made:
+            assert family in TARGETS, f"name a small target of family {family!r} in TARGETS"
+            folder = tmp_path_factory.mktemp(family)
+            made[family] = {**tiny_configuration(family, folder), "student.target": TARGETS[family]}
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_head_is_true(method: str) -> None:
+    assert_head(method)
+
+
+@pytest.mark.parametrize(("method", "family"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_it_runs(method: str, family: str, start: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+    begun = time.process_time()
+    assert_runs(method, start(family), tmp_path / "run")
+    assert time.process_time() - begun < MOST_SECONDS

@@ -1,0 +1,44 @@
+"""The kit over every mutant; run by ``test_mutants.py`` with the mutants' plugin loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.testing import mutant_plugin as mutants
+from xarch import TensorInfo
+from xarch.testing import (
+    BatchStepConformance,
+    ConnectorConformance,
+    DataConformance,
+    FamilyConformance,
+    MetricConformance,
+    ObjectiveConformance,
+    OptimiserConformance,
+    ScheduleConformance,
+)
+
+
+def over(base: type, attribute: str, kinds: Any, **more: Any) -> None:
+    """A subclass of ``base`` for each of ``kinds``."""
+    for kind in kinds:
+        name = f"Test{kind.__name__}"
+        globals()[name] = type(name, (base,), {attribute: mutants.name_of(kind), "__module__": __name__, **more})
+
+
+over(ObjectiveConformance, "objective", mutants.OBJECTIVES)
+over(ConnectorConformance, "connector", mutants.CONNECTORS)
+tensors = {"x": TensorInfo("BD", {"D": 3}), "y": TensorInfo("BD", {"D": 3})}
+over(BatchStepConformance, "step", mutants.STEPS, tensors=tensors)
+over(MetricConformance, "metric", mutants.METRICS, family="kit")
+over(ScheduleConformance, "schedule", (mutants.RightSchedule, mutants.EndsHigh))
+over(OptimiserConformance, "algorithm", (mutants.ForgetsItsCount,))
+for data in mutants.DATA:
+    over(DataConformance, "_", (data,), ref=f"{mutants.name_of(data)}:rows")
+
+
+class TestKitFamily(FamilyConformance):
+    family = "kit"
+
+
+class TestLossyFamily(FamilyConformance):
+    family = "lossy"

@@ -1,0 +1,160 @@
+"""Conformance of methods: a method is data, so its test is one and the same for all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from xarch.config.method import Method, read_method
+from xarch.errors import UsageError
+from xarch.files.atomic import read_json
+from xarch.registry.declare import ANY_FAMILY
+from xarch.registry.loader import get_registry
+from xarch.testing.models import tiny_configuration
+
+STEPS = 2
+"""Optimiser steps of every stage in a test."""
+
+
+class MethodConformance:
+    """Subclass it with ``method = "NAME"``.
+
+    Class attributes:
+        method: its name, or ``plugin:name``.
+        targets: family -> target that stands for it, where the method names no target of its own.
+        values: dotted keys -> values of the test's conversion, e.g. a smaller batch.
+    """
+
+    method: ClassVar[str] = ""
+    targets: ClassVar[Mapping[str, str]] = {}
+    values: ClassVar[Mapping[str, Any]] = {}
+
+    def test_its_head_is_complete(self) -> None:
+        assert_head(self.method)
+
+    def test_it_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
+        for family in families_of(self.method):
+            folder = tmp_path / family
+            folder.mkdir()
+            values = {**tiny_configuration(family, folder), **self.values}
+            if family in self.targets:
+                values["student.target"] = self.targets[family]
+            assert_runs(self.method, values, folder / "run")
+
+
+def head_of(method: str) -> Method:
+    """The head of a registered method."""
+    registry = get_registry()
+    return read_method(str(registry.resolve(registry.get("method", method))), f"method {method}")
+
+
+def families_of(method: str) -> list[str]:
+    """The families that a method's test runs on: those it names, or all that have the places its matches name."""
+    from xarch.config.load import load_config
+
+    registry = get_registry()
+    named = [f for f in registry.get("method", method).accepts if f != ANY_FAMILY]
+    if named:
+        return named
+    stages = load_config(method).config.stages.values()
+    matches = [match for stage in stages for match in stage.matches.values()]
+    sides = [side for m in matches for side in (m.student, m.teacher) if isinstance(side, str) and side != "same"]
+    places = {side for side in sides if side.isidentifier()}
+    names = [spec.name for spec in registry.specs("family")]
+    found = [name for name in names if places <= registry.create("family", name).places.keys()]
+    assert found, f"no registered family has the places {', '.join(sorted(places))}"
+    return found
+
+
+def assert_head(method: str) -> None:
+    """Title, paper, families and control of a method are there and true."""
+    registry = get_registry()
+    spec, head = registry.get("method", method), head_of(method)
+    assert head.title, "its title is missing"
+    assert spec.summary or head.summary, "say in a line what it does"
+    known = {s.name for s in registry.specs("family")} | {ANY_FAMILY}
+    assert set(head.families) <= known, f"no plugin registers {sorted(set(head.families) - known)}"
+    assert set(head.families) == set(spec.accepts), "its registration names other families than its file"
+    if head.control:
+        names = {s.name for kind in ("method", "recipe") for s in registry.specs(kind)}
+        assert head.control in names, f"its control {head.control!r} is neither a method nor a recipe"
+
+
+def two_steps(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides that cut every stage of a method to two steps, without exports and with the least evaluation.
+
+    Raises:
+        UsageError: the method or a value is wrong.
+    """
+    from xarch.config.load import load_config
+
+    loaded = load_config(method, overrides=values)
+    if not loaded.config.stages:
+        raise UsageError(f"method {method} has no stage")
+    cut: dict[str, Any] = {
+        "export.profiles": [],
+        "evaluate.samples": 2,
+        "evaluate.batch": 2,
+        "evaluate.baseline": False,
+    }
+    for name, stage in loaded.config.stages.items():
+        size = min(stage.batch.size, 4)
+        cut |= {f"stages.{name}.batch.size": size, f"stages.{name}.log_every": 1, f"stages.{name}.requires": {}}
+        cut |= {f"stages.{name}.{key}": None for key in ("until", "share", "epochs")}
+        cut[f"stages.{name}.units"] = STEPS * size * units_per_sample(loaded.config, name)
+        if stage.validation is not None:
+            cut[f"stages.{name}.validation.samples"] = 2
+    return {**values, **cut}
+
+
+def units_per_sample(config: Any, stage: str) -> int:
+    """Budget units of a sample of a stage."""
+    from xarch.planning.resolve import resolve_data
+
+    data = resolve_data(get_registry(), config.data.ref, config.data.options)
+    found: int = data.adapter.units_per_sample({**config.data.sample, **config.stages[stage].sample})
+    return found
+
+
+def assert_runs(method: str, values: Mapping[str, Any], out: Path) -> None:
+    """The method plans and converts: two steps of every stage, finite figures of every match, and a report.
+
+    Args:
+        values: dotted keys: teacher, target, data.
+        out: the run folder.
+    """
+    from xarch.api import convert, plan
+
+    planned = plan(method, overrides=two_steps(method, values))
+    run = convert(planned, out=out)
+    assert run.status["state"] == "done"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for stage in planned.stages:
+        if not stage.config.matches:
+            continue
+        own = [row for row in rows if row.get("stage") == stage.folder and "loss" in row]
+        assert own, f"stage {stage.name} logged no step"
+        for match in stage.config.matches:
+            figures = [v for row in own for k, v in row.items() if k.split(".")[:2] == ["match", match]]
+            assert figures, f"stage {stage.name}: match {match} has no figure"
+            assert all(isinstance(v, int | float) and math.isfinite(v) for v in figures), f"{match} is not finite"
+    found = read_json(out / "eval.json")
+    assert math.isfinite(found["student"][found["metric"]])
+    assert stage_names(planned) <= words(out / "report.md"), "the report does not show every stage"
+
+
+def stage_names(planned: Any) -> set[str]:
+    """Names of a plan's stages."""
+    return {stage.name for stage in planned.stages}
+
+
+def words(report: Path) -> set[str]:
+    """The words of a report."""
+    text = report.read_text(encoding="utf-8")
+    return set("".join(c if c.isalnum() or c in "_-" else " " for c in text).split())

@@ -1,0 +1,50 @@
+"""Small models of registered families, for the conformance classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xarch.contracts.family import Family
+from xarch.contracts.model import Teacher
+from xarch.planning.resolve import resolve_teacher
+from xarch.registry.loader import get_registry
+
+
+def load_teacher(ref: str, options: Mapping[str, Any] | None = None) -> Teacher:
+    """A teacher on the CPU in float32."""
+    source = resolve_teacher(get_registry(), ref, options or {}, lambda text: None)
+    loaded: Teacher = source.adapter.load(source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32)
+    return loaded
+
+
+def family_named(name: str) -> Family:
+    """The object of a registered family."""
+    assert name, "name the family"
+    made: Family = get_registry().create("family", name)
+    return made
+
+
+def family_of(facts: Any) -> Family:
+    """The family that facts are of."""
+    names = [spec.name for spec in get_registry().specs("family")]
+    found = [name for name in names if type(facts) is family_named(name).Facts]
+    assert len(found) == 1, f"{type(facts).__name__} is the Facts of {' and '.join(found) or 'no registered family'}"
+    return family_named(found[0])
+
+
+def tiny_configuration(family: str, folder: Path) -> dict[str, Any]:
+    """Values of a conversion of a family's tiny teacher, dotted keys; the target is missing."""
+    made = family_named(family)
+    return {
+        "teacher": made.tiny_teacher(folder),
+        **made.tiny_run(folder),
+        "runtime.device": "cpu",
+        "runtime.threads": 1,
+        "runtime.tensorboard": False,
+        "export.bench": False,
+        "tiny": True,
+    }
