@@ -65,8 +65,13 @@ def xarch_register(registry: Any) -> None:
         accepts=[FAMILY],
         summary="PSNR and SSIM of rendered views",
     )
+    registry.method(
+        "pvd",
+        load="xarch_pvd:recipes/pvd.yaml",
+        families=[FAMILY],
+        summary="field to field by volume feature, points, rays; half a minute of one core",
+    )
     for name, summary in (
-        ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
         ("pvd-mlp", "field to layers: the same stages with larger steps, fewer rays"),
         ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
         ("pvd-active", "field to field with a long rays stage that returns to the worst poses and rays (PVD-AL)"),

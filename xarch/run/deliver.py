@@ -82,10 +82,13 @@ class Delivery:
             parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
                 self.export(student, name)
+            elif self.config.evaluate.exports and not self.evaluator.knows_export(name):
+                self._evaluate(student, name)
             if self.config.export.bench:
                 from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
+                teacher = self.evaluator.teacher
                 self.reporter.phase("bench", name)
                 self.run.bench_dir.mkdir(exist_ok=True)
                 bench_export(
@@ -93,9 +96,7 @@ class Delivery:
                     self.run.bench_dir / f"{name}.json",
                     cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
                     teacher=self.run.teacher_bench(name),
-                    teacher_cases=None
-                    if self.plan.teacher is None
-                    else cases_of(self.registry, self.plan.teacher.family),
+                    teacher_cases=None if teacher is None else cases_of(self.registry, teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )
@@ -130,12 +131,21 @@ class Delivery:
             say=self.reporter.message,
             blame=self._blame,
         )
+        if self.config.evaluate.exports:
+            self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
 
+    def _evaluate(self, student: Student, name: str) -> None:
+        """The run's metric on the exported files."""
+        from xarch.export.exported_model import ExportedModel
+
+        model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
+        self.evaluator.evaluate_export(name, model)
+
     def _blame(self, during: str) -> AbstractContextManager[object]:
         """Around code of the target and of what it returns."""
-        return self.registry.guard(self.registry.get("target", self.target.name), during)
+        return self.registry.guard(self.registry.get("target", f"{self.target.plugin}:{self.target.name}"), during)
 
     def _export_teacher(self, profile: Profile) -> None:
         """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
