@@ -131,5 +131,6 @@ class Sides:
 
     def warnings(self) -> list[str]:
         """What the sources and the data say a user should know."""
-        described = [*([self.teacher] if self.teacher else []), *self.teachers.values(), self.data]
-        return list(dict.fromkeys(text for d in described for text in d.info.warnings))
+        teachers = [*([self.teacher] if self.teacher else []), *self.teachers.values()]
+        texts = [text for teacher in teachers for text in teacher.info.warnings]
+        return list(dict.fromkeys([*texts, *self.data.info.warnings]))
