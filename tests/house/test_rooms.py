@@ -56,6 +56,7 @@ ALLOWED = {
     ("cli/machine.py", "mamba"): "likewise",
     ("config/study.py", "ray"): "the cluster library of that name",
     ("run/study/executors.py", "ray"): "the cluster library of that name",
+    ("export/lowerings/sdpa.py", "attention"): "torch's own function of that name",
     ("files/run_dir.py", "token"): "secrets.token_hex of the standard library",
     ("contracts/family.py", "prompt"): "what a person asks a model for, whatever it makes of it",
     ("report/sections/quality.py", "prompt"): "the input of a sample in eval.json",

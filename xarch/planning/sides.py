@@ -131,6 +131,6 @@ class Sides:
 
     def warnings(self) -> list[str]:
         """What the sources and the data say a user should know."""
-        teachers = [*([self.teacher] if self.teacher else []), *self.teachers.values()]
-        texts = [text for teacher in teachers for text in teacher.info.warnings]
-        return list(dict.fromkeys([*texts, *self.data.info.warnings]))
+        teachers = [t for t in (self.teacher, *self.teachers.values()) if t is not None]
+        told = [text for t in teachers for text in t.info.warnings]
+        return list(dict.fromkeys([*told, *self.data.info.warnings]))

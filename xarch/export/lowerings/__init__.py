@@ -17,10 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from xarch.contracts.export import Profile
-from xarch.export.lowerings import attention, erf, hard, layer_norm, rank
+from xarch.export.lowerings import erf, hard, layer_norm, rank, sdpa
 from xarch.export.lowerings.lowering import Lowering
 
-LOWERINGS = (erf.LOWERING, attention.LOWERING, layer_norm.LOWERING, hard.LOWERING, rank.LOWERING)
+LOWERINGS = (erf.LOWERING, sdpa.LOWERING, layer_norm.LOWERING, hard.LOWERING, rank.LOWERING)
 
 
 def needed(profile: Profile) -> list[Lowering]:

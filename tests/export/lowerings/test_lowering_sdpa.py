@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.export.lowerings.lowered_graphs import exported
-from xarch.export.lowerings.attention import scaled_dot_product_attention
+from xarch.export.lowerings.sdpa import sdpa
 from xarch.export.profiles import npu
 
 MASK = torch.tril(torch.ones(6, 6), 2).bool()
@@ -45,5 +45,5 @@ def test_attention_in_every_form_fits_an_accelerator(form: dict[str, Any], tmp_p
 
 def test_grouped_keys() -> None:
     q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 8)
-    seen = scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    seen = sdpa(q, k, v, enable_gqa=True)
     assert torch.allclose(seen, F.scaled_dot_product_attention(q, k, v, enable_gqa=True), atol=1e-6)

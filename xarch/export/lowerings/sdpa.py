@@ -20,7 +20,7 @@ HIDDEN = -1e9
 """Added where a mask hides a key: exp of it is 0 in float32, and no infinity meets another."""
 
 
-def scaled_dot_product_attention(
+def sdpa(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -46,8 +46,8 @@ def scaled_dot_product_attention(
 
 
 LOWERING = Lowering(
-    "attention",
+    "sdpa",
     "F.scaled_dot_product_attention as MatMul, Add and Softmax",
     replaces=("IsNaN",),
-    functions={F.scaled_dot_product_attention: scaled_dot_product_attention},
+    functions={F.scaled_dot_product_attention: sdpa},
 )
