@@ -223,6 +223,24 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
     return teacher
 
 
+def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
+    """What a person can look at of the student in a run, as its family says: text, or the bytes of a PNG picture.
+
+    Raises:
+        UsageError: there is no student, or the prompt or an option is wrong.
+        PlanError: its family has nothing of the kind.
+    """
+    from xarch.planning.describe import family_of
+    from xarch.run.student_io import student_folder
+
+    registry = get_registry()
+    student = load_student(path, device)
+    family = family_of(registry, student.family)
+    with registry.guard(registry.get("family", student.family), "generate"):
+        processor = family.load_processor(student_folder(Path(path)))
+        return family.generate(student, processor, prompt, options or {})
+
+
 def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str] = ()) -> Any:
     from xarch.config.overrides import with_sets
     from xarch.run.conversion import Conversion
