@@ -94,7 +94,7 @@ class Delivery:
                 bench_export(
                     self.run.export_dir / name,
                     self.run.bench_dir / f"{name}.json",
-                    cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
+                    cases=cases_of(self.registry, student.family, self._target),
                     teacher=self.run.teacher_bench(name),
                     teacher_cases=None if teacher is None else cases_of(self.registry, teacher.family),
                     threads=self.plan.threads,
@@ -143,9 +143,14 @@ class Delivery:
         model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
         self.evaluator.evaluate_export(name, model)
 
+    @property
+    def _target(self) -> str:
+        """PLUGIN:NAME; a saved student's target is named like that already."""
+        return f"{self.target.plugin}:{self.target.name.rpartition(':')[2]}"
+
     def _blame(self, during: str) -> AbstractContextManager[object]:
         """Around code of the target and of what it returns."""
-        return self.registry.guard(self.registry.get("target", f"{self.target.plugin}:{self.target.name}"), during)
+        return self.registry.guard(self.registry.get("target", self._target), during)
 
     def _export_teacher(self, profile: Profile) -> None:
         """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
