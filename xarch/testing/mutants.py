@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xarch.contracts.adapters import TargetAdapter
@@ -46,8 +47,14 @@ def reverses_the_last_axis(graph: ExportGraph) -> ExportGraph:
 
 
 def reads_something_else(graph: ExportGraph) -> ExportGraph:
-    """The first input is taken from elsewhere: its samples or positions stand in another order."""
-    return replace(graph, module=_Changed(graph.module, lambda x: x.roll(1, -1), None))
+    """The first input is taken from elsewhere: its values stand in another order, or nothing of it is read."""
+    name, example = next(iter(graph.inputs.items()))
+    axes = [a for a, size in enumerate(example.shape) if size > 1 and a not in graph.dynamic.get(name, {})]
+
+    def other(x: Tensor) -> Tensor:
+        return x.roll(1, axes[-1]) if axes else torch.zeros_like(x)
+
+    return replace(graph, module=_Changed(graph.module, other, None))
 
 
 MUTANTS: Mapping[str, Change] = {
