@@ -270,6 +270,9 @@ class Evaluate(Model):
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
     curve: CurveConfig | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
+    exports: bool = Field(
+        False, description="also judge the exported files; their figures and gates are exports.PROFILE.FIGURE"
+    )
 
 
 class Export(Model):
