@@ -74,6 +74,7 @@ class FieldPSNR(Metric):
             student=student,
             baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
             gated=gated,
+            units=dict.fromkeys(("psnr", "psnr_teacher", "worst_psnr_teacher", "psnr_drop"), "dB"),
             n=views,
             samples=shown.samples(),
         )
