@@ -37,6 +37,6 @@ def _options(sets: tuple[str, ...]) -> dict[str, Any]:
     found = {}
     for given in sets_layer(sets).assignments:
         if len(given.path) != 1:
-            raise UsageError(f"{given.origin}: options of a family are single words", "--set tokens=100")
+            raise UsageError(f"{given.origin}: options of a family are single words", "--set OPTION=VALUE")
         found[str(given.path[0])] = given.value
     return found
