@@ -29,9 +29,9 @@ TOKENS = 2048
 def measure(depth: int, mode: str) -> float:
     """MiB of peak memory above weights, gradients and optimiser state."""
     import torch
+    from xarch.engine.local import SiteWalk
 
     from xarch import Batch
-    from xarch.engine.local import SiteWalk
     from xarch.engine.teacher import TeacherFeed
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry

@@ -223,11 +223,33 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
     return teacher
 
 
-def _reopen(run_path: Path | str, reporter: Reporter | None) -> Any:
+def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
+    """What a person can look at of the student in a run, as its family says: text, or the bytes of a PNG picture.
+
+    Raises:
+        UsageError: there is no student, or the prompt or an option is wrong.
+        PlanError: its family has nothing of the kind.
+    """
+    from xarch.planning.describe import family_of
+    from xarch.run.student_io import student_folder
+
+    registry = get_registry()
+    student = load_student(path, device)
+    family = family_of(registry, student.family)
+    with registry.guard(registry.get("family", student.family), "generate"):
+        processor = family.load_processor(student_folder(Path(path)))
+        return family.generate(student, processor, prompt, options or {})
+
+
+def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str] = ()) -> Any:
+    from xarch.config.overrides import with_sets
     from xarch.run.conversion import Conversion
 
     run = RunDir.open(run_path)
-    conversion = Conversion(read_plan(run), run, get_registry(), reporter)
+    made = read_plan(run)
+    if sets:
+        made = made.model_copy(update={"config": with_sets(made.config, sets, ("export", "evaluate"))})
+    conversion = Conversion(made, run, get_registry(), reporter)
     return run, conversion
 
 
@@ -238,13 +260,19 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
     return dict(read_json(run.eval_json))
 
 
-def export(run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None) -> dict[str, Any]:
+def export(
+    run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None, *, sets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Export the student of a run for one profile, with the parity gate.
 
+    Args:
+        sets: ``export.a=b`` and ``evaluate.a=b`` items, for this export.
+
     Raises:
+        UsageError: an option of the export is unknown.
         ParityError: a graph does not reproduce the student.
     """
-    run, conversion = _reopen(run_path, reporter)
+    run, conversion = _reopen(run_path, reporter, sets)
     conversion.export_again(profile)
     return dict(read_json(run.export_dir / profile / "parity.json"))
 

@@ -21,6 +21,10 @@ class ViewFacts:
         target: the point looked at.
         poses: the teacher's own training cameras (camera-to-world rows, 12 numbers each), for scenes that are seen
             from inside; without any, cameras lie on a sphere.
+        world: how places of its pictures' cameras reach the field's world, x -> scale (R x + t): the rows of [R | t]
+            and the scale, 13 numbers; without any, both are the same world.
+        world_of: which world of the cameras that is: that of their "folder" as it is read, or that of their
+            "capture", before the turn and the scale that a transforms.json says were applied to it.
     """
 
     width: int = 100
@@ -29,6 +33,8 @@ class ViewFacts:
     radius: tuple[float, float] = (3.2, 3.2)
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
     poses: tuple[tuple[float, ...], ...] = ()
+    world: tuple[float, ...] = ()
+    world_of: str = "folder"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ViewFacts:

@@ -49,6 +49,18 @@ def snapshot(repository: str, revision: str | None, patterns: tuple[str, ...]) -
         ) from e
 
 
+def stored_shapes(repository: str, revision: str | None) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of the safetensors of a model on the hub, from their headers; None if the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().get_safetensors_metadata(repository, revision=revision).files_metadata.values()
+        return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
+    except Exception:
+        # Refused, offline, no safetensors, a header that is none: the snapshot itself has been found already.
+        return None
+
+
 def weight_bytes(repository: str, revision: str | None) -> int | None:
     """Bytes of the weights of a model on the hub, from its file list; None if the hub does not say."""
     from huggingface_hub import HfApi

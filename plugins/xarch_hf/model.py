@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,18 +16,17 @@ from xarch import PlanError, UsageError
 from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture
 from xarch_hf.checkpoint import CheckpointFolder, generation_ends, read_config
+from xarch_hf.config_keys import check_config_keys
 from xarch_hf.facts import architecture_of, decoder_facts
+from xarch_hf.fitting import Shapes, check_report, head_is_embedding, prove_fit, stored_shapes
 from xarch_hf.quiet import quiet
 from xarch_hf.tapping import IMPLEMENTATION
 from xarch_hf.weights import CanonicalWeights
-from xarch_hf.wording import brief, few
+from xarch_hf.wording import brief
 
 MAX_LAYERS = 4096
 NOT_READ = ("auto_map", "transformers_weights", "fusion_config", "attn_implementation", "_attn_implementation")
 """Fields of config.json that would make transformers fetch files or choose code."""
-
-DERIVED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|attention\.rotary_emb\.\w+$")
-"""Tensors that older checkpoints store although they follow from the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,7 @@ class Described:
         facts: the family's.
         skeleton: the module on the meta device.
         stored_layers: layers of the checkpoint, of which ``facts.layers`` are kept.
+        notes: what a person should know of the configuration.
     """
 
     where: str
@@ -50,6 +49,7 @@ class Described:
     facts: DecoderFacts
     skeleton: nn.Module
     stored_layers: int
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -63,17 +63,44 @@ class Described:
         return digest.hexdigest()
 
 
-def describe_folder(folder: Path, where: str, layers: int | None = None) -> Described:
-    """Describe the model of a folder from its configuration alone, and prove the table's entry on the meta device.
+def describe_folder(
+    folder: Path,
+    where: str,
+    layers: int | None = None,
+    checkpoint: CheckpointFolder | None = None,
+    stored: Shapes | None = None,
+) -> Described:
+    """Describe the model of a folder without its weights, and prove the table's entry on the meta device.
+
+    Where the weight files are known, they decide whether the head is the embedding, as they do in transformers: a
+    configuration that says so is wrong if they hold two that differ.
 
     Args:
         layers: keep only this many of the first layers.
+        checkpoint: weights that have to fit; pickles are believed until they are read.
+        stored: names and shapes of weights that are not on this machine.
 
     Raises:
         UsageError: not a model this source knows, or not a sound configuration.
-        PlanError: the canonical names do not cover the model.
+        PlanError: the canonical names do not cover the model, or stored weights do not fit it.
     """
     raw = read_config(folder, where)
+    described = _described(raw, folder, where, layers)
+    readable = checkpoint is not None and checkpoint.files and not checkpoint.pickled
+    shapes = stored_shapes(checkpoint) if checkpoint is not None and readable else stored
+    if shapes is None:
+        return described
+    fit = prove_fit(
+        described.skeleton, described.config, described.architecture, shapes, described.stored_layers, where
+    )
+    if not fit.own_head or (
+        checkpoint is not None and readable and head_is_embedding(checkpoint, described.architecture)
+    ):
+        return described
+    return _described({**raw, "tie_word_embeddings": False}, folder, where, layers)
+
+
+def _described(raw: Mapping[str, Any], folder: Path, where: str, layers: int | None) -> Described:
     architecture = architecture_of(raw, where)
     config = make_config(raw, where, layers)
     try:
@@ -83,10 +110,11 @@ def describe_folder(folder: Path, where: str, layers: int | None = None) -> Desc
     except Exception as e:
         # Whatever a configuration makes transformers raise, the configuration is what is wrong.
         raise UsageError(f"{where}: transformers cannot build this configuration: {brief(e)}") from e
+    notes = check_config_keys(raw, config, where)
     facts = decoder_facts(architecture, config, rotary, where)
     facts = replace(facts, eos=tuple(dict.fromkeys((*facts.eos, *generation_ends(folder)))))
     CanonicalWeights(skeleton, architecture, facts)
-    return Described(where, architecture, config, facts, skeleton, raw.get("num_hidden_layers", facts.layers))
+    return Described(where, architecture, config, facts, skeleton, raw.get("num_hidden_layers", facts.layers), notes)
 
 
 def make_config(raw: Mapping[str, Any], where: str, layers: int | None = None) -> Any:
@@ -138,6 +166,8 @@ def load_module(
     if stored is not None and stored < described.parameters:
         raise UsageError(f"{where}: the configuration needs {described.parameters} values, the files hold {stored}")
     tensors = checkpoint.load(allow_pickle)
+    if checkpoint.pickled:
+        _prove_pickled(described, tensors)
     build = type(described.skeleton)
     try:
         with quiet():
@@ -151,8 +181,25 @@ def load_module(
             )
     except (RuntimeError, ValueError, KeyError) as e:
         raise UsageError(f"{where}: the weights do not fit the configuration: {brief(e)}") from e
-    _account(described, report)
+    check_report(report, described.architecture, range(described.facts.layers, described.stored_layers), where)
     return module.to(device).eval().requires_grad_(False)
+
+
+def _prove_pickled(described: Described, tensors: Mapping[str, torch.Tensor]) -> None:
+    """What the plan does for weights whose headers can be read.
+
+    Raises:
+        PlanError: they do not fit, or hold a head of their own where the configuration says that it is the embedding.
+    """
+    architecture, where = described.architecture, described.where
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    fit = prove_fit(described.skeleton, described.config, architecture, shapes, described.stored_layers, where)
+    head, embed = (tensors.get(f"{architecture.stems[stem]}.weight") for stem in ("head", "embed"))
+    if fit.own_head and (head is None or embed is None or not torch.equal(head, embed)):
+        raise PlanError(
+            f"{where}: config.json says that the head is the embedding, the files hold another head",
+            "set tie_word_embeddings to false in config.json, or write the weights as safetensors",
+        )
 
 
 def random_module(described: Described, *, device: torch.device, seed: int) -> nn.Module:
@@ -161,22 +208,6 @@ def random_module(described: Described, *, device: torch.device, seed: int) -> n
         torch.manual_seed(seed)
         module = _from_config(described.config)
     return module.to(device).eval().requires_grad_(False)
-
-
-def _account(described: Described, report: Mapping[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise PlanError(f"{described.where}: the files lack weights: {few(missing)}")
-    block = re.compile(re.escape(described.architecture.block).replace(r"\{i\}", r"(\d+)") + r"\.")
-
-    def expected(name: str) -> bool:
-        layer = block.match(name)
-        cut = layer is not None and described.facts.layers <= int(layer.group(1)) < described.stored_layers
-        return cut or DERIVED.search(name) is not None
-
-    extra = sorted(name for name in report["unexpected_keys"] if not expected(name))
-    if extra:
-        raise PlanError(f"{described.where}: the files hold weights this architecture has no use for: {few(extra)}")
 
 
 def _from_config(config: Any) -> nn.Module:

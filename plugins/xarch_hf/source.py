@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import BaseModel, Field
@@ -41,7 +42,7 @@ class HFOptions(DecoderOptions):
 class DecoderSource(SourceAdapter):
     """What sources of decoders share."""
 
-    Options: type[BaseModel] = DecoderOptions
+    Options: ClassVar[type[BaseModel]] = DecoderOptions
 
     def tiny(self, options: BaseModel) -> BaseModel:
         """The first two layers of the same model, with its own weights."""
@@ -57,11 +58,16 @@ class HFSource(DecoderSource):
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
         wanted = cast(HFOptions, options)
         folder, repository, revision = locate(ref, hub.DESCRIPTION)
-        described = describe_folder(folder, f"hf:{ref}", wanted.layers)
         checkpoint = find_checkpoint(folder, f"hf:{ref}")
-        size = checkpoint.bytes
+        stored, size, warnings = None, checkpoint.bytes, []
         if not checkpoint.files and repository is not None:
             size = hub.weight_bytes(repository, revision) or 0
+            stored = hub.stored_shapes(repository, revision)
+            if stored is None:
+                warnings = [f"the weights of hf:{ref} are not here yet: whether they fit is seen when they are loaded"]
+        elif checkpoint.pickled:
+            warnings = [f"the weights of hf:{ref} are pickles: whether they fit is seen when they are loaded"]
+        described = describe_folder(folder, f"hf:{ref}", wanted.layers, checkpoint, stored)
         details: dict[str, Any] = {"files": [f.name for f in checkpoint.files]}
         if repository is not None:
             details |= {"repository": repository, "revision": folder.name}
@@ -70,7 +76,8 @@ class HFSource(DecoderSource):
             details["stored_values"] = checkpoint.elements()
         if checkpoint.pickled and not wanted.allow_pickle:
             _refuse_pickle(f"hf:{ref}", checkpoint)
-        return source_info(described, folder, size, details, local=repository is None)
+        info = source_info(described, folder, size, details, local=repository is None)
+        return replace(info, warnings=(*info.warnings, *warnings))
 
     def load(self, ref: str, options: BaseModel, *, device: torch.device, dtype: torch.dtype) -> HFTeacher:
         wanted = cast(HFOptions, options)
@@ -85,12 +92,13 @@ class HFSource(DecoderSource):
         checkpoint = find_checkpoint(folder, f"hf:{ref}")
         if checkpoint.pickled and not wanted.allow_pickle:
             _refuse_pickle(f"hf:{ref}", checkpoint)
-        described = describe_folder(folder, f"hf:{ref}", wanted.layers)
+        described = describe_folder(folder, f"hf:{ref}", wanted.layers, checkpoint)
         return make_teacher(described, checkpoint, device=device, dtype=dtype, allow_pickle=wanted.allow_pickle)
 
     def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> HFTeacher:
         folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER)
-        described = describe_folder(folder, f"hf:{ref}", cast(HFOptions, options).layers)
+        checkpoint = find_checkpoint(folder, f"hf:{ref}")
+        described = describe_folder(folder, f"hf:{ref}", cast(HFOptions, options).layers, checkpoint)
         return random_teacher(described, folder, device=device, seed=seed)
 
 
@@ -167,7 +175,7 @@ def source_info(
             **({"layers_kept": f"{facts.layers} of {described.stored_layers}"} if _is_cut(described) else {}),
             **details,
         },
-        warnings=tuple(warnings),
+        warnings=(*warnings, *described.notes),
         constants={"head.weight": (facts.vocab, facts.width)},
     )
 

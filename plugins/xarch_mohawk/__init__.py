@@ -15,6 +15,8 @@ def xarch_register(registry: Any) -> None:
         load="xarch_mohawk.target:DM2Target",
         accepts=["decoder"],
         produces="decoder",
+        recipes=["mohawk"],
+        profiles=["cpu"],
         summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
     )
     registry.objective(
@@ -26,9 +28,10 @@ def xarch_register(registry: Any) -> None:
         summary="distance of mixing matrices",
     )
     registry.stage("kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers that cost least KL")
-    registry.recipe(
+    registry.method(
         "mohawk",
         load="xarch_mohawk:recipes/mohawk.yaml",
+        families=["decoder"],
         summary="transformer to DM2 with a closed-form start, for small teachers and minutes on a CPU",
     )
     registry.recipe(

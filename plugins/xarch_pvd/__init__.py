@@ -15,6 +15,8 @@ TARGETS = {
     "hash+vm": ("HashVMTarget", "radiance field of hash tables and planes times lines, added"),
     "tensors": ("VoxelTarget", "radiance field of dense voxels (Plenoxels)"),
 }
+USUAL = {"mlp": "pvd-mlp", "vm": "pvd-factors", "cp": "pvd-factors", "tensors": "pvd-bake"}
+"""Target -> the recipe that it uses by itself, where it is not "pvd"."""
 
 
 @hookimpl
@@ -28,7 +30,14 @@ def xarch_register(registry: Any) -> None:
     )
     for name, (adapter, summary) in TARGETS.items():
         registry.target(
-            name, load=f"xarch_pvd.targets.target:{adapter}", accepts=[FAMILY], produces=FAMILY, summary=summary
+            name,
+            load=f"xarch_pvd.targets.target:{adapter}",
+            accepts=[FAMILY],
+            produces=FAMILY,
+            summary=summary,
+            recipes=dict.fromkeys([USUAL.get(name, "pvd"), "pvd-copy", "pvd"]),
+            # Hashing needs integers of 64 bits, which accelerators do not have.
+            profiles=["cpu"] if "hash" in name else ["cpu", "npu", "npu-fp16", "npu-int8"],
         )
     for name, attribute, summary in (
         ("field-mse", "FieldMSE", "mean square, by what the teacher shows of a point or sample"),
@@ -56,8 +65,13 @@ def xarch_register(registry: Any) -> None:
         accepts=[FAMILY],
         summary="PSNR and SSIM of rendered views",
     )
+    registry.method(
+        "pvd",
+        load="xarch_pvd:recipes/pvd.yaml",
+        families=[FAMILY],
+        summary="field to field by volume feature, points, rays; half a minute of one core",
+    )
     for name, summary in (
-        ("pvd", "field to field by volume feature, points, rays; half a minute of one core"),
         ("pvd-mlp", "field to layers: the same stages with larger steps, fewer rays"),
         ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
         ("pvd-active", "field to field with a long rays stage that returns to the worst poses and rays (PVD-AL)"),

@@ -19,6 +19,16 @@ _EXPONENT = 700.0
 """Above this, exp leaves the doubles; such a model is hopeless and is reported as e^700."""
 
 
+UNITS = {
+    "cross_entropy": "nats/token",
+    "kl": "nats/token",
+    "kl_stderr": "nats/token",
+    "perplexity_ratio": "× teacher",
+    "top1_agreement": "share",
+    "top1_accuracy": "share",
+}
+
+
 class Perplexity(Metric):
     """Teacher and students on the same held-out rows, one model at a time.
 
@@ -60,6 +70,7 @@ class Perplexity(Metric):
             student=student,
             baselines=figures,
             gated={k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement") if k in student},
+            units=UNITS,
             n=tokens,
             samples=samples,
         )

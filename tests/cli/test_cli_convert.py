@@ -174,3 +174,10 @@ def test_several_processes_need_one_folder(here: Xarch) -> None:
     ended = here("convert", "run.yaml", WORLD_SIZE="2")
     assert ended.code == 2
     assert "give --out RUN" in ended.err
+
+
+def test_a_family_that_shows_nothing_says_so(here: Xarch, done: Path) -> None:
+    ended = here("generate", "done", "hello", "--set", "tokens=3")
+    assert ended.code == 3
+    assert "StackFamily has nothing to show with `xarch generate`" in ended.err
+    assert here("generate", "done", "--set", "a.b=3").code == 2

@@ -52,7 +52,8 @@ def shop(site: Site) -> Site:
     )
     (site.folder / "general.yaml").write_text(
         "student: {target: good}\nstages:\n"
-        "  one: {kind: closed_form}\n  two: {matches: [{student: a, objective: l2}]}\n"
+        "  one: {kind: closed_form}\n  zero: {kind: closed_form, skip: true}\n"
+        "  two: {matches: [{student: a, objective: l2}]}\n"
     )
     (site.folder / "demo.yaml").write_text("recipe: z-general\nteacher: zoo:small\n")
     site.install("xarch-broken", "broken", "import nowhere_to_be_found")

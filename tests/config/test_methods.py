@@ -160,3 +160,8 @@ def test_phases_are_written_as_they_are_read(methods: Methods) -> None:
     assert got.provenance["stages.distil.phases.0.from"] == "method ofa:13"
     with pytest.raises(UsageError, match=r"unknown key stages\.distil\.phases\.0\.form; did you mean .*\.from\?"):
         load_config("ofa", sets=["stages.distil.phases=[{form: 0.5, set: {}}]"])
+
+
+def test_teachers_have_names_of_their_own() -> None:
+    with pytest.raises(UsageError, match="a teacher cannot be called 'ema'"):
+        load_config(None, overrides={"teachers": {"ema": {"ref": "hf:x"}}})

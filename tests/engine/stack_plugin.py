@@ -226,15 +226,20 @@ class LowTarget(TargetAdapter):
 
 
 class NoiseOptions(Options):
-    """``mask``: the name under which a random mask is given, "" for none. ``numbers``: whether samples have numbers."""
+    """``mask``: the name under which a random mask is given, "" for none. ``numbers``: whether samples have numbers.
+    ``watch``: whether the losses of the samples are wanted."""
 
     mask: str = ""
     numbers: bool = False
+    watch: bool = False
 
 
 class Noise(BatchStream):
+    taken: ClassVar = []
+
     def __init__(self, request, width, seed, finite):
         self.options = request.options
+        self.watches_losses = request.options.watch
         self.shape = (request.samples, request.sample.get("length", 4), width)
         self.seed, self.at, self.finite = seed, 0, finite
 
@@ -256,6 +261,9 @@ class Noise(BatchStream):
 
     def load_state_dict(self, state):
         self.at = state["at"]
+
+    def take_losses(self, batch, losses):
+        self.taken.append((batch, losses))
 
 
 class NoiseData(DataProvider):

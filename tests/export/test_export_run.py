@@ -52,6 +52,7 @@ def test_files_of_an_export(exported: Exported) -> None:
         "student.onnx.data",
         "parity.json",
         "profile.json",
+        "examples",
     }
     assert result.graphs == ["step_1", "step_4"]
     assert json.loads((out / "parity.json").read_text()) == result.parity
@@ -135,6 +136,7 @@ def test_planted_mismatch_is_rejected(tmp_path: Path) -> None:
         assert part in caught.value.what
     assert {path.name for path in out.iterdir()} == {
         "step_1.onnx.rejected",
+        "examples",
         "student.onnx.data",
         "parity.json",
         "profile.json",
@@ -172,7 +174,7 @@ def test_forbidden_operator_leaves_nothing(tmp_path: Path) -> None:
 def test_broken_export_keeps_the_older_one(tmp_path: Path) -> None:
     out = tmp_path / "cpu"
     export(make_student(), out, tokens=(1,))
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
     class Untraceable(Recurrent):
         def forward(self, ids: torch.Tensor, h: torch.Tensor, cache: torch.Tensor) -> Any:
@@ -180,7 +182,7 @@ def test_broken_export_keeps_the_older_one(tmp_path: Path) -> None:
 
     with pytest.raises(PlanError, match="'step_1' cannot be exported"):
         export(make_student(Untraceable()), out, tokens=(1,))
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
 def test_graph_names_are_file_stems(tmp_path: Path) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xarch.contracts.export import ExportGraph
+from xarch.export.onnx_export import to_onnx
+from xarch.export.profiles import cpu
+from xarch.export.session import open_session
 from xarch.export.weights import ALIGNMENT, INLINE_BYTES, WeightStore, externalise
 
 
@@ -28,7 +34,7 @@ def test_equal_bytes_are_stored_once_across_graphs(tmp_path: Path) -> None:
     models = [model_with(a=big, b=big.copy()), model_with(c=big.copy(), d=big.T.copy())]
     with WeightStore(tmp_path / "w.data") as store:
         for model in models:
-            externalise(model, store)
+            externalise(model, store, transposed=False)
     assert (tmp_path / "w.data").stat().st_size == store.bytes == 2 * big.nbytes
     assert store.saved == 2 * big.nbytes
     a, b = (models[0].graph.initializers[n].const_value for n in "ab")
@@ -107,3 +113,39 @@ def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, specs:
         if isinstance(tensor, ir.ExternalTensor):
             assert tensor.offset is not None
             assert tensor.offset % ALIGNMENT == 0
+
+
+class Trunk(torch.nn.Module):
+    """One layer that two graphs use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(48, 64), torch.nn.Linear(64, 48, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["fixed first", "free first"])
+def test_two_graphs_of_one_module_hold_one_copy(order: tuple[int, int], tmp_path: Path) -> None:
+    """encdec W18: with two free dimensions products stay MatMul over transposed copies, and nothing was shared."""
+    torch.manual_seed(0)
+    trunk = Trunk().eval().requires_grad_(False)
+    graphs = [
+        ExportGraph("row", trunk, {"x": torch.rand(1, 48)}, ["y"]),
+        ExportGraph("grid", trunk, {"x": torch.rand(2, 5, 48)}, ["y"], {"x": {0: "batch", 1: "length"}}),
+    ]
+    with WeightStore(tmp_path / "w.data") as store:
+        for i in order:
+            model = to_onnx(graphs[i], cpu)
+            externalise(model, store)
+            ir.save(model, tmp_path / f"{graphs[i].name}.onnx")
+    matrices = 2 * 4 * 48 * 64
+    assert store.saved == matrices
+    assert matrices <= store.bytes < matrices + 2 * ALIGNMENT
+    for name, shape in (("row", (1, 48)), ("grid", (3, 7, 48))):
+        onnx.checker.check_model(str(tmp_path / f"{name}.onnx"), full_check=True)
+        x = torch.rand(shape)
+        for optimise in (True, False):
+            seen = open_session(tmp_path / f"{name}.onnx", cpu.provider, threads=1, optimise=optimise)
+            np.testing.assert_allclose(seen.run(None, {"x": x.numpy()})[0], trunk(x), rtol=1e-5, atol=1e-6)

@@ -14,7 +14,14 @@ import tomllib
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PLUGINS = sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "__init__.py").exists())
-PUBLIC_MODULES = ("xarch.testing", "xarch.kernels", "xarch.optim", "xarch.numbers", "xarch.report")
+PUBLIC_MODULES = (
+    "xarch.testing",
+    "xarch.kernels",
+    "xarch.optim",
+    "xarch.numbers",
+    "xarch.report",
+    "xarch.export.lowerings",
+)
 FAMILIES = ("xarch_decoder", "xarch_field")
 """Plugins that others may import: what models of one family share."""
 TOP = {"LICENSE", "pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}

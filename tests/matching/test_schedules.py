@@ -6,7 +6,7 @@ import pytest
 
 from xarch.config.schema import Ramp, Stage
 from xarch.errors import UsageError
-from xarch.matching.schedules import phase_at, phase_settings, value_at
+from xarch.matching.schedules import phase_index, phase_settings, value_at
 
 STAGE = {
     "matches": {"kd": {"student": "logits", "objective": "kl"}, "ce": {"student": "logits", "objective": "kl"}},
@@ -34,7 +34,7 @@ def test_phases_add_to_each_other_in_the_order_of_their_beginnings() -> None:
         {"from": 0.5, "set": {"matches.ce": None, "trains.all.lr": 0.1}},
     )
     settings = phase_settings(given, "stages.s")
-    at = [phase_at(settings, p) for p in (0.0, 0.5, 0.79, 0.8, 1.0)]
+    at = [settings[phase_index(given.phases, p)] for p in (0.0, 0.5, 0.79, 0.8, 1.0)]
     assert [s.matches["ce"].weight for s in at] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert [s.trains["all"].lr for s in at] == [1.0, 0.1, 0.1, 0.1, 0.1]
     assert [list(s.batch.steps) for s in at] == [["mixup"], ["mixup"], ["mixup"], [], []]

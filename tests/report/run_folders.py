@@ -223,7 +223,7 @@ def make_parity(passed: bool = True) -> dict[str, Any]:
     }
     graph = {"cases": cases, "top1_agreement": 1.0, "rows": 269, "ties": 3, "measures": measures}
     return {
-        "passed": passed, "limits": {"rel_l2": 1e-4, "state_rel_l2": 1e-4, "top1_agreement": 0.999},
+        "passed": passed, "limits": {"rel_l2": 1e-4, "top1_agreement": 0.999},
         "graphs": {"decode_1": graph, "prefill_64": json.loads(json.dumps(graph))},
         "failures": [] if passed else [failure],
     }  # fmt: skip

@@ -1,80 +1,35 @@
-"""Every fault that the kit promises to find is found, by the check that is there for it; right ones pass all."""
+"""Mutants of a target: none survives the gate, and one that is the target itself does."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import pytest
+import torch
+from torch import nn
 
-HERE = Path(__file__).parent
-FAULTS = {
-    "IgnoresItsMask": "test_masks_are_respected",
-    "LiesAboutCoupling": "test_cut_batches_equal_the_whole_unless_it_couples",
-    "WeightsByTheBatch": "test_cut_batches_equal_the_whole_unless_it_couples",
-    "Overflows": "test_large_gaps_stay_finite",
-    "CutsTheGradient": "test_the_gradient_reaches_the_student_alone",
-    "WritesToTheTeacher": "test_one_loss_and_one_weight_a_sample",
-    "OneNumber": "test_one_loss_and_one_weight_a_sample",
-    "RoundsToFloat": "test_the_gradient_is_that_of_the_loss",
-    "TakesAnyOption": "test_unknown_options_are_refused",
-    "RealTensors": "test_builds_on_the_meta_device",
-    "CentresOverTheBatch": "test_cut_batches_equal_the_whole_unless_it_couples",
-    "DeclaresAnotherWidth": "test_gives_what_it_declares",
-    "GlobalRandomState": "test_depends_on_its_generator_alone",
-    "PythonsRandomState": "test_depends_on_its_generator_alone",
-    "ReadsInSecret": "test_reads_only_what_it_declares",
-    "MakesInSecret": "test_makes_what_it_declares",
-    "ForgetsValidation": "test_makes_what_it_declares",
-    "ChangesItsInput": "test_its_input_stays_as_it_was",
-    "SplitsOverlap": "test_splits_do_not_overlap",
-    "RepeatsAfterResume": "test_a_resumed_stream_goes_on_with_the_next_batch",
-    "CannotBeSetBack": "test_a_stream_can_be_set_back",
-    "DependsOnWorkers": "test_workers_change_nothing",
-    "DeclaresAnotherSize": "test_batches_are_as_declared",
-    "ChangesTheModel": "test_measuring_changes_nothing",
-    "DrawsRandomNumbers": "test_measuring_changes_nothing",
-    "SwitchesToEval": "test_measuring_changes_nothing",
-    "EndsHigh": "test_it_ends_at_the_final_value",
-    "ForgetsItsCount": "test_a_saved_one_goes_on_the_same",
-    "LossyFamily": "test_facts_survive_json",
-}
-RIGHT = ("Right", "RightConnector", "RightStep", "RightData", "RightMetric", "RightSchedule", "KitFamily")
+from tests.export.decoder_export import FACTS, DecoderTarget, decoder_student
+from tests.export.export_models import PlainStudent, PlainTarget
+from xarch.contracts.batch import Batch
+from xarch.contracts.export import ExportGraph
+from xarch.export.profiles import cpu
+from xarch.testing.mutants import surviving_mutants
 
 
-@pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Mutant -> checks that it failed, of one run of the kit in a process with the mutants' plugin."""
-    xml = tmp_path_factory.mktemp("kit") / "kit.xml"
-    env = {**os.environ, "XARCH_PLUGIN_FILES": str(HERE / "mutant_plugin.py"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={xml}"]
-    kit = str(HERE / "mutant_kit.py")
-    done = subprocess.run([*command, kit], cwd=HERE.parents[1], env=env, capture_output=True, text=True)
-    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
-    found: dict[str, set[str]] = {}
-    for case in ElementTree.parse(xml).getroot().iter("testcase"):
-        bad = found.setdefault(case.attrib["classname"].rsplit(".Test", 1)[-1], set())
-        if case.find("failure") is not None or case.find("error") is not None:
-            bad.add(case.attrib["name"].split("[")[0])
-    return found
+def test_no_mutant_of_a_declared_graph_survives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = PlainStudent(nn.Linear(6, 4).eval(), ["x"], {"y": "BK"})
+    graph = ExportGraph(
+        "model", student.module, {"x": torch.rand(2, 6)}, ["y"], {"x": {0: "batch"}}, reads={"x": "x"}, gives={"y": "y"}
+    )
+    data = [Batch({"x": torch.rand(4, 6)}, 4)]
+    given = (PlainTarget(graph), student, cpu, {}, data)
+    assert list(surviving_mutants(*given, tmp_path / "mutants")) == []
+    honest = list(surviving_mutants(*given, tmp_path / "honest", {"is as it was": lambda made: made}))
+    assert honest == ["model is as it was"]
 
 
-@pytest.mark.parametrize(("mutant", "check"), FAULTS.items())
-def test_the_fault_is_found(mutant: str, check: str, failed: dict[str, set[str]]) -> None:
-    assert check in failed[mutant]
-
-
-@pytest.mark.parametrize("right", RIGHT)
-def test_what_is_right_passes(right: str, failed: dict[str, set[str]]) -> None:
-    assert failed[right] == set()
-
-
-def test_no_mutant_is_forgotten(failed: dict[str, set[str]]) -> None:
-    assert failed.keys() == {*FAULTS, *RIGHT}
-
-
-def test_a_place_that_is_no_tap(failed: dict[str, set[str]]) -> None:
-    assert "test_places_are_taps_or_tensors" in failed["LossyFamily"]
+def test_no_mutant_of_a_loop_over_states_survives(tmp_path: Path) -> None:
+    ids = torch.randint(FACTS.vocab, (2, 50), generator=torch.Generator().manual_seed(1))
+    data = [Batch({"input_ids": ids}, 100)]
+    survivors = surviving_mutants(DecoderTarget(), decoder_student(), cpu, {"prefill": [8]}, data, tmp_path)
+    assert list(survivors) == []

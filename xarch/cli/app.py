@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Show what a conversion will do, without loading weights.",
     "convert": "Convert a model; writes a run folder.",
     "eval": "Evaluate the student of a run again.",
+    "generate": "Let the student of a run answer a prompt.",
     "export": "Export the student of a run, with the parity gate.",
     "bench": "Measure the latency of a run's exports or of an ONNX file.",
     "study": "Run arms × seeds of conversions and compare them in one table.",

@@ -9,11 +9,13 @@ import click
 from xarch.cli.session import Session, define
 
 
-@define("export")
+@define("export", uses=("set",))
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--profile", default="cpu", show_default=True, help="One of `xarch list profiles`.")
 def command(session: Session, run: Path, profile: str) -> None:
-    """Export the student in RUN to RUN/export/PROFILE; a graph that fails the parity gate is rejected (exit code 6)."""
+    """Export the student in RUN to RUN/export/PROFILE; a graph that fails the parity gate is rejected (exit code 6).
+
+    `--set export.options.X=…` changes an option of the target's export; the graphs are proven anew."""
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict
@@ -21,6 +23,6 @@ def command(session: Session, run: Path, profile: str) -> None:
 
     get_registry().get("export", profile)
     with watched(session.reporter()) as reporter:
-        api.export(run, profile, reporter)
+        api.export(run, profile, reporter, sets=session.sets)
     document = run_document(run)
     session.emit(document, lambda console: show_verdict(document, console))

@@ -17,9 +17,7 @@ def command() -> None:
 
 @define("plugin", uses=("out",))
 @click.argument("name")
-@click.option(
-    "--family", default="", help="Family it works on; default the only one with a template."
-)
+@click.option("--family", default="", help="Family it works on; default the only one with a template.")
 def plugin(session: Session, name: str, family: str) -> None:
     """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME."""
     from xarch.testing.scaffold import write_plugin

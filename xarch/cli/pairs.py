@@ -79,7 +79,8 @@ def _stages(recipes: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
             stages = packaged_tree(name).get("stages")
         except XarchError as e:
             return (), f"recipe {name}: {e.what}"
-        found = tuple(stages) if isinstance(stages, dict) else ()
+        named = stages.items() if isinstance(stages, dict) else ()
+        found = tuple(stage for stage, s in named if not (isinstance(s, dict) and s.get("skip")))
     return found, ""
 
 

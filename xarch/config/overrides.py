@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xarch.config.provenance import Assignment, Layer
+from xarch.config.schema import RunConfig
 from xarch.config.shapes import joined_keys
+from xarch.config.validation import validated
 from xarch.config.yaml_text import MAX_DEPTH, Path, parse_yaml
 from xarch.errors import UsageError
 
@@ -70,3 +72,26 @@ def typed(path: Path, text: str, origin: str) -> Assignment:
     except UsageError:
         value = text
     return Assignment(joined_keys(path), value, origin, text)
+
+
+def with_sets(config: RunConfig, sets: Sequence[str], keys: Sequence[str]) -> RunConfig:
+    """A finished run's configuration with ``--set`` values for what is done again.
+
+    Args:
+        keys: first parts of the keys that may change.
+
+    Raises:
+        UsageError: another key, or a value that the schema refuses.
+    """
+    data = config.model_dump(mode="json", by_alias=True)
+    for assignment in sets_layer(sets).assignments:
+        first, *rest = (str(part) for part in assignment.path)
+        if first not in keys or not rest:
+            raise UsageError(
+                f"{assignment.origin}: a finished run can change {', '.join(keys)} only", f"a key below {keys[0]}."
+            )
+        place = data[first]
+        for part in rest[:-1]:
+            place = place.setdefault(part, {})
+        place[rest[-1]] = assignment.value
+    return validated(RunConfig, data, "--set ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 Device = str
 
@@ -270,6 +270,9 @@ class Evaluate(Model):
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
     curve: CurveConfig | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
+    exports: bool = Field(
+        False, description="also judge the exported files; their figures and gates are exports.PROFILE.FIGURE"
+    )
 
 
 class Export(Model):
@@ -310,6 +313,10 @@ class TeacherConfig(Model):
     weight: float = Field(1.0, ge=0, description="where several are averaged (`*:TAP`)")
 
 
+MODELS = ("student", "ema", "self", "random", "batch", "*")
+"""What references name besides teachers."""
+
+
 class RunConfig(Model):
     """A whole conversion."""
 
@@ -327,3 +334,11 @@ class RunConfig(Model):
     runtime: Runtime = Field(default_factory=Runtime)
     seed: int = 0
     tiny: bool = False
+
+    @field_validator("teachers")
+    @classmethod
+    def _names(cls, teachers: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
+        taken = [name for name in teachers if name in MODELS or ":" in name]
+        if taken:
+            raise ValueError(f"a teacher cannot be called {taken[0]!r}: references use it for something else")
+        return teachers

@@ -17,7 +17,8 @@ from xarch.contracts.options import Options
 @dataclass
 class Evaluation:
     """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name;
-    the engine takes the student's operating points out into ``variants``.
+    the engine takes the student's operating points out into ``variants``, and adds the figures of exported files by
+    profile as ``exports``.
 
     ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token").
     ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every
@@ -33,6 +34,7 @@ class Evaluation:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     gated: dict[str, float] = field(default_factory=dict)
     variants: dict[str, dict[str, float]] = field(default_factory=dict)
+    exports: dict[str, dict[str, float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)

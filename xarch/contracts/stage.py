@@ -326,3 +326,12 @@ class StageKind(ABC):
     def units(self, request: StageRequest) -> int:
         """How many units it reads, for the plan; by default the budget it was given, or none."""
         return request.budget or 0
+
+    def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
+        """Multiply-adds for each unit it reads, for the plan's estimate of time; of a kind that trains the plan knows
+        the steps itself.
+
+        Args:
+            student, teacher: those of a forward pass; by default one of each.
+        """
+        return student + teacher

@@ -18,8 +18,8 @@ class Tap:
             which counts samples; or the name of a structured form ("attention-factors"). By convention B samples,
             L, T positions, D width, C channels, H, W picture, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
-        info: further facts an objective or connector may need (prefix tokens, grid size). A structured form says what
-            is worth storing of it under ``elements``: a layout ("BLD") whose sizes are in ``shape``, or numbers a sample.
+        info: further facts an objective or connector may need (prefix tokens, grid size). A structured form says
+            under ``elements`` what of it is worth storing: a layout with sizes in ``shape``, or numbers a sample.
     """
 
     name: str

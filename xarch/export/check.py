@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import onnx
 
 from xarch.contracts.export import Profile
 from xarch.errors import PlanError, UsageError
+from xarch.export import lowerings
 from xarch.export.external_data import external_ranges, graphs_of, read_model, tensors_of
 
 STANDARD = ("", "ai.onnx")
 
 
-def check_file(path: Path, profile: Profile) -> dict[str, int]:
+def check_file(path: Path, profile: Profile, origins: Mapping[str, str] | None = None) -> dict[str, int]:
     """Check a file by ONNX's own checker and against the limits of ``profile``.
+
+    Args:
+        origins: value -> module and source line, see :mod:`xarch.export.origins`.
 
     Returns:
         How often each operator appears.
@@ -32,18 +37,39 @@ def check_file(path: Path, profile: Profile) -> dict[str, int]:
         onnx.checker.check_model(os.fspath(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         raise UsageError(f"{path} is not a valid ONNX model: {e}") from e
-    problems = list(violations(onnx.shape_inference.infer_shapes(model), profile))
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise PlanError(
-            f"{path.name} does not fit the export profile {profile.name!r}: {shown}",
-            "choose another export profile, or write the module without these operators",
-        )
+    raise_unless_fits(onnx.shape_inference.infer_shapes(model), profile, path.name, origins)
     return operators(model)
 
 
-def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
+def raise_unless_fits(
+    model: onnx.ModelProto, profile: Profile, what: str, origins: Mapping[str, str] | None = None
+) -> None:
+    """Nothing in ``model`` (with inferred shapes) is more than ``profile`` allows.
+
+    Raises:
+        PlanError: naming what, and the modules and source lines it comes from.
+    """
+    problems = violations(model, profile, origins)
+    if not problems:
+        return
+    shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+    used = {node.op_type for graph in graphs_of(model) for node in graph.node}
+    own = [f"{one.name} ({one.summary})" for one in lowerings.helping({op for op in used if not profile.allows(op)})]
+    rewrite = f"write it as what the lowering {', '.join(own)} rewrites" if own else "write it without these operators"
+    raise PlanError(
+        f"{what} does not fit the export profile {profile.name!r}: {shown}",
+        f"{rewrite}, or choose another export profile; `xarch list profiles` shows them",
+    )
+
+
+def violations(model: onnx.ModelProto, profile: Profile, origins: Mapping[str, str] | None = None) -> list[str]:
     """Everything in ``model`` (with inferred shapes) that ``profile`` does not allow, in words."""
+    told = origins or {}
+
+    def where(*values: str) -> str:
+        origin = next((told[v] for v in values if v in told), "")
+        return f" ({origin})" if origin else ""
+
     found = []
     opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=0)
     if opset > profile.max_opset:
@@ -53,15 +79,16 @@ def violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
     nodes = [node for graph in graphs_of(model) for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     for domain, op in sorted({(n.domain, n.op_type) for n in nodes}):
+        first = where(*(name for n in nodes if (n.domain, n.op_type) == (domain, op) for name in n.output))
         if domain not in STANDARD:
-            found.append(f"operator {domain}::{op} is not a standard one")
+            found.append(f"operator {domain}::{op} is not a standard one{first}")
         elif op in profile.forbidden_ops:
-            found.append(f"operator {op} is forbidden")
+            found.append(f"operator {op} is forbidden{first}")
         elif profile.allowed_ops is not None and op not in profile.allowed_ops:
-            found.append(f"operator {op} is not among the allowed ones")
+            found.append(f"operator {op} is not among the allowed ones{first}")
     if profile.index_dtype == "int32":
-        found += [f"{name} is computed in 64-bit integers" for name in _wide_integers(model)]
-    return found + _shape_violations(model, profile)
+        found += [f"{name} is computed in 64-bit integers{where(name)}" for name in _wide_integers(model)]
+    return found + [f"{problem}{where(name)}" for name, problem in _shape_violations(model, profile)]
 
 
 def _wide_integers(model: onnx.ModelProto) -> list[str]:
@@ -77,7 +104,8 @@ def _wide_integers(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
+def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[tuple[str, str]]:
+    """(value, what is wrong with its shape)."""
     if not profile.static and profile.max_rank is None:
         return []
     found = []
@@ -86,9 +114,9 @@ def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[str]:
             shape = value.type.tensor_type.shape
             free = [d.dim_param or "?" for d in shape.dim if not d.HasField("dim_value")]
             if profile.static and free:
-                found.append(f"{value.name} has free dimensions {', '.join(free)}")
+                found.append((value.name, f"{value.name} has free dimensions {', '.join(free)}"))
             if profile.max_rank is not None and len(shape.dim) > profile.max_rank:
-                found.append(f"{value.name} has {len(shape.dim)} dimensions, at most {profile.max_rank}")
+                found.append((value.name, f"{value.name} has {len(shape.dim)} dimensions, at most {profile.max_rank}"))
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from xarch.contracts.export import ExportGraph
+from xarch.export.samples import resized
 
 FOLDER = "examples"
 
@@ -20,8 +20,8 @@ def save_examples(graphs: Sequence[ExportGraph], folder: Path) -> None:
     (folder / FOLDER).mkdir(exist_ok=True)
     for graph in graphs:
         sizes = graph.throughput.sizes if graph.throughput is not None else {}
-        arrays = {
-            name: _resized(value, graph.dynamic.get(name, {}), sizes).cpu().numpy()
+        arrays: dict[str, Any] = {
+            name: resized(value, graph.dynamic.get(name, {}), sizes).cpu().numpy()
             for name, value in graph.inputs.items()
         }
         # Zeros of empty caches take no room this way.
@@ -36,12 +36,3 @@ def load_examples(folder: Path, graph: str) -> dict[str, np.ndarray]:
         return {}
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def _resized(value: Tensor, dims: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
-    """Cut or repeated along free dimensions, so that values stay in the range the module was made for."""
-    for axis, symbol in dims.items():
-        size = sizes.get(symbol, value.shape[axis])
-        if size != value.shape[axis]:
-            value = value.index_select(axis, torch.arange(size, device=value.device) % value.shape[axis])
-    return value

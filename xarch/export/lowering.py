@@ -81,14 +81,14 @@ def linear_to_gemm(model: ir.Model) -> int:
             operands.append(biased[1])
         new: list[ir.Node] = []
         if len(lead) > 1:
-            flat = ir.node("Reshape", [x, _ints(new, [-1, cols])])
+            flat = ir.node("Reshape", [x, ints(new, [-1, cols])])
             _describe(flat, lead, cols, x)
             new.append(flat)
             operands[0] = flat.outputs[0]
         gemm = ir.node("Gemm", operands, attributes={"transB": 1})
         new.append(gemm)
         if len(lead) > 1:
-            new.append(ir.node("Reshape", [gemm.outputs[0], _ints(new, [*lead, rows])]))
+            new.append(ir.node("Reshape", [gemm.outputs[0], ints(new, [*lead, rows])]))
             _describe(gemm, lead, rows, x)
         _replace(graph, node, last, new)
         done += 1
@@ -108,7 +108,7 @@ def gather_rows(model: ir.Model) -> int:
         if index is None or batched or index.shape is None or index.shape[-1] != 1:
             continue
         made: list[ir.Node] = []
-        squeeze = ir.node("Squeeze", [index, _ints(made, [-1])])
+        squeeze = ir.node("Squeeze", [index, ints(made, [-1])])
         squeeze.outputs[0].shape, squeeze.outputs[0].type = ir.Shape(list(index.shape)[:-1]), index.type
         gather = ir.node("Gather", [node.inputs[0], squeeze.outputs[0]], attributes={"axis": 0})
         ir.convenience.replace_nodes_and_values(
@@ -179,7 +179,7 @@ def expand_uniform(model: ir.Model) -> int:
         )
         graph.register_initializer(one)
         made: list[ir.Node] = []
-        expand = ir.node("Expand", [one, _ints(made, list(numbers.shape))])
+        expand = ir.node("Expand", [one, ints(made, list(numbers.shape))])
         expand.outputs[0].shape, expand.outputs[0].type = value.shape, value.type
         graph.insert_before(graph[0], [*made, expand])
         value.replace_all_uses_with(expand.outputs[0])
@@ -218,7 +218,7 @@ def _describe(node: ir.Node, lead: list[int], width: int, like: ir.Value) -> Non
     node.outputs[0].type = like.type
 
 
-def _ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
+def ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
     """A Constant node with a vector of integers, appended to ``nodes``."""
     tensor = ir.tensor(values, dtype=ir.DataType.INT64)
     constant = ir.node("Constant", [], attributes={"value": tensor})
@@ -227,6 +227,18 @@ def _ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
     constant.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     nodes.append(constant)
     return constant.outputs[0]
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
+    """Put the nodes ``new`` where ``node`` was; ``value`` takes the place of its output."""
+    old = node.outputs[0]
+    if new:
+        graph.insert_before(node, new)
+    if old.is_graph_output():
+        graph.outputs[list(graph.outputs).index(old)] = value
+        value.name, old.name = old.name, None
+    old.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
 
 
 def _replace(graph: ir.Graph, first: ir.Node, last: ir.Node, new: list[ir.Node]) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
+from xarch.export import lowerings
 from xarch.export.integers import narrow_integers
 from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
 from xarch.export.opset import lower_opset
+from xarch.export.origins import keep_origins
 from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
@@ -30,14 +32,16 @@ IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 
 
 class _Positional(nn.Module):
-    """Gives any module one signature, so that dynamic dimensions can be stated by position."""
+    """Gives any module one signature, so that dynamic dimensions can be stated by position, and runs it in the form
+    that the profile needs."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, profile: Profile) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.profile = module, profile
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.module(*inputs)
+        with lowerings.lowered(self.profile):
+            outputs = self.module(*inputs)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
@@ -55,11 +59,13 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     model: ir.Model = program.model
     gather_rows(model)
     merge_views(model)
+    lowerings.rewrite(model, profile)
     expand_uniform(model)
     if profile.index_dtype == "int32":
         narrow_integers(model)
     if profile.max_opset < model.opset_imports.get("", 0):
         lower_opset(model, profile.max_opset)
+    keep_origins(model)
     ClearMetadataAndDocStringPass()(model)
     # torch renames an input that is returned as it is
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
@@ -74,7 +80,7 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
 
 
 def _translate(graph: ExportGraph, profile: Profile) -> Any:
-    module, dimensions = _Positional(graph.module).eval(), _dimensions(graph)
+    module, dimensions = _Positional(graph.module, profile).eval(), _dimensions(graph)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")

@@ -31,7 +31,7 @@ cpu = Profile(
     max_ir=8,
     forbidden_ops=CONTROL_FLOW,
     # onnxruntime gathers rows of a grid three to seven times faster than its GridSample reads channels one by one
-    lowerings=("chunked", "gather"),
+    lowerings=("gather",),
     summary="onnxruntime on a CPU, float32",
 )
 
@@ -46,7 +46,6 @@ npu = Profile(
     forbidden_ops=CONTROL_FLOW,
     max_rank=4,
     index_dtype="int32",
-    lowerings=("chunked",),
     summary="accelerators: static shapes, opset 17, a list of operators, 32-bit indices; float32",
 )
 

@@ -28,6 +28,7 @@ from xarch.export.check import check_file
 from xarch.export.examples import save_examples
 from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
+from xarch.export.origins import origins
 from xarch.export.parity import Blame, measure_parity, raise_unless_passed
 from xarch.export.proof import Comparison, Prover
 from xarch.export.quantise import quantise
@@ -58,7 +59,7 @@ def export_profile(
     adapter: TargetAdapter,
     profile: Profile,
     *,
-    options: Mapping[str, Any],
+    options: Any,
     batches: Sequence[Batch],
     out: Path,
     metadata: Mapping[str, Any],
@@ -73,7 +74,7 @@ def export_profile(
     every graph renamed to ``GRAPH.onnx.rejected``, and nothing in it can be taken for an export.
 
     Args:
-        options: the target's own export options.
+        options: of the target's ``ExportOptions``.
         batches: held-out data that the student and its graphs are compared on, with the views of both sides.
         calibration: other held-out data, for profiles of 8-bit weights; default ``batches``.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
@@ -192,7 +193,7 @@ def _write_graphs(
         for graph in graphs:
             started = time.monotonic()
             model = models[graph.name]
-            weight_bytes = externalise(model, store)
+            weight_bytes = externalise(model, store, transposed=profile.allows("Transpose"))
             model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
             model.metadata_props.update(_properties(graph, profile, metadata))
@@ -203,6 +204,10 @@ def _write_graphs(
                 "ir": model.ir_version,
                 "weight_bytes": weight_bytes,
                 "seconds": seconds,
+                "variant": graph.variant,
+                "reads": dict(graph.reads),
+                "gives": dict(graph.gives),
+                "free": sorted(name for name, dims in graph.dynamic.items() if 0 in dims),
                 **reduced.get(graph.name, {}),
             }
             say(f"export {profile.name}: {graph.name} written in {seconds} s")
@@ -210,7 +215,7 @@ def _write_graphs(
     started = time.monotonic()
     for graph in graphs:
         path = folder / f"{graph.name}.onnx"
-        entries[graph.name]["ops"] = check_file(path, profile)
+        entries[graph.name]["ops"] = check_file(path, profile, origins(models[graph.name]))
         entries[graph.name]["graph_bytes"] = path.stat().st_size
     return {
         "profile": {

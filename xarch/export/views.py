@@ -32,7 +32,7 @@ def merge_views(model: ir.Model) -> int:
         if not _is_view(node):
             continue
         output, root = node.outputs[0], _root(node)
-        shape, source = _static(output), _static(root)
+        shape, source = static_shape(output), static_shape(root)
         if shape is None or source is None or math.prod(shape) != math.prod(source):
             continue
         if shape == source and not output.is_graph_output():
@@ -46,7 +46,8 @@ def merge_views(model: ir.Model) -> int:
     return before - graph.num_nodes()
 
 
-def _static(value: ir.Value | None) -> tuple[int, ...] | None:
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The sizes of a value, None unless all of them are known."""
     if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
         return None
     return tuple(value.shape.numpy())
@@ -57,7 +58,7 @@ def _root(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
     assert value is not None
     producer = value.producer()
-    while producer is not None and _is_view(producer) and _static(producer.inputs[0]) is not None:
+    while producer is not None and _is_view(producer) and static_shape(producer.inputs[0]) is not None:
         value = producer.inputs[0]
         assert value is not None
         producer = value.producer()
@@ -66,11 +67,11 @@ def _root(node: ir.Node) -> ir.Value:
 
 def _is_view(node: ir.Node) -> bool:
     """Whether a node gives the same elements in the same order under another shape."""
-    if node.domain != "" or not node.inputs or _static(node.inputs[0]) is None:
+    if node.domain != "" or not node.inputs or static_shape(node.inputs[0]) is None:
         return False
     if node.op_type in _RESHAPING:
         return True
-    shape = _static(node.inputs[0])
+    shape = static_shape(node.inputs[0])
     assert shape is not None
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")

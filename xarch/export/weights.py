@@ -2,7 +2,8 @@
 
 Large tensors leave the graphs as ONNX external data. The file is content-addressed while it is written: a tensor
 whose bytes are there already, from the same or another graph, becomes a second reference. Offsets are multiples of a
-memory page, so that a runtime can map the tensors instead of copying them.
+memory page, so that a runtime can map the tensors instead of copying them. A matrix that is there transposed is read
+from there too: one graph multiplies by it as torch stores it, another one by a folded copy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ INLINE_BYTES = 1024
 
 ALIGNMENT = 4096
 
+MATRICES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+"""Types of matrices that may be read transposed; 8-bit ones belong to an axis."""
+
 
 class WeightStore:
     """Streams tensors into ``path``; the file takes its name only when the block ends well.
@@ -37,6 +41,10 @@ class WeightStore:
         self.saved = 0
         self._partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         self._places: dict[bytes, int] = {}
+
+    def holds(self, tensor: np.ndarray) -> bool:
+        """Whether the bytes of ``tensor`` are there."""
+        return _digest(_view(tensor)) in self._places
 
     def __enter__(self) -> WeightStore:
         self._file = open(self._partial, "wb")
@@ -55,7 +63,7 @@ class WeightStore:
     def add(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
         """Store the bytes of ``tensor`` and return (offset, bytes)."""
         data = _bytes(tensor)
-        digest = hashlib.sha256(data).digest() + data.nbytes.to_bytes(8, "little")
+        digest = _digest(data)
         offset = self._places.get(digest)
         if offset is None:
             offset = -(-self.bytes // ALIGNMENT) * ALIGNMENT
@@ -68,16 +76,31 @@ class WeightStore:
         return offset, data.nbytes
 
 
+def _digest(data: memoryview) -> bytes:
+    return hashlib.sha256(data).digest() + data.nbytes.to_bytes(8, "little")
+
+
+def _view(numbers: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(numbers).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
     """The tensor as ONNX stores it, without a copy where its memory already looks like that."""
     if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
         return memoryview(tensor.tobytes())
-    return memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    return _view(tensor.numpy())
 
 
-def externalise(model: ir.Model, store: WeightStore) -> int:
-    """Move the tensors of ``model`` into ``store``, in place; returns how many bytes its graph refers to."""
+def externalise(model: ir.Model, store: WeightStore, *, transposed: bool = True) -> int:
+    """Move the tensors of ``model`` into ``store``, in place; returns how many bytes its graph refers to.
+
+    Args:
+        transposed: whether a matrix may be read from a copy that another graph stores transposed.
+    """
     LiftConstantsToInitializersPass(size_limit=INLINE_BYTES // 8)(model)
+    if transposed:
+        for graph in (model.graph, *model.graph.subgraphs()):
+            _read_transposed(graph, store)
     total = 0
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
@@ -98,3 +121,40 @@ def externalise(model: ir.Model, store: WeightStore) -> int:
                 base_dir=store.path.parent,
             )
     return total
+
+
+def _read_transposed(graph: ir.Graph, store: WeightStore) -> None:
+    """Matrices whose transpose is stored and they are not: Gemm reads it the other way, all else through Transpose."""
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in MATRICES or len(tensor.shape) != 2 or tensor.nbytes < INLINE_BYTES:
+            continue
+        numbers = tensor.numpy()
+        if value.is_graph_output() or store.holds(numbers) or not store.holds(numbers.T):
+            continue
+        name = f"{value.name}_transposed"
+        stored = ir.Value(
+            name=name,
+            shape=ir.Shape(numbers.T.shape),
+            type=value.type or ir.TensorType(tensor.dtype),
+            const_value=ir.tensor(numbers.T, dtype=tensor.dtype, name=name),
+        )
+        graph.register_initializer(stored)
+        others = []
+        for use in list(value.uses()):
+            if use.node.op_type == "Gemm" and use.node.domain == "" and use.idx == 1:
+                turned = use.node.attributes.get("transB")
+                use.node.attributes["transB"] = ir.AttrInt64(
+                    "transB", 0 if turned is not None and turned.as_int() else 1
+                )
+                use.node.replace_input_with(1, stored)
+            else:
+                others.append(use)
+        if others:
+            node = ir.node("Transpose", [stored], attributes={"perm": [1, 0]})
+            node.outputs[0].shape, node.outputs[0].type = value.shape, stored.type
+            node.outputs[0].name = f"{value.name}_restored"
+            graph.insert_before(graph[0], node)
+            for use in others:
+                use.node.replace_input_with(use.idx, node.outputs[0])
+        del graph.initializers[str(value.name)]

@@ -26,7 +26,9 @@ class MixupOptions(Options):
 
     alpha: float = Field(0.8, gt=0, description="both parameters of the beta distribution of the share")
     prob: float = Field(1.0, ge=0, le=1, description="share of the batches that are mixed")
-    keys: list[str] = Field(min_length=1, default=["images"], description="tensors that are mixed, views included")
+    keys: list[str] = Field(
+        default_factory=list, description="tensors that are mixed, views included; default every floating-point tensor"
+    )
     labels: str | None = Field("labels", description="int labels [B] that become probabilities [B, K]; null: none")
 
 
@@ -63,7 +65,7 @@ class Mixup(BatchStep):
         share = draw.betavariate(self.options.alpha, self.options.alpha)
         partner = torch.randperm(len(batch), generator=context.generator).to(batch.device)
         if context.training and mixes:
-            for key in self.options.keys:
+            for key in self.options.keys or _floating(batch):
                 for name in (key, f"{key}@teacher", f"{key}@student"):
                     value = batch.get(name)
                     if value is not None:
@@ -72,6 +74,11 @@ class Mixup(BatchStep):
                 changed[self.options.labels] = _mixed(changed[self.options.labels], partner, share)
             context.log(mixup=share)
         return batch.replace(**changed)
+
+
+def _floating(batch: Batch) -> list[str]:
+    """Keys of tensors that can be mixed, views counted under their plain name."""
+    return list(dict.fromkeys(k.partition("@")[0] for k, v in batch.tensors.items() if v.is_floating_point()))
 
 
 def _mixed(value: Tensor, partner: Tensor, share: float) -> Tensor:

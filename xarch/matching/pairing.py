@@ -28,7 +28,7 @@ from xarch.matching.references import (
     parse,
     seen_tensors,
 )
-from xarch.matching.right import Sides
+from xarch.matching.right import RightSide
 from xarch.registry.registry import Registry
 
 __all__ = ["Pair", "Reference", "pair_stage"]
@@ -169,7 +169,7 @@ class _Pairing:
 
     def _pairs_of(self, key: str, match: Match, where: str) -> list[Pair]:
         available = self.student.taps() if self.site is None else self.site.taps
-        sides = Sides(self.student, self.site, self.teachers, self.tensors, match, where)
+        sides = RightSide(self.student, self.site, self.teachers, self.tensors, match, where)
         address = parse(match.teacher, f"{where}.teacher", list(self.teachers))
         found = self._student_taps(match, available, where)
         drafts = []

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from xarch.config.schema import MODELS
 from xarch.contracts.data import TensorInfo
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
@@ -20,7 +21,7 @@ SAME = "same"
 COPIES = ("ema", "self")
 """Copies of the student: averaged, and as it was when the stage began. They have the student's taps."""
 RANDOM = "random"
-RESERVED = (STUDENT, *COPIES, RANDOM, BATCH, ALL)
+RESERVED = MODELS
 PLACEHOLDERS = ("i", "j", "last")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 

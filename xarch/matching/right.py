@@ -31,7 +31,7 @@ from xarch.matching.references import (
 
 
 @dataclass(frozen=True)
-class Sides:
+class RightSide:
     """What a match at one site, or of a global stage, may refer to.
 
     Attributes:

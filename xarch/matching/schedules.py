@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -83,12 +83,6 @@ def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where:
 def phase_index(phases: list[Phase], progress: float) -> int:
     """How many phases have begun at ``progress`` (0 to 1); 0 before the first."""
     return sum(progress >= phase.start for phase in phases)
-
-
-def phase_at(settings: Sequence[Stage], progress: float) -> Stage:
-    """The settings that hold at ``progress`` (0 to 1), of those that :func:`phase_settings` gives."""
-    first = settings[0]
-    return settings[phase_index(first.phases, progress)]
 
 
 def phase_settings(stage: Stage, where: str) -> list[Stage]:

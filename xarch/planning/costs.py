@@ -10,6 +10,7 @@ from xarch.config.schema import Stage
 from xarch.contracts.adapters import SourceInfo
 from xarch.contracts.local import sites_of
 from xarch.contracts.objective import MatchContext
+from xarch.contracts.stage import StageKind, StageRequest
 from xarch.matching.pairing import Pair
 from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
 from xarch.planning import estimate
@@ -37,19 +38,29 @@ class StageCosts:
 
     Attributes:
         plan: the planner, for both models and the rates of the machine.
-        stage, pairs, batches, context: the stage as planned.
+        request: the stage's settings and sizes.
+        pairs, batches, context: the stage as planned.
         units, steps: that it reads and takes.
-        each: units of a sample.
     """
 
     plan: StagePlanner
-    stage: Stage
+    request: StageRequest
     pairs: Sequence[Pair]
     batches: PlannedBatches
     context: MatchContext
     units: int
     steps: int
-    each: int
+
+    @property
+    def stage(self) -> Stage:
+        """Its settings."""
+        settings: Stage = self.request.settings
+        return settings
+
+    @property
+    def each(self) -> int:
+        """Units of a sample."""
+        return self.request.units_per_sample
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -71,14 +82,14 @@ class StageCosts:
             found |= {tap for site in used for tap in sites[site].inputs.values()}
         return found
 
-    def estimate(self, cached: bool, optimiser: PlannedOptimiser) -> StageEstimate:
+    def estimate(self, kind: StageKind, cached: bool, optimiser: PlannedOptimiser) -> StageEstimate:
         """Both, for a stage whose teacher is cached or not."""
         made = StageEstimate()
         step, why = self._step()
         if why:
             made.notes.append(why)
         self._memory(made, step, optimiser)
-        self._times(made, step, optimiser, cached)
+        self._times(made, step, optimiser, kind, cached)
         return made
 
     def trained(self) -> set[str]:
@@ -187,12 +198,18 @@ class StageCosts:
             total += size * self.micro_batch // max(local, 1)
         return total
 
-    def _times(self, made: StageEstimate, step: Cost, optimiser: PlannedOptimiser, cached: bool) -> None:
+    def _times(
+        self, made: StageEstimate, step: Cost, optimiser: PlannedOptimiser, kind: StageKind, cached: bool
+    ) -> None:
         plan, rates, stage = self.plan, self.plan.rates, self.stage
         student = plan.student.work(stage.sample)
         teacher = self._teacher_work()
         micro = -(-stage.batch.size // self.micro_batch)
         forwards = self.units / stage.passes if cached else self.units
+        if not kind.trains:
+            work = kind.work(self.request, student=student, teacher=teacher)
+            made.times = {stage.kind: rates.of_work(work * self.units)}
+            return
         made.times = {"teacher": rates.of_work(teacher * forwards)}
         if self.pairs:
             names = self.trained()

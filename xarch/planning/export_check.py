@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.export import Profile
-from xarch.errors import PlanError
 
 
 def trial_operators(
@@ -28,8 +27,9 @@ def trial_operators(
     import onnx
     import onnx_ir
 
-    from xarch.export.check import operators, violations
+    from xarch.export.check import operators, raise_unless_fits
     from xarch.export.onnx_export import to_onnx
+    from xarch.export.origins import origins
 
     student = adapter.build(facts.tiny(), adapter.tiny(options), {}, device=torch.device("cpu"))
     student.module.eval().requires_grad_(False)
@@ -38,12 +38,8 @@ def trial_operators(
     if not graphs:
         return None
     for graph in graphs:
-        model = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(to_onnx(graph, profile)))
-        problems = violations(model, profile)
-        if problems:
-            raise PlanError(
-                f"graph {graph.name!r} would not fit the export profile {profile.name!r}: {'; '.join(problems[:6])}",
-                "choose another export profile with --set export.profiles=[NAME]; `xarch list profiles` shows them",
-            )
+        translated = to_onnx(graph, profile)
+        model = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(translated))
+        raise_unless_fits(model, profile, f"graph {graph.name!r}", origins(translated))
         total.update(operators(model))
     return dict(total)

@@ -131,5 +131,6 @@ class Sides:
 
     def warnings(self) -> list[str]:
         """What the sources and the data say a user should know."""
-        described = [*([self.teacher] if self.teacher else []), *self.teachers.values(), self.data]
-        return list(dict.fromkeys(text for d in described for text in d.info.warnings))
+        teachers = [t for t in (self.teacher, *self.teachers.values()) if t is not None]
+        told = [text for t in teachers for text in t.info.warnings]
+        return list(dict.fromkeys([*told, *self.data.info.warnings]))

@@ -89,7 +89,13 @@ class StagePlanner:
         sites = [s for s in sites_of(self.student) if fnmatchcase(s, stage.sites)] if stage.scope == "local" else []
         each = self.data.units_per_sample(stage.sample)
         described = self._describe(stage.sample)
-        units, steps = self._amount(name, stage, kind, options, each, described, sites)
+        budget = self._budget(name, stage, each, described)
+        if kind.trains and budget is None:
+            raise UsageError(
+                f"stages.{name}: nothing says how much data the stage reads", "give `share`, `epochs` or `units`"
+            )
+        request = StageRequest(options, stage, each, budget, tuple(sites))
+        units, steps = self._amount(name, kind, request)
         batches = plan_batches(self.registry, name, stage, described)
         context = self._context(steps, described)
         pairs: list[Pair] = []
@@ -99,9 +105,11 @@ class StagePlanner:
             pairs = self._pairs(name, stage, described, context)
             trained = self._trained(name, stage, pairs)
             coupled = self._coupled(name, stage, pairs)
-        costs = StageCosts(self, stage, pairs, batches, context, units, steps, each)
+        costs = StageCosts(self, request, pairs, batches, context, units, steps)
         cache = self._cache(stage, pairs, costs, units // each)
-        estimated = costs.estimate(cache.use, plan_optimiser(self.registry, name, stage.optimiser))
+        optimiser = plan_optimiser(self.registry, name, stage.optimiser)
+        with self.registry.guard(self.registry.get("stage", stage.kind), f"stages.{name}"):
+            estimated = costs.estimate(kind, cache.use, optimiser)
         return PlannedStage(
             index=index,
             name=name,
@@ -237,25 +245,10 @@ class StagePlanner:
             )
         return reason
 
-    def _amount(
-        self,
-        name: str,
-        stage: Stage,
-        kind: StageKind,
-        options: Any,
-        each: int,
-        described: DataInfo,
-        sites: Sequence[str],
-    ) -> tuple[int, int]:
+    def _amount(self, name: str, kind: StageKind, request: StageRequest) -> tuple[int, int]:
         """(units, optimiser steps) that the stage reads and takes."""
-        budget = self._budget(name, stage, each, described)
-        if kind.trains and budget is None:
-            raise UsageError(
-                f"stages.{name}: nothing says how much data the stage reads", "give `share`, `epochs` or `units`"
-            )
-        request = StageRequest(options, stage, each, budget, tuple(sites))
-        spec = self.registry.get("stage", stage.kind)
-        with self.registry.guard(spec, f"stages.{name}"):
+        stage, each = request.settings, request.units_per_sample
+        with self.registry.guard(self.registry.get("stage", stage.kind), f"stages.{name}"):
             units = kind.units(request)
         size = stage.batch.size
         if self.config.tiny:

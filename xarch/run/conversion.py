@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import yaml
 
+from xarch.config.schema import Gate
 from xarch.contracts.model import Initialisation, Student
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
@@ -28,7 +30,7 @@ from xarch.registry.registry import Registry
 from xarch.run.deliver import Delivery
 from xarch.run.environment import environment
 from xarch.run.evaluate import Evaluator
-from xarch.run.gates import check, gateable
+from xarch.run.gates import before_export, check, gateable
 from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
@@ -114,8 +116,9 @@ class Conversion:
                 decisions = self._stages().run_all()
                 self.student = self.delivery.save(self.student, decisions)
                 self.evaluator.evaluate(self.student)
-                self._gates()
+                self._gates(before_export(self.config.gates))
                 self.delivery.deliver(self.student)
+                self._gates(self.config.gates)
         except Interrupted as e:
             self._end("interrupted", e.what)
             raise Interrupted(e.what, self.resume_command) from e
@@ -161,7 +164,7 @@ class Conversion:
             self.folder.eval_json.unlink(missing_ok=True)
             self.evaluator.evaluate(self.student)
         self._report()
-        self._gates()
+        self._gates(before_export(self.config.gates))
 
     def export_again(self, profile: str) -> None:
         """Export the saved student for ``profile`` again and rebuild the report."""
@@ -253,10 +256,10 @@ class Conversion:
         if self.stop.received is not None and self.ranks.world == 1:
             raise Interrupted(f"stopped by {self.stop.received} {when}")
 
-    def _gates(self) -> None:
-        if not self.ranks.main or not self.config.gates or self.config.tiny or not self.folder.eval_json.exists():
+    def _gates(self, gates: Mapping[str, Gate]) -> None:
+        if not self.ranks.main or not gates or self.config.tiny or not self.folder.eval_json.exists():
             return
-        results = check(gateable(read_json(self.folder.eval_json)), self.config.gates)
+        results = check(gateable(read_json(self.folder.eval_json)), gates)
         missed = [r for r in results if not r.passed]
         if missed:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)

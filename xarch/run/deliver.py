@@ -82,20 +82,21 @@ class Delivery:
             parity = self.run.export_dir / name / "parity.json"
             if not (parity.exists() and read_json(parity)["passed"]):
                 self.export(student, name)
+            elif self.config.evaluate.exports and not self.evaluator.knows_export(name):
+                self._evaluate(student, name)
             if self.config.export.bench:
                 from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
+                teacher = self.evaluator.teacher
                 self.reporter.phase("bench", name)
                 self.run.bench_dir.mkdir(exist_ok=True)
                 bench_export(
                     self.run.export_dir / name,
                     self.run.bench_dir / f"{name}.json",
-                    cases=cases_of(self.registry, student.family, f"{self.target.plugin}:{self.target.name}"),
+                    cases=cases_of(self.registry, student.family, self._target),
                     teacher=self.run.teacher_bench(name),
-                    teacher_cases=None
-                    if self.plan.teacher is None
-                    else cases_of(self.registry, self.plan.teacher.family),
+                    teacher_cases=None if teacher is None else cases_of(self.registry, teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )
@@ -130,12 +131,26 @@ class Delivery:
             say=self.reporter.message,
             blame=self._blame,
         )
+        if self.config.evaluate.exports:
+            self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
 
+    def _evaluate(self, student: Student, name: str) -> None:
+        """The run's metric on the exported files."""
+        from xarch.export.exported_model import ExportedModel
+
+        model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
+        self.evaluator.evaluate_export(name, model)
+
+    @property
+    def _target(self) -> str:
+        """PLUGIN:NAME; a saved student's target is named like that already."""
+        return f"{self.target.plugin}:{self.target.name.rpartition(':')[2]}"
+
     def _blame(self, during: str) -> AbstractContextManager[object]:
         """Around code of the target and of what it returns."""
-        return self.registry.guard(self.registry.get("target", self.target.name), during)
+        return self.registry.guard(self.registry.get("target", self._target), during)
 
     def _export_teacher(self, profile: Profile) -> None:
         """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""

@@ -22,7 +22,7 @@ from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, resolve_metric
 from xarch.registry.registry import Registry
-from xarch.run.gates import check, gateable
+from xarch.run.gates import before_export, check, check_export_gates, gateable
 from xarch.run.sides import RunSides
 
 TINY_SAMPLES = 2
@@ -149,7 +149,8 @@ class Evaluator:
         self.reporter.phase("evaluate", "one sample, to try the metric")
         found = self.measure(self._judged(student), 1, split="validation", quiet=True)
         assert found is not None
-        check(gateable(vars(self._with_variants(found))), self.config.gates)
+        check_export_gates(self.config)
+        check(gateable(vars(self._with_variants(found))), before_export(self.config.gates))
 
     def baseline(self, student: Student, folder: Path) -> None:
         """Figures of the student before any gradient step, kept in the stage's folder."""
@@ -173,6 +174,19 @@ class Evaluator:
         for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
             found.baselines["before training"] = read_json(file)
         write_json(self.run.eval_json, vars(found))
+
+    def knows_export(self, profile: str) -> bool:
+        """Whether eval.json has the figures of an exported file."""
+        return self.run.eval_json.exists() and profile in read_json(self.run.eval_json).get("exports", {})
+
+    def evaluate_export(self, profile: str, model: TapModel) -> None:
+        """Figures of an exported file into eval.json."""
+        self.reporter.phase("evaluate", f"the export {profile}")
+        found = self.measure({"student": model})
+        if found is not None and self.run.eval_json.exists():
+            document = read_json(self.run.eval_json)
+            document.setdefault("exports", {})[profile] = found.student
+            write_json(self.run.eval_json, document)
 
     def _judged(self, student: Student) -> dict[str, TapModel]:
         with self.registry.attributed("its variants"):

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xarch.config.schema import Gate
+from xarch.config.schema import Gate, RunConfig
 from xarch.errors import UsageError
+
+EXPORTS = "exports."
+"""How gates name figures of exported files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,32 @@ class GateResult:
 
 def gateable(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Every figure of eval.json that may have a gate: the student's, those that compare it with its teacher, and those
-    of its operating points as ``variants.NAME.FIGURE``."""
-    variants = evaluation.get("variants", {})
-    own = {f"variants.{name}.{key}": value for name, figures in variants.items() for key, value in figures.items()}
+    of its operating points and exported files as ``variants.NAME.FIGURE`` and ``exports.PROFILE.FIGURE``."""
+    own = {
+        f"{kind}.{name}.{key}": value
+        for kind in ("variants", "exports")
+        for name, figures in evaluation.get(kind, {}).items()
+        for key, value in figures.items()
+    }
     return {**evaluation["student"], **evaluation["gated"], **own}
+
+
+def before_export(gates: Mapping[str, Gate]) -> dict[str, Gate]:
+    """The gates that a student has to pass before it is exported: all but those of the files."""
+    return {name: gate for name, gate in gates.items() if not name.startswith(EXPORTS)}
+
+
+def check_export_gates(config: RunConfig) -> None:
+    """Every gate of an exported file has a file.
+
+    Raises:
+        UsageError: exports are not evaluated, or not made for that profile.
+    """
+    known = [f"{EXPORTS}{profile}." for profile in config.export.profiles] if config.evaluate.exports else []
+    for name in config.gates:
+        if name.startswith(EXPORTS) and not name.startswith(tuple(known)):
+            wanted = "set evaluate.exports=true" if not config.evaluate.exports else f"one of {', '.join(known)}FIGURE"
+            raise UsageError(f"gates.{name}: there will be no such figure", wanted)
 
 
 def check(gated: Mapping[str, float], gates: Mapping[str, Gate]) -> list[GateResult]:

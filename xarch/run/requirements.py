@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from xarch.config.schema import Limit
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student, TapModel
 from xarch.errors import PlanError
@@ -22,43 +22,50 @@ def check_requirements(planned: PlannedStage, student: Student, sides: RunSides,
     Raises:
         PlanError: a figure is not what it has to be, or is not measured at all.
     """
-    requires: Mapping[str, Limit] = planned.config.requires
-    names = {key.partition(".")[0] for key in requires}
+    names = {key.partition(".")[0] for key in planned.config.requires}
     models: dict[str, TapModel] = {STUDENT: student}
     models |= {name: sides.teachers[name] for name in sorted(names) if name in sides.teachers}
-    found: dict[str | None, Evaluation | None] = {}
-    for key, limit in requires.items():
+    measured = _Measured(evaluator, models)
+    for key, limit in planned.config.requires.items():
         side, _, figure = key.partition(".")
         where = f"stages.{planned.name}.requires.{key}"
-        seen = None
-        # The run's metric knows most figures; another one is asked for those that carry its name.
-        for metric in (None, figure):
-            if metric not in found:
-                known = metric is None or any(s.name == metric for s in evaluator.registry.specs("metric"))
-                measured = evaluator.measure(models, metric=metric, split="validation", quiet=True) if known else None
-                found[metric] = measured
-            seen = _figures(found[metric], side).get(figure)
-            if seen is not None:
-                break
+        seen = measured.figure(side, figure)
         if seen is None:
-            first = found[None]
             raise PlanError(
                 f"{where}: no metric gives {figure!r} of {side}",
-                f"figures: {', '.join(sorted(_figures(first, side))) or 'none'}",
+                f"figures: {', '.join(sorted(_figures(measured.by(None), side))) or 'none'}",
             )
-        if (limit.min is not None and not seen >= limit.min) or (limit.max is not None and not seen <= limit.max):
-            wanted = " and ".join(
-                text
-                for text, bound in (
-                    (f"at least {limit.min:g}" if limit.min is not None else "", limit.min),
-                    (f"at most {limit.max:g}" if limit.max is not None else "", limit.max),
-                )
-                if bound is not None
-            )
+        low, high = limit.min, limit.max
+        if (low is not None and not seen >= low) or (high is not None and not seen <= high):
+            limits = [f"at least {low:g}"] if low is not None else []
+            limits += [f"at most {high:g}"] if high is not None else []
             raise PlanError(
-                f"{where}: {figure} of {side} is {seen:.5g} on the validation data, wanted {wanted}",
-                "use a better model, or change the limit with `--set`",
+                f"{where}: {figure} of {side} is {seen:.5g} on the validation data, wanted {' and '.join(limits)}",
+                f"use a better model, or change the limit: `--set stages.{planned.name}.requires.{key}=…`",
             )
+
+
+@dataclass
+class _Measured:
+    """Figures of several models, each metric evaluated once."""
+
+    evaluator: Evaluator
+    models: Mapping[str, TapModel]
+    found: dict[str | None, Evaluation | None] = field(default_factory=dict)
+
+    def by(self, metric: str | None) -> Evaluation | None:
+        """What a metric says; None is the run's."""
+        if metric not in self.found:
+            self.found[metric] = self.evaluator.measure(self.models, metric=metric, split="validation", quiet=True)
+        return self.found[metric]
+
+    def figure(self, side: str, name: str) -> float | None:
+        """A figure of the run's metric, or the headline of the metric of that name."""
+        seen = _figures(self.by(None), side).get(name)
+        if seen is None and any(spec.name == name for spec in self.evaluator.registry.specs("metric")):
+            other = self.by(name)
+            seen = None if other is None else _figures(other, side).get(other.metric)
+        return seen
 
 
 def _figures(found: Evaluation | None, side: str) -> Mapping[str, float]:

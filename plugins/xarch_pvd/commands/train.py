@@ -14,7 +14,16 @@ import click
 @click.option("--preset", default="small", show_default=True, help="small, paper; mlp: npu-mlp, vm: npu-vm")
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True, help="optimiser steps")
 @click.option("--seed", type=int, default=0, show_default=True)
-def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int) -> None:
+@click.option("--downscale", type=click.IntRange(1), default=1, show_default=True, help="divide the pictures' size")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["auto", "blender", "colmap", "llff", "nsvf"]),
+    default="auto",
+    show_default=True,
+    help="what the folder is",
+)
+def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int, downscale: int, kind: str) -> None:
     """Train a field from posed pictures (Blender, LLFF, COLMAP or NSVF folder); use it as --teacher field:OUT."""
     from rich.console import Console
     from rich.progress import Progress
@@ -29,7 +38,17 @@ def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int)
             bar.update(task, completed=step, description=f"training {arch}, loss {loss:.5f}")
 
         spent = train_from_pictures(
-            folder, arch=arch, options={"preset": preset}, steps=steps, seed=seed, out=out, progress=show
+            folder,
+            arch=arch,
+            options={"preset": preset},
+            steps=steps,
+            seed=seed,
+            out=out,
+            downscale=downscale,
+            kind=kind,
+            progress=show,
         )
     console.print(f"{out}: {steps} steps in {spent:.0f} CPU seconds")
-    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:{folder}", soft_wrap=True)
+    options = f" --set data.options.downscale={downscale}" if downscale > 1 else ""
+    options += f" --set data.options.format={kind}" if kind != "auto" else ""
+    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:{folder}{options}", soft_wrap=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 from xarch_field import Camera
 from xarch_pvd.data.views import shaken
 
-ERROR = "rays.rgb"
-"""The student tap whose losses tell how well a ray is rendered."""
+ERROR = "render"
+"""The match whose losses tell how well a ray is rendered."""
 EPOCH = 32
 """Poses among which the worst are chosen."""
 WARM = 2

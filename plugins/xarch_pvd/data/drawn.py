@@ -20,6 +20,10 @@ class ViewOptions(Options):
     visible: float = Field(0.5, ge=0, le=1, description="share of the points drawn where cameras see matter")
     background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
     poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
+    downscale: int = Field(1, ge=1, description="whole number that the size of the folder's pictures is divided by")
+    format: Literal["auto", "blender", "colmap", "llff", "nsvf"] = Field(
+        "auto", description="what the folder is; `auto` looks for transforms*.json, then COLMAP, LLFF, NSVF"
+    )
     rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
 
 

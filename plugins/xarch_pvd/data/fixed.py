@@ -76,8 +76,12 @@ class Pictures(Finite):
 
     def make(self, index: int) -> Batch:
         batch = picture_batch(self.cameras[index], self.teacher.facts.background)
-        if self.posed is not None and self.posed.pictured:
-            batch.tensors["picture"] = self.posed.picture(index, self.teacher.facts.background)
+        picture = None if self.posed is None else self.posed.picture(index, self.teacher.facts.background)
+        if self.posed is not None and picture is not None:
+            batch.tensors["picture"] = picture
+            kept = self.posed.mask(index)
+            if kept is not None:
+                batch.tensors["mask"] = kept
         return batch
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from xarch import UsageError
 from xarch_field import Camera
 from xarch_field.facts import ViewFacts
 from xarch_pvd.data.datasets.fit import meeting_point
@@ -18,12 +19,13 @@ from xarch_pvd.data.datasets.posed import PosedImages
 
 @dataclass(frozen=True)
 class PosedViews:
-    """Cameras of a folder; pictures are read one by one and only when asked for.
+    """Cameras of a folder in a field's world; pictures are read one by one and only when asked for.
 
     Attributes:
         train, heldout: cameras.
         facts: what random cameras around the same scene look like.
         digest: identity of the folder's camera files.
+        source: the held-out views.
     """
 
     train: list[Camera]
@@ -33,25 +35,78 @@ class PosedViews:
     source: PosedImages
 
     @property
-    def pictured(self) -> bool:
-        """Whether held-out pictures are there; a conversion needs none, cameras are enough."""
-        return any(file.is_file() for file in self.source.files)
+    def pictures(self) -> int:
+        """Held-out pictures that are there; a conversion needs none, cameras are enough."""
+        return sum(self.source.pictured)
 
-    def picture(self, index: int, background: tuple[float, float, float]) -> Tensor:
-        """Held-out picture [height * width, 3] over a background."""
+    def picture(self, index: int, background: tuple[float, float, float]) -> Tensor | None:
+        """Held-out picture [height * width, 3] over a background, or None where it is not there."""
+        if not self.source.files[index].is_file():
+            return None
         return self.source.picture(index, background).reshape(-1, 3)
+
+    def mask(self, index: int) -> Tensor | None:
+        """bool [height * width], True where a pixel of a held-out picture counts; None where all do."""
+        kept = self.source.mask(index)
+        return None if kept is None else kept.reshape(-1)
+
+    def notes(self, folder: str) -> tuple[str, ...]:
+        """What a person should know of the folder before a run."""
+        count, there = len(self.heldout), self.pictures
+        if not there:
+            seen: tuple[str, ...] = (f"{folder} has no held-out picture: a student is compared with its teacher only",)
+        elif there < count:
+            seen = (
+                f"{folder} has {there} of {count} held-out pictures: the others are compared with the teacher only",
+            )
+        else:
+            seen = ()
+        return (*seen, *self.source.notes)
 
 
 @lru_cache(maxsize=4)
-def posed_views(folder: str) -> PosedViews:
+def posed_views(
+    folder: str,
+    world: tuple[float, ...] = (),
+    world_of: str = "folder",
+    downscale: int = 1,
+    kind: str = "auto",
+) -> PosedViews:
     """Open a folder.
 
+    Args:
+        world, world_of: how its places reach the world of the field, as in ViewFacts.
+        downscale: whole number that sizes are divided by.
+        kind: of folder, "auto" to tell it from the files.
+
     Raises:
-        UsageError: no known format.
+        UsageError: no known format, a picture of another size than its camera, or cameras so far from the origin that
+            float32 does not tell them apart.
     """
-    train, heldout = open_posed(folder, split="train"), open_posed(folder, split="test")
+    train, heldout = (open_posed(folder, split=s, downscale=downscale, kind=kind) for s in ("train", "test"))
+    digest = train.digest
+    if world_of == "capture":
+        train, heldout = train.captured(), heldout.captured()
+    train, heldout = train.in_world(world), heldout.in_world(world)
+    if train.far():
+        place = ", ".join(f"{v:.7g}" for v in train.c2w[:, :3, 3].mean(0).tolist())
+        raise UsageError(
+            f"the cameras of {folder} stand around ({place}), too far from the origin for 32-bit numbers",
+            "a field of `xarch pvd train` keeps the origin of its pictures; for others, subtract that place from all "
+            "cameras",
+        )
     cameras = cameras_of(train)
-    return PosedViews(cameras, cameras_of(heldout), view_facts(train, cameras), train.digest, heldout)
+    facts = replace(view_facts(train, cameras), world=world, world_of=world_of)
+    return PosedViews(cameras, cameras_of(heldout), facts, digest, heldout)
+
+
+def near_world(posed: PosedImages) -> tuple[float, ...]:
+    """The world of a field that is trained from pictures: theirs, or moved to the middle of cameras far from the
+    origin; 13 numbers as in ViewFacts."""
+    if not posed.far():
+        return ()
+    x, y, z = (-v for v in posed.c2w[:, :3, 3].mean(0).tolist())
+    return (1.0, 0.0, 0.0, x, 0.0, 1.0, 0.0, y, 0.0, 0.0, 1.0, z, 1.0)
 
 
 def cameras_of(posed: PosedImages) -> list[Camera]:

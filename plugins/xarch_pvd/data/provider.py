@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, validated
+from xarch_field.facts import ViewFacts
 from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.drawn import FieldSample, ViewOptions
 from xarch_pvd.data.fixed import Checks, Pictures
 from xarch_pvd.data.points import Points
-from xarch_pvd.data.posed_views import posed_views
+from xarch_pvd.data.posed_views import PosedViews, posed_views
 from xarch_pvd.data.rays import Rays
 
 TENSORS = {
@@ -33,10 +34,17 @@ class Views(DataProvider):
         tensors = TENSORS[_sample(request.sample).kind]
         if request.ref == "teacher":
             return DataInfo("cameras around the teacher, no pictures", "teacher", "sample", tensors=tensors)
-        posed = posed_views(request.ref)
-        pictures = len(posed.heldout) if posed.pictured else 0
-        size = {"heldout_pictures": pictures}
-        return DataInfo(f"cameras of {request.ref}", posed.digest, "sample", size, tensors=tensors, facts=size)
+        posed = _posed(request, getattr(request.facts, "views", None))
+        size = {"heldout_views": len(posed.heldout), "heldout_pictures": posed.pictures}
+        return DataInfo(
+            f"cameras of {request.ref}",
+            posed.digest,
+            "sample",
+            size,
+            tensors=tensors,
+            facts=size,
+            warnings=posed.notes(request.ref),
+        )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
         """One: a point or a ray.
@@ -52,7 +60,7 @@ class Views(DataProvider):
         if not isinstance(teacher, FieldTeacher):
             raise UsageError(f"views: draws from a radiance field, the teacher is {type(teacher).__name__}")
         wanted = _sample(request.sample)
-        posed = None if request.ref == "teacher" else posed_views(request.ref)
+        posed = None if request.ref == "teacher" else _posed(request, teacher.facts.views)
         options: ViewOptions = request.options
         views = teacher.facts.views if posed is None else posed.facts
         if request.split == "heldout":
@@ -63,6 +71,13 @@ class Views(DataProvider):
         if wanted.kind == "points":
             return Points(teacher, request.samples, request.seed, options, wanted, views)
         return Rays(teacher, request.samples, request.seed, options, wanted, views, posed)
+
+
+def _posed(request: DataRequest, field: ViewFacts | None) -> PosedViews:
+    """The folder's cameras in the world of the field that it belongs to."""
+    options: ViewOptions = request.options
+    world, world_of = (field.world, field.world_of) if field is not None else ((), "folder")
+    return posed_views(request.ref, world, world_of, options.downscale, options.format)
 
 
 def _sample(sample: Mapping[str, Any]) -> FieldSample:

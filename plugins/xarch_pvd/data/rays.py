@@ -88,8 +88,8 @@ class Rays(Drawn):
         error_R = losses.get(ERROR)
         if error_R is None:
             raise UsageError(
-                f"sample.levels finds hard poses and rays by the loss of {ERROR}, the stage matches {sorted(losses)}",
-                f"add a match of the student tap {ERROR}, or leave `levels` out",
+                f"sample.levels finds hard poses and rays by the match {ERROR!r}, the stage has {sorted(losses)}",
+                f"name the match of rays.rgb {ERROR!r}, or leave `levels` out",
             )
         if self.poses is not None:
             self.poses.take(error_R)

@@ -21,7 +21,8 @@ class FieldPSNR(Metric):
     """Mean over views of the peak signal-to-noise ratio (dB) and structural similarity of whole pictures.
 
     Figures of a student: ``psnr_teacher``, ``ssim_teacher`` and ``worst_psnr_teacher`` (its worst view) against the
-    teacher's renders; with pictures also ``psnr`` and ``ssim`` of everyone, and ``psnr_drop`` (teacher - student).
+    teacher's renders; with pictures also ``psnr`` and ``ssim`` of everyone, and ``psnr_drop`` (teacher - student);
+    ``pictures`` is how many views had one, and masked pixels are left out.
     ``bytes`` is what the weights take. ``n`` is the number of views.
     """
 
@@ -41,15 +42,16 @@ class FieldPSNR(Metric):
         lists: dict[str, dict[str, list[float]]] = {name: {} for name in models}
         shown = ShownViews()
         views = 0
-        truth = False
+        judged = 0
         for batch in request.batches():
             pictures = {"teacher": self._teacher_picture(teacher, batch, views)}
             pictures |= {name: _picture(model, batch) for name, model in students.items()}
-            if "picture" in batch.tensors:
+            kept = batch["mask"].view(pictures["teacher"].shape[:2]) if "mask" in batch.tensors else None
+            if "picture" in batch.tensors and (kept is None or bool(kept.any())):
                 pictures["truth"] = batch["picture"].view(pictures["teacher"].shape)
-                truth = True
+                judged += 1
             for name in models:
-                _compare(lists[name], name, pictures)
+                _compare(lists[name], name, pictures, kept)
             if "student" in pictures:
                 shown.add(pictures, {n: {k: v[-1] for k, v in lists[n].items()} for n in ("teacher", "student")})
             views += 1
@@ -61,16 +63,18 @@ class FieldPSNR(Metric):
         figures = {name: _figures(values, _bytes(models[name])) for name, values in lists.items()}
         student = figures.get("student", figures["teacher"])
         gated = dict(student)
-        if truth:
+        if judged:
+            gated["pictures"] = float(judged)
             gated["psnr_drop"] = figures["teacher"]["psnr"] - student["psnr"]
         return Evaluation(
-            metric="psnr" if truth else "psnr_teacher",
+            metric="psnr" if judged else "psnr_teacher",
             higher_is_better=True,
             unit="dB",
             teacher=figures["teacher"],
             student=student,
             baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
             gated=gated,
+            units=dict.fromkeys(("psnr", "psnr_teacher", "worst_psnr_teacher", "psnr_drop"), "dB"),
             n=views,
             samples=shown.samples(),
         )
@@ -98,17 +102,27 @@ def _picture(model: TapModel, batch: Batch) -> Tensor:
     return seen["rgb"].view(batch.meta["height"], batch.meta["width"], 3).clamp(0, 1)
 
 
-def _ssim(a: Tensor, b: Tensor) -> float:
+def _ssim(a: Tensor, b: Tensor, kept_HW: Tensor | None = None) -> float:
+    """Mean structural similarity; with a mask over the pixels it keeps, the others being equal in both."""
     from skimage.metrics import structural_similarity
 
+    if kept_HW is not None and not bool(kept_HW.all()):
+        a, b = (x.cpu() * kept_HW.cpu()[..., None] for x in (a, b))
     side = min(a.shape[0], a.shape[1], 7)
     window = side if side % 2 else side - 1
-    return float(
-        structural_similarity(a.cpu().numpy(), b.cpu().numpy(), channel_axis=2, data_range=1.0, win_size=window)
+    mean, full_HWC = structural_similarity(
+        a.cpu().numpy(), b.cpu().numpy(), channel_axis=2, data_range=1.0, win_size=window, full=True
     )
+    if kept_HW is None or bool(kept_HW.all()):
+        return float(mean)
+    return float(torch.from_numpy(full_HWC)[kept_HW.cpu()].mean())
 
 
-def _compare(values: dict[str, list[float]], name: str, pictures: Mapping[str, Tensor]) -> None:
+def _compare(
+    values: dict[str, list[float]], name: str, pictures: Mapping[str, Tensor], kept_HW: Tensor | None = None
+) -> None:
+    """Add the figures of one view; pixels that a mask leaves out of its picture are not compared with it."""
+
     def add(key: str, value: float) -> None:
         values.setdefault(key, []).append(value)
 
@@ -116,8 +130,12 @@ def _compare(values: dict[str, list[float]], name: str, pictures: Mapping[str, T
         add("psnr_teacher", psnr(pictures[name], pictures["teacher"]))
         add("ssim_teacher", _ssim(pictures[name], pictures["teacher"]))
     if "truth" in pictures:
-        add("psnr", psnr(pictures[name], pictures["truth"]))
-        add("ssim", _ssim(pictures[name], pictures["truth"]))
+        seen, truth = pictures[name], pictures["truth"]
+        if kept_HW is None:
+            kept_HW = torch.ones(truth.shape[:2], dtype=torch.bool)
+        kept_HW = kept_HW.to(seen.device)
+        add("psnr", psnr(seen[kept_HW], truth.to(seen.device)[kept_HW]))
+        add("ssim", _ssim(seen, truth, kept_HW))
 
 
 def _figures(values: Mapping[str, list[float]], size: int) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,13 @@ def views_around(record: FieldFile) -> ViewFacts:
     corners = torch.tensor(record.aabb).view(2, 3)
     middle = corners.mean(dim=0).tolist()
     radius = SPHERE * float((corners[1] - corners[0]).norm()) / 2
-    return replace(ViewFacts(), radius=(radius, radius), target=(middle[0], middle[1], middle[2]))
+    views = replace(ViewFacts(), radius=(radius, radius), target=(middle[0], middle[1], middle[2]))
+    moved = record.details.get("dataparser")
+    if isinstance(moved, Mapping):
+        # nerfstudio says how its cameras came to stand where they did, from before a transforms.json was turned.
+        world = (*(number for row in moved["transform"] for number in row), moved["scale"])
+        views = replace(views, world=world, world_of="capture")
+    return views
 
 
 def _checkpoint(path: Path) -> Path:

@@ -13,6 +13,7 @@ from xarch.kernels import keep_freed_memory
 from xarch_field.facts import FieldFacts
 from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
+from xarch_pvd import USUAL
 from xarch_pvd.export.calibration import occupied_points
 from xarch_pvd.export.encoded import encoded_parity
 from xarch_pvd.export.graphs import FieldExport, field_graphs, teacher_points
@@ -20,8 +21,6 @@ from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.start import planned_start, start
 
-RECIPES = {"vm": "pvd-factors", "cp": "pvd-factors", "mlp": "pvd-mlp", "tensors": "pvd-bake"}
-"""Of representations that start from more than what is copied, or train otherwise than a hash field."""
 UNSEEN = {"preset", "start"}
 """Options that leave no trace in a trained field."""
 
@@ -67,7 +66,7 @@ class FieldTarget(TargetAdapter):
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:
         if getattr(options, "start", "") == "random":
             return "pvd"
-        return "pvd-copy" if self._same_function(facts, options) else RECIPES.get(self.arch, "pvd")
+        return "pvd-copy" if self._same_function(facts, options) else USUAL.get(self.arch, "pvd")
 
     def _same_function(self, facts: FieldFacts, options: BaseModel) -> bool:
         """Whether a copied student computes what the teacher does.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from xarch import UsageError
 from xarch_field import RadianceField, ray_points
 from xarch_field.cameras import Camera
+
+MOST = 1 << 26
+"""Pixels of training pictures that are held in memory, 40 bytes each."""
 
 
 @dataclass
@@ -25,14 +30,38 @@ class Pixels:
         self.count = len(self.origins)
 
     @classmethod
-    def of(cls, cameras: list[Camera], pictures: Callable[[int], Tensor]) -> Pixels:
-        """All pixels of cameras; ``pictures(i)`` is [height, width, 4] in [0, 1]."""
-        rays = [camera.rays() for camera in cameras]
-        return cls(
-            torch.cat([o for o, _ in rays]),
-            torch.cat([d for _, d in rays]),
-            torch.cat([pictures(i).reshape(-1, 4) for i in range(len(cameras))]),
-        )
+    def of(
+        cls,
+        cameras: list[Camera],
+        pictures: Callable[[int], Tensor],
+        masks: Callable[[int], Tensor | None] = lambda view: None,
+    ) -> Pixels:
+        """All pixels of cameras.
+
+        Args:
+            pictures: (i) -> [height, width, 4] in [0, 1].
+            masks: (i) -> bool [height, width], True where a pixel is trained on, or None for all of them.
+
+        Raises:
+            UsageError: more pixels than are held in memory, or none that is not masked.
+        """
+        total = sum(camera.width * camera.height for camera in cameras)
+        if total > MOST:
+            divide = math.ceil(math.sqrt(total / MOST))
+            raise UsageError(
+                f"the training pictures have {total / 1e6:.0f} M pixels, at most {MOST / 1e6:.0f} M are held",
+                f"make them smaller with `--downscale {divide}` (option downscale)",
+            )
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for view, camera in enumerate(cameras):
+            kept, (origins, dirs) = masks(view), camera.rays()
+            rgba = pictures(view).reshape(-1, 4)
+            chosen = slice(None) if kept is None else kept.reshape(-1)
+            parts.append((origins[chosen], dirs[chosen], rgba[chosen]))
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        if not len(columns[0]):
+            raise UsageError("every pixel of the training pictures is masked", "masks keep what is not black")
+        return cls(*columns)
 
     def error(self, model: RadianceField, rays: int, samples: int, generator: torch.Generator) -> Tensor:
         """Mean squared error [] of a field on random pixels, over a random background where they are transparent.

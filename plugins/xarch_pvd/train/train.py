@@ -12,7 +12,8 @@ import torch
 from xarch import UsageError
 from xarch_pvd.data.datasets.fit import fit_box
 from xarch_pvd.data.datasets.open import open_posed
-from xarch_pvd.data.posed_views import PosedViews, posed_views
+from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.posed_views import PosedViews, near_world, posed_views
 from xarch_pvd.source.field_file import save_field_file
 from xarch_pvd.targets.representations import build_field, options_of
 from xarch_pvd.targets.representations.records import to_file
@@ -27,9 +28,13 @@ def train_from_pictures(
     steps: int,
     seed: int,
     out: Path,
+    downscale: int = 1,
+    kind: str = "auto",
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> float:
     """Train a field and write it; returns the CPU seconds of training.
+
+    Cameras far from the origin are moved to it before their numbers become 32-bit; the file keeps where it was.
 
     Raises:
         UsageError: no known format, an unknown representation, or cameras whose rays miss the box.
@@ -37,11 +42,13 @@ def train_from_pictures(
     chosen = options_of(arch, options, "options")
     _reserve(out)
     torch.manual_seed(seed)
-    views = posed_views(folder)
-    box = fit_box(open_posed(folder, split="train")).aabb
+    posed = open_posed(folder, split="train", downscale=downscale, kind=kind)
+    world = near_world(posed)
+    views = posed_views(folder, world, "folder", downscale, kind)
+    box = fit_box(posed.in_world(world)).aabb
     field = build_field(arch, chosen, aabb=[box[:3], box[3:]])
     spent = train_field(
-        field, training_pixels(folder, views), TrainingOptions(steps=steps, seed=seed), progress=progress
+        field, training_pixels(posed, views), TrainingOptions(steps=steps, seed=seed), progress=progress
     )
     details = {"trained_from": Path(folder).name, "steps": steps, "seed": seed, "cpu_seconds": round(spent, 1)}
     save_field_file(out, to_file(field, chosen.model_dump(mode="json"), details), views.facts, details)
@@ -62,7 +69,6 @@ def _reserve(out: Path) -> None:
         raise UsageError(f"{out} cannot be written: {e.strerror or e}", "choose another file with --out") from e
 
 
-def training_pixels(folder: str, views: PosedViews) -> Pixels:
-    """Every training pixel."""
-    posed = open_posed(folder, split="train")
-    return Pixels.of(views.train, posed.rgba)
+def training_pixels(posed: PosedImages, views: PosedViews) -> Pixels:
+    """Every training pixel that is not masked."""
+    return Pixels.of(views.train, posed.rgba, posed.mask)

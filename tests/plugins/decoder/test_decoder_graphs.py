@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.plugins.decoder.decoder_models import EMA, difference, make_student, tiny_facts, tokens
+from xarch.config.validation import validated
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError, UsageError
-from xarch_decoder.export import decoder_graphs
+from xarch.export.proof import Prover
+from xarch_decoder.export import DecoderExport, decoder_graphs
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.parity import decoder_parity
 from xarch_decoder.student import DecoderStudent
@@ -60,7 +62,7 @@ class Runtime:
 
 def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: Any) -> Runtime:
     """Export, run every parity case, and assert on each of its outputs."""
-    graphs = decoder_graphs(student, profile, options)
+    graphs = decoder_graphs(student, profile, DecoderExport(**options))
     runtime = Runtime(graphs, folder)
     check(student, graphs, runtime, options["prefill"][0])
     return runtime
@@ -68,7 +70,9 @@ def drive(student: DecoderStudent, profile: Profile, folder: Path, **options: An
 
 def check(student: DecoderStudent, graphs: list[ExportGraph], runtime: Runtime, size: int) -> None:
     seen = []
-    for case in decoder_parity(student, graphs, [tokens(student.facts, 2, 90)]):
+    prover = Prover(student, graphs, [])
+    for own in decoder_parity(student, graphs, [tokens(student.facts, 2, 90)]):
+        case = prover.complete(own).case
         got = case.drive(runtime)
         assert got.keys() == case.expected.keys()
         for name, value in case.expected.items():
@@ -90,7 +94,7 @@ def check(student: DecoderStudent, graphs: list[ExportGraph], runtime: Runtime, 
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderStudent, Runtime]:
     """Attention with caches of any length and a vocabulary that no other size equals, exported once."""
     student = make_student(tiny_facts(vocab=997))
-    return student, Runtime(decoder_graphs(student, FREE, {"prefill": [16]}), tmp_path_factory.mktemp("onnx"))
+    return student, Runtime(decoder_graphs(student, FREE, DecoderExport(prefill=[16])), tmp_path_factory.mktemp("onnx"))
 
 
 def operators(runtime: Runtime) -> set[str]:
@@ -103,7 +107,7 @@ VARIED = {"windows": (6, None), "softcap": 3.0, "qk_norm": True, "tied": False}
 
 def test_attention_student(plain: tuple[DecoderStudent, Runtime]) -> None:
     student, runtime = plain
-    check(student, decoder_graphs(student, FREE, {"prefill": [16]}), runtime, 16)
+    check(student, decoder_graphs(student, FREE, DecoderExport(prefill=[16])), runtime, 16)
     assert not operators(runtime) & NEVER
 
 
@@ -147,12 +151,13 @@ def test_caches_of_any_length(length: int, plain: tuple[DecoderStudent, Runtime]
         if length:
             _, states = student.decoder.advance(ids[:, :length], 0, states)
         whole = student.decoder(ids)
-    names = [name for name in decoder_graphs(student, FREE, {"prefill": [16]})[0].inputs if "cache" in name]
+    names = [name for name in decoder_graphs(student, FREE, DecoderExport(prefill=[16]))[0].inputs if "cache" in name]
     held = dict(zip(names, (t.numpy() for s in states for t in s), strict=True))
     for name, count in (("decode_1", 1), ("prefill_16", 16)):
         window = ids[:, length : length + count].numpy()
         out = runtime(name, {"input_ids": window, "position": np.array([length]), **held})
-        assert difference(torch.tensor(out["logits"]), whole[:, length : length + count]) <= 1e-5
+        last = length + count
+        assert difference(torch.tensor(out["logits"]), whole[:, last - 1 : last]) <= 1e-5
         assert out["present_key_cache.0"].shape == (1, 2, length + count, 8)
 
 
@@ -167,7 +172,7 @@ def test_tied_embedding_is_stored_once(plain: tuple[DecoderStudent, Runtime]) ->
 
 def test_metadata_is_all_a_program_needs() -> None:
     facts = tiny_facts()
-    graphs = decoder_graphs(make_student(facts, EMA, Attention), FREE, {})
+    graphs = decoder_graphs(make_student(facts, EMA, Attention), FREE, DecoderExport())
     assert [g.name for g in graphs] == ["decode_1", "prefill_64"]
     data = graphs[1].metadata
     assert (data["tokens"], data["prefill"], data["context"], data["vocab"]) == (64, [64], None, 61)
@@ -182,7 +187,7 @@ def test_metadata_is_all_a_program_needs() -> None:
     }
     assert data["states"][1]["shape"] == [1, 2, 0, 8]
     assert data["states"][1]["tokens_axis"] == 2
-    fixed = decoder_graphs(make_student(facts, EMA, Attention), STATIC, {"context": 96})[0]
+    fixed = decoder_graphs(make_student(facts, EMA, Attention), STATIC, DecoderExport(context=96))[0]
     assert fixed.metadata["context"] == 96
     assert fixed.metadata["states"][1]["shape"] == [1, 2, 96, 8]
     assert fixed.dynamic == {}
@@ -192,16 +197,17 @@ def test_metadata_is_all_a_program_needs() -> None:
 def test_graphs_can_be_planned_without_weights() -> None:
     student = make_student(tiny_facts(), EMA, Attention, device="meta")
     for profile in (FREE, STATIC):
-        for graph in decoder_graphs(student, profile, {"prefill": [8]}):
-            assert all(t.is_meta for t in graph.inputs.values())
-            outputs = graph.module(*graph.inputs.values())
-            assert outputs[0].shape == (1, graph.metadata["tokens"], 61)
+        for logits in ("last", "all"):
+            for graph in decoder_graphs(student, profile, DecoderExport(prefill=[8], logits=logits)):
+                assert all(t.is_meta for t in graph.inputs.values())
+                outputs = graph.module(*graph.inputs.values())
+                assert outputs[0].shape == (1, 1 if logits == "last" else graph.metadata["tokens"], 61)
 
 
 def test_decode_alone_and_several_sizes() -> None:
     student = make_student(tiny_facts())
-    assert [g.name for g in decoder_graphs(student, FREE, {"prefill": []})] == ["decode_1"]
-    graphs = decoder_graphs(student, FREE, {"prefill": [8, 32]})
+    assert [g.name for g in decoder_graphs(student, FREE, DecoderExport(prefill=[]))] == ["decode_1"]
+    graphs = decoder_graphs(student, FREE, DecoderExport(prefill=[8, 32]))
     assert [g.name for g in graphs] == ["decode_1", "prefill_32", "prefill_8"]
     cases = [(c.graph, c.shape["tokens"]) for c in decoder_parity(student, graphs, [tokens(student.facts, 1, 50)])]
     assert ("prefill_32", 45) in cases
@@ -214,10 +220,10 @@ def test_decode_alone_and_several_sizes() -> None:
 def test_wrong_options() -> None:
     student = make_student(tiny_facts())
     with pytest.raises(UsageError, match=r"export\.options\.prefil"):
-        decoder_graphs(student, FREE, {"prefil": [64]})
+        validated(DecoderExport, {"prefil": [64]}, "export.options")
     with pytest.raises(PlanError, match=r"prefill \[1\]"):
-        decoder_graphs(student, FREE, {"prefill": [1]})
+        decoder_graphs(student, FREE, DecoderExport(prefill=[1]))
     with pytest.raises(PlanError, match="between 2 and 32"):
-        decoder_graphs(student, STATIC, {"prefill": [64], "context": 32})
-    full = decoder_graphs(student, STATIC, {"prefill": [32], "context": 32})[1]
+        decoder_graphs(student, STATIC, DecoderExport(prefill=[64], context=32))
+    full = decoder_graphs(student, STATIC, DecoderExport(prefill=[32], context=32))[1]
     assert full.inputs["position"].tolist() == [0], "the example must fit the buffer"

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants
 
 from tests.plugins.hf.hf_models import CPU, batch, random_model, relative, saved
-from xarch import SourceInfo, UsageError
+from xarch import PlanError, SourceInfo, UsageError
 from xarch_hf.source import HFOptions, HFSource
 from xarch_hf.teacher import HFTeacher
 
@@ -43,7 +43,8 @@ class Hub:
                 self.answer(body=True)
 
             def answer(self, *, body: bool) -> None:
-                hub.asked.append(f"{self.command} {self.path}")
+                part = " part" if "Range" in self.headers else ""
+                hub.asked.append(f"{self.command} {self.path}{part}")
                 path = self.path.split("?")[0]
                 if path.startswith("/api/models/me/model/revision/v9"):
                     self.reply(404, b"{}", body, {"X-Error-Code": "RevisionNotFound"})
@@ -57,7 +58,11 @@ class Hub:
                         return
                     data = file.read_bytes()
                     tag = hashlib.sha256(data).hexdigest()
-                    self.reply(200, data, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+                    headers = {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT}
+                    if part:
+                        first, last = (int(n) for n in self.headers["Range"].removeprefix("bytes=").split("-"))
+                        data = data[first : last + 1]
+                    self.reply(206 if part else 200, data, body, headers)
                 else:
                     self.reply(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
 
@@ -81,7 +86,9 @@ class Hub:
         return {"_id": "1", "id": "me/model", "modelId": "me/model", "sha": COMMIT, "siblings": siblings, "tags": []}
 
     def downloaded(self) -> set[str]:
-        return {a.rsplit("/", 1)[-1] for a in self.asked if a.startswith("GET") and "/resolve/" in a}
+        """Files that were asked for whole."""
+        whole = (a for a in self.asked if a.startswith("GET") and "/resolve/" in a and not a.endswith(" part"))
+        return {a.rsplit("/", 1)[-1] for a in whole}
 
 
 @pytest.fixture
@@ -114,6 +121,17 @@ def describe(ref: str, **options: Any) -> SourceInfo:
 
 def load(ref: str, **options: Any) -> HFTeacher:
     return HFSource().load(ref, HFOptions(**options), device=CPU, dtype=torch.float32)
+
+
+def test_weights_of_the_hub_that_do_not_fit_are_found_by_their_headers(hub: Hub, connect: Any) -> None:
+    """h16: names and both shapes, in the plan, before anything is downloaded."""
+    saved("llama", hub.folder)
+    config = json.loads((hub.folder / "config.json").read_text())
+    (hub.folder / "config.json").write_text(json.dumps({**config, "vocab_size": 60}))
+    connect(hub.url)
+    with pytest.raises(PlanError, match=r"embed_tokens\.weight has the shape \(61, 32\).* implies \(60, 32\)"):
+        describe("me/model")
+    assert "model.safetensors" not in hub.downloaded()
 
 
 @torch.no_grad()

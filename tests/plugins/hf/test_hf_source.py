@@ -126,15 +126,68 @@ def test_missing_and_misshapen_tensors_are_errors(tmp_path: Path) -> None:
         teacher(tmp_path)
     saved("llama", tmp_path)
     rewrite(tmp_path, lambda t: t.update({"model.norm.weight": pad}))
-    with pytest.raises(UsageError, match="do not fit the configuration"):
+    with pytest.raises(PlanError, match=r"model\.norm\.weight has the shape \(200,\) .* implies \(32,\)"):
         teacher(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "intermediate_size"])
+def test_the_plan_names_a_weight_that_does_not_fit_and_both_shapes(tmp_path: Path, field: str) -> None:
+    """h16: not "the above report", which nobody sees."""
+    saved("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: 40}))
+    name, seen = ("embed_tokens", 61) if field == "vocab_size" else ("down_proj|gate_proj|up_proj", 48)
+    with pytest.raises(PlanError, match=rf"({name})\.weight has the shape .*{seen}.* the configuration implies .*40"):
+        HFSource().describe(str(tmp_path), HFOptions())
+
+
+@pytest.mark.parametrize("change", ["lacking", "left over"])
+def test_the_plan_meets_what_loading_would_meet(tmp_path: Path, change: str) -> None:
+    """h14: missing and left-over weights are seen in the headers."""
+    saved("gpt_neox", tmp_path)
+    name = "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"
+    rewrite(tmp_path, lambda t: t.pop(name) if change == "lacking" else t.update({"adapter.x": torch.ones(2)}))
+    with pytest.raises(PlanError, match=name.replace(".", r"\.") if change == "lacking" else r"no use for: adapter\.x"):
+        HFSource().describe(str(tmp_path), HFOptions())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_head_of_its_own_decides_against_the_flag(tmp_path: Path, name: str, equal: bool) -> None:
+    """h14: merges and fine-tunes leave tie_word_embeddings beside a head of its own; transformers keeps that head."""
+    model: Any = random_model(name, tie_word_embeddings=False)
+    if equal:
+        model.get_output_embeddings().weight.copy_(model.get_input_embeddings().weight)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    info = HFSource().describe(str(tmp_path), HFOptions())
+    if name == "llama":
+        assert info.facts.tied == equal
+    made = teacher(tmp_path)
+    assert made.facts == info.facts
+    data = batch()
+    assert relative(made.collect(data, ["logits"])["logits"].full(), model(data["input_ids"]).logits) < 1e-5
+
+
+def test_a_pickled_head_of_its_own_is_explained(tmp_path: Path, home: Path) -> None:
+    """h14: a pickle has no header; its plan says that it is looked at later."""
+    model: Any = random_model("llama", tie_word_embeddings=False)
+    model.config.tie_word_embeddings = True
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    info = HFSource().describe(str(tmp_path), HFOptions(allow_pickle=True))
+    assert any("seen when they are loaded" in warning for warning in info.warnings)
+    with pytest.raises(PlanError, match="another head"):
+        teacher(tmp_path, allow_pickle=True)
 
 
 def test_a_configuration_larger_than_its_file_allocates_nothing(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 10**12}))
-    with pytest.raises(UsageError, match="the configuration needs"):
+    with pytest.raises(PlanError, match=r"implies \(1000000000000, 32\)"):
         teacher(tmp_path)
 
 

@@ -16,6 +16,7 @@ from xarch_field.facts import FieldFacts, ViewFacts
 from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.export.graphs import FieldExport
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.train import scene
 
@@ -39,5 +40,12 @@ def export(student: FieldStudent, profile: Profile, out: Path, **options: Any) -
     adapter = resolve_target(get_registry(), student.field.arch, {}).adapter
     views = [picture_batch(c, (1.0, 1.0, 1.0)) for c in fixed_cameras(student.facts.views, 2, "heldout")]
     return export_profile(
-        student, adapter, profile, options=options, batches=views, out=out, metadata={}, say=lambda line: None
+        student,
+        adapter,
+        profile,
+        options=FieldExport(**options),
+        batches=views,
+        out=out,
+        metadata={},
+        say=lambda line: None,
     )

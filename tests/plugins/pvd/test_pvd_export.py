@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 
 from tests.plugins.pvd.exported_fields import SAMPLES, export, student_of
-from xarch import Batch, ExportGraph, PlanError, Profile, UsageError
+from xarch import Batch, ExportGraph, PlanError, Profile, UsageError, validated
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
+from xarch.export.proof import Prover
 from xarch.export.run import ExportResult
 from xarch_field import Camera, RaysGraph, render, sphere_pose
 from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
-from xarch_pvd.export.graphs import field_graphs
+from xarch_pvd.export.graphs import FieldExport, field_graphs
 from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import options_of
 
@@ -87,12 +88,12 @@ def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
     assert result.graphs == ["encoded"]
     assert result.parity["graphs"]["encoded"]["measures"]["psnr"]["value"] >= 60
     with pytest.raises(PlanError, match="'vm' has no positional encoding"):
-        field_graphs(student_of("vm"), npu, {"encoding": "input"})
+        field_graphs(student_of("vm"), npu, FieldExport(encoding="input"))
 
 
 def test_hash_tables_name_the_way_to_an_accelerator() -> None:
     with pytest.raises(PlanError, match="BitwiseXor") as caught:
-        field_graphs(student_of("hash"), npu, {})
+        field_graphs(student_of("hash"), npu, FieldExport())
     assert "--to mlp --set student.options.preset=npu-mlp --set export.profiles=[npu]" in (caught.value.hint or "")
 
 
@@ -123,7 +124,7 @@ def test_haze_in_empty_cells_is_rejected(tmp_path: Path) -> None:
     hazy.field.load_state_dict(student.field.state_dict())
     hazy.field.set_occupancy(torch.ones_like(student.field.occupancy))
     cases = list(field_parity(student, graphs_of(student), [view()], cpu))
-    picture = cases[-1]
+    picture = Prover(student, graphs_of(student), []).complete(cases[-1]).case
     module = RaysGraph(hazy.field, 32)
 
     def call(_: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,11 +149,11 @@ def test_a_view_is_thinned_to_64_pixels_and_small_ones_stay() -> None:
 
 def test_an_option_nobody_knows_is_named() -> None:
     with pytest.raises(UsageError, match="layers"):
-        field_graphs(student_of("vm"), cpu, {"layers": 3})
+        validated(FieldExport, {"layers": 3}, "export.options")
 
 
 def graphs_of(student: FieldStudent) -> list[ExportGraph]:
-    return list(field_graphs(student, cpu, {}))
+    return list(field_graphs(student, cpu, FieldExport()))
 
 
 def view() -> Batch:

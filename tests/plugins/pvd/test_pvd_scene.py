@@ -38,7 +38,7 @@ def test_folder_reads_back(tmp_path: Path) -> None:
     posed = open_posed(tmp_path)
     assert [len(open_posed(tmp_path, s)) for s in ("train", "val", "test")] == [3, 1, 2]
     assert posed.box == (-1, -1, -1, 1, 1, 1)
-    assert torch.allclose(posed.c2w[:, :3, 3].norm(dim=-1), torch.full((3,), RADIUS), atol=1e-5)
+    assert torch.allclose(posed.c2w[:, :3, 3].norm(dim=-1), torch.full((3,), RADIUS).double(), atol=1e-5)
     again = render_view(posed.camera(0))
     assert float((posed.rgba(0) - again).abs().amax()) < 1.1 / 255
     share = float((again[..., 3] > 0.5).float().mean())

@@ -7,8 +7,10 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,3 +238,12 @@ def test_parquet_is_parquet_under_any_name(tmp_path: Path, open_text: Open) -> N
 
     pq.write_table(pa.table({"text": columns()["string"]}), tmp_path / "part-0000")
     assert len(list(islice(open_text(tmp_path / "part-0000", **PASS), 3))) == 3
+
+
+def test_rows_longer_than_the_teacher_reads_are_refused_in_the_plan(tmp_path: Path) -> None:
+    """h17: the description knows the facts, so no stage has to find it out."""
+    (tmp_path / "a.txt").write_text(prose(0, 100))
+    request = DataRequest(str(tmp_path / "a.txt"), TextOptions(), facts=SimpleNamespace(max_positions=256))
+    with pytest.raises(UsageError, match="512 tokens, the teacher was made for at most 256"):
+        TextData().describe(request)
+    TextData().describe(replace(request, sample={"length": 256}))

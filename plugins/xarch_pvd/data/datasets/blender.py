@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from xarch import UsageError
-from xarch_pvd.data.datasets.pictures import SUFFIXES, picture_size
+from xarch_pvd.data.datasets.pictures import find_picture, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages
-from xarch_pvd.data.datasets.splits import check_split, held_out
+from xarch_pvd.data.datasets.sizes import view_size
+from xarch_pvd.data.datasets.splits import SPLITS, check_split, held_out, listed
+from xarch_pvd.data.datasets.transforms_keys import check_keys
 
 MAX_BYTES = 256 << 20
 LENS = ("k1", "k2", "p1", "p2")
@@ -30,10 +32,11 @@ def transforms_file(folder: Path, split: str) -> Path | None:
     """The JSON that holds a split, or None."""
     if folder.suffix == ".json" and folder.is_file():
         return folder
-    own = [folder / f"transforms_{split}.json"]
-    if split == "val":
-        own.append(folder / "transforms_test.json")
-    return next((f for f in [*own, folder / "transforms.json"] if f.is_file()), None)
+    if any((folder / f"transforms_{s}.json").is_file() for s in SPLITS):
+        # Files of splits are a decision for all: what transforms.json would hold out may be trained on by them.
+        order = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]
+        return next((f for s in order if (f := folder / f"transforms_{s}.json").is_file()), None)
+    return folder / "transforms.json" if (folder / "transforms.json").is_file() else None
 
 
 def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
@@ -45,33 +48,40 @@ def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedI
     check_split(split)
     file = transforms_file(path, split)
     if file is None:
-        raise UsageError(f"{path} has neither transforms_{split}.json nor transforms.json")
+        there = ", ".join(sorted(f.name for f in path.glob("transforms*.json"))) or "neither of both"
+        raise UsageError(
+            f"{path} has no transforms_{split}.json and no transforms.json for all splits", f"it has {there}"
+        )
     document = _json(file)
     frames = document.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(f, Mapping) for f in frames):
         raise UsageError(f"{file} lists no frames")
     frames = _of_split(frames, document, file, split)
-    columns: dict[str, list[Any]] = {k: [] for k in ("file", "name", "c2w", "w", "h", "fx", "fy", "cx", "cy", "lens")}
+    kinds = ("file", "name", "c2w", "w", "h", "fx", "fy", "cx", "cy", "lens", "mask")
+    columns: dict[str, list[Any]] = {k: [] for k in kinds}
+    notes = check_keys(document, frames, str(file))
     for number, frame in enumerate(frames):
         where = f"{file}, frame {number}"
         picture = _picture(file.parent, frame, where)
         said = {**document, **frame}
         width, height = _size(said, picture, where)
         fx, fy = _focal(said, width, height, where)
+        size = view_size(picture, width, height, downscale)
         columns["file"].append(picture)
         columns["name"].append(picture.stem)
         columns["c2w"].append(_matrix(frame.get("transform_matrix"), where))
-        columns["w"].append(width // downscale)
-        columns["h"].append(height // downscale)
-        columns["fx"].append(fx / downscale)
-        columns["fy"].append(fy / downscale)
-        columns["cx"].append(_number(said, "cx", width / 2, where) / downscale)
-        columns["cy"].append(_number(said, "cy", height / 2, where) / downscale)
+        columns["w"].append(size.width)
+        columns["h"].append(size.height)
+        columns["fx"].append(fx * size.across)
+        columns["fy"].append(fy * size.down)
+        columns["cx"].append(_number(said, "cx", width / 2, where) * size.across)
+        columns["cy"].append(_number(said, "cy", height / 2, where) * size.down)
         columns["lens"].append(_lens(said, where))
+        columns["mask"].append(_mask(file.parent, frame, where))
     return PosedImages(
         files=tuple(columns["file"]),
         names=tuple(columns["name"]),
-        c2w=torch.tensor(columns["c2w"], dtype=torch.float32),
+        c2w=torch.tensor(columns["c2w"], dtype=torch.float64),
         widths=tuple(columns["w"]),
         heights=tuple(columns["h"]),
         fx=torch.tensor(columns["fx"], dtype=torch.float64),
@@ -83,6 +93,9 @@ def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedI
         kind="blender",
         background=(1.0, 1.0, 1.0),
         box=_box(document.get("aabb"), file),
+        masks=tuple(columns["mask"]),
+        applied=_applied(document, str(file)),
+        notes=notes,
     )
 
 
@@ -102,10 +115,9 @@ def _of_split(frames: list[Any], document: Mapping[str, Any], file: Path, split:
     """A file that is not of one split names them, or every 8th view (by file name) is held out."""
     if file.name != "transforms.json":
         return frames
-    named = document.get(f"{split}_filenames")
-    if isinstance(named, list):
-        wanted = set(map(str, named))
-        return [f for f in frames if str(f.get("file_path")) in wanted]
+    chosen = listed([str(f.get("file_path")) for f in frames], document, split, str(file))
+    if chosen is not None:
+        return [frames[number] for number in chosen]
     frames = sorted(frames, key=lambda f: str(f.get("file_path")))
     return [frames[v] for v in held_out(len(frames), split)]
 
@@ -114,11 +126,29 @@ def _picture(folder: Path, frame: Mapping[str, Any], where: str) -> Path:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where} has no file_path")
-    path = folder / name
-    if path.suffix in SUFFIXES:
-        return path
-    candidates = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
-    return next((p for p in candidates if p.is_file()), candidates[0])
+    return find_picture(folder / name)
+
+
+def _mask(folder: Path, frame: Mapping[str, Any], where: str) -> Path | None:
+    name = frame.get("mask_path")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not (folder / name).is_file():
+        raise UsageError(
+            f"{where}: its mask {name!r} does not exist", "masks are read from mask_path, black leaves out"
+        )
+    return folder / name
+
+
+def _applied(document: Mapping[str, Any], where: str) -> tuple[float, ...]:
+    """Turn and scale that were applied to the capture's world before this file was written, 13 numbers."""
+    rows, scale = document.get("applied_transform"), _number(document, "applied_scale", 1.0, where)
+    if rows is None and scale == 1.0:
+        return ()
+    matrix = _matrix(rows, f"{where}, applied_transform") if rows is not None else torch.eye(4).tolist()
+    if scale <= 0:
+        raise UsageError(f"{where}: applied_scale is {scale}, wanted a positive number")
+    return (*(number for row in matrix[:3] for number in row), scale)
 
 
 def _size(said: Mapping[str, Any], picture: Path, where: str) -> tuple[int, int]:

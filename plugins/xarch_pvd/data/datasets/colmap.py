@@ -12,7 +12,9 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_pvd.data.datasets.colmap_model import ColmapCamera, model_folder, read_cameras, read_images, read_points
+from xarch_pvd.data.datasets.pictures import find_picture, is_picture
 from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.datasets.sizes import view_size
 from xarch_pvd.data.datasets.splits import held_out
 
 READ = {
@@ -42,20 +44,21 @@ def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedIm
         raise UsageError(f"{folder}: images name the cameras {missing[:5]}, which do not exist")
     chosen = [images[v] for v in held_out(len(images), split)]
     rows = [lenses[i.camera] for i in chosen]
-    pictures = (
-        path / f"images_{downscale}" if downscale > 1 and (path / f"images_{downscale}").is_dir() else path / "images"
-    )
+    files, left = _pictures(path, [i.name for i in images], downscale)
+    files = [files[v] for v in held_out(len(images), split)]
+    sizes = [view_size(f, int(r["w"]), int(r["h"]), left) for f, r in zip(files, rows, strict=True)]
 
     def column(name: str) -> Tensor:
-        return torch.tensor([row[name] / downscale for row in rows], dtype=torch.float64)
+        factors = (s.across if name in ("fx", "cx") else s.down for s in sizes)
+        return torch.tensor([row[name] * f for row, f in zip(rows, factors, strict=True)], dtype=torch.float64)
 
     points = read_points(folder)
     return PosedImages(
-        files=tuple(pictures / i.name for i in chosen),
+        files=tuple(files),
         names=tuple(i.name for i in chosen),
-        c2w=torch.stack([_pose(i.quaternion, i.translation, i.name) for i in chosen]).float(),
-        widths=tuple(int(row["w"]) // downscale for row in rows),
-        heights=tuple(int(row["h"]) // downscale for row in rows),
+        c2w=torch.stack([_pose(i.quaternion, i.translation, i.name) for i in chosen]),
+        widths=tuple(s.width for s in sizes),
+        heights=tuple(s.height for s in sizes),
         fx=column("fx"),
         fy=column("fy"),
         cx=column("cx"),
@@ -63,8 +66,26 @@ def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedIm
         distortion=torch.tensor([[r[k] for k in ("k1", "k2", "p1", "p2")] for r in rows], dtype=torch.float64),
         split=split,
         kind="colmap",
-        points=None if points is None or len(points) == 0 else torch.from_numpy(points).float(),
+        points=None if points is None or len(points) == 0 else torch.from_numpy(points),
     )
+
+
+def _pictures(path: Path, names: list[str], downscale: int) -> tuple[list[Path], int]:
+    """Picture of every image, and what is left to divide by: a folder ``images_4`` holds them at a quarter already.
+
+    Pictures keep their name, or their place in the order of names where a scaled folder renamed them all.
+    """
+    scaled = path / f"images_{downscale}"
+    folder, left = (scaled, 1) if downscale > 1 and scaled.is_dir() else (path / "images", downscale)
+    files = [
+        find_picture((folder / name).with_suffix("")) if not (folder / name).is_file() else folder / name
+        for name in names
+    ]
+    if folder is scaled and not any(f.is_file() for f in files):
+        there = sorted(p for p in folder.iterdir() if is_picture(p))
+        if len(there) == len(files):
+            files = [there[place] for place in sorted(range(len(names)), key=names.__getitem__)]
+    return [f if f.is_file() else folder / name for f, name in zip(files, names, strict=True)], left
 
 
 def _lens(camera: ColmapCamera, folder: Path) -> dict[str, float]:

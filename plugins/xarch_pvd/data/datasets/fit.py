@@ -144,7 +144,7 @@ def _frustums(posed: PosedImages, near_far: Tensor) -> Tensor:
         width, height = posed.widths[view], posed.heights[view]
         ends = torch.tensor([0, width - 1, width * (height - 1), width * height - 1])
         origins, dirs = posed.rays(view, ends)
-        depth = -(dirs @ posed.c2w[view, :3, 2])
+        depth = -(dirs.double() @ posed.c2w[view, :3, 2])
         corners += [origins + dirs * (float(t) / depth)[:, None] for t in near_far[view]]
     return torch.cat(corners)
 

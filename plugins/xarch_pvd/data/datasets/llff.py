@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError
-from xarch_pvd.data.datasets.pictures import SUFFIXES
+from xarch_pvd.data.datasets.pictures import is_picture
 from xarch_pvd.data.datasets.posed import PosedImages, intrinsics
+from xarch_pvd.data.datasets.sizes import view_size
 from xarch_pvd.data.datasets.splits import held_out
 
 NEAREST = 0.75
@@ -52,22 +53,21 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
     height, width, focal = (float(v) for v in cameras[0, :, 4])
     if not bool((cameras[:, :, 4] == cameras[0, :, 4]).all()):
         raise UsageError(f"{file} has cameras of different size or focal length; LLFF data has one")
-    wide, high = round(width) // downscale, round(height) // downscale
-    names = _pictures(path, len(table), downscale)
+    names, left = _pictures(path, len(table), downscale)
     views = held_out(len(table), split)
-    lens = intrinsics(
-        len(table), fx=focal / downscale, fy=focal / downscale, cx=width / downscale / 2, cy=height / downscale / 2
-    )
+    sizes = [view_size(name, round(width), round(height), left) for name in names]
+    across, down = (torch.tensor([getattr(s, n) for s in sizes], dtype=torch.float64) for n in ("across", "down"))
+    lens = intrinsics(len(table), fx=focal, fy=focal, cx=width / 2, cy=height / 2)
     return PosedImages(
         files=tuple(names),
         names=tuple(n.stem for n in names),
-        c2w=c2w.float(),
-        widths=(wide,) * len(table),
-        heights=(high,) * len(table),
-        fx=lens["fx"],
-        fy=lens["fy"],
-        cx=lens["cx"],
-        cy=lens["cy"],
+        c2w=c2w,
+        widths=tuple(s.width for s in sizes),
+        heights=tuple(s.height for s in sizes),
+        fx=lens["fx"] * across,
+        fy=lens["fy"] * down,
+        cx=lens["cx"] * across,
+        cy=lens["cy"] * down,
         distortion=lens["distortion"],
         split=split,
         kind="llff",
@@ -87,12 +87,13 @@ def average_pose(c2w: Tensor) -> Tensor:
     return pose
 
 
-def _pictures(path: Path, count: int, downscale: int) -> list[Path]:
-    """Pictures of a scaled folder where there is one; names that nothing holds when there are no pictures at all."""
-    for folder in (path / f"images_{downscale}", path / "images"):
-        found = sorted(p for p in folder.glob("*") if p.suffix in SUFFIXES)
+def _pictures(path: Path, count: int, downscale: int) -> tuple[list[Path], int]:
+    """Pictures of a scaled folder where there is one, and what is left to divide by; names that nothing holds when
+    there are no pictures at all."""
+    for folder, left in ((path / f"images_{downscale}", 1), (path / "images", downscale)):
+        found = sorted(p for p in folder.glob("*") if is_picture(p))
         if found and len(found) != count:
             raise UsageError(f"{folder} holds {len(found)} pictures, poses_bounds.npy has {count} cameras")
         if found:
-            return found
-    return [path / "images" / f"{v:03d}.png" for v in range(count)]
+            return found, left
+    return [path / "images" / f"{v:03d}.png" for v in range(count)], downscale

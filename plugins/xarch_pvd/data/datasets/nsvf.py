@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError
-from xarch_pvd.data.datasets.pictures import SUFFIXES, picture_size
+from xarch_pvd.data.datasets.pictures import find_picture, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages, intrinsics
 from xarch_pvd.data.datasets.splits import check_split
 
@@ -46,7 +46,7 @@ def read_nsvf(path: Path, split: str = "train", downscale: int = 1) -> PosedImag
     return PosedImages(
         files=tuple(files),
         names=tuple(p.stem for p in chosen),
-        c2w=c2w.float(),
+        c2w=c2w,
         widths=(width // downscale,) * len(chosen),
         heights=(height // downscale,) * len(chosen),
         fx=lens["fx"],
@@ -90,7 +90,7 @@ def _lens(file: Path) -> tuple[float, float, float, float]:
 
 
 def _picture(folder: Path, stem: str) -> Path:
-    return next((p for s in SUFFIXES if (p := folder / (stem + s)).is_file()), folder / f"{stem}.png")
+    return find_picture(folder / stem)
 
 
 def _box(file: Path) -> tuple[float, float, float, float, float, float] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,36 @@ from torch import Tensor
 from xarch import UsageError
 
 MAX_PIXELS = 1 << 28
-SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG")
+FIRST = (".png", ".jpg", ".jpeg")
+"""Suffixes that are looked for before others where a name has none."""
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Modes of 16-bit grey, which Pillow would cut off at 255."""
+
+
+@lru_cache(maxsize=1)
+def suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of every kind of picture that Pillow reads."""
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name."""
+    return path.suffix.lower() in suffixes()
+
+
+def find_picture(path: Path) -> Path:
+    """The picture of a name that may lack its suffix; where there is none, the path that is most likely meant."""
+    if is_picture(path) or path.is_file():
+        return path
+    usual = [path.with_name(path.name + suffix) for suffix in FIRST]
+    found = next((p for p in usual if p.is_file()), None)
+    if found is None and path.parent.is_dir():
+        begin = f"{path.name}."
+        others = (p for p in path.parent.iterdir() if p.name.startswith(begin) and p.stem == path.name)
+        found = next((p for p in sorted(others) if is_picture(p)), None)
+    return found or usual[0]
 
 
 def read_picture(path: Path, width: int, height: int) -> Tensor:
@@ -20,7 +51,7 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
     Colours of transparent pictures are averaged weighted by alpha, so that no hidden colour leaks in.
 
     Raises:
-        UsageError: missing, damaged, too large, or of another shape.
+        UsageError: missing, damaged, too large, of numbers without a known range, or of another shape.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -28,8 +59,7 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, at most {MAX_PIXELS} are read")
-            alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            stored = np.asarray(opened.convert("RGBA" if alpha else "RGB"), dtype=np.float32) / 255
+            stored = _values(opened, path)
     except FileNotFoundError as e:
         raise UsageError(f"{path} does not exist", "put the pictures where their cameras say they are") from e
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
@@ -47,6 +77,41 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
     alpha_mean = blocks[..., 3:].mean(dim=(1, 3))
     colour = (blocks[..., :3] * blocks[..., 3:]).mean(dim=(1, 3)) / alpha_mean.clamp(min=1e-8)
     return torch.cat([colour, alpha_mean], dim=-1)
+
+
+def read_mask(path: Path, width: int, height: int) -> Tensor:
+    """bool [H,W], True where a mask keeps the pixel: where none of what it averages is black.
+
+    Raises:
+        UsageError: as for :func:`read_picture`.
+    """
+    grey = read_picture(path, width, height)[..., :3].amax(-1)
+    kept = grey > 0
+    wide, _ = picture_size(path)
+    factor = max(wide // max(width, 1), 1)
+    if factor > 1:
+        full = read_picture(path, width * factor, height * factor)[..., :3].amax(-1) > 0
+        kept = full.view(height, factor, width, factor).all(dim=3).all(dim=1)
+    return kept
+
+
+def _values(opened: Any, path: Path) -> np.ndarray:
+    """float32 [H,W,3|4] in [0,1] of an opened picture, each kind scaled by its own depth."""
+    if opened.mode in DEEP:
+        grey = np.asarray(opened).astype(np.float32)
+        colour = np.repeat(grey[..., None] / 65535, 3, axis=-1)
+        clear = opened.info.get("transparency")
+        if clear is None:
+            return colour
+        return np.concatenate([colour, (grey != clear)[..., None].astype(np.float32)], axis=-1)
+    if opened.mode in ("I", "F"):
+        raise UsageError(
+            f"{path} has {'32-bit' if opened.mode == 'I' else 'floating-point'} numbers, whose white no file names",
+            "write it with 8 or 16 bits a colour",
+        )
+    alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
+    straight = opened.convert("LA" if opened.mode == "La" else "RGBA") if opened.mode in ("La", "RGBa") else opened
+    return np.asarray(straight.convert("RGBA" if alpha else "RGB"), dtype=np.float32) / 255
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from xarch import UsageError
 from xarch_field import Camera
 from xarch_pvd.data.datasets.distortion import undistort
-from xarch_pvd.data.datasets.pictures import read_picture
+from xarch_pvd.data.datasets.lens import LensCamera
+from xarch_pvd.data.datasets.pictures import read_mask, read_picture
 
 AXES = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 """World axes (y, z, x): how torch-ngp turns a Blender world."""
@@ -30,7 +31,8 @@ class PosedImages:
     Attributes:
         files: picture of every view; need not exist unless pictures are asked for.
         names: name of every view.
-        c2w: camera-to-world, float32 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world.
+        c2w: camera-to-world, float64 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world. Places on
+            a map have seven digits before the point, which float32 does not hold.
         widths, heights: size of every view in pixels; pictures stored at a whole multiple of it are averaged down.
         fx, fy, cx, cy: float64 [N], pixels; the centre of pixel (column, row) lies at (column + 0.5, row + 0.5).
         distortion: float64 [N,4], OpenCV's k1, k2, p1, p2.
@@ -38,8 +40,11 @@ class PosedImages:
         background: RGB in [0,1] that transparent pictures are laid over, or None where pictures are opaque.
         near_far: float64 [N,2], world units along the viewing axis, or None where the format has none.
         box: (x0, y0, z0, x1, y1, z1) that the files name, or None.
-        points: float32 [n,3], points of a reconstruction, or None.
+        points: float64 [n,3], points of a reconstruction, or None.
         kind: name of the format.
+        masks: file of every view whose black pixels are left out, or None; () without any.
+        applied: turn and scale between the capture's world and the file's, 13 numbers as in ViewFacts.world, or ().
+        notes: what a person should know of the files.
     """
 
     files: tuple[Path, ...]
@@ -58,6 +63,9 @@ class PosedImages:
     near_far: Tensor | None = None
     box: tuple[float, float, float, float, float, float] | None = None
     points: Tensor | None = field(default=None, repr=False)
+    masks: tuple[Path | None, ...] = ()
+    applied: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.files)
@@ -76,15 +84,11 @@ class PosedImages:
         return len(self.files)
 
     def camera(self, view: int) -> Camera:
-        """The pinhole camera of one view.
-
-        Raises:
-            UsageError: its lens distorts; only :meth:`rays` follow a lens.
-        """
-        if bool(self.distortion[view].any()):
-            raise UsageError(f"view {self.names[view]} has a lens that distorts, wanted a pinhole camera")
+        """The camera of one view, float32; its rays are those of :meth:`rays`, whatever its lens."""
         fx, fy, cx, cy = (float(v[view]) for v in (self.fx, self.fy, self.cx, self.cy))
-        return Camera(self.widths[view], self.heights[view], fx, fy, cx, cy, self.c2w[view])
+        same = (self.widths[view], self.heights[view], fx, fy, cx, cy, self.c2w[view].float())
+        lens = self.distortion[view]
+        return LensCamera(*same, tuple(lens.tolist())) if bool(lens.any()) else Camera(*same)
 
     def rays(self, view: int, pixels_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Origins [P,3] and unit directions [P,3], float32, lens distortion undone.
@@ -101,7 +105,7 @@ class PosedImages:
         local_P3 = torch.stack((x_P, -y_P, -torch.ones_like(x_P)), dim=-1)
         dirs_P3 = local_P3 @ self.c2w[view, :3, :3].double().T
         dirs_P3 = (dirs_P3 / dirs_P3.norm(dim=-1, keepdim=True)).float()
-        return self.c2w[view, :3, 3].expand_as(dirs_P3), dirs_P3
+        return self.c2w[view, :3, 3].float().expand_as(dirs_P3), dirs_P3
 
     def image(self, view: int) -> Tensor:
         """One picture as it is stored, float32 [H,W,4] or [H,W,3] in [0,1]; alpha is straight.
@@ -131,13 +135,49 @@ class PosedImages:
         """One picture over a background (by default its own, or white), float32 [H,W,3] in [0,1]."""
         return self.over(self.image(view), background)
 
+    def mask(self, view: int) -> Tensor | None:
+        """bool [H,W], True where a pixel counts; None for a view without a mask.
+
+        Raises:
+            UsageError: it is damaged, or of another shape than the camera.
+        """
+        file = self.masks[view] if self.masks else None
+        return None if file is None else read_mask(file, self.widths[view], self.heights[view])
+
+    @property
+    def pictured(self) -> list[bool]:
+        """Whether the picture of each view is there."""
+        return [file.is_file() for file in self.files]
+
+    def far(self) -> bool:
+        """Whether float32 would move cameras by more than a ten-thousandth of the space that they span."""
+        places = self.c2w[:, :3, 3]
+        span = float((places.amax(0) - places.amin(0)).max())
+        return span > 0 and float((places.float().double() - places).abs().max()) > 1e-4 * span
+
+    def captured(self) -> PosedImages:
+        """The same views in the world of their capture, before ``applied``."""
+        return self.in_world(inverse_world(self.applied)) if self.applied else self
+
+    def in_world(self, world: tuple[float, ...]) -> PosedImages:
+        """The same views in another world, by 13 numbers as in ViewFacts.world; () leaves them where they are."""
+        if not world:
+            return self
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix[:3] = torch.tensor(world[:12], dtype=torch.float64).view(3, 4)
+        return self.map_world(matrix, world[12])
+
     @property
     def digest(self) -> str:
         """sha256 over cameras, sizes and names; pictures are told apart by their names only."""
         state = hashlib.sha256()
         for numbers in (self.c2w, self.fx, self.fy, self.cx, self.cy, self.distortion):
             state.update(numbers.contiguous().numpy().tobytes())
-        state.update(json.dumps([self.kind, self.split, self.names, self.widths, self.heights]).encode())
+        state.update(
+            json.dumps(
+                [self.kind, self.split, self.names, self.widths, self.heights, [str(m and m.name) for m in self.masks]]
+            ).encode()
+        )
         return state.hexdigest()
 
     def over(self, picture: Tensor, background: tuple[float, float, float] | None = None) -> Tensor:
@@ -157,13 +197,15 @@ class PosedImages:
         moved[:, :3, 3] *= scale
         box = None
         if self.box is not None:
-            corners = torch.cartesian_prod(*(torch.tensor([self.box[a], self.box[a + 3]]) for a in range(3)))
+            sides = (torch.tensor([self.box[a], self.box[a + 3]], dtype=torch.float64) for a in range(3))
+            corners = torch.cartesian_prod(*sides)
             low, high = point(corners).amin(0).tolist(), point(corners).amax(0).tolist()
             box = (low[0], low[1], low[2], high[0], high[1], high[2])
         return replace(
             self,
-            c2w=moved.float(),
+            c2w=moved,
             box=box,
+            applied=(),
             near_far=None if self.near_far is None else self.near_far * scale,
             points=None if self.points is None else point(self.points),
         )
@@ -181,8 +223,18 @@ class PosedImages:
             widths=tuple(self.widths[v] for v in views),
             heights=tuple(self.heights[v] for v in views),
             near_far=None if self.near_far is None else self.near_far[views],
+            masks=tuple(self.masks[v] for v in views) if self.masks else (),
             **{name: getattr(self, name)[views] for name in ("c2w", "fx", "fy", "cx", "cy", "distortion")},
         )
+
+
+def inverse_world(world: tuple[float, ...]) -> tuple[float, ...]:
+    """The 13 numbers that lead back."""
+    rows = torch.tensor(world[:12], dtype=torch.float64).view(3, 4)
+    turn, move, scale = rows[:, :3], rows[:, 3], world[12]
+    back = torch.linalg.inv(turn)
+    # y = s (R x + t), so x = (R^-1 y - s R^-1 t) / s.
+    return (*torch.cat((back, -scale * (back @ move)[:, None]), dim=-1).flatten().tolist(), 1 / scale)
 
 
 def intrinsics(count: int, **values: float) -> dict[str, Tensor]:

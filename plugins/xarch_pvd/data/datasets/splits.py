@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from xarch import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -17,7 +21,8 @@ def held_out(count: int, split: str) -> list[int]:
     """
     check_split(split)
     if count < 2:
-        return list(range(count))
+        # One view cannot both be trained on and judge the training.
+        return list(range(count)) if split == "train" else []
     return [v for v in range(count) if (v % HOLD == 0) != (split == "train")]
 
 
@@ -25,3 +30,37 @@ def check_split(split: str) -> None:
     """Raises UsageError unless ``split`` is a known one."""
     if split not in SPLITS:
         raise UsageError(f"split is {split!r}, wanted one of {', '.join(SPLITS)}")
+
+
+def listed(names: Sequence[str], document: Mapping[str, Any], split: str, where: str) -> list[int] | None:
+    """Numbers of the frames that the lists of a transforms.json give to a split; None if it has no list at all.
+
+    Names are compared as paths. One list is a decision for all: a split without a list has the other one of
+    "val" and "test", else the frames that no list names. It never has frames of another list.
+
+    Raises:
+        UsageError: a list names a frame that is not there, or the split is left without any.
+    """
+    lists = {s: document[f"{s}_filenames"] for s in SPLITS if document.get(f"{s}_filenames") is not None}
+    if not lists:
+        return None
+    numbers = {posixpath.normpath(name): number for number, name in enumerate(names)}
+    found: dict[str, list[int]] = {}
+    for known, files in lists.items():
+        if not isinstance(files, list):
+            raise UsageError(f"{where}: {known}_filenames is no list")
+        paths = [posixpath.normpath(str(file)) for file in files]
+        lost = [path for path in paths if path not in numbers]
+        if lost:
+            raise UsageError(f"{where}: {known}_filenames names {', '.join(lost[:3])}, which no frame has")
+        found[known] = [numbers[path] for path in dict.fromkeys(paths)]
+    other = {"val": "test", "test": "val"}.get(split, "")
+    named = {number for chosen in found.values() for number in chosen}
+    chosen = found.get(split) or found.get(other) or [n for n in range(len(names)) if n not in named]
+    both = set(chosen) & set(found.get("train", [])) if split != "train" else set()
+    if not chosen or both:
+        what = f"{len(both)} of them are training frames" if both else "none is left for it"
+        raise UsageError(
+            f"{where} has the split lists {', '.join(lists)}; for {split}: {what}", f"add {split}_filenames"
+        )
+    return chosen

@@ -1,0 +1,59 @@
+"""Keys of transforms.json: those that are read, those that change no ray, and those that would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xarch import UsageError
+
+READ = frozenset(
+    {
+        "frames", "file_path", "transform_matrix", "mask_path", "camera_angle_x", "camera_angle_y", "fl_x", "fl_y",
+        "cx", "cy", "w", "h", "k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "camera_model", "is_fisheye", "aabb",
+        "applied_transform", "applied_scale", "train_filenames", "val_filenames", "test_filenames"
+    }
+)  # fmt: skip
+HARMLESS = frozenset(
+    {
+        # How a file came to be, hints for a program's own world, and pictures of other kinds.
+        "aabb_scale", "scale", "offset", "from_na", "up", "render_aabb", "render_aabb_to_local", "sharpness",
+        "rotation", "colmap_im_id", "image_id", "camera_label", "camera_angle", "time", "timestamp", "depth_file_path",
+        "depth_path", "depth_unit_scale_factor", "integer_depth_scale", "enable_depth_loading", "normal_file_path",
+        "semantics", "panoptic_classes", "ply_file_path", "sparse_pcd_path", "orientation_override",
+        "auto_scale_poses_factor", "n_extra_learnable_dims", "colmap_db", "path", "exposure", "white_balance",
+        "transform_matrix_start_time", "bbox", "name", "version"
+    }
+)  # fmt: skip
+CHANGING = {
+    "rolling_shutter": "a rolling shutter",
+    "transform_matrix_start": "a camera that moves during the exposure",
+    "transform_matrix_end": "a camera that moves during the exposure",
+    "white_transparent": "pixels that are transparent where they are white",
+    "black_transparent": "pixels that are transparent where they are black",
+    "mask_color": "pixels that are masked by their colour",
+    "fix_premult": "colours multiplied by their alpha",
+    "fisheye_crop_radius": "a fisheye picture with a rim",
+    "ftheta_p0": "an f-theta lens",
+    "latlong": "a panorama",
+    "equirectangular": "a panorama",
+    "light_dir": "lights of its own",
+}
+"""Keys of which any set value changes rays or pixels in a way that is not read."""
+
+
+def check_keys(document: Mapping[str, Any], frames: Iterable[Mapping[str, Any]], where: str) -> tuple[str, ...]:
+    """What a person should know of keys that are passed over.
+
+    Raises:
+        UsageError: one of them changes what the cameras see.
+    """
+    names: dict[str, Any] = dict(document)
+    for frame in frames:
+        names.update(frame)
+    for name, what in CHANGING.items():
+        value = names.get(name)
+        if value not in (None, False, 0, []) and not (isinstance(value, list) and not any(value)):
+            raise UsageError(f"{where} says {name}: {what}, which is not read", "prepare the pictures without it")
+    unknown = sorted(set(names) - READ - HARMLESS - set(CHANGING))
+    return (f"{where} has keys that are not known and not read: {', '.join(unknown[:8])}",) if unknown else ()

@@ -1,0 +1,67 @@
+"""Every profile that a target declares, with a small student: what `xarch list pairs` shows has passed the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xarch.contracts.data import DataRequest
+from xarch.export.run import export_profile
+from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
+from xarch.registry.loader import get_registry
+
+QUICK = {("dm2", "cpu"), ("vm", "npu-int8")}
+
+
+def rows() -> Iterator[Any]:
+    for spec in get_registry().specs("target"):
+        for profile in spec.data.get("profiles", ()):
+            quick = (spec.name, profile) in QUICK
+            yield pytest.param(
+                spec, profile, id=f"{spec.name}-{profile}", marks=[] if quick else [pytest.mark.slow]
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "profile"), list(rows()))
+def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, profile: str, tmp_path: Path) -> None:
+    registry = get_registry()
+    family = registry.create("family", spec.families[0])
+    source = resolve_teacher(registry, family.tiny_teacher(tmp_path), {}, lambda text: None)
+    teacher = source.adapter.load(source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32)
+    target = resolve_target(registry, f"{spec.plugin}:{spec.name}", {})
+    torch.manual_seed(0)
+    student = target.adapter.build(teacher.facts, target.options, {}, device=torch.device("cpu"))
+    target.adapter.initialise(student, teacher)
+    student.finish()
+    student.module.eval().requires_grad_(False)
+    settings = family.tiny_run(tmp_path)
+    data = resolve_data(registry, settings["data.ref"], settings.get("data.options", {}))
+    processor = teacher.processor()
+    request = DataRequest(
+        ref=data.ref,
+        options=data.options,
+        split="heldout",
+        samples=2,
+        sample=settings.get("data.sample", {}),
+        processors={"teacher": processor, "student": processor},
+        teacher=teacher,
+        facts=teacher.facts,
+    )
+    batches = list(islice(data.adapter.open(request), 2))
+    result = export_profile(
+        student,
+        target.adapter,
+        registry.create("export", profile),
+        options=target.adapter.ExportOptions(),
+        batches=batches,
+        out=tmp_path / "out",
+        metadata={},
+        say=lambda line: None,
+    )
+    assert result.parity["passed"]
+    assert all(entry["proof"] for entry in result.parity["graphs"].values())

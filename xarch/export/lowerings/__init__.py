@@ -1,0 +1,81 @@
+"""Rewrites that let an ordinary module leave for a profile that lacks some of its operators.
+
+Every lowering is an object in a file of its own: torch functions that are replaced while the module is traced, or a
+rewrite of the graph. An export applies those that its profile needs by itself, since the parity gate proves the result;
+:func:`apply` gives the same to whoever wants to look at a lowered module in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from xarch.contracts.export import Profile
+from xarch.export.lowerings import erf, hard, layer_norm, rank, sdpa
+from xarch.export.lowerings.lowering import Lowering
+
+LOWERINGS = (erf.LOWERING, sdpa.LOWERING, layer_norm.LOWERING, hard.LOWERING, rank.LOWERING)
+
+
+def needed(profile: Profile) -> list[Lowering]:
+    """The lowerings that apply for a profile: those whose operators it lacks, and those that it asks for by name."""
+    return [one for one in LOWERINGS if one.needed(profile) or one.name in profile.lowerings]
+
+
+def apply(module: nn.Module, profile: Profile) -> nn.Module:
+    """``module`` as it is exported to ``profile``: it computes the same with operators that the profile has.
+
+    Weights are shared with ``module``, which stays as it is; the module itself is returned where nothing needs to be
+    rewritten. Rewrites of the graph (``rank``) show in the exported file only.
+    """
+    functions = _functions(profile)
+    return Lowered(module, functions) if functions else module
+
+
+def lowered(profile: Profile) -> AbstractContextManager[object]:
+    """Within the block torch functions run in the form that ``profile`` needs."""
+    functions = _functions(profile)
+    return _Replaced(functions) if functions else nullcontext()
+
+
+def rewrite(model: ir.Model, profile: Profile) -> int:
+    """Apply the needed rewrites of the graph in place; returns how many places changed."""
+    return sum(one.graph(model, profile) for one in needed(profile) if one.graph is not None)
+
+
+def helping(operators: set[str]) -> list[Lowering]:
+    """Lowerings that replace some of these operators."""
+    return [one for one in LOWERINGS if operators & set(one.replaces)]
+
+
+def _functions(profile: Profile) -> dict[Callable[..., Any], Callable[..., Any]]:
+    return {plain: other for one in needed(profile) for plain, other in one.functions.items()}
+
+
+class Lowered(nn.Module):
+    """A module whose torch functions are replaced while it runs."""
+
+    def __init__(self, module: nn.Module, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.module, self.functions = module, dict(functions)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        with _Replaced(self.functions):
+            return self.module(*inputs)
+
+
+class _Replaced(TorchFunctionMode):
+    def __init__(self, functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.functions.get(func, func)(*args, **(kwargs or {}))
