@@ -24,7 +24,8 @@ class ViewFacts:
         world: how places of its pictures' cameras reach the field's world, x -> scale (R x + t): the rows of [R | t]
             and the scale, 13 numbers; without any, both are the same world.
         world_of: which world of the cameras that is: that of their "folder" as it is read, or that of their
-            "capture", before the turn and the scale that a transforms.json says were applied to it.
+            "capture", before the turn and the scale that a transforms.json says were applied to it; or "torch-ngp":
+            turned as that program does, by a scale that no file names.
     """
 
     width: int = 100
