@@ -28,7 +28,7 @@ HARMLESS = frozenset(
         "attention_dropout", "hidden_dropout", "classifier_dropout", "embd_pdrop", "resid_pdrop", "pretraining_tp",
         "pad_token_id", "unk_token_id", "output_attentions", "output_hidden_states", "return_dict", "problem_type",
         "id2label", "label2id", "num_labels", "finetuning_task", "task_specific_params", "chunk_size_feed_forward",
-        "is_decoder", "_name_or_path", "name_or_path", "_attn_implementation", "attn_implementation",
+        "is_decoder", "_name_or_path", "name_or_path", "_model_name_or_path", "_attn_implementation", "attn_implementation",
         "_attn_implementation_internal", "auto_map", "transformers_weights", "fusion_config", "_commit_hash",
         "use_bfloat16", "torchscript", "gradient_checkpointing", "_from_model_config", "generation_config",
         "temperature", "top_p", "top_k", "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty",
