@@ -106,7 +106,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_field(tmp_path / "nowhere")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match="no known program"):
+    with pytest.raises(UsageError, match="an unknown program"):
         read_field(tmp_path / "other.pt", allow_pickle=True)
 
 
