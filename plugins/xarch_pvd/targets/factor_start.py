@@ -4,7 +4,8 @@ Log-density and colour feature are sampled at the vertices of occupied cells and
 (:mod:`xarch_pvd.targets.low_rank`). Feature errors are weighted by their effect on colour: channels are first
 rotated and scaled by the colour head's mean squared derivative, and directions without effect are dropped.
 
-Legend: N points, G geometry features, Q directions of feature space that affect colour, R components, S samples per axis.
+Legend: N points, G geometry features, Q directions of feature space that affect colour, R components, S samples per
+axis.
 """
 
 from __future__ import annotations

@@ -131,10 +131,10 @@ def test_missing_pictures_are_counted_and_said(tmp_path: Path) -> None:
     (tmp_path / "images/008.png").unlink()
     info = described(tmp_path)
     assert info.size == {"heldout_views": 3, "heldout_pictures": 2}
-    assert "2 of 3 held-out pictures" in info.warnings[0]
+    assert "2 of 3 held-out images" in info.warnings[0]
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    assert "no held-out picture" in described(tmp_path).warnings[0]
+    assert "no held-out images" in described(tmp_path).warnings[0]
 
 
 # ---- splits -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_masked_pixels_leave_training_and_figures(tmp_path: Path) -> None:
 def test_masks_that_keep_nothing_or_are_not_there(tmp_path: Path) -> None:
     folder = masked(tmp_path, np.zeros((HEIGHT, WIDTH), np.uint8))
     posed = open_posed(folder)
-    with pytest.raises(UsageError, match="every pixel of the training pictures is masked"):
+    with pytest.raises(UsageError, match="every pixel of the training images is masked"):
         Pixels.of([posed.camera(0)], posed.rgba, posed.mask)
     (folder / "mask.png").unlink()
     with pytest.raises(UsageError, match=r"mask 'mask\.png' does not exist"):

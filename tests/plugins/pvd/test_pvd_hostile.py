@@ -75,7 +75,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = save_torch_ngp(tmp_path / "a.pth", "hash")
     state["sigma_net.0.weight"][0, 0] = float("nan")
     torch.save({"model": state}, tmp_path / "b.pth")
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="non-finite"):
         read_field(tmp_path / "b.pth", allow_pickle=True)
 
 

@@ -151,7 +151,7 @@ def test_endings_name_formats() -> None:
     for name, named, message in (
         ("a.obj", None, r"\.obj, which is no known format"),
         ("a.npz", "torch-ngp", r"end in \.pth"),
-        ("a.npz", "vdb", "no format is called 'vdb'"),
+        ("a.npz", "vdb", "unknown format 'vdb'"),
     ):
         with pytest.raises(UsageError, match=message):
             format_of(Path(name), named)
