@@ -45,6 +45,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
     if not (folder / "tokenizer.json").is_file():
         raise UsageError(
-            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form, so it cannot be saved with a student",
+            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form, so a student cannot include it",
             "convert it to a fast tokenizer first",
         )

@@ -96,8 +96,8 @@ def posed_views(
         place = ", ".join(f"{v:.7g}" for v in train.c2w[:, :3, 3].mean(0).tolist())
         raise UsageError(
             f"the cameras of {folder} are centred at ({place}), too far from the origin for 32-bit numbers",
-            "fields of `xarch pvd train` record the origin of their images; for others, subtract this position from all "
-            "cameras",
+            "fields of `xarch pvd train` record the origin of their images; for others, subtract this position from "
+            "all cameras",
         )
     cameras = cameras_of(train)
     facts = replace(view_facts(train, cameras), world=world, world_of=world_of)
@@ -108,8 +108,8 @@ def _turned(folder: str, scale: float | None) -> tuple[float, ...]:
     """Return the world in which torch-ngp and PVD train."""
     if scale is None:
         raise UsageError(
-            f"the field is from torch-ngp or PVD, which rotate the world of {folder} and scale it by a number that no file "
-            "records",
+            f"the field is from torch-ngp or PVD, which rotate the world of {folder} and scale it by a number that no "
+            "file records",
             "set the --scale used in training: `--set data.options.world_scale=0.33` is their default",
         )
     return (*AXES[:3].flatten().tolist(), scale)
