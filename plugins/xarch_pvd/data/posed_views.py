@@ -73,17 +73,17 @@ def posed_views(
     kind: str = "auto",
     scale: float | None = None,
 ) -> PosedViews:
-    """Open a folder.
+    """Open a folder of posed images.
 
     Args:
-        world, world_of: how its places reach the world of the field, as in ViewFacts.
-        downscale: whole number that sizes are divided by.
-        kind: of folder, "auto" to tell it from the files.
-        scale: of a field's world that torch-ngp turned.
+        world, world_of: mapping from the folder's world to the field's, as in ViewFacts.
+        downscale: integer divisor of image sizes.
+        kind: format of the folder, "auto" to detect it.
+        scale: scale of a field's world that torch-ngp rotated.
 
     Raises:
-        UsageError: no known format, a picture of another size than its camera, or cameras so far from the origin that
-            float32 does not tell them apart.
+        UsageError: the format is unknown, an image and its camera differ in size, or cameras are so far from the origin
+            that float32 cannot distinguish them.
     """
     train, heldout = (open_posed(folder, split=s, downscale=downscale, kind=kind) for s in ("train", "test"))
     digest = train.digest
@@ -95,9 +95,9 @@ def posed_views(
     if train.far():
         place = ", ".join(f"{v:.7g}" for v in train.c2w[:, :3, 3].mean(0).tolist())
         raise UsageError(
-            f"the cameras of {folder} stand around ({place}), too far from the origin for 32-bit numbers",
-            "a field of `xarch pvd train` keeps the origin of its pictures; for others, subtract that place from all "
-            "cameras",
+            f"the cameras of {folder} are centred at ({place}), too far from the origin for 32-bit numbers",
+            "fields of `xarch pvd train` record the origin of their images; for others, subtract this position from "
+            "all cameras",
         )
     cameras = cameras_of(train)
     facts = replace(view_facts(train, cameras), world=world, world_of=world_of)
@@ -108,16 +108,18 @@ def _turned(folder: str, scale: float | None) -> tuple[float, ...]:
     """Return the world in which torch-ngp and PVD train."""
     if scale is None:
         raise UsageError(
-            f"the field is of torch-ngp or PVD, which turn the world of {folder} and scale it by a number that no file "
-            "keeps",
-            "say the --scale of its training: `--set data.options.world_scale=0.33` is what they take by themselves",
+            f"the field is from torch-ngp or PVD, which rotate the world of {folder} and scale it by a number that no "
+            "file records",
+            "set the --scale used in training: `--set data.options.world_scale=0.33` is their default",
         )
     return (*AXES[:3].flatten().tolist(), scale)
 
 
 def near_world(posed: PosedImages) -> tuple[float, ...]:
-    """The world of a field that is trained from pictures: theirs, or moved to the middle of cameras far from the
-    origin; 13 numbers as in ViewFacts."""
+    """Return the world in which to train a field, 13 numbers as in ViewFacts.
+
+    It is that of the images, or, if cameras are far from the origin, translated to their centre.
+    """
     if not posed.far():
         return ()
     x, y, z = (-v for v in posed.c2w[:, :3, 3].mean(0).tolist())

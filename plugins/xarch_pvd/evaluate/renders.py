@@ -7,7 +7,7 @@ from typing import Any
 
 WIDTH, GAP, HEADING, CAPTION = 1024, 8, 38, 24
 TITLES = {
-    "truth": "picture",
+    "truth": "image",
     "teacher": "teacher",
     "student": "student",
     "error": "student − teacher",

@@ -41,9 +41,9 @@ def _views(views: list[dict[str, Any]]) -> Section:
         cells = [f"{sample['view']}{' (worst)' if sample['worst'] else ''}"]
         cells += [f"{student['psnr_teacher']:.2f}", f"{student['ssim_teacher']:.4f}"]
         for figures in (teacher, student) if truth else ():
-            cells += [f"{figures['psnr']:.2f}", f"{figures['ssim']:.4f}"] if "psnr" in figures else ["no picture", ""]
+            cells += [f"{figures['psnr']:.2f}", f"{figures['ssim']:.4f}"] if "psnr" in figures else ["no image", ""]
         rows.append(cells)
-    title = "Views" if pictured in (0, len(views)) else f"Views, {pictured} of {len(views)} with a picture"
+    title = "Views" if pictured in (0, len(views)) else f"Views, {pictured} of {len(views)} with an image"
     return Section(title, [Table(head, rows, "r" * len(head))])
 
 

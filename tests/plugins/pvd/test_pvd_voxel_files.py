@@ -247,5 +247,5 @@ def test_mesh_of_the_scene(tmp_path: Path) -> None:
     assert len(body) == 15 * count[0] + 13 * count[1]
     place = np.frombuffer(body, dtype="<f4", count=3)
     assert torch.allclose(torch.from_numpy(place.copy()), vertices[0])
-    with pytest.raises(UsageError, match="crosses"):
+    with pytest.raises(UsageError, match="never cross"):
         field_mesh(field, level=1e6, resolution=16)
