@@ -86,3 +86,12 @@ def test_what_a_batch_step_runs_is_proven_by_the_plan(options: dict[str, Any], s
     step = {"teacher-labels": {"form": "value", "layout": "BLD", **options}}
     with pytest.raises(PlanError, match=r"stages\.s\.batch\.steps\.teacher-labels: .*" + said):
         planned({"matches": {"m": LAST}, "batch": {"size": 8, "steps": step}}, teachers={"mean": {"ref": "ema"}})
+
+
+def test_a_figure_that_does_not_exist_ends_the_run_before_its_first_stage(tmp_path: Path) -> None:
+    """A misspelt figure of the third stage was found when the third stage began."""
+    stage = {"matches": {"m": LAST}, "validation": {"metric": "msee"}}
+    with pytest.raises(UsageError, match=r"stages\.s\.validation\.metric: there is no figure 'msee'") as e:
+        run(tmp_path, stage)
+    assert "mse" in str(e.value.hint)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
