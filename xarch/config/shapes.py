@@ -17,8 +17,8 @@ SHORT = {
 }
 """Models that may be written as one value, and the field that it stands for."""
 KEPT = (("stages", "*", "batch"), ("stages", "*", "ema"))
-"""A number given for one of them changes that field only; another schedule or connector replaces the whole model, whose options
-belong to the old one."""
+"""A number given for one of them changes that field only; another schedule or connector replaces the whole model, whose
+options belong to the old one."""
 NAMED = (
     ("stages", "*"),
     ("gates", "*"),
