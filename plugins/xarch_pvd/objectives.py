@@ -77,6 +77,7 @@ class FieldMSE(FieldObjective):
     Options = FieldMSEOptions
     accepts = frozenset((layout, layout) for layout in ("N", "NC", "R", "RC", "RK", "RKC"))
     units = "square"
+    aux = frozenset({"weight", "opacity"})
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
         error = (student - teacher).square()
@@ -99,6 +100,7 @@ class LogDensity(FieldObjective):
     Options = LogDensityOptions
     accepts = frozenset({("N", "N"), ("RK", "RK")})
     units = "square of log-density"
+    aux = frozenset({"weight"})
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
         low, high = self.options.low, self.options.high
