@@ -1,4 +1,4 @@
-"""Decoders: facts, model, student, mixers, objectives, export, parity, bench and tests of the family."""
+"""Decoders: facts, model, student, mixers, objectives, export, parity, benchmarks and test fixtures of the family."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The family, what the vocabulary means for logits that are never whole, and samples of the student's own."""
+    """Register the family, its objectives on factored logits, and on-policy sampling."""
     registry.family("decoder", load="xarch_decoder.family:DecoderFamily", summary="causal language models")
     for name, attribute, compares, summary in (
         ("kl", "KL", "logits with logits", "divergence per token, in chunks"),
-        ("cross-entropy", "CrossEntropy", "logits with tokens", "loss on the tokens ahead"),
-        ("hard-label", "HardLabel", "logits with logits", "loss on the likeliest token"),
+        ("cross-entropy", "CrossEntropy", "logits with tokens", "loss on upcoming tokens"),
+        ("hard-label", "HardLabel", "logits with logits", "loss on the teacher's most likely token"),
     ):
         registry.objective(
             name,
@@ -25,5 +25,5 @@ def xarch_register(registry: Any) -> None:
             summary=summary,
         )
     registry.batch_step(
-        "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replaces tokens by samples of the student"
+        "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replace tokens with samples from the student"
     )

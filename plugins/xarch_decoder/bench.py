@@ -1,7 +1,7 @@
-"""Procedures of an exported language student: time to the first token and tokens per second at several lengths.
+"""Benchmarks of an exported language student: time to first token and tokens per second at several lengths.
 
-The graphs are driven from their own metadata, as on a device: a prompt is a few prefill calls and the rest single
-steps, states go from one call to the next.
+The graphs are driven by their own metadata, as on a device: a prompt takes a few prefill calls followed by single
+steps, and states are passed from one call to the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROMPTS = (1, 64, 256)
 """Prompt lengths in tokens."""
 
 CONTEXTS = (0, 256, 1024)
-"""Tokens already read when decode speed is measured."""
+"""Context lengths in tokens at which decode speed is measured."""
 
 DECODED = 32
 """Tokens per decode measurement."""
@@ -32,8 +32,8 @@ class LanguageGraphs:
     """``decode_1`` and every ``prefill_T`` of an export, with their states.
 
     Args:
-        metadata: graph name -> its ``xarch.`` metadata; graphs with ``states`` and ``tokens`` take part, and one of
-            them reads a single token.
+        metadata: graph name -> its ``xarch.`` metadata; graphs with ``states`` and ``tokens`` are used, one of which
+            must read a single token.
     """
 
     def __init__(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
@@ -45,7 +45,7 @@ class LanguageGraphs:
         self.sizes = sorted(self.names, reverse=True)
 
     def initial(self, tokens: int = 0) -> States:
-        """States as if ``tokens`` were read: caches have their length, values are the initial ones."""
+        """Return states as if ``tokens`` had been read: caches have that length, values are the initial ones."""
         held = {}
         for state in self.states:
             shape = list(state["shape"])
@@ -55,12 +55,12 @@ class LanguageGraphs:
         return held
 
     def step(self, call: Call, ids: np.ndarray, position: int, held: States) -> tuple[np.ndarray, States]:
-        """One call on ``ids`` [L], L one of ``sizes``: (logits, new states)."""
+        """Make one call on ``ids`` [L], L one of ``sizes``; return (logits, new states)."""
         out = call(self.names[len(ids)], {"input_ids": ids[None], "position": np.array([position]), **held})
         return out["logits"], {state["name"]: out[state["present"]] for state in self.states}
 
     def pieces(self, length: int) -> list[int]:
-        """Tokens of each call that reads a prompt."""
+        """Return the number of tokens in each call that reads a prompt."""
         sizes: list[int] = []
         while length > 0:
             sizes.append(next(s for s in self.sizes if s <= length))
@@ -68,7 +68,7 @@ class LanguageGraphs:
         return sizes
 
     def read(self, call: Call, ids: np.ndarray) -> States:
-        """A whole prompt from the initial states."""
+        """Read a whole prompt from the initial states."""
         held, position = self.initial(), 0
         for size in self.pieces(len(ids)):
             _, held = self.step(call, ids[position : position + size], position, held)
@@ -76,24 +76,24 @@ class LanguageGraphs:
         return held
 
     def decode(self, call: Call, context: int, held: States) -> None:
-        """:data:`DECODED` tokens one by one after ``context`` tokens, each the most likely one."""
+        """Decode :data:`DECODED` tokens greedily, one at a time, after ``context`` tokens."""
         token = np.zeros(1, np.int64)
         for i in range(DECODED):
             logits, held = self.step(call, token, context + i, held)
             token = logits[0, -1:].argmax(-1)
 
     def state_bytes(self, tokens: int) -> int:
-        """Bytes of all states after ``tokens`` tokens."""
+        """Return the bytes of all states after ``tokens`` tokens."""
         return sum(value.nbytes for value in self.initial(tokens).values())
 
 
 def is_language(facts: Mapping[str, str]) -> bool:
-    """Whether a graph's metadata describes a step over tokens with explicit states."""
+    """Return whether a graph's metadata describes a step over tokens with explicit states."""
     return facts.get("xarch.family") == "decoder" and "xarch.tokens" in facts and "xarch.states" in facts
 
 
 def language_cases(graphs: Sequence[str], folder: Path) -> Iterator[BenchCase]:
-    """First token of prompts of :data:`PROMPTS` tokens and decoding after :data:`CONTEXTS`, as far as they fit.
+    """Yield time to first token at :data:`PROMPTS` and decoding after :data:`CONTEXTS`, as far as they fit.
 
     Args:
         graphs: names of the exported graphs in ``folder``.

@@ -1,4 +1,4 @@
-"""Copy what a conversion keeps, and prove that every tensor of student and teacher is accounted for."""
+"""Copy the weights that a conversion keeps, and check that every student and teacher tensor is accounted for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 
 def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[str, Shape]]:
-    """Student name -> (canonical name, shape) of everything that is copied."""
+    """Map the student name of every copied tensor to its (canonical name, shape)."""
     planned = {name: (name, shape) for name, shape in trunk_shapes(facts).items()}
     for layer in range(facts.layers):
         if ATTENTION in student.decoder.block(layer).kinds:
@@ -28,7 +28,7 @@ def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[st
 
 
 def trunk_initialisation(facts: DecoderFacts, student: DecoderStudent) -> Initialisation:
-    """What :func:`copy_trunk` copies, from the architecture alone."""
+    """Return what :func:`copy_trunk` copies, derived from the architecture alone."""
     planned = _planned(facts, student)
     renamed = {own: (canonical,) for own, (canonical, _) in planned.items() if own != canonical}
     return Initialisation(copied=tuple(planned), sources=renamed)
@@ -38,7 +38,7 @@ def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
     """Copy embedding, norms, MLPs, head and the attention of every layer that has it, bit for bit.
 
     Raises:
-        PlanError: the teacher lacks a tensor, or it has another shape; nothing is written then.
+        PlanError: the teacher lacks a tensor, or its shape differs; nothing has been written.
     """
     facts: DecoderFacts = teacher.facts
     planned = _planned(facts, student)
@@ -65,14 +65,13 @@ def _prove(name: str, canonical: str, shape: Shape, own: Mapping[str, Tensor], w
 def check_initialisation(
     student: DecoderStudent, initialisation: Initialisation, weights: Collection[str] | None = None
 ) -> None:
-    """Prove that ``initialisation`` names every tensor of the student exactly once, and leaves no tensor of the teacher
-    out.
+    """Check that ``initialisation`` names every student tensor exactly once and accounts for every teacher tensor.
 
     Args:
-        weights: names of the teacher's tensors; None checks the student's only.
+        weights: names of the teacher's tensors; None checks only the student's.
 
     Raises:
-        PlanError: a tensor is missing, named twice, or does not exist.
+        PlanError: a tensor is missing, is named twice, or does not exist.
     """
     named = [*initialisation.copied, *initialisation.mapped, *initialisation.new]
     own = set(student.module.state_dict())
@@ -88,7 +87,7 @@ def check_initialisation(
 
 
 def read_tensors(initialisation: Initialisation) -> set[str]:
-    """Names of the teacher's tensors that are read or declared unused."""
+    """Return the names of the teacher's tensors that are read or declared unused."""
     sources = initialisation.sources or {}
     taken = (*initialisation.copied, *initialisation.mapped)
     read = {theirs for own in taken for theirs in sources.get(own, (own,))}
@@ -96,7 +95,7 @@ def read_tensors(initialisation: Initialisation) -> set[str]:
 
 
 def merged(*parts: Initialisation) -> Initialisation:
-    """Several parts as one."""
+    """Merge several parts into one."""
     return Initialisation(
         copied=tuple(n for p in parts for n in p.copied),
         mapped=tuple(n for p in parts for n in p.mapped),

@@ -1,6 +1,7 @@
-"""How any decoder student leaves as ONNX: ``prefill_T`` reads T tokens at once, ``decode_1`` one token; both take the
-recurrent states and give them back, so a prompt is a few prefill calls and the rest decode calls, without padding.
-A prefill gives the logits of its last position: what a program samples from.
+"""ONNX graphs of a decoder student: ``prefill_T`` reads T tokens at once, ``decode_1`` one token.
+
+Both take the recurrent states and return the updated ones, so a prompt takes a few prefill calls followed by decode
+calls, without padding. A prefill graph returns the logits of its last position, from which a program samples.
 
 Legend: L tokens, V vocabulary.
 """
@@ -32,10 +33,10 @@ class DecoderExport(Options):
 
     prefill: list[int] = Field(default=[64], description="tokens per call, one graph each; empty: decode only")
     logits: Literal["last", "all"] = Field(
-        "last", description="positions of a prefill call whose logits it gives; `all` costs a head for each of them"
+        "last", description="positions whose logits a prefill call returns; `all` computes the head for each of them"
     )
     context: int | None = Field(
-        None, ge=2, description="tokens a cache can hold where shapes are static; default the teacher's, at most 1024"
+        None, ge=2, description="cache capacity in tokens for static shapes; default the teacher's, at most 1024"
     )
 
 
@@ -48,18 +49,20 @@ class GraphState:
 
     @property
     def name(self) -> str:
-        """Input name, e.g. ``ssm_state.3``."""
+        """Return the input name, e.g. ``ssm_state.3``."""
         return f"{self.spec.name}.{self.layer}"
 
     @property
     def present(self) -> str:
-        """Output name, e.g. ``present_ssm_state.3``."""
+        """Return the output name, e.g. ``present_ssm_state.3``."""
         return f"present_{self.name}"
 
 
 class StepGraph(nn.Module):
-    """(input_ids [1, L], position [1], states in layer order) -> (logits [1, L, V], or [1, 1, V] if ``last``, new
-    states)."""
+    """Maps (input_ids [1, L], position [1], states by layer) to (logits, new states).
+
+    Logits are [1, L, V], or [1, 1, V] if ``last``.
+    """
 
     def __init__(self, decoder: MixerDecoder, *, fixed: bool, last: bool) -> None:
         super().__init__()
@@ -74,19 +77,19 @@ class StepGraph(nn.Module):
 
 
 def graph_states(decoder: MixerDecoder) -> Iterator[GraphState]:
-    """State tensors of the active mixers in the order in which graphs take them."""
+    """Yield the state tensors of the active mixers in the order in which graphs take them."""
     for layer, specs in enumerate(decoder.state_specs()):
         for spec in specs:
             yield GraphState(layer, spec)
 
 
 def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExport) -> list[ExportGraph]:
-    """``decode_1`` and one ``prefill_T`` per size of ``chosen.prefill``.
+    """Build ``decode_1`` and one ``prefill_T`` per size in ``chosen.prefill``.
 
-    With a static profile caches are buffers of ``context`` tokens, otherwise they grow from zero tokens.
+    With a static profile, caches are buffers of ``context`` tokens; otherwise they grow from zero tokens.
 
     Raises:
-        PlanError: a prefill size does not fit, or a mixer has no form for static shapes.
+        PlanError: a prefill size does not fit, or a mixer does not support static shapes.
     """
     context = (chosen.context or min(student.facts.max_positions, 1024)) if profile.static else None
     sizes = sorted(set(chosen.prefill), reverse=True)
@@ -122,7 +125,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
         metadata={
             "family": "decoder",
             "tokens": tokens,
-            # A single token gains nothing from repacked weights, and without it they stay mapped and shared.
+            # A single token gains nothing from repacked weights; unpacked, they stay memory-mapped and shared.
             "prepack": tokens > 1,
             "prefill": prefill,
             "logits": logits,
@@ -139,7 +142,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
 
 
 def _described(state: GraphState, example: Tensor, length: int) -> dict[str, Any]:
-    """What a program needs to make the initial state and to carry it on: ``full(shape, fill, dtype)``."""
+    """Describe how a program creates the initial state, ``full(shape, fill, dtype)``, and passes it on."""
     return {
         "name": state.name,
         "present": state.present,

@@ -31,9 +31,9 @@ class DecoderFacts:
         softcap, final_softcap: tanh caps on scores and logits, or None.
         tied: the head is the embedding.
         embed_gain: factor on embeddings.
-        max_positions: longest context the teacher was made for, in tokens.
-        bos: token that begins a text, or None.
-        eos: every token at which a text ends; the first one ends whole texts.
+        max_positions: maximum context length of the teacher in tokens.
+        bos: beginning-of-text token, or None.
+        eos: every end-of-text token; the first one is appended to whole texts.
     """
 
     layers: int
@@ -67,11 +67,11 @@ class DecoderFacts:
     eos: tuple[int, ...] = ()
 
     def window(self, layer: int) -> int | None:
-        """Sliding window of a layer, None for full attention."""
+        """Return the sliding window of a layer, or None for full attention."""
         return self.windows[layer] if self.windows else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, lossless."""
+        """Return plain data, without loss."""
         data = asdict(self)
         data["inverse_frequencies"] = list(self.inverse_frequencies)
         data["windows"] = list(self.windows)
@@ -80,7 +80,7 @@ class DecoderFacts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DecoderFacts:
-        """Inverse of :meth:`to_json`; unknown keys are an error."""
+        """Invert :meth:`to_json`; unknown keys are an error."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
         if unknown:
@@ -92,7 +92,7 @@ class DecoderFacts:
         return cls(**data)
 
     def tiny(self) -> DecoderFacts:
-        """The same architecture with two layers, a narrow MLP and few words, for trial exports."""
+        """Return the same architecture with two layers, a narrow MLP and a small vocabulary, for trial exports."""
         return replace(
             self,
             layers=min(self.layers, 2),
@@ -102,11 +102,11 @@ class DecoderFacts:
         )
 
     def taps(self) -> dict[str, Tap]:
-        """Taps of a teacher with these facts, by name."""
+        """Return the taps of a teacher with these facts, by name."""
         return teacher_taps(self)
 
     def work(self, sample: Mapping[str, Any]) -> float:
-        """Multiply-adds of a token in a sample of ``length`` tokens: every matrix once, and half of the scores."""
+        """Return multiply-adds per token in a sample of ``length`` tokens: every matrix once, half of the scores."""
         inner, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         mlp = (3 if self.mlp == "gated" else 2) * self.width * self.mlp_width
         attention = 2 * self.width * (inner + keys) + inner * int(sample.get("length", 0))

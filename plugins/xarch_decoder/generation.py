@@ -1,4 +1,4 @@
-"""Greedy continuations for a person to compare.
+"""Greedy text generation, for inspection by a person.
 
 Legend: B prompts, L tokens, V vocabulary.
 """
@@ -15,7 +15,7 @@ from xarch_decoder.model.decoder import MixerDecoder
 
 
 def continue_greedily(model: TapModel, prompt_BL: Tensor, tokens: int) -> Tensor:
-    """The ``tokens`` most likely next tokens one by one, [B, tokens]."""
+    """Generate the ``tokens`` most likely next tokens one at a time, [B, tokens]."""
     if isinstance(model.module, MixerDecoder):
         return _step_by_step(model.module, prompt_BL, tokens)
     ids_BL = prompt_BL
@@ -27,26 +27,28 @@ def continue_greedily(model: TapModel, prompt_BL: Tensor, tokens: int) -> Tensor
 
 
 def continue_text(model: TapModel, processor: Any, prompt: str, tokens: int) -> str:
-    """The prompt continued greedily by ``tokens`` tokens, as text.
+    """Continue the prompt greedily by ``tokens`` tokens; return the prompt and continuation as text.
 
     Args:
         processor: tokenizer with ``encode`` and ``decode``.
 
     Raises:
-        UsageError: there is no tokenizer, or the prompt holds no token.
+        UsageError: there is no tokenizer, or the prompt has no tokens.
     """
     if processor is None:
-        raise UsageError("the student has no tokenizer, so it cannot read a prompt", "train with a tokenizer's teacher")
+        raise UsageError(
+            "the student has no tokenizer, so it cannot read a prompt", "convert a teacher that has a tokenizer"
+        )
     ids = list(processor.encode(prompt))
     if not ids:
-        raise UsageError("the prompt holds no token", "give a few words")
+        raise UsageError("the prompt has no tokens", "enter a few words")
     with torch.no_grad():
         made_BL = continue_greedily(model, torch.tensor([ids], device=next(model.module.parameters()).device), tokens)
     return prompt + str(processor.decode(made_BL[0].tolist()))
 
 
 def _step_by_step(decoder: MixerDecoder, prompt_BL: Tensor, tokens: int) -> Tensor:
-    """With the states of the mixers, so that every token is read once."""
+    """Generate with the mixers' states, so that every token is read once."""
     states = decoder.initial_states(len(prompt_BL))
     ids_BL = prompt_BL
     length = prompt_BL.shape[1]

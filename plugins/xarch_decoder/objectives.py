@@ -1,4 +1,4 @@
-"""Losses over a vocabulary, walked over in chunks of tokens: no [tokens, vocabulary] tensor survives a chunk.
+"""Losses over a vocabulary, computed in chunks of tokens: no [tokens, vocabulary] tensor outlives a chunk.
 
 Legend: B batch, L tokens, T = B*L flattened tokens, D width, V vocabulary.
 """
@@ -19,13 +19,13 @@ from xarch import Batch, DivergenceOptions, Objective, Options, Tap, averaged, d
 from xarch_decoder.factored import FactoredLogits
 
 IGNORED = -100
-"""A label that does not count."""
+"""Label that is ignored."""
 
 
 class Chunked(Options):
     """Options of every loss over a vocabulary."""
 
-    chunk: int = Field(256, ge=1, description="tokens of which logits are held at a time")
+    chunk: int = Field(256, ge=1, description="number of tokens whose logits are held at a time")
 
 
 class KLOptions(DivergenceOptions, Chunked):
@@ -35,12 +35,12 @@ class KLOptions(DivergenceOptions, Chunked):
 class CrossEntropyOptions(Chunked):
     """Options of ``cross-entropy`` on factored logits."""
 
-    smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label that is spread over the vocabulary")
-    ahead: int = Field(1, ge=0, description="how many tokens after its position a label stands; 0 for shifted labels")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over the vocabulary")
+    ahead: int = Field(1, ge=0, description="offset of a label in tokens after its position; 0 for shifted labels")
 
 
 class VocabularyObjective(Objective):
-    """Base: a loss at every token, masked by [B] or [B, L]."""
+    """Base of losses computed at every token, with masks [B] or [B, L]."""
 
     units = "nats/token"
     Options = Chunked
@@ -57,7 +57,7 @@ class VocabularyObjective(Objective):
 
 class KL(VocabularyObjective):
     """T² · KL(softmax(t/T) ‖ softmax(s/T)) per token, or the reverse, or Jensen–Shannon, at the same position on both
-    sides (MOHAWK, arXiv 2408.10189, stage 3). Of several teachers it takes the weighted mean of their probabilities.
+    sides (MOHAWK, arXiv 2408.10189, stage 3). Several teachers' probabilities are averaged with their weights.
 
     Without a mask a sample's loss is the mean over its tokens.
     """
@@ -96,8 +96,10 @@ class KL(VocabularyObjective):
 
 
 class _FusedKL(torch.autograd.Function):
-    """KL per token of a student whose head is frozen: the gradient for the hidden state is computed in the forward
-    pass, so the head is multiplied once instead of twice."""
+    """KL per token of a student with a frozen head.
+
+    The forward pass also computes the gradient for the hidden state, so the head is multiplied once, not twice.
+    """
 
     @staticmethod
     def forward(
@@ -134,16 +136,16 @@ class _FusedKL(torch.autograd.Function):
 
 
 class LabelObjective(VocabularyObjective):
-    """Base: −log softmax(s)_y per token; a sample counts as many as it has labels."""
+    """Base of −log softmax(s)_y per token; a sample is weighted by its number of labels."""
 
     weighs_target = True
 
     @abstractmethod
     def labels(self, right: Any, batch: Batch) -> Tensor:
-        """Label of every position [B, L] int64, -100 where none counts."""
+        """Return the label of every position [B, L] int64, -100 where there is none."""
 
     def smoothing(self) -> float:
-        """Share of a label that is spread over the vocabulary."""
+        """Return the share of each label spread over the vocabulary."""
         return 0.0
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
@@ -164,9 +166,9 @@ class LabelObjective(VocabularyObjective):
 
 
 class CrossEntropy(LabelObjective):
-    """−log softmax(s)_y per token, with y the token `ahead` of it in the right side (``batch:input_ids``).
+    """−log softmax(s)_y per token, y being the token `ahead` positions later on the right side (``batch:input_ids``).
 
-    Labels in another document (``segment_ids``), beyond the end, or -100 do not count.
+    Labels in another document (``segment_ids``), beyond the end, or equal to -100 are ignored.
     """
 
     Options = CrossEntropyOptions
@@ -188,7 +190,7 @@ class CrossEntropy(LabelObjective):
 
 
 class HardLabel(LabelObjective):
-    """−log softmax(s)_ŷ per token, with ŷ the teacher's likeliest token at the same position."""
+    """−log softmax(s)_ŷ per token, ŷ being the teacher's most likely token at the same position."""
 
     accepts = frozenset({("factored-logits", "factored-logits")})
 
@@ -202,7 +204,7 @@ def _head_trains(logits: FactoredLogits) -> bool:
 
 
 def _in_chunks(loss: Callable[[Tensor, slice], Tensor], x_TD: Tensor, tokens: int) -> Tensor:
-    """A loss per token [T]; logits of a chunk are computed again for its gradient."""
+    """Return a loss per token [T]; the logits of a chunk are recomputed for its gradient."""
     pieces = [
         checkpoint(loss, x_TD[start : start + tokens], slice(start, start + tokens), use_reentrant=False)
         for start in range(0, x_TD.shape[0], tokens)
@@ -211,7 +213,7 @@ def _in_chunks(loss: Callable[[Tensor, slice], Tensor], x_TD: Tensor, tokens: in
 
 
 def _positions(mask: Tensor | None, like_BL: Tensor) -> Tensor:
-    """A mask [B] or [B, L] over every position [B, L], float32; ones without a mask."""
+    """Expand a mask [B] or [B, L] to every position [B, L], float32; ones without a mask."""
     if mask is None:
         return torch.ones_like(like_BL, dtype=torch.float32)
     mask = mask.float()

@@ -1,4 +1,4 @@
-"""Batch step ``on-policy``: some rows go on with what the student itself would say.
+"""Batch step ``on-policy``: the student generates the continuation of some rows.
 
 Legend: B batch, L tokens, R sampled rows, V vocabulary.
 """
@@ -19,21 +19,23 @@ from xarch_decoder.factored import FactoredLogits
 class OnPolicyOptions(Options):
     """Options of ``on-policy``."""
 
-    share: float = Field(1.0, ge=0, le=1, description="share of the rows that are sampled")
-    rows: str | None = Field(None, description="batch key [B]: only rows where it is not 0, e.g. kd_mask of `repeat`")
-    prompt: float = Field(0.5, gt=0, lt=1, description="share of a row that is kept, at least one token")
-    tokens: int | None = Field(None, ge=1, description="tokens sampled after it; default up to the row's end")
+    share: float = Field(1.0, ge=0, le=1, description="share of rows that the student continues")
+    rows: str | None = Field(None, description="batch key [B]: only rows where it is nonzero, e.g. kd_mask of `repeat`")
+    prompt: float = Field(0.5, gt=0, lt=1, description="share of a row kept as the prompt, at least one token")
+    tokens: int | None = Field(
+        None, ge=1, description="tokens sampled after the prompt; default up to the end of the row"
+    )
     temperature: float = Field(0.9, gt=0)
-    top_k: int | None = Field(128, ge=1, description="sample among the likeliest; null: among all")
+    top_k: int | None = Field(128, ge=1, description="sample from the k most likely tokens; null: from all")
 
 
 class OnPolicy(BatchStep):
-    """Replaces the tokens after a prompt by samples of the student (DistillSpec, arXiv 2310.08461).
+    """Replaces the tokens after a prompt with samples from the student (DistillSpec, arXiv 2310.08461).
 
-    Masks [B, L] for matches, 1 at positions that predict what counts. ``sampled_mask``: sampled tokens; ``kd_mask``:
-    these and every token of rows that were not drawn; ``gold_mask``: given tokens of rows that were not drawn, with
-    `rows` of rows outside them only. A ``loss_mask`` of the data holds for given tokens. The student reads a whole row
-    for every token, so long samples cost much.
+    Adds masks [B, L] for matches, 1 at positions that predict a token of the mask. ``sampled_mask``: sampled tokens;
+    ``kd_mask``: these and every token of rows that were not sampled; ``gold_mask``: data tokens of rows that were not
+    sampled, with `rows` only of rows outside it. A ``loss_mask`` of the data applies to data tokens. The student
+    rereads the whole row for every token, so long samples are slow.
     """
 
     Options = OnPolicyOptions
@@ -51,7 +53,7 @@ class OnPolicy(BatchStep):
         return self.options.share * student * sum(range(start, stop)) / length
 
     def _span(self, length: int) -> tuple[int, int]:
-        """First sampled place and the one after the last."""
+        """Return the first sampled position and the one after the last."""
         start = min(max(round(self.options.prompt * length), 1), length - 1)
         return start, length if self.options.tokens is None else min(start + self.options.tokens, length)
 
@@ -68,7 +70,7 @@ class OnPolicy(BatchStep):
         changed: dict[str, Tensor] = {}
         segments_BL = batch.get("segment_ids")
         if segments_BL is not None:
-            # What is sampled goes on with the document in which the prompt ends.
+            # Sampled tokens continue the document in which the prompt ends.
             whole_BL = segments_BL.clone()
             whole_BL[:, start:stop] = segments_BL[:, start - 1 : start]
             segments_BL = torch.where(chosen_B[:, None], whole_BL, segments_BL)
@@ -101,7 +103,7 @@ class OnPolicy(BatchStep):
             if self.options.top_k is not None and self.options.top_k < z_RV.shape[1]:
                 least_R1 = z_RV.topk(self.options.top_k).values[:, -1:]
                 z_RV = z_RV.masked_fill(z_RV < least_R1, -torch.inf)
-            # Drawn on the CPU: the same tokens on every device that computes the same logits.
+            # Sample on the CPU: every device that computes the same logits then yields the same tokens.
             choice_R1 = torch.multinomial(z_RV.softmax(-1).cpu(), 1, generator=context.generator)
             ids_RL[:, place] = choice_R1[:, 0].to(ids_RL.device)
         return ids_RL

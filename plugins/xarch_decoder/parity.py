@@ -1,5 +1,7 @@
-"""Parity of an exported decoder on real text: the graphs are driven as a device would drive them, and compared with the
-student's logits for the whole prompt at once, which the engine computes.
+"""Parity of an exported decoder on real text.
+
+The graphs are driven as on a device and compared with the student's logits for the whole prompt, which the engine
+computes in one forward pass.
 
 Legend: L tokens.
 """
@@ -18,23 +20,23 @@ from xarch_decoder.export import graph_states
 from xarch_decoder.student import DecoderStudent
 
 DECODE_STEPS = 64
-"""Single steps that must reproduce the whole-sequence forward."""
+"""Number of single steps that must reproduce the whole-sequence forward pass."""
 
 Pieces = list[tuple[str, int]]
-"""Calls in order: (graph, tokens)."""
+"""Calls in order, each as (graph, tokens)."""
 
 
 def decoder_parity(
     student: DecoderStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch]
 ) -> Iterator[ParityCase]:
-    """Prompts of several lengths through every prefill graph and ``decode_1``, and a run of single decode steps.
+    """Yield prompts of several lengths through every prefill graph and ``decode_1``, and a run of single decode steps.
 
-    Each case gives the logits that its calls give, compared with the student's tap on the whole prompt, and the final
-    states, compared with the student's own. Caches in fixed buffers are compared over the tokens they hold.
+    Each case returns the logits of its calls, compared with the student's tap on the whole prompt, and the final
+    states, compared with the student's. Caches in fixed buffers are compared over the tokens they hold.
 
     Args:
         graphs: from :func:`decoder_graphs`; ``decode_1`` must be among them.
-        batches: held-out tokens (``input_ids``); they are read as one stream of text.
+        batches: held-out tokens (``input_ids``), read as one stream of text.
     """
     text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
     decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
@@ -59,7 +61,7 @@ def decoder_parity(
 
 
 def _cut(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    """``length`` tokens of the stream from ``start``, wrapping around at its end: [1, L]."""
+    """Return ``length`` tokens of the stream from ``start``, wrapping around at its end: [1, L]."""
     return text[(start + torch.arange(length)) % len(text)][None]
 
 
@@ -95,13 +97,13 @@ def _case(
 def drive_prompt(
     call: Call, ids_1L: np.ndarray, pieces: Pieces, states: Sequence[dict[str, Any]]
 ) -> dict[str, np.ndarray]:
-    """Read a prompt in the given pieces with numpy and the exported graphs alone.
+    """Read a prompt in the given pieces, using only numpy and the exported graphs.
 
     Args:
         states: the ``states`` entry of a graph's metadata.
 
     Returns:
-        ``logits`` [1, N, V] of the N positions that the calls give and the final states under their output names.
+        ``logits`` [1, N, V] of the N positions that the calls return, and the final states under their output names.
     """
     held = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
     logits, position = [], 0

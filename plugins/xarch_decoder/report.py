@@ -1,4 +1,4 @@
-"""What decoders add to a report: which layers were replaced."""
+"""Report section of decoders: which layers were replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MOST_LAYERS = 10_000
 
 
 def sections(run: RunInfo) -> list[Section]:
-    """The layers as a strip; nothing where the run does not say how many there are."""
+    """Return the layers as a strip; nothing if the run does not record the number of layers."""
     teacher, student = run.plan.get("teacher"), run.plan.get("student")
     total = teacher.get("facts", {}).get("layers") if isinstance(teacher, dict) else None
     if not isinstance(total, int) or not 0 < total <= MOST_LAYERS or not isinstance(student, dict):

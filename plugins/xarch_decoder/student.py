@@ -1,4 +1,4 @@
-"""The student every target of this family builds: a decoder with some of its sequence mixers replaced.
+"""The student of every target of this family: a decoder with some of its sequence mixers replaced.
 
 Legend: B batch, L tokens, D width.
 """
@@ -24,15 +24,15 @@ class DecoderStudent(LocalStudent):
     """A :class:`MixerDecoder` as a student.
 
     A layer holds one mixer, or a replacement together with the teacher's attention until :meth:`decide` drops one of
-    them. The first mixer of a layer is the one that runs.
+    them. The first mixer of a layer is active.
 
     Args:
         facts: the teacher's architecture.
-        mixers: per layer, the factories of its mixers, e.g. ``[DM2Mixer, Attention]``.
-        device: where parameters live; "meta" allocates nothing.
+        mixers: mixer factories of each layer, e.g. ``[DM2, Attention]``.
+        device: device of the parameters; "meta" allocates nothing.
 
     Raises:
-        ValueError: a layer has no mixer, or two of the same kind or two replacements.
+        ValueError: a layer has no mixer, two of the same kind, or two replacements.
     """
 
     family = "decoder"
@@ -49,7 +49,7 @@ class DecoderStudent(LocalStudent):
                 raise ValueError(f"layer {layer} has two replacement mixers: {self._replacements(layer)}")
 
     def replacement(self, layer: int) -> str | None:
-        """Kind of the layer's replacement mixer, None where attention is kept."""
+        """Return the kind of the layer's replacement mixer, or None where attention is kept."""
         return next(iter(self._replacements(layer)), None)
 
     def _replacements(self, layer: int) -> list[str]:
@@ -57,7 +57,7 @@ class DecoderStudent(LocalStudent):
 
     @property
     def replaced(self) -> tuple[int, ...]:
-        """Layers that have a replacement mixer."""
+        """Return the layers that have a replacement mixer."""
         return tuple(i for i in range(self.facts.layers) if self._replacements(i))
 
     def taps(self) -> Mapping[str, Tap]:
@@ -86,11 +86,11 @@ class DecoderStudent(LocalStudent):
         start: tuple[int, Tensor] | None = None,
         active: Mapping[int, str] | None = None,
     ) -> None:
-        """Push the wanted taps; ends after the last of them.
+        """Push the wanted taps; stop after the last one.
 
         Args:
             start: (layer, residual stream [B, L, D] entering it): layers before it are not run.
-            active: layer -> kind of mixer to run there instead of the active one, for probes of single layers.
+            active: layer -> kind of mixer to run instead of the active one, for probes of single layers.
 
         Raises:
             ValueError: a wanted tap does not exist, or lies before ``start``.
@@ -124,13 +124,16 @@ class DecoderStudent(LocalStudent):
         values: dict[str, Any] = {}
         sequence = make_sequence(batch["input_ids"], batch.get("segment_ids"))
         x_BLD = x_BLD.to(self.decoder.embed.weight.dtype)
-        # Called as a module, not through its methods: sharding gathers a block's weights in the call.
+        # Call the module, not its methods: sharding gathers a block's weights in the call.
         self.decoder.blocks[layer](x_BLD, sequence, self.replacement(layer), wanted, values.__setitem__, False)
         return values
 
     def param_groups(self) -> Mapping[str, list[str]]:
-        """``mixers`` (replacements only), ``attention``, ``mlps``, ``norms`` (of the trunk), ``embedding``, ``head``
-        (the embedding if tied) and ``all``."""
+        """Return parameter names by group.
+
+        Groups: ``mixers`` (replacements only), ``attention``, ``mlps``, ``norms`` (of the trunk), ``embedding``,
+        ``head`` (the embedding if tied) and ``all``.
+        """
         groups: dict[str, list[str]] = {
             key: [] for key in ("mixers", ATTENTION, "mlps", "norms", "embedding", "head", "all")
         }
@@ -150,16 +153,17 @@ class DecoderStudent(LocalStudent):
         return names
 
     def decide(self, decisions: Mapping[str, Any]) -> None:
-        """Take ``{"layers": [...]}``: those layers get their replacement mixer, all others keep attention; the losing
-        mixers are dropped.
+        """Apply ``{"layers": [...]}``: those layers use their replacement mixer, all others attention.
+
+        Unused mixers are dropped.
 
         Raises:
-            PlanError: a layer does not have the mixer that the decision gives it.
-            ValueError: an unknown decision.
+            PlanError: a layer lacks the mixer that the decision assigns to it.
+            ValueError: the decision is unknown.
         """
         unknown = sorted(set(decisions) - {"layers"})
         if unknown:
-            raise ValueError(f"a decoder student decides about layers only, got {unknown}")
+            raise ValueError(f"a decoder student accepts decisions about layers only, got {unknown}")
         if "layers" not in decisions:
             return
         chosen = {int(i) for i in decisions["layers"]}
@@ -171,19 +175,19 @@ class DecoderStudent(LocalStudent):
             if kind not in self.decoder.block(layer).kinds:
                 held, want = ", ".join(self.decoder.block(layer).kinds), kind or "a replacement"
                 raise PlanError(
-                    f"decision `layers` {sorted(chosen)}: layer {layer} should run {want}, it has {held}",
-                    "build the student with both mixers in every layer that is still open",
+                    f"decision `layers` {sorted(chosen)}: layer {layer} should run {want}, but has {held}",
+                    "build the student with both mixers in every undecided layer",
                 )
         for layer, kind in kinds.items():
             assert kind is not None
             self.decoder.keep(layer, kind)
 
     def constants(self) -> Mapping[str, Tensor]:
-        """``head.weight`` [V, D], the output projection."""
+        """Return ``head.weight`` [V, D], the output projection."""
         return {"head.weight": self.decoder.head_weight}
 
     def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
-        """This student, frozen and in eval mode, as the teacher of another conversion."""
+        """Return this student, frozen and in eval mode, as the teacher of another conversion."""
         return StudentTeacher(self, ref=ref, fingerprint=fingerprint, processor=processor)
 
     def shard_units(self) -> Iterable[nn.Module]:

@@ -1,6 +1,6 @@
-"""Canonical taps of the decoder family; sources give them, targets and methods match them.
+"""Canonical taps of the decoder family; sources provide them, targets and methods match them.
 
-Taps of block i, all before or after the same points in every decoder:
+Taps, where i is a block index; their positions are the same in every decoder:
 
 ==================  ======  ==================  ==========================================================
 name                kind    layout              value
@@ -30,7 +30,7 @@ BLOCK_TAPS = ("input", "mixer_in", "matrix", "values", "heads", "mixer_out", "ou
 
 
 def block_tap(facts: DecoderFacts, layer: int, leaf: str) -> Tap:
-    """Declaration of one tap of a block."""
+    """Declare one tap of a block."""
     name = f"blocks.{layer}.{leaf}"
     if leaf == "matrix":
         return Tap(name, "matrix", "attention-factors", {"H": facts.heads})
@@ -42,13 +42,13 @@ def block_tap(facts: DecoderFacts, layer: int, leaf: str) -> Tap:
 
 
 def teacher_taps(facts: DecoderFacts) -> dict[str, Tap]:
-    """All taps of a decoder teacher in the order in which a forward pass reaches them."""
+    """Return all taps of a decoder teacher in the order in which a forward pass reaches them."""
     taps = [block_tap(facts, i, leaf) for i in range(facts.layers) for leaf in BLOCK_TAPS]
     return {t.name: t for t in taps} | tail_taps(facts)
 
 
 def tail_taps(facts: DecoderFacts) -> dict[str, Tap]:
-    """Taps after the last block."""
+    """Return the taps after the last block."""
     return {
         "final": Tap("final", "hidden", "BLD", {"D": facts.width}),
         "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}),

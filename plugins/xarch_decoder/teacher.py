@@ -14,15 +14,15 @@ from xarch_decoder.weights import attention_names
 
 
 class StudentTeacher(Teacher):
-    """View of a student whose module is a :class:`MixerDecoder`: in eval mode, frozen, with canonical weight names.
+    """A student with a :class:`MixerDecoder`, in eval mode and frozen, with canonical weight names.
 
-    Taps are the student's own, so layers whose attention was replaced offer their factors instead of attention
+    Taps are the student's, so layers whose attention was replaced provide their own factors instead of attention
     factors. Their mixers keep the student's names in :meth:`weights` (``blocks.3.mixers.KIND...``).
 
     Args:
-        student: taken over; its parameters stop requiring gradients.
-        ref: what names it, e.g. ``run:DIR``.
-        fingerprint: sha256 over its weights.
+        student: owned by the teacher from now on; its parameters no longer require gradients.
+        ref: its reference, e.g. ``run:DIR``.
+        fingerprint: SHA-256 of its weights.
         processor: tokenizer that belongs to it, with ``save_pretrained``.
     """
 

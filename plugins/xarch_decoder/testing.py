@@ -1,4 +1,4 @@
-"""Small teachers, texts and batches made in code: no download, a second to build."""
+"""Small teachers, texts and batches generated in code: no downloads, built within a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOCAB = 260
 
 
 def tiny_llama(folder: Path, *, layers: int = 3, seed: int = 0) -> str:
-    """Write a random Llama (width 32, 4 heads on 2 key heads, byte vocabulary); returns its reference ``hf:FOLDER``."""
+    """Write a random Llama (width 32, 4 heads, 2 key heads, byte vocabulary); return its reference ``hf:FOLDER``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,7 +32,7 @@ def tiny_llama(folder: Path, *, layers: int = 3, seed: int = 0) -> str:
 
 
 def tiny_text(file: Path, *, sentences: int = 1200) -> str:
-    """Write about 100 kB of made-up English and return its reference ``text:FILE``."""
+    """Write about 100 kB of synthetic English and return its reference ``text:FILE``."""
     subjects = ("the engine", "a student", "one teacher", "this layer", "the old clock", "her map")
     verbs = ("reads", "copies", "forgets", "measures", "turns", "keeps")
     objects = ("the river", "every number", "a long letter", "its shadow", "the last page", "two keys")
@@ -47,7 +47,7 @@ def tiny_text(file: Path, *, sentences: int = 1200) -> str:
 
 
 def token_batch(vocab: int, samples: int = 2, length: int = 24, seed: int = 0) -> Batch:
-    """Random tokens, ``input_ids`` [samples, length]."""
+    """Return random tokens, ``input_ids`` [samples, length]."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Canonical names and shapes of a decoder's weights; sources give them, targets copy and map them."""
+"""Canonical names and shapes of a decoder's weights; sources provide them, targets copy and map them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xarch_decoder.model.mixer import ATTENTION
 
 
 def norm_names(facts: DecoderFacts, stem: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of one norm over the model width."""
+    """Yield names and shapes of one norm over the model width."""
     yield f"{stem}.weight", (facts.width,)
     if facts.norm == "layer":
         yield f"{stem}.bias", (facts.width,)
@@ -22,7 +22,7 @@ def _linear(stem: str, rows: int, cols: int, bias: bool) -> Iterator[tuple[str, 
 
 
 def attention_shapes(facts: DecoderFacts, layer: int) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes of one block's attention."""
+    """Return canonical names and shapes of one block's attention."""
     stem, d, e = f"blocks.{layer}.attention", facts.width, facts.head_dim
     names = dict(_linear(f"{stem}.q", facts.heads * e, d, facts.qkv_bias))
     names |= dict(_linear(f"{stem}.k", facts.kv_heads * e, d, facts.qkv_bias))
@@ -34,7 +34,7 @@ def attention_shapes(facts: DecoderFacts, layer: int) -> dict[str, tuple[int, ..
 
 
 def trunk_shapes(facts: DecoderFacts) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes of everything except the mixers: embedding, norms, MLPs, head."""
+    """Return canonical names and shapes of everything except the mixers: embedding, norms, MLPs, head."""
     names: dict[str, tuple[int, ...]] = {"embed.weight": (facts.vocab, facts.width)}
     for i in range(facts.layers):
         names |= dict(norm_names(facts, f"blocks.{i}.norm1"))
@@ -53,7 +53,7 @@ def trunk_shapes(facts: DecoderFacts) -> dict[str, tuple[int, ...]]:
 
 
 def weight_shapes(facts: DecoderFacts) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes of a whole decoder teacher."""
+    """Return canonical names and shapes of a whole decoder teacher."""
     names = trunk_shapes(facts)
     for i in range(facts.layers):
         names |= attention_shapes(facts, i)
@@ -61,6 +61,6 @@ def weight_shapes(facts: DecoderFacts) -> dict[str, tuple[int, ...]]:
 
 
 def attention_names(facts: DecoderFacts, layer: int) -> dict[str, str]:
-    """Student name -> canonical name of one layer's attention weights."""
+    """Map student names to canonical names of one layer's attention weights."""
     stem, own = f"blocks.{layer}.attention.", f"blocks.{layer}.mixers.{ATTENTION}."
     return {own + name.removeprefix(stem): name for name in attention_shapes(facts, layer)}

@@ -1,4 +1,4 @@
-"""Radiance fields: (point, direction) -> (density, colour), how they are marched, rendered and exported.
+"""Radiance fields, (point, direction) -> (density, colour): marching, rendering and export.
 
 Names resolve on first use, so registering the family imports no torch.
 """
@@ -38,7 +38,7 @@ __all__ = [*_PUBLIC, "xarch_register"]
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The family; sources, data and targets of fields are registered by their plugins."""
+    """Register the family; sources, data and targets of fields are registered by other plugins."""
     registry.family("radiance-field", load="xarch_field.family:FieldFamily", summary="density and colour of a scene")
 
 

@@ -1,4 +1,4 @@
-"""Pinhole cameras and their rays, and poses on a sphere. OpenGL axes: x right, y up, −z forward; the world has z up.
+"""Pinhole cameras, their rays, and poses on a sphere. OpenGL axes: x right, y up, −z forward; world z is up.
 
 Legend: P pixels, 3 = x, y, z.
 """
@@ -31,12 +31,12 @@ class Camera:
 
     @classmethod
     def from_angle(cls, width: int, height: int, angle_x: float, c2w: Tensor) -> Camera:
-        """A camera with square pixels and a horizontal field of view in radians."""
+        """Build a camera with square pixels from its horizontal field of view in radians."""
         focal = 0.5 * width / float(torch.tan(torch.tensor(0.5 * angle_x, dtype=torch.float64)))
         return cls(width, height, focal, focal, 0.5 * width, 0.5 * height, c2w)
 
     def rays(self, pixels_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Origins [P, 3] and unit directions [P, 3].
+        """Return origins [P, 3] and unit directions [P, 3].
 
         Args:
             pixels_P: row-major pixel numbers (row * width + column), or None for the whole image.
@@ -52,7 +52,7 @@ class Camera:
         return self.c2w[:3, 3].expand_as(dirs_P3), dirs_P3
 
     def pixels(self, x_N3: Tensor) -> tuple[Tensor, Tensor]:
-        """Row-major numbers [N] of the pixels that world points fall on, and whether they do, bool [N]."""
+        """Return row-major pixel indices [N] of projected world points, and whether they are visible, bool [N]."""
         right_N, up_N, back_N = ((x_N3 - self.c2w[:3, 3]) @ self.c2w[:3, :3]).unbind(-1)
         depth_N = (-back_N).clamp_min(1e-9)
         column_N = (self.cx + self.fx * right_N / depth_N).floor()
@@ -64,7 +64,7 @@ class Camera:
 def sphere_pose(
     azimuth: float | Tensor, elevation: float | Tensor, radius: float | Tensor, target: Tensor | None = None
 ) -> Tensor:
-    """Camera-to-world matrix [4, 4] of a camera on a sphere that looks at the sphere's centre.
+    """Return the camera-to-world matrix [4, 4] of a camera on a sphere, looking at its centre.
 
     Args:
         azimuth: angle from +x towards +y, radians.
@@ -79,7 +79,7 @@ def sphere_pose(
 
 
 def look_at(place: Tensor, target: Tensor) -> Tensor:
-    """Camera-to-world matrix [4, 4] of a camera at ``place`` [3] that looks at ``target`` [3] with z up."""
+    """Return the camera-to-world matrix [4, 4] of a camera at ``place`` [3] looking at ``target`` [3] with z up."""
     back = place.float() - target.float()
     back = back / back.norm()
     up = torch.tensor([0.0, 0.0, 1.0], device=back.device)

@@ -1,9 +1,9 @@
 """A field as ONNX graphs: at points, and along rays with the renderer inside.
 
-Everything the field needs is in the graph: its warp, the clip, the occupancy, the box. There is no data-dependent
-control flow; samples outside the box or in empty cells get density 0.
+The graph contains everything the field needs: warp, clipping, occupancy and box. It has no data-dependent control
+flow; samples outside the box or in empty cells have density 0.
 
-Legend: N points, R rays, K samples a ray, H occupancy cells an axis.
+Legend: N points, R rays, K samples per ray, H occupancy cells per axis.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from xarch_field.model.field import RadianceField
 from xarch_field.model.rendering import composite, steps
 
 NEEDS = {"grid_sample": ("GridSample",), "sine": ("Sin", "Cos"), "cumsum": ("CumSum",)}
-"""Graph forms (:data:`xarch.kernels.FORMS`) that a profile may not have the operators for."""
+"""Operations whose graph form (:data:`xarch.kernels.FORMS`) depends on the operators of the profile."""
 
 
 def forms_of(profile: Profile) -> dict[str, str]:
-    """For every operation the first form that ``profile`` prefers, or else the first that it can run."""
+    """Return for every operation the first form that ``profile`` prefers, else the first that it can run."""
     chosen = {}
     for operation, forms in FORMS.items():
         able = [form for form in forms if profile.allows(*NEEDS.get(form, ()))]
@@ -33,11 +33,11 @@ def forms_of(profile: Profile) -> dict[str, str]:
 
 
 class PointsGraph(nn.Module):
-    """(xyz [N, 3] world, dir [N, 3] unit) -> (sigma [N] per world unit, rgb [N, 3]).
+    """Maps (xyz [N, 3] world, dir [N, 3] unit) to (sigma [N] per world unit, rgb [N, 3]).
 
     Args:
         field: the field, in eval mode.
-        forms: operators to write with, see :data:`xarch.kernels.FORMS`.
+        forms: graph form per operation, see :data:`xarch.kernels.FORMS`.
     """
 
     def __init__(self, field: RadianceField, forms: Mapping[str, str] | None = None) -> None:
@@ -51,11 +51,11 @@ class PointsGraph(nn.Module):
 
 
 class RaysGraph(nn.Module):
-    """(origins [R, 3], directions [R, 3] unit, background [3]) -> (rgb [R, 3], depth [R], acc [R]).
+    """Maps (origins [R, 3], directions [R, 3] unit, background [3]) to (rgb [R, 3], depth [R], acc [R]).
 
     Args:
         field: the field, in eval mode.
-        samples: steps a ray, fixed in the graph.
+        samples: steps per ray, fixed in the graph.
         forms: see :class:`PointsGraph`.
     """
 
@@ -71,7 +71,7 @@ class RaysGraph(nn.Module):
     def forward(self, origins: Tensor, directions: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t_RK, delta_RK = steps(origins, directions, self.box, self.samples)
         x_RK3 = origins[:, None] + t_RK[:, :, None] * directions[:, None]
-        # Samples of rays that miss the box count for nothing; far away they would stretch the range of 8-bit numbers.
+        # Samples of rays that miss the box have no effect; far away they would widen the range of 8-bit quantisation.
         x_RK3 = torch.minimum(torch.maximum(x_RK3, self.box[0]), self.box[1])
         d_RK3 = directions[:, None].expand(-1, self.samples, -1)
         with graph_forms(**self.forms):
@@ -82,7 +82,7 @@ class RaysGraph(nn.Module):
 
 
 def example_points(count: int = 7) -> tuple[Tensor, Tensor]:
-    """Points and unit directions to trace a :class:`PointsGraph` with."""
+    """Return points and unit directions for tracing a :class:`PointsGraph`."""
     generator = torch.Generator().manual_seed(0)
     xyz = torch.rand(count, 3, generator=generator) * 2 - 1
     dirs = torch.randn(count, 3, generator=generator)

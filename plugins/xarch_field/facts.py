@@ -1,4 +1,4 @@
-"""What a radiance field is, as data: enough to build a student of another representation for the same scene."""
+"""Facts of a radiance field: enough to build a student of another representation for the same scene."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from xarch_field.taps import EMPTY, EMPTY_EDITED, POINT_WORK, evaluated, field_t
 
 @dataclass(frozen=True)
 class ViewFacts:
-    """The cameras a field is looked at from.
+    """The cameras from which a field is viewed.
 
     Attributes:
-        width, height: picture size in pixels.
-        focal: focal length in picture widths.
+        width, height: image size in pixels.
+        focal: focal length in image widths.
         radius: nearest and farthest camera distance from ``target``, world units.
-        target: the point looked at.
-        poses: the teacher's own training cameras (camera-to-world rows, 12 numbers each), for scenes that are seen
-            from inside; without any, cameras lie on a sphere.
-        world: how places of its pictures' cameras reach the field's world, x -> scale (R x + t): the rows of [R | t]
-            and the scale, 13 numbers; without any, both are the same world.
-        world_of: which world of the cameras that is: that of their "folder" as it is read, or that of their
-            "capture", before the turn and the scale that a transforms.json says were applied to it.
+        target: the point that cameras look at.
+        poses: the teacher's own training cameras (camera-to-world rows, 12 numbers each), for scenes viewed
+            from inside; without poses, cameras lie on a sphere.
+        world: map from the camera world of the images to the field's world, x -> scale (R x + t): the rows of [R | t]
+            and the scale, 13 numbers; empty if both worlds are the same.
+        world_of: the camera world that ``world`` maps from: that of the "folder" as read; that of the "capture", before
+            the rotation and scale that transforms.json records as applied; or "torch-ngp", rotated as that program
+            does, with a scale that no file records.
     """
 
     width: int = 100
@@ -38,7 +39,7 @@ class ViewFacts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ViewFacts:
-        """From plain data; unknown keys are an error."""
+        """Build from plain data; unknown keys are an error."""
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"view facts: unknown keys {unknown}")
@@ -53,14 +54,14 @@ class FieldFacts:
         arch: representation of the teacher ("hash", "vm", ...).
         options: options of that representation, plain data.
         aabb: lower and upper corner of the box, world units.
-        warp, warp_parameters: how world points reach the unit cube.
-        sigma_clip: limits of the raw log-density inside exp.
+        warp, warp_parameters: mapping from world points to the unit cube.
+        sigma_clip: bounds to which the raw log-density is clipped before exp.
         background: colour behind the field.
-        occupancy: cells of the occupancy grid along an axis.
+        occupancy: cells of the occupancy grid per axis.
         feature: whether it has the 16-value volume feature.
-        samples: steps along a ray.
-        edits: what was done to the field since it was trained; pictures of the scene do not show it.
-        inherits: blocks of the representation that a student may start from; None: all of them.
+        samples: steps per ray.
+        edits: edits made to the field after training, which images of the scene do not show.
+        inherits: blocks of the representation that a student may inherit; None means all.
         views: cameras of the scene.
     """
 
@@ -79,12 +80,12 @@ class FieldFacts:
     views: ViewFacts = field(default_factory=ViewFacts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, lossless."""
+        """Return plain data, without loss."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FieldFacts:
-        """Inverse of :meth:`to_json`; unknown keys are an error."""
+        """Invert :meth:`to_json`; unknown keys are an error."""
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"field facts: unknown keys {unknown}")
@@ -92,23 +93,23 @@ class FieldFacts:
         return cls(**{**known, "views": ViewFacts.from_json(data.get("views", {}))})
 
     def tiny(self) -> FieldFacts:
-        """The same field with a coarse occupancy grid and few samples, for trial exports."""
+        """Return the same field with a coarse occupancy grid and few samples, for trial exports."""
         return replace(self, occupancy=8, samples=8, views=replace(self.views, poses=()))
 
     def work(self, sample: Mapping[str, Any]) -> float:
-        """Multiply-adds of one point or ray, roughly: kinds of fields differ less than points and rays do."""
+        """Return approximate multiply-adds per point or ray, independent of the representation."""
         return POINT_WORK * evaluated(sample, self.samples)
 
     def taps(self) -> dict[str, Tap]:
-        """Taps of a field with these facts, by name."""
+        """Return the taps of a field with these facts, by name."""
         return field_taps(feature=self.feature, samples=self.samples, empty=self.empty)
 
     @property
     def empty(self) -> float:
-        """Log-density at and below which a point counts as empty.
+        """Return the log-density at or below which a point counts as empty.
 
-        A student that stops at e⁻² leaves a haze in occupied cells. Around matter nobody sees it; where matter was
-        erased, everybody looks for it.
+        A student that stops at e⁻² leaves a haze in occupied cells. It is invisible around matter but noticeable where
+        matter was erased.
         """
         return EMPTY_EDITED if self.edits else EMPTY
 

@@ -1,4 +1,4 @@
-"""The family "radiance-field": density and colour at every point of a scene, seen along rays."""
+"""Family ``radiance-field``: density and colour at every point of a scene, seen along rays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xarch_field.facts import FieldFacts
 
 
 class FieldFamily(Family):
-    """Batches hold points or rays, as a stage's sample says. Graphs are timed one by one.
+    """Radiance fields; a stage's sample settings decide whether batches hold points or rays.
 
     Legend of layouts: N points, R rays, C coordinates or colours.
     """
@@ -28,11 +28,11 @@ class FieldFamily(Family):
     metric = "field-psnr"
 
     def accepts(self, facts: FieldFacts, data: DataInfo) -> str | None:
-        """Fields read points and rays of their own scene, whatever the data say about themselves."""
+        """Accept all data: fields read points and rays of their own scene."""
         return None
 
     def generate(self, model: Any, processor: Any, prompt: str, options: Mapping[str, Any]) -> bytes:
-        """A picture of the scene as PNG; the prompt is "AZIMUTH ELEVATION" in degrees, "" for a view from the front.
+        """Render the scene as PNG; the prompt is "AZIMUTH ELEVATION" in degrees, "" for a front view.
 
         Option ``size``: pixels along the longer side.
         """
@@ -41,17 +41,17 @@ class FieldFamily(Family):
         return picture(model, prompt, options)
 
     def example_batch(self, facts: FieldFacts, samples: int = 9, seed: int = 0) -> Batch:
-        """Points and rays through the middle of the box."""
+        """Return points of the box and rays through its middle."""
         from xarch_field.testing import points_and_rays
 
         return points_and_rays(facts, samples, seed)
 
     def tiny_teacher(self, folder: Path) -> str:
-        """Two coloured balls as voxels."""
+        """Write two coloured balls as voxels."""
         from xarch_field.testing import voxel_balls
 
         return voxel_balls(folder / "teacher.npz")
 
     def tiny_run(self, folder: Path) -> Mapping[str, Any]:
-        """Points and rays are drawn from the teacher."""
+        """Return settings that draw points and rays from the teacher."""
         return {"data.ref": "views:teacher"}

@@ -1,4 +1,4 @@
-"""A picture of a field, for a person to look at."""
+"""Image of a field, for inspection by a person."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PictureOptions(Options):
 
 
 def picture(model: FieldModel, prompt: str, options: Mapping[str, Any]) -> bytes:
-    """PNG of the field seen from "AZIMUTH ELEVATION" (degrees; "" is "0 20").
+    """Render a PNG of the field from "AZIMUTH ELEVATION" (degrees; "" means "0 20").
 
     Raises:
         UsageError: the prompt is not two numbers.
@@ -27,7 +27,9 @@ def picture(model: FieldModel, prompt: str, options: Mapping[str, Any]) -> bytes
     try:
         azimuth, elevation = (float(word) for word in (prompt or "0 20").split())
     except ValueError:
-        raise UsageError(f"prompt {prompt!r}: wanted azimuth and elevation in degrees", 'for example "45 20"') from None
+        raise UsageError(
+            f"prompt {prompt!r}: expected azimuth and elevation in degrees", 'for example "45 20"'
+        ) from None
     cameras = orbit(model.facts.views, azimuth, elevation, size=chosen.size)
     buffer = io.BytesIO()
     to_image(next(pictures(model.field, cameras, model.facts.samples))).save(buffer, "PNG")

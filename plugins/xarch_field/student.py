@@ -1,4 +1,4 @@
-"""A field that learns from another one."""
+"""Student that is a radiance field."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from xarch_field.teacher import FieldModel, FieldTeacher
 
 
 class FieldStudent(FieldModel, Student):
-    """A field that learns from another one; it has no parts that could learn alone.
+    """A field trained to match another one; it has no sites for local training.
 
     Args:
-        options: what the field was built with, for a fresh copy of the same shape.
+        options: constructor options of the field, for a fresh copy of the same shape.
     """
 
     def __init__(self, field: RadianceField, facts: FieldFacts, options: Any = None) -> None:
@@ -24,14 +24,14 @@ class FieldStudent(FieldModel, Student):
         self.options = options
 
     def facts_as_teacher(self) -> FieldFacts:
-        """Box and cameras of the scene as they are, with this field's own representation."""
+        """Return the scene's box and cameras with this field's own representation."""
         field = self.field
         return replace(
             self.facts, arch=field.arch, options=dict(field.options), feature=field.has_feature, inherits=None
         )
 
     def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> FieldTeacher:
-        """The finished student as the teacher of the next conversion; its parameters are frozen."""
+        """Return the finished student as the teacher of the next conversion, with frozen parameters."""
         field = self.field.eval().requires_grad_(False)
         return FieldTeacher(field, self.facts_as_teacher(), ref=ref, fingerprint=fingerprint)
 
@@ -39,5 +39,5 @@ class FieldStudent(FieldModel, Student):
         return self.field.param_groups()
 
     def no_decay(self) -> Collection[str]:
-        """Grids and tables: decay would pull cells that no sample visits towards density 1."""
+        """Return grids and tables: weight decay would pull cells that no sample visits towards density 1."""
         return [*super().no_decay(), *self.field.param_groups().get("grid", [])]

@@ -1,4 +1,4 @@
-"""Taps of every radiance field, and what evaluating one costs."""
+"""Taps of every radiance field, and the cost of evaluating one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from xarch_field.model.head import FEATURES
 
 FAMILY = "radiance-field"
 EMPTY, EMPTY_EDITED = -2.0, -4.0
-"""Log-density at and below which a point counts as empty, of a trained field and of an edited one."""
+"""Log-density at or below which a point counts as empty, in a trained field and in an edited one."""
 POINT_WORK = 50_000
 """Multiply-adds that take about as long as evaluating a small field at a point."""
 OCCUPIED = 0.15
-"""Share of a ray's samples that lie in occupied cells, for estimates of time."""
+"""Share of a ray's samples that lie in occupied cells, for time estimates."""
 
 
 def evaluated(sample: Mapping[str, Any], samples: int) -> float:
-    """Points that are evaluated for one point or ray."""
+    """Return the number of points evaluated for one point or ray."""
     return 1.0 if sample.get("kind") == "points" else OCCUPIED * samples
 
 
 def field_taps(*, feature: bool, samples: int, empty: float = EMPTY) -> dict[str, Tap]:
-    """Taps of every field; N points, R rays, K samples on a ray, F feature, C colour."""
+    """Return the taps of a field; N points, R rays, K samples per ray, F feature, C colour."""
     density = {"clipped": False, "empty": empty}
     taps = [Tap("points.feature", "volume", "NF", {"F": FEATURES})] if feature else []
     taps += [

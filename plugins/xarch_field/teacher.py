@@ -1,8 +1,8 @@
-"""Fields as the engine sees them, with taps at points, along rays and in the picture; and a field as a teacher.
+"""Fields with taps at points, along rays and in the image, and a field as a teacher.
 
-A batch holds either points (``xyz``, ``dirs``) or rays (``origins``, ``dirs``, ``background``, ``jitter``; ``samples``
-among its facts, where it is not the scene's number). Samples on
-a ray follow from the ray and from box and occupancy, which a student inherits: both sides are asked at the same places.
+A batch holds either points (``xyz``, ``dirs``) or rays (``origins``, ``dirs``, ``background``, ``jitter``; its facts
+include ``samples`` if it differs from the scene's). Samples on a ray depend only on the ray, the box and the occupancy,
+which a student inherits: both sides are evaluated at the same points.
 
 Legend: N points, R rays, K samples on a ray.
 """
@@ -22,7 +22,7 @@ from xarch_field.model.rendering import ray_points, ray_weights
 from xarch_field.taps import FAMILY, evaluated, field_taps
 
 READ_WORK = 50
-"""Multiply-adds of layers that take as long as reading one number of a grid."""
+"""Multiply-adds that take as long as reading one value of a grid."""
 
 
 class FieldModel(TapModel):
@@ -41,24 +41,24 @@ class FieldModel(TapModel):
         self.module, self.facts = field, facts
         corners = torch.tensor(facts.aabb)
         self.step = float((corners[1] - corners[0]).norm()) / facts.samples
-        """Length of a sample, for the opacity of a point."""
+        """Return the length of a sample, for the opacity of a point."""
 
     @property
     def field(self) -> RadianceField:
-        """The field."""
+        """Return the field."""
         return self.module
 
     @property
     def has_feature(self) -> bool:
-        """Whether :meth:`query` knows the feature of 16 values."""
+        """Return whether :meth:`query` supports the 16-value feature."""
         return self.field.has_feature
 
     def query(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        """Values at world points, see :meth:`RadianceField.query`; a teacher may derive some of them."""
+        """Return values at world points, see :meth:`RadianceField.query`; a teacher may derive some of them."""
         return self.field.query(x_N3, d_N3, want)
 
     def blocks(self, wanted: Collection[str]) -> Mapping[str, Mapping[str, Tensor]]:
-        """Blocks that a student of equal shape may take over, see :meth:`RadianceField.state_blocks`."""
+        """Return blocks that a student of equal shape may inherit, see :meth:`RadianceField.state_blocks`."""
         return {name: block for name, block in self.field.state_blocks().items() if name in wanted}
 
     def taps(self) -> Mapping[str, Tap]:
@@ -104,7 +104,7 @@ class FieldModel(TapModel):
 
 
 class FieldTeacher(FieldModel, Teacher):
-    """A trained field that is not changed any more."""
+    """A trained, frozen field."""
 
     def __init__(self, field: RadianceField, facts: FieldFacts, *, ref: str, fingerprint: str) -> None:
         super().__init__(field, facts)

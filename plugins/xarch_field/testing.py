@@ -1,4 +1,4 @@
-"""Small teachers and batches made in code: nothing is trained or downloaded."""
+"""Small teachers and batches generated in code: nothing is trained or downloaded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xarch import Batch
 from xarch_field.facts import FieldFacts
 
 SIDE = 16
-"""Voxels an axis."""
+"""Voxels per axis."""
 
 
 def voxel_balls(file: Path) -> str:
-    """Write a red and a blue ball as voxels (density and colour); returns the reference ``field:FILE``."""
+    """Write a red and a blue ball as voxels (density and colour); return the reference ``field:FILE``."""
     axis = np.linspace(-1, 1, SIDE, dtype=np.float32)
     xyz = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
     sigma = np.zeros(xyz.shape[:3], np.float32)
@@ -30,7 +30,7 @@ def voxel_balls(file: Path) -> str:
 
 
 def points_and_rays(facts: FieldFacts, samples: int, seed: int) -> Batch:
-    """``xyz``, ``dirs``, ``origins`` [N, 3] and so on: points of the box, and rays that cross its middle."""
+    """Return points of the box and rays through its middle: ``xyz``, ``dirs``, ``origins`` [N, 3] and so on."""
     generator = torch.Generator().manual_seed(seed)
     low, high = (torch.tensor(corner) for corner in facts.aabb)
     dirs = torch.nn.functional.normalize(torch.randn(samples, 3, generator=generator), dim=-1)

@@ -1,4 +1,4 @@
-"""Pictures of a field from cameras that go around it."""
+"""Images of a field from cameras that orbit it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FRAME_MS = 80
 
 
 def checked_out(out: Path) -> bool:
-    """Whether a file to be written is a turn (.gif), not a picture (.png).
+    """Return whether an output file is a turntable animation (.gif) rather than an image (.png).
 
     Raises:
-        UsageError: neither, or its folder cannot be made.
+        UsageError: it is neither, or its folder cannot be created.
     """
     if out.suffix.lower() not in (".png", ".gif"):
         raise UsageError(f"{out.name} is neither .png nor .gif", "name the picture turn.gif for a whole turn")
@@ -42,11 +42,11 @@ def orbit(
     size: int | None = None,
     radius: float | None = None,
 ) -> list[Camera]:
-    """Cameras on a circle around the scene, the first at ``azimuth`` (degrees, as ``elevation``).
+    """Place cameras on a circle around the scene, the first at ``azimuth`` (degrees, like ``elevation``).
 
     Args:
         size: pixels along the longer side.
-        radius: distance to the middle; None takes the field's farthest camera.
+        radius: distance to the centre; None uses that of the field's farthest camera.
     """
     scale = 1.0 if size is None else size / max(views.width, views.height)
     width, height = max(1, round(views.width * scale)), max(1, round(views.height * scale))
@@ -67,21 +67,21 @@ def orbit(
 
 @torch.no_grad()
 def pictures(field: RadianceField, cameras: Sequence[Camera], samples: int) -> Iterator[Tensor]:
-    """Renders [height, width, 3] in [0, 1], over the field's own background."""
+    """Yield renders [height, width, 3] in [0, 1] over the field's own background."""
     for camera in cameras:
         seen = render(field, *camera.rays(), samples=samples)["rgb"]
         yield seen.view(camera.height, camera.width, 3).clamp(0, 1)
 
 
 def to_image(seen: Tensor) -> Any:
-    """A PIL image of a picture [height, width, 3] in [0, 1]."""
+    """Convert an image [height, width, 3] in [0, 1] to a PIL image."""
     from PIL import Image
 
     return Image.fromarray((np.asarray(seen.cpu()) * 255).round().astype(np.uint8))
 
 
 def write_pictures(seen: Sequence[Tensor], out: Path) -> None:
-    """Write a PNG, or a GIF that turns for ever.
+    """Write a PNG, or a looping GIF.
 
     Raises:
         UsageError: the file cannot be written.

@@ -16,6 +16,7 @@ from xarch import PlanError, UsageError
 from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import Architecture
 from xarch_hf.checkpoint import CheckpointFolder, generation_ends, read_config
+from xarch_hf.config_keys import check_config_keys
 from xarch_hf.facts import architecture_of, decoder_facts
 from xarch_hf.fitting import Shapes, check_report, head_is_embedding, prove_fit, stored_shapes
 from xarch_hf.quiet import quiet
@@ -39,6 +40,7 @@ class Described:
         facts: the family's.
         skeleton: the module on the meta device.
         stored_layers: layers of the checkpoint, of which ``facts.layers`` are kept.
+        notes: what a person should know of the configuration.
     """
 
     where: str
@@ -47,6 +49,7 @@ class Described:
     facts: DecoderFacts
     skeleton: nn.Module
     stored_layers: int
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -107,10 +110,11 @@ def _described(raw: Mapping[str, Any], folder: Path, where: str, layers: int | N
     except Exception as e:
         # Whatever a configuration makes transformers raise, the configuration is what is wrong.
         raise UsageError(f"{where}: transformers cannot build this configuration: {brief(e)}") from e
+    notes = check_config_keys(raw, config, where)
     facts = decoder_facts(architecture, config, rotary, where)
     facts = replace(facts, eos=tuple(dict.fromkeys((*facts.eos, *generation_ends(folder)))))
     CanonicalWeights(skeleton, architecture, facts)
-    return Described(where, architecture, config, facts, skeleton, raw.get("num_hidden_layers", facts.layers))
+    return Described(where, architecture, config, facts, skeleton, raw.get("num_hidden_layers", facts.layers), notes)
 
 
 def make_config(raw: Mapping[str, Any], where: str, layers: int | None = None) -> Any:

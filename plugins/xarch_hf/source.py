@@ -175,7 +175,7 @@ def source_info(
             **({"layers_kept": f"{facts.layers} of {described.stored_layers}"} if _is_cut(described) else {}),
             **details,
         },
-        warnings=tuple(warnings),
+        warnings=(*warnings, *described.notes),
         constants={"head.weight": (facts.vocab, facts.width)},
     )
 

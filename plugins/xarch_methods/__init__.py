@@ -1,7 +1,7 @@
-"""Methods: every folder here with a ``method.yaml`` is one. Nothing else has to be edited to add one.
+"""Methods: every folder here with a ``method.yaml`` is one. Adding one needs no other edit.
 
-A folder named ``ofa_kd`` is the method ``ofa-kd``. What is new in it besides the YAML (an objective, a connector)
-stands in Python modules of the folder, registered by a ``register(registry)`` of its ``__init__.py``.
+A folder named ``ofa_kd`` is the method ``ofa-kd``. Any new objective or connector it needs lives in Python modules of
+the folder and is registered by ``register(registry)`` in its ``__init__.py``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from xarch import hookimpl
 ROOT = Path(__file__).parent
 HEAD = "method.yaml"
 LONGEST = 4096
-"""Characters of a file in which its head ends: lists read it at every start, without a YAML parser."""
+"""Leading characters of a file that contain its head, which is read at every start without a YAML parser."""
 _VALUE = re.compile(r"^  (summary|families): *(.*?) *$", re.MULTILINE)
 
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """A method for every folder, and what the folder registers besides."""
+    """Register a method for every folder, and anything else the folder registers."""
     for folder in sorted(path.parent for path in ROOT.glob(f"*/{HEAD}")):
         head = dict(_VALUE.findall((folder / HEAD).read_text(encoding="utf-8")[:LONGEST]))
         registry.method(

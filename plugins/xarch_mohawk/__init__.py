@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The target, the probe that chooses layers, and the recipes."""
+    """Register the target, the objective, the layer probe and the recipes."""
     registry.target(
         "dm2",
         load="xarch_mohawk.target:DM2Target",
@@ -27,12 +27,14 @@ def xarch_register(registry: Any) -> None:
         paper="arXiv:2408.10189",
         summary="distance of mixing matrices",
     )
-    registry.stage("kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers that cost least KL")
+    registry.stage(
+        "kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers whose replacement costs the least KL"
+    )
     registry.method(
         "mohawk",
         load="xarch_mohawk:recipes/mohawk.yaml",
         families=["decoder"],
-        summary="transformer to DM2 with a closed-form start, for small teachers and minutes on a CPU",
+        summary="transformer to DM2 with closed-form initialisation, for small teachers; minutes on a CPU",
     )
     registry.recipe(
         "mohawk-paper",

@@ -1,4 +1,4 @@
-"""Which channels of an attention head the state vectors B and C carry over."""
+"""Selection of the channels of an attention head that the state vectors B and C inherit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StateChannels:
 
     Attributes:
         source: channel of q and k that each state channel is copied from.
-        own: further channels behind them that have no counterpart in the teacher.
+        own: number of additional channels after them without a counterpart in the teacher.
         frequencies: rotary inverse frequencies of the pairs (i, i + len(frequencies)), as in the decoder's facts.
     """
 
@@ -24,15 +24,15 @@ class StateChannels:
 
     @property
     def size(self) -> int:
-        """State size N."""
+        """Return the state size N."""
         return len(self.source) + self.own
 
 
 def state_channels(facts: DecoderFacts, size: int | None) -> StateChannels:
-    """The channels of a state of ``size``, by default the attention's head width.
+    """Select the channels of a state of ``size``, by default the attention's head width.
 
-    A smaller state keeps the channels that turn slowest with distance, because those carry content: first the ones
-    that do not turn at all, then rotary pairs by rising frequency.
+    A smaller state keeps the channels that rotate slowest with distance, because those carry content: first the ones
+    that do not rotate at all, then rotary pairs in order of increasing frequency.
 
     Raises:
         PlanError: the size cannot hold whole rotary pairs.

@@ -1,6 +1,6 @@
 """Scale, skip weight and half-life of every head by least squares on the teacher's head outputs.
 
-Legend: B batch, L tokens, D width, H heads, P value width, R half-lives tried.
+Legend: B batch, L tokens, D width, H heads, P value width, R candidate half-lives.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from xarch_decoder.model.mixer import SequenceInfo
 from xarch_mohawk.mixer import DM2
 
 HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, math.inf)
-"""Tokens after which a value has faded to one half."""
+"""Candidate half-lives: tokens after which a value has decayed to one half."""
 
 LONGEST = float(1 << 16)
-"""What an infinite half-life becomes: a decay of exactly 1 would have no gradient."""
+"""Finite substitute for an infinite half-life: a decay of exactly 1 would have no gradient."""
 
 
 def decay_bias(half_life: float) -> float:
-    """The alpha with softplus(alpha) = ln 2 / half-life."""
+    """Return the alpha with softplus(alpha) = ln 2 / half-life."""
     return math.log(math.expm1(math.log(2.0) / min(half_life, LONGEST)))
 
 
@@ -38,10 +38,10 @@ class HeadFit:
 
 
 class HalfLifeFit:
-    """Per head y = c · N x + D · x, N the mixing matrix with a constant decay and neither gain nor skip.
+    """Fits y = c · N x + D · x per head; N is the mixing matrix with constant decay, without gain and skip.
 
-    For every half-life of the grid c and D follow from sums over tokens; the half-life with the smallest residual
-    wins. c may have either sign.
+    For every half-life of the grid, c and D follow from sums over tokens; the half-life with the smallest residual
+    is chosen. c may have either sign.
     """
 
     def __init__(self, mixer: DM2, half_lives: Sequence[float]) -> None:
@@ -50,11 +50,11 @@ class HalfLifeFit:
         self._sums_5HR: Tensor | None = None
 
     def observe(self, mixer_in_BLD: Tensor, heads_BLHP: Tensor, sequence: SequenceInfo) -> None:
-        """Count the tokens of a batch; memory grows with its tokens times the grid."""
+        """Accumulate the tokens of a batch; memory grows with its tokens times the grid size."""
         parts = self.mixer.operands(mixer_in_BLD, sequence, plain=True)
         x_BLHP = parts.x_BLHP.float()
         tries = len(self.half_lives)
-        # One call for the whole grid: as heads of one B/C group the half-lives share the scores C Bᵀ.
+        # One call covers the whole grid: as heads of one B/C group, the half-lives share the scores C Bᵀ.
         x_BLSP = x_BLHP[:, :, :, None].expand(-1, -1, -1, tries, -1).flatten(2, 3)
         log_a_BLS = self._log_a_R.to(x_BLHP.device).repeat(x_BLHP.shape[2]).expand(*x_BLSP.shape[:3])
         B_BLHN, C_BLHN = parts.B_BLHN.float(), parts.C_BLHN.float()
@@ -70,10 +70,10 @@ class HalfLifeFit:
         self._sums_5HR = sums_5HR if self._sums_5HR is None else self._sums_5HR + sums_5HR
 
     def solve(self) -> HeadFit:
-        """Best half-life of every head with its c and D."""
+        """Return the best half-life of every head with its c and D."""
         assert self._sums_5HR is not None
         yy, yx, xx, yt, xt = self._sums_5HR
-        # A trace of ridge keeps heads solvable whose output is x itself (half-life far below one token).
+        # A tiny ridge keeps heads solvable whose output is x itself (half-life far below one token).
         yy, xx = yy * (1 + 1e-6) + 1e-12, xx * (1 + 1e-6) + 1e-12
         det = yy * xx - yx * yx
         scale_HR, skip_HR = (yt * xx - xt * yx) / det, (xt * yy - yt * yx) / det
@@ -83,7 +83,7 @@ class HalfLifeFit:
         return HeadFit(half_lives_R[best_H1[:, 0]], scale_HR.gather(1, best_H1)[:, 0], skip_HR.gather(1, best_H1)[:, 0])
 
     def write(self, fit: HeadFit) -> None:
-        """Put the solution into the mixer: alpha_bias, D and the fixed gain."""
+        """Write the solution to the mixer: alpha_bias, D and the fixed gain."""
         mixer = self.mixer
         with torch.no_grad():
             mixer.in_proj.weight[mixer.rows("alpha")] = 0.0

@@ -22,12 +22,12 @@ from xarch_decoder.model.rotary import Rotation, rotate, rotation
 from xarch_mohawk.channels import StateChannels
 
 Z_BIAS = 1.2784645427610737
-"""silu of it is 1 and so is its slope: the gate starts as the identity and is free to move."""
+"""Value where silu is 1 with slope about 1: the gate starts as the identity and can still learn."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What the mixing matrix is made of."""
+    """Factors of the mixing matrix."""
 
     B_BLHN: Tensor
     C_BLHN: Tensor
@@ -36,7 +36,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Operands(Factors):
-    """What the recurrence reads; ``gate`` multiplies what it gives."""
+    """Inputs of the recurrence; ``gate`` multiplies its output."""
 
     x_BLHP: Tensor
     gate_BLI: Tensor
@@ -46,18 +46,18 @@ class DM2(Mixer):
     """out_proj(silu(z + z_bias) · M x) with M[t, s] = (C_t · B_s) exp(S_t - S_s) + D [t = s], S the sum of log a.
 
     The rows of ``in_proj`` are [x | B | C | z | alpha]. x, B and C pass a depthwise causal convolution without
-    activation; log a = -softplus(alpha + alpha_bias), in float32 whatever the precision around it.
+    activation; log a = -softplus(alpha + alpha_bias), always in float32.
 
-    ``gain`` is a fixed factor per head on C. The least-squares scale of the start lives there: in the rows of C it
-    would make them a thousand times smaller than one step of Adam, and the first steps would wipe it out.
-    :meth:`fold_gain` moves it into the convolution once training is over.
+    ``gain`` is a fixed factor per head on C that holds the least-squares scale of the initialisation. Folded into the
+    rows of C, it would make them a thousand times smaller than one Adam step, and the first steps would erase it.
+    :meth:`fold_gain` moves it into the convolution after training.
 
     Args:
         facts: the decoder; H, P and the rotary frequencies are its attention's.
-        layer: index of the block; every layer is alike.
-        channels: the channels of an attention head that C and B carry.
+        layer: index of the block; all layers are built alike.
+        channels: the channels of an attention head that C and B inherit.
         conv: taps of the convolution.
-        rope: turn C and B with the position as the teacher turns q and k.
+        rope: rotate C and B by position, as the teacher rotates q and k.
     """
 
     kind = "dm2"
@@ -79,19 +79,19 @@ class DM2(Mixer):
         self.register_buffer("gain", torch.ones(self.heads))
 
     def rows(self, part: str) -> slice:
-        """Rows of ``in_proj`` that give "x", "B", "C", "z" or "alpha"; the first three index the convolution too."""
+        """Return the rows of ``in_proj`` for "x", "B", "C", "z" or "alpha"; the first three also index the filter."""
         names = list(self.widths)
         start = sum(self.widths[name] for name in names[: names.index(part)])
         return slice(start, start + self.widths[part])
 
     @property
     def conv_bias(self) -> Tensor:
-        """Bias of the convolution."""
+        """Return the bias of the convolution."""
         assert self.conv1d.bias is not None
         return self.conv1d.bias
 
     def fold_gain(self) -> None:
-        """Multiply ``gain`` into the convolution's channels of C and set it to one; outputs stay the same."""
+        """Multiply ``gain`` into the convolution's channels of C and set it to one; outputs do not change."""
         with torch.no_grad():
             weight_XK, bias_X = self._filter()
             self.conv1d.weight.copy_(weight_XK[:, None])
@@ -160,7 +160,7 @@ class DM2(Mixer):
         return ["conv1d.weight", *super().no_decay()]
 
     def operands(self, x_BLD: Tensor, sequence: SequenceInfo, *, plain: bool = False) -> Operands:
-        """Operands of the recurrence over whole sequences; ``plain`` leaves the gain out."""
+        """Return the operands of the recurrence over whole sequences; ``plain`` omits the gain."""
         mixed_BLX, z_BLI, alpha_BLH = self._project(x_BLD)
         weight_XK, bias_X = (self.conv1d.weight[:, 0], self.conv_bias) if plain else self._filter()
         y_BLX = causal_conv1d(mixed_BLX, weight_XK, bias_X, segment_ids_BL=sequence.segment_ids_BL)
@@ -168,7 +168,7 @@ class DM2(Mixer):
         return self._operands(y_BLX, z_BLI, alpha_BLH, self._turn_of(sequence))
 
     def factors(self, x_BLD: Tensor, sequence: SequenceInfo) -> Factors:
-        """Only B, C and the decays over whole sequences: half of the products and of the convolution."""
+        """Return only B, C and the decays over whole sequences: half of the products and of the convolution."""
         inner, scored = self.widths["x"], self.widths["B"] + self.widths["C"]
         _, scored_SD, _, alpha_HD = self.in_proj.weight.split([inner, scored, self.widths["z"], self.heads])
         weight_XK, bias_X = self._filter()
@@ -186,16 +186,16 @@ class DM2(Mixer):
         return rotation(positions_BL, self.frequencies)
 
     def _filter(self) -> tuple[Tensor, Tensor]:
-        """Taps and bias of the convolution with the gain on C's channels, which is cheaper than scaling C itself."""
+        """Return taps and bias of the convolution with the gain on C's channels; cheaper than scaling C itself."""
         plain_X = self.gain.new_ones(self.widths["x"] + self.widths["B"])
         scale_X = torch.cat([plain_X, self.gain[:, None].expand(-1, self.state_size).flatten()])
         return self.conv1d.weight[:, 0] * scale_X[:, None], self.conv_bias * scale_X
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the convolution reads, z and alpha.
+        """Return the convolution's input, z and alpha.
 
-        Long sequences take one product for each: their number of columns is then a multiple of a vector, which a
-        product with all rows (heads columns of alpha more) is not, and no gradient is put together from three.
+        Long sequences use a separate product for each: the number of columns is then a multiple of the vector width,
+        unlike in one product over all rows (alpha adds one column per head), and no gradient is joined from three.
         """
         rows = [self.conv1d.out_channels, self.widths["z"], self.heads]
         if x_BLD.shape[1] == 1 or torch.compiler.is_exporting():
@@ -216,13 +216,13 @@ class DM2(Mixer):
         )
 
     def _factors(self, y_BLS: Tensor, alpha_BLH: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """B, C and log a from the convolution's channels of B and C, and from alpha."""
+        """Return B, C and log a from the convolution's channels of B and C, and from alpha."""
         B_BLHN, C_BLHN = (t.unflatten(-1, (self.heads, self.state_size)) for t in y_BLS.chunk(2, -1))
         wide = torch.promote_types(alpha_BLH.dtype, torch.float32)
         return rotate(B_BLHN, turn), rotate(C_BLHN, turn), -F.softplus(alpha_BLH.to(wide) + self.alpha_bias)
 
     def _mix(self, parts: Operands, sequence: SequenceInfo) -> Tensor:
-        """Gated output of the recurrence [B, L, I]."""
+        """Return the gated output of the recurrence [B, L, I]."""
         y_BLHP = ssd(
             parts.x_BLHP,
             parts.log_a_BLH,

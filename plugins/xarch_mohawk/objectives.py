@@ -15,7 +15,7 @@ class Frobenius(Objective):
 
     M is the student's state-space mixing matrix, P the teacher's attention matrix, both [L, L] per head and both
     kept as factors: memory is linear in the number of tokens. Logs ρ = ‖M − P‖/‖P‖, which is comparable across lengths.
-    A mask of samples [B] is respected; one of tokens would cut rows out of matrices that are never made.
+    A sample mask [B] is respected. Token masks are unsupported: they would select rows of matrices never materialised.
     """
 
     accepts = frozenset({("ssd-factors", "attention-factors")})

@@ -1,4 +1,4 @@
-"""Options of the DM2 target: size of the mixer, and which layers it replaces."""
+"""Options of the DM2 target: mixer size and the layers to replace."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from xarch import Options, PlanError
 
 
 class Layers(Options):
-    """Which layers lose their attention; without any key all of them do."""
+    """Layers whose attention is replaced; without any key, all of them."""
 
-    replace: list[int] | None = Field(None, min_length=1, description="these layers")
-    keep: list[int] | None = Field(None, min_length=1, description="all but these")
-    every: int | None = Field(None, ge=1, description="each n-th layer, starting at n // 2: 3 gives 1, 4, 7, ...")
-    choose: Literal["kl"] | None = Field(None, description="`count` layers that a stage of kind kl_probe chooses")
-    count: int | None = Field(None, ge=1, description="how many layers, for `choose`")
+    replace: list[int] | None = Field(None, min_length=1, description="replace these layers")
+    keep: list[int] | None = Field(None, min_length=1, description="replace all layers except these")
+    every: int | None = Field(
+        None, ge=1, description="replace every n-th layer, starting at n // 2: 3 means 1, 4, 7, ..."
+    )
+    choose: Literal["kl"] | None = Field(None, description="let a stage of kind kl_probe choose `count` layers")
+    count: int | None = Field(None, ge=1, description="number of layers for `choose`")
 
     @model_validator(mode="before")
     @classmethod
@@ -25,20 +27,20 @@ class Layers(Options):
         if data == "all":
             return {}
         if not isinstance(data, Mapping | Layers):
-            raise ValueError("give `all`, or a mapping such as {every: 3} or {choose: kl, count: 10}")
+            raise ValueError("expected `all`, or a mapping such as {every: 3} or {choose: kl, count: 10}")
         return data
 
     @model_validator(mode="after")
     def _one_rule(self) -> Layers:
         given = [key for key in ("replace", "keep", "every", "choose") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"give one of replace, keep, every and choose, not {' and '.join(given)} together")
+            raise ValueError(f"set only one of replace, keep, every and choose, got {' and '.join(given)}")
         if (self.count is not None) != (self.choose is not None):
-            raise ValueError("`choose` and `count` belong together, as in {choose: kl, count: 10}")
+            raise ValueError("`choose` and `count` must be set together, as in {choose: kl, count: 10}")
         return self
 
     def replaced(self, layers: int) -> list[int]:
-        """Layers that get a replacement, among ``layers``; all of them while the choice is open.
+        """Return the layers to replace, out of ``layers``; all of them while a choice is pending.
 
         Raises:
             PlanError: a layer does not exist, or nothing would be replaced.
@@ -58,12 +60,12 @@ class Layers(Options):
         if not everything:
             raise PlanError(
                 f"student.options.layers: {self.model_dump(exclude_none=True)} leaves no layer of {layers} to replace",
-                "for a student that is the teacher there is nothing to convert",
+                "select at least one layer: an unchanged teacher needs no conversion",
             )
         return everything
 
     def tiny(self) -> Layers:
-        """The same kind of rule for a decoder of two layers."""
+        """Return the same kind of rule for a decoder of two layers."""
         if self.choose is not None:
             return Layers(choose=self.choose, count=1)
         if self.replace is not None or self.keep is not None or (self.every or 1) > 1:
@@ -74,10 +76,10 @@ class Layers(Options):
 class DM2Options(Options):
     """Options of the target ``dm2``."""
 
-    layers: Layers = Field(Layers(), description="all, or one of replace, keep, every, choose")
-    state_size: int | None = Field(None, ge=1, description="N; default the width of an attention head")
+    layers: Layers = Field(Layers(), description="`all`, or one of replace, keep, every, choose")
+    state_size: int | None = Field(None, ge=1, description="state size N; default the width of an attention head")
     conv: int = Field(4, ge=2, description="taps of the convolution over x, B and C")
-    rope: bool = Field(True, description="turn C and B with the position as the teacher turns queries and keys")
+    rope: bool = Field(True, description="rotate C and B by position, as the teacher rotates queries and keys")
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -1,9 +1,9 @@
-"""Stage kind ``kl_probe``: which layers cost least when their attention is replaced.
+"""Stage kind ``kl_probe``: find the layers whose attention costs the least to replace.
 
-Each open layer is replaced alone and KL(teacher ‖ student) measured at the logits. Relative errors of the mixers rank
-layers wrongly: first layers fit best and cost most.
+Each undecided layer is replaced alone and KL(teacher ‖ student) is measured at the logits. Relative errors of the
+mixers rank layers wrongly: the first layers fit best but cost the most.
 
-Legend: L tokens, D width, V vocabulary, T tokens of a chunk.
+Legend: L tokens, D width, V vocabulary, T tokens in a chunk.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from xarch_mohawk.student import DM2Student
 class ProbeOptions(Options):
     """Options of a ``kl_probe`` stage."""
 
-    tokens: int = Field(1024, ge=1, description="tokens of training data to measure on")
+    tokens: int = Field(1024, ge=1, description="number of training tokens to measure on")
 
 
 class KLProbe(StageKind):
-    """Decides ``layers``: the student's ``count`` layers of lowest KL. A student with given layers is left as it is."""
+    """Decides ``layers``: the ``count`` layers with the lowest KL. A student with given layers is unchanged."""
 
     Options = ProbeOptions
 
@@ -40,7 +40,9 @@ class KLProbe(StageKind):
         wanted = context.options.tokens
         student = context.student
         if not isinstance(student, DM2Student):
-            raise UsageError(f"stage kind kl_probe works on students of target dm2, not on a {type(student).__name__}")
+            raise UsageError(
+                f"stage kind kl_probe supports only students of target dm2, got a {type(student).__name__}"
+            )
         if student.count is None:
             return StageOutcome(metrics={"open_layers": 0.0})
         probe = _LayerKL(context, student)
@@ -69,13 +71,13 @@ class _LayerKL:
 
     def __init__(self, context: StageContext, student: DM2Student) -> None:
         if context.teacher is None:
-            raise UsageError("stage kind kl_probe compares with the teacher, and this run has none")
+            raise UsageError("stage kind kl_probe needs a teacher, but this run has none")
         self.context, self.student, self.teacher = context, student, context.teacher
         self.totals = dict.fromkeys(student.open_layers, 0.0)
         self.tokens = 0
 
     def measure(self, sample: Batch, wanted: int) -> None:
-        """One sample. Layers before the replaced one are the teacher's, so they run once for all."""
+        """Measure one sample. Layers before the replaced one equal the teacher's, so they run only once."""
         inputs = {f"blocks.{layer}.input" for layer in self.totals}
         given = self.teacher.collect(sample.seen_by("teacher"), inputs | {"logits"})
         teacher: FactoredLogits = given["logits"]

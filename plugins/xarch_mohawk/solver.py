@@ -21,7 +21,7 @@ from xarch_mohawk.mixer import DM2
 from xarch_mohawk.ridge import RidgeFit
 
 CHECKED = 8
-"""One sample in so many is kept out of the fit and measures it."""
+"""One in this many samples is held out of the fit to evaluate it."""
 
 
 class SolverOptions(Options):
@@ -29,15 +29,19 @@ class SolverOptions(Options):
 
     fit: Literal["init", "scale", "refit"] = Field(
         "init",
-        description="scale: half-life, gain and skip weight of every head; refit: the output projection; init: both",
+        description="scale: fit half-life, gain and skip weight per head; refit: fit the output projection; init: both",
     )
-    ridge: float = Field(0.05, gt=0, description="pull of the output projection toward its present weights")
-    half_lives: list[float] = Field(list(HALF_LIVES), min_length=1, description="tokens; one is chosen per head")
+    ridge: float = Field(
+        0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
+    )
+    half_lives: list[float] = Field(
+        list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens; one is chosen per head"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Teacher values of one sample."""
+    """Teacher's values for one sample."""
 
     mixer_in_BLD: Tensor
     mixer_out_BLD: Tensor
@@ -49,8 +53,8 @@ class MixerSolver(Solver):
     """Fits the mixer of one site.
 
     ``init`` and ``scale`` hold the tokens of all batches until :meth:`solve`, because the projection can be fitted only
-    once the heads are; ``refit`` keeps sums alone. Of every batch with at least two samples the last ones (an eighth)
-    are held out: ``relative_error`` is Σ‖error‖ / Σ‖target‖ over their tokens, after the fit and before it.
+    after the heads; ``refit`` keeps only sums. The last eighth of every batch with at least two samples is held out:
+    ``relative_error`` is Σ‖error‖ / Σ‖target‖ over its tokens, after and before the fit.
     """
 
     def __init__(self, mixer: DM2, site: str, options: SolverOptions) -> None:

@@ -18,7 +18,7 @@ class DM2Student(DecoderStudent):
     """See :class:`DecoderStudent`.
 
     Attributes:
-        count: how many layers a ``kl_probe`` is to choose, None if the layers are given.
+        count: number of layers for ``kl_probe`` to choose, None if the layers are given.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class DM2Student(DecoderStudent):
 
     @property
     def open_layers(self) -> tuple[int, ...]:
-        """Layers that still hold both mixers."""
+        """Return the layers that still hold both mixers."""
         return tuple(i for i in self.replaced if ATTENTION in self.decoder.block(i).kinds)
 
     def mixer(self, layer: int) -> DM2:
-        """The DM2 mixer of a layer.
+        """Return the DM2 mixer of a layer.
 
         Raises:
             ValueError: the layer has none.
@@ -55,7 +55,7 @@ class DM2Student(DecoderStudent):
         """
         if self.open_layers:
             raise PlanError(
-                f"student.options.layers: no stage chose among the {len(self.open_layers)} layers that hold two mixers",
+                f"student.options.layers: no stage chose among the {len(self.open_layers)} layers with two mixers",
                 "add a stage `choose: {kind: kl_probe}`, or name the layers with `replace`, `keep` or `every`",
             )
         for layer in self.replaced:

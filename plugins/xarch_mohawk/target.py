@@ -36,7 +36,7 @@ from xarch_mohawk.transfer import transfer_attention, transferred
 
 
 class DM2Target(TargetAdapter):
-    """Builds, starts and exports students with DM2 mixers; embedding, norms, MLPs and head are the teacher's."""
+    """Builds, initialises and exports students with DM2 mixers; embedding, norms, MLPs and head are the teacher's."""
 
     Options = DM2Options
     ExportOptions = DecoderExport
@@ -48,7 +48,7 @@ class DM2Target(TargetAdapter):
     def build(
         self, facts: DecoderFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
     ) -> DM2Student:
-        """One mixer per layer, or DM2 and the teacher's attention in every layer while a probe is to choose.
+        """Build one mixer per layer, or DM2 and the teacher's attention in every layer if a probe will choose.
 
         Raises:
             PlanError: the options do not fit the decoder.
@@ -79,7 +79,7 @@ class DM2Target(TargetAdapter):
         return done
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> MixerSolver:
-        """Fits of one site, see :class:`SolverOptions`."""
+        """Return the solver of one site, see :class:`SolverOptions`."""
         chosen = validated(SolverOptions, options, "stage options")
         layer = int(site.rsplit(".", 1)[-1])
         return MixerSolver(_student(student).mixer(layer), site, chosen)
@@ -101,13 +101,13 @@ class DM2Target(TargetAdapter):
 
 def _dm2(options: BaseModel) -> DM2Options:
     if not isinstance(options, DM2Options):
-        raise PlanError(f"target dm2 wants DM2Options, got {type(options).__name__}")
+        raise PlanError(f"target dm2 needs DM2Options, got {type(options).__name__}")
     return options
 
 
 def _student(student: Student) -> DM2Student:
     if not isinstance(student, DM2Student):
-        raise PlanError(f"target dm2 did not build this student, a {type(student).__name__}")
+        raise PlanError(f"this student, a {type(student).__name__}, was not built by target dm2")
     return student
 
 
@@ -116,7 +116,7 @@ def _initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
 
 
 def _mixer_initialisation(facts: DecoderFacts, student: DM2Student) -> Initialisation:
-    """What :func:`transfer_attention` does to the mixers."""
+    """Return what :func:`transfer_attention` writes to the mixers."""
     sources: dict[str, tuple[str, ...]] = {}
     new: list[str] = []
     for layer in student.replaced:

@@ -18,24 +18,24 @@ from xarch_mohawk.halflife import decay_bias
 from xarch_mohawk.mixer import DM2, Z_BIAS
 
 START_HALF_LIFE = 4.0
-"""Tokens; only the start, until the closed-form fit finds a half-life per head."""
+"""Initial half-life in tokens, until the closed-form fit finds one per head."""
 
 OWN_SCALE = 0.1
-"""Size of state channels without counterpart in the teacher, relative to the copied ones."""
+"""Scale of state channels without a counterpart in the teacher, relative to the copied ones."""
 
 
 def transfer_attention(mixer: DM2, facts: DecoderFacts, layer: int, weights: Mapping[str, Tensor]) -> None:
     """Write every tensor of ``mixer`` from the teacher's attention in ``layer``.
 
-    Heads of grouped keys and values are repeated whole. B and C are brought to rows of rms D^-1/2 per head; the scale
-    that is lost comes back as ``gain`` once the closed-form stage has fitted it. Biases of q, k and v become biases of
-    the convolution, which is the identity otherwise; the weights of q and k norms are multiplied into the rows.
+    Grouped key and value heads are repeated whole. The rows of B and C are normalised to rms D^-1/2 per head; the
+    closed-form stage restores the lost scale as ``gain``. Biases of q, k and v become biases of the convolution, which
+    is otherwise the identity; the weights of q and k norms are multiplied into the rows.
 
     Args:
         weights: the teacher's, by canonical name.
 
     Raises:
-        PlanError: the teacher lacks a tensor, or it has another shape.
+        PlanError: the teacher lacks a tensor, or its shape differs.
     """
     own = _attention(facts, layer, weights)
     generator = torch.Generator().manual_seed(layer)
@@ -59,7 +59,7 @@ def transfer_attention(mixer: DM2, facts: DecoderFacts, layer: int, weights: Map
 
 
 def transferred(facts: DecoderFacts, layer: int, mixer: DM2) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """What :func:`transfer_attention` makes from the teacher's tensors (canonical names), and what it sets itself."""
+    """Return what :func:`transfer_attention` derives from teacher tensors (canonical names), and what it sets."""
     stem = f"blocks.{layer}.attention."
     theirs = {name.removeprefix(stem): name for name in attention_shapes(facts, layer)}
     rows = tuple(
@@ -75,20 +75,20 @@ def transferred(facts: DecoderFacts, layer: int, mixer: DM2) -> tuple[dict[str, 
 
 
 def _attention(facts: DecoderFacts, layer: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The layer's attention by local name, proven complete and of the right shape."""
+    """Return the layer's attention by local name, checked to be complete and of the right shape."""
     stem = f"blocks.{layer}.attention."
     own: dict[str, Tensor] = {}
     for name, shape in attention_shapes(facts, layer).items():
         if name not in weights:
-            raise PlanError(f"the teacher has no tensor {name!r}, which layer {layer} of the student is made from")
+            raise PlanError(f"the teacher has no tensor {name!r}, which layer {layer} of the student needs")
         if tuple(weights[name].shape) != shape:
-            raise PlanError(f"the teacher's {name!r} has shape {tuple(weights[name].shape)}, wanted {shape}")
+            raise PlanError(f"the teacher's {name!r} has shape {tuple(weights[name].shape)}, expected {shape}")
         own[name.removeprefix(stem)] = weights[name]
     return own
 
 
 def _heads(facts: DecoderFacts, own: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Rows [H, E, D] and bias [H, E] of q, k or v, one head of the student after the other."""
+    """Return rows [H, E, D] and bias [H, E] of q, k or v, in the order of the student's heads."""
     rows_HED = own[f"{name}.weight"].float().unflatten(0, (-1, facts.head_dim))
     bias = own.get(f"{name}.bias")
     bias_HE = rows_HED.new_zeros(rows_HED.shape[:2]) if bias is None else bias.float().view(rows_HED.shape[:2])
@@ -102,7 +102,7 @@ def _heads(facts: DecoderFacts, own: Mapping[str, Tensor], name: str) -> tuple[T
 def _as_state(
     rows_HED: Tensor, bias_HE: Tensor, channels: StateChannels, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rows [H, N, D] of rms D^-1/2 per head, and the bias at the same scale."""
+    """Return rows [H, N, D] of rms D^-1/2 per head, and the bias at the same scale."""
     source = list(channels.source)
     heads, _, width = rows_HED.shape
     rows_HND, bias_HN = rows_HED[:, source], bias_HE[:, source]

@@ -106,7 +106,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["export"], "Missing argument 'RUN'", "xarch export --help"),
         (["plan"], "the command does not say what to convert: --teacher SOURCE:REF and --to TARGET missing", "CONFIG"),
         (["plan", "--teacher", "hf:x"], "does not say what to convert: --to TARGET missing", "these options"),
-        (["plan", "nope"], "unknown recipe 'nope'", "known: "),
+        (["plan", "nope"], "there is no method or recipe 'nope'", "known: "),
         (["plan", "nope.yaml"], "nope.yaml does not exist", None),
         (["plan", "nope.json"], "nope.json does not exist", None),
         (["convert", "--resume"], "--resume needs to know which run", "--out RUN"),
@@ -117,7 +117,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["plugins", "disable", "cor"], "there is no plugin 'cor'; did you mean 'core'?", "known: core"),
         (["plugins", "disable", "core"], "the core plugin cannot be disabled", None),
         (["bench", "nope"], "nope does not exist", "run folder"),
-        (["new", "run", "nope"], "unknown recipe 'nope'", "known"),
+        (["new", "run", "nope"], "there is no method or recipe 'nope'", "known"),
     ],
 )
 def test_usage_errors(

@@ -198,7 +198,7 @@ def test_everything_goes_on_bit_for_bit(at: int, undisturbed: Finished, tmp_path
     with pytest.raises(Interrupted):
         watch.conversion.run()
     resumed = resume(tmp_path)
-    assert f"goes on from step {at}" in resumed.log
+    assert f"resumes from step {at}" in resumed.log
     metrics = [(r.folder / "metrics.jsonl").read_bytes() for r in (resumed, undisturbed)]
     assert metrics[0] == metrics[1]
     assert same(resumed, undisturbed)

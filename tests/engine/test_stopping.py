@@ -25,13 +25,13 @@ def rate(name: str = "wsd", warmup: float = 0.1, final: float = 0.0, **options: 
     return LearningRate(schedule, schedule.Options.model_validate(options), warmup, final)
 
 
-def follow(ending: StoppingRule, loss, seconds=lambda step: 0.0) -> tuple[list[float], list[float]]:
+def follow(rule: StoppingRule, loss, seconds=lambda step: 0.0) -> tuple[list[float], list[float]]:
     """Run a stage to its end; learning-rate factors and weights of its steps."""
     rates, weights = [], []
-    while not ending.over:
-        rates.append(ending.rate.factor(ending.lr_position, ending.steps))
-        weights.append(value_at(WEIGHT, ending.progress))
-        ending.see(loss(ending.done), seconds(ending.done + 1))
+    while not rule.over:
+        rates.append(rule.rate.factor(rule.lr_position, rule.steps))
+        weights.append(value_at(WEIGHT, rule.progress))
+        rule.update(loss(rule.done), seconds(rule.done + 1))
     return rates, weights
 
 
@@ -43,24 +43,24 @@ def knee(step: int) -> float:
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
 def test_without_until_every_step_runs_on_the_planned_schedule(schedule: str) -> None:
     planned = rate(schedule)
-    ending = StoppingRule(None, 100, planned)
-    rates, weights = follow(ending, lambda step: 1.0)
+    rule = StoppingRule(None, 100, planned)
+    rates, weights = follow(rule, lambda step: 1.0)
     assert rates == [planned.factor(i, 100) for i in range(100)]
     assert weights == [value_at(WEIGHT, i / 99) for i in range(100)]
-    assert (ending.done, ending.reason) == (100, "")
+    assert (rule.done, rule.reason) == (100, "")
 
 
 def test_a_plateau_ends_a_constant_schedule_at_once() -> None:
-    ending = StoppingRule(FLAT, 500, rate("constant", warmup=0.0))
-    follow(ending, knee)
-    assert (ending.done, ending.reason) == (70, "plateau")
+    rule = StoppingRule(FLAT, 500, rate("constant", warmup=0.0))
+    follow(rule, knee)
+    assert (rule.done, rule.reason) == (70, "plateau")
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_after_a_plateau_the_rate_still_falls_to_its_end(schedule: str) -> None:
-    ending = StoppingRule(FLAT, 500, rate(schedule, warmup=0.02, decay=0.3, final=0.1))
-    rates, weights = follow(ending, knee)
-    assert (ending.done, ending.reason) == (100, "plateau")  # flat from step 50 to 70; 30 of 100 steps fall
+    rule = StoppingRule(FLAT, 500, rate(schedule, warmup=0.02, decay=0.3, final=0.1))
+    rates, weights = follow(rule, knee)
+    assert (rule.done, rule.reason) == (100, "plateau")  # flat from step 50 to 70; 30 of 100 steps fall
     tail = rates[69:]
     assert all(a > b for a, b in pairwise(tail))
     assert max(a - b for a, b in pairwise(tail)) < 0.1
@@ -71,40 +71,40 @@ def test_after_a_plateau_the_rate_still_falls_to_its_end(schedule: str) -> None:
 
 def test_a_planned_fall_is_not_cut_short() -> None:
     planned = rate("wsd", warmup=0.0, decay=0.5)
-    ending = StoppingRule(FLAT, 100, planned)
-    rates, _ = follow(ending, lambda step: 2.0 - 0.02 * min(step, 45))
-    assert (ending.done, ending.reason) == (100, "")
+    rule = StoppingRule(FLAT, 100, planned)
+    rates, _ = follow(rule, lambda step: 2.0 - 0.02 * min(step, 45))
+    assert (rule.done, rule.reason) == (100, "")
     assert rates == [planned.factor(i, 100) for i in range(100)]
 
 
 def test_a_loss_that_moves_is_no_plateau() -> None:
     for loss in (lambda step: 0.98 ** (step / 10), lambda step: 1.02 ** (step / 10), lambda step: (step // 10) % 2 + 1):
-        ending = StoppingRule(FLAT, 300, rate("constant"))
-        follow(ending, loss)
-        assert (ending.done, ending.reason) == (300, "")
+        rule = StoppingRule(FLAT, 300, rate("constant"))
+        follow(rule, loss)
+        assert (rule.done, rule.reason) == (300, "")
 
 
 def test_noise_is_smoothed_over_the_window() -> None:
-    ending = StoppingRule(FLAT, 300, rate("constant", warmup=0.0))
-    follow(ending, lambda step: 1.0 + 0.5 * (-1) ** step)
-    assert (ending.done, ending.reason) == (20, "plateau")
+    rule = StoppingRule(FLAT, 300, rate("constant", warmup=0.0))
+    follow(rule, lambda step: 1.0 + 0.5 * (-1) ** step)
+    assert (rule.done, rule.reason) == (20, "plateau")
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_schedules_are_fitted_to_the_seconds(schedule: str) -> None:
     fitted = rate(schedule, warmup=0.1, decay=0.3)
-    ending = StoppingRule(Until(seconds=5.0), 1000, fitted)
-    rates, weights = follow(ending, knee, lambda done: done * 0.05)
-    assert (ending.done, ending.reason) == (100, "time")
+    rule = StoppingRule(Until(seconds=5.0), 1000, fitted)
+    rates, weights = follow(rule, knee, lambda done: done * 0.05)
+    assert (rule.done, rule.reason) == (100, "time")
     planned = [fitted.factor(10 * i, 1000) for i in range(100)]
     assert rates == pytest.approx(planned, abs=1e-9)
     assert weights[-1] == pytest.approx(0.01, abs=1e-3)
 
 
 def test_a_stage_faster_than_its_time_is_not_cut() -> None:
-    ending = StoppingRule(Until(seconds=5.0), 50, rate())
-    follow(ending, knee, lambda done: done * 0.05)
-    assert (ending.done, ending.reason) == (50, "")
+    rule = StoppingRule(Until(seconds=5.0), 50, rate())
+    follow(rule, knee, lambda done: done * 0.05)
+    assert (rule.done, rule.reason) == (50, "")
 
 
 @pytest.mark.parametrize("at", [3, 15, 69, 70, 71, 99])
@@ -114,7 +114,7 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_happened(at: int) -> None:
     rates, weights = follow(whole, knee)
     first = StoppingRule(FLAT, 500, planned)
     for step in range(at):
-        first.see(knee(step), 0.0)
+        first.update(knee(step), 0.0)
     second = StoppingRule(FLAT, 500, planned)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())), 0.0)
     assert follow(second, knee) == (rates[at:], weights[at:])
@@ -123,7 +123,7 @@ def test_it_goes_on_from_its_state_as_if_nothing_had_happened(at: int) -> None:
 
 def test_seconds_of_an_interrupted_process_count() -> None:
     first = StoppingRule(Until(seconds=5.0), 1000, rate())
-    first.see(1.0, 2.5)
+    first.update(1.0, 2.5)
     second = StoppingRule(Until(seconds=5.0), 1000, rate())
     second.load_state_dict(first.state_dict(), 2.5)
     assert second.position == first.position == 500

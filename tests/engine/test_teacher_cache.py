@@ -16,7 +16,7 @@ def _batch(seed: int) -> Batch:
 
 
 def _store(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> None:
-    cache.give(batch, {"a"}, lambda *_: None, lambda sink: sink("a", value))
+    cache.push(batch, {"a"}, lambda *_: None, lambda sink: sink("a", value))
 
 
 def _never(sink: Sink) -> None:
@@ -28,7 +28,7 @@ def test_what_comes_back_is_bit_equal(tmp_path: Path) -> None:
     value = torch.randn(5, 7)
     _store(cache, _batch(0), value)
     got: dict[str, torch.Tensor] = {}
-    cache.give(_batch(0), {"a"}, got.__setitem__, _never)
+    cache.push(_batch(0), {"a"}, got.__setitem__, _never)
     assert torch.equal(got["a"], value)
     assert (cache.hits, cache.writes) == (1, 1)
 
@@ -59,7 +59,7 @@ def test_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
     (entry,) = tmp_path.glob("*.safetensors")
     entry.write_bytes(b"broken")
     got: dict[str, torch.Tensor] = {}
-    cache.give(_batch(0), {"a"}, got.__setitem__, lambda sink: sink("a", torch.ones(4)))
+    cache.push(_batch(0), {"a"}, got.__setitem__, lambda sink: sink("a", torch.ones(4)))
     assert torch.equal(got["a"], torch.ones(4))
     assert "damaged" in said[0]
 
@@ -77,7 +77,7 @@ def test_samples_are_shared_whatever_their_batches(tmp_path: Path) -> None:
     _give(cache, _numbered(3, 4), value[2:])
     again = SharedTeacherCache(tmp_path, "teacher", 10**6, print)
     got: dict[str, torch.Tensor] = {}
-    again.give(_numbered(4, 1, 3), {"a"}, got.__setitem__, _never)
+    again.push(_numbered(4, 1, 3), {"a"}, got.__setitem__, _never)
     assert torch.equal(got["a"], value[[3, 0, 2]])
 
 
@@ -100,5 +100,5 @@ def test_batches_without_numbers_and_changed_ones_are_not_shared(tmp_path: Path)
 
 def _give(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> dict[str, torch.Tensor]:
     got: dict[str, torch.Tensor] = {}
-    cache.give(batch, {"a"}, got.__setitem__, lambda sink: sink("a", value))
+    cache.push(batch, {"a"}, got.__setitem__, lambda sink: sink("a", value))
     return got

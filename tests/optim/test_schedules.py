@@ -89,9 +89,9 @@ def test_the_end_is_final() -> None:
 def test_where_an_early_end_goes_on() -> None:
     assert rate("wsd", decay=0.3).falls_at(100) == 70
     assert rate("cosine").falls_at(100) == 100
-    assert rate("wsd", decay=0.2).ending == 0.2
-    assert rate("wsd", decay=1.0).ending is None
-    assert rate("constant").ending == 0.0
+    assert rate("wsd", decay=0.2).decay_share == 0.2
+    assert rate("wsd", decay=1.0).decay_share is None
+    assert rate("constant").decay_share == 0.0
 
 
 @pytest.mark.parametrize("shares", [[0.8, 0.6], [0.5, 0.5], [0.0, 0.5], [0.5, 1.0], [30, 60]])

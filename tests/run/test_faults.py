@@ -198,7 +198,7 @@ def test_a_long_validation_after_a_stage_can_be_interrupted(
     # Four moments are left: three of the validation and the stage's end. A step that is taken again makes a fifth.
     resumed = convert(out, "--resume", home=home, sabotage="kill@5")
     assert resumed.returncode == 0, resumed.stderr
-    assert "goes on from step 15" in (out / "log.txt").read_text()
+    assert "resumes from step 15" in (out / "log.txt").read_text()
     assert (out / "metrics.jsonl").read_bytes() == (validated / "metrics.jsonl").read_bytes()
     assert student(out) == student(validated)
     assert summary(out) == summary(validated)

@@ -1,1 +1,1 @@
-"""What a plugin implements and what the engine relies on. Everything here is public API."""
+"""Interfaces that plugins implement and the engine relies on. Everything here is public API."""

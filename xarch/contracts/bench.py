@@ -1,4 +1,4 @@
-"""How an exported student is timed."""
+"""Benchmark cases: how an exported student is timed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class BenchCase:
 
     Attributes:
         name: e.g. "first token, 64 tokens".
-        unit, amount: what one drive gets done, for throughput ("token", 32).
-        graphs: names of the graphs it calls.
+        unit, amount: work done by one call of ``drive``, for throughput ("token", 32).
+        graphs: names of the graphs that it calls.
         drive: runs it once.
-        figures: further figures that belong to it, e.g. bytes of the states it carries along.
+        figures: further figures of the case, e.g. bytes of the states carried between calls.
     """
 
     name: str

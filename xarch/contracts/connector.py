@@ -1,4 +1,4 @@
-"""A connector: a trained module between a student tap and an objective, dropped after the stage."""
+"""Connector: a trained module between a student tap and an objective, dropped after the stage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from xarch.contracts.tap import Tap
 
 
 class Connector(nn.Module, ABC):
-    """Built once per match (``through: NAME``); it trains, is clipped, checkpointed and counted with the stage.
+    """Module built once per match (``through: NAME``); it is trained, clipped, checkpointed and counted with the stage.
 
     Class attributes:
         Options: options of the connector (``through: {connector: NAME, options: {…}}``).
-        accepts: student layouts it takes; "*" for any.
+        accepts: supported student layouts; "*" for any.
     """
 
     Options: ClassVar[type[BaseModel]] = Options
@@ -32,13 +32,13 @@ class Connector(nn.Module, ABC):
     @property
     @abstractmethod
     def tap(self) -> Tap:
-        """Declaration of what it gives; the objective is checked against it."""
+        """Declaration of its output; the objective is checked against it."""
 
     @property
     def couples(self) -> Coupling:
-        """As :attr:`Objective.couples`."""
+        """See :attr:`Objective.couples`."""
         return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()) else "sample"
 
     @abstractmethod
     def forward(self, value: Any, batch: Batch) -> Any:
-        """The student's value in the form that :attr:`tap` declares."""
+        """Return the student's value in the form declared by :attr:`tap`."""

@@ -1,4 +1,4 @@
-"""What leaves for the edge: graphs to export and the profile of the place they go to."""
+"""Export: the graphs of a student, and the profile of the deployment target."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class Profile:
     Attributes:
         name: e.g. "cpu".
         provider: onnxruntime execution provider.
-        max_opset, max_ir: highest versions its runtime reads.
-        static: every dimension must be fixed.
-        allowed_ops: the operators it runs; None means any of the standard domain.
+        max_opset, max_ir: highest versions its runtime supports.
+        static: whether every dimension must be fixed.
+        allowed_ops: supported operators; None means any of the standard domain.
         forbidden_ops: operators that must not appear.
         max_rank: highest tensor rank.
-        dtype: type of the weights: "float32"; "float16" (weights and matrix products, all else float32); "int8"
+        dtype: type of the weights: "float32"; "float16" (weights and matrix products, the rest float32); "int8"
             (weights and inputs of matrix products, calibrated on held-out data).
-        index_dtype: integers that graphs compute with, "int64" or "int32"; shapes and axes are 64-bit constants always.
-        lowerings: order of preference where an operation has several graph forms (``xarch.kernels.FORMS``), and names
-            of further rewrites of ``xarch.export.lowerings`` that it wants although it has the operators.
+        index_dtype: integer type that graphs compute with, "int64" or "int32"; shapes and axes are always 64-bit
+            constants.
+        lowerings: preferred graph forms in order, where an operation has several (``xarch.kernels.FORMS``), and names
+            of rewrites of ``xarch.export.lowerings`` to apply even though the operators are supported.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Profile:
     summary: str = ""
 
     def allows(self, *ops: str) -> bool:
-        """Whether all of these operators may appear."""
+        """Return whether all of these operators are allowed."""
         return not self.forbidden_ops & set(ops) and (self.allowed_ops is None or self.allowed_ops >= set(ops))
 
 
@@ -56,8 +57,8 @@ class Throughput:
 
     Attributes:
         unit: e.g. "points".
-        amount: units of a call when it is measured.
-        sizes: symbol of a free dimension -> its size when it is measured; others are 1.
+        amount: units per call when measured.
+        sizes: symbol of a free dimension -> its size when measured; others are 1.
     """
 
     unit: str
@@ -74,16 +75,17 @@ class ExportGraph:
         module: called as ``module(*inputs.values())`` without gradients.
         inputs: input name -> example tensor, in call order.
         outputs: names of the returned tensors, in order.
-        dynamic: input name -> {dimension: symbol} for dimensions that stay free.
-        metadata: facts a user of the file needs; goes into the model's ``metadata_props``.
-        throughput: work done by one call, if it is a number of equal things.
-        reads: input name -> batch key it takes. With ``gives`` the engine proves the graph itself: it computes the
-            student's taps on held-out batches of several sizes and compares. The student is given these keys and no
-            others. An input with one dimension less than the batch's tensor takes what all samples share. Inputs left
-            out keep their example.
-        gives: output name -> student tap it must reproduce; a structured value offers ``full()`` for its dense form.
-        variant: operating point of the student it belongs to, see ``Student.variants``; "" for the student itself.
-        top1: name of an output whose last axis is a distribution; agreement of the arg-max is reported for it.
+        dynamic: input name -> {dimension: symbol} for dynamic dimensions.
+        metadata: facts that users of the file need; stored in the model's ``metadata_props``.
+        throughput: work done by one call, if it is a count of equal units.
+        reads: input name -> batch key. With ``gives``, the engine verifies the graph itself: it computes the student's
+            taps on held-out batches of several sizes and compares. The student receives these keys only. An input with
+            one dimension less than the batch tensor takes the value shared by all samples. Inputs not listed keep their
+            example value.
+        gives: output name -> student tap that it must reproduce; a structured value provides ``full()``, its dense
+            form.
+        variant: operating point of the student that it implements, see ``Student.variants``; "" for the student itself.
+        top1: name of an output whose last axis is a distribution; its arg-max agreement is reported.
     """
 
     name: str
@@ -101,12 +103,13 @@ class ExportGraph:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a whole case, for what its outputs one by one do not say: PSNR of a picture, errors of a transcript.
+    """Figure over a whole case, for properties that single outputs do not show: PSNR of an image, errors of a
+    transcript.
 
     Attributes:
         name: e.g. "psnr".
-        value: (outputs seen, outputs expected) -> the figure.
-        minimum, maximum: limits of the gate; without either the figure is only reported.
+        value: (actual outputs, expected outputs) -> the figure.
+        minimum, maximum: limits of the gate; without limits the figure is only reported.
         unit: e.g. "dB".
     """
 
@@ -117,7 +120,7 @@ class Measure:
     unit: str = ""
 
     def holds(self, figure: float) -> bool:
-        """Whether ``figure`` lies within the limits; NaN never does."""
+        """Return whether ``figure`` is within the limits; NaN never is."""
         above = self.minimum is None or figure >= self.minimum
         below = self.maximum is None or figure <= self.maximum
         return above and below and figure == figure
@@ -125,26 +128,24 @@ class Measure:
 
 @dataclass
 class ParityCase:
-    """A comparison between the student in torch and its exported graphs in a runtime, on top of the engine's own.
+    """Comparison between the student in torch and its exported graphs in a runtime, in addition to the engine's own.
 
-    ``expected`` comes from the author, so such a case alone never proves a graph: every exported graph needs ``reads``
-    and ``gives``, or a case whose ``taps`` let the engine compute what is expected.
-
-    A case may drive several calls (a prompt cut into prefill and decode calls), so it is a procedure rather than a
-    pair of tensors.
+    ``expected`` is supplied by the author, so a case alone never verifies a graph: every exported graph needs ``reads``
+    and ``gives``, or a case whose ``taps`` let the engine compute the expected outputs. A case may make several calls
+    (a prompt split into prefill and decode calls), so it is a procedure rather than a pair of tensors.
 
     Attributes:
-        graph: the graph the result is credited to in ``parity.json``.
-        shape: what identifies the case, e.g. ``{"batch": 1, "tokens": 77}``.
+        graph: the graph that the result is recorded under in ``parity.json``.
+        shape: sizes that identify the case, e.g. ``{"batch": 1, "tokens": 77}``.
         drive: runs the graphs through a :data:`Call` and returns named outputs.
         expected: the student's own outputs under the same names.
-        top1: name of an output whose last axis is a distribution; arg-max agreement is reported for it.
-        measures: further figures of the case, gated by limits of their own.
-        batch, taps: where given, the engine itself computes what ``taps`` names (output name -> student tap) on this
-            batch; ``expected`` then holds the other outputs, if any.
-        positions: output name -> (axis, indices): the places of the tap that ``drive`` returns, where it is not all
-            of them (a prompt read in pieces gives the last position of each).
-        rel_l2: largest relative deviation of its outputs, in place of the limit that goes with the profile's dtype.
+        top1: name of an output whose last axis is a distribution; its arg-max agreement is reported.
+        measures: further figures of the case, each with its own limits.
+        batch, taps: if given, the engine computes the student taps in ``taps`` (output name -> student tap) on this
+            batch; ``expected`` then holds the remaining outputs, if any.
+        positions: output name -> (axis, indices): the positions of the tap that ``drive`` returns, if not all (a prompt
+            read in chunks returns the last position of each).
+        rel_l2: largest relative deviation of its outputs, overriding the default for the profile's dtype.
     """
 
     graph: str

@@ -14,84 +14,85 @@ from xarch.contracts.options import Options
 
 
 class OptimiserKind(ABC):
-    """Registered by ``registry.optimiser``; chosen by ``optimiser: {algorithm: NAME, options: {…}}``.
+    """Base of optimisers, registered with ``registry.optimiser``; chosen by ``optimiser: {algorithm: NAME, options:
+    {…}}``.
 
     Class attributes:
-        Options: its own options besides the learning rate and the weight decay that every stage has.
-        rest: algorithm for parameters that :meth:`takes` leaves out.
+        Options: its options besides learning rate and weight decay, which every stage has.
+        rest: algorithm for parameters that :meth:`takes` excludes.
     """
 
     Options: ClassVar[type[BaseModel]] = Options
     rest: ClassVar[str] = "adamw"
 
     def takes(self, module: nn.Module) -> set[str] | None:
-        """Names of the parameters it is made for; None for all."""
+        """Return the names of the parameters it optimises; None for all."""
         return None
 
     def rest_options(self, options: Any) -> Mapping[str, Any]:
-        """Options of :attr:`rest` that the stage's options say; by default its own defaults."""
+        """Return the options of :attr:`rest`, derived from the stage's options; by default its defaults."""
         return {}
 
     @abstractmethod
     def build(
         self, groups: Sequence[Mapping[str, Any]], lr: float, options: Any, *, fused: bool
     ) -> torch.optim.Optimizer:
-        """The optimiser over groups of ``params``, ``multiple`` (of the learning rate) and ``weight_decay``.
-
-        Its state must be tensors under string keys per parameter, as every optimiser of torch has it.
+        """Return the optimiser over groups of ``params``, ``multiple`` (of the learning rate) and ``weight_decay``. Its
+        state must be tensors under string keys per parameter, as in torch optimisers.
         """
 
     def work(self, shape: Sequence[int]) -> float:
-        """Multiply-adds of one update of a parameter, where they count beside forward and backward."""
+        """Return the multiply-adds of one update of a parameter, if significant next to forward and backward."""
         return 0.0
 
     def moments(self) -> int:
-        """Numbers it keeps for each parameter, for the plan's memory."""
+        """Return how many numbers it keeps per parameter element, for the plan's memory estimate."""
         return 2
 
 
 class OptimiserWrapper(ABC):
-    """Registered like an optimiser; ``optimiser: {wrap: {NAME: {…}}}`` computes the gradient somewhere else (SAM)."""
+    """Base of optimiser wrappers: ``optimiser: {wrap: {NAME: {…}}}`` computes the gradient at another point (SAM)."""
 
     Options: ClassVar[type[BaseModel]] = Options
 
     @abstractmethod
     def perturb(self, parameters: Iterable[nn.Parameter], options: Any) -> Any:
-        """Move the parameters by their gradients before the gradient is computed again; returns what undoes it."""
+        """Move the parameters along their gradients before the gradient is recomputed; return what :meth:`restore`
+        needs."""
 
     @abstractmethod
     def restore(self, parameters: Iterable[nn.Parameter], moved: Any) -> None:
-        """Undo :meth:`perturb`; the gradients of the moved place stay for the update."""
+        """Undo :meth:`perturb`; the gradients at the perturbed point are kept for the update."""
 
 
 class Schedule(ABC):
-    """A learning rate over a stage as a pure function of the step: nothing to save, nothing to drift. The warm-up comes
-    before it and is the same for all, see ``xarch.optim.schedules.LearningRate``.
+    """Learning-rate schedule over a stage as a pure function of the step, so there is no state to save. The warm-up
+    before it is the same for all schedules, see ``xarch.optim.schedules.LearningRate``.
 
     Class attributes:
-        Options: its own options besides warm-up and final value, ``schedule: {name: step, …}``.
+        Options: its options besides warm-up and final value, ``schedule: {name: step, …}``.
     """
 
     Options: ClassVar[type[BaseModel]] = Options
 
     @abstractmethod
     def factor(self, step: float, steps: int, warm: int, options: Any, *, final: float) -> float:
-        """Factor on the peak learning rate.
+        """Return the factor on the peak learning rate.
 
         Args:
-            step: 0-based, at least ``warm``, also between two steps.
-            steps: of the stage.
-            warm: how many of them warm up.
+            step: 0-based, at least ``warm``, may be fractional.
+            steps: number of steps of the stage.
+            warm: number of warm-up steps.
             options: validated by :attr:`Options`.
-            final: the factor at the end.
+            final: factor at the last step.
         """
 
     def falls_at(self, steps: int, options: Any) -> int:
-        """The step at which it begins to fall, ``steps`` if it falls everywhere or never; an early end of the stage
-        continues from there."""
+        """Return the step at which it begins to decay, ``steps`` if it decays throughout or never; a stage that ends
+        early continues from there."""
         return steps
 
-    def ending(self, options: Any) -> float | None:
-        """Share of a shortened stage in which the rate falls to its end after a plateau; 0 ends the stage at once, None
-        means that a plateau does not end it."""
+    def decay_share(self, options: Any) -> float | None:
+        """Return the share of a shortened stage in which the rate decays after a plateau; 0 ends the stage at once,
+        None means that a plateau does not end it."""
         return 0.3

@@ -1,4 +1,4 @@
-"""A tap: a named place in a model whose value can be matched."""
+"""Tap: a named place in a model whose value can be matched."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Tap:
-    """Declaration of a place in a model, or of a tensor of a batch.
+    """Declaration of a place in a model or of a batch tensor.
 
     Attributes:
         name: dotted path, unique in the model, e.g. ``blocks.3.mixer_out``. Numbers in it count layers.
-        kind: what it is, for people and lists: "hidden", "logits", "feature", "matrix", or any word of a family.
-        layout: what the value looks like: one letter a dimension for a tensor ("BLD", "BCHW", "BK"), the first of
-            which counts samples; or the name of a structured form ("attention-factors"). By convention B samples,
-            L, T positions, D width, C channels, H, W picture, K classes, V vocabulary.
+        kind: descriptive label for display: "hidden", "logits", "feature", "matrix", or any word a family uses.
+        layout: form of the value: one letter per dimension for a tensor ("BLD", "BCHW", "BK"), the first being samples;
+            or the name of a structured form ("attention-factors"). By convention B samples, L and T positions, D width,
+            C channels, H and W image height and width, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
-        info: further facts an objective or connector may need (prefix tokens, grid size). A structured form says
-            under ``elements`` what of it is worth storing: a layout with sizes in ``shape``, or numbers a sample.
+        info: further facts an objective or connector may need (prefix tokens, grid size). A structured form gives its
+            storage size under ``elements``: a layout with sizes in ``shape``, or a count of numbers per sample.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Tap:
 
     @property
     def leaf(self) -> str:
-        """The last part of the name: what the tap is called inside its site."""
+        """Last part of the name: the tap's name within its site."""
         return self.name.rsplit(".", 1)[-1]
 
     @property
@@ -39,11 +39,10 @@ class Tap:
         return self.layout.isalpha() and self.layout.isupper()
 
     def elements(self, sizes: Mapping[str, int]) -> int | None:
-        """Numbers that one sample's value holds (that are worth storing of a structured form); None where a size or a
-        form is unknown.
+        """Return how many numbers one sample's value holds (for a structured form, those to store); None if unknown.
 
         Args:
-            sizes: size of free dimensions, e.g. ``{"L": 512}``.
+            sizes: sizes of free dimensions, e.g. ``{"L": 512}``.
         """
         layout = self.layout if self.dense else self.info.get("elements", "")
         if not isinstance(layout, str):

@@ -1,1 +1,1 @@
-"""The progressive matching engine. It knows taps, stages and objectives; it names no architecture."""
+"""The progressive matching engine. It handles taps, stages and objectives, and is independent of any architecture."""

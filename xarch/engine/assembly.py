@@ -168,7 +168,7 @@ def _copies(parts: StageParts, copies: Mapping[str, str], ema: EMA | None) -> di
             )
         made[kind] = _copy(parts.student)
     if EMA_COPY in made and ema is not None:
-        _follow(made[EMA_COPY], parts.student, ema)
+        _bind_average(made[EMA_COPY], parts.student, ema)
     return {name: made[kind] for name, kind in copies.items()}
 
 
@@ -180,7 +180,7 @@ def _copy(student: Student) -> Student:
     return twin
 
 
-def _follow(twin: Student, student: Student, ema: EMA) -> None:
+def _bind_average(twin: Student, student: Student, ema: EMA) -> None:
     """Let a copy hold the averages themselves, and the student's own buffers."""
     for name, parameter in twin.module.named_parameters():
         if name in ema.averages:

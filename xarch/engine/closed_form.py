@@ -1,4 +1,4 @@
-"""Stage kind ``closed_form``: fit each site by its target's solver while the teacher streams by. No gradients."""
+"""Stage kind ``closed_form``: fit each site with the target's solver as teacher values arrive, without gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from xarch.engine.walks import SiteStream
 
 
 class ClosedForm(StageKind):
-    """Every site's solver observes the stage's batches; with the last one the site is solved and its data dropped.
-
-    An interrupted stage starts again from its beginning.
+    """Solves each site after its solver has observed all batches, then releases the solver's data. An interrupted stage
+    restarts from its beginning.
     """
 
     solves = True
 
     def units(self, request: StageRequest) -> int:
-        """One batch, unless the stage says how much it reads."""
+        """Return the stage's budget, or one batch if it sets none."""
         return request.settings.batch.size * request.units_per_sample if request.budget is None else request.budget
 
     def run(self, context: StageContext) -> StageOutcome:

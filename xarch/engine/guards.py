@@ -1,4 +1,4 @@
-"""Numbers that are not finite, and memory that ran out: how to recognise them on every device."""
+"""Detection of non-finite numbers and out-of-memory errors on every device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 def finite(value: float) -> bool:
-    """Whether a loss or a norm may be used."""
+    """Return whether a loss or a norm is finite."""
     return math.isfinite(value)
 
 
 def first_nonfinite_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Name of the first parameter whose gradient has a non-finite entry."""
+    """Return the name of the first parameter with a non-finite gradient."""
     for name, parameter in parameters:
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return name
@@ -25,7 +25,7 @@ def first_nonfinite_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> 
 
 
 def first_nonfinite_module(module: nn.Module, forward: Callable[[], object]) -> str | None:
-    """Run ``forward`` once more and name the first submodule that returns a non-finite tensor."""
+    """Run ``forward`` once more and return the name of the first submodule whose output is not finite."""
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -61,14 +61,14 @@ _CPU_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate mem
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that an allocation failed."""
+    """Return whether ``error`` reports a failed allocation."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CPU_WORDS)
 
 
 def release_memory() -> None:
-    """Return what can be returned before trying again."""
+    """Free cached memory before a retry."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -9,10 +9,10 @@ from xarch.files.run_dir import RunDir
 
 
 class MetricsLog:
-    """Writes rows in the main process only.
+    """Writes rows on rank 0 only.
 
     Args:
-        run: the run folder, or None in other processes.
+        run: the run folder, or None on other ranks.
         tensorboard: also write TensorBoard scalars.
     """
 
@@ -22,7 +22,7 @@ class MetricsLog:
         self._writer: Any = None
 
     def row(self, stage: str, step: int, metrics: Mapping[str, float], units: int | None = None) -> None:
-        """One line: stage, step and figures."""
+        """Write one line: stage, step and figures."""
         if self.run is None:
             return
         head: dict[str, Any] = {"stage": stage, "step": step}
@@ -38,11 +38,11 @@ class MetricsLog:
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
 
     def size(self) -> int:
-        """Position in metrics.jsonl, for checkpoints."""
+        """Return the position in metrics.jsonl, for checkpoints."""
         return self.run.rows_size(self.run.metrics) if self.run is not None else 0
 
     def cut(self, size: int) -> None:
-        """Back to a position."""
+        """Truncate metrics.jsonl to a position."""
         if self.run is not None:
             self.run.cut_rows(self.run.metrics, size)
 

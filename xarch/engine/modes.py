@@ -1,4 +1,4 @@
-"""Train and eval mode, and measurements that leave no trace in the training."""
+"""Train and eval mode, and measurements that do not affect training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xarch.engine.seeds import restore_rng, rng_state
 
 
 class Modes:
-    """Which modules of a stage are in train mode.
+    """Switches the modules of a stage between train and eval mode.
 
     Args:
         modules: the student's, and those of connectors and objectives.
@@ -24,20 +24,20 @@ class Modes:
         self._measuring = False
 
     def train(self) -> None:
-        """Everything but the frozen parts."""
+        """Put everything but the frozen parts in train mode."""
         for module in self.modules:
             module.train()
         for module in self.frozen:
             module.eval()
 
     def eval(self) -> None:
-        """All of it."""
+        """Put all modules in eval mode."""
         for module in self.modules:
             module.eval()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, everything is in eval mode and no gradients are kept; afterwards it is as it was."""
+        """Switch everything to eval mode without gradients; restore the previous modes on exit."""
         was = [(m, m.training) for module in self.modules for m in module.modules()]
         self.eval()
         try:
@@ -49,7 +49,7 @@ class Modes:
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """The same, and buffers and random state are afterwards what they were."""
+        """Like :meth:`evaluating`, and restore buffers and random state on exit."""
         if self._measuring:
             yield
             return
@@ -69,7 +69,7 @@ class Modes:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Inside, the last forward passes are made again, in the same mode: buffers move once, not twice."""
+        """Repeat the last forward passes in the same mode without updating buffers a second time."""
         buffers = self._buffers()
         copies = [b.detach().clone() for b in buffers]
         try:

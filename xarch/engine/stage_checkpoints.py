@@ -1,4 +1,4 @@
-"""Checkpoints as a stage kind sees them: what the engine itself has to go on from is saved beside the kind's own."""
+"""Checkpoints as seen by a stage kind; the engine saves its own resume state beside the kind's."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RNG = "rng|"
 
 
 class EngineCheckpoints(StageCheckpoints):
-    """Implements the contract on a folder.
+    """Implements :class:`StageCheckpoints` on a folder.
 
     Args:
         folder: of the stage.
-        context: whose state is saved and set back.
+        context: stage whose state is saved and restored.
     """
 
     def __init__(self, folder: CheckpointFolder, context: EngineContext) -> None:

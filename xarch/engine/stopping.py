@@ -1,8 +1,8 @@
-"""When a gradient stage ends: after its last step, or earlier at a plateau of its loss or when its time is spent.
+"""When a gradient stage ends: after its last step, or early on a loss plateau or when its time is used up.
 
-A stage that ends early still finishes its schedules: the learning rate falls to the end it was planned to have, over as
-many steps as the stage would have given to that had it been planned this short. What it then has not read of its budget
-is saved, not handed on: the steps of the stages after it stay those of the plan.
+A stage that ends early still finishes its schedules: the learning rate decays to its planned final value, over as many
+steps as a stage planned with this length would use. Its unread budget is not passed on; later stages keep their planned
+steps.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ PLATEAU, TIME = "plateau", "time"
 
 
 class StoppingRule:
-    """Follows one stage: decides its end and says where in its schedules it stands.
+    """Decides when a stage ends, and reports its position in the schedules.
 
-    The loss is smoothed by its mean over a window of steps; windows follow each other without overlap, from the end of
-    the warm-up to where the schedule falls anyway. All decisions depend on figures that every process has alike.
+    The loss is averaged over consecutive, non-overlapping windows of steps, from the end of the warm-up to the step
+    where the schedule decays anyway. All decisions depend only on figures that are the same on every rank.
 
     Args:
-        until: what may end the stage early; None: nothing.
+        until: conditions that may end the stage early, or None.
         steps: of the plan.
-        rate: the learning rate, whose schedule has to finish.
+        rate: the learning rate, whose schedule must finish.
 
     Attributes:
-        end: steps after which the stage is over, as far as is known.
+        end: steps after which the stage ends, as currently known.
         reason: "plateau" or "time" once one of them ends the stage, "" before.
-        means: of the last two whole windows, newest last.
+        means: losses of the last two complete windows, newest last.
     """
 
     def __init__(self, until: Until | None, steps: int, rate: LearningRate) -> None:
@@ -40,15 +40,15 @@ class StoppingRule:
         self.forget()
 
     def forget(self) -> None:
-        """Back to the stage's beginning; seconds stay spent."""
+        """Reset to the stage's beginning, but keep the time spent."""
         self.done, self.end, self.reason = 0, self.steps, ""
         self.means: list[float] = []
         self._window: list[float] = []
         self._from: int | None = None
         self._seconds = 0.0
 
-    def see(self, loss: float, seconds: float) -> None:
-        """One more step is done: its loss, and the training seconds of the stage so far."""
+    def update(self, loss: float, seconds: float) -> None:
+        """Record a completed step: its loss, and the stage's training seconds so far."""
         before = self.position
         self.done += 1
         self._seconds = seconds
@@ -67,8 +67,8 @@ class StoppingRule:
                 self._fall()
 
     def _fall(self) -> None:
-        """Let the schedules finish from here, unless the plan does so as soon."""
-        share = self.rate.ending
+        """Let the schedules finish from here, unless the plan does so at least as early."""
+        share = self.rate.decay_share
         if share is None:
             return
         length = round(self.done * share / (1 - share))
@@ -77,32 +77,33 @@ class StoppingRule:
 
     @property
     def over(self) -> bool:
-        """Whether no step is left."""
+        """Whether no steps are left."""
         return self.done >= self.end or (self.limit is not None and self._seconds >= self.limit)
 
     @property
     def falling(self) -> bool:
-        """Whether a plateau was seen and the last steps run."""
+        """Whether a plateau was detected and the final decay is running."""
         return self._from is not None
 
     @property
     def position(self) -> float:
-        """Step of the plan that the next step stands for in a schedule of weights."""
+        """Planned step that the next step corresponds to in weight schedules."""
         return self._place(self._from, self.steps - 1, self.end - 1)
 
     @property
     def progress(self) -> float:
-        """The same from 0 at the first step to 1 at the last."""
+        """The same as a fraction, 0 at the first step and 1 at the last."""
         return min(self.position / max(self.steps - 1, 1), 1.0)
 
     @property
     def lr_position(self) -> float:
-        """The same in the schedule of the learning rate: after a plateau it goes on where the schedule falls."""
+        """The same in the learning-rate schedule: after a plateau it jumps to the start of the decay."""
         start = self._from if self.falls >= self.steps else self.falls
         return self._place(start, self.steps, self.end)
 
     def _place(self, start: int | None, last: int, end: int) -> float:
-        """Steps count until a plateau; then what is left of the plan passes in what is left of the stage."""
+        """Return the planned step: equal to the step until a plateau, then scaled so that the rest of the plan fits the
+        rest of the stage."""
         timed = 0.0 if self.limit is None else self.steps * self._seconds / self.limit
         if self._from is None or start is None:
             return max(self.done, timed)
@@ -110,7 +111,7 @@ class StoppingRule:
         return max(start + share * (last - start), timed)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {
             "done": self.done,
             "end": self.end,
@@ -121,7 +122,7 @@ class StoppingRule:
         }
 
     def load_state_dict(self, state: dict[str, Any], seconds: float) -> None:
-        """Inverse of :meth:`state_dict`; ``seconds`` are those the stage has trained."""
+        """Restore the result of :meth:`state_dict`; ``seconds`` is the stage's training time so far."""
         self.done, self.end, self.reason = state["done"], state["end"], state["reason"]
         self.means, self._window, self._from = list(state["means"]), list(state["window"]), state["from"]
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""Seconds of training, without what is measured in between; they go on after a resume."""
+"""Training time excluding evaluations; resuming continues from the saved value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds on the clock, and CPU seconds of this process with all its threads."""
+    """Wall-clock seconds, and CPU seconds of all threads of this process."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -19,15 +19,15 @@ class Spent:
         return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
     def rounded(self) -> dict[str, float]:
-        """For a file."""
+        """Return rounded values for JSON."""
         return {"seconds": round(self.seconds, 3), "cpu_seconds": round(self.cpu_seconds, 3)}
 
 
 class Stopwatch:
-    """Runs from its making on.
+    """Starts running when created.
 
     Args:
-        before: what was spent already, by an interrupted process.
+        before: time already spent by an interrupted process.
     """
 
     def __init__(self, before: Spent | None = None) -> None:
@@ -37,7 +37,7 @@ class Stopwatch:
 
     @property
     def spent(self) -> Spent:
-        """Until now."""
+        """Return the time spent so far."""
         if self._pauses:
             return self._before
         now = _now()
@@ -46,7 +46,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Stop the clock inside this context."""
         self._before = self.spent
         self._pauses += 1
         try:

@@ -1,4 +1,4 @@
-"""Where a stage gets the values of its teachers from: each teacher itself, or the cache in front of it."""
+"""Source of teacher values for a stage: the teacher itself, or its cache."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import PluginError
 
 MAIN = ""
-"""Name of the teacher that the student comes from."""
+"""Name of the teacher from which the student is built."""
 
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 @dataclass
 class TeacherFeed:
-    """Gives taps of the teachers of a stage, without gradients, in forward order.
+    """Provides the taps of a stage's teachers, without gradients, in forward order.
 
     Attributes:
         models: teachers by name; "" is the main one. Copies of the student ("ema", "self") are among them.
@@ -36,14 +36,14 @@ class TeacherFeed:
     copies: Collection[str] = ()
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink, model: str = MAIN) -> None:
-        """Push each wanted tap of one teacher into ``sink``; without any it is not run.
+        """Push each requested tap of one teacher into ``sink``; if none is requested, the teacher does not run.
 
         Args:
             batch: with all views; a teacher reads ``NAME@teacher``, a copy of the student ``NAME@student``, and one of
                 several ``NAME@MODEL`` where the batch has such views.
 
         Raises:
-            PluginError: the teacher ended without giving every wanted tap.
+            PluginError: the teacher finished without producing every requested tap.
         """
         if not wanted:
             return
@@ -53,7 +53,7 @@ class TeacherFeed:
         if cache is None:
             self._live(model, seen, wanted, sink)
         else:
-            cache.give(seen, wanted, sink, lambda tee: self._live(model, seen, wanted, tee))
+            cache.push(seen, wanted, sink, lambda tee: self._live(model, seen, wanted, tee))
 
     def _live(self, model: str, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         given: set[str] = set()
@@ -67,4 +67,4 @@ class TeacherFeed:
         missing = sorted(set(wanted) - given)
         if missing:
             who = f"teacher {model!r}" if model else "the teacher"
-            raise PluginError(f"{who} did not give the taps {', '.join(missing[:5])}")
+            raise PluginError(f"{who} did not produce the taps {', '.join(missing[:5])}")

@@ -1,8 +1,8 @@
-"""Teacher values on disk, so that a teacher is not run again on what it has seen.
+"""On-disk cache of teacher values, so that a teacher never runs twice on the same samples.
 
-An entry's name is the digest of everything its values depend on: the teacher's weights, the taps, the precision and the
-batch itself, or the number that its data give a sample. An entry that would be stale has another name, so it is never
-used.
+An entry is named by the digest of everything its values depend on: the teacher's weights, the taps, the precision and
+the batch itself, or the number that its data give a sample. An entry that would be stale has another name, so it is
+never used.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SAMPLE = "sample_id"
 
 
 class TeacherCache:
-    """A bounded folder of entries, one for a batch.
+    """A size-limited folder with one entry per batch.
 
     Args:
-        folder: where entries live; made on first use.
+        folder: where entries are stored; created on first use.
         fingerprint: identifies weights and precision.
-        limit_bytes: nothing is written beyond this.
-        say: receives one line when the cache stops writing.
+        limit_bytes: maximum size of the folder.
+        say: called with one line when the cache stops writing.
     """
 
     def __init__(self, folder: Path, fingerprint: str, limit_bytes: int, say: Callable[[str], None]) -> None:
@@ -41,7 +41,7 @@ class TeacherCache:
         self._closed = False
 
     def key(self, batch: Batch, wanted: Collection[str]) -> str:
-        """Digest of what the values depend on."""
+        """Return the digest of everything the values depend on."""
         digest = hashlib.sha256(self.fingerprint.encode())
         digest.update("\0".join(sorted(wanted)).encode())
         for name in sorted(batch.tensors):
@@ -50,9 +50,9 @@ class TeacherCache:
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def give(self, batch: Batch, wanted: Collection[str], sink: Sink, live: Callable[[Sink], None]) -> None:
-        """Push the wanted values of ``batch`` into ``sink``, in the order in which the teacher gave them; ``live`` runs
-        the teacher where they are not there."""
+    def push(self, batch: Batch, wanted: Collection[str], sink: Sink, live: Callable[[Sink], None]) -> None:
+        """Push the requested values of ``batch`` into ``sink`` in the teacher's order; on a miss, ``live`` runs the
+        teacher."""
         key = self.key(batch, wanted)
         found = self._read(key, batch.device)
         if found is not None:
@@ -79,18 +79,18 @@ class TeacherCache:
         try:
             return load_file(file, device=str(device))
         except (OSError, SafetensorError) as e:
-            self.say(f"teacher cache: {file.name} is damaged ({e}); computing it again")
+            self.say(f"teacher cache: {file.name} is damaged ({e}); recomputing it")
             file.unlink(missing_ok=True)
             return None
 
     def _write(self, key: str, values: dict[str, Tensor]) -> None:
-        """Store an entry unless the limit is reached; a full disk only ends the caching."""
+        """Store an entry unless the limit is reached; a full disk only disables caching."""
         if self._closed:
             return
         size = sum(v.numel() * v.element_size() for v in values.values())
         if self._used + size > self.limit_bytes:
             self._closed = True
-            self.say(f"teacher cache: limit of {self.limit_bytes / 1e9:.1f} GB reached; the rest is computed again")
+            self.say(f"teacher cache: limit of {self.limit_bytes / 1e9:.1f} GB reached; further values are not cached")
             return
         partial = self.folder / f".{key}.tmp-{os.getpid()}"
         try:
@@ -115,13 +115,13 @@ class TeacherCache:
 
 
 class SharedTeacherCache(TeacherCache):
-    """A bounded folder of entries, one for a sample: many runs share it, whatever their batches.
+    """A size-limited folder with one entry per sample, shared by runs with different batches.
 
     The data number each sample together with its augmentation draw (``sample_id``). A batch without numbers, or one
     that a batch step changed, is computed. Entries stay when the stage ends.
     """
 
-    def give(self, batch: Batch, wanted: Collection[str], sink: Sink, live: Callable[[Sink], None]) -> None:
+    def push(self, batch: Batch, wanted: Collection[str], sink: Sink, live: Callable[[Sink], None]) -> None:
         numbers = batch.get(SAMPLE)
         if numbers is None or batch.meta.get(CHANGED):
             live(sink)
@@ -144,12 +144,12 @@ class SharedTeacherCache(TeacherCache):
         return hashlib.sha256("\0".join([self.fingerprint, *sorted(wanted), str(number)]).encode()).hexdigest()
 
     def clear(self) -> None:
-        """Other runs use the entries."""
+        """Do nothing: other runs use the entries."""
 
 
 def _replacing(found: Sequence[Mapping[str, Tensor] | None], sink: Sink) -> Sink:
-    """A sink in which stored values take the place of computed ones: the same whichever samples are there already, so
-    that a run goes on exactly after it was killed."""
+    """Return a sink that replaces computed values by stored ones. The result does not depend on which samples are
+    already stored, so a killed run resumes exactly."""
     stored = {
         at: {name.split("|", 1)[1]: value for name, value in values.items()}
         for at, values in enumerate(found)

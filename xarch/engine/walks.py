@@ -1,4 +1,4 @@
-"""One forward pass over a micro-batch: the student end to end, or site by site while the teacher streams by."""
+"""One forward pass over a micro-batch: the student end to end, or site by site as the teacher's values arrive."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from xarch.matching.pairing import Reference
 from xarch.matching.references import BATCH, STUDENT
 
 Use = Callable[[Sequence[Term], Mapping[str, Any], Right], None]
-"""Called with terms, the student's values by the names in their pairs, and what gives the values they refer to."""
+"""Called with the terms, the student's values by the names in their pairs, and a getter for the referenced values."""
 
 Values = dict[tuple[str, str], Any]
 """(model, tap) -> value."""
 
 
 class SiteStream:
-    """Hands teacher values to sites: as soon as the teacher has given what a site needs, the site is run, and what no
-    other site needs is dropped. Peak memory is one site's, whatever the number of sites.
+    """Passes teacher values to sites. A site runs as soon as its teacher values exist; values that no other site needs
+    are then released, so peak memory is that of one site, however many there are.
 
     Args:
         needs: site -> teacher taps by full name, inputs of the site included.
@@ -64,10 +64,10 @@ class SiteStream:
 
 
 class Walk(ABC):
-    """Forward passes of a stage.
+    """Performs the forward passes of a stage.
 
     Args:
-        student: what is trained.
+        student: the model being trained.
         terms: of the stage.
         feed: its teachers.
         autocast: precision of forward passes.
@@ -81,7 +81,7 @@ class Walk(ABC):
                 self.ahead.setdefault(reference.model, set()).add(reference.name)
 
     def teachers(self, part: Batch) -> Values:
-        """What is known of the teachers before the student runs."""
+        """Return the teacher values that are needed before the student runs."""
         values: Values = {}
         for model, taps in self.ahead.items():
             self.feed.run(part, taps, lambda name, value, m=model: values.__setitem__((m, name), value), model)  # type: ignore[misc]
@@ -91,19 +91,19 @@ class Walk(ABC):
     def run(
         self, part: Batch, seen: Batch, values: Values, terms: Collection[Term], use: Use, *, left: bool = True
     ) -> None:
-        """One pass, with gradients where they are enabled.
+        """Run one pass, with gradients where they are enabled.
 
         Args:
-            part, seen: the micro-batch, with all views and as the student sees it.
-            values: of :meth:`teachers`.
-            terms: those that are used.
-            use: called once, or once a site.
-            left: whether the terms' student sides are wanted, or only what they refer to.
+            part, seen: the micro-batch with all views, and as the student sees it.
+            values: returned by :meth:`teachers`.
+            terms: the terms to compute.
+            use: called once, or once per site.
+            left: whether the student side of the terms is needed, or only the values they refer to.
         """
 
 
 class GlobalWalk(Walk):
-    """The student end to end."""
+    """Runs the student end to end."""
 
     def run(
         self, part: Batch, seen: Batch, values: Values, terms: Collection[Term], use: Use, *, left: bool = True
@@ -115,7 +115,7 @@ class GlobalWalk(Walk):
 
 
 class LocalWalk(Walk):
-    """Each site on the teacher's own input at its place."""
+    """Runs each site on the teacher's input at the same place."""
 
     def __init__(self, student: Student, terms: Sequence[Term], feed: TeacherFeed, autocast: Autocast) -> None:
         super().__init__(student, terms, feed, autocast)
@@ -155,7 +155,7 @@ class LocalWalk(Walk):
 
 
 def _referenced(terms: Iterable[Term]) -> set[str]:
-    """Student taps that terms refer to."""
+    """Return the student taps that terms refer to."""
     return {r.name for t in terms for r in t.references if r.model == STUDENT}
 
 

@@ -36,9 +36,9 @@ class LearningRate:
         return self.schedule.falls_at(steps, self.options)
 
     @property
-    def ending(self) -> float | None:
-        """As :meth:`Schedule.ending`."""
-        return self.schedule.ending(self.options)
+    def decay_share(self) -> float | None:
+        """As :meth:`Schedule.decay_share`."""
+        return self.schedule.decay_share(self.options)
 
     def factor(self, step: float, steps: int) -> float:
         """Factor on the peak learning rate at ``step`` (0-based, also between two steps) of ``steps``."""
@@ -59,7 +59,7 @@ class Falling(Schedule):
 
     Options = Decay
 
-    def ending(self, options: Decay) -> float | None:
+    def decay_share(self, options: Decay) -> float | None:
         return options.decay if options.decay < 1 else None
 
 
@@ -87,7 +87,7 @@ class Constant(Schedule):
     def factor(self, step: float, steps: int, warm: int, options: Any, *, final: float) -> float:
         return 1.0
 
-    def ending(self, options: Any) -> float | None:
+    def decay_share(self, options: Any) -> float | None:
         return 0.0
 
 

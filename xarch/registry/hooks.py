@@ -55,7 +55,7 @@ def xarch_step_finished(run: Any, stage: PlannedStage, step: int, metrics: Mappi
 def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGraph]) -> Sequence[ExportGraph] | None:
     """Replace the graphs a target gives for a profile, or None to leave them.
 
-    The first plugin that returns something wins. Checker and parity gate run on what it returned: each graph is compared
+    The first result wins. Checker and parity gate run on what was returned: each graph is compared
     with the student's taps as its ``reads`` and ``gives`` say, and by the target's own cases, so names, inputs and
     outputs must stay.
     """

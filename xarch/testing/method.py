@@ -86,8 +86,8 @@ def assert_head(method: str) -> None:
         assert head.control in names, f"its control {head.control!r} is neither a method nor a recipe"
 
 
-def two_steps(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that cut every stage of a method to two steps, without exports and with the least evaluation.
+def two_steps(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Overrides and ``--set`` items that cut every stage of a method to two steps, with no export and little evaluation.
 
     Raises:
         UsageError: the method or a value is wrong.
@@ -103,14 +103,15 @@ def two_steps(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "evaluate.batch": 2,
         "evaluate.baseline": False,
     }
+    sets: list[str] = []
     for name, stage in loaded.config.stages.items():
         size = min(stage.batch.size, 4)
         cut |= {f"stages.{name}.batch.size": size, f"stages.{name}.log_every": 1, f"stages.{name}.requires": {}}
-        cut |= {f"stages.{name}.{key}": None for key in ("until", "share", "epochs")}
+        sets += [f"stages.{name}.{key}=null" for key in ("until", "share", "epochs")]
         cut[f"stages.{name}.units"] = STEPS * size * units_per_sample(loaded.config, name)
         if stage.validation is not None:
             cut[f"stages.{name}.validation.samples"] = 2
-    return {**values, **cut}
+    return {**values, **cut}, sets
 
 
 def units_per_sample(config: Any, stage: str) -> int:
@@ -131,7 +132,8 @@ def assert_runs(method: str, values: Mapping[str, Any], out: Path) -> None:
     """
     from xarch.api import convert, plan
 
-    planned = plan(method, overrides=two_steps(method, values))
+    overrides, sets = two_steps(method, values)
+    planned = plan(method, overrides=overrides, sets=sets)
     run = convert(planned, out=out)
     assert run.status["state"] == "done"
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -150,7 +150,7 @@ class ScheduleConformance:
         made = self._made(0.0)
         start = made.falls_at(self.STEPS)
         assert 0 <= start <= self.STEPS
-        assert made.ending is None or 0 <= made.ending <= 1
+        assert made.decay_share is None or 0 <= made.decay_share <= 1
         if 100 < start < self.STEPS:
             before = {round(made.factor(step, self.STEPS), 9) for step in range(100, start)}
             assert len(before) == 1, "it falls before `falls_at`"

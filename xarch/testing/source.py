@@ -11,7 +11,7 @@ import torch
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Teacher
-from xarch.errors import PlanError
+from xarch.errors import PlanError, UsageError
 from xarch.planning.resolve import resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
@@ -62,6 +62,15 @@ class SourceConformance:
         assert type(info.facts).from_json(info.facts.to_json()) == info.facts
         assert {n: tuple(t.shape) for n, t in teacher.constants().items()} == dict(info.constants)
         assert set(info.constants) <= set(family_of(info.facts).constants)
+
+    def test_it_can_be_cut_for_a_trial_run(self, source: Any) -> None:
+        """``--tiny``; a source of small models may return its options as they are."""
+        try:
+            options = source.adapter.tiny(source.options)
+        except UsageError as e:
+            raise AssertionError(f"{type(source.adapter).__name__} needs `tiny`, for `xarch convert --tiny`") from e
+        cut, whole = (source.adapter.describe(source.ref, o) for o in (options, source.options))
+        assert cut.parameters <= whole.parameters
 
     def test_teacher_is_frozen_and_in_eval_mode(self, teacher: Teacher) -> None:
         assert not teacher.module.training

@@ -1,1 +1,1 @@
-"""The network: exchangeable sequence mixers in a stack of otherwise unchanged blocks."""
+"""The network: interchangeable sequence mixers in a stack of otherwise unchanged blocks."""

@@ -1,4 +1,4 @@
-"""Softmax attention as a mixer: the teacher's own, kept layers of hybrids, and the reference for every replacement.
+"""Softmax attention as a mixer: the teacher's own, also for the layers a hybrid keeps.
 
 Legend: B batch, L tokens, S tokens in the cache, D width, H heads, K key/value heads, E head width.
 """
@@ -20,7 +20,7 @@ from xarch_decoder.model.mixer import ATTENTION, Mixer, SequenceInfo, StateSpec
 from xarch_decoder.model.rotary import Rotation, rotate, rotation
 
 MASKED = -30000.0
-"""Score of a forbidden key: finite in half precision, and exp(MASKED - max) is exactly zero."""
+"""Score of a masked key: finite in half precision, and exp(MASKED - max) is exactly zero."""
 
 
 class Attention(Mixer):
@@ -29,7 +29,7 @@ class Attention(Mixer):
     A window of w lets a token see itself and the w - 1 tokens before it.
 
     Raises:
-        PlanError: the head counts or the rotated part of a head do not fit together.
+        PlanError: the head counts, or the rotary pairs and the head width, do not fit together.
     """
 
     kind = ATTENTION
@@ -105,7 +105,7 @@ class Attention(Mixer):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q_BLHE, k_BKLE, v_BKLE = self._step(x_BLD, positions_BL)
         length = state[0].shape[2]
-        # A constant instead of arange, floats instead of integers: accelerators rarely run Range or integer compare.
+        # Use a constant rather than arange, and floats: accelerators rarely support Range or integer comparison.
         places_S = torch.tensor([float(s) for s in range(length)], device=x_BLD.device)
         at_BL1 = positions_BL.float()[:, :, None]
         keys_BKSE = _write(state[0], k_BKLE, places_S, at_BL1)
@@ -132,12 +132,12 @@ class Attention(Mixer):
         return q_BLHE, k_BLKE.transpose(1, 2), self._values(x_BLD).transpose(1, 2)
 
     def _visible(self, query: Tensor, key: Tensor) -> Tensor:
-        """Which keys a query sees, from their places in the document."""
+        """Return which keys a query attends to, from their positions in the document."""
         seen = key <= query
         return seen if self.window is None else seen & (key > query - self.window)
 
     def _mask(self, sequence: SequenceInfo) -> Tensor | None:
-        """[B or 1, 1, L, L], True where a token may look; None for plain causal attention over whole rows."""
+        """Return a mask [B or 1, 1, L, L], True where attention is allowed; None for plain causal attention."""
         length = sequence.positions_BL.shape[1]
         window = self.window if self.window is not None and self.window < length else None
         segments_BL = sequence.segment_ids_BL
@@ -154,7 +154,7 @@ class Attention(Mixer):
         return sequence.once(("attention mask", window), build)
 
     def _attend(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, mask_B1LL: Tensor | None) -> Tensor:
-        """Whole sequences: [B, L, H, E]."""
+        """Attend over whole sequences; return [B, L, H, E]."""
         q_BHLE, k_BKLE, v_BKLE = (t.transpose(1, 2) for t in (q_BLHE, k_BLKE, v_BLKE))
         if self.softcap is None:
             heads_BHLE = F.scaled_dot_product_attention(
@@ -173,13 +173,15 @@ class Attention(Mixer):
         return self._explicit(q_BHLE, k_BKLE, v_BKLE, mask_B1LL)
 
     def _read(self, q_BLHE: Tensor, keys_BKSE: Tensor, values_BKSE: Tensor, allowed_BLS: Tensor | None) -> Tensor:
-        """Attention of new tokens to a cache: [B, L, H * E]."""
+        """Attend from new tokens to a cache; return [B, L, H * E]."""
         mask_B1LS = None if allowed_BLS is None else allowed_BLS[:, None]
         return self._explicit(q_BLHE.transpose(1, 2), keys_BKSE, values_BKSE, mask_B1LS).flatten(2)
 
     def _explicit(self, q_BHLE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask_B1LS: Tensor | None) -> Tensor:
-        """Scores written out, [B, L, H, E]. The heads that share a key are stacked along L, so that keys are neither
-        repeated nor tensors of more than four dimensions needed."""
+        """Attend with explicit scores; return [B, L, H, E].
+
+        Heads that share a key are stacked along L, which avoids repeated keys and tensors of more than 4 dimensions.
+        """
         batch, heads, length, width = q_BHLE.shape
         stacked = (batch, self.kv_heads, heads // self.kv_heads * length)
         scores = (q_BHLE * self.scale).reshape(*stacked, width) @ k_BKSE.transpose(2, 3)
@@ -193,7 +195,7 @@ class Attention(Mixer):
 
 
 def _write(buffer_BKSE: Tensor, new_BKLE: Tensor, places_S: Tensor, at_BL1: Tensor) -> Tensor:
-    """``buffer`` with the new entries at their places, without scatter: a product with a one-hot matrix is exact."""
+    """Return ``buffer`` with the new entries in place; uses an exact one-hot matrix product instead of scatter."""
     hit_BLS = at_BL1 == places_S
     if new_BKLE.shape[2] == 1:
         return torch.where(hit_BLS.transpose(1, 2)[:, None], new_BKLE, buffer_BKSE)

@@ -1,4 +1,4 @@
-"""One decoder block: norms, one of several sequence mixers, MLP; its inner values can be read while it runs.
+"""One decoder block: norms, one of several sequence mixers, MLP; its inner values can be tapped.
 
 Legend: B batch, L tokens, D width.
 """
@@ -15,7 +15,7 @@ from xarch_decoder.model.layers import MLP, make_norm
 from xarch_decoder.model.mixer import Mixer, SequenceInfo
 
 MixerFactory = Callable[[DecoderFacts, int], Mixer]
-"""Builds the mixer of one layer; a mixer class whose constructor takes (facts, layer) is one."""
+"""Builds the mixer of one layer, e.g. a mixer class whose constructor takes (facts, layer)."""
 
 Push = Callable[[str, Any], None]
 """Called with (leaf tap name, value)."""
@@ -27,7 +27,7 @@ class Block(nn.Module):
     Args:
         facts: the decoder.
         layer: index of the block.
-        factories: mixers of the block, each of another kind; the first one is active.
+        factories: mixer factories of the block, one per kind; the first one is active.
     """
 
     def __init__(self, facts: DecoderFacts, layer: int, factories: Sequence[MixerFactory]) -> None:
@@ -44,18 +44,18 @@ class Block(nn.Module):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of mixers in this block."""
+        """Return the kinds of mixers in this block."""
         return tuple(self.mixers)
 
     def mixer(self, kind: str | None = None) -> Mixer:
-        """The mixer of a kind, the active one by default.
+        """Return the mixer of a kind, by default the active one.
 
         Raises:
             ValueError: the block has no such mixer.
         """
         kind = self.active if kind is None else kind
         if kind not in self.mixers:
-            raise ValueError(f"no mixer {kind!r} in this block, it has {', '.join(self.mixers)}")
+            raise ValueError(f"no mixer {kind!r} in this block; it has {', '.join(self.mixers)}")
         found = self.mixers[kind]
         assert isinstance(found, Mixer)
         return found
@@ -74,12 +74,12 @@ class Block(nn.Module):
         push: Push | None = None,
         whole: bool = True,
     ) -> Tensor | None:
-        """Output of the block [B, L, D].
+        """Return the output of the block [B, L, D].
 
         Args:
             kind: mixer to run instead of the active one.
             wanted: leaf names of taps handed to ``push`` as soon as they exist.
-            whole: False computes only what is wanted; the result is None if the block was left early.
+            whole: if False, compute only the wanted taps; the result is None if the block stopped early.
         """
         ahead = set(wanted)
 
@@ -120,7 +120,7 @@ class Block(nn.Module):
     def advance(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], *, fixed: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """L more tokens from ``state``: (output [B, L, D], new state)."""
+        """Process L more tokens from ``state``; return (output [B, L, D], new state)."""
         normed_BLD = self.norm1(x_BLD)
         mixer = self.mixer()
         step = mixer.advance_fixed if fixed else mixer.advance
@@ -128,7 +128,7 @@ class Block(nn.Module):
         return self.close(x_BLD, normed_BLD, mixed_BLD), state
 
     def close(self, x_BLD: Tensor, normed_BLD: Tensor, mixed_BLD: Tensor) -> Tensor:
-        """The rest of the block once the mixer has run."""
+        """Run the rest of the block after the mixer."""
         after_BLD = x_BLD + mixed_BLD
         read_BLD = x_BLD if self.parallel else after_BLD
         if self.norm2 is not None:

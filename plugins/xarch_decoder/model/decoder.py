@@ -1,4 +1,4 @@
-"""A causal decoder whose sequence mixers are exchangeable; everything else is as in the teacher.
+"""A causal decoder with interchangeable sequence mixers; everything else matches the teacher.
 
 Parameter names are the family's canonical names (``embed.weight``, ``blocks.3.norm1.weight``, ``norm.weight``), with
 mixers at ``blocks.3.mixers.KIND``.
@@ -31,9 +31,9 @@ class Probe:
 
     Attributes:
         wanted: full tap names.
-        sink: gets each of them the moment it exists.
-        active: layer -> mixer kind that runs instead of the active one.
-        start: (layer, residual stream [B, L, D] entering it): run from there instead of from the embedding.
+        sink: receives each value as soon as it exists.
+        active: layer -> mixer kind to run instead of the active one.
+        start: (layer, residual stream [B, L, D] entering it): start there instead of at the embedding.
     """
 
     wanted: frozenset[str]
@@ -42,7 +42,7 @@ class Probe:
     start: tuple[int, Tensor] | None = None
 
     def leaves(self, layer: int) -> frozenset[str]:
-        """Leaf names wanted from a block."""
+        """Return the leaf names wanted from a block."""
         prefix = f"blocks.{layer}."
         return frozenset(name.removeprefix(prefix) for name in self.wanted if name.startswith(prefix))
 
@@ -52,16 +52,16 @@ class MixerDecoder(nn.Module):
 
     Args:
         facts: the architecture.
-        mixers: per layer the factories of its mixers; the first of a layer is active.
+        mixers: mixer factories of each layer; the first one of a layer is active.
 
     Raises:
-        ValueError: not one entry per layer.
+        ValueError: ``mixers`` does not have one entry per layer.
     """
 
     def __init__(self, facts: DecoderFacts, mixers: Sequence[Sequence[MixerFactory]]) -> None:
         super().__init__()
         if len(mixers) != facts.layers:
-            raise ValueError(f"{len(mixers)} lists of mixers for {facts.layers} layers")
+            raise ValueError(f"got {len(mixers)} lists of mixers for {facts.layers} layers")
         self.facts = facts
         self.embed = nn.Embedding(facts.vocab, facts.width)
         self.blocks = nn.ModuleList([Block(facts, i, factories) for i, factories in enumerate(mixers)])
@@ -69,22 +69,22 @@ class MixerDecoder(nn.Module):
         self.head = Head(facts)
 
     def block(self, layer: int) -> Block:
-        """Block ``layer``."""
+        """Return block ``layer``."""
         found = self.blocks[layer]
         assert isinstance(found, Block)
         return found
 
     def keep(self, layer: int, kind: str) -> None:
-        """Drop every mixer of ``layer`` but ``kind``."""
+        """Drop every mixer of ``layer`` except ``kind``."""
         self.block(layer).keep(kind)
 
     @property
     def head_weight(self) -> Tensor:
-        """Output projection [V, D]: the embedding if the two are tied."""
+        """Return the output projection [V, D]: the embedding if the two are tied."""
         return self.embed.weight if self.head.weight is None else self.head.weight
 
     def forward(self, input_ids_BL: Tensor, segment_ids_BL: Tensor | None = None) -> Tensor:
-        """Logits [B, L, V]."""
+        """Return logits [B, L, V]."""
         sequence = make_sequence(input_ids_BL, segment_ids_BL)
         x_BLD = self._embedded(input_ids_BL)
         for block in self.blocks:
@@ -92,7 +92,7 @@ class MixerDecoder(nn.Module):
         return self.head(self.norm(x_BLD), self.head_weight)
 
     def read(self, input_ids_BL: Tensor, segment_ids_BL: Tensor | None, probe: Probe) -> None:
-        """Run and give ``probe`` what it wants; ends after the last wanted value."""
+        """Run and push the values that ``probe`` wants; stop after the last one."""
         sequence = make_sequence(input_ids_BL, segment_ids_BL)
         leaves = [probe.leaves(i) for i in range(self.facts.layers)]
         tail = probe.wanted & {"final", "logits"}
@@ -116,13 +116,13 @@ class MixerDecoder(nn.Module):
     def advance(
         self, input_ids_BL: Tensor, position: int | Tensor, states: States, *, fixed: bool = False, last: bool = False
     ) -> tuple[Tensor, States]:
-        """L more tokens of one document: (logits [B, L, V], new states).
+        """Process L more tokens of one document; return (logits [B, L, V], new states).
 
         Args:
-            position: tokens already in ``states``, a number or an int64 tensor [1].
+            position: number of tokens already in ``states``, an int or an int64 tensor [1].
             states: from :meth:`initial_states` or an earlier call.
             fixed: growing states are buffers of fixed length (see ``Mixer.advance_fixed``).
-            last: logits of the last token only, [B, 1, V].
+            last: return logits of the last token only, [B, 1, V].
         """
         # A constant tensor rather than arange: it becomes an initializer, not a Range node.
         steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
@@ -139,13 +139,13 @@ class MixerDecoder(nn.Module):
         return self.head(self.norm(x_BLD), self.head_weight), tuple(out)
 
     def state_specs(self) -> tuple[tuple[StateSpec, ...], ...]:
-        """States of the active mixers, per layer."""
+        """Return the state specifications of the active mixers, by layer."""
         return tuple(self.block(i).mixer().state_spec() for i in range(self.facts.layers))
 
     def initial_states(self, batch: int = 1, *, length: int = 0) -> States:
-        """States of a document of which nothing has been read.
+        """Return the states before the first token of a document.
 
-        Growing states (caches) hold ``length`` entries and have the weights' type, all others are float32, because a
+        Growing states (caches) hold ``length`` entries in the weights' dtype. All others are float32, because a
         recurrence in half precision stops decaying (a state multiplied by 0.999 rounds back to itself).
         """
         weight = self.embed.weight
@@ -162,7 +162,7 @@ class MixerDecoder(nn.Module):
 
 
 def make_sequence(input_ids_BL: Tensor, segment_ids_BL: Tensor | None) -> SequenceInfo:
-    """Positions that restart with every document of a row."""
+    """Return positions that restart with every document in a row."""
     place_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand(input_ids_BL.shape)
     if segment_ids_BL is None:
         return SequenceInfo(place_BL)

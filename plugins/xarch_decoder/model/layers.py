@@ -27,7 +27,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32 whatever the input's type."""
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, computed in float32 for every input dtype."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide, weight = x.float(), self.weight.float()
         if torch.compiler.is_exporting():
-            # Division by a square root, instead of rsqrt, is what onnxruntime fuses into one node.
+            # Divide by a square root rather than use rsqrt: onnxruntime fuses the division into one node.
             return (wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * weight).to(x.dtype)
         return F.rms_norm(wide, weight.shape, weight, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with weight and bias, in float32 whatever the input's type."""
+    """Layer norm with weight and bias, computed in float32 for every input dtype."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(facts: DecoderFacts) -> RMSNorm | LayerNorm:
-    """The decoder's norm over the model width."""
+    """Build the decoder's norm over the model width."""
     return (RMSNorm if facts.norm == "rms" else LayerNorm)(facts.width, facts.norm_eps)
 
 
@@ -91,10 +91,10 @@ class Head(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(facts.vocab)) if facts.head_bias else None)
 
     def forward(self, x_BLD: Tensor, weight_VD: Tensor) -> Tensor:
-        """Logits [B, L, V].
+        """Return logits [B, L, V].
 
-        Tokens are flattened first: a product of two matrices exports as one Gemm that reads the weight as it is, so a
-        tied embedding is stored once.
+        Tokens are flattened first: a product of two matrices exports as one Gemm that reads the weight unchanged, so
+        a tied embedding is stored once.
         """
         z_BLV = F.linear(x_BLD.flatten(0, 1), weight_VD, self.bias).unflatten(0, x_BLD.shape[:2])
         return z_BLV if self.softcap is None else self.softcap * torch.tanh(z_BLV / self.softcap)

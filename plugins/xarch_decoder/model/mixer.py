@@ -25,8 +25,8 @@ class StateSpec:
     """One tensor of a mixer's recurrent state.
 
     Attributes:
-        name: e.g. "ssm_state"; in exported graphs layer i's tensor is ``ssm_state.i`` and leaves as
-            ``present_ssm_state.i``.
+        name: e.g. "ssm_state"; in exported graphs layer i's tensor is the input ``ssm_state.i`` and the
+            output ``present_ssm_state.i``.
         shape: per-sample shape, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
         fill: value of the initial state.
     """
@@ -37,17 +37,17 @@ class StateSpec:
 
     @property
     def axis(self) -> int | None:
-        """The growing dimension of the batched tensor, None if the state has a fixed size."""
+        """Return the growing dimension of the batched tensor, or None if the state has a fixed size."""
         return self.shape.index(-1) + 1 if -1 in self.shape else None
 
     def sized(self, length: int) -> tuple[int, ...]:
-        """The per-sample shape with ``length`` in place of -1."""
+        """Return the per-sample shape with ``length`` in place of -1."""
         return tuple(length if n == -1 else n for n in self.shape)
 
 
 @dataclass
 class SequenceInfo:
-    """What a mixer may know about the tokens besides their hidden states.
+    """What a mixer knows about the tokens apart from their hidden states.
 
     ``positions_BL`` restart at zero with every document; ``segment_ids_BL`` is None when each row is one document.
     """
@@ -57,14 +57,14 @@ class SequenceInfo:
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, build: Callable[[], T]) -> T:
-        """``build()``, computed by the first layer that asks for ``key`` and shared with all later ones."""
+        """Return ``build()``, computed by the first layer that requests ``key`` and shared with all later ones."""
         if key not in self._shared:
             self._shared[key] = build()
         return self._shared[key]
 
 
 class Mixer(nn.Module, ABC):
-    """Mixes along the sequence, causally. Input is the block's normed hidden state, output goes to the residual.
+    """Mixes along the sequence, causally. Reads the block's normed hidden state; the output is added to the residual.
 
     A mixer holds no buffers that its state dict does not store: a student built on the meta device gets its storage
     first and its values later, and a derived buffer would never be computed again.
@@ -75,26 +75,28 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
-        """Whole sequences from the initial state (training, evaluation)."""
+        """Process whole sequences from the initial state (training, evaluation)."""
 
     @abstractmethod
     def advance(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """L more tokens of one document from ``state``: (output [B, L, D], new state). Traceable by torch.export.
+        """Process L more tokens of one document from ``state``; return (output [B, L, D], new state).
 
-        Feeding a sequence in any pieces gives the same output as :meth:`forward`.
+        Traceable by torch.export. Feeding a sequence in pieces of any size yields the same output as :meth:`forward`.
         """
 
     @abstractmethod
     def state_spec(self) -> tuple[StateSpec, ...]:
-        """Names and shapes of the state tensors, in the order :meth:`advance` takes them."""
+        """Return names and shapes of the state tensors, in the order in which :meth:`advance` takes them."""
 
     def advance_fixed(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """:meth:`advance` for runtimes without dynamic shapes: a growing state is a buffer of fixed length of which
-        the first ``positions_BL[:, 0]`` entries are in use. Mixers whose states do not grow inherit it.
+        """Like :meth:`advance`, for runtimes without dynamic shapes.
+
+        A growing state is a buffer of fixed length; its first ``positions_BL[:, 0]`` entries are in use. Mixers whose
+        states do not grow inherit this method.
 
         Raises:
             PlanError: a state grows and the mixer has no fixed form.
@@ -108,21 +110,21 @@ class Mixer(nn.Module, ABC):
         return self.advance(x_BLD, positions_BL, state)
 
     def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
-        """Values of inner taps (``matrix``, ``heads``) when a stage matches them."""
-        raise ValueError(f"mixer {self.kind!r} has no inner taps, wanted {sorted(wanted)}")
+        """Return the values of inner taps (``matrix``, ``heads``) that a stage matches."""
+        raise ValueError(f"mixer {self.kind!r} has no inner taps; requested {sorted(wanted)}")
 
     def inner_layouts(self) -> dict[str, str]:
-        """Inner tap -> layout, for the taps :meth:`inner` can give, in the order in which they come into being.
+        """Map each tap that :meth:`inner` can return to its layout, in order of computation.
 
-        A mixer that lists ``mixer_out`` computes its output in the same pass as its inner taps; the block then asks
-        :meth:`inner` for it instead of calling :meth:`forward` as well.
+        A mixer that lists ``mixer_out`` computes its output in the same pass as its inner taps; the block then takes
+        it from :meth:`inner` instead of also calling :meth:`forward`.
         """
         return {}
 
     def inner_shapes(self) -> dict[str, dict[str, int]]:
-        """Inner tap -> sizes fixed by the architecture (``{"heads": {"H": 9, "E": 64}}``), proven while planning."""
+        """Map inner taps to sizes fixed by the architecture (``{"heads": {"H": 9, "E": 64}}``), checked by the plan."""
         return {}
 
     def no_decay(self) -> Collection[str]:
-        """Own parameter names that never get weight decay; by default those with fewer than 2 dimensions."""
+        """Return parameter names excluded from weight decay; by default those with fewer than 2 dimensions."""
         return [name for name, p in self.named_parameters() if p.ndim < 2]

@@ -16,10 +16,10 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(positions_BL: Tensor, inverse_frequencies: Sequence[float], gain: float = 1.0) -> Rotation:
-    """Rotation of every position.
+    """Return the rotation at every position.
 
-    The frequencies are written into the graph as a constant: as a buffer they would be lost when a module built on the
-    meta device gets its storage.
+    The frequencies are a constant of the graph: a buffer would be lost when a module built on the meta device gets its
+    storage.
     """
     frequencies_F = torch.tensor(inverse_frequencies, dtype=torch.float32, device=positions_BL.device)
     angle_BL1F = positions_BL.float()[:, :, None, None] * frequencies_F
@@ -39,7 +39,7 @@ def rotate(x_BLHE: Tensor, by: Rotation) -> Tensor:
 
 
 def _plain(x_BLHE: Tensor, cos_BL1F: Tensor, sin_BL1F: Tensor) -> Tensor:
-    """In the wider of the two types; also what a compiler fuses and an exporter records."""
+    """Rotate in the wider of the two dtypes; compilers fuse this form and exporters record it."""
     pairs = cos_BL1F.shape[-1]
     first, second = x_BLHE[..., :pairs], x_BLHE[..., pairs : 2 * pairs]
     parts = [first * cos_BL1F - second * sin_BL1F, second * cos_BL1F + first * sin_BL1F]
@@ -49,10 +49,10 @@ def _plain(x_BLHE: Tensor, cos_BL1F: Tensor, sin_BL1F: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Written straight into the result, without temporaries; the gradient is the rotation back, and keeps no x.
+    """Rotation written directly into the result; the gradient is the inverse rotation and needs no saved x.
 
-    Left to autograd, the two halves cost a zero-filled gradient each, and their products and the concatenation are
-    written once more: three times the memory traffic of both passes.
+    With plain autograd each half costs a zero-filled gradient, and products and concatenation are written once more:
+    three times the memory traffic over both passes.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""The network: a representation behind a unit cube, its colour head, and how rays cross it."""
+"""The network: a representation over the unit cube, its colour head, and ray marching."""

@@ -1,6 +1,6 @@
-"""Finding the occupied cells of a field by asking it, refreshed as in Instant-NGP (arXiv 2201.05989, appendix C).
+"""Occupied cells of a field found by querying it, refreshed as in Instant-NGP (arXiv 2201.05989, appendix C).
 
-Legend: N points, H cells an axis.
+Legend: N points, H cells per axis.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def build(
     grow: int = 1,
     chunk: int = 1 << 16,
 ) -> Tensor:
-    """Find the occupied cells of a field that has no occupancy of its own.
+    """Find the occupied cells of a field without an occupancy grid.
 
     Args:
         field: queried at ``passes`` jittered points per cell; its own mask is ignored.
-        resolution: cells an axis.
+        resolution: cells per axis.
         threshold: a cell is occupied above min(mean density, threshold) per world unit.
         seed: of the jitter.
-        grow: cells by which the result is dilated, against holes at the rim.
+        grow: cells by which the result is dilated, to avoid holes at the boundary.
         chunk: points per query.
 
     Returns:
@@ -40,18 +40,18 @@ def build(
 
 
 class DensityGrid:
-    """The densities of a field's cells while it is trained: the largest seen, fading with every refresh.
+    """Decaying maximum of the density seen in each cell of a field during training.
 
-    One point per cell and refresh misses what is thinner than a cell; what was found before outlasts such a miss. Only
-    cells that may hold matter are asked: those given, and whatever has become occupied next to them.
+    One point per cell and refresh misses anything thinner than a cell; earlier densities persist through such a miss.
+    Only cells that may be occupied are queried: those given, and neighbours of occupied cells.
 
     Args:
-        within_HHH: bool [H, H, H], the cells that may hold matter.
+        within_HHH: bool [H, H, H], the cells that may be occupied.
         decay: factor of earlier densities at each refresh.
         seed: of the points in the cells.
 
     Attributes:
-        sigma_HHH: density per world unit of each cell, float [H, H, H]; zero where nobody asked.
+        sigma_HHH: density per world unit of each cell, float [H, H, H]; zero where not queried.
     """
 
     def __init__(self, within_HHH: Tensor, *, decay: float = 0.95, seed: int = 0) -> None:
@@ -64,7 +64,7 @@ class DensityGrid:
     def refresh(
         self, field: RadianceField, *, passes: int = 1, threshold: float = 10.0, grow: int = 1, chunk: int = 1 << 16
     ) -> Tensor:
-        """Ask the field and return the occupied cells, bool [H, H, H] on its device; arguments as of :func:`build`."""
+        """Query the field; return the occupied cells, bool [H, H, H] on its device. Arguments: see :func:`build`."""
         device, size = field.aabb.device, self.within_HHH.shape[0]
         self.within_HHH, best = self.within_HHH.to(device), self.sigma_HHH.to(device).reshape(-1) * self.decay
         low, high = field.sigma_clip

@@ -3,7 +3,7 @@
 The interface is that of progressive volume distillation (arXiv 2211.15977, section 3): block 1 maps a point to a
 feature F = (raw log-density, 15 geometry features), block 2 maps (F, direction) to density and colour.
 
-Legend: N points, 3 = x, y, z (or r, g, b), H occupancy cells an axis.
+Legend: N points, 3 = x, y, z (or r, g, b), H occupancy cells per axis.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class RadianceField(nn.Module, ABC):
 
     Args:
         aabb: lower and upper corner in world units, [2, 3] or nested sequences.
-        occupancy: bool [H, H, H] over the unit cube in x, y, z order; None means one occupied cell.
-        warp, warp_parameters: how world points reach the unit cube, see :mod:`xarch_field.model.warp`.
-        sigma_clip: limits of the raw log-density inside exp.
-        background: colour behind the field for callers that name none.
-        march_aabb: world box that rays cross, [2, 3]; None takes the occupied part of ``aabb``.
+        occupancy: bool [H, H, H] over the unit cube in x, y, z order; None means a single occupied cell.
+        warp, warp_parameters: mapping from world points to the unit cube, see :mod:`xarch_field.model.warp`.
+        sigma_clip: bounds to which the raw log-density is clipped before exp.
+        background: default colour behind the field.
+        march_aabb: world box that rays cross, [2, 3]; None uses the occupied part of ``aabb``.
 
     Attributes:
         arch: name of the representation.
-        options: what the representation was built with, plain data; a file needs it beside the tensors.
-        has_feature: whether block 1 and block 2 can be told apart.
+        options: constructor options of the representation, as plain data; files store them beside the tensors.
+        has_feature: whether the field is split into block 1 and block 2.
     """
 
     arch: str = ""
@@ -61,7 +61,7 @@ class RadianceField(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if warp not in warps.WARPS:
-            raise UsageError(f"a field has warp {warp!r}", f"known warps: {', '.join(warps.WARPS)}")
+            raise UsageError(f"unknown warp {warp!r} of a field", f"known warps: {', '.join(warps.WARPS)}")
         self.register_buffer("aabb", _box("aabb", aabb))
         self.register_buffer("occupancy", torch.ones(1, 1, 1, dtype=torch.bool) if occupancy is None else occupancy)
         self.register_buffer("march_aabb", None if march_aabb is None else _box("march_aabb", march_aabb))
@@ -73,17 +73,17 @@ class RadianceField(nn.Module, ABC):
         self._crossed: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
 
     def grid_reads(self) -> int:
-        """Numbers that one point reads from tables and grids, for estimates of time."""
+        """Return how many values one point reads from tables and grids, for time estimates."""
         return 0
 
     @abstractmethod
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        """Values at points of the unit cube (those outside may get anything finite).
+        """Return values at points of the unit cube (any finite value at points outside it).
 
         Args:
             u_N3: points in [0, 1]³.
             d_N3: unit directions; needed for "rgb" only.
-            want: of "feature", "sigma_raw", "rgb".
+            want: any of "feature", "sigma_raw", "rgb".
 
         Returns:
             feature [N, 16] and sigma_raw [N], both unclipped, rgb [N, 3] in [0, 1].
@@ -91,40 +91,41 @@ class RadianceField(nn.Module, ABC):
 
     @abstractmethod
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
-        """Block name ("encoder", "sigma_net", "color_net", ...) -> tensor by name, for inheritance by equal shape."""
+        """Map block names ("encoder", "sigma_net", "color_net", ...) to named tensors, inherited where shapes match."""
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[str]]:
-        """Parameter names by how they train: "grid" (tables and tensors of samples) and "net" (layers)."""
+        """Return parameter names by group: "grid" (tables and sampled tensors) and "net" (layers)."""
 
     def to_unit(self, x_N3: Tensor) -> Tensor:
-        """World points -> unit cube."""
+        """Map world points to the unit cube."""
         return warps.to_unit(x_N3, self.aabb, self.warp, self.warp_parameters)
 
     def to_world(self, u_N3: Tensor) -> Tensor:
-        """Unit cube -> world points."""
+        """Map points of the unit cube to the world."""
         return warps.to_world(u_N3, self.aabb, self.warp, self.warp_parameters)
 
     def occupied(self, x_N3: Tensor) -> Tensor:
-        """Whether world points lie in occupied cells, bool [N]."""
+        """Return whether world points lie in occupied cells, bool [N]."""
         return occupancies.lookup(self.occupancy, self.to_unit(x_N3))
 
     def density(self, raw_N: Tensor, occupied_N: Tensor | None = None) -> Tensor:
-        """exp of the clipped raw log-density, per world unit, zero where not occupied; always float32 or wider."""
+        """Return exp of the clipped raw log-density, per world unit, zero where empty; always float32 or wider."""
         raw_N = raw_N if raw_N.dtype == torch.float64 else raw_N.float()
         sigma_N = trunc_exp(raw_N.clamp(*self.sigma_clip))
         return sigma_N if occupied_N is None else sigma_N * occupied_N.to(sigma_N.dtype)
 
     def query(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        """Everything asked for at world points in one pass.
+        """Return the wanted values at world points in one pass.
 
         Args:
             x_N3: world points.
             d_N3: unit directions, or None if no "rgb" is wanted.
-            want: of "feature" [N, 16], "sigma_raw" [N] (both unclipped), "sigma" [N] (clipped, masked), "rgb" [N, 3].
+            want: any of "feature" [N, 16], "sigma_raw" [N] (both unclipped), "sigma" [N] (clipped, masked), "rgb"
+                [N, 3].
 
         Raises:
-            UsageError: an unknown name, "feature" of a field that has none, or "rgb" without directions.
+            UsageError: unknown name, "feature" of a field that has none, or "rgb" without directions.
         """
         self._check(d_N3, want)
         u_N3 = self.to_unit(x_N3)
@@ -135,7 +136,7 @@ class RadianceField(nn.Module, ABC):
         return {name: values[name] for name in want}
 
     def block1(self, x_N3: Tensor) -> Tensor:
-        """Feature F [N, 16] at world points, unclipped; column 0 is the raw log-density.
+        """Return feature F [N, 16] at world points, unclipped; column 0 is the raw log-density.
 
         Raises:
             UsageError: the representation has no feature.
@@ -143,22 +144,22 @@ class RadianceField(nn.Module, ABC):
         return self.query(x_N3, None, ("feature",))["feature"]
 
     def sigma_raw(self, x_N3: Tensor) -> Tensor:
-        """Raw log-density [N] at world points, unclipped and not masked."""
+        """Return the raw log-density [N] at world points, neither clipped nor masked."""
         return self.query(x_N3, None, ("sigma_raw",))["sigma_raw"]
 
     def colour(self, source: Tensor, d_N3: Tensor) -> Tensor:
-        """Colour [N, 3] from features [N, 16] (a field with features) or world points [N, 3] (one without)."""
+        """Return colour [N, 3] from features [N, 16] (fields with features) or world points [N, 3] (others)."""
         return self.query(source, d_N3, ("rgb",))["rgb"]
 
     def forward(self, x_N3: Tensor, d_N3: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per world unit [N] and colour [N, 3]."""
+        """Return density per world unit [N] and colour [N, 3]."""
         values = self.query(x_N3, d_N3, ("sigma", "rgb"))
         return values["sigma"], values["rgb"]
 
     def march_box(self) -> Tensor:
-        """World box [2, 3] that rays have to cross: the occupied part, or ``march_aabb``.
+        """Return the world box [2, 3] that rays march through: the occupied part, or ``march_aabb``.
 
-        A contraction reaches to infinity; rays then stop at eight times the inner box.
+        A contraction extends to infinity; rays then stop at eight times the inner box.
 
         Raises:
             UsageError: warp "ndc" without ``march_aabb``.
@@ -173,34 +174,34 @@ class RadianceField(nn.Module, ABC):
         return middle + 8 * (self.aabb - middle)
 
     def _occupied_box(self) -> Tensor:
-        """The occupied part of the box, found again only after occupancy or box have changed."""
+        """Return the occupied part of the box, recomputed only when occupancy or box have changed."""
         parts = (self.occupancy, self.aabb)
         if torch.is_inference_mode_enabled() or any(t.is_inference() for t in parts):
             return self.to_world(occupancies.bounds(self.occupancy))
         key = tuple((id(t), t._version) for t in parts)
         if self._crossed is None or self._crossed[0] != key:
-            # The tensors are kept with the key: while they live no other tensor has their ids.
+            # Keep the tensors with the key: while they are alive, no other tensor can have their ids.
             self._crossed = key, parts, self.to_world(occupancies.bounds(self.occupancy))
         return self._crossed[2]
 
     def set_occupancy(self, grid_HHH: Tensor) -> None:
-        """Replace the occupancy, of any resolution."""
+        """Replace the occupancy with a grid of any resolution."""
         self.register_buffer("occupancy", grid_HHH.to(self.aabb.device, torch.bool))
 
     def _check(self, d_N3: Tensor | None, want: Collection[str]) -> None:
         unknown = sorted(set(want) - set(WANTS))
         if unknown:
-            raise UsageError(f"a field was asked for {', '.join(unknown)}", f"it knows {', '.join(WANTS)}")
+            raise UsageError(f"unknown field values {', '.join(unknown)}", f"known values: {', '.join(WANTS)}")
         if "feature" in want and not self.has_feature:
             raise UsageError(
                 f"{type(self).__name__} has no intermediate feature",
-                "match density and colour only (stages without the volume feature)",
+                "match only density and colour (stages without the volume feature)",
             )
         if "rgb" in want and d_N3 is None:
             raise UsageError("colour needs directions", "pass unit directions [N, 3]")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes an occupancy of whatever resolution the file has."""
+        """Accept an occupancy of any resolution."""
         grid = state_dict.get(prefix + "occupancy")
         if grid is not None and grid.shape != self.occupancy.shape:
             self.register_buffer("occupancy", torch.empty(grid.shape, dtype=torch.bool, device=self.aabb.device))
@@ -208,7 +209,7 @@ class RadianceField(nn.Module, ABC):
 
 
 class FeatureField(RadianceField):
-    """A field in two blocks: a representation gives :meth:`features`, the shared colour head does the rest."""
+    """Field in two blocks: the representation computes :meth:`features`, the shared head the colour."""
 
     color_net: ColourHead
 
@@ -218,10 +219,10 @@ class FeatureField(RadianceField):
 
     @abstractmethod
     def features(self, u_N3: Tensor) -> Tensor:
-        """Feature F [N, 16] at points of the unit cube."""
+        """Return feature F [N, 16] at points of the unit cube."""
 
     def raw(self, u_N3: Tensor) -> Tensor:
-        """Raw log-density [N] at points of the unit cube; override where it is cheaper than the whole feature."""
+        """Return the raw log-density [N] at points of the unit cube; override if cheaper than the whole feature."""
         return self.features(u_N3)[:, 0]
 
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
@@ -235,19 +236,19 @@ class FeatureField(RadianceField):
 
     def colour(self, source: Tensor, d_N3: Tensor) -> Tensor:
         if source.shape[-1] != FEATURES:
-            raise UsageError(f"colour of a field with features wants [N, {FEATURES}], got {list(source.shape)}")
+            raise UsageError(f"colour of a field with features needs [N, {FEATURES}], got {list(source.shape)}")
         return self.color_net.colour(source[:, 1:], d_N3)
 
 
 def named_tensors(module: nn.Module, *, skip: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Parameters of a module by name, for :meth:`RadianceField.state_blocks`."""
+    """Return the parameters of a module by name, for :meth:`RadianceField.state_blocks`."""
     return {name: p for name, p in module.named_parameters() if name not in set(skip)}
 
 
 def _box(name: str, box: Tensor | Sequence[Sequence[float]]) -> Tensor:
     corners = torch.as_tensor(box, dtype=torch.float32)
     if corners.shape != (2, 3):
-        raise UsageError(f"{name} wants two corners [2, 3], got shape {list(corners.shape)}")
+        raise UsageError(f"{name} needs two corners [2, 3], got shape {list(corners.shape)}")
     if corners.device.type != "meta" and not bool((corners[1] > corners[0]).all()):
-        raise UsageError(f"{name} wants upper > lower on every axis, got {corners.tolist()}")
+        raise UsageError(f"{name} needs upper > lower on every axis, got {corners.tolist()}")
     return corners.clone()

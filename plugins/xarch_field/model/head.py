@@ -34,12 +34,12 @@ class _TruncExp(torch.autograd.Function):
 
 
 def trunc_exp(x: Tensor) -> Tensor:
-    """exp(x) whose gradient is g · exp(clamp(x, −12, 12)), so that it neither vanishes nor overflows."""
+    """Return exp(x) with gradient g · exp(clamp(x, −12, 12)), which neither vanishes nor overflows."""
     return torch.exp(x) if torch.compiler.is_exporting() else _TruncExp.apply(x)
 
 
 def spherical_harmonics(d_N3: Tensor, degree: int = 4) -> Tensor:
-    """The degree² real basis functions of unit directions.
+    """Return the degree² real basis functions of unit directions.
 
     Args:
         d_N3: unit directions.
@@ -49,10 +49,10 @@ def spherical_harmonics(d_N3: Tensor, degree: int = 4) -> Tensor:
         [N, degree²], ordered by band, with Condon–Shortley signs.
 
     Raises:
-        UsageError: another degree.
+        UsageError: the degree is not supported.
     """
     if not 1 <= degree <= 4:
-        raise UsageError(f"spherical harmonics want a degree from 1 to 4, got {degree}")
+        raise UsageError(f"spherical harmonics support degrees 1 to 4, got {degree}")
     x, y, z = d_N3.unbind(-1)
     basis = [torch.full_like(x, 0.28209479177387814)]
     if degree > 1:
@@ -80,7 +80,7 @@ def spherical_harmonics(d_N3: Tensor, degree: int = 4) -> Tensor:
 
 
 class PlainMLP(nn.ModuleList):
-    """Linear layers without bias and ReLU between them; parameters are called ``0.weight``, ``1.weight``, ..."""
+    """Linear layers without bias, with ReLU between them; parameters are named ``0.weight``, ``1.weight``, ..."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__(nn.Linear(a, b, bias=False) for a, b in pairwise(widths))
@@ -102,5 +102,5 @@ class ColourHead(PlainMLP):
         self.degree = degree
 
     def colour(self, g_NG: Tensor, d_N3: Tensor) -> Tensor:
-        """Colour in [0, 1] of points with geometry features ``g_NG`` seen along unit directions ``d_N3``."""
+        """Return colour in [0, 1] of points with geometry features ``g_NG`` seen along unit directions ``d_N3``."""
         return torch.sigmoid(self(torch.cat((spherical_harmonics(d_N3, self.degree), g_NG), dim=-1)))

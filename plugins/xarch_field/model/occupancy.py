@@ -1,8 +1,8 @@
-"""Which parts of a field hold matter: a boolean volume over its unit cube, cell (i, j, k) along x, y, z.
+"""Occupied parts of a field: a boolean volume over its unit cube, cell (i, j, k) along x, y, z.
 
-Clipped log-density is never quite empty (e⁻² per unit length), so rendering is only right with this mask.
+Clipped log-density never reaches zero density (e⁻² per unit length), so correct rendering needs this mask.
 
-Legend: N points, H cells an axis.
+Legend: N points, H cells per axis.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _UNSEEN = 1e-4
 
 
 def lookup(grid_HHH: Tensor, u_N3: Tensor) -> Tensor:
-    """Whether the cells of points in the unit cube are occupied, bool [N]; outside the cube nothing is."""
+    """Return whether the cells of points are occupied, bool [N]; False outside the unit cube."""
     size = grid_HHH.shape[0]
     cell_N3 = (u_N3 * size).clamp(0, size - 1)
-    # Whole numbers up to 2²⁴ are exact in float32, and a third of the conversions is saved.
+    # Integers up to 2²⁴ are exact in float32, which saves a third of the conversions.
     cell_N3 = cell_N3.floor() if size <= _EXACT_CELLS else cell_N3.long()
     x_N, y_N, z_N = cell_N3.unbind(dim=-1)
     index_N = ((x_N * size + y_N) * size + z_N).long()
@@ -28,13 +28,13 @@ def lookup(grid_HHH: Tensor, u_N3: Tensor) -> Tensor:
 
 
 def dilate(grid_HHH: Tensor, cells: int = 1) -> Tensor:
-    """Grow the occupied part by whole cells in all 26 directions."""
+    """Grow the occupied part by ``cells`` cells in all 26 directions."""
     size = 2 * cells + 1
     return F.max_pool3d(grid_HHH[None, None].float(), size, stride=1, padding=cells)[0, 0] > 0
 
 
 def bounds(grid_HHH: Tensor) -> Tensor:
-    """Lower and upper corner [2, 3] of the occupied cells in the unit cube; the whole cube if none is."""
+    """Return the lower and upper corner [2, 3] of the occupied cells; the whole unit cube if none is occupied."""
     if grid_HHH.device.type == "meta":
         return torch.empty(2, 3, device="meta")
     size = grid_HHH.shape[0]
@@ -46,14 +46,14 @@ def bounds(grid_HHH: Tensor) -> Tensor:
 
 
 def faintest(aabb_23: Tensor) -> Tensor:
-    """The density with which a whole box is a ten-thousandth opaque, []: whatever is fainter cannot be seen."""
+    """Return the density [] at which a whole box has opacity 1e-4; anything fainter is invisible."""
     return _UNSEEN / (aabb_23[1] - aabb_23[0]).norm()
 
 
 def sample(grid_HHH: Tensor, count: int, generator: torch.Generator, *, uniform: float = 0.15) -> Tensor:
-    """Random points of the unit cube [count, 3] in occupied cells, the last ``uniform`` share of them anywhere.
+    """Draw points [count, 3] of the unit cube in occupied cells, the last ``uniform`` share of them anywhere.
 
-    They lie on the generator's device. With no occupied cell all points lie anywhere.
+    They are on the generator's device. Without occupied cells, all points are drawn from the whole cube.
     """
     device = generator.device
     cells = grid_HHH.to(device).reshape(-1).nonzero()[:, 0]

@@ -1,9 +1,9 @@
 """Volume rendering by quadrature: where rays are sampled, how samples become colour, opacity and depth.
 
 T_i = exp(−Σ_{j<i} σ_j δ_j), w_i = T_i − T_{i+1}, colour Σ w c + (1 − Σ w) background, depth Σ w t (NeRF, arXiv
-2003.08934, section 4). Prefix sums of optical depth instead of products of transparency: stable and exportable.
+2003.08934, section 4). Uses prefix sums of optical depth instead of products of transparency: stable and exportable.
 
-Legend: R rays, K samples a ray, N samples in occupied cells, 3 = x, y, z (or r, g, b).
+Legend: R rays, K samples per ray, N samples in occupied cells, 3 = x, y, z (or r, g, b).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def composite(
     sigma_RK: Tensor, rgb_RK3: Tensor, delta_RK: Tensor, background_R3: Tensor, depth: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [R, 3], opacity [R] and expected depth [R] of rays; float32 whatever autocast says.
+    """Composite samples into colour [R, 3], opacity [R] and expected depth [R]; float32 even under autocast.
 
     Args:
         sigma_RK: density per world unit, zero in empty space.
@@ -40,14 +40,14 @@ def composite(
 
 
 def ray_weights(tau_RK: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of each sample in its ray's colour [R, K], and opacity [R], from optical depths."""
+    """Return sample weights in the ray's colour [R, K] and opacity [R] from optical depths."""
     after_RK = torch.exp(-prefix_sum(tau_RK))
     before_RK = torch.cat((torch.ones_like(after_RK[:, :1]), after_RK[:, :-1]), dim=-1)
     return before_RK - after_RK, 1 - after_RK[:, -1]
 
 
 def slabs(origins_R3: Tensor, dirs_R3: Tensor, box_23: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances at which rays enter and leave a box, both [R]; equal (an empty stretch) where a ray misses it."""
+    """Return distances at which rays enter and leave a box, both [R]; equal where a ray misses it."""
     tiny = torch.full_like(dirs_R3, 1e-9)
     inverse = 1 / torch.where(dirs_R3.abs() < 1e-9, tiny, dirs_R3)
     first, second = (box_23[0] - origins_R3) * inverse, (box_23[1] - origins_R3) * inverse
@@ -59,14 +59,14 @@ def slabs(origins_R3: Tensor, dirs_R3: Tensor, box_23: Tensor) -> tuple[Tensor, 
 def march(
     origins: Tensor, dirs: Tensor, aabb: Tensor, occupancy: Tensor | None, samples: int, jitter_R: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """K equal steps between the points where a ray enters and leaves a box.
+    """Sample K equal steps between the points where each ray enters and leaves a box.
 
     Args:
         origins, dirs: rays [R, 3] with unit directions, in world units.
-        aabb: the box crossed, [2, 3].
+        aabb: the box, [2, 3].
         occupancy: bool [H, H, H] over this box, or None if all of it is occupied.
-        samples: steps a ray.
-        jitter_R: place of the samples within their step, in [0, 1); None takes the middle.
+        samples: steps per ray.
+        jitter_R: position of the samples within their step, in [0, 1); None uses the middle.
 
     Returns:
         t [R, K], delta [R, K] and mask bool [R, K] (in the box and in an occupied cell).
@@ -82,7 +82,7 @@ def march(
 def steps(
     origins: Tensor, dirs: Tensor, box_23: Tensor, samples: int, jitter_R: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sample distances t and step lengths delta, both [R, K]; see :func:`march`."""
+    """Return sample distances t and step lengths delta, both [R, K]; see :func:`march`."""
     near_R, far_R = slabs(origins, dirs, box_23)
     place_RK = torch.arange(samples, device=origins.device, dtype=origins.dtype)[None]
     place_RK = place_RK + (0.5 if jitter_R is None else jitter_R[:, None])
@@ -96,7 +96,7 @@ class RayPoints:
 
     Attributes:
         x_N3, d_N3: world points and their directions.
-        slot_N: place of each in the flat [R * K] samples.
+        slot_N: index of each in the flat [R * K] samples.
         t_RK, delta_RK: distances and lengths of all samples.
     """
 
@@ -107,11 +107,11 @@ class RayPoints:
     delta_RK: Tensor
 
     def composite(self, sigma_N: Tensor, rgb_N3: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Colour [R, 3], opacity [R], depth [R] from values at the packed points; all other samples are empty."""
+        """Return colour [R, 3], opacity [R], depth [R] from values at the packed points; other samples are empty."""
         return composite(self.unpack(sigma_N), self.unpack(rgb_N3), self.delta_RK, background, self.t_RK)
 
     def unpack(self, values: Tensor) -> Tensor:
-        """[N, ...] -> [R, K, ...], zero at samples outside occupied cells."""
+        """Scatter [N, ...] to [R, K, ...], zero at samples outside occupied cells."""
         rays, samples = self.t_RK.shape
         flat = values.new_zeros((rays * samples, *values.shape[1:])).index_copy(0, self.slot_N, values)
         return flat.view(rays, samples, *values.shape[1:])
@@ -120,7 +120,7 @@ class RayPoints:
 def ray_points(
     field: RadianceField, origins: Tensor, dirs: Tensor, samples: int, jitter_R: Tensor | None = None
 ) -> RayPoints:
-    """The points at which a field has to be asked to render rays; see :func:`march` for the arguments."""
+    """Return the points to query in order to render rays; see :func:`march` for the arguments."""
     t_RK, delta_RK = steps(origins, dirs, field.march_box(), samples, jitter_R)
     x_RK3 = origins[:, None] + t_RK[:, :, None] * dirs[:, None]
     mask_N = field.occupied(x_RK3.view(-1, 3)) & (delta_RK > 0).reshape(-1)
@@ -138,14 +138,14 @@ def render(
     chunk: int = 4096,
     jitter_R: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Render rays; gradients flow if they are enabled.
+    """Render rays; differentiable if gradients are enabled.
 
     Args:
-        field: asked only where it is occupied.
+        field: the field, queried only where it is occupied.
         origins, dirs: rays [R, 3] with unit directions.
-        background: [R, 3] or [3]; None takes the field's own.
-        samples: steps a ray.
-        chunk: rays at a time.
+        background: [R, 3] or [3]; None uses the field's own.
+        samples: steps per ray.
+        chunk: number of rays rendered at a time.
         jitter_R: see :func:`march`.
 
     Returns:

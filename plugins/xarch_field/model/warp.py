@@ -17,7 +17,7 @@ WARPS = ("aabb", "contract_inf", "contract_l2", "ndc")
 
 
 def to_unit(x_N3: Tensor, aabb_23: Tensor, warp: str = "aabb", parameters: Sequence[float] = ()) -> Tensor:
-    """World points -> u in [0, 1]³; points the field does not cover fall outside of it.
+    """Map world points to u in [0, 1]³; points that the field does not cover fall outside.
 
     Args:
         x_N3: world points.
@@ -39,7 +39,7 @@ def to_unit(x_N3: Tensor, aabb_23: Tensor, warp: str = "aabb", parameters: Seque
 
 
 def to_world(u_N3: Tensor, aabb_23: Tensor, warp: str = "aabb", parameters: Sequence[float] = ()) -> Tensor:
-    """Inverse of :func:`to_unit`; the far faces of a contraction lie at a large but finite distance.
+    """Invert :func:`to_unit`; the far faces of a contraction lie at a large but finite distance.
 
     Raises:
         UsageError: as for :func:`to_unit`.
@@ -54,20 +54,20 @@ def to_world(u_N3: Tensor, aabb_23: Tensor, warp: str = "aabb", parameters: Sequ
 
 
 def contract(v_N3: Tensor, warp: str) -> Tensor:
-    """v where ‖v‖ < 1, else (2 − 1/‖v‖) v/‖v‖, with the maximum norm or the Euclidean norm."""
+    """Return v where ‖v‖ < 1, else (2 − 1/‖v‖) v/‖v‖, in the maximum norm or the Euclidean norm."""
     norm = _norm(v_N3, warp).clamp_min(1.0)
     return v_N3 * ((2 - 1 / norm) / norm)
 
 
 def to_ndc(x_N3: Tensor, focal_x: float, focal_y: float, near: float) -> Tensor:
-    """Points in front of a camera that looks along −z -> the cube [−1, 1]³ of its frustum beyond ``near``."""
+    """Map points in front of a camera looking along −z to the cube [−1, 1]³ of its frustum beyond ``near``."""
     x, y, z = x_N3.unbind(-1)
     depth = torch.where(z.abs() < 1e-9, torch.full_like(z, -1e-9), z)
     return torch.stack((-focal_x * x / depth, -focal_y * y / depth, 1 + 2 * near / depth), dim=-1)
 
 
 def from_ndc(p_N3: Tensor, focal_x: float, focal_y: float, near: float) -> Tensor:
-    """Inverse of :func:`to_ndc`; the plane at infinity is cut off at a million near planes."""
+    """Invert :func:`to_ndc`; depth is limited to a million times ``near``."""
     x, y, z = p_N3.unbind(-1)
     depth = 2 * near / (z - 1).clamp_max(-2e-6)
     return torch.stack((-x * depth / focal_x, -y * depth / focal_y, depth), dim=-1)
@@ -94,10 +94,10 @@ def _expand(c_N3: Tensor, warp: str) -> Tensor:
 
 def _camera(parameters: Sequence[float]) -> tuple[float, float, float]:
     if len(parameters) != 3:
-        raise UsageError(f"warp 'ndc' wants (2 focal / width, 2 focal / height, near), got {tuple(parameters)}")
+        raise UsageError(f"warp 'ndc' needs (2 focal / width, 2 focal / height, near), got {tuple(parameters)}")
     focal_x, focal_y, near = parameters
     return focal_x, focal_y, near
 
 
 def _unknown(warp: str) -> UsageError:
-    return UsageError(f"a field has warp {warp!r}", f"known warps: {', '.join(WARPS)}")
+    return UsageError(f"unknown warp {warp!r} of a field", f"known warps: {', '.join(WARPS)}")

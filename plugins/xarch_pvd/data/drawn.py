@@ -24,6 +24,9 @@ class ViewOptions(Options):
     format: Literal["auto", "blender", "colmap", "llff", "nsvf"] = Field(
         "auto", description="what the folder is; `auto` looks for transforms*.json, then COLMAP, LLFF, NSVF"
     )
+    world_scale: float | None = Field(
+        None, gt=0, description="of a torch-ngp or PVD field: the --scale of its training (0.33 unless it was given)"
+    )
     rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
 
 

@@ -14,7 +14,7 @@ from xarch_field import Camera
 from xarch_field.facts import ViewFacts
 from xarch_pvd.data.datasets.fit import meeting_point
 from xarch_pvd.data.datasets.open import open_posed
-from xarch_pvd.data.datasets.posed import PosedImages
+from xarch_pvd.data.datasets.posed import AXES, PosedImages
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def posed_views(
     world_of: str = "folder",
     downscale: int = 1,
     kind: str = "auto",
+    scale: float | None = None,
 ) -> PosedViews:
     """Open a folder.
 
@@ -78,6 +79,7 @@ def posed_views(
         world, world_of: how its places reach the world of the field, as in ViewFacts.
         downscale: whole number that sizes are divided by.
         kind: of folder, "auto" to tell it from the files.
+        scale: of a field's world that torch-ngp turned.
 
     Raises:
         UsageError: no known format, a picture of another size than its camera, or cameras so far from the origin that
@@ -85,6 +87,8 @@ def posed_views(
     """
     train, heldout = (open_posed(folder, split=s, downscale=downscale, kind=kind) for s in ("train", "test"))
     digest = train.digest
+    if world_of == "torch-ngp":
+        world, world_of = _turned(folder, scale), "folder"
     if world_of == "capture":
         train, heldout = train.captured(), heldout.captured()
     train, heldout = train.in_world(world), heldout.in_world(world)
@@ -98,6 +102,17 @@ def posed_views(
     cameras = cameras_of(train)
     facts = replace(view_facts(train, cameras), world=world, world_of=world_of)
     return PosedViews(cameras, cameras_of(heldout), facts, digest, heldout)
+
+
+def _turned(folder: str, scale: float | None) -> tuple[float, ...]:
+    """The world that torch-ngp and PVD train in."""
+    if scale is None:
+        raise UsageError(
+            f"the field is of torch-ngp or PVD, which turn the world of {folder} and scale it by a number that no file "
+            "keeps",
+            "say the --scale of its training: `--set data.options.world_scale=0.33` is what they take by themselves",
+        )
+    return (*AXES[:3].flatten().tolist(), scale)
 
 
 def near_world(posed: PosedImages) -> tuple[float, ...]:

@@ -77,7 +77,7 @@ def _posed(request: DataRequest, field: ViewFacts | None) -> PosedViews:
     """The folder's cameras in the world of the field that it belongs to."""
     options: ViewOptions = request.options
     world, world_of = (field.world, field.world_of) if field is not None else ((), "folder")
-    return posed_views(request.ref, world, world_of, options.downscale, options.format)
+    return posed_views(request.ref, world, world_of, options.downscale, options.format, options.world_scale)
 
 
 def _sample(sample: Mapping[str, Any]) -> FieldSample:

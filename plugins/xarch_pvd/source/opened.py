@@ -101,6 +101,8 @@ def views_around(record: FieldFile) -> ViewFacts:
     middle = corners.mean(dim=0).tolist()
     radius = SPHERE * float((corners[1] - corners[0]).norm()) / 2
     views = replace(ViewFacts(), radius=(radius, radius), target=(middle[0], middle[1], middle[2]))
+    if record.details.get("world") == "torch-ngp":
+        return replace(views, world_of="torch-ngp")
     moved = record.details.get("dataparser")
     if isinstance(moved, Mapping):
         # nerfstudio says how its cameras came to stand where they did, from before a transforms.json was turned.

@@ -180,9 +180,9 @@ def test_decisions() -> None:
     assert kinds == [("attention",), ("ema",), ("attention",)]
     assert list(student.sites()) == ["blocks.1"]
     student.decide({"layers": [1]})
-    with pytest.raises(PlanError, match="layer 0 should run a replacement, it has attention"):
+    with pytest.raises(PlanError, match="layer 0 should run a replacement, but has attention"):
         student.decide({"layers": [0, 1]})
-    with pytest.raises(PlanError, match="layer 1 should run attention, it has ema"):
+    with pytest.raises(PlanError, match="layer 1 should run attention, but has ema"):
         student.decide({"layers": []})
     with pytest.raises(PlanError, match="not layers"):
         student.decide({"layers": [7]})

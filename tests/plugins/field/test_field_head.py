@@ -56,7 +56,7 @@ def test_lower_degrees_are_the_first_functions() -> None:
     d = directions(7)
     for degree in (1, 2, 3):
         assert torch.equal(spherical_harmonics(d, degree), spherical_harmonics(d)[:, : degree**2])
-    with pytest.raises(UsageError, match="degree from 1 to 4"):
+    with pytest.raises(UsageError, match="degrees 1 to 4"):
         spherical_harmonics(d, 5)
 
 

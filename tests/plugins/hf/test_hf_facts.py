@@ -14,6 +14,7 @@ from tests.plugins.hf.hf_models import CONFIGS, LAYERS, NAMES, SIZES, random_mod
 from xarch import UsageError
 from xarch_decoder.facts import DecoderFacts
 from xarch_hf.architectures import ARCHITECTURES
+from xarch_hf.config_keys import READ
 from xarch_hf.model import describe_folder
 
 
@@ -177,3 +178,28 @@ def test_fused_projections_are_cut_per_head() -> None:
         stem = f"blocks.1.attention.{name}"
         seen = torch.nn.functional.linear(x, weights[f"{stem}.weight"], weights[f"{stem}.bias"])
         assert torch.allclose(seen, wanted.flatten(1), atol=1e-6)
+
+
+def test_keys_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    """h05, for config.json: a key is read, known to be harmless, or named."""
+    write_config(tmp_path, model_type="llama", **SIZES, logits_scaling=8.0, torch_dtype="float32")
+    (note,) = describe_folder(tmp_path, "hf:x").notes
+    assert "logits_scaling" in note
+    assert "torch_dtype" not in note
+
+
+def test_a_key_that_transformers_learns_needs_its_usual_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xarch_hf.config_keys.READ", READ - {"use_parallel_residual"})
+    for value in (True, False):
+        write_config(tmp_path, model_type="gpt_neox", **SIZES, use_parallel_residual=value)
+        if value:
+            assert describe_folder(tmp_path, "hf:x").notes == ()
+        else:
+            with pytest.raises(UsageError, match="sets use_parallel_residual to False, which transformers reads"):
+                describe_folder(tmp_path, "hf:x")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_known_configuration_has_an_unknown_key(name: str, tmp_path: Path) -> None:
+    CONFIGS[name]().save_pretrained(tmp_path)
+    assert describe_folder(tmp_path, "hf:x").notes == ()

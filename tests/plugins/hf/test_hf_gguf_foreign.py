@@ -185,3 +185,32 @@ def test_tokens_that_end_a_text_a_turn_or_a_message(tmp_path: Path, stated: dict
     assert facts.eos == (EOS, *stated.values())
     assert facts.bos == BOS
     assert load(file).facts == facts
+
+
+def write_pieces(path: Path, **tokenizer: Any) -> Path:
+    """A small Llama with a SentencePiece vocabulary, as Llama 2 and the first Mistral have."""
+    words = ["▁", "▁a", "▁ab", *"abc", "ab"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(words))]
+    types = [2, 3, 3, *[6] * 256, *[1] * len(words)]
+
+    def vocabulary(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores(scores)
+        writer.add_token_types(types)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        for key, value in tokenizer.items():
+            writer.add_bool(f"tokenizer.ggml.{key}", value)
+
+    return write_gguf(random_model("llama", vocab_size=len(tokens)), path, vocabulary=vocabulary)
+
+
+def test_pieces_begin_with_a_blank_unless_the_file_says_not(tmp_path: Path) -> None:
+    """h04: tokenizer.ggml.add_space_prefix is applied."""
+    assert split(write_pieces(tmp_path / "a.gguf"), "ab c") == ["▁ab", "▁", "c"]
+    assert split(write_pieces(tmp_path / "b.gguf", add_space_prefix=False), "ab c") == ["ab", "▁", "c"]
+    with pytest.raises(UsageError, match="remove_extra_whitespaces is set"):
+        load(write_pieces(tmp_path / "c.gguf", remove_extra_whitespaces=True))

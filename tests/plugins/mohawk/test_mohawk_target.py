@@ -51,13 +51,13 @@ def test_layer_rules(layers, expected):
     ("layers", "said"),
     [
         ({"every": 2, "keep": [1]}, "keep and every together"),
-        ({"choose": "kl"}, "belong together"),
-        ({"count": 3}, "belong together"),
+        ({"choose": "kl"}, "must be set together"),
+        ({"count": 3}, "must be set together"),
         ({"choose": "error", "count": 3}, "'kl'"),
         ({"every": 0}, "greater than or equal to 1"),
         ({"skip": [1]}, "Extra inputs"),
-        ("some", "give `all`"),
-        ([1, 2], "give `all`"),
+        ("some", "expected `all`"),
+        ([1, 2], "expected `all`"),
         ({"replace": []}, "at least 1"),
     ],
 )

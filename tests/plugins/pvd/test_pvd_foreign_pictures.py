@@ -436,3 +436,18 @@ def test_the_way_into_its_world_is_read_from_a_nerfstudio_run(tmp_path: Path) ->
     views = views_around(record)
     assert (views.world, views.world_of) == ((*(v for row in rows for v in row), 0.4), "capture")
     assert math.isfinite(views.radius[0])
+
+
+def test_the_world_of_torch_ngp_needs_its_scale(tmp_path: Path) -> None:
+    """h13, for another program: its world is turned, and its files do not say by what it is scaled."""
+    write(tmp_path)
+    facts = SimpleNamespace(views=ViewFacts(world_of="torch-ngp"))
+    for options in (ViewOptions(), ViewOptions(world_scale=0.8)):
+        request = DataRequest(str(tmp_path), options, sample={"kind": "rays"}, facts=facts)
+        if options.world_scale is None:
+            with pytest.raises(UsageError, match=r"data\.options\.world_scale"):
+                Views().describe(request)
+        else:
+            Views().describe(request)
+    seen = posed_views(str(tmp_path), (), "torch-ngp", scale=0.8).heldout[0].c2w[:3, 3].double()
+    assert torch.allclose(seen, 0.8 * cameras(8)[0, :3, 3][[1, 2, 0]], atol=1e-6)

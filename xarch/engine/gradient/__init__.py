@@ -1,4 +1,4 @@
-"""Stage kind ``gradient``. It uses what is public of a stage (``xarch.StageContext``) and nothing else."""
+"""Stage kind ``gradient``. It uses only the public stage API (``xarch.StageContext``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a gradient stage, from its beginning or its newest checkpoint to its end."""
+"""Training loop of a gradient stage, from its beginning or its newest checkpoint to its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Stage:
         self.watched = stream.watches_losses and self.settings.scope == "global"
 
     def run(self) -> StageOutcome:
-        """All steps."""
+        """Run all steps."""
         context, running, checks = self.context, self.running, self.running.validator
         trainable = context.trainable()
         context.matches()
@@ -47,7 +47,7 @@ class _Stage:
         first = running.step
         if checks is not None and checks.before is None:
             checks.begin()
-        while not running.ending.over:
+        while not running.stopping_rule.over:
             if checks is not None and checks.due(running.step):
                 checks.check(running.step)
             try:
@@ -60,7 +60,7 @@ class _Stage:
                 continue
             self._save_where_due()
         if checks is not None and running.step > first:
-            # What is stopped or killed from here on resumes with the validation, no step is taken again.
+            # A run stopped or killed after this point resumes with the validation and repeats no step.
             running.save()
         training, ended = context.clock.spent.rounded(), self._early_end()
         outcome = _outcome(running.figures)
@@ -70,56 +70,56 @@ class _Stage:
         return outcome
 
     def _step(self) -> None:
-        context, running, ending = self.context, self.running, self.running.ending
+        context, running, rule = self.context, self.running, self.running.stopping_rule
         step = running.step
         if step and step % max(context.steps // self.settings.passes, 1) == 0 and self.settings.passes > 1:
             running.stream.load_state_dict(running.origin)
         read = next(running.stream)
-        place = Place(step, ending.progress, ending.lr_position, running.lr_scale)
+        place = Place(step, rule.progress, rule.lr_position, running.lr_scale)
         batch = context.prepare(read, step, place.progress)
-        logged = (step + 1) % self.settings.log_every == 0 or step + 1 >= ending.end or self.settings.until is not None
+        logged = (step + 1) % self.settings.log_every == 0 or step + 1 >= rule.end or self.settings.until is not None
         running.figures = take_step(context, batch, place, monitored=logged)
         if self.watched:
             running.stream.take_losses(batch, context.matches().losses())
         running.step += 1
         running.units += read.units
-        self._follow(running.figures["loss"])
-        end = running.step if ending.over else ending.end
+        self._update_stopping_rule(running.figures["loss"])
+        end = running.step if rule.over else rule.end
         context.step_done(running.step, end, running.figures, read=read.units, units=running.units)
 
     def _save_where_due(self) -> None:
         running, context = self.running, self.context
         stopping = context.stopping()
-        if running.ending.over:
+        if running.stopping_rule.over:
             return
         if stopping or running.step % self.settings.checkpoint_every == 0:
             running.save()
         if stopping:
-            context.progress(running.step, running.ending.end)
+            context.progress(running.step, running.stopping_rule.end)
 
-    def _follow(self, loss: float) -> None:
-        """Tell the ending of a step; where it may decide, every process hears the figures of the main one."""
-        context, ending = self.context, self.running.ending
-        falling = ending.falling
+    def _update_stopping_rule(self, loss: float) -> None:
+        """Update the stopping rule; with early stopping enabled, all ranks use rank 0's figures."""
+        context, rule = self.context, self.running.stopping_rule
+        falling = rule.falling
         seconds = context.clock.spent.seconds
         if self.settings.until is not None:
             loss, seconds = context.processes.of_main([loss, seconds])
-        ending.see(loss, seconds)
-        if ending.falling and not falling and not ending.over:
-            before, after = ending.means
+        rule.update(loss, seconds)
+        if rule.falling and not falling and not rule.over:
+            before, after = rule.means
             context.say(
-                f"stage {context.name}: the loss is on a plateau at step {ending.done} of {context.steps} "
-                f"({before:.5g}, then {after:.5g}); the learning rate falls until step {ending.end}"
+                f"stage {context.name}: loss plateau at step {rule.done} of {context.steps} "
+                f"({before:.5g}, then {after:.5g}); the learning rate decays until step {rule.end}"
             )
 
     def _early_end(self) -> EarlyEnd | None:
-        """Where and why the stage ended before its budget was read, told once."""
-        ending, context = self.running.ending, self.context
-        if not ending.reason:
+        """Return where and why the stage ended early, and report it once."""
+        rule, context = self.running.stopping_rule, self.context
+        if not rule.reason:
             return None
-        context.say(f"stage {context.name} ended at step {ending.done} of {context.steps}: {ending.reason}")
-        context.log(ending.done, ended_early=1.0, planned_steps=context.steps)
-        return EarlyEnd(ending.done, context.steps, self.running.units, ending.reason)
+        context.say(f"stage {context.name} ended at step {rule.done} of {context.steps}: {rule.reason}")
+        context.log(rule.done, ended_early=1.0, planned_steps=context.steps)
+        return EarlyEnd(rule.done, context.steps, self.running.units, rule.reason)
 
 
 def _outcome(figures: Mapping[str, float]) -> StageOutcome:

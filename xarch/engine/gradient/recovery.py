@@ -1,4 +1,4 @@
-"""Checkpoints of a running gradient stage, and the way back to them."""
+"""Checkpoints of a running gradient stage, and rewinding to them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ STREAM = "stream|"
 
 @dataclass
 class Running:
-    """A running stage: everything that a checkpoint holds besides weights and moments.
+    """State of a running stage that a checkpoint holds besides weights and moments.
 
     Attributes:
         context: of the stage.
         stream: its training batches.
-        ending: decides its end.
-        validator: measures it; None where nothing is measured.
-        step, units: done and read.
-        lr_scale: factor on the learning rate after numbers that were not finite.
+        stopping_rule: its stopping rule.
+        validator: measures it; None if nothing is measured.
+        step, units: steps done and units read.
+        lr_scale: factor on the learning rate after non-finite values.
         figures: of the last step.
         origin: position of the stream at the stage's beginning.
-        start: weights at the stage's beginning, where it may have to go back to them.
+        start: weights at the stage's beginning, kept if it may have to return to them.
     """
 
     context: StageContext
     stream: BatchStream
-    ending: StoppingRule
+    stopping_rule: StoppingRule
     validator: Validator | None
     step: int = 0
     units: int = 0
@@ -45,7 +45,7 @@ class Running:
     start: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self) -> None:
-        """A checkpoint of this moment."""
+        """Save a checkpoint of the current state."""
         values, moments = self.context.trainable().state()
         position = self.stream.state_dict()
         tensors = {STREAM + k: v for k, v in position.items() if isinstance(v, Tensor)}
@@ -58,28 +58,28 @@ class Running:
                 "stream": {k: v for k, v in position.items() if not isinstance(v, Tensor)},
                 "units": self.units,
                 "lr_scale": self.lr_scale,
-                # JSON knows finite numbers only, and an outcome states no others.
+                # JSON has finite numbers only, and so do outcomes.
                 "figures": {k: v for k, v in self.figures.items() if math.isfinite(v)},
-                "ending": self.ending.state_dict(),
+                "ending": self.stopping_rule.state_dict(),
                 "validation": checks.facts() if checks else None,
             },
         )
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint; False if there is none."""
+        """Resume from the newest checkpoint; return False if there is none."""
         found = self.context.checkpoints.latest()
         if found is None:
             return False
         self._load(found)
-        self.context.say(f"stage {self.context.name} goes on from step {found.step}")
+        self.context.say(f"stage {self.context.name} resumes from step {found.step}")
         return True
 
     def rewind(self) -> None:
-        """Back to the newest checkpoint or the stage's beginning, at half the learning rate."""
+        """Return to the newest checkpoint or the stage's beginning, at half the learning rate."""
         if not self.resume():
             self.context.trainable().restore(self.start)
             self.stream.load_state_dict(self.origin)
-            self.ending.forget()
+            self.stopping_rule.forget()
             if self.validator is not None:
                 self.validator.forget()
             self.step = self.units = 0
@@ -91,7 +91,7 @@ class Running:
         moments = {k: v for k, v in found.trainer.items() if not k.startswith((STREAM, BEST))}
         self.context.trainable().load(found.model, moments)
         self.stream.load_state_dict({**facts["stream"], **streamed})
-        self.ending.load_state_dict(facts["ending"], self.context.clock.spent.seconds)
+        self.stopping_rule.load_state_dict(facts["ending"], self.context.clock.spent.seconds)
         if self.validator is not None:
             self.validator.load(facts["validation"], found.trainer)
         self.step, self.units, self.lr_scale = found.step, facts["units"], facts["lr_scale"]

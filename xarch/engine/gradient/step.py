@@ -1,4 +1,4 @@
-"""One optimiser step, and no update from a number that is not finite."""
+"""One optimiser step, which never updates from non-finite values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from xarch.errors import DivergedError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step stands.
+    """Position of a step within its stage.
 
     Attributes:
-        step: optimiser steps done before it.
-        progress: 0 to 1, in the stage's schedules and phases.
-        lr_position: step of the plan that it stands for in the learning rate's schedule.
+        step: optimiser steps completed before it.
+        progress: position in the stage's schedules and phases, 0 to 1.
+        lr_position: planned step that it corresponds to in the learning-rate schedule.
         lr_scale: further factor on the learning rate.
     """
 
@@ -28,16 +28,16 @@ class Place:
 
 
 def take_step(context: StageContext, batch: Batch, place: Place, *, monitored: bool) -> dict[str, float]:
-    """Gradients of a whole batch, those of wrappers (SAM), clipping and the update.
+    """Compute the gradients of a whole batch, apply wrappers (SAM), clip and update.
 
     Args:
-        monitored: whether the objectives' further figures are wanted.
+        monitored: whether to include the objectives' monitor figures.
 
     Returns:
-        Figures of the step.
+        The figures of the step.
 
     Raises:
-        DivergedError: loss or gradient norm is not finite; no update was made.
+        DivergedError: the loss or the gradient norm is not finite; no update was made.
     """
     matches, trainable = context.matches(), context.trainable()
     trainable.zero_grad()
@@ -64,12 +64,12 @@ def _check(context: StageContext, loss: float, norm: float | None, batch: Batch,
         where = f"module {where}" if where else "the objective or the teacher's values"
     else:
         name = first_nonfinite_gradient(context.trainable().named.items())
-        where = f"the gradient of {name}" if name else "a gradient in another process"
+        where = f"the gradient of {name}" if name else "a gradient on another rank"
     context.trainable().zero_grad()
     what, value = ("loss", loss) if not finite(loss) else ("gradient norm", norm)
     raise DivergedError(
         f"{what} is {value} in stage {context.name} at step {step + 1} of {context.steps}; "
         f"first non-finite: {where}; no update was made",
-        f"lower it with `--set stages.{context.name}.optimiser.lr={context.settings.optimiser.lr / 3:.1e}` "
-        "or use `--set runtime.on_nan=retry`, then resume",
+        f"lower the learning rate: `--set stages.{context.name}.optimiser.lr={context.settings.optimiser.lr / 3:.1e}` "
+        "or set `--set runtime.on_nan=retry`; then resume",
     )

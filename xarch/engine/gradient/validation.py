@@ -1,4 +1,4 @@
-"""What a stage is judged by on the way: its loss or a metric, and which weights it ends with."""
+"""Validation during a stage: its loss or a metric, and the choice of the final weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LOSS = "loss"
 
 @dataclass
 class Validator:
-    """Measures on the validation split and keeps what the settings ask for.
+    """Measures on the validation split and keeps weights as the settings say.
 
     Attributes:
         context, settings: of the stage.
         before: figure before the first step; None until it is measured.
-        best, best_step: the best figure so far and the step it was measured at.
-        values: snapshot of the best weights, where the stage is to end with them.
+        best, best_step: best figure so far and the step at which it was measured.
+        values: snapshot of the best weights, if the stage ends with them.
         last: step of the last measurement.
         higher: whether a higher figure is better.
     """
@@ -43,7 +43,7 @@ class Validator:
 
     @property
     def figure(self) -> str:
-        """Name of what is measured."""
+        """Name of the measured figure."""
         return self.settings.metric or LOSS
 
     def begin(self) -> None:
@@ -51,7 +51,7 @@ class Validator:
         self.before = self._take(0)
 
     def due(self, step: int) -> bool:
-        """Whether a measurement belongs after ``step`` and was not made."""
+        """Return whether a measurement is due after ``step``."""
         every = self.settings.every
         return every is not None and step > 0 and step % every == 0 and step != self.last
 
@@ -62,7 +62,7 @@ class Validator:
         return found
 
     def finish(self, step: int, start: Mapping[str, Tensor], outcome: StageOutcome) -> None:
-        """Measure after the last step, end with the weights that are to be kept, and tell."""
+        """Measure after the last step, restore the weights to keep, and report the outcome."""
         before = self.before
         assert before is not None, "begin() was called"
         after = self._take(step)
@@ -71,20 +71,17 @@ class Validator:
         if keep == "better" and not self._as_good(after, before):
             trainable.restore(start)
             kept = "before"
-            outcome.undone = f"validation {self.figure} got worse ({before:.5g} to {after:.5g})"
+            outcome.undone = f"validation {self.figure} got worse, from {before:.5g} to {after:.5g}"
             say(f"stage {name}: rolled back, {outcome.undone}")
         elif keep == "best" and self.best_step != step:
             trainable.restore(self.values)
             kept = "best" if self.best_step else "before"
             if not self.best_step:
                 outcome.undone = (
-                    f"no measured validation {self.figure} was better than {before:.5g}, that before the stage; "
+                    f"no validation {self.figure} was better than {before:.5g} before the stage; "
                     "its changes were undone"
                 )
-            say(
-                f"stage {name}: ends with the weights of step {self.best_step}, "
-                f"validation {self.figure} {self.best:.5g}"
-            )
+            say(f"stage {name}: keeping the weights of step {self.best_step}, validation {self.figure} {self.best:.5g}")
         outcome.metrics |= {
             "validation_before": before,
             "validation_after": after,
@@ -94,7 +91,7 @@ class Validator:
             outcome.metrics |= {"validation_best": self.best, "validation_best_step": float(self.best_step)}
 
     def facts(self) -> dict[str, Any]:
-        """For a checkpoint, with :meth:`tensors`."""
+        """Return the JSON part of the state for a checkpoint; see :meth:`tensors`."""
         return {
             "before": self.before,
             "best": self.best,
@@ -105,17 +102,17 @@ class Validator:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """The best weights, for a checkpoint."""
+        """Return the best weights, for a checkpoint."""
         return {BEST + name: value for name, value in self.values.items()}
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`facts` and :meth:`tensors`."""
+        """Restore the result of :meth:`facts` and :meth:`tensors`."""
         self.before, self.best, self.best_step = facts["before"], facts["best"], facts["best_step"]
         self.last, self.higher, self._by_name = facts["last"], facts["higher"], facts["by_name"]
         self.values = {k.removeprefix(BEST): v for k, v in tensors.items() if k.startswith(BEST)}
 
     def forget(self) -> None:
-        """Back to the stage's beginning."""
+        """Reset to the stage's beginning."""
         self.best, self.best_step, self.last, self.values = None, 0, 0, {}
 
     def _take(self, step: int) -> float:
@@ -127,7 +124,7 @@ class Validator:
         return found
 
     def _as_good(self, one: float, other: float) -> bool:
-        """Whether ``one`` is at least as good; a figure that is no number never is."""
+        """Return whether ``one`` is at least as good; NaN never is."""
         return one >= other if self.higher else one <= other
 
     def _loss(self) -> float:
@@ -140,7 +137,7 @@ class Validator:
         return total / max(len(self._batches), 1)
 
     def _metric(self, name: str) -> float:
-        """A figure of the run's metric, or the headline of the metric of that name."""
+        """Return a figure of the run's metric, or the headline of the metric with that name."""
         found = self.context.evaluate(self.settings.samples, metric=name if self._by_name else None)
         if not self._by_name and name not in found.student:
             self._by_name = True

@@ -118,6 +118,8 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
             "format": "torch-ngp",
             "step": _count(loaded.get("global_step")),
             "cascades": cascade_count(bound),
+            # A file that xarch wrote keeps the world of its pictures; the programs themselves turn and scale it.
+            "world": "folder" if said is not None else "torch-ngp",
             "ignored": ignored,
         },
     )
