@@ -68,7 +68,7 @@ def test_a_plan_file_is_executed_as_it_is(here: Xarch, tmp_path: Path) -> None:
     assert here("plan", "run.yaml", "--seed", "9", "--out", "p").code == 0
     changed = here("convert", "p/plan.json", "--out", "r", "--seed", "3")
     assert changed.code == 2
-    assert "p/plan.json is a plan and executed as it is" in changed.err
+    assert "p/plan.json is a plan and runs unchanged" in changed.err
     assert here("convert", "p/plan.json", "--out", "r").code == 0
     assert json.loads((tmp_path / "r" / "plan.json").read_text())["config"]["seed"] == 9
     (tmp_path / "p" / "plan.json").write_text('{"format": 1}')
@@ -173,7 +173,7 @@ def test_runs_that_are_none(here: Xarch) -> None:
 def test_several_processes_need_one_folder(here: Xarch) -> None:
     ended = here("convert", "run.yaml", WORLD_SIZE="2")
     assert ended.code == 2
-    assert "give --out RUN" in ended.err
+    assert "pass --out RUN" in ended.err
 
 
 def test_a_family_that_shows_nothing_says_so(here: Xarch, done: Path) -> None:
