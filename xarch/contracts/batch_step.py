@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,7 +21,8 @@ class StepContext:
 
     Attributes:
         student: in eval mode, without gradients.
-        teacher, teachers: the teacher the student comes from (None with ``teacher: none``), and the others by name.
+        teacher, teachers: the teacher the student comes from, as the target views it (None with ``teacher: none``),
+            and the others by name.
         step, steps: optimiser steps done, and of the stage.
         at: ``progress``, where it is not their quotient.
         training: False while validation batches are made, which get a generator of their own.
@@ -68,6 +69,11 @@ class BatchStep(ABC):
 
     def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         """Batch key -> ``TensorInfo`` of the tensors it adds or changes, given those that are there before it."""
+        return {}
+
+    def taps(self) -> Mapping[str, Collection[str]]:
+        """Taps that it reads of models: "student", "" for the teacher the student comes from, or a further teacher's
+        name; the plan proves that they are there."""
         return {}
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:

@@ -101,6 +101,7 @@ class EngineContext(StageContext):
     figures: dict[str, float] = field(default_factory=dict)
     cutting: dict[str, Any] = field(default_factory=dict)
     _assembled: Assembled | None = None
+    _read: dict[tuple[str, int], list[Batch]] = field(default_factory=dict)
     _noted: dict[str, float] = field(default_factory=dict)
     _seconds: float = 0.0
 
@@ -165,17 +166,31 @@ class EngineContext(StageContext):
         return self._fixed("calibration", samples)
 
     def _fixed(self, split: str, samples: int) -> list[Batch]:
-        """Batches of a finite split in its fixed order; a trial run takes few."""
+        """Batches of a finite split in its fixed order; a trial run takes few.
+
+        They are read once and prepared anew every time: what a batch step makes of them may depend on the student of
+        this moment, and a stage that resumes knows no earlier one.
+        """
         samples = min(samples, 2) if self.config.tiny else samples
+        with self._modes.undisturbed(), self._averaged():
+            if (split, samples) not in self._read:
+                self._read[split, samples] = self._first(split, samples)
+            return [
+                self._prepared(batch, 1.0, self.steps, training=False, seed=(self.seed, split, number))
+                for number, batch in enumerate(self._read[split, samples])
+            ]
+
+    def _first(self, split: str, samples: int) -> list[Batch]:
         stream = self.open_stream(split, self.settings.batch.size, self.settings.sample, self.seed)
         out: list[Batch] = []
-        with self._modes.undisturbed():
-            for batch in stream:
-                seed = (self.seed, split, len(out))
-                out.append(self._prepared(batch.to(self.device), 1.0, self.steps, training=False, seed=seed))
-                if sum(len(b) for b in out) >= samples:
-                    break
+        for batch in stream:
+            out.append(batch.to(self.device))
+            if sum(len(b) for b in out) >= samples:
+                break
         return out
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self._assembled.trainable.averaged() if self._assembled else contextlib.nullcontext()
 
     def evaluate(
         self, samples: int | None = None, *, metric: str | None = None, split: str = "validation"
@@ -191,8 +206,7 @@ class EngineContext(StageContext):
     @contextlib.contextmanager
     def _measured(self) -> Iterator[Student]:
         """The student as the stage would leave it now, whole and in eval mode; nothing of it is left behind."""
-        averaged = self._assembled.trainable.averaged() if self._assembled else contextlib.nullcontext()
-        with self.clock.paused(), self._modes.undisturbed(), averaged:
+        with self.clock.paused(), self._modes.undisturbed(), self._averaged():
             if self.whole is not self.student:
                 self.processes.collect_into(self.student, self.whole)
                 self.whole.module.eval()

@@ -20,38 +20,11 @@ from xarch.engine.optimisers import Optimisers
 from xarch.engine.terms import StageModules, Term
 from xarch.errors import UsageError
 from xarch.optim.ema import EMA
+from xarch.optim.groups import learning, select
 
-CONNECTORS, OBJECTIVES = "connectors", "objectives"
-"""Groups of parameters that belong to no student."""
 BUFFER = "buffer|"
 AVERAGE = "ema|"
 _CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
-
-
-def select(student: Student, trains: Mapping[str, Group]) -> dict[str, str]:
-    """Parameter of the student -> the group it trains in; a parameter named by several groups takes the last one.
-
-    Raises:
-        UsageError: a group does not exist.
-    """
-    groups = student.param_groups()
-    chosen: dict[str, str] = {}
-    for name in trains:
-        if name in (CONNECTORS, OBJECTIVES):
-            continue
-        if name not in groups:
-            known = ", ".join([*sorted(groups), CONNECTORS, OBJECTIVES])
-            raise UsageError(f"the student has no parameter group {name!r}", f"groups: {known}")
-        chosen |= dict.fromkeys(groups[name], name)
-    return chosen
-
-
-def learning(phases: Sequence[Stage]) -> dict[str, Group]:
-    """Groups that train in some phase of a stage, with the settings of its beginning."""
-    first = phases[0].trains
-    first = {CONNECTORS: Group(), OBJECTIVES: Group(), **first}
-    rates = {name: max(s.trains.get(name, group).lr for s in phases) for name, group in first.items()}
-    return {name: group for name, group in first.items() if rates[name] > 0}
 
 
 @dataclass(frozen=True)

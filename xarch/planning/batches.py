@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from xarch.config.validation import validated
 from xarch.contracts.batch import Batch
 from xarch.contracts.batch_step import BatchStep
 from xarch.contracts.data import DataInfo, TensorInfo
+from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
-from xarch.matching.references import near
+from xarch.matching.references import STUDENT, find_tap, near
 from xarch.registry.registry import Registry
 
 POSITIONS = frozenset("BLT")
@@ -38,12 +39,17 @@ class PlannedBatches:
         return sum(step.work(sample, student=student, teacher=teacher) for step in self.steps)
 
 
-def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) -> PlannedBatches:
+def plan_batches(
+    registry: Registry, name: str, stage: Stage, data: DataInfo, models: Mapping[str, Mapping[str, Tap]] | None = None
+) -> PlannedBatches:
     """The tensors that a stage's matches can rely on.
+
+    Args:
+        models: name -> taps of what the steps may run, "" for the main teacher; None where that is proven already.
 
     Raises:
         UsageError: a step or an option of it does not exist.
-        PlanError: a step reads a tensor that is not there, or of another layout.
+        PlanError: a step reads a tensor that is not there, or of another layout, or a tap that is not there.
     """
     tensors = dict(data.tensors)
     steps = []
@@ -56,6 +62,9 @@ def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) ->
             step = kind(options, data.facts)
             for wanted, layout in step.reads().items():
                 _prove(wanted, layout, tensors, where)
+            if models is not None:
+                for model, taps in step.taps().items():
+                    _prove_taps(model, taps, models, where)
             tensors |= dict(step.makes(dict(tensors)))
         steps.append(step)
     return PlannedBatches(tensors, tuple(steps))
@@ -72,6 +81,17 @@ def _prove(key: str, layout: str, tensors: Mapping[str, TensorInfo], where: str)
             f"{where}: it reads {key!r} as {layout}, and batches have it as {tensors[key].layout}",
             "put a step that gives this layout before it, or use other data",
         )
+
+
+def _prove_taps(model: str, taps: Collection[str], models: Mapping[str, Mapping[str, Tap]], where: str) -> None:
+    whose = f"teacher {model!r}" if model else "the teacher"
+    if model not in models:
+        raise PlanError(
+            f"{where}: it runs {whose}, which this run does not have",
+            near(model, [name for name in models if name], "models that a batch step can run"),
+        )
+    for tap in taps:
+        find_tap(models[model], tap, "the student" if model == STUDENT else whose, where)
 
 
 def meta_batch(tensors: Mapping[str, TensorInfo], samples: int, units: int, sizes: Mapping[str, int]) -> Batch | None:

@@ -13,6 +13,8 @@ from xarch.contracts.objective import MatchContext
 from xarch.contracts.stage import StageKind, StageRequest
 from xarch.matching.pairing import Pair
 from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
+from xarch.matching.schedules import phase_settings
+from xarch.optim.groups import trained_groups
 from xarch.planning import estimate
 from xarch.planning.activations import StepTrace
 from xarch.planning.batches import PlannedBatches, meta_batch
@@ -94,8 +96,7 @@ class StageCosts:
 
     def trained(self) -> set[str]:
         """Names of the student's parameters that train."""
-        groups = self.plan.student.param_groups()
-        return {n for g, how in self.stage.trains.items() if how.lr > 0 for n in groups.get(g, ())}
+        return set(trained_groups(self.plan.student, phase_settings(self.stage, "stage")))
 
     def _step(self) -> tuple[Cost, str]:
         """Cost of forward and backward of a micro-batch, and why it is only a formula."""

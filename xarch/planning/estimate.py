@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from xarch.contracts.model import Student
 from xarch.contracts.tap import Tap
 from xarch.planning.plan import CachePlan
 from xarch.planning.trace import Cost
@@ -102,13 +101,6 @@ def plan_cache(
     if size > limit_gb * 1e9:
         return CachePlan(use=False, bytes=size, why=f"{size / 1e9:.1f} GB would exceed the limit of {limit_gb:g} GB")
     return CachePlan(use=True, bytes=size, why=f"{passes} passes over {size / 1e9:.2f} GB")
-
-
-def trained_parameters(student: Student, groups: Mapping[str, object]) -> dict[str, int]:
-    """Group of the student -> number of parameters."""
-    sizes = {n: p.numel() for n, p in student.module.named_parameters()}
-    known = student.param_groups()
-    return {g: sum(sizes[n] for n in known[g]) for g in groups if g in known}
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -17,10 +17,11 @@ from xarch.contracts.stage import StageKind, StageRequest
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.matching.coupling import cuttable
-from xarch.matching.pairing import Pair, pair_stage
+from xarch.matching.pairing import Pair, pair_phases
 from xarch.matching.places import at_places
-from xarch.matching.references import MAIN, RANDOM, MissingTap, near
+from xarch.matching.references import COPIES, MAIN, RANDOM, STUDENT, MissingTap, near
 from xarch.matching.schedules import phase_settings
+from xarch.optim.groups import CONNECTORS, OBJECTIVES, trained_groups
 from xarch.planning import estimate
 from xarch.planning.batches import plan_batches
 from xarch.planning.costs import StageCosts
@@ -31,7 +32,7 @@ from xarch.planning.sides import Sides
 
 TINY_STEPS = 6
 TINY_BATCH = 2
-PARTS = ("connectors", "objectives")
+PARTS = (CONNECTORS, OBJECTIVES)
 """Groups of ``trains`` that are not the student's."""
 SIDES = ("teacher", "student")
 
@@ -57,6 +58,12 @@ class StagePlanner:
     def rate(self) -> float:
         """Multiply-adds per second of a forward pass."""
         return self.rates.products
+
+    def _models(self) -> dict[str, Mapping[str, Tap]]:
+        """Taps of the models that batch steps may run; copies of the student exist only where matches read them."""
+        given = self.config.teachers
+        kept = {n: t for n, t in self.taps.items() if n == MAIN or (n in given and given[n].ref not in COPIES)}
+        return {STUDENT: self.student.taps(), **kept}
 
     def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
         """The stages that run, and why optional ones do not."""
@@ -96,7 +103,7 @@ class StagePlanner:
             )
         request = StageRequest(options, stage, each, budget, tuple(sites))
         units, steps = self._amount(name, kind, request)
-        batches = plan_batches(self.registry, name, stage, described)
+        batches = plan_batches(self.registry, name, stage, described, self._models())
         context = self._context(steps, described)
         pairs: list[Pair] = []
         trained: dict[str, int] = {}
@@ -200,22 +207,17 @@ class StagePlanner:
 
     def _pairs(self, name: str, stage: Stage, described: DataInfo, context: MatchContext) -> list[Pair]:
         """The pairs at the stage's start; those of its phases are proven too."""
-        mask = family_of(self.registry, self.student.family).mask
-        found: list[list[Pair]] = []
-        for settings in phase_settings(stage, f"stages.{name}"):
-            found.append(
-                pair_stage(
-                    name,
-                    settings,
-                    student=self.student,
-                    teachers=self.taps,
-                    tensors=plan_batches(self.registry, name, settings, described).tensors,
-                    mask=mask,
-                    registry=self.registry,
-                    context=context,
-                )
-            )
-        return found[0]
+        phases = phase_settings(stage, f"stages.{name}")
+        return pair_phases(
+            name,
+            phases,
+            [plan_batches(self.registry, name, settings, described, self._models()).tensors for settings in phases],
+            student=self.student,
+            teachers=self.taps,
+            mask=family_of(self.registry, self.student.family).mask,
+            registry=self.registry,
+            context=context,
+        )
 
     def _trained(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> dict[str, int]:
         """Group -> number of parameters."""
@@ -226,7 +228,10 @@ class StagePlanner:
                 f"stages.{name}.trains: the student has no group {unknown[0]!r}",
                 near(unknown[0], [*known, *PARTS], "groups"),
             )
-        trained = estimate.trained_parameters(self.student, stage.trains)
+        sizes = {n: p.numel() for n, p in self.student.module.named_parameters()}
+        trained: dict[str, int] = {}
+        for parameter, group in trained_groups(self.student, phase_settings(stage, f"stages.{name}")).items():
+            trained[group] = trained.get(group, 0) + sizes[parameter]
         parts = {
             "connectors": sum(p.connector_parameters for p in pairs),
             "objectives": sum(p.objective_parameters for p in pairs),
@@ -234,9 +239,8 @@ class StagePlanner:
         return trained | {part: count for part, count in parts.items() if count}
 
     def _coupled(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> str:
-        groups = self.student.param_groups()
-        names = {n for g, how in stage.trains.items() if how.lr > 0 for n in groups.get(g, ())}
-        reason = cuttable(self.student, names, pairs) or ""
+        trained = trained_groups(self.student, phase_settings(stage, f"stages.{name}"))
+        reason = cuttable(self.student, trained, pairs) or ""
         if reason and stage.micro_batch is not None and stage.micro_batch < stage.batch.size:
             raise PlanError(
                 f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be cut into "
