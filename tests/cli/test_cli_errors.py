@@ -114,7 +114,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["list", "--plugin", "nope.py"], "plugin file nope.py does not exist", None),
         (["inspect", "nope"], "'nope' is neither a file, a folder nor a registered name", "SOURCE:REF"),
         (["inspect", "gradent"], "did you mean 'gradient'?", "SOURCE:REF"),
-        (["plugins", "disable", "cor"], "there is no plugin 'cor'; did you mean 'core'?", "known: core"),
+        (["plugins", "disable", "cor"], "unknown plugin 'cor'; did you mean 'core'?", "known: core"),
         (["plugins", "disable", "core"], "the core plugin cannot be disabled", None),
         (["bench", "nope"], "nope does not exist", "run folder"),
         (["new", "run", "nope"], "there is no method or recipe 'nope'", "known"),

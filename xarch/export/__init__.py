@@ -1,1 +1,1 @@
-"""From a student's graphs to checked ONNX files that reproduce it."""
+"""Export of a student's graphs to ONNX files that are checked to reproduce it."""
