@@ -1,4 +1,4 @@
-"""A transformers configuration for a GGUF file: what transformers reads, completed by what it passes over."""
+"""Conversion of a GGUF header to a transformers configuration, including values that transformers ignores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Architectures that both transformers' reader and the table of architectures know."""
+"""Architectures supported by both transformers' reader and the table of architectures."""
 
 REQUIRED = (
     "block_count",
@@ -25,20 +25,20 @@ REQUIRED = (
     "attention.head_count",
     "attention.layer_norm_rms_epsilon",
 )
-"""Keys without which a library would take the numbers of some other model."""
+"""Required keys, for which libraries would otherwise substitute another model's defaults."""
 ROPE_BASE = 10_000.0
-"""Base of the rotary frequencies where a file names none, as llama.cpp takes it."""
+"""Default base of the rotary frequencies, as in llama.cpp."""
 
 _BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
 _FREE_BIASES = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}
 
 
 def check_architecture(header: GGUFHeader, where: str) -> None:
-    """Refuse what cannot be read faithfully.
+    """Reject files that cannot be read faithfully.
 
     Raises:
-        UsageError: another architecture, a key that is not known, a tokenizer that is not, or rotary factors that
-            transformers' reader drops.
+        UsageError: the architecture, a key or the tokenizer is unknown, or there are rotary factors that transformers'
+            reader ignores.
     """
     name = header.metadata.get("general.architecture")
     if name not in GGUF_ARCHITECTURES:
@@ -53,10 +53,10 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
 
 
 def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
-    """Content of a config.json for the file.
+    """Return the content of a config.json for the file.
 
-    transformers' reader supplies most of it. It passes over biases and rotary scaling and takes the rotated width for
-    the head width, so these come from the header here; 32-bit numbers are written as their shortest decimal.
+    transformers' reader supplies most of it. It ignores biases and rotary scaling and mistakes the rotated width for
+    the head width, so these come from the header; 32-bit numbers are written as their shortest decimal.
 
     Raises:
         UsageError: the metadata do not describe a model.
@@ -97,7 +97,7 @@ def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[
     kind = header.fact("rope.scaling.type", "none")
     factor, gain = header.fact("rope.scaling.factor"), header.fact("rope.scaling.attn_factor", 1.0)
     if kind != "yarn" and gain != 1.0:
-        raise UsageError(f"{where}: rope.scaling.attn_factor is {gain} with scaling {kind!r}, wanted yarn", ADVICE)
+        raise UsageError(f"{where}: rope.scaling.attn_factor is {gain} with scaling {kind!r}, expected yarn", ADVICE)
     if kind == "none" and not header.fact("rope.scale_linear"):
         return parameters
     if kind in ("linear", "none"):
@@ -110,14 +110,14 @@ def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[
             if stated is not None:
                 yarn[name] = _decimal(stated)
         if gain != 1.0:
-            # llama.cpp multiplies what transformers takes for the whole factor.
+            # llama.cpp multiplies by it; transformers treats it as the whole factor.
             yarn["attention_factor"] = gain * (1 + 0.1 * math.log(factor))
         return {**parameters, **yarn}
     raise UsageError(f"{where}: rotary scaling {kind!r} cannot be read from a GGUF file", ADVICE)
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that is this number in 32 bits: 1e-5 for 9.99999974e-06."""
+    """Return the shortest decimal that equals this number in float32: 1e-5 for 9.99999974e-06."""
     for digits in range(1, 18):
         short = float(f"{value:.{digits}g}")
         if struct.pack("<f", short) == struct.pack("<f", value):

@@ -302,7 +302,7 @@ def test_a_loop_is_proven_by_a_case_with_taps(tmp_path: Path) -> None:
         export(student, Steps(steps(0.01)), tmp_path / "out", data)
     for changes, message in (
         ({"batch": None}, "names taps but has no batch"),
-        ({"expected": {"y": np.zeros(1)}}, r"gives \['y'\] as taps and as expected values"),
+        ({"expected": {"y": np.zeros(1)}}, r"lists \['y'\] both as taps and as expected values"),
         ({"graph": "other"}, "names the graph 'other'"),
     ):
         with pytest.raises(PlanError, match=message):

@@ -26,7 +26,7 @@ def planned_export(
         UsageError: an option of the export is wrong.
         PlanError: they do not fit the profile.
     """
-    profile = registry.create("export", name)
+    profile = registry.create("export", name, where="export.profiles")
     adapter: TargetAdapter = target.adapter
     options = export_options(adapter, config)
     with registry.guard(registry.get("target", target.name), f"export graphs for {name}"):
