@@ -104,7 +104,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["list", "parts"], "'parts' is not one of", "xarch list --help"),
         (["convert", "--nope"], "No such option", "xarch convert --help"),
         (["export"], "Missing argument 'RUN'", "xarch export --help"),
-        (["plan"], "the command does not specify what to convert: --teacher SOURCE:REF and --to TARGET missing", "CONFIG"),
+        (["plan"], "does not specify what to convert: --teacher SOURCE:REF and --to TARGET missing", "CONFIG"),
         (["plan", "--teacher", "hf:x"], "does not specify what to convert: --to TARGET missing", "these options"),
         (["plan", "nope"], "there is no method or recipe 'nope'", "known: "),
         (["plan", "nope.yaml"], "nope.yaml does not exist", None),

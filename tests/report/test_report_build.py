@@ -77,7 +77,8 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
         "Skipped 3 of 243 (1.23\u00a0%)",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
-        "From 94.00 to 35.10. Share of the total gain: 50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
+        "From 94.00 to 35.10. Share of the total gain: "
+        "50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
         "teacher 32.18; before training 39.88",
         "Directory tree generator.",
     ):
