@@ -87,7 +87,8 @@ def assert_head(method: str) -> None:
 
 
 def two_steps(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Overrides and ``--set`` items that cut every stage of a method to two steps, with no export and little evaluation.
+    """Return overrides and ``--set`` items that cut every stage of a method to two steps, with no export and little
+    evaluation.
 
     Raises:
         UsageError: the method or a value is wrong.
