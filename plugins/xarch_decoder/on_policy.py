@@ -5,7 +5,7 @@ Legend: B batch, L tokens, R sampled rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +46,9 @@ class OnPolicy(BatchStep):
     def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         info = TensorInfo("BL", dict(tensors["input_ids"].shape))
         return {"sampled_mask": info, "kd_mask": info, "gold_mask": info}
+
+    def taps(self) -> Mapping[str, Collection[str]]:
+        return {"student": {"logits"}}
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
         length = int(sample.get("length", 512))

@@ -1,7 +1,7 @@
 """Distances between fields that count points and samples by how much the teacher shows of them (PVD, arXiv 2211.15977,
 section 3.3).
 
-Legend: N points, R rays, K samples on a ray, C colour.
+Legend: N points, R rays, K samples per ray, C colour.
 """
 
 from __future__ import annotations

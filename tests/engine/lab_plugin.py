@@ -166,6 +166,16 @@ class Jitter(BatchStep):
         return moved.replace(made=made * 0)
 
 
+class OwnOutput(BatchStep):
+    """What the student says now, as samples that it draws itself would be."""
+
+    def makes(self, tensors):
+        return {"said": TensorInfo("BLD", dict(tensors["x"].shape))}
+
+    def __call__(self, batch, context):
+        return batch.replace(said=context.student.collect(batch, {"layers.2.output"})["layers.2.output"])
+
+
 class Normed(StackStudent):
     """A stack with batch statistics and dropout before its last layer."""
 
@@ -232,6 +242,7 @@ def xarch_register(registry):
     registry.connector("norm-exit", load=f"{me}:NormExit", summary="an exit with batch statistics")
     registry.connector("line", load=f"{me}:Line", summary="a linear map")
     registry.batch_step("jitter", load=f"{me}:Jitter", summary="noise")
+    registry.batch_step("own-output", load=f"{me}:OwnOutput", summary="what the student says")
     registry.target("normed", load=f"{me}:NormedTarget", accepts=["stack"], produces="stack", summary="with statistics")
     registry.target("broken", load=f"{me}:BrokenTarget", accepts=["stack"], produces="stack", summary="with a bug")
     registry.stage("halving", load=f"{me}:Halving", summary="steps of its own")

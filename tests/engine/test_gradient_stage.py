@@ -188,6 +188,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return run(tmp_path_factory.mktemp("whole"), EVERYTHING, **CHANGES)
 
 
+def test_validation_batches_follow_the_student(tmp_path: Path) -> None:
+    """A step's validation batches were those of the student that the process began with, so that a resumed run
+    validated on others."""
+    said = {"student": "layers.2.output", "objective": "pull", "teacher": "batch:said"}
+    stage = {
+        "matches": {"m": {**LAST, "weight": 0.5}, "own": said},
+        "batch": {"size": 8, "steps": {"own-output": {}}},
+        "validation": {"samples": 8, "every": 2},
+    }
+    whole = run(tmp_path / "a", stage)
+    watch = StopAt(3)
+    watch.conversion = Conversion(planned(stage), RunDir.create(tmp_path / "run", "lab"), registry(), watch)
+    with pytest.raises(Interrupted):
+        watch.conversion.run()
+    resumed = resume(tmp_path)
+    assert (resumed.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+    assert resumed.summary["metrics"] == whole.summary["metrics"]
+
+
 @pytest.mark.parametrize("at", [1, 4, 5, 6, 9])
 def test_everything_goes_on_bit_for_bit(at: int, undisturbed: Finished, tmp_path: Path) -> None:
     """Connectors, averages, phases, batch steps, wrappers, two optimisers and the best weights, across a resume."""

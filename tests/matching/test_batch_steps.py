@@ -117,11 +117,7 @@ def test_a_teacher_labels_its_own_view(structured: bool) -> None:
     agrees(soft.makes({}), found)
     torch.testing.assert_close(found["soft"], other.softmax(-1))
     assert soft.work({}, student=1.0, teacher=7.0) == 7.0
-
-
-def test_a_teacher_that_is_not_there() -> None:
-    with pytest.raises(PlanError, match="no teacher big"):
-        step("teacher-labels", teacher="big")(pictures(), context())
+    assert soft.taps() == {"big": {"logits"}}
 
 
 def test_repeat_gives_every_copy_a_mask() -> None:

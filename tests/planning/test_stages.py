@@ -53,9 +53,9 @@ def test_epochs_come_from_the_data() -> None:
     """vision 2.10: epochs were a budget that a person multiplied by hand."""
     (stage,) = planned().stages
     assert (stage.units, stage.steps) == (4000, 200)
-    with pytest.raises(UsageError, match="`units` and `epochs` both say"):
+    with pytest.raises(UsageError, match="`units` and `epochs` are mutually exclusive"):
         planned({"units": 100})
-    with pytest.raises(UsageError, match="nothing says how much data"):
+    with pytest.raises(UsageError, match="has no data budget"):
         planned({"epochs": None})
 
 
@@ -94,7 +94,7 @@ def test_a_coupled_batch_is_never_cut() -> None:
     made = planned(match)
     assert "Coupled" in made.stages[0].coupled
     assert [c.detail for c in made.checks if c.name == "batch s"]
-    with pytest.raises(PlanError, match=r"a batch of 20 cannot be cut into 5"):
+    with pytest.raises(PlanError, match=r"a batch of 20 cannot be split into 5"):
         planned({**match, "micro_batch": 5})
     assert planned({"micro_batch": 5}).stages[0].coupled == ""
     with pytest.raises(PlanError, match="cannot be cut"):
@@ -130,7 +130,7 @@ def test_batch_steps_are_proven_in_their_order() -> None:
         ({"requires": {"top1": {"min": 0.5}}}, "is not SIDE.FIGURE"),
         ({"requires": {"techer.top1": {"min": 0.5}}}, "teacher"),
         ({"phases": [{"from": 0.5, "set": {"matches.kd.options.tempra": 2}}]}, r"options\.tempra"),
-        ({"kind": "counting"}, "optimises no matches"),
+        ({"kind": "counting"}, "does not optimise matches"),
         ({"trains": {}}, "needs `trains`"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,7 +21,8 @@ class StepContext:
 
     Attributes:
         student: in eval mode, without gradients.
-        teacher, teachers: the main teacher (None with ``teacher: none``), and the others by name.
+        teacher, teachers: the main teacher, as the target views it (None with ``teacher: none``), and the others by
+            name.
         step, steps: optimiser steps completed, and total of the stage.
         at: ``progress``, if it is not their quotient.
         training: False for validation batches, which use a separate generator.
@@ -68,6 +69,11 @@ class BatchStep(ABC):
 
     def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return batch key -> ``TensorInfo`` of the tensors it adds or changes, given those that exist before it."""
+        return {}
+
+    def taps(self) -> Mapping[str, Collection[str]]:
+        """Return model -> taps that it reads: "student", "" for the main teacher, or a further teacher's name; the plan
+        checks that they exist."""
         return {}
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:

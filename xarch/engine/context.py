@@ -101,6 +101,7 @@ class EngineContext(StageContext):
     figures: dict[str, float] = field(default_factory=dict)
     cutting: dict[str, Any] = field(default_factory=dict)
     _assembled: Assembled | None = None
+    _read: dict[tuple[str, int], list[Batch]] = field(default_factory=dict)
     _noted: dict[str, float] = field(default_factory=dict)
     _seconds: float = 0.0
 
@@ -165,17 +166,31 @@ class EngineContext(StageContext):
         return self._fixed("calibration", samples)
 
     def _fixed(self, split: str, samples: int) -> list[Batch]:
-        """Return batches of a finite split in its fixed order; only a few in a trial run."""
+        """Return batches of a finite split in its fixed order; only a few in a trial run.
+
+        They are read once and prepared again at every call: a batch step may depend on the current student, and a
+        resumed stage does not have earlier ones.
+        """
         samples = min(samples, 2) if self.config.tiny else samples
+        with self._modes.undisturbed(), self._averaged():
+            if (split, samples) not in self._read:
+                self._read[split, samples] = self._first(split, samples)
+            return [
+                self._prepared(batch, 1.0, self.steps, training=False, seed=(self.seed, split, number))
+                for number, batch in enumerate(self._read[split, samples])
+            ]
+
+    def _first(self, split: str, samples: int) -> list[Batch]:
         stream = self.open_stream(split, self.settings.batch.size, self.settings.sample, self.seed)
         out: list[Batch] = []
-        with self._modes.undisturbed():
-            for batch in stream:
-                seed = (self.seed, split, len(out))
-                out.append(self._prepared(batch.to(self.device), 1.0, self.steps, training=False, seed=seed))
-                if sum(len(b) for b in out) >= samples:
-                    break
+        for batch in stream:
+            out.append(batch.to(self.device))
+            if sum(len(b) for b in out) >= samples:
+                break
         return out
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self._assembled.trainable.averaged() if self._assembled else contextlib.nullcontext()
 
     def evaluate(
         self, samples: int | None = None, *, metric: str | None = None, split: str = "validation"
@@ -190,8 +205,7 @@ class EngineContext(StageContext):
     def _measured(self) -> Iterator[Student]:
         """Provide the student as the stage would leave it now, unsharded and in eval mode; restore everything on
         exit."""
-        averaged = self._assembled.trainable.averaged() if self._assembled else contextlib.nullcontext()
-        with self.clock.paused(), self._modes.undisturbed(), averaged:
+        with self.clock.paused(), self._modes.undisturbed(), self._averaged():
             if self.whole is not self.student:
                 self.processes.collect_into(self.student, self.whole)
                 self.whole.module.eval()

@@ -20,38 +20,11 @@ from xarch.engine.optimisers import Optimisers
 from xarch.engine.terms import StageModules, Term
 from xarch.errors import UsageError
 from xarch.optim.ema import EMA
+from xarch.optim.groups import learning, select
 
-CONNECTORS, OBJECTIVES = "connectors", "objectives"
-"""Parameter groups that do not belong to the student."""
 BUFFER = "buffer|"
 AVERAGE = "ema|"
 _CHANGED = "revert the change to the run's plan.json, or start a new run in another folder"
-
-
-def select(student: Student, trains: Mapping[str, Group]) -> dict[str, str]:
-    """Return student parameter -> the group it trains in; for a parameter in several groups, the last one.
-
-    Raises:
-        UsageError: a group does not exist.
-    """
-    groups = student.param_groups()
-    chosen: dict[str, str] = {}
-    for name in trains:
-        if name in (CONNECTORS, OBJECTIVES):
-            continue
-        if name not in groups:
-            known = ", ".join([*sorted(groups), CONNECTORS, OBJECTIVES])
-            raise UsageError(f"the student has no parameter group {name!r}", f"groups: {known}")
-        chosen |= dict.fromkeys(groups[name], name)
-    return chosen
-
-
-def learning(phases: Sequence[Stage]) -> dict[str, Group]:
-    """Return the groups that train in some phase of a stage, with their settings at its beginning."""
-    first = phases[0].trains
-    first = {CONNECTORS: Group(), OBJECTIVES: Group(), **first}
-    rates = {name: max(s.trains.get(name, group).lr for s in phases) for name, group in first.items()}
-    return {name: group for name, group in first.items() if rates[name] > 0}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Legend: B samples, K classes.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -109,17 +109,15 @@ class TeacherLabels(BatchStep):
         classes = {"K": int(self.data["classes"])} if "K" in layout and self.data.get("classes") else {}
         return {self.options.key: TensorInfo(layout, classes)}
 
+    def taps(self) -> Mapping[str, Collection[str]]:
+        return {self.options.teacher: {self.options.tap}}
+
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
         return teacher
 
     def __call__(self, batch: Batch, context: StepContext) -> Batch:
-        chosen = context.teachers.get(self.options.teacher) if self.options.teacher else context.teacher
-        if chosen is None:
-            known = ", ".join(context.teachers) or "no further ones"
-            raise PlanError(
-                f"batch step teacher-labels: there is no teacher {self.options.teacher or 'at all'}",
-                f"the run's `teachers:` are {known}",
-            )
+        chosen = context.teachers[self.options.teacher] if self.options.teacher else context.teacher
+        assert chosen is not None, "the plan proved it"
         value = chosen.collect(batch.seen_by("teacher"), {self.options.tap})[self.options.tap]
         # A structured value that has a dense form says so with `full()`.
         value = value if isinstance(value, Tensor) else value.full()

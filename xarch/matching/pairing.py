@@ -31,7 +31,7 @@ from xarch.matching.references import (
 from xarch.matching.right import RightSide
 from xarch.registry.registry import Registry
 
-__all__ = ["Pair", "Reference", "pair_stage"]
+__all__ = ["Pair", "Reference", "pair_phases", "pair_stage"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,34 @@ def pair_stage(
             for site in _chosen_sites(name, stage, student)
             for pair in _Pairing(name, stage, student, site, teachers, tensors, mask, registry, context).pairs()
         ]
+
+
+def pair_phases(
+    name: str, phases: Sequence[Stage], tensors: Sequence[Mapping[str, TensorInfo]], **known: Any
+) -> list[Pair]:
+    """The pairs of a stage at its start, with those of its phases proven too. What couples a batch in one phase couples
+    it in all.
+
+    Args:
+        name: of the stage.
+        phases, tensors: its settings before the first phase and in every phase, and what is in a batch then.
+        known: the other arguments of :func:`pair_stage`.
+
+    Raises:
+        PlanError: an option that a phase changes gives an objective other parameters.
+        UsageError, PluginError: see :func:`pair_stage`.
+    """
+    found = [pair_stage(name, s, tensors=t, **known) for s, t in zip(phases, tensors, strict=True)]
+    pairs = []
+    for first, *later in zip(*found, strict=True):
+        if any(other.parameters != first.parameters for other in later):
+            raise PlanError(
+                f"stages.{name}.phases: an option of matches.{first.match} changes how many parameters it has, and "
+                "they are made once for the stage",
+                "use a stage of its own for other modules",
+            )
+        pairs.append(replace(first, coupled=next((p.coupled for p in (first, *later) if p.coupled), "")))
+    return pairs
 
 
 def _chosen_sites(name: str, stage: Stage, student: Student) -> list[Site | None]:

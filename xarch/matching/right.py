@@ -88,7 +88,7 @@ class RightSide:
             raise PlanError(f"{where}: the map leaves out the layer of {taps[0].name}", "name it in `map`")
         return found
 
-    def _of_all(self, address: Address, taps: Sequence[Found]) -> dict[str, Reference]:
+    def _of_all(self, address: Address, taps: Sequence[Found]) -> dict[str, Reference] | None:
         names = [name for name in self.teachers if name not in (MAIN, *RESERVED)]
         if not names:
             raise PlanError(
@@ -98,7 +98,7 @@ class RightSide:
         if self.match.join:
             raise PlanError(f"{self.where}: joined taps cannot be compared with several teachers", "set join: false")
         found = {n: self._resolve(Address(n, address.name), taps[0], "teacher") for n in names}
-        return {name: ref for name, ref in found.items() if ref is not None}
+        return {name: ref for name, ref in found.items() if ref is not None} or None
 
     def _pattern(self, address: Address) -> dict[str, Reference]:
         if not self.match.join:

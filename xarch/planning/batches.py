@@ -1,8 +1,8 @@
-"""What the plan knows of a stage's batches: tensors after its batch steps, and such batches on the meta device."""
+"""Planned batches of a stage: their tensors after batch steps, and such batches on the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +13,18 @@ from xarch.config.validation import validated
 from xarch.contracts.batch import Batch
 from xarch.contracts.batch_step import BatchStep
 from xarch.contracts.data import DataInfo, TensorInfo
+from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
-from xarch.matching.references import near
+from xarch.matching.references import STUDENT, find_tap, near
 from xarch.registry.registry import Registry
 
 POSITIONS = frozenset("BLT")
-"""Dimensions of tensors that by default hold numbers of things (labels, tokens) rather than values."""
+"""Dimensions of tensors that hold integers by default (labels, token ids)."""
 
 
 @dataclass(frozen=True)
 class PlannedBatches:
-    """Batches of a stage after its batch steps.
+    """Tensors of a stage's batches after its batch steps.
 
     Attributes:
         tensors: key -> declaration.
@@ -34,16 +35,21 @@ class PlannedBatches:
     steps: tuple[BatchStep, ...]
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
-        """Multiply-adds of all steps per budget unit."""
+        """Return the multiply-adds of all steps per budget unit."""
         return sum(step.work(sample, student=student, teacher=teacher) for step in self.steps)
 
 
-def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) -> PlannedBatches:
-    """The tensors that a stage's matches can rely on.
+def plan_batches(
+    registry: Registry, name: str, stage: Stage, data: DataInfo, models: Mapping[str, Mapping[str, Tap]] | None = None
+) -> PlannedBatches:
+    """Return the tensors available to a stage's matches.
+
+    Args:
+        models: name -> taps of what the steps may run, "" for the main teacher; None where that is proven already.
 
     Raises:
-        UsageError: a step or an option of it does not exist.
-        PlanError: a step reads a tensor that is not there, or of another layout.
+        UsageError: a step or one of its options does not exist.
+        PlanError: a step reads a tensor that does not exist or has another layout, or a tap that does not exist.
     """
     tensors = dict(data.tensors)
     steps = []
@@ -56,6 +62,9 @@ def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) ->
             step = kind(options, data.facts)
             for wanted, layout in step.reads().items():
                 _prove(wanted, layout, tensors, where)
+            if models is not None:
+                for model, taps in step.taps().items():
+                    _prove_taps(model, taps, models, where)
             tensors |= dict(step.makes(dict(tensors)))
         steps.append(step)
     return PlannedBatches(tensors, tuple(steps))
@@ -64,22 +73,33 @@ def plan_batches(registry: Registry, name: str, stage: Stage, data: DataInfo) ->
 def _prove(key: str, layout: str, tensors: Mapping[str, TensorInfo], where: str) -> None:
     if key not in tensors:
         raise PlanError(
-            f"{where}: it reads the tensor {key!r}, which batches do not have at that point",
+            f"{where} reads the tensor {key!r}, which batches do not have at that point",
             near(key, tensors, "tensors of the data and of the steps before it"),
         )
     if layout not in ("*", tensors[key].layout):
         raise PlanError(
-            f"{where}: it reads {key!r} as {layout}, and batches have it as {tensors[key].layout}",
-            "put a step that gives this layout before it, or use other data",
+            f"{where} reads {key!r} as {layout}, but batches have it as {tensors[key].layout}",
+            "add a step that produces this layout before it, or use other data",
         )
 
 
+def _prove_taps(model: str, taps: Collection[str], models: Mapping[str, Mapping[str, Tap]], where: str) -> None:
+    whose = f"teacher {model!r}" if model else "the teacher"
+    if model not in models:
+        raise PlanError(
+            f"{where}: it runs {whose}, which this run does not have",
+            near(model, [name for name in models if name], "models that a batch step can run"),
+        )
+    for tap in taps:
+        find_tap(models[model], tap, "the student" if model == STUDENT else whose, where)
+
+
 def meta_batch(tensors: Mapping[str, TensorInfo], samples: int, units: int, sizes: Mapping[str, int]) -> Batch | None:
-    """A batch without memory; None where a size is unknown.
+    """Return a batch on the meta device; None if a size is unknown.
 
     Args:
-        samples, units: of the batch.
-        sizes: of dimensions that declarations leave open, e.g. ``{"L": 512}``.
+        samples, units: those of the batch.
+        sizes: sizes of dimensions not fixed by declarations, e.g. ``{"L": 512}``.
     """
     made = {}
     for key, info in tensors.items():

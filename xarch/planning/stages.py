@@ -1,4 +1,4 @@
-"""Plans the stages of a configuration: matches, amounts of data, steps, memory and time."""
+"""Plans the stages of a configuration: matches, data budgets, steps, memory and time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from xarch.contracts.stage import StageKind, StageRequest
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 from xarch.matching.coupling import cuttable
-from xarch.matching.pairing import Pair, pair_stage
+from xarch.matching.pairing import Pair, pair_phases
 from xarch.matching.places import at_places
-from xarch.matching.references import MAIN, RANDOM, MissingTap, near
+from xarch.matching.references import COPIES, MAIN, RANDOM, STUDENT, MissingTap, near
 from xarch.matching.schedules import phase_settings
+from xarch.optim.groups import CONNECTORS, OBJECTIVES, trained_groups
 from xarch.planning import estimate
 from xarch.planning.batches import plan_batches
 from xarch.planning.costs import StageCosts
@@ -31,8 +32,8 @@ from xarch.planning.sides import Sides
 
 TINY_STEPS = 6
 TINY_BATCH = 2
-PARTS = ("connectors", "objectives")
-"""Groups of ``trains`` that are not the student's."""
+PARTS = (CONNECTORS, OBJECTIVES)
+"""Groups of ``trains`` that do not belong to the student."""
 SIDES = ("teacher", "student")
 
 
@@ -40,8 +41,8 @@ class StagePlanner:
     """Plans the stages of one configuration.
 
     Args:
-        sides: of the plan.
-        device: that the run computes on; its rates are measured for a moment.
+        sides: the plan's models and data.
+        device: device of the run; its rates are measured briefly.
     """
 
     def __init__(self, sides: Sides, device: torch.device) -> None:
@@ -55,11 +56,17 @@ class StagePlanner:
 
     @property
     def rate(self) -> float:
-        """Multiply-adds per second of a forward pass."""
+        """Return the multiply-adds per second of a forward pass."""
         return self.rates.products
 
+    def _models(self) -> dict[str, Mapping[str, Tap]]:
+        """Taps of the models that batch steps may run; copies of the student exist only where matches read them."""
+        given = self.config.teachers
+        kept = {n: t for n, t in self.taps.items() if n == MAIN or (n in given and given[n].ref not in COPIES)}
+        return {STUDENT: self.student.taps(), **kept}
+
     def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
-        """The stages that run, and why optional ones do not."""
+        """Return the stages that run, and why optional ones are skipped."""
         chosen: list[tuple[str, Stage]] = []
         left_out: list[str] = []
         for name, stage in self.config.stages.items():
@@ -71,16 +78,16 @@ class StagePlanner:
                     described = self._describe(settings.sample)
                     self._pairs(name, settings, described, self._context(1, described))
             except MissingTap as e:
-                left_out.append(f"stage {name} is left out: {e.what}")
+                left_out.append(f"stage {name} is skipped: {e.what}")
             else:
                 chosen.append((name, stage))
         return chosen, left_out
 
     def stage(self, index: int, name: str, given: Stage) -> PlannedStage:
-        """One stage with everything resolved; ``config`` of it are the settings that the run's configuration gets.
+        """Resolve one stage; its ``config`` holds the settings for the run's configuration.
 
         Raises:
-            UsageError, PlanError: it cannot run as configured.
+            UsageError, PlanError: the stage cannot run as configured.
         """
         stage = self._settings(given)
         kind: StageKind = self.registry.create("stage", stage.kind)
@@ -91,12 +98,10 @@ class StagePlanner:
         described = self._describe(stage.sample)
         budget = self._budget(name, stage, each, described)
         if kind.trains and budget is None:
-            raise UsageError(
-                f"stages.{name}: nothing says how much data the stage reads", "give `share`, `epochs` or `units`"
-            )
+            raise UsageError(f"stages.{name}: the stage has no data budget", "set `share`, `epochs` or `units`")
         request = StageRequest(options, stage, each, budget, tuple(sites))
         units, steps = self._amount(name, kind, request)
-        batches = plan_batches(self.registry, name, stage, described)
+        batches = plan_batches(self.registry, name, stage, described, self._models())
         context = self._context(steps, described)
         pairs: list[Pair] = []
         trained: dict[str, int] = {}
@@ -129,7 +134,8 @@ class StagePlanner:
         ).bind(stage)
 
     def _settings(self, given: Stage) -> Stage:
-        """The stage as it runs: places named, the data's sample filled in, and fewer samples for ``--tiny``."""
+        """Return the effective settings: places resolved, the data's sample filled in, and fewer samples for
+        ``--tiny``."""
         sample = {**self.config.data.sample, **given.sample}
         changed: dict[str, Any] = {"sample": sample}
         if self.config.tiny:
@@ -163,12 +169,13 @@ class StagePlanner:
         if kind.trains:
             missing = [key for key in ("matches", "trains") if not getattr(stage, key)]
             if missing:
-                raise UsageError(f"{where}: a stage of kind {stage.kind!r} needs `{missing[0]}`", None)
+                raise UsageError(f"{where}: a stage of kind {stage.kind!r} requires `{missing[0]}`", None)
         else:
             useless = [k for k in ("matches", "trains", "until", "phases", "validation", "ema") if getattr(stage, k)]
             if useless:
                 raise UsageError(
-                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} optimises no matches", f"remove {useless[0]}"
+                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} does not optimise matches",
+                    f"remove {useless[0]}",
                 )
         for figure in stage.requires:
             side, dot, rest = figure.partition(".")
@@ -179,10 +186,10 @@ class StagePlanner:
                     near(side, known, "sides") + "; e.g. teacher.top1",
                 )
             if side == "teacher" and self.sides.teacher is None:
-                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, and this run has none", None)
+                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, but this run has none", None)
 
     def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
-        """The data as batches of such samples."""
+        """Describe the data as batches of such samples."""
         sides = self.sides
         if dict(sample) == dict(sides.data.request.sample):
             return sides.data.info
@@ -199,26 +206,21 @@ class StagePlanner:
         )
 
     def _pairs(self, name: str, stage: Stage, described: DataInfo, context: MatchContext) -> list[Pair]:
-        """The pairs at the stage's start; those of its phases are proven too."""
-        mask = family_of(self.registry, self.student.family).mask
-        found: list[list[Pair]] = []
-        for settings in phase_settings(stage, f"stages.{name}"):
-            found.append(
-                pair_stage(
-                    name,
-                    settings,
-                    student=self.student,
-                    teachers=self.taps,
-                    tensors=plan_batches(self.registry, name, settings, described).tensors,
-                    mask=mask,
-                    registry=self.registry,
-                    context=context,
-                )
-            )
-        return found[0]
+        """Return the pairs at the stage's start; pairs of its phases are checked too."""
+        phases = phase_settings(stage, f"stages.{name}")
+        return pair_phases(
+            name,
+            phases,
+            [plan_batches(self.registry, name, settings, described, self._models()).tensors for settings in phases],
+            student=self.student,
+            teachers=self.taps,
+            mask=family_of(self.registry, self.student.family).mask,
+            registry=self.registry,
+            context=context,
+        )
 
     def _trained(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> dict[str, int]:
-        """Group -> number of parameters."""
+        """Return group -> number of parameters."""
         known = self.student.param_groups()
         unknown = sorted(set(stage.trains) - set(known) - set(PARTS))
         if unknown:
@@ -226,7 +228,10 @@ class StagePlanner:
                 f"stages.{name}.trains: the student has no group {unknown[0]!r}",
                 near(unknown[0], [*known, *PARTS], "groups"),
             )
-        trained = estimate.trained_parameters(self.student, stage.trains)
+        sizes = {n: p.numel() for n, p in self.student.module.named_parameters()}
+        trained: dict[str, int] = {}
+        for parameter, group in trained_groups(self.student, phase_settings(stage, f"stages.{name}")).items():
+            trained[group] = trained.get(group, 0) + sizes[parameter]
         parts = {
             "connectors": sum(p.connector_parameters for p in pairs),
             "objectives": sum(p.objective_parameters for p in pairs),
@@ -234,19 +239,18 @@ class StagePlanner:
         return trained | {part: count for part, count in parts.items() if count}
 
     def _coupled(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> str:
-        groups = self.student.param_groups()
-        names = {n for g, how in stage.trains.items() if how.lr > 0 for n in groups.get(g, ())}
-        reason = cuttable(self.student, names, pairs) or ""
+        trained = trained_groups(self.student, phase_settings(stage, f"stages.{name}"))
+        reason = cuttable(self.student, trained, pairs) or ""
         if reason and stage.micro_batch is not None and stage.micro_batch < stage.batch.size:
             raise PlanError(
-                f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be cut into "
+                f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be split into "
                 f"{stage.micro_batch}",
-                f"--set stages.{name}.micro_batch=null, or a smaller batch",
+                f"--set stages.{name}.micro_batch=null, or use a smaller batch",
             )
         return reason
 
     def _amount(self, name: str, kind: StageKind, request: StageRequest) -> tuple[int, int]:
-        """(units, optimiser steps) that the stage reads and takes."""
+        """Return (units read, optimiser steps) of the stage."""
         stage, each = request.settings, request.units_per_sample
         with self.registry.guard(self.registry.get("stage", stage.kind), f"stages.{name}"):
             units = kind.units(request)
@@ -262,7 +266,7 @@ class StagePlanner:
     def _budget(self, name: str, stage: Stage, each: int, described: DataInfo) -> int | None:
         if stage.units is not None and stage.epochs is not None:
             raise UsageError(
-                f"stages.{name}: `units` and `epochs` both say how much data it reads",
+                f"stages.{name}: `units` and `epochs` are mutually exclusive",
                 f"remove one: --set stages.{name}.units=null or --set stages.{name}.epochs=null",
             )
         if stage.units is not None:
@@ -271,24 +275,24 @@ class StagePlanner:
             samples = dict(described.facts.get("samples") or {}).get("train")
             if not samples:
                 raise UsageError(
-                    f"stages.{name}.epochs: {self.config.data.ref} does not say how many training samples it has",
-                    "give `share` or `units` instead",
+                    f"stages.{name}.epochs: {self.config.data.ref} does not declare its number of training samples",
+                    "set `share` or `units` instead",
                 )
             return round(stage.epochs * samples * each)
         return None if stage.share is None else int(self.config.budget * stage.share)
 
     def _cache(self, stage: Stage, pairs: Sequence[Pair], costs: StageCosts, samples: int) -> CachePlan:
         if not pairs:
-            return CachePlan(use=False, bytes=0, why="the stage matches nothing")
+            return CachePlan(use=False, bytes=0, why="the stage has no matches")
         read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
         limit = self.config.runtime.cache_gb
         return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
 
 
 def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:
-    """One line for every stage whose batches stay whole."""
+    """Return one check for every stage whose batches may not be split."""
     return [
-        Check(name=f"batch {s.name}", state="ok", detail=f"kept whole, in one process: {s.coupled}")
+        Check(name=f"batch {s.name}", state="ok", detail=f"not split, in one process: {s.coupled}")
         for s in stages
         if s.coupled
     ]

@@ -28,7 +28,7 @@ from xarch.engine.teacher import MAIN, Autocast, TeacherFeed
 from xarch.engine.teacher_cache import SharedTeacherCache, TeacherCache
 from xarch.files.home import cache_dir
 from xarch.files.run_dir import RunDir
-from xarch.matching.pairing import Pair, pair_stage
+from xarch.matching.pairing import Pair, pair_phases
 from xarch.matching.references import RANDOM
 from xarch.matching.schedules import phase_settings
 from xarch.optim.schedules import LearningRate
@@ -116,7 +116,7 @@ class ContextBuilder:
             sites=self._sites(),
             seed=seed,
             student=sharded or self.student,
-            teacher=sides.teacher,
+            teacher=sides.viewed,
             teachers=models,
             data=info.facts,
             device=self.device,
@@ -180,12 +180,12 @@ class ContextBuilder:
 
     def _pairs(self, phases: Sequence[Stage], prepared: Sequence[PlannedBatches], context: MatchContext) -> list[Pair]:
         """Return the pairs of the current student: decisions of earlier stages may have changed it since planning."""
-        return pair_stage(
+        return pair_phases(
             self.planned.name,
-            phases[0],
+            phases,
+            [batches.tensors for batches in prepared],
             student=self.student,
             teachers=self._taps(),
-            tensors=prepared[0].tensors,
             mask=family_of(self.registry, self.student.family).mask,
             registry=self.registry,
             context=_on_meta(context),

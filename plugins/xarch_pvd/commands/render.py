@@ -15,7 +15,7 @@ import click
 @click.option("--elevation", type=click.FloatRange(-89, 89), default=25.0, show_default=True, help="degrees")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), help="camera distance [default: the field's own]")
 @click.option("--frames", type=click.IntRange(2, 360), default=24, show_default=True, help="pictures of a turn")
-@click.option("--samples", type=click.IntRange(8, 2048), default=192, show_default=True, help="steps along a ray")
+@click.option("--samples", type=click.IntRange(8, 2048), default=192, show_default=True, help="steps per ray")
 @click.option("--edits", default="", help="edits made on it first: a YAML file, or the list itself")
 @click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")

@@ -125,7 +125,7 @@ def near_world(posed: PosedImages) -> tuple[float, ...]:
 
 
 def cameras_of(posed: PosedImages) -> list[Camera]:
-    """One camera a picture."""
+    """Return one camera per picture."""
     return [posed.camera(i) for i in range(len(posed))]
 
 

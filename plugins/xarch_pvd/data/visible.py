@@ -1,7 +1,7 @@
 """Where a teacher's cameras see matter: the cells that make its pictures.
 
 Half of the occupied cells lie inside of things or behind others; no picture shows what a student has there.
-Legend: H cells an axis, R rays, K samples a ray.
+Legend: H cells per axis, R rays, K samples per ray.
 """
 
 from __future__ import annotations

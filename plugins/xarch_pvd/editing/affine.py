@@ -1,4 +1,4 @@
-"""The matrix of a user's affine edit."""
+"""Matrix of an affine edit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xarch import UsageError
 from xarch_pvd.editing.schema import Affine
 
 SINGULAR = 1e-6
-"""Least volume of the unit cube's image, in cubes of its longest edge."""
+"""Minimum volume of the unit cube's image, relative to the cube of its longest edge."""
 
 
 def matrix_of(edit: Affine, middle: Tensor, where: str) -> Tensor:
-    """[3, 4], float64: a point x goes to the first three columns times x plus the fourth.
+    """Return [3, 4], float64: a point x maps to the first three columns times x plus the fourth.
 
     Args:
-        middle: what scale and rotation keep in place where the user names nothing, [3].
+        middle: default fixed point of scale and rotation, [3].
 
     Raises:
         UsageError: the matrix is singular.
@@ -37,15 +37,15 @@ def matrix_of(edit: Affine, middle: Tensor, where: str) -> Tensor:
     longest = float(turn.norm(dim=0).max())
     if longest == 0 or abs(float(torch.linalg.det(turn))) < SINGULAR * longest**3:
         raise UsageError(
-            f"{where}: the matrix {[[round(v, 6) for v in row] for row in turn.tolist()]} is singular: it presses the "
-            f"scene flat",
-            "wanted a scale other than 0 on every axis",
+            f"{where}: the matrix {[[round(v, 6) for v in row] for row in turn.tolist()]} is singular: it flattens "
+            f"the scene",
+            "use a nonzero scale on every axis",
         )
     return torch.cat((turn, shift[:, None]), dim=1)
 
 
 def rotation(axis: str, angle: float) -> Tensor:
-    """[3, 3], counter-clockwise seen from the tip of an axis."""
+    """Return a rotation matrix [3, 3], counter-clockwise when looking against the axis."""
     a, b = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     turn = torch.eye(3, dtype=torch.float64)
     turn[a, a] = turn[b, b] = math.cos(angle)

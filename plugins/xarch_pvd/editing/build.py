@@ -1,4 +1,4 @@
-"""From a list of edits to a field."""
+"""Build an edited field from a list of edits."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from xarch_pvd.editing.regions import Place, place_of
 from xarch_pvd.editing.schema import Affine, Compose, Crop, Erase, Region, read_edits
 
 POINTS = 1 << 14
-"""Random points in a region that is looked for matter."""
+"""Number of random points at which a region is searched for matter."""
 
 Edits = Sequence[Mapping[str, BaseModel]]
 
 
 def others_of(edits: Edits) -> Iterator[str]:
-    """The fields that join in, in the order in which they are needed."""
+    """Yield the references of composed fields in the order in which they are needed."""
     for edit in edits:
         for options in edit.values():
             if isinstance(options, Compose):
@@ -32,17 +32,20 @@ def others_of(edits: Edits) -> Iterator[str]:
 
 
 def edited(field: RadianceField, edits: Edits, others: Iterator[RadianceField], where: str = "edits") -> RadianceField:
-    """A field with edits on top of it.
+    """Apply edits to a field.
 
     Args:
         others: the fields of :func:`others_of`, in this order.
-        where: said in errors.
+        where: name of the edits in errors.
 
     Raises:
-        UsageError: an edit does not touch the scene, or leaves nothing of it; a singular matrix; no world space.
+        UsageError: an edit does not touch the scene or removes all of it, a matrix is singular, or the field has no
+            world space.
     """
     if field.warp == "ndc":
-        raise UsageError(f"{where}: a field in normalised device coordinates cannot be edited", "take one in a box")
+        raise UsageError(
+            f"{where}: a field in normalised device coordinates cannot be edited", "use a field in a world box"
+        )
     for i, edit in enumerate(edits):
         for name, options in edit.items():
             field = _one(field, options, others, f"{where}[{i}].{name}")
@@ -65,10 +68,10 @@ def _one(field: RadianceField, edit: BaseModel, others: Iterator[RadianceField],
 
 
 def _must_touch(field: RadianceField, place: Place, where: str) -> None:
-    """A region without matter is a slip of the user: wrong numbers, or those of another world.
+    """Reject a region without matter: its numbers are wrong or belong to another world.
 
     Raises:
-        UsageError: naming where the matter lies.
+        UsageError: the region is empty; names where the matter lies.
     """
     low, high = place.bounds
     if field.warp == "aabb":
@@ -81,14 +84,14 @@ def _must_touch(field: RadianceField, place: Place, where: str) -> None:
         if len(x_N3) and bool(holds_matter(field, x_N3).any()):
             return
     raise UsageError(
-        f"{where}: nothing of the scene lies in the region, which spans {_corners(place.bounds)}",
-        f"the field's matter spans {_corners(matter_box(field))}, in its own world units",
+        f"{where}: the region {_corners(place.bounds)} contains nothing of the scene",
+        f"the field's matter spans {_corners(matter_box(field))} in its world units",
     )
 
 
 @torch.no_grad()
 def matter_box(field: RadianceField) -> Tensor:
-    """Corners [2, 3] of what can be seen of a field, from points of its box; the box itself if nothing is found."""
+    """Return the corners [2, 3] of a field's visible matter, from samples of its box; the box if none is found."""
     generator = torch.Generator().manual_seed(0)
     box = field.march_box()
     x_N3 = box[0] + torch.rand(8 * POINTS, 3, generator=generator) * (box[1] - box[0])

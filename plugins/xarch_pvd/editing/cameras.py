@@ -11,10 +11,10 @@ from xarch_field.facts import ViewFacts
 
 
 def views_after(views: ViewFacts, before_23: Tensor, after_23: Tensor) -> ViewFacts:
-    """Cameras that see the edited scene as those of the field saw it.
+    """Return cameras that see the edited scene as the field's cameras saw it before.
 
-    Cameras on a sphere move with the middle of the matter and keep their distance in sizes of it. The poses of a
-    training stay where they are: they know the room that is edited.
+    Cameras on a sphere follow the centre of the matter; their distance scales with its size. Training poses are
+    unchanged: they lie inside the space being edited.
 
     Args:
         before_23, after_23: corners of the matter before and after the edits.

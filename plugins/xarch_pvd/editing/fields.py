@@ -1,7 +1,7 @@
-"""Edited fields: each asks the field below it and changes the answer.
+"""Edited fields: each queries the underlying field and modifies the result.
 
-A field below means nothing where its own occupancy says so, hence densities here are masked before they are combined;
-the raw log-density of an edited field is the logarithm of what is left, with nothing lower than what cannot be seen.
+An underlying field is undefined outside its own occupancy, so densities are masked before they are combined. The raw
+log-density of an edited field is the logarithm of the result, bounded below by an invisible density.
 
 Legend: N points, P parts, 3 = x, y, z (or r, g, b).
 """
@@ -22,17 +22,17 @@ from xarch_pvd.editing.regions import Place
 
 EDITED = "edited"
 LOWEST = -100.0
-"""Lower limit of the log-density: erased is empty, not a haze."""
+"""Lower bound of the log-density: erased space is empty, not hazy."""
 HEADS = ("sigma_net", "basis", "color_net")
-"""Blocks that do not depend on where the box lies."""
+"""Blocks that do not depend on the position of the box."""
 
 
 class EditedField(RadianceField):
     """Base: parts in world space, and a box.
 
     Attributes:
-        haze: density that the parts give where they are empty (their lower clip).
-        inherits: blocks a student of the first part's representation may start from.
+        haze: density of the parts in empty space (their lower clip).
+        inherits: blocks that a student of the first part's representation may inherit.
     """
 
     arch = EDITED
@@ -47,21 +47,21 @@ class EditedField(RadianceField):
 
     @property
     def below(self) -> list[RadianceField]:
-        """The parts."""
+        """Return the parts."""
         return [cast(RadianceField, part) for part in self.parts]
 
     @property
     def first(self) -> RadianceField:
-        """The field that is edited."""
+        """Return the field being edited."""
         return self.below[0]
 
     @abstractmethod
     def at(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
-        """Of "sigma" [N] (masked), "rgb" [N, 3] and "feature" [N, 16] what is wanted, at world points."""
+        """Return the wanted values at world points: "sigma" [N] (masked), "rgb" [N, 3], "feature" [N, 16]."""
 
     @abstractmethod
     def possible(self, x_N3: Tensor) -> Tensor:
-        """Whether occupied cells of the parts reach world points, bool [N]; cheaper than their density."""
+        """Return whether world points lie in occupied cells of the parts, bool [N]; cheaper than their density."""
 
     def evaluate(self, u_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
         values = self.at(self.to_world(u_N3), d_N3, {"sigma", *want} - {"sigma_raw"})
@@ -74,11 +74,11 @@ class EditedField(RadianceField):
         return self.first.colour(source, self.turned(d_N3)) if self.has_feature else super().colour(source, d_N3)
 
     def before(self, x_N3: Tensor) -> Tensor:
-        """Points as the field below sees them."""
+        """Map points to the underlying field."""
         return x_N3
 
     def turned(self, d_N3: Tensor) -> Tensor:
-        """Directions as the field below sees them."""
+        """Map directions to the underlying field."""
         return d_N3
 
     def state_blocks(self) -> dict[str, dict[str, Tensor]]:
@@ -89,12 +89,12 @@ class EditedField(RadianceField):
 
 
 class Erased(EditedField):
-    """A field with nothing inside a place."""
+    """Field without anything inside a place."""
 
     def __init__(self, field: RadianceField, place: Place) -> None:
         super().__init__([field], field.aabb, warp=field.warp, high=field.sigma_clip[1], haze=haze_of(field))
         self.place = place
-        # Voxels are baked anew instead: that erases exactly.
+        # Voxels are baked again instead, which erases exactly.
         self.inherits = tuple(name for name in blocks_of(field) if name != "volume")
 
     def at(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ class Erased(EditedField):
 
 
 class Cropped(EditedField):
-    """A field with nothing outside of a place; its box is that of the place."""
+    """Field without anything outside a place; its box is that of the place."""
 
     def __init__(self, field: RadianceField, place: Place) -> None:
         box = place.bounds
@@ -125,15 +125,14 @@ class Cropped(EditedField):
 
 
 class Moved(EditedField):
-    """A field scaled, turned and shifted.
+    """Field that is scaled, rotated and translated.
 
-    A point x of the field goes to A x + b. Lengths grow with it, so densities are divided by |det A|^⅓: the optical
-    depth of a path stays what it was. That is exact for one scale in all directions; where they differ, it holds for
-    paths in the mean direction.
+    A point x of the field moves to A x + b. Lengths scale too, so densities are divided by |det A|^⅓ to preserve the
+    optical depth of a path. This is exact for a uniform scale; otherwise it holds for paths in the mean direction.
 
     Args:
-        field: what is moved.
-        matrix: A [3, 3], not singular, and b as its fourth column [3, 4].
+        field: the field to move.
+        matrix: [3, 4], nonsingular A [3, 3] with b as the fourth column.
     """
 
     back: Tensor
@@ -150,7 +149,7 @@ class Moved(EditedField):
         self.register_buffer("shift", shift.float())
         diagonal = torch.diag(torch.diagonal(turn))
         upright = torch.equal(turn, diagonal) and bool((torch.diagonal(turn) > 0).all())
-        # Without a turn the unit cube of the moved box is that of the field's own: grids fit as they are.
+        # Without a rotation, the moved box has the field's own unit cube: grids fit unchanged.
         kept = blocks_of(field) if upright and field.warp == "aabb" else HEADS
         self.inherits = tuple(name for name in blocks_of(field) if name in kept)
 
@@ -169,11 +168,11 @@ class Moved(EditedField):
 
 
 class Composed(EditedField):
-    """Several fields in one space, which has no common feature.
+    """Several fields in one space; they have no common feature.
 
     Args:
-        fields: the first one gives background and cameras.
-        mode: "sum": densities add up; "max": the highest counts. Colours are mixed by density in both.
+        fields: the first one determines background and cameras.
+        mode: "sum" adds densities; "max" uses the highest. Both weight colours by density.
     """
 
     def __init__(self, fields: Sequence[RadianceField], mode: str) -> None:
@@ -199,15 +198,15 @@ class Composed(EditedField):
 
 
 def possible(field: RadianceField, x_N3: Tensor) -> Tensor:
-    """Where a field may hold matter, edited or not."""
+    """Return where a field, edited or not, may hold matter."""
     return field.possible(x_N3) if isinstance(field, EditedField) else field.occupied(x_N3)
 
 
 def haze_of(field: RadianceField) -> float:
-    """Density of a field where it is empty."""
+    """Return the density of a field in empty space."""
     return field.haze if isinstance(field, EditedField) else math.exp(field.sigma_clip[0])
 
 
 def blocks_of(field: RadianceField) -> tuple[str, ...]:
-    """Blocks a student may inherit from a field."""
+    """Return the blocks that a student may inherit from a field."""
     return tuple(field.state_blocks())

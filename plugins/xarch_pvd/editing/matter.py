@@ -1,7 +1,7 @@
-"""Where the matter of an edited field lies: its occupancy, found again, and its box.
+"""Recompute the occupancy and the box of an edited field.
 
-Cells are kept where they can be seen: a threshold in optical depth, not the mean density, so that a few thin things
-beside a solid one stay. What a field gives where it is empty (its lower clip) is no matter.
+Cells are kept if visible: the threshold is an optical depth, not the mean density, so that thin objects beside a solid
+one remain. The density of empty space (the lower clip of a field) does not count as matter.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from xarch_field.model import occupancy as occupancies
 from xarch_pvd.editing.fields import EditedField, haze_of, possible
 
 FAINT = 1e-3
-"""Optical depth across a cell above which it counts; in a scene where no cell reaches it, everything does."""
+"""Optical depth across a cell above which it is occupied; if no cell reaches it, any density counts."""
 PASSES, CHUNK = 4, 1 << 16
 FEWEST, MOST = 64, 128
-"""Cells an axis."""
+"""Cells per axis."""
 
 
 def settle(field: EditedField, *, keep_box: bool) -> None:
-    """Set the occupancy of an edited field, and draw its box close around it unless it has to stay.
+    """Set the occupancy of an edited field, and shrink its box to fit unless the box must be kept.
 
-    Leaves the occupancy without any cell where nothing is left.
+    The occupancy is empty if nothing is left.
     """
     cell = finest_cell(field)
     if not keep_box and field.warp == "aabb":
@@ -38,12 +38,12 @@ def settle(field: EditedField, *, keep_box: bool) -> None:
 
 @torch.no_grad()
 def occupied_cells(field: EditedField, resolution: int) -> Tensor:
-    """bool [H, H, H]: cells that hold matter at one of a few jittered points, and their neighbours."""
+    """Return cells with matter at one of a few jittered points, and their neighbours, bool [H, H, H]."""
     device = field.aabb.device
     jitter = torch.Generator().manual_seed(0)
     best = torch.zeros(resolution**3, device=device)
     cell_M3 = torch.cartesian_prod(*(torch.arange(resolution, device=device),) * 3)
-    # A warp makes cells of many sizes; the smallest are taken, which keeps more.
+    # A warp makes cells of many sizes; using the smallest keeps more of them.
     diagonal = float((field.aabb[1] - field.aabb[0]).norm()) / resolution
     for _ in range(PASSES):
         for rows in torch.arange(len(cell_M3), device=device).split(CHUNK):
@@ -60,12 +60,12 @@ def occupied_cells(field: EditedField, resolution: int) -> Tensor:
 
 @torch.no_grad()
 def holds_matter(field: RadianceField, x_N3: Tensor) -> Tensor:
-    """Whether points hold matter that is more than haze, bool [N]."""
+    """Return whether points hold matter denser than haze, bool [N]."""
     return field.query(x_N3, None, ("sigma",))["sigma"] > 1.01 * haze_of(field)
 
 
 def finest_cell(field: EditedField) -> float:
-    """Size of the smallest occupancy cell of the parts, as they lie in the edited field."""
+    """Return the size of the parts' smallest occupancy cell, as placed in the edited field."""
     sizes = []
     for part in field.below:
         if isinstance(part, EditedField):

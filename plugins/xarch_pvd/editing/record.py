@@ -1,8 +1,7 @@
-"""An edited field as a file: the fields it is made of, whole, and the list of edits.
+"""File record of an edited field: its complete source fields and the list of edits.
 
-Nothing is lost by storing it, and it needs no other file. Options of the record: ``edits`` (the list), ``parts`` (what
-the records of the parts say besides their tensors); tensors are called ``parts.0.NAME``, occupancies
-``parts.0.occupancy``.
+Storage is lossless and self-contained. Options of the record: ``edits`` (the list) and ``parts`` (the parts' records
+without their tensors). Tensors are named ``parts.0.NAME``, occupancies ``parts.0.occupancy``.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ PART_RESOLUTION = 64
 def edited_record(
     record: FieldFile, views: ViewFacts, edits: Edits, others: Sequence[FieldFile]
 ) -> tuple[FieldFile, ViewFacts]:
-    """The record of a field with edits, its box and occupancy found again, and the cameras that see it.
+    """Return the record of a field with edits, its box and occupancy recomputed, and the cameras that see it.
 
     Args:
-        views: cameras of the field before.
-        others: the fields that join in, in the order of :func:`xarch_pvd.editing.build.others_of`.
+        views: cameras of the unedited field.
+        others: the composed fields, in the order of :func:`xarch_pvd.editing.build.others_of`.
 
     Raises:
         UsageError: see :func:`xarch_pvd.editing.build.edited`; or nothing is left.
@@ -48,7 +47,7 @@ def edited_record(
     field = _field(parts, options["edits"])
     settle(field, keep_box=keeps_box(field))
     if not bool(field.occupancy.any()):
-        raise UsageError("the edits leave nothing of the scene", "erase less, or crop to a larger region")
+        raise UsageError("nothing is left of the scene after the edits", "erase less, or crop to a larger region")
     if any("erase" not in edit for edit in plain(edits)):
         views = views_after(views, matter_box(_module(record)), matter_box(field))
     low, high = field.aabb.tolist()
@@ -68,7 +67,7 @@ def edited_record(
 
 
 def edited_field(record: FieldFile) -> EditedField:
-    """The module of a record.
+    """Build the module of a record.
 
     Raises:
         UsageError: the record is damaged.
@@ -83,18 +82,21 @@ def edited_field(record: FieldFile) -> EditedField:
 
 
 def keeps_box(field: EditedField) -> bool:
-    """Whether a student may take grids of the field that is edited: the box must then stay what it is."""
+    """Return whether a student may inherit grids of the edited field, which requires an unchanged box."""
     return bool(set(field.inherits) & {"encoder", "factors", "trunk"})
 
 
 def _field(parts: Sequence[FieldFile], edits: Sequence[Mapping[str, Any]]) -> EditedField:
     read = read_edits(edits)
     if len(parts) != 1 + len(list(others_of(read))):
-        raise UsageError(f"the edited field has {len(parts)} parts, its edits name another number", "edit it again")
+        raise UsageError(
+            f"the edited field has {len(parts)} parts, but its edits refer to a different number",
+            "recreate the edited field",
+        )
     modules = iter([_module(part) for part in parts])
     field = edited(next(modules), read, modules)
     if not isinstance(field, EditedField):
-        raise UsageError("the list of edits is empty", "such as [{erase: {box: [[-1, -1, -1], [1, 1, 0]]}}]")
+        raise UsageError("the list of edits is empty", "for example [{erase: {box: [[-1, -1, -1], [1, 1, 0]]}}]")
     return field.eval()
 
 
@@ -109,7 +111,7 @@ def _parts(record: FieldFile) -> list[FieldFile]:
     try:
         return [_part(record, i, head) for i, head in enumerate(record.options["parts"])]
     except (KeyError, TypeError, AttributeError) as e:
-        raise UsageError(f"the edited field is damaged: {type(e).__name__}: {e}", "edit the field again") from e
+        raise UsageError(f"the edited field is damaged: {type(e).__name__}: {e}", "recreate the edited field") from e
 
 
 def _part(record: FieldFile, index: int, head: Mapping[str, Any]) -> FieldFile:

@@ -1,4 +1,4 @@
-"""Parts of space that are erased or kept. Legend: N points, 3 = x, y, z."""
+"""Regions of space that are erased or kept. Legend: N points, 3 = x, y, z."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xarch_pvd.editing.schema import Region
 
 
 class Place(nn.Module, ABC):
-    """A part of space, on the device of its field.
+    """A region of space, on the device of its field.
 
     Attributes:
         bounds: the smallest box around it [2, 3].
@@ -21,11 +21,11 @@ class Place(nn.Module, ABC):
 
     @abstractmethod
     def holds(self, x_N3: Tensor) -> Tensor:
-        """Whether points lie inside, bool [N]."""
+        """Return whether points lie inside, bool [N]."""
 
 
 class BoxPlace(Place):
-    """A box, its faces included."""
+    """A box, including its faces."""
 
     def __init__(self, bounds: Tensor) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class SpherePlace(Place):
 
 
 def place_of(region: Region) -> Place:
-    """The place of a user's region."""
+    """Build the place of a region given by a user."""
     if region.sphere is not None:
         return SpherePlace(torch.tensor(region.sphere.centre), region.sphere.radius)
     return BoxPlace(torch.tensor(region.box))

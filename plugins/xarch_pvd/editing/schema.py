@@ -1,11 +1,11 @@
-"""The list of edits a user writes.
+"""Schema of the list of edits that a user writes.
 
     - erase: {box: [[-0.8, -0.8, -0.6], [0.8, 0.8, -0.3]]}
     - crop: {sphere: {centre: [0, 0, 0], radius: 0.9}}
     - affine: {scale: 0.5, rotate: {z: 30}, translate: [0.4, 0, 0]}
     - compose: {with: other.safetensors, mode: max, edits: [{affine: {translate: [0, 0, 1]}}]}
 
-Lengths are world units of the field, angles degrees. Edits follow one another in the order of the list.
+Lengths are world units of the field, angles degrees. Edits are applied in the order of the list.
 """
 
 from __future__ import annotations
@@ -40,41 +40,43 @@ class Region(Options):
     @model_validator(mode="after")
     def _one(self) -> Region:
         if (self.box is None) == (self.sphere is None):
-            raise ValueError("wanted is either a box or a sphere")
+            raise ValueError("expected either a box or a sphere")
         if self.box is not None and not all(a < b for a, b in zip(*self.box, strict=True)):
-            raise ValueError("the box is empty: wanted [[x0, y0, z0], [x1, y1, z1]] with every x0 < x1")
+            raise ValueError("the box is empty: expected [[x0, y0, z0], [x1, y1, z1]] with x0 < x1 on every axis")
         return self
 
 
 class Erase(Region):
-    """Nothing is left inside the region."""
+    """Removes everything inside the region."""
 
 
 class Crop(Region):
-    """Nothing is left outside the region, and the field's box shrinks to it."""
+    """Removes everything outside the region and shrinks the field's box to it."""
 
 
 class Affine(Options):
-    """Scaled, then turned about x, y and z in this order, then shifted; or all of it as a matrix [3, 3] or [3, 4]."""
+    """Scales, rotates about x, y and z in this order, then translates; or applies a matrix [3, 3] or [3, 4]."""
 
     scale: FiniteFloat | Vector = 1.0
     rotate: dict[Literal["x", "y", "z"], FiniteFloat] = Field({}, description="degrees by axis")
     translate: Vector = (0.0, 0.0, 0.0)
-    about: Vector | None = Field(None, description="the point that scale and rotation keep; the middle of the field")
+    about: Vector | None = Field(None, description="fixed point of scale and rotation; default the centre of the field")
     matrix: tuple[tuple[FiniteFloat, ...], tuple[FiniteFloat, ...], tuple[FiniteFloat, ...]] | None = None
 
     @model_validator(mode="after")
     def _either(self) -> Affine:
         others = self.model_fields_set - {"matrix"}
         if self.matrix is not None and others:
-            raise ValueError(f"a matrix says everything, {', '.join(sorted(others))} cannot stand beside it")
+            raise ValueError(
+                f"a matrix defines the whole transform; it cannot be combined with {', '.join(sorted(others))}"
+            )
         if self.matrix is not None and {len(row) for row in self.matrix} not in ({3}, {4}):
-            raise ValueError("a matrix has three rows of 3 numbers, or of 4 with the shift last")
+            raise ValueError("a matrix has three rows of 3 numbers, or of 4 with the translation last")
         return self
 
 
 class Compose(Options):
-    """Another field joins in: densities add up, or the higher one counts; colours are mixed by density."""
+    """Adds another field: densities are summed or the maximum is used; colours are weighted by density."""
 
     with_: str = Field(alias="with", description="field:FILE, or a run")
     mode: Literal["sum", "max"] = "sum"
@@ -85,19 +87,19 @@ EDITS: dict[str, type[BaseModel]] = {"erase": Erase, "crop": Crop, "affine": Aff
 
 
 def read_edits(given: str | Sequence[Any], where: str = "edits") -> list[dict[str, BaseModel]]:
-    """Edits from a list, from its text, or from a YAML or JSON file.
+    """Read edits from a list, from its text, or from a YAML or JSON file.
 
     Returns:
         One ``{name: options}`` for each edit.
 
     Raises:
-        UsageError: no such file, an unknown edit, or wrong options; said with their place in the list.
+        UsageError: the file does not exist, an edit is unknown, or options are wrong; names the position in the list.
     """
     return _edits(_parsed(given, where) if isinstance(given, str) else given, where, 0)
 
 
 def plain(edits: Sequence[Mapping[str, BaseModel]]) -> list[dict[str, Any]]:
-    """Edits as data that :func:`read_edits` reads again."""
+    """Convert edits to plain data that :func:`read_edits` accepts."""
     return [
         {name: options.model_dump(mode="json", by_alias=True, exclude_unset=True) for name, options in edit.items()}
         for edit in edits
@@ -106,22 +108,24 @@ def plain(edits: Sequence[Mapping[str, BaseModel]]) -> list[dict[str, Any]]:
 
 def _edits(given: Any, where: str, depth: int) -> list[dict[str, BaseModel]]:
     if not isinstance(given, list | tuple):
-        raise UsageError(f"{where} is {_short(given)}, wanted a list of edits", _example())
+        raise UsageError(f"{where} is {_short(given)}, expected a list of edits", _example())
     if len(given) > MAX_EDITS or depth > MAX_DEPTH:
-        raise UsageError(f"{where} has {len(given)} edits at depth {depth}, at most {MAX_EDITS} and {MAX_DEPTH}")
+        raise UsageError(
+            f"{where} has {len(given)} edits at depth {depth}, but the limits are {MAX_EDITS} and {MAX_DEPTH}"
+        )
     return [_edit(item, f"{where}[{i}]", depth) for i, item in enumerate(given)]
 
 
 def _edit(item: Any, where: str, depth: int) -> dict[str, BaseModel]:
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise UsageError(f"{where} is {_short(item)}, wanted one edit: its name and its options", _example())
+        raise UsageError(f"{where} is {_short(item)}, expected one edit: its name and its options", _example())
     name, options = next(iter(item.items()))
     if name not in EDITS:
         near = difflib.get_close_matches(str(name), EDITS, n=1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{where}: there is no edit {name!r}{guess}", f"edits: {', '.join(EDITS)}")
+        raise UsageError(f"{where}: unknown edit {name!r}{guess}", f"edits: {', '.join(EDITS)}")
     if not isinstance(options, Mapping):
-        raise UsageError(f"{where}.{name} is {_short(options)}, wanted its options", _example())
+        raise UsageError(f"{where}.{name} is {_short(options)}, expected its options", _example())
     read = validated(EDITS[name], options, f"{where}.{name}")
     if isinstance(read, Compose):
         _edits(read.edits, f"{where}.compose.edits", depth + 1)
@@ -135,10 +139,10 @@ def _parsed(text: str, where: str) -> Any:
         source = str(path)
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise UsageError(f"{path} is larger than {MAX_BYTES} bytes: it is no list of edits")
+                raise UsageError(f"{path} is larger than {MAX_BYTES} bytes, too large for a list of edits")
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UsageError(f"{where}: there is no file {path}", _example()) from None
+            raise UsageError(f"{where}: file {path} does not exist", _example()) from None
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(f"{where}: {path} cannot be read: {e}", "write the edits as a YAML list") from e
     try:
@@ -146,7 +150,7 @@ def _parsed(text: str, where: str) -> Any:
     except (yaml.YAMLError, RecursionError) as e:
         at = getattr(e, "problem_mark", None)
         line = f" in line {at.line + 1}" if at is not None else ""
-        raise UsageError(f"{source} is no YAML{line}: {getattr(e, 'problem', None) or e}", _example()) from e
+        raise UsageError(f"{source} is not valid YAML{line}: {getattr(e, 'problem', None) or e}", _example()) from e
 
 
 def _short(value: Any) -> str:
@@ -155,4 +159,4 @@ def _short(value: Any) -> str:
 
 
 def _example() -> str:
-    return "such as [{erase: {box: [[-1, -1, -1], [1, 1, 0]]}}]"
+    return "for example [{erase: {box: [[-1, -1, -1], [1, 1, 0]]}}]"

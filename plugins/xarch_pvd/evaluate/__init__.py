@@ -1,1 +1,1 @@
-"""The metric, its pictures and its section of the report."""
+"""The metric, its images and its section of the report."""

@@ -1,4 +1,4 @@
-"""Metric ``field-psnr``: renders of a student against its teacher's, and against pictures where there are any."""
+"""Metric ``field-psnr``: a student's renders against its teacher's, and against ground-truth images if available."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from xarch_field.teacher import FieldModel
 from xarch_pvd.evaluate.shown import ShownViews
 
 KEPT = 4
-"""Views whose teacher's render is kept between evaluations."""
+"""Number of views whose teacher render is cached between evaluations."""
 RAYS = ("origins", "dirs", "background")
 
 
 class FieldPSNR(Metric):
-    """Mean over views of the peak signal-to-noise ratio (dB) and structural similarity of whole pictures.
+    """Mean over views of the peak signal-to-noise ratio (dB) and structural similarity of whole images.
 
     Figures of a student: ``psnr_teacher``, ``ssim_teacher`` and ``worst_psnr_teacher`` (its worst view) against the
     teacher's renders; with pictures also ``psnr`` and ``ssim`` of everyone, and ``psnr_drop`` (teacher - student);
@@ -33,11 +33,11 @@ class FieldPSNR(Metric):
         """See :meth:`xarch.Metric.evaluate`.
 
         Raises:
-            UsageError: there is no held-out view, or no teacher.
+            UsageError: there are no held-out views, or there is no teacher.
         """
         teacher, students = request.teacher, request.students
         if teacher is None:
-            raise UsageError("field-psnr compares with a teacher, and this run has none")
+            raise UsageError("field-psnr needs a teacher, but this run has none")
         models: dict[str, TapModel] = {"teacher": teacher, **students}
         lists: dict[str, dict[str, list[float]]] = {name: {} for name in models}
         shown = ShownViews()
@@ -57,9 +57,7 @@ class FieldPSNR(Metric):
             views += 1
             request.progress(batch.units)
         if not views:
-            raise UsageError(
-                "no held-out view to evaluate on", "raise evaluate.samples, or give a folder with pictures"
-            )
+            raise UsageError("no held-out view to evaluate on", "raise evaluate.samples, or pass a folder with images")
         figures = {name: _figures(values, _bytes(models[name])) for name, values in lists.items()}
         student = figures.get("student", figures["teacher"])
         gated = dict(student)
@@ -80,7 +78,7 @@ class FieldPSNR(Metric):
         )
 
     def _teacher_picture(self, teacher: TapModel, batch: Batch, view: int) -> Tensor:
-        """The teacher's render; the first views are rendered once, for a curve of quality over time."""
+        """Return the teacher's render; the first views are cached for repeated evaluations."""
         known, rays, picture = self._renders.get(view, (None, batch, torch.empty(0)))
         if known is teacher and all(torch.equal(rays[key], batch[key]) for key in RAYS):
             return picture
@@ -91,19 +89,19 @@ class FieldPSNR(Metric):
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [0, 1], dB; at most 100."""
+    """Return the peak signal-to-noise ratio of images in [0, 1], dB; at most 100."""
     return float(-10 * torch.log10((a.double() - b.double()).square().mean().clamp_min(1e-10)))
 
 
 def _picture(model: TapModel, batch: Batch) -> Tensor:
-    """[height, width, 3]."""
+    """Render a view as [height, width, 3]."""
     assert isinstance(model, FieldModel)
     seen = render(model.field, batch["origins"], batch["dirs"], batch["background"], samples=model.facts.samples)
     return seen["rgb"].view(batch.meta["height"], batch.meta["width"], 3).clamp(0, 1)
 
 
 def _ssim(a: Tensor, b: Tensor, kept_HW: Tensor | None = None) -> float:
-    """Mean structural similarity; with a mask over the pixels it keeps, the others being equal in both."""
+    """Return mean structural similarity; with a mask, over the pixels it keeps (the others must be equal)."""
     from skimage.metrics import structural_similarity
 
     if kept_HW is not None and not bool(kept_HW.all()):
@@ -121,7 +119,7 @@ def _ssim(a: Tensor, b: Tensor, kept_HW: Tensor | None = None) -> float:
 def _compare(
     values: dict[str, list[float]], name: str, pictures: Mapping[str, Tensor], kept_HW: Tensor | None = None
 ) -> None:
-    """Add the figures of one view; pixels that a mask leaves out of its picture are not compared with it."""
+    """Add the figures of one view; masked pixels are not compared with its ground truth."""
 
     def add(key: str, value: float) -> None:
         values.setdefault(key, []).append(value)

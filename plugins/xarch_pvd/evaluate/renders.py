@@ -1,4 +1,4 @@
-"""Views of an evaluation as one SVG: picture, teacher, student, and how far they are apart."""
+"""Views of an evaluation as one SVG: ground-truth image, teacher, student and their differences."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ TITLES = {
     "teacher": "teacher",
     "student": "student",
     "error": "student − teacher",
-    "teacher_error": "teacher − picture",
-    "student_error": "student − picture",
+    "teacher_error": "teacher − image",
+    "student_error": "student − image",
 }
 LIMIT = {"error": "teacher", "teacher_error": "truth", "student_error": "truth"}
 FIGURES = {
@@ -20,9 +20,9 @@ FIGURES = {
     "teacher_error": ("teacher", "psnr", "ssim"),
     "student_error": ("student", "psnr", "ssim"),
 }
-"""Map -> whose figures stand below it, and which."""
+"""Image or map -> the figures shown below it: whose, and which."""
 BAR = ("#000004", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf")
-"""The colours of the maps at equal distances."""
+"""Colours of the maps' scale at equal intervals."""
 STYLE = (
     "text{fill:#17212b;font:13px system-ui,sans-serif}.faint{fill:#5b6875;font-size:12px}"
     "@media(prefers-color-scheme:dark){text{fill:#e6ebf0}.faint{fill:#9aa7b4}}"
@@ -30,7 +30,7 @@ STYLE = (
 
 
 def renders_svg(shown: Sequence[Mapping[str, Any]]) -> str:
-    """One row a view.
+    """Draw one row per view.
 
     Args:
         shown: samples with pictures, from :class:`xarch_pvd.evaluate.shown.ShownViews`.
@@ -62,7 +62,7 @@ def renders_svg(shown: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _heading(name: str, left: float, width: float, limits: Mapping[str, float]) -> list[str]:
-    """Title of a column; over a map also its colours with the error they stand for."""
+    """Draw the title of a column and, for a map, its colour scale with the errors."""
     parts = [f'<text x="{left:.1f}" y="13">{TITLES[name]}</text>']
     if name in LIMIT:
         end = f"{limits[LIMIT[name]]:g}"
@@ -81,4 +81,4 @@ def _below(name: str, sample: Mapping[str, Any]) -> str:
         figures = sample["figures"][who]
         return f"{figures[psnr]:.2f} dB · SSIM {figures[ssim]:.3f}"
     first = next(n for n in TITLES if n in sample["png"])
-    return f"view {sample['view']}{', the worst' if sample['worst'] else ''}" if name == first else ""
+    return f"view {sample['view']}{' (worst)' if sample['worst'] else ''}" if name == first else ""

@@ -1,4 +1,4 @@
-"""What fields add to a report: renders side by side with error maps, sizes, and the time to a PSNR."""
+"""Report sections of fields: renders with error maps, sizes, and the time to reach a PSNR."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xarch.report import Image, Picture, RunInfo, Section, Table
 from xarch_pvd.evaluate.renders import renders_svg
 
 LEVEL = 2.0
-"""Steps between the PSNR levels of the table of times, dB."""
+"""Step between the PSNR levels of the table of times, dB."""
 LEVELS = 8
 
 
 def sections(run: RunInfo) -> list[Section]:
-    """Sections of a run's report, as far as its files go."""
+    """Return the sections for which the run has files."""
     views = [s for s in run.eval.get("samples", []) if isinstance(s, dict) and "figures" in s]
     shown = [s for s in views if "png" in s]
     found = [_renders(shown), _views(views, shown), _sizes(run), _times(run)] if shown else [_times(run)]
@@ -23,15 +23,17 @@ def sections(run: RunInfo) -> list[Section]:
 
 
 def _renders(shown: list[dict[str, Any]]) -> Section:
-    note = "Held-out views. Differences are absolute, the mean over the three colours; values are in [0, 1]."
+    note = (
+        "Held-out views. Error maps show the absolute difference, averaged over the colour channels; values in [0, 1]."
+    )
     image = Image(renders_svg(shown).encode())
     return Section("Renders", [Picture([image], "renders of teacher and student with error maps", note)])
 
 
 def _views(views: list[dict[str, Any]], shown: list[dict[str, Any]]) -> Section:
     truth = "truth" in shown[0]["png"]
-    head = ["view", "student to teacher, dB", "SSIM"]
-    head += ["teacher to picture, dB", "SSIM", "student to picture, dB", "SSIM"] if truth else []
+    head = ["view", "student vs teacher, dB", "SSIM"]
+    head += ["teacher vs image, dB", "SSIM", "student vs image, dB", "SSIM"] if truth else []
     rows = []
     for sample in views:
         teacher, student = sample["figures"]["teacher"], sample["figures"]["student"]
@@ -50,17 +52,17 @@ def _sizes(run: RunInfo) -> Section | None:
     whole, parameters = int(teacher["weight_bytes"]), count(student["parameters"])
     rows = [
         [f"teacher, {teacher.get('title', '')}", count(teacher.get("parameters", 0)), size(whole), "100 %"],
-        ["student as saved", parameters, size(kept), percent(kept, whole)],
+        ["student, saved", parameters, size(kept), percent(kept, whole)],
     ]
     for profile, facts in run.profile.items():
         if facts.get("bytes"):
             exported = int(facts["bytes"])
-            rows.append([f"student as ONNX for {profile}", parameters, size(exported), percent(exported, whole)])
-    return Section("Size", [Table(["what", "parameters", "bytes", "share of the teacher's file"], rows, "lrrr")])
+            rows.append([f"student, ONNX for {profile}", parameters, size(exported), percent(exported, whole)])
+    return Section("Size", [Table(["model", "parameters", "bytes", "share of the teacher's file"], rows, "lrrr")])
 
 
 def _times(run: RunInfo) -> Section | None:
-    """When the student first reached a PSNR to its teacher, from the curve of the run."""
+    """Return when the student first reached each PSNR against its teacher, from the run's curve."""
     rows = [r for r in run.quality if "psnr_teacher" in r.get("student", {})]
     if len(rows) < 2:
         return None
@@ -73,5 +75,5 @@ def _times(run: RunInfo) -> Section | None:
         name = str(row["stage"]).split("-", 1)[-1]
         text = f"{level:.2f} (best)" if level == max(values) else f"{level:.0f}"
         table.append([text, f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", name])
-    head = ["PSNR to the teacher, dB", "training seconds", "CPU seconds", "in stage"]
+    head = ["PSNR vs teacher, dB", "training seconds", "CPU seconds", "stage"]
     return Section("Time to PSNR", [Table(head, table, "rrrl")])

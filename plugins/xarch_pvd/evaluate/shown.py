@@ -1,4 +1,4 @@
-"""The views of an evaluation as a report shows them: figures of every view, pictures and error maps of a few."""
+"""Samples of an evaluation for the report: figures of every view, images and error maps of a few."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 FIRST = 2
-"""Views at the beginning whose pictures are kept; the worst one is always kept too."""
+"""Number of leading views whose images are kept, in addition to the worst one."""
 SIDE = 320
-"""Longest side of a kept picture, pixels."""
+"""Longest side of a kept image, pixels."""
 QUANTILE = 0.995
-"""Share of the errors that the scale of a map reaches; the rest is drawn in its last colour."""
+"""Quantile of the errors covered by a map's scale; larger errors have its last colour."""
 MAPS = {"error": ("student", "teacher"), "teacher_error": ("teacher", "truth"), "student_error": ("student", "truth")}
-"""Map -> the two pictures whose absolute difference, mean over the colours, it shows."""
+"""Error map -> the two images whose absolute difference, averaged over colour channels, it shows."""
 COLOURS = "magma"
 
 
 class ShownViews:
-    """Collects the views of one evaluation; at most three are held as pictures."""
+    """Collects the views of one evaluation; holds the images of at most three."""
 
     def __init__(self) -> None:
         self._figures: list[dict[str, dict[str, float]]] = []
@@ -31,7 +31,7 @@ class ShownViews:
         self._worst: int | None = None
 
     def add(self, pictures: Mapping[str, Tensor], figures: dict[str, dict[str, float]]) -> None:
-        """One view: pictures [height, width, 3] in [0, 1] of teacher, student and perhaps truth; figures of each."""
+        """Add a view: images [height, width, 3] in [0, 1] of teacher, student and optionally truth, with figures."""
         view = len(self._figures)
         self._figures.append(figures)
         worst = self._worst
@@ -44,10 +44,10 @@ class ShownViews:
             self._pictures[view] = {n: p.cpu() for n, p in pictures.items() if n in ("truth", "teacher", "student")}
 
     def samples(self) -> list[dict[str, Any]]:
-        """JSON of every view; ``limits`` is the error at the end of a map's colours, one for all views."""
+        """Return JSON data of every view; ``limits`` is the error at the end of a map's scale, shared by all views."""
         maps = {view: _maps(pictures) for view, pictures in self._pictures.items()}
         limits = {
-            # Both maps against the pictures have one scale: they are there to be compared.
+            # Both maps against the ground truth share one scale so that they can be compared.
             "teacher": _limit([m["error"] for m in maps.values()]),
             "truth": _limit([e for m in maps.values() for n, e in m.items() if n != "error"]),
         }
@@ -64,7 +64,7 @@ class ShownViews:
 
 
 def _maps(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Errors [height, width] of the pairs that are there."""
+    """Return error maps [height, width] of the available pairs."""
     return {
         name: (pictures[a] - pictures[b]).abs().mean(dim=-1)
         for name, (a, b) in MAPS.items()
@@ -73,7 +73,7 @@ def _maps(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _limit(errors: list[Tensor]) -> float:
-    """1, 2 or 5 times a power of ten above most errors; 1 without any."""
+    """Return 1, 2 or 5 times a power of ten above most errors; 1 without errors."""
     largest = max((float(torch.quantile(e.flatten()[: 1 << 24], QUANTILE)) for e in errors), default=1.0)
     if largest <= 0:
         return 0.01
@@ -82,14 +82,14 @@ def _limit(errors: list[Tensor]) -> float:
 
 
 def _coloured(error: Tensor, limit: float) -> Tensor:
-    """An error map [height, width] in colours [height, width, 3]."""
+    """Colour an error map [height, width] as [height, width, 3]."""
     from matplotlib import colormaps
 
     return torch.from_numpy(colormaps[COLOURS]((error / limit).clamp(0, 1).numpy())[..., :3])
 
 
 def _png(picture: Tensor) -> str:
-    """Base64 of a PNG, at most :data:`SIDE` pixels wide and high."""
+    """Encode as a base64 PNG of at most :data:`SIDE` pixels per side."""
     from PIL import Image
 
     image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())

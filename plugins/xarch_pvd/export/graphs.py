@@ -22,7 +22,7 @@ MEASURED, RAYS = 16_384, 256
 class FieldExport(Options):
     """Export options of a field."""
 
-    samples: int | None = Field(None, ge=2, description="steps along a ray; default the scene's")
+    samples: int | None = Field(None, ge=2, description="steps per ray; default the scene's")
     points: int = Field(4096, ge=1, description="points of a call where shapes are static")
     rays: int = Field(256, ge=1, description="rays of a call where shapes are static")
     grids: Literal["auto", "grid_sample", "gather"] = Field(

@@ -1,1 +1,1 @@
-"""Fields as teachers: what a reference names, the files of other programs, and how they become fields."""
+"""Fields as teachers: references, file formats of other programs, and their conversion to fields."""

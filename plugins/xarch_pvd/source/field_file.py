@@ -1,4 +1,4 @@
-"""xarch's own file of a field: safetensors with everything else in its header."""
+"""xarch's own file format for fields: safetensors with all other data in its header."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 def save_field_file(path: Path, record: FieldFile, views: ViewFacts, details: dict[str, Any]) -> None:
-    """Write a field and the cameras it was trained with."""
+    """Write a field and its training cameras."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in record.tensors.items()}
     if record.occupancy is not None:
         tensors["occupancy"] = record.occupancy.cpu()
@@ -25,35 +25,35 @@ def save_field_file(path: Path, record: FieldFile, views: ViewFacts, details: di
 
 
 def is_field_file(path: Path) -> bool:
-    """Whether a file is safetensors with a field in it."""
+    """Return whether a file is safetensors containing a field."""
     return path.suffix == ".safetensors" and KEY in weights_header(path).metadata
 
 
 def field_head(path: Path) -> dict[str, Any]:
-    """The header, without reading a tensor.
+    """Read the header without reading tensors.
 
     Raises:
         UsageError: not a field of this format.
     """
     text = weights_header(path).metadata.get(KEY)
     if text is None:
-        raise UsageError(f"{path} is no xarch field: its header has no {KEY!r}", "train one with `xarch pvd train`")
+        raise UsageError(f"{path} is not an xarch field: its header has no {KEY!r}", "train one with `xarch pvd train`")
     try:
         head: dict[str, Any] = json.loads(text)
     except json.JSONDecodeError as e:
-        raise UsageError(f"the header of {path} is damaged: {e}", "write the field again") from e
+        raise UsageError(f"the header of {path} is damaged: {e}", "recreate the file") from e
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise UsageError(f"{path} has another format, this xarch reads {FORMAT}")
+        raise UsageError(f"{path} has another format version; this xarch reads {FORMAT}")
     return head
 
 
 def load_field_file(path: Path) -> tuple[FieldFile, ViewFacts]:
-    """The record and the cameras."""
+    """Load the record and the cameras."""
     head = field_head(path)
     tensors = load_weights(path)
     try:
         record = FieldFile.from_head(head, tensors, head["details"])
         views = ViewFacts.from_json(head["views"])
     except (KeyError, TypeError, ValueError) as e:
-        raise UsageError(f"the header of {path} is damaged: {type(e).__name__}: {e}", "write the field again") from e
+        raise UsageError(f"the header of {path} is damaged: {type(e).__name__}: {e}", "recreate the file") from e
     return record, views

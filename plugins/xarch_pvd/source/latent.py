@@ -1,4 +1,4 @@
-"""Fields that read their colours from a feature of their own instead of the shared one of 16 values."""
+"""Fields whose colour comes from their own feature instead of the shared 16-value one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xarch_field import RadianceField
 
 
 class LatentField(RadianceField):
-    """A field with a feature that means nothing to another field."""
+    """Field with a feature that no other field can interpret."""
 
     has_feature = False
 
     @abstractmethod
     def latent(self, u_N3: Tensor) -> Tensor:
-        """What the colour is read from [N, D], of any width D, the same in every direction; u in the unit cube."""
+        """Return the view-independent feature [N, D] from which colour is computed, of any width D."""

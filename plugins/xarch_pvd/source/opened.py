@@ -1,4 +1,4 @@
-"""A field that a user names: a file, ``demo``, or the run whose student it is."""
+"""Fields named by a reference: a file, ``demo``, or a run with a field as its student."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from xarch_pvd.targets.representations.records import from_file, to_file
 from xarch_pvd.train.demo import DEMO, demo_field
 
 RESOLUTION = 64
-"""Cells an axis of an occupancy grid that is found here."""
+"""Cells per axis of an occupancy grid computed here."""
 SPHERE = 1.9
-"""Camera distance in circumradii of the box, for files that tell nothing of their cameras."""
+"""Camera distance in circumradii of the box, for files that do not describe their cameras."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedField:
-    """A field before any module exists.
+    """A field before its module is built.
 
     Attributes:
-        record: what its file says.
-        views: its cameras; on a sphere around the box where nothing is known of them.
-        path: the file with its weights, whose digest identifies it.
+        record: the content of its file.
+        views: its cameras; if unknown, on a sphere around the box.
+        path: the file with its weights, identified by its digest.
     """
 
     record: FieldFile
@@ -47,13 +47,14 @@ class OpenedField:
 
 
 def open_field(ref: str, *, allow_pickle: bool = False, edits: str | Sequence[Any] = ()) -> OpenedField:
-    """The field of a reference: FILE, ``demo``, RUN, each also with ``field:`` or ``run:`` in front.
+    """Open the field of a reference: FILE, ``demo`` or RUN, optionally prefixed with ``field:`` or ``run:``.
 
     Args:
-        edits: made on it, see :mod:`xarch_pvd.editing.schema`; a list, its text, or the file of one.
+        edits: edits to apply, see :mod:`xarch_pvd.editing.schema`; a list, its text, or a file with one.
 
     Raises:
-        UsageError: nothing is there, no format that is known, a run of another family, or an edit that is wrong.
+        UsageError: the reference does not exist, its format is unknown, the run is of another family, or an edit is
+            invalid.
     """
     opened = _opened(ref, allow_pickle)
     if not edits:
@@ -72,7 +73,7 @@ def _opened(ref: str, allow_pickle: bool) -> OpenedField:
         return _student(path, home)
     path = _checkpoint(path)
     if not path.is_file():
-        raise UsageError(f"field:{ref}: there is no such file", "or take `field:demo`, which is trained on first use")
+        raise UsageError(f"field:{ref}: no such file", "try `field:demo`, which is trained on first use")
     if is_field_file(path):
         record, views = load_field_file(path)
         return OpenedField(record, views, path)
@@ -88,7 +89,7 @@ def _joining(ref: str, allow_pickle: bool) -> FieldFile:
 
 
 def field_of(record: FieldFile) -> RadianceField:
-    """The module of a record, frozen; occupied cells are searched for where its file names none."""
+    """Build the frozen module of a record; occupied cells are computed if its file has none."""
     field = from_file(record)
     if record.occupancy is None:
         field.set_occupancy(build_occupancy(field, resolution=RESOLUTION))
@@ -96,7 +97,7 @@ def field_of(record: FieldFile) -> RadianceField:
 
 
 def views_around(record: FieldFile) -> ViewFacts:
-    """Cameras on a sphere around the box of a field."""
+    """Return cameras on a sphere around the box of a field."""
     corners = torch.tensor(record.aabb).view(2, 3)
     middle = corners.mean(dim=0).tolist()
     radius = SPHERE * float((corners[1] - corners[0]).norm()) / 2
@@ -112,12 +113,12 @@ def views_around(record: FieldFile) -> ViewFacts:
 
 
 def _checkpoint(path: Path) -> Path:
-    """The file itself, or the newest checkpoint of a nerfstudio run folder."""
+    """Return the file itself, or the latest checkpoint of a nerfstudio run folder."""
     try:
         return last_checkpoint(path)
     except UsageError:
         raise UsageError(
-            f"field:{path} is a folder of pictures, not a trained field",
+            f"field:{path} is a folder of images, not a trained field",
             f"train a teacher first: `xarch pvd train {path} --out teacher.safetensors`",
         ) from None
 
@@ -125,8 +126,8 @@ def _checkpoint(path: Path) -> Path:
 def _student(folder: Path, home: Path) -> OpenedField:
     field = xarch.load(folder)
     if not isinstance(field, RadianceField):
-        raise UsageError(f"{folder} is no radiance field: its student is a {type(field).__name__}")
-    # What the folder says is sound: loading checked it.
+        raise UsageError(f"{folder} is not a radiance field: its student is a {type(field).__name__}")
+    # Loading has already validated the folder.
     facts = FieldFacts.from_json(json.loads((home / "config.json").read_text(encoding="utf-8"))["facts"])
     details = {"format": "student of a run", "run": folder.name}
     return OpenedField(to_file(field, details=details), facts.views, home / "model.safetensors")

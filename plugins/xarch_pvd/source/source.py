@@ -1,4 +1,4 @@
-"""Source ``field:``: trained radiance fields from files, and the demo field that is trained on first use."""
+"""Source ``field:``: trained radiance fields from files, and the demo field, trained on first use."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from xarch_pvd.targets.representations.records import NO_CLIP
 class FieldOptions(Options):
     """Options of ``field:`` teachers."""
 
-    allow_pickle: bool = Field(False, description="read .pth, .th and .ckpt too, by torch.load(weights_only=True)")
-    edits: str | list[Any] = Field([], description="erase, crop, affine, compose: a list, or the YAML file of one")
-    samples: int = Field(128, ge=8, description="steps along a ray")
+    allow_pickle: bool = Field(False, description="also read .pth, .th and .ckpt, with torch.load(weights_only=True)")
+    edits: str | list[Any] = Field(
+        [], description="edits (erase, crop, affine, compose): a list, or a YAML file with one"
+    )
+    samples: int = Field(128, ge=8, description="steps per ray")
 
 
 class FieldSource(SourceAdapter):
@@ -36,7 +38,7 @@ class FieldSource(SourceAdapter):
     Options = FieldOptions
 
     def tiny(self, options: BaseModel) -> BaseModel:
-        """The field as it is, with few samples on a ray."""
+        """Return the options with few samples per ray."""
         return options.model_copy(update={"samples": 32})
 
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
@@ -58,21 +60,21 @@ class FieldSource(SourceAdapter):
         facts = facts_of(opened.record, opened.views, samples)
         fingerprint = file_digest(opened.path)
         if facts.edits:
-            # Other fields may have joined in, and what was done to them is not in any weight.
+            # The fingerprint must cover composed fields and edits, which no weight records.
             fingerprint = f"{weights_digest(opened.record.tensors)} {json.dumps(opened.record.options, sort_keys=True)}"
         kind = StitchedTeacher if has_latent(field) else FieldTeacher
         return kind(field, facts, ref=f"field:{ref}", fingerprint=fingerprint)
 
     def random(self, ref: str, options: BaseModel, *, device: torch.device, seed: int) -> FieldTeacher:
-        """A fresh field of the same representation, box and occupancy.
+        """Build a randomly initialised field with the same representation, box and occupancy.
 
         Raises:
-            PlanError: it is edited, or of a representation that xarch only reads.
+            PlanError: the field is edited, or xarch can only read its representation.
         """
         opened, samples = _open(ref, cast(FieldOptions, options))
         record = opened.record
         if record.arch not in OPTIONS:
-            raise PlanError(f"field:{ref} is of kind {kind_of(record)}, of which xarch makes no fresh fields")
+            raise PlanError(f"field:{ref} is of kind {kind_of(record)}, which xarch cannot initialise randomly")
         facts = facts_of(record, opened.views, samples)
         known = {k: v for k, v in record.options.items() if k in OPTIONS[record.arch].model_fields}
         with torch.random.fork_rng(devices=[]):
@@ -93,10 +95,10 @@ class FieldSource(SourceAdapter):
 
 
 def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:
-    """Facts of a teacher from its record."""
+    """Return the facts of a teacher from its record."""
     low, high = record.aabb[:3], record.aabb[3:]
     grid = record.occupancy
-    # Every kind of field that a file holds has the shared feature, or one that is stitched to it.
+    # Every kind of field in a file has the shared feature, or one that is stitched to it.
     arch, options, feature = record.arch, record.options, True
     edits: tuple[str, ...] = ()
     inherits: tuple[str, ...] | None = None
@@ -104,7 +106,7 @@ def facts_of(record: FieldFile, views: ViewFacts, samples: int) -> FieldFacts:
         field = edited_field(record)
         edits, inherits = tuple(n for e in options["edits"] for n in e), field.inherits
         feature = field.has_feature or has_latent(field)
-        # What a student may start from is that of the field below.
+        # A student inherits from the underlying field.
         arch, options = (options["parts"][0][k] for k in ("arch", "options")) if inherits else (EDITED, {})
     return FieldFacts(
         arch=arch,
@@ -127,7 +129,7 @@ def _open(ref: str, options: FieldOptions) -> tuple[OpenedField, int]:
 
 
 def kind_of(record: FieldFile) -> str:
-    """What a field is, for a person."""
+    """Return the kind of a field, for display."""
     if record.arch != EDITED:
         return record.arch
     parts = " + ".join(part["arch"] for part in record.options["parts"])

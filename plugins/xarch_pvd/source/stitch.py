@@ -1,10 +1,10 @@
-"""Fields with a feature of their own as teachers: a linear map carries it to the shared width (stitching).
+"""Teachers with their own feature: a linear map stitches it to the shared width.
 
-Progressive volume distillation (arXiv 2211.15977) aligns features of 16 values that a common colour head reads. A
-teacher of another project has a feature of another width and another head. A map A: R^D -> R^15 and a colour head are
-fitted together so that the head sees the teacher's own colours in A's values; that anchors A, which alone could shrink
-to zero with the student. Students take the head over, the volume stage matches (log-density, A feature), and A goes
-away with the teacher.
+Progressive volume distillation (arXiv 2211.15977) aligns 16-value features that a common colour head reads. A teacher
+of another project has a feature of another width and another head. A map A: R^D -> R^15 and a colour head are fitted
+jointly so that the head reproduces the teacher's colours from A's values. This anchors A, which on its own could shrink
+to zero with the student. Students inherit the head, the volume stage matches (log-density, A feature), and A is
+discarded with the teacher.
 
 Legend: N points, M directions, D width of the teacher's feature.
 """
@@ -29,13 +29,13 @@ POINTS, DIRECTIONS = 1 << 15, 2
 STEPS, BATCH = 200, 2048
 HEAD_LR, MAP_LR = 2e-2, 6e-3
 FLOOR = 0.02
-"""Weight of a point is its opacity and this."""
+"""Added to a point's opacity to form its weight."""
 OPAQUE = 7.0
-"""Highest log-density inside the feature; the lowest is where the teacher counts as empty."""
+"""Highest log-density in the feature; the lowest is the teacher's value for empty space."""
 
 
 class Stitch(nn.Module):
-    """A's values are the features that ``head`` reads."""
+    """Linear map A, whose values are the features that ``head`` reads."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Stitch(nn.Module):
 
 
 class StitchedTeacher(FieldTeacher):
-    """A teacher whose own feature is carried over; the stitch is fitted when it is first asked for."""
+    """Teacher whose own feature is stitched to the shared one; the stitch is fitted on first use."""
 
     @property
     def has_feature(self) -> bool:
@@ -52,7 +52,7 @@ class StitchedTeacher(FieldTeacher):
 
     @cached_property
     def stitch(self) -> Stitch:
-        """The fitted map and head, the same every time."""
+        """Return the fitted map and head, always the same."""
         return fit_stitch(self)
 
     def query(self, x_N3: Tensor, d_N3: Tensor | None, want: Collection[str]) -> dict[str, Tensor]:
@@ -69,14 +69,14 @@ class StitchedTeacher(FieldTeacher):
 
 
 def has_latent(field: RadianceField) -> bool:
-    """Whether a field, edited or not, has a feature of its own to be stitched; one of several parts has none."""
+    """Return whether a field, edited or not, has its own feature to stitch; a composed field has none."""
     if isinstance(field, EditedField):
         return len(field.below) == 1 and has_latent(field.first)
     return isinstance(field, LatentField)
 
 
 def latent(field: RadianceField, x_N3: Tensor) -> Tensor:
-    """A field's own feature [N, D] at world points."""
+    """Return a field's own feature [N, D] at world points."""
     if isinstance(field, EditedField):
         return latent(field.first, field.before(x_N3))
     assert isinstance(field, LatentField)
@@ -84,10 +84,10 @@ def latent(field: RadianceField, x_N3: Tensor) -> Tensor:
 
 
 def fit_stitch(teacher: FieldTeacher) -> Stitch:
-    """Map and head for a teacher, by half a second of Adam on points of its occupied cells.
+    """Fit map and head for a teacher: half a second of Adam on points of its occupied cells.
 
-    The map starts as the principal axes of the feature. Runs on the CPU with generators of its own: the same teacher
-    gives the same stitch, and no one else's random numbers move.
+    The map is initialised with the principal axes of the feature. The fit runs on the CPU with its own generators: the
+    same teacher always yields the same stitch, and global RNG state does not change.
     """
     generator = torch.Generator().manual_seed(0)
     latent_ND, weight_N, dirs_MN3, rgb_MN3 = _samples(teacher, generator)
@@ -115,7 +115,7 @@ def fit_stitch(teacher: FieldTeacher) -> Stitch:
 
 @torch.no_grad()
 def _samples(teacher: FieldTeacher, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, weights, directions and colours at points of the occupied cells, on the CPU."""
+    """Return features, weights, directions and colours at points of the occupied cells, on the CPU."""
     field = teacher.field
     device = field.aabb.device
     u_N3 = occupancies.sample(field.occupancy, POINTS, generator, uniform=0.0)
@@ -128,7 +128,7 @@ def _samples(teacher: FieldTeacher, generator: torch.Generator) -> tuple[Tensor,
 
 @torch.no_grad()
 def _principal_axes(layer: nn.Linear, latent_ND: Tensor, weight_N: Tensor) -> None:
-    """Rows along the axes of largest variance, their values of falling but not vanishing size; others stay zero."""
+    """Set rows to the axes of largest variance, with decreasing but nonzero scale; other rows stay zero."""
     mean_D = (weight_N[:, None] * latent_ND).sum(dim=0) / weight_N.sum()
     centred_ND = latent_ND - mean_D
     covariance = (centred_ND * weight_N[:, None]).T @ centred_ND / weight_N.sum()

@@ -4,7 +4,7 @@ Log-density and colour feature are read at the vertices of the occupied cells an
 (:mod:`xarch_pvd.targets.low_rank`). Errors of the feature count as much as they show in colours: channels are first
 turned and scaled by the colour head's mean squared derivative, and those that show nothing are left out.
 
-Legend: N points, G geometry features, Q directions of feature space that show, R components, S samples an axis.
+Legend: N points, G geometry features, Q directions of feature space that show, R components, S samples per axis.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xarch_pvd.targets.low_rank import Volume, planes_times_lines, products_of_l
 from xarch_pvd.targets.representations.factor_fields import LINES, PLANES, CPField, FactorField, VMField
 
 RESOLUTION = 64
-"""Most vertices an axis that are looked at; finer grids are interpolated from there."""
+"""Most vertices per axis that are looked at; finer grids are interpolated from there."""
 OPAQUE = 7.0
 """Log-densities beyond are all the same."""
 LOOKS = 2000

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def resampled(grid: Tensor, shape: torch.Size) -> Tensor:
-    """A grid [S, ..., C] at another number of samples an axis; corners stay corners."""
+    """A grid [S, ..., C] at another number of samples per axis; corners stay corners."""
     axes = grid.ndim - 1
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
     moved = grid.movedim(-1, 0)[None]

@@ -38,10 +38,10 @@ def coarse_occupancy(
     Args:
         model: the field whose box and warp count; it is not changed.
         pixels: of the training pictures.
-        resolution: cells an axis; the volume has half as many voxels.
+        resolution: cells per axis; the volume has half as many voxels.
         steps: optimiser steps.
-        rays: rays a step.
-        samples: steps along a ray.
+        rays: rays per step.
+        samples: steps per ray.
         seed: of rays and jitter.
     """
     diagonal = float((model.aabb[1] - model.aabb[0]).norm())

@@ -69,7 +69,7 @@ class Pixels:
         Args:
             model: the field; gradients flow to it.
             rays: pixels drawn, with replacement.
-            samples: steps along a ray, jittered.
+            samples: steps per ray, jittered.
             generator: of pixels, backgrounds and jitter.
         """
         rows = torch.randint(self.count, (rays,), generator=generator)

@@ -24,7 +24,7 @@ HIGHEST = 0.95
 STEPS, LONGEST, HIT = 90, 0.3, 2e-3
 BOX = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]
 SAMPLES = 2
-"""Rays an axis of each pixel."""
+"""Rays per axis of each pixel."""
 
 
 def distances(x_N3: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def shade(x_N3: Tensor, dirs_N3: Tensor) -> Tensor:
 
 
 def render_view(camera: Camera) -> Tensor:
-    """The picture of a camera, float32 [H,W,4] in [0,1], alpha straight, ``SAMPLES``² rays a pixel."""
+    """The picture of a camera, float32 [H,W,4] in [0,1], alpha straight, ``SAMPLES``² rays per pixel."""
     fine = Camera(
         camera.width * SAMPLES,
         camera.height * SAMPLES,
@@ -117,7 +117,7 @@ def random_cameras(count: int, size: int, generator: torch.Generator) -> list[Ca
 def write_scene(
     folder: Path | str, *, views: int = 40, size: int = 100, seed: int = 0, val: int = 4, test: int = 8
 ) -> Path:
-    """Render the scene into a folder: ``transforms_{train,val,test}.json`` and one PNG a view.
+    """Render the scene into a folder: ``transforms_{train,val,test}.json`` and one PNG per view.
 
     Args:
         views, val, test: views of the three splits; every split has cameras of its own.
@@ -131,7 +131,7 @@ def write_scene(
 
     folder = Path(folder)
     if min(views, val, test) < 1 or not 1 <= size <= 8192:
-        raise UsageError(f"{views} + {val} + {test} views of {size} pixels are asked for, wanted one or more of each")
+        raise UsageError(f"{views} + {val} + {test} views of {size} pixels are asked for, expected one or more of each")
     generator = torch.Generator().manual_seed(seed)
     try:
         for split, count in (("train", views), ("val", val), ("test", test)):
@@ -144,5 +144,5 @@ def write_scene(
             document = {"camera_angle_x": FOV, "w": size, "h": size, "aabb": BOX, "frames": frames}
             (folder / f"transforms_{split}.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     except OSError as e:
-        raise UsageError(f"cannot write {folder}: {e.strerror or e}", "free space or choose another folder") from e
+        raise UsageError(f"cannot write {folder}: {e.strerror or e}", "free disk space or choose another folder") from e
     return folder

@@ -30,7 +30,7 @@ OTHER_RATES = (2e-2, 5e-3)
 MUON = ("mlp",)
 """Representations whose layers Muon trains: those that are nothing but layers."""
 FIRST_PASSES = 4
-"""Points a cell at the first refresh, before which there is nothing to remember."""
+"""Points per cell at the first refresh, before which there is nothing to remember."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class TrainingOptions:
 
     Attributes:
         steps: optimiser steps.
-        rays: rays a step.
-        samples: steps along a ray.
+        rays: rays per step.
+        samples: steps per ray.
         grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; default what suits the representation.
         occupancy: ``found`` from the pictures, ``given`` by the field and left as it is, or ``none`` (all is occupied).
         resolution: cells of the occupancy grid along an axis.

@@ -121,7 +121,8 @@ def test_a_file_that_says_nothing_is_read_as_gpt2_and_this_is_said(tmp_path: Pat
 def test_keys_of_the_tokenizer_are_known_or_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"tokenizer\.ggml\.escape_whitespaces is not known"):
         GGUFSource().describe(str(write(tmp_path / "a.gguf", "smollm", escape_whitespaces=True)), DecoderOptions())
-    GGUFSource().describe(str(write(tmp_path / "b.gguf", "smollm", fim_pre_token_id=5)), DecoderOptions())
+    known = GGUFSource().describe(str(write(tmp_path / "b.gguf", "smollm", fim_pre_token_id=5)), DecoderOptions())
+    assert known.warnings == ()
 
 
 def test_the_splitting_travels_with_the_student(tmp_path: Path) -> None:

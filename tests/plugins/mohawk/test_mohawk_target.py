@@ -50,7 +50,7 @@ def test_layer_rules(layers, expected):
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ({"every": 2, "keep": [1]}, "keep and every together"),
+        ({"every": 2, "keep": [1]}, "got keep and every"),
         ({"choose": "kl"}, "must be set together"),
         ({"count": 3}, "must be set together"),
         ({"choose": "error", "count": 3}, "'kl'"),

@@ -357,7 +357,7 @@ def test_other_edits_are_another_teacher(tmp_path: Path) -> None:
             r"edits\[0\]\.erase: nothing of the scene .*\[5\.0, 5\.0, 5\.0\]",
         ),
         ([{"crop": {"box": [[0.95] * 3, [1] * 3]}}], r"edits\[0\]\.crop: nothing of the scene"),
-        ([{"erase": {"sphere": {"centre": [0, 0, 0], "radius": 9}}}], "leave nothing"),
+        ([{"erase": {"sphere": {"centre": [0, 0, 0], "radius": 9}}}], "nothing is left"),
         ([{"affine": {"scale": [1, 0, 1]}}], r"edits\[0\]\.affine: the matrix .* is singular"),
         ([{"affine": {"matrix": [[1, 2, 3], [2, 4, 6], [0, 0, 1]]}}], "singular"),
         ([{"affine": {"matrix": [[1, 0], [0, 1], [0, 0]]}}], "three rows of 3 numbers"),
@@ -367,13 +367,13 @@ def test_other_edits_are_another_teacher(tmp_path: Path) -> None:
         ([{"compose": {"with": "no.pth"}}], r"compose with 'no\.pth': .*no such file"),
         (
             [{"compose": {"with": "no.pth", "edits": [{"blur": {}}]}}],
-            r"edits\[0\]\.compose\.edits\[0\]: there is no edit",
+            r"edits\[0\]\.compose\.edits\[0\]: unknown edit",
         ),
-        ([{"erase": 3}], r"edits\[0\]\.erase is 3, wanted its options"),
-        ([SLAB | BALL], "wanted one edit"),
+        ([{"erase": 3}], r"edits\[0\]\.erase is 3, expected its options"),
+        ([SLAB | BALL], "expected one edit"),
         ("[{erase: {box: ", "no YAML in line 1"),
         ("missing.yaml", "there is no file missing.yaml"),
-        ({"erase": {}}, "wanted a list of edits"),
+        ({"erase": {}}, "expected a list of edits"),
     ],
 )
 def test_mistakes_are_named_with_their_place(tmp_path: Path, edits: Any, message: str) -> None:

@@ -35,7 +35,7 @@ def test_a_wrong_sample_is_refused_while_planning(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"options": {**OPTIONS_OF["vm"], "density_rank": -1}}, r"options\.density_rank.*seen -1"),
-        ({"options": {**OPTIONS_OF["vm"], "resolution": 25}}, "wanted"),
+        ({"options": {**OPTIONS_OF["vm"], "resolution": 25}}, "expected"),
         ({"views": {"width": 3, "lens": "fish"}}, "damaged.*lens"),
         ({"aabb": 7}, "damaged"),
         ({"arch": "sparse"}, "sparse"),

@@ -160,7 +160,7 @@ def test_endings_name_formats() -> None:
 def test_mistakes_end_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pictures").mkdir()
     for words, message in (
-        (["save", tmp_path / "no.pth", "--out", tmp_path / "a.npz"], "there is no such file"),
+        (["save", tmp_path / "no.pth", "--out", tmp_path / "a.npz"], "no such file"),
         (["save", tmp_path / "pictures", "--out", tmp_path / "a.npz"], "xarch pvd train"),
         (["render", tmp_path / "pictures", "--out", tmp_path / "a.jpg"], "neither .png nor .gif"),
     ):

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from xarch.config.schema import Validation
-from xarch.contracts.batch import Batch
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.stage import StageContext, StageOutcome
 
@@ -38,7 +37,6 @@ class Validator:
     values: dict[str, Tensor] = field(default_factory=dict)
     last: int = 0
     higher: bool = False
-    _batches: list[Batch] | None = None
     _by_name: bool = False
 
     @property
@@ -130,13 +128,12 @@ class Validator:
         return one >= other if self.higher else one <= other
 
     def _loss(self) -> float:
-        if self._batches is None:
-            self._batches = self.context.validation(self.settings.samples)
+        batches = self.context.validation(self.settings.samples)
         total = 0.0
-        for done, batch in enumerate(self._batches):
-            self.context.progress(done, len(self._batches), "validating")
+        for done, batch in enumerate(batches):
+            self.context.progress(done, len(batches), "validating")
             total += self.context.matches().measure([batch])[LOSS]
-        return total / max(len(self._batches), 1)
+        return total / max(len(batches), 1)
 
     def _metric(self, name: str) -> float:
         """Return a figure of the run's metric, or the headline of the metric with that name."""

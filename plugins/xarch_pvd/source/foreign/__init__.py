@@ -1,4 +1,4 @@
-"""Fields of other projects as teachers: their own activations, encodings and heads, wrapped and never copied."""
+"""Fields of other projects as teachers, wrapped with their own activations, encodings and heads."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ KINDS: dict[str, Callable[[FieldFile], RadianceField]] = {
 
 
 def foreign_field(record: FieldFile) -> RadianceField:
-    """The module of a record of another project's own kind.
+    """Build the module of a record of a foreign kind.
 
     Raises:
-        UsageError: an unknown kind, a scene in normalised device coordinates (its camera is not in the file), or
-            tensors that do not fit.
+        UsageError: the kind is unknown, the scene is in normalised device coordinates (the file lacks the camera), or
+            tensors do not fit.
     """
     if record.arch not in KINDS:
-        raise UsageError(f"no field of kind {record.arch!r} is known", f"kinds: {', '.join(KINDS)}")
+        raise UsageError(f"unknown field kind {record.arch!r}", f"kinds: {', '.join(KINDS)}")
     if record.warp == "ndc":
         raise UsageError(
-            f"this {record.arch} field lives in normalised device coordinates, whose camera is not in the file",
-            "train it in world coordinates, or convert a scene that is not forward-facing",
+            f"this {record.arch} field is in normalised device coordinates, but the file does not contain their camera",
+            "train it in world coordinates, or use a scene that is not forward-facing",
         )
     return KINDS[record.arch](record)
 

@@ -1,4 +1,4 @@
-"""What wrapped fields share: tensors by their own names, frozen, and densities that are not exponentials.
+"""Base of wrapped foreign fields: frozen tensors under their own names, and other density activations than exp.
 
 Legend: N points, C channels.
 """
@@ -16,11 +16,11 @@ from xarch_pvd.source.formats.record import FieldFile, need
 from xarch_pvd.source.latent import LatentField
 
 LOWEST = 1e-30
-"""Density of empty space where an activation gives zero: its logarithm stays finite."""
+"""Density substituted where an activation is zero, to keep its logarithm finite."""
 
 
 class ForeignField(LatentField):
-    """A teacher only: a feature of its own, nothing to inherit."""
+    """Teacher-only field: it has its own feature and nothing to inherit."""
 
     def __init__(self, record: FieldFile) -> None:
         low, high = record.aabb[:3], record.aabb[3:]
@@ -45,9 +45,9 @@ class Layers(nn.Module):
 
     Args:
         tensors, names: layers by the prefix of ``.weight`` and, where there is one, ``.bias``.
-        where: said in errors.
-        skip: the input enters again, in front, at this layer.
-        last: ReLU after the last layer too.
+        where: name used in errors.
+        skip: layer at which the input is concatenated in front again.
+        last: whether ReLU follows the last layer too.
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class Layers(nn.Module):
 
 
 def parameter(tensor: Tensor) -> nn.Parameter:
-    """A tensor of a file as a parameter that is not trained."""
+    """Wrap a tensor of a file as a frozen parameter."""
     return nn.Parameter(tensor.float().contiguous(), requires_grad=False)
 
 
 def log_relu(x_N: Tensor) -> Tensor:
-    """Logarithm of a density relu(x)."""
+    """Return the logarithm of a density relu(x)."""
     return x_N.clamp_min(LOWEST).log()
 
 
 def log_softplus(x_N: Tensor) -> Tensor:
-    """Logarithm of a density softplus(x); far below zero that is x itself."""
+    """Return the logarithm of a density softplus(x), which approaches x far below zero."""
     return torch.where(x_N < -15, x_N, F.softplus(x_N).clamp_min(LOWEST).log())
 
 
 def octaves_by_coordinate(x_NC: Tensor, count: int, exponent: float | None = None, gain: float = 1.0) -> Tensor:
-    """[sin(all), cos(all)] of gain · 2^e x, grouped by coordinate.
+    """Return [sin(all), cos(all)] of gain · 2^e x, grouped by coordinate.
 
     Args:
-        count: number of frequencies; none gives an empty encoding.
-        exponent: e runs evenly from 0 to it; by default in whole steps.
+        count: number of frequencies; 0 yields an empty encoding.
+        exponent: e is evenly spaced from 0 to it; by default in integer steps.
     """
     last = count - 1 if exponent is None else exponent
     scale = gain * 2.0 ** torch.linspace(0.0, last, count, device=x_NC.device)
@@ -103,12 +103,12 @@ def octaves_by_coordinate(x_NC: Tensor, count: int, exponent: float | None = Non
 
 
 def turns_by_coordinate(x_NC: Tensor, count: int, exponent: float) -> Tensor:
-    """The encoding of nerfstudio: frequencies in turns, 2π 2^e x."""
+    """Return nerfstudio's encoding, with frequencies 2π 2^e x."""
     return octaves_by_coordinate(x_NC, count, exponent, 2 * math.pi)
 
 
 def octaves_interleaved(x_NC: Tensor, count: int) -> Tensor:
-    """[x, sin x, cos x, sin 2x, cos 2x, ...], the encoding of torch-ngp."""
+    """Return torch-ngp's encoding [x, sin x, cos x, sin 2x, cos 2x, ...]."""
     parts = [x_NC]
     for octave in range(count):
         parts += [(2.0**octave * x_NC).sin(), (2.0**octave * x_NC).cos()]

@@ -1,4 +1,4 @@
-"""Planes times lines and products of lines as TensoRF, torch-ngp and nerfstudio have them.
+"""Planes times lines, and products of lines, of TensoRF, torch-ngp and nerfstudio.
 
 Sources: TensoRF (arXiv 2203.09517) and its code; the tensoRF network of torch-ngp; nerfstudio's tensorf field. They
 differ in names, density activation, frequency encodings and heads.
@@ -35,13 +35,13 @@ Shade = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Factored(ForeignField):
-    """Density is an activation of a sum of components; colour is a head on mixed components.
+    """Field whose density is an activation of a sum of components and whose colour is a head on mixed components.
 
     Args:
-        density, colour: planes [1, R, Nb, Na] (none for products of lines) and lines [1, R, N, 1].
+        density, colour: planes [1, R, Nb, Na] (empty for products of lines) and lines [1, R, N, 1].
         basis: mixes colour components, [A, C].
         log_density: log of the density activation.
-        head: layers that ``shade`` reads, kept here so that they move with the field.
+        head: layers used by ``shade``, stored here so that they move with the field.
         shade: see :data:`Shade`.
     """
 
@@ -75,7 +75,7 @@ class Factored(ForeignField):
 
 
 def tensorf(record: FieldFile) -> Factored:
-    """The field of a TensoRF checkpoint: density distance_scale · activation(sum + shift)."""
+    """Build the field of a TensoRF checkpoint: density distance_scale · activation(sum + shift)."""
     tensors, said = record.tensors, record.options
     scale = torch.tensor(float(said["distance_scale"])).log()
     shift = float(said["density_shift"])
@@ -121,7 +121,7 @@ def _harmonic(features_NA: Tensor, x_N3: Tensor, d_N3: Tensor) -> Tensor:
 
 
 def torch_ngp_factored(record: FieldFile) -> Factored:
-    """The field of torch-ngp's own tensoRF network: density exp(sum)."""
+    """Build the field of torch-ngp's own tensoRF network: density exp(sum)."""
     tensors, said = record.tensors, record.options
     names = [f"color_net.{i}" for i in range(len(numbered(tensors, "color_net", ".weight")))]
     head = Layers(tensors, names, record.arch)
@@ -143,7 +143,7 @@ def torch_ngp_factored(record: FieldFile) -> Factored:
 
 
 def nerfstudio_factored(record: FieldFile) -> Factored:
-    """The field of nerfstudio's tensorf: density relu(sum)."""
+    """Build the field of nerfstudio's tensorf: density relu(sum)."""
     tensors, said = record.tensors, record.options
     names = [f"mlp_head.layers.{i}" for i in range(len(numbered(tensors, "mlp_head.layers", ".weight")))]
     head = Layers(tensors, [*names, "field_output_rgb.net"], record.arch)
@@ -170,9 +170,9 @@ def nerfstudio_factored(record: FieldFile) -> Factored:
 
 
 def _grids(planes: list[Tensor], lines: list[Tensor], arch: str) -> list[Tensor]:
-    """Channels last: planes [Nb, Na, R] first, then lines [N, R]."""
+    """Return channels-last grids: planes [Nb, Na, R] first, then lines [N, R]."""
     if len(lines) != 3 or len(planes) not in (0, 3):
-        raise UsageError(f"a {arch} field has {len(planes)} planes and {len(lines)} lines, wanted none or 3, and 3")
+        raise UsageError(f"a {arch} field has {len(planes)} planes and {len(lines)} lines, expected none or 3, and 3")
     return [*(p[0].permute(1, 2, 0) for p in planes), *(line[0, :, :, 0].T for line in lines)]
 
 

@@ -18,9 +18,9 @@ from xarch_pvd.source.formats.record import FieldFile, need, numbered
 
 
 class NerfstudioHash(ForeignField):
-    """Every level hashed; density scale · exp, colour from harmonics of (d + 1) / 2.
+    """Field with every level hashed; density is scale · exp, colour uses harmonics of (d + 1) / 2.
 
-    The harmonics have no Condon–Shortley sign: functions of odd order are the negatives of ours.
+    The harmonics have no Condon–Shortley sign: functions of odd order are negated relative to ours.
     """
 
     signs: Tensor
@@ -61,7 +61,7 @@ class NerfstudioHash(ForeignField):
 
 
 class NerfstudioVanilla(ForeignField):
-    """NeRF (arXiv 2003.08934) as nerfstudio has it: frequencies in turns, softplus density, sigmoid colour."""
+    """NeRF (arXiv 2003.08934) as in nerfstudio: frequencies of 2π, softplus density, sigmoid colour."""
 
     def __init__(self, record: FieldFile) -> None:
         super().__init__(record)

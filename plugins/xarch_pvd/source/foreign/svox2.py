@@ -16,7 +16,7 @@ from xarch_pvd.source.formats.record import FieldFile, need
 
 
 class Svox2(ForeignField):
-    """Samples lie at the centres of the cells of the box; an empty sample counts as zero."""
+    """Field with samples at the centres of the box's cells; empty samples are zero."""
 
     links: Tensor
 
@@ -26,7 +26,7 @@ class Svox2(ForeignField):
         links = need(tensors, "links", record.arch, (None, None, None))
         density = need(tensors, "density_data", record.arch, (None, 1)).float()
         harmonics = need(tensors, "sh_data", record.arch, (len(density), None)).float()
-        # Row 0 is the empty sample, so that every link is a valid row.
+        # Row 0 is the empty sample, which makes every link a valid row.
         rows = torch.cat((density, harmonics), dim=1)
         self.rows_KC = parameter(torch.cat((torch.zeros_like(rows[:1]), rows)))
         self.register_buffer("links", links.long().clamp_min(-1) + 1)

@@ -10,7 +10,7 @@ from xarch_pvd.targets.representations.mlp_field import MLPField, MLPOptions
 
 
 class WorldMLP(MLPField):
-    """An ``mlp`` whose sinusoids count world units; feature and heads are those of ``mlp``."""
+    """An ``mlp`` whose sinusoids are in world units; feature and heads are those of ``mlp``."""
 
     arch = "torch-ngp-mlp"
 
@@ -23,10 +23,10 @@ class WorldMLP(MLPField):
 
 
 def world_mlp(record: FieldFile) -> WorldMLP:
-    """The field of a record.
+    """Build the field of a record.
 
     Raises:
-        UsageError: a tensor is missing or has another shape.
+        UsageError: a tensor is missing or its shape differs.
     """
     known = {k: v for k, v in record.options.items() if k in MLPOptions.model_fields}
     low, high = record.aabb[:3], record.aabb[3:]
@@ -42,6 +42,6 @@ def world_mlp(record: FieldFile) -> WorldMLP:
         try:
             given = need(record.tensors, name, record.arch, tuple(parameter.shape))
         except UsageError as e:
-            raise UsageError(f"this {record.arch} field has other layers than its options say: {e.what}") from e
+            raise UsageError(f"this {record.arch} field has layers that do not match its options: {e.what}") from e
         parameter.data.copy_(given)
     return field

@@ -26,7 +26,7 @@ def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 1
 
     Args:
         level: density per world unit at the surface; 10 to 50 suit most fields.
-        resolution: samples an axis over the field's box.
+        resolution: samples per axis over the field's box.
 
     Raises:
         UsageError: the field is warped, nothing reaches the level, or no marching cubes is installed.
@@ -34,7 +34,7 @@ def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 1
     if field.warp != "aabb":
         raise UsageError(f"a field with warp {field.warp} has no box a mesh could span", "convert it to one in a box")
     if not 2 <= resolution <= MAX_RESOLUTION or level <= 0:
-        raise UsageError(f"resolution {resolution} and level {level}, wanted 2 to {MAX_RESOLUTION} and more than 0")
+        raise UsageError(f"resolution {resolution} and level {level}, expected 2 to {MAX_RESOLUTION} and more than 0")
     line = torch.linspace(0, 1, resolution)
     points = field.to_world(torch.cartesian_prod(line, line, line))
     sigma = torch.cat([field.query(part, None, ("sigma",))["sigma"] for part in points.split(CHUNK)])
@@ -87,7 +87,7 @@ def write_mesh_ply(
         partial.write_bytes(header.encode() + table.tobytes() + sides.tobytes())
         os.replace(partial, path)
     except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free space or choose another folder") from e
+        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free disk space or choose another folder") from e
     finally:
         partial.unlink(missing_ok=True)
     return len(table), len(sides)

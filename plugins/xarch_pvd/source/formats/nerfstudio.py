@@ -110,7 +110,7 @@ def _hash(
     levels = _number(tensors, "num_levels", 16, where)
     log2_table = _number(tensors, "log2_hashmap_size", round(math.log2(max(1, table.shape[0] // levels))), where)
     if table.shape[0] != levels << log2_table:
-        raise UsageError(f"{where}: hash_table has {table.shape[0]} rows, wanted {levels} * 2^{log2_table}")
+        raise UsageError(f"{where}: hash_table has {table.shape[0]} rows, expected {levels} * 2^{log2_table}")
     base = chain(tensors, "mlp_base.model.1.layers", where, levels * table.shape[1])
     geometry = base[-1].shape[0] - 1
     head = chain(tensors, "mlp_head.layers", where)
@@ -124,7 +124,7 @@ def _hash(
         if kept["appearance"].shape != (extra,):
             raise UsageError(f"{where}: mlp_head reads {extra} appearance values, the embedding has others")
     elif extra < 0:
-        raise UsageError(f"{where}: mlp_head reads {head[0].shape[1]} values, wanted at least {16 + geometry}")
+        raise UsageError(f"{where}: mlp_head reads {head[0].shape[1]} values, expected at least {16 + geometry}")
     contracted = not bool(model.get("disable_scene_contraction", False))
     box = UNIT if contracted else _box(tensors.get("aabb"), where)
     return {
@@ -158,7 +158,7 @@ def _vanilla(
     need(tensors, "field_heads.0.net.weight", where, (3, None))
     position, direction = (encoded - 3) // 6, (head.shape[1] - wide - 3) // 6
     if len(skips) > 1 or 3 + 6 * position != encoded or wide + 3 + 6 * direction != head.shape[1]:
-        raise UsageError(f"{where}: the layers read {encoded} and {head.shape[1]} values, wanted 3 + 6 * frequencies")
+        raise UsageError(f"{where}: the layers read {encoded} and {head.shape[1]} values, expected 3 + 6 * frequencies")
     return {
         "arch": "nerfstudio-vanilla",
         "options": {
@@ -221,7 +221,7 @@ def _number(tensors: Mapping[str, Tensor], name: str, usual: int, where: str) ->
     if value is None:
         return usual
     if value.numel() != 1 or not 1 <= int(value) <= 1 << 20:
-        raise UsageError(f"{where}: {name} is {value.flatten()[:4].tolist()}, wanted one positive number")
+        raise UsageError(f"{where}: {name} is {value.flatten()[:4].tolist()}, expected one positive number")
     return int(value)
 
 

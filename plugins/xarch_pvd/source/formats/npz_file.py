@@ -37,7 +37,7 @@ def read_npz(path: Path, wanted: Collection[str], *, limit: int = MAX_BYTES) -> 
                 with archive.open(member) as stream:
                     shape, dtype, header_bytes = _header(stream)
                 if dtype.hasobject or dtype.kind not in "biufUS":
-                    raise UsageError(f"{path}: {name} holds {dtype}, wanted plain numbers")
+                    raise UsageError(f"{path}: {name} holds {dtype}, expected plain numbers")
                 size = int(np.prod(shape, dtype=object)) * dtype.itemsize
                 if size + header_bytes != member.file_size:
                     raise UsageError(f"{path}: {name} says {size} bytes, {member.file_size - header_bytes} are stored")
@@ -50,7 +50,7 @@ def read_npz(path: Path, wanted: Collection[str], *, limit: int = MAX_BYTES) -> 
         raise
     except Exception as e:
         # A cut archive, a damaged stream, a header that is no header: each raises what it likes.
-        raise UsageError(f"{path} cannot be read: {e}", "download or write it again") from e
+        raise UsageError(f"{path} cannot be read: {e}", "download or recreate the file") from e
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UsageError(f"{path}: {name} holds values that are not finite")
@@ -87,6 +87,6 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(partial, allow_pickle=False, **arrays)
         os.replace(partial, path)
     except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free space or choose another folder") from e
+        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free disk space or choose another folder") from e
     finally:
         partial.unlink(missing_ok=True)

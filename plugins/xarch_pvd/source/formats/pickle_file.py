@@ -50,7 +50,7 @@ def read_pickle(path: Path, *, allow_pickle: bool) -> Mapping[str, Any]:
             "no unsafe way of reading it is tried; ask its author for a checkpoint of tensors",
         ) from e
     if not isinstance(loaded, Mapping):
-        raise UsageError(f"{path} holds a {type(loaded).__name__}, wanted a table of tensors")
+        raise UsageError(f"{path} holds a {type(loaded).__name__}, expected a table of tensors")
     return loaded
 
 
@@ -72,7 +72,7 @@ def tensors_of(table: Any, path: Path, prefix: str = "") -> dict[str, Tensor]:
         raise UsageError(f"{path}: its tensors would need {needed} bytes, the file has {path.stat().st_size}")
     for name, tensor in kept.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise UsageError(f"{path}: {name} is stored as {tensor.layout} {tensor.dtype}, wanted a plain tensor")
+            raise UsageError(f"{path}: {name} is stored as {tensor.layout} {tensor.dtype}, expected a plain tensor")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UsageError(f"{path}: {name} holds values that are not finite")
     return {n: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for n, t in kept.items()}
@@ -88,7 +88,7 @@ def _check_size(path: Path, archive: bool) -> None:
         with zipfile.ZipFile(path) as opened:
             members = opened.infolist()
     except zipfile.BadZipFile as e:
-        raise UsageError(f"{path} is damaged: {e}", "download or write it again") from e
+        raise UsageError(f"{path} is damaged: {e}", "download or recreate the file") from e
     if sum(m.file_size for m in members) > size:
         raise UsageError(f"{path} unpacks to more than its own size", "torch does not write such files; do not use it")
     if sum(m.file_size for m in members if m.filename.endswith(".pkl")) > MAX_PICKLE_BYTES:

@@ -40,5 +40,5 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as e:
         raise UsageError(f"{path} cannot be read as YAML: {str(e).splitlines()[0]}") from e
     if not isinstance(document, dict):
-        raise UsageError(f"{path} holds a {type(document).__name__}, wanted a mapping")
+        raise UsageError(f"{path} holds a {type(document).__name__}, expected a mapping")
     return document

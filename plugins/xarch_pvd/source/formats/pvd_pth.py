@@ -90,7 +90,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
     box = (x0, y0, z0, x1, y1, z1)
     bound = max(abs(v) for v in box)
     if not 0 < bound < MAX_BOUND:
-        raise UsageError(f"{where}: aabb_train is {box}, wanted a box around the origin")
+        raise UsageError(f"{where}: aabb_train is {box}, expected a box around the origin")
     tensors = pvd_names.to_xarch(state)
     if growth is None and notes.get("growth") is not None:
         growth = number(notes, "growth", 0, where)
@@ -147,7 +147,9 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
             raise UsageError(f"torch-ngp's hash tables span a cube around the origin; the box is {record.aabb}")
         state["encoder.offsets"] = torch.tensor(_offsets(record), dtype=torch.int32)
     if record.arch == "mlp" and tuple(record.aabb) != (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0):
-        raise UsageError(f"the encoding of an mlp reads world coordinates in PVD; the box is {record.aabb}, wanted ±1")
+        raise UsageError(
+            f"the encoding of an mlp reads world coordinates in PVD; the box is {record.aabb}, expected ±1"
+        )
     mean = 0.0
     if record.occupancy is not None:
         grids = split_cascades(record.occupancy, record.aabb, bound, grid_side)
@@ -182,7 +184,7 @@ def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) 
         torch.save(document, partial)
         os.replace(partial, path)
     except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free space or choose another folder") from e
+        raise UsageError(f"cannot write {path}: {e.strerror or e}", "free disk space or choose another folder") from e
     finally:
         partial.unlink(missing_ok=True)
 
@@ -200,7 +202,7 @@ def _describe(
         volume = need(tensors, "volume", where, (None,) * 4)
         degree = math.isqrt((volume.shape[0] - 1) // 3)
         if volume.shape[0] != 1 + 3 * degree**2 or degree < 1:
-            raise UsageError(f"{where}: tensor_volume.0 has {volume.shape[0]} channels, wanted 1 + 3 * degree²")
+            raise UsageError(f"{where}: tensor_volume.0 has {volume.shape[0]} channels, expected 1 + 3 * degree²")
         return "tensors", options | {"resolution": _one(volume.shape[1:]), "degree": degree}
     if "sigma_lines.0" in tensors:
         arch, factored = _factored(tensors, where)
@@ -230,10 +232,10 @@ def _describe(
 def _trunk(tensors: Mapping[str, Tensor], where: str) -> tuple[int, dict[str, Any]]:
     weights = numbered(tensors, "trunk", ".weight")
     if len(weights) < 2 or any(w.ndim != 2 for w in weights):
-        raise UsageError(f"{where}: nerf_mlp has {len(weights)} layers, wanted two or more matrices")
+        raise UsageError(f"{where}: nerf_mlp has {len(weights)} layers, expected two or more matrices")
     encoded, wide = weights[0].shape[1], weights[0].shape[0]
     if encoded < 3 or (encoded - 3) % 6:
-        raise UsageError(f"{where}: nerf_mlp.0 reads {encoded} values, wanted 3 + 6 * frequencies")
+        raise UsageError(f"{where}: nerf_mlp.0 reads {encoded} values, expected 3 + 6 * frequencies")
     skip = 0
     for i, weight in enumerate(weights):
         need(tensors, f"trunk.{i}.bias", where, (weight.shape[0],))
@@ -259,7 +261,7 @@ def _factored(tensors: Mapping[str, Tensor], where: str) -> tuple[str, dict[str,
                 need(tensors, f"{kind}_planes.{m}", where, (1, rank, resolution[b], resolution[a]))
             kinds[kind].append(rank)
         if not planes and len(set(kinds[kind])) != 1:
-            raise UsageError(f"{where}: {kind}_vec have ranks {kinds[kind]}, wanted the same on every axis")
+            raise UsageError(f"{where}: {kind}_vec have ranks {kinds[kind]}, expected the same on every axis")
     columns = sum(kinds["color"]) if planes else kinds["color"][0]
     features = need(tensors, "basis.weight", where, (None, columns)).shape[0]
     options: dict[str, Any] = {
@@ -282,7 +284,7 @@ def _head(tensors: Mapping[str, Tensor], where: str, geometry: int) -> dict[str,
     degree = math.isqrt(max(basis, 0))
     if basis < 1 or degree**2 != basis or layers[-1].shape[0] != 3:
         raise UsageError(
-            f"{where}: color_net reads {layers[0].shape[1]} and gives {layers[-1].shape[0]} values, wanted degree² + "
+            f"{where}: color_net reads {layers[0].shape[1]} and gives {layers[-1].shape[0]} values, expected degree² + "
             f"{geometry} and 3"
         )
     return {"degree": degree, "geometry": geometry}
@@ -295,10 +297,10 @@ def _occupancy(state: Mapping[str, Tensor], where: str, bound: float, box: tuple
     cascades, side = grid.shape[0], round(grid.shape[1] ** (1 / 3))
     fits = side**3 == grid.shape[1] and side & (side - 1) == 0 and 2 <= side <= MAX_SIDE
     if not fits or cascades != cascade_count(bound):
-        raise UsageError(f"{where}: density_grid is {tuple(grid.shape)}, wanted [{cascade_count(bound)}, side³]")
+        raise UsageError(f"{where}: density_grid is {tuple(grid.shape)}, expected [{cascade_count(bound)}, side³]")
     field = state.get("density_bitfield")
     if field is not None and (field.dtype != torch.uint8 or field.numel() * 8 != grid.numel()):
-        raise UsageError(f"{where}: density_bitfield is {field.dtype} {tuple(field.shape)}, wanted one bit a cell")
+        raise UsageError(f"{where}: density_bitfield is {field.dtype} {tuple(field.shape)}, expected one bit per cell")
     if field is None or not bool(field.any()):
         positive = grid.clamp(min=0)
         occupied = positive > min(float(positive.mean()), 10.0)

@@ -52,13 +52,13 @@ class FieldFile:
 
     def __post_init__(self) -> None:
         if self.warp not in WARPS:
-            raise UsageError(f"warp is {self.warp!r}, wanted one of {', '.join(WARPS)}")
+            raise UsageError(f"warp is {self.warp!r}, expected one of {', '.join(WARPS)}")
         low, high = self.aabb[:3], self.aabb[3:]
         if len(self.aabb) != 6 or not all(a < b for a, b in zip(low, high, strict=True)):
-            raise UsageError(f"the box {self.aabb} is empty or not finite, wanted (x0, y0, z0, x1, y1, z1)")
+            raise UsageError(f"the box {self.aabb} is empty or not finite, expected (x0, y0, z0, x1, y1, z1)")
         grid = self.occupancy
         if grid is not None and (grid.dtype != torch.bool or grid.ndim != 3 or len(set(grid.shape)) != 1):
-            raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, wanted bool [H,H,H]")
+            raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, expected bool [H,H,H]")
 
     def head(self) -> dict[str, Any]:
         """All but tensors, occupancy and details, JSON-able; :meth:`from_head` reads it."""
@@ -113,7 +113,7 @@ def need(tensors: Mapping[str, Tensor], name: str, where: str, shape: tuple[int 
         fits = len(seen) == len(shape) and all(w is None or s == w for s, w in zip(seen, shape, strict=True))
         if not fits:
             wanted = "x".join("?" if w is None else str(w) for w in shape)
-            raise UsageError(f"{where}: {name} has shape {seen}, wanted {wanted}")
+            raise UsageError(f"{where}: {name} has shape {seen}, expected {wanted}")
     return tensor
 
 
@@ -137,7 +137,7 @@ def chain(tensors: Mapping[str, Tensor], prefix: str, where: str, first: int | N
     width = first
     for i, weight in enumerate(weights):
         if weight.ndim != 2 or (width is not None and weight.shape[1] != width):
-            raise UsageError(f"{where}: {prefix}.{i}.weight is {tuple(weight.shape)}, wanted [?, {width or '?'}]")
+            raise UsageError(f"{where}: {prefix}.{i}.weight is {tuple(weight.shape)}, expected [?, {width or '?'}]")
         width = weight.shape[0]
     return weights
 
@@ -160,5 +160,5 @@ def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
     given = value if isinstance(value, list | tuple) else [value]
     plain = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in given)
     if len(given) != count or not plain:
-        raise UsageError(f"{what} is {str(value)[:80]}, wanted {count} numbers")
+        raise UsageError(f"{what} is {str(value)[:80]}, expected {count} numbers")
     return tuple(float(v) for v in given)

@@ -55,7 +55,7 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
         raise UsageError(f"{path} has basis_type {basis}, read is {HARMONICS} (spherical harmonics)")
     links, density, harmonics = arrays["links"], arrays["density_data"], arrays["sh_data"]
     if links.ndim != 3 or links.dtype.kind != "i" or min(links.shape) < 2:
-        raise UsageError(f"{path}: links are {links.dtype} {links.shape}, wanted int32 [X, Y, Z]")
+        raise UsageError(f"{path}: links are {links.dtype} {links.shape}, expected int32 [X, Y, Z]")
     degree = math.isqrt(harmonics.shape[-1] // 3) if harmonics.ndim == 2 else 0
     fits = density.shape == (len(harmonics), 1) and harmonics.shape == (len(density), 3 * degree**2)
     if not fits or not 1 <= degree <= MAX_DEGREE or len(density) == 0:
@@ -64,7 +64,7 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
         raise UsageError(f"{path}: links point to row {links.max()}, there are {len(density)}")
     radius, center = (_three(arrays.get(n), usual, path, n) for n, usual in (("radius", 1.0), ("center", 0.0)))
     if min(radius) <= 0:
-        raise UsageError(f"{path}: radius is {radius}, wanted positive numbers")
+        raise UsageError(f"{path}: radius is {radius}, expected positive numbers")
     tensors = {
         "links": torch.from_numpy(links.astype(np.int32)),
         "density_data": torch.from_numpy(density.astype(np.float32)),
@@ -234,5 +234,5 @@ def _touched(grid: Tensor, shape: torch.Size) -> Tensor:
 def _three(value: np.ndarray | None, usual: float, path: Path, name: str) -> list[float]:
     numbers = [usual] if value is None else [float(v) for v in value.reshape(-1)]
     if len(numbers) not in (1, 3):
-        raise UsageError(f"{path}: {name} has {len(numbers)} numbers, wanted one or three")
+        raise UsageError(f"{path}: {name} has {len(numbers)} numbers, expected one or three")
     return numbers * 3 if len(numbers) == 1 else numbers

@@ -60,14 +60,14 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
     features = need(tensors, "basis_mat.weight", where, (None, columns)).shape[0]
     shading = str(said.get("shadingMode", "MLP_PE"))
     if shading not in SHADINGS:
-        raise UsageError(f"{where} shades by {shading!r}, wanted one of {', '.join(SHADINGS)}")
+        raise UsageError(f"{where} shades by {shading!r}, expected one of {', '.join(SHADINGS)}")
     if shading.startswith("MLP"):
         for layer in (0, 2, 4):
             width = need(tensors, f"renderModule.mlp.{layer}.weight", where, (None, None)).shape[0]
             need(tensors, f"renderModule.mlp.{layer}.bias", where, (width,))
     activation = str(said.get("fea2denseAct", "softplus"))
     if activation not in ("softplus", "relu"):
-        raise UsageError(f"{where} has density activation {activation!r}, wanted softplus or relu")
+        raise UsageError(f"{where} has density activation {activation!r}, expected softplus or relu")
     near_far = list(numbers(said.get("near_far", (2.0, 6.0)), 2, f"{where}: near_far"))
     box = _box(said.get("aabb"), where)
     return FieldFile(
@@ -99,7 +99,7 @@ def _mask(loaded: Mapping[str, Any], where: str, box: tuple[float, ...]) -> Tens
     packed = np.asarray(loaded["alphaMask.mask"])
     count = int(np.prod(shape, dtype=object)) if len(shape) == 3 and min(shape) > 1 else 0
     if not 0 < count <= MAX_MASK or packed.dtype != np.uint8 or packed.size != -(-count // 8):
-        raise UsageError(f"{where}: alphaMask has shape {shape} and {packed.size} bytes, wanted one bit a vertex")
+        raise UsageError(f"{where}: alphaMask has shape {shape} and {packed.size} bytes, expected one bit per vertex")
     vertices = torch.from_numpy(np.unpackbits(packed.reshape(-1))[:count].reshape(shape)).to(torch.bool)
     cells = vertices.permute(2, 1, 0)
     for axis in range(3):
@@ -121,5 +121,5 @@ def _box(value: Any, where: str) -> tuple[float, float, float, float, float, flo
 def _whole(said: Mapping[str, Any], name: str, usual: int, where: str) -> int:
     value = said.get(name, usual)
     if not isinstance(value, int) or not 0 <= value <= 32:
-        raise UsageError(f"{where}: {name} is {value!r}, wanted a whole number up to 32")
+        raise UsageError(f"{where}: {name} is {value!r}, expected a whole number up to 32")
     return value

@@ -39,7 +39,7 @@ def read_voxels_npz(path: Path | str) -> FieldFile:
     arrays = read_npz(path, NAMES)
     order = str(arrays["order"].reshape(-1)[0]) if "order" in arrays and arrays["order"].size else "xyz"
     if order != "xyz":
-        raise UsageError(f"{path} has order {order!r}, wanted 'xyz'")
+        raise UsageError(f"{path} has order {order!r}, expected 'xyz'")
     if "aabb" not in arrays or arrays["aabb"].size != 6:
         raise UsageError(f"{path} has no aabb of six numbers")
     x0, y0, z0, x1, y1, z1 = (float(v) for v in arrays["aabb"].reshape(-1))
@@ -48,7 +48,7 @@ def read_voxels_npz(path: Path | str) -> FieldFile:
     occupancy = arrays.get("occupancy")
     grid = None if occupancy is None else torch.from_numpy(occupancy != 0)
     if grid is not None and grid.ndim != 3:
-        raise UsageError(f"{path}: occupancy has shape {tuple(grid.shape)}, wanted [H, H, H]")
+        raise UsageError(f"{path}: occupancy has shape {tuple(grid.shape)}, expected [H, H, H]")
     name = "sigma_raw" if "sigma_raw" in arrays else "sigma"
     if name not in arrays or arrays[name].ndim != 3 or min(arrays[name].shape) < 2:
         raise UsageError(f"{path} has no sigma or sigma_raw [X, Y, Z]; it holds {', '.join(sorted(arrays))}")
@@ -119,12 +119,12 @@ def _colour(arrays: dict[str, np.ndarray], shape: torch.Size, path: Path) -> Ten
         values = torch.from_numpy(arrays["sh"].astype(np.float32))
         degree = math.isqrt(values.shape[-1]) if values.ndim == 5 else 0
         if tuple(values.shape) != (*shape, 3, degree**2) or not 1 <= degree <= MAX_DEGREE:
-            raise UsageError(f"{path}: sh has shape {tuple(values.shape)}, wanted {(*shape, 3)} and degree²")
+            raise UsageError(f"{path}: sh has shape {tuple(values.shape)}, expected {(*shape, 3)} and degree²")
         return values.permute(3, 4, 0, 1, 2).reshape(-1, *shape)
     if "rgb" in arrays:
         values = torch.from_numpy(arrays["rgb"].astype(np.float32))
         if tuple(values.shape) != (*shape, 3):
-            raise UsageError(f"{path}: rgb has shape {tuple(values.shape)}, wanted {(*shape, 3)}")
+            raise UsageError(f"{path}: rgb has shape {tuple(values.shape)}, expected {(*shape, 3)}")
         return (torch.logit(values.clamp(1e-3, 1 - 1e-3)) / CONSTANT).permute(3, 0, 1, 2)
     raise UsageError(f"{path} has no colour: neither sh nor rgb")
 
@@ -146,5 +146,5 @@ def _numbers(arrays: dict[str, np.ndarray], name: str, count: int, path: Path) -
     if name not in arrays:
         return None
     if arrays[name].size != count or arrays[name].dtype.kind not in "fiu":
-        raise UsageError(f"{path}: {name} has {arrays[name].size} values, wanted {count} numbers")
+        raise UsageError(f"{path}: {name} has {arrays[name].size} values, expected {count} numbers")
     return tuple(float(v) for v in arrays[name].reshape(-1))

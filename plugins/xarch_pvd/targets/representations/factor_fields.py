@@ -30,7 +30,7 @@ class VMOptions(Preset):
         "paper": {"resolution": 300, "density_rank": 16, "colour_rank": 48},
         "npu-vm": {"resolution": 128, "density_rank": 8, "colour_rank": 24},
     }
-    resolution: Resolution = Field(64, description="samples an axis")
+    resolution: Resolution = Field(64, description="samples per axis")
     density_rank: int = Field(8, ge=1, description="channels of each plane for the density")
     colour_rank: int = Field(16, ge=1, description="channels of each plane for the colour")
     feature_clip: tuple[float, float] | None = Field(None, description="limits of the features in files that clip them")
@@ -44,7 +44,7 @@ class CPOptions(VMOptions):
         "small": {"resolution": 128, "density_rank": 32, "colour_rank": 64},
         "paper": {"resolution": 500, "density_rank": 96, "colour_rank": 288},
     }
-    resolution: Resolution = Field(128, description="samples an axis")
+    resolution: Resolution = Field(128, description="samples per axis")
     density_rank: int = Field(32, ge=1, description="channels of a line for the density")
     colour_rank: int = Field(64, ge=1, description="channels of a line for the colour")
 

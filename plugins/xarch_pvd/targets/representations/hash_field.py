@@ -24,8 +24,8 @@ class HashOptions(Preset):
     levels: int = Field(8, ge=1, le=32)
     features: int = Field(2, ge=1, le=8, description="channels of a level")
     log2_size: int = Field(15, ge=4, le=24, description="most rows of a level, as a power of two")
-    base: int = Field(16, ge=2, description="cells an axis of the coarsest level")
-    finest: float = Field(256, ge=2, description="cells an axis of the finest level")
+    base: int = Field(16, ge=2, description="cells per axis of the coarsest level")
+    finest: float = Field(256, ge=2, description="cells per axis of the finest level")
     hidden: int = Field(64, ge=1)
     sizes: tuple[int, ...] = Field((), description="rows of each level where a file states them")
 

@@ -56,7 +56,7 @@ def from_file(record: FieldFile) -> RadianceField:
         given = tensors.get(name)
         if given is None or given.shape != parameter.shape:
             seen = "missing" if given is None else str(list(given.shape))
-            raise UsageError(f"tensor {name} of a {record.arch} field is {seen}, wanted {list(parameter.shape)}")
+            raise UsageError(f"tensor {name} of a {record.arch} field is {seen}, expected {list(parameter.shape)}")
         parameter.data.copy_(given)
     return field
 

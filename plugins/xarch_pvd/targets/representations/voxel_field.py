@@ -22,7 +22,7 @@ class VoxelOptions(Preset):
         "small": {"resolution": 96, "degree": 2},
         "paper": {"resolution": 128, "degree": 3},
     }
-    resolution: Resolution = Field(96, description="samples an axis")
+    resolution: Resolution = Field(96, description="samples per axis")
     degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics a colour")
 
 
