@@ -104,7 +104,7 @@ def test_a_coupled_batch_is_never_cut() -> None:
 def test_batch_steps_are_proven_in_their_order() -> None:
     """vision 2.8d: the plan could not know which keys a step makes."""
     match = {"soft": {"student": "logits", "teacher": "batch:soft", "objective": "cross-entropy"}}
-    with pytest.raises(PlanError, match="a batch has no tensor 'soft'"):
+    with pytest.raises(PlanError, match="batches have no tensor 'soft'"):
         planned({"matches": match})
     with_step = {"matches": match, "batch": {"size": 20, "steps": {"soft-labels": {}}}}
     plain, stepped = planned().stages[0], planned(with_step).stages[0]
@@ -114,7 +114,7 @@ def test_batch_steps_are_proven_in_their_order() -> None:
     with pytest.raises(UsageError, match=r"steps\.soft-labels\.alpha"):
         planned({"matches": match, "batch": {"size": 20, "steps": {"soft-labels": {"alpha": 1}}}})
     without = [{"from": 0.5, "set": {"batch.steps.soft-labels": None}}]
-    with pytest.raises(PlanError, match="a batch has no tensor 'soft'"):
+    with pytest.raises(PlanError, match="batches have no tensor 'soft'"):
         planned({**with_step, "phases": without})
 
 
