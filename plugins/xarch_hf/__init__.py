@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Declare the sources and the named teacher; nothing heavy is imported."""
+    """Register the sources and the named teacher without heavy imports."""
     registry.source(
         "hf",
         load="xarch_hf.source:HFSource",

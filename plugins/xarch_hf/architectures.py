@@ -1,8 +1,8 @@
-"""What each transformers model type is called inside: names of modules and weights, and facts, as data.
+"""Table of supported transformers model types: names of modules and weights, and facts, as data.
 
-To add a decoder, write one more :class:`Architecture` and put it into :data:`ARCHITECTURES`; no code is needed as long
-as :class:`xarch_decoder.facts.DecoderFacts` can describe it. The plan proves an entry: every parameter of the
-model must be named exactly once, with the shape the facts imply.
+To add a decoder, write another :class:`Architecture` and add it to :data:`ARCHITECTURES`; no code is needed as long
+as :class:`xarch_decoder.facts.DecoderFacts` can describe it. The plan checks an entry: every parameter of the model
+must be named exactly once, with the shape that the facts imply.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A fact that is a field of the model's configuration.
+    """A fact read from a field of the model's configuration.
 
     Attributes:
         name: the field.
-        default: used where the configuration has no such field, or None in it.
+        default: value if the field is missing or None.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Architecture:
     Attributes:
         model_type: as in config.json.
         body: module that maps token ids to final hidden states.
-        block: module of block ``{i}``; called with the residual stream, returns it.
+        block: module of block ``{i}``, which maps the residual stream to itself.
         rotary: module with ``inv_freq`` and ``attention_scaling``.
-        stems: canonical name without ``.weight`` or ``.bias`` -> the model's name, ``{i}`` is the block.
-        facts: field of DecoderFacts -> value, or where the configuration has it. Fields that are not named keep the
-            default of DecoderFacts; layers, width, vocab, heads, rotary facts and windows are filled in for all.
-        parallel: configuration field, or constant, that says whether attention and MLP read the same residual.
-        windows: "none", "all" (every layer has ``sliding_window``) or "layer_types" (those called
+        stems: canonical name without ``.weight`` or ``.bias`` -> the model's name; ``{i}`` is the block.
+        facts: field of DecoderFacts -> value, or its field in the configuration. Other fields keep the default of
+            DecoderFacts; layers, width, vocab, heads, rotary facts and windows are filled in for every model.
+        parallel: configuration field, or constant: whether attention and MLP read the same residual.
+        windows: "none", "all" (every layer has ``sliding_window``) or "layer_types" (those named
             "sliding_attention").
-        required: configuration field -> the value without which DecoderFacts cannot describe the model.
+        required: configuration field -> the only value that DecoderFacts can describe.
     """
 
     model_type: str

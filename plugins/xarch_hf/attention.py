@@ -1,4 +1,4 @@
-"""Causal attention that never writes out an L x L matrix, also for packed documents and sliding windows.
+"""Causal attention that never materialises an L x L matrix, with support for packed documents and sliding windows.
 
 Legend: B batch, L tokens, H heads, K key/value heads, E head width.
 """
@@ -12,23 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = {"cpu": 128}
-"""Queries per masked block by device: masks are block x L, and short texts are one block. A kernel with a mask computes
-every key it is given, so small blocks skip more of them (packed documents of 1024 tokens on a CPU: 16 ms a layer, 26
-with 512); a GPU wants fewer calls."""
+"""Queries per masked block by device: masks are block x L, and short texts are one block. A masked kernel computes
+every key it receives, so smaller blocks skip more keys (packed documents of 1024 tokens on a CPU: 16 ms per layer,
+versus 26 with blocks of 512); GPUs prefer fewer calls."""
 OTHER_BLOCK = 512
 
 
 def block(device: torch.device) -> int:
-    """Queries per masked block on a device."""
+    """Return the queries per masked block on a device."""
     return BLOCK.get(device.type, OTHER_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """Which keys a query sees: those from ``first_BL`` up to itself.
+    """Keys visible to each query: from ``first_BL`` up to the query itself.
 
     Attributes:
-        first_BL: place of the first key, [B, L] int64; never decreases along L.
+        first_BL: index of the first visible key, [B, L] int64; nondecreasing along L.
         starts: smallest first key over the batch at the start of every block of queries.
     """
 
@@ -37,10 +37,12 @@ class Visible:
 
 
 def visible(positions_BL: Tensor, segmented: bool, window: int | None) -> Visible | None:
-    """What tokens see of their own document, at most ``window`` tokens with themselves; None: all of the row's past.
+    """Return the visible part of each token's document, at most ``window`` tokens including itself.
+
+    None means that every earlier token of the row is visible.
 
     Args:
-        positions_BL: place of every token in its document.
+        positions_BL: position of every token in its document.
         segmented: whether rows hold several documents.
         window: sliding window, or None.
     """
@@ -66,10 +68,10 @@ def causal_attention(
     seen: Visible | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v over the visible keys, [B, H, L, E]. Query head h reads key head h // (H // K).
+    """Compute softmax(scale q k^T) v over the visible keys, [B, H, L, E]. Query head h reads key head h // (H // K).
 
-    Memory beyond the result is O(L): the fused kernel without a mask, or one block of queries at a time. Blocks skip
-    the keys before their first visible one.
+    Memory beyond the result is O(L): a fused kernel without a mask, or one block of queries at a time. Blocks skip the
+    keys before their first visible one.
     """
     length = q_BHLE.shape[2]
     if seen is None and softcap is None:
@@ -92,10 +94,10 @@ def causal_attention(
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """One block of queries against its keys."""
+    """Attend from one block of queries to its keys."""
     groups = q.shape[1] // k.shape[1]
     if softcap is None:
-        # With a mask, CUDA has a fused kernel only for equal head counts.
+        # With a mask, CUDA has a fused kernel only for equal numbers of heads.
         repeat = groups > 1 and q.is_cuda
         if repeat:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

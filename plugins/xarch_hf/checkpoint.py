@@ -1,4 +1,4 @@
-"""What lies in a model folder: configuration and weight files, checked before anything is allocated."""
+"""Contents of a model folder: configuration and weight files, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PICKLE = "pytorch_model.bin"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFolder:
-    """The weight files of a model folder; empty when only its description is here.
+    """Weight files of a model folder; empty if only the description is available locally.
 
     Attributes:
-        folder: where they are.
-        files: in the order of their names.
+        folder: the folder.
+        files: weight files sorted by name.
         pickled: whether they are pickles.
     """
 
@@ -35,20 +35,20 @@ class CheckpointFolder:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights on disk."""
+        """Return the size of the weights on disk."""
         return sum(f.stat().st_size for f in self.files)
 
     def elements(self) -> int | None:
-        """Number of stored values, from the headers; None for pickles, which have none."""
+        """Return the number of stored values, from the headers; None for pickles, which have no header."""
         if self.pickled:
             return None
         return sum(entry.elements for f in self.files for entry in weights_header(f).tensors.values())
 
     def load(self, allow_pickle: bool) -> dict[str, Tensor]:
-        """All tensors by their own names.
+        """Load all tensors under their original names.
 
         Raises:
-            UsageError: a file is damaged, a pickle that is not allowed, or two files hold the same name.
+            UsageError: a file is damaged or a pickle that is not allowed, or two files contain the same name.
         """
         tensors: dict[str, Tensor] = {}
         for file in self.files:
@@ -59,20 +59,22 @@ class CheckpointFolder:
         return tensors
 
     def digests(self) -> Iterable[str]:
-        """sha256 of every file, remembered in the user's cache."""
+        """Yield the SHA-256 of every file, stored in the user's cache."""
         return [file_digest(f) for f in self.files]
 
 
 def read_config(folder: Path, where: str) -> dict[str, Any]:
-    """config.json as plain data.
+    """Read config.json as plain data.
 
     Raises:
-        UsageError: missing, not JSON, or not a transformers configuration.
+        UsageError: the file is missing, not JSON, or not a transformers configuration.
     """
     path = folder / "config.json"
     if not path.is_file():
         gguf = sorted(p.name for p in folder.glob("*.gguf"))
-        hint = f"for a GGUF file use gguf:{folder / gguf[0]}" if gguf else "wanted: a folder made by save_pretrained"
+        hint = (
+            f"for a GGUF file use gguf:{folder / gguf[0]}" if gguf else "expected a folder written by save_pretrained"
+        )
         raise UsageError(f"{where}: {folder} has no config.json", hint)
     config = read_json(path)
     if not isinstance(config, dict):
@@ -81,10 +83,10 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
 
 
 def generation_ends(folder: Path) -> tuple[int, ...]:
-    """End tokens that generation_config.json names; models for chats name theirs often only there.
+    """Return the end-of-text tokens in generation_config.json, often the only place where chat models list them.
 
     Raises:
-        UsageError: the file is damaged, or its field holds no token ids.
+        UsageError: the file is damaged, or the field contains no token ids.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -93,15 +95,15 @@ def generation_ends(folder: Path) -> tuple[int, ...]:
     ends = said.get("eos_token_id") if isinstance(said, dict) else None
     found = [] if ends is None else ends if isinstance(ends, list) else [ends]
     if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in found):
-        raise UsageError(f"{path}: eos_token_id is {ends!r}, wanted token ids")
+        raise UsageError(f"{path}: eos_token_id is {ends!r}, expected token ids")
     return tuple(found)
 
 
 def find_checkpoint(folder: Path, where: str) -> CheckpointFolder:
-    """The weights of a folder: safetensors, one file or an index, before pickles.
+    """Find the weights of a folder: safetensors (one file or an index) take precedence over pickles.
 
     Raises:
-        UsageError: an index names files outside the folder or files that are not there.
+        UsageError: an index names files that are missing or outside the folder.
     """
     for single, pickled in ((SAFETENSORS, False), (PICKLE, True)):
         if (folder / single).is_file():
@@ -119,7 +121,7 @@ def find_checkpoint(folder: Path, where: str) -> CheckpointFolder:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence a model card's front matter names."""
+    """Return the licence named in a model card's front matter."""
     try:
         with open(folder / "README.md", encoding="utf-8", errors="replace") as f:
             head = f.read(20_000)
@@ -134,11 +136,11 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of bounded size.
 
     Raises:
-        UsageError: too large, unreadable or not JSON.
+        UsageError: the file is too large, unreadable or not JSON.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
+            raise UsageError(f"{path} has {path.stat().st_size} bytes, but the limit is {MAX_JSON_BYTES}")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise UsageError(f"{path} is not valid JSON: {e}") from e

@@ -1,7 +1,7 @@
-"""Keys of config.json: those that are read, and those that change no value of a decoder; others are named.
+"""Keys of config.json that are read, and keys that do not affect a decoder's output; others are reported.
 
-transformers keeps keys it does not know and passes over them, so a model of another program may be computed otherwise
-than that program does. It also learns new keys: one that this table does not know must have its usual value.
+transformers keeps unknown keys but ignores them, so it may compute another program's model differently from that
+program. It also gains new keys: one that is missing from this table must have its default value.
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ READ = frozenset(
 )  # fmt: skip
 HARMLESS = frozenset(
     {
-        # Training, generation, other tasks, and how the file came to be.
+        # Training, generation, other tasks, and provenance of the file.
         "architectures", "dtype", "torch_dtype", "transformers_version", "initializer_range", "use_cache",
         "attention_dropout", "hidden_dropout", "classifier_dropout", "embd_pdrop", "resid_pdrop", "pretraining_tp",
         "pad_token_id", "unk_token_id", "output_attentions", "output_hidden_states", "return_dict", "problem_type",
         "id2label", "label2id", "num_labels", "finetuning_task", "task_specific_params", "chunk_size_feed_forward",
         "is_decoder", "_name_or_path", "name_or_path", "_model_name_or_path", "_attn_implementation",
-        "attn_implementation", "_attn_implementation_internal", "auto_map", "transformers_weights", "fusion_config", "_commit_hash",
+        "attn_implementation", "_attn_implementation_internal", "auto_map", "transformers_weights", "fusion_config",
+        "_commit_hash",
         "use_bfloat16", "torchscript", "gradient_checkpointing", "_from_model_config", "generation_config",
         "temperature", "top_p", "top_k", "do_sample", "max_length", "min_length", "num_beams", "repetition_penalty",
         "is_llama_config", "rope_interleaved", "unsloth_fixed", "unsloth_version", "transformers.js_config",
         "original_max_position_embeddings", "model_max_length", "tokenizer_class", "attention_probs_dropout_prob",
     }
 )  # fmt: skip
-"""``rope_interleaved`` is written beside Llama models whose weights transformers has already turned."""
+"""``rope_interleaved`` is also written for Llama models whose weights transformers has already permuted."""
 
 
 def check_config_keys(raw: Mapping[str, Any], config: Any, where: str) -> tuple[str, ...]:
-    """What a person should know of keys that are passed over.
+    """Check keys and return warnings about ignored ones.
 
     Args:
         raw: content of config.json.
-        config: transformers' object made of it.
+        config: transformers' configuration object built from it.
 
     Raises:
-        UsageError: transformers reads a key that is not known here and that does not have its usual value; or the
-            configuration is of an encoder and a decoder.
+        UsageError: transformers reads a key that is unknown here and does not have its default value, or the
+            configuration describes an encoder-decoder model.
     """
     if raw.get("is_encoder_decoder"):
-        raise UsageError(f"{where}: config.json says is_encoder_decoder; a decoder alone is read")
+        raise UsageError(f"{where}: config.json sets is_encoder_decoder, but only decoders are supported")
     usual = type(config)().to_dict()
     known = READ | HARMLESS | {"is_encoder_decoder"}
     changed = sorted(name for name in set(raw) & set(usual) - known if raw[name] != usual[name])
     if changed:
         raise UsageError(
-            f"{where}: config.json sets {changed[0]} to {raw[changed[0]]!r}, which transformers reads and this xarch "
-            "does not",
-            f"a newer xarch may know it; the value that changes nothing is {usual[changed[0]]!r}",
+            f"{where}: config.json sets {changed[0]} to {raw[changed[0]]!r}, which transformers reads but this xarch "
+            "does not support",
+            f"a newer xarch may support it; the default without effect is {usual[changed[0]]!r}",
         )
     passed_over = sorted(name for name in set(raw) - set(usual) - known if raw[name] is not None)
     if not passed_over:

@@ -1,4 +1,4 @@
-"""From a transformers configuration to the decoder family's facts."""
+"""Conversion of a transformers configuration to the decoder family's facts."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ ACTIVATIONS = {
 }
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
-"""Rotary scalings whose frequencies do not depend on the length of the text."""
+"""Rotary scalings whose frequencies do not depend on the text length."""
 
 
 def architecture_of(config: Mapping[str, Any], where: str) -> Architecture:
-    """The table's entry for the content of a config.json.
+    """Return the table entry for the content of a config.json.
 
     Raises:
-        UsageError: no entry, with the known model types and how to add one.
+        UsageError: there is no entry; lists the supported model types and how to add one.
     """
     model_type = config.get("model_type")
     if isinstance(model_type, str) and model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
     remark = ""
     if "auto_map" in config:
-        remark = "; it asks for Python code of its own, which xarch does not run (trust_remote_code is off)"
+        remark = "; it requires its own Python code, which xarch does not run (trust_remote_code is off)"
     raise UsageError(
-        f"{where}: model type {model_type!r} is not known to the hf source{remark}",
-        f"known: {', '.join(sorted(ARCHITECTURES))}; one more is a table entry in xarch_hf.architectures: the names of "
-        "its modules and weights, and its facts",
+        f"{where}: model type {model_type!r} is not supported by the hf source{remark}",
+        f"supported: {', '.join(sorted(ARCHITECTURES))}; to add one, write an entry in xarch_hf.architectures with the "
+        "names of its modules and weights, and its facts",
     )
 
 
 def decoder_facts(architecture: Architecture, config: Any, rotary: nn.Module, where: str) -> DecoderFacts:
-    """Facts of a model.
+    """Return the facts of a model.
 
     Args:
         architecture: the table's entry.
         config: the model's configuration, with defaults filled in by transformers.
         rotary: the model's own rotary module, on a real device: frequencies and gain are read from it, so every
-            scaling rule is the one transformers computes.
-        where: the reference, for errors.
+            scaling rule matches transformers.
+        where: the reference, used in errors.
 
     Raises:
-        UsageError: the configuration asks for something the decoder family does not describe.
+        UsageError: the configuration needs something that the decoder family cannot describe.
     """
     _check(architecture, config, where)
     heads, width = config.num_attention_heads, config.hidden_size
@@ -88,14 +88,14 @@ def _check(architecture: Architecture, config: Any, where: str) -> None:
     for name, wanted in architecture.required.items():
         seen = getattr(config, name, wanted)
         if seen != wanted:
-            raise UsageError(f"{where}: {name} is {seen!r}; the decoder family describes only {wanted!r}")
+            raise UsageError(f"{where}: {name} is {seen!r}; the decoder family supports only {wanted!r}")
     if config.hidden_act not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise UsageError(f"{where}: hidden_act is {config.hidden_act!r}; the decoder family describes {known}")
+        raise UsageError(f"{where}: hidden_act is {config.hidden_act!r}; the decoder family supports {known}")
     scaling = config.rope_parameters.get("rope_type", "default")
     if scaling not in FIXED_ROTARY:
         raise UsageError(
-            f"{where}: rotary scaling {scaling!r} changes its frequencies with the length of the text; a student needs "
+            f"{where}: rotary scaling {scaling!r} changes its frequencies with the text length, but a student needs "
             f"fixed ones ({', '.join(FIXED_ROTARY)})",
             "use the variant of this model without length-dependent scaling",
         )
@@ -109,7 +109,7 @@ def _value(config: Any, value: Any) -> Any:
 
 
 def _windows(architecture: Architecture, config: Any) -> tuple[int | None, ...]:
-    """Sliding window per layer; empty when every layer sees everything."""
+    """Return the sliding window per layer; empty if every layer has full attention."""
     size, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if architecture.windows == "none" or size is None:
         return ()
@@ -121,7 +121,7 @@ def _windows(architecture: Architecture, config: Any) -> tuple[int | None, ...]:
 
 
 def tokens(said: int | list[int] | None) -> tuple[int, ...]:
-    """Token ids of a field that holds none, one or several of them."""
+    """Return the token ids in a field that holds none, one or several of them."""
     if said is None:
         return ()
     return tuple(int(token) for token in said) if isinstance(said, list) else (int(said),)

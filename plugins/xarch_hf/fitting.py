@@ -1,7 +1,7 @@
-"""Whether weight files fit a configuration, found from their headers while planning.
+"""Check by the plan that weight files fit a configuration, from their headers.
 
-transformers itself loads tensors without memory (device ``meta``) that have the names and shapes of the stored ones.
-What it then finds missing, left over or of another shape is what it would find when the weights are loaded.
+transformers itself loads tensors on device ``meta`` with the names and shapes of the stored ones. It then reports the
+same missing, unused and mismatched weights as when loading the real ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief, few
 
 DERIVED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|attention\.rotary_emb\.\w+$")
-"""Tensors that older checkpoints store although they follow from the configuration."""
+"""Tensors that older checkpoints store although the configuration implies them."""
 CHUNK = 1 << 24
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,10 +30,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What became of stored tensors.
+    """Result of fitting stored tensors.
 
     Attributes:
-        own_head: the files hold a head of their own beside the embedding.
+        own_head: whether the files contain a head separate from the embedding.
     """
 
     own_head: bool
@@ -42,16 +42,16 @@ class Fit:
 def prove_fit(
     skeleton: nn.Module, config: Any, architecture: Architecture, stored: Shapes, stored_layers: int, where: str
 ) -> Fit:
-    """Every weight of the model is stored with its shape, and nothing else is.
+    """Check that every weight of the model is stored with its shape, and nothing else.
 
     Args:
         skeleton: the module on the meta device.
-        config: its configuration, which tells how many layers are kept.
+        config: its configuration, which determines how many layers are kept.
         stored: names and shapes in the files.
         stored_layers: layers of the files.
 
     Raises:
-        PlanError: weights are missing, left over, or of another shape; they are named, with both shapes.
+        PlanError: weights are missing, unused, or of another shape; lists them with both shapes.
     """
     tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
     try:
@@ -65,28 +65,28 @@ def prove_fit(
                 device_map="meta",
             )
     except Exception as e:
-        # Names and shapes are a stranger's, and what a library makes of them ends in errors of any type.
+        # Names and shapes are untrusted input, which can make the library raise errors of any type.
         raise UsageError(f"{where}: the weights do not fit the configuration: {brief(e)}") from e
     check_report(report, architecture, range(config.num_hidden_layers, stored_layers), where)
     return Fit(len(list(module.parameters())) > len(list(skeleton.parameters())))
 
 
 def check_report(report: Mapping[str, Any], architecture: Architecture, cut: range, where: str) -> None:
-    """Refuse what transformers found when it loaded weights.
+    """Reject problems that transformers reported when loading weights.
 
     Args:
         report: its loading info.
-        cut: layers of the files that are left out.
+        cut: layers of the files that are omitted.
 
     Raises:
-        PlanError: with names, and both shapes of what does not fit.
+        PlanError: weights do not fit; lists their names and both shapes.
     """
     wrong = [
-        f"{name} has the shape {tuple(seen)} in the files, the configuration implies {tuple(implied)}"
+        f"{name} has shape {tuple(seen)} in the files, but the configuration implies {tuple(implied)}"
         for name, seen, implied in sorted(report.get("mismatched_keys") or ())
     ]
     if wrong:
-        hint = "config.json belongs to other weights, or was not changed with them (vocab_size where tokens were added)"
+        hint = "config.json belongs to other weights, or was not updated with them (vocab_size after adding tokens)"
         raise PlanError(f"{where}: {'; '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}", hint)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -99,18 +99,18 @@ def check_report(report: Mapping[str, Any], architecture: Architecture, cut: ran
 
     extra = sorted(name for name in report["unexpected_keys"] if not expected(name))
     if extra:
-        raise PlanError(f"{where}: the files hold weights this architecture has no use for: {few(extra)}")
+        raise PlanError(f"{where}: the files contain weights that this architecture does not use: {few(extra)}")
 
 
 def stored_shapes(checkpoint: CheckpointFolder) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of everything in safetensors files, from their headers."""
+    """Return names and shapes of all tensors in safetensors files, from their headers."""
     return {name: entry.shape for file in checkpoint.files for name, entry in weights_header(file).tensors.items()}
 
 
 def head_is_embedding(checkpoint: CheckpointFolder, architecture: Architecture) -> bool:
-    """Whether the stored head is, byte for byte, the stored embedding; compared until they differ.
+    """Return whether the stored head equals the stored embedding byte for byte; stops at the first difference.
 
-    Only then does transformers tie them where the configuration says so.
+    Only then does transformers tie them if the configuration says so.
     """
     head, embed = (_find(checkpoint, str(architecture.stems[stem])) for stem in ("head", "embed"))
     if head is None or embed is None or head[1] != embed[1] or head[3] != embed[3]:
@@ -128,7 +128,7 @@ def head_is_embedding(checkpoint: CheckpointFolder, architecture: Architecture) 
 
 
 def _find(checkpoint: CheckpointFolder, stem: str) -> tuple[Path, tuple[str, tuple[int, ...]], int, int] | None:
-    """(file, dtype and shape, where its bytes begin, how many) of a stored weight."""
+    """Return (file, dtype and shape, offset of its bytes, number of bytes) of a stored weight."""
     for file in checkpoint.files:
         entry = weights_header(file).tensors.get(f"{stem}.weight")
         if entry is not None:

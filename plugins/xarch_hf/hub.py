@@ -1,4 +1,4 @@
-"""Snapshots of models on the Hugging Face hub, in huggingface_hub's own cache. HF_HUB_OFFLINE is honoured."""
+"""Snapshots of models on the Hugging Face hub, in huggingface_hub's own cache. Respects HF_HUB_OFFLINE."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ PICKLES = ("pytorch_model*.bin",)
 
 
 def snapshot(repository: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """Folder with the files that match; its name is the commit. Only files that are not cached are downloaded.
+    """Return a folder, named by its commit, with the matching files; downloads only files that are not cached.
 
     Raises:
-        UsageError: no such model or revision, access refused, or the hub cannot be reached and the cache has nothing.
+        UsageError: the model or revision does not exist, access is denied, or the hub is unreachable and the cache is
+            empty.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -35,40 +36,40 @@ def snapshot(repository: str, revision: str | None, patterns: tuple[str, ...]) -
         raise UsageError(f"hf:{repository} has no revision {revision!r}") from e
     except errors.RepositoryNotFoundError as e:
         raise UsageError(
-            f"hf:{name} is neither a folder here nor a model on the hub", "private models need `hf auth login`"
+            f"hf:{name} is neither a local folder nor a model on the hub", "private models need `hf auth login`"
         ) from e
     except (errors.HFValidationError, ValueError) as e:
         raise UsageError(f"hf:{name}: {e}") from e
     except Exception as e:
-        # Refused, timed out, name not resolved, offline mode, half a snapshot: httpx, socket and hub errors alike.
+        # Refused, timed out, unresolved host, offline mode or partial snapshot: httpx, socket and hub errors alike.
         raise UsageError(
             f"hf:{name} is not in the local cache and the hub cannot be reached ({type(e).__name__})",
-            f"where there is a network: `hf download {repository}"
+            f"on a machine with network access: `hf download {repository}"
             + (f" --revision {revision}" if revision else "")
             + " --local-dir FOLDER`, then use hf:FOLDER; `xarch list sources` shows other ways to name a teacher",
         ) from e
 
 
 def stored_shapes(repository: str, revision: str | None) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes of the safetensors of a model on the hub, from their headers; None if the hub does not say."""
+    """Return names and shapes of a hub model's safetensors, from their headers; None if unavailable."""
     from huggingface_hub import HfApi
 
     try:
         files = HfApi().get_safetensors_metadata(repository, revision=revision).files_metadata.values()
         return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
     except Exception:
-        # Refused, offline, no safetensors, a header that is none: the snapshot itself has been found already.
+        # Refused, offline, no safetensors or an invalid header: not fatal, as the snapshot has already been found.
         return None
 
 
 def weight_bytes(repository: str, revision: str | None) -> int | None:
-    """Bytes of the weights of a model on the hub, from its file list; None if the hub does not say."""
+    """Return the bytes of a hub model's weights, from its file list; None if unavailable."""
     from huggingface_hub import HfApi
 
     try:
         files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
     except (OSError, ValueError):
-        # The size only makes the plan better; the snapshot itself has been found already.
+        # The size only refines the plan; the snapshot itself has already been found.
         return None
     for patterns in (SAFETENSORS, PICKLES):
         sizes = [f.size for f in files if any(fnmatch.fnmatch(f.rfilename, p) for p in patterns)]

@@ -1,4 +1,4 @@
-"""From a folder to a transformers module whose every weight is accounted for."""
+"""Loading of a transformers module from a folder, with every weight accounted for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xarch_hf.wording import brief
 
 MAX_LAYERS = 4096
 NOT_READ = ("auto_map", "transformers_weights", "fusion_config", "attn_implementation", "_attn_implementation")
-"""Fields of config.json that would make transformers fetch files or choose code."""
+"""Fields of config.json that would make transformers download files or select code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Described:
         facts: the family's.
         skeleton: the module on the meta device.
         stored_layers: layers of the checkpoint, of which ``facts.layers`` are kept.
-        notes: what a person should know of the configuration.
+        notes: warnings about the configuration.
     """
 
     where: str
@@ -53,11 +53,11 @@ class Described:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, a tied head counted once."""
+        """Return the number of parameters, counting a tied head once."""
         return sum(p.numel() for p in self.skeleton.parameters())
 
     def fingerprint(self, checkpoint: CheckpointFolder) -> str:
-        """sha256 over the weight files and the facts: two teachers with the same one give the same values."""
+        """Return the SHA-256 of weight files and facts: teachers with the same fingerprint return the same values."""
         digest = hashlib.sha256("\n".join(checkpoint.digests()).encode())
         digest.update(json.dumps(self.facts.to_json(), sort_keys=True).encode())
         return digest.hexdigest()
@@ -70,18 +70,18 @@ def describe_folder(
     checkpoint: CheckpointFolder | None = None,
     stored: Shapes | None = None,
 ) -> Described:
-    """Describe the model of a folder without its weights, and prove the table's entry on the meta device.
+    """Describe the model of a folder without its weights, and check the table's entry on the meta device.
 
-    Where the weight files are known, they decide whether the head is the embedding, as they do in transformers: a
-    configuration that says so is wrong if they hold two that differ.
+    If the weight files are known, they determine whether the head is tied to the embedding, as in transformers: a
+    configuration that ties them is overruled by files in which the two differ.
 
     Args:
         layers: keep only this many of the first layers.
-        checkpoint: weights that have to fit; pickles are believed until they are read.
+        checkpoint: weights that must fit; pickles are checked only when loaded.
         stored: names and shapes of weights that are not on this machine.
 
     Raises:
-        UsageError: not a model this source knows, or not a sound configuration.
+        UsageError: the model type is not supported, or the configuration is invalid.
         PlanError: the canonical names do not cover the model, or stored weights do not fit it.
     """
     raw = read_config(folder, where)
@@ -108,7 +108,7 @@ def _described(raw: Mapping[str, Any], folder: Path, where: str, layers: int | N
             skeleton = _from_config(config)
         rotary = type(skeleton.get_submodule(architecture.rotary))(config)
     except Exception as e:
-        # Whatever a configuration makes transformers raise, the configuration is what is wrong.
+        # Any exception that transformers raises here is caused by the configuration.
         raise UsageError(f"{where}: transformers cannot build this configuration: {brief(e)}") from e
     notes = check_config_keys(raw, config, where)
     facts = decoder_facts(architecture, config, rotary, where)
@@ -118,29 +118,29 @@ def _described(raw: Mapping[str, Any], folder: Path, where: str, layers: int | N
 
 
 def make_config(raw: Mapping[str, Any], where: str, layers: int | None = None) -> Any:
-    """transformers' configuration object from the content of a config.json, cut to ``layers``.
+    """Build transformers' configuration object from a config.json, truncated to ``layers``.
 
     Raises:
-        UsageError: quantised, out of bounds, or refused by transformers.
+        UsageError: the model is quantised, or its values are out of range or rejected by transformers.
     """
     from transformers import CONFIG_MAPPING
 
     if raw.get("quantization_config"):
         raise UsageError(
-            f"{where} is quantised (config.json has a quantization_config); a teacher needs plain weights",
+            f"{where} is quantised (config.json has a quantization_config); a teacher needs unquantised weights",
             "use the unquantised checkpoint, or a GGUF file of it (gguf:FILE)",
         )
     total = raw.get("num_hidden_layers", 1)
     if not isinstance(total, int) or not 1 <= total <= MAX_LAYERS:
-        raise UsageError(f"{where}: num_hidden_layers is {total!r}, wanted 1 to {MAX_LAYERS}")
+        raise UsageError(f"{where}: num_hidden_layers is {total!r}, expected 1 to {MAX_LAYERS}")
     try:
         with quiet():
             config = CONFIG_MAPPING[raw["model_type"]].from_dict({k: v for k, v in raw.items() if k not in NOT_READ})
     except Exception as e:
-        raise UsageError(f"{where}: config.json is refused by transformers: {brief(e)}") from e
+        raise UsageError(f"{where}: transformers rejects config.json: {brief(e)}") from e
     if layers is not None:
         if layers > config.num_hidden_layers:
-            raise UsageError(f"{where} has {config.num_hidden_layers} layers, the option layers asks for {layers}")
+            raise UsageError(f"{where} has {config.num_hidden_layers} layers, but option layers requests {layers}")
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
         config.num_hidden_layers = layers
@@ -150,21 +150,23 @@ def make_config(raw: Mapping[str, Any], where: str, layers: int | None = None) -
 def load_module(
     described: Described, checkpoint: CheckpointFolder, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool
 ) -> nn.Module:
-    """The module with its weights, in eval mode.
+    """Load the module with its weights, in eval mode.
 
     Raises:
-        UsageError: there are no weights, they are damaged, or do not have the configuration's shapes.
-        PlanError: a weight is missing, or the files hold weights the model has no use for; they are listed.
+        UsageError: there are no weights, or they are damaged or do not have the configuration's shapes.
+        PlanError: a weight is missing or unused; lists the names.
     """
     where = described.where
     if not checkpoint.files:
         raise UsageError(
             f"{where}: {checkpoint.folder} has no weights",
-            "wanted: model.safetensors, or model.safetensors.index.json with its files",
+            "expected model.safetensors, or model.safetensors.index.json with its files",
         )
     stored = checkpoint.elements()
     if stored is not None and stored < described.parameters:
-        raise UsageError(f"{where}: the configuration needs {described.parameters} values, the files hold {stored}")
+        raise UsageError(
+            f"{where}: the configuration needs {described.parameters} values, but the files contain {stored}"
+        )
     tensors = checkpoint.load(allow_pickle)
     if checkpoint.pickled:
         _prove_pickled(described, tensors)
@@ -186,10 +188,10 @@ def load_module(
 
 
 def _prove_pickled(described: Described, tensors: Mapping[str, torch.Tensor]) -> None:
-    """What the plan does for weights whose headers can be read.
+    """Perform the checks that the plan makes for weights with readable headers.
 
     Raises:
-        PlanError: they do not fit, or hold a head of their own where the configuration says that it is the embedding.
+        PlanError: they do not fit, or contain a separate head although the configuration ties it to the embedding.
     """
     architecture, where = described.architecture, described.where
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -197,13 +199,13 @@ def _prove_pickled(described: Described, tensors: Mapping[str, torch.Tensor]) ->
     head, embed = (tensors.get(f"{architecture.stems[stem]}.weight") for stem in ("head", "embed"))
     if fit.own_head and (head is None or embed is None or not torch.equal(head, embed)):
         raise PlanError(
-            f"{where}: config.json says that the head is the embedding, the files hold another head",
+            f"{where}: config.json ties the head to the embedding, but the files contain a different head",
             "set tie_word_embeddings to false in config.json, or write the weights as safetensors",
         )
 
 
 def random_module(described: Described, *, device: torch.device, seed: int) -> nn.Module:
-    """The same architecture with transformers' own random initialisation, the same for the same seed."""
+    """Build the architecture with transformers' own random initialisation, reproducible by seed."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         module = _from_config(described.config)

@@ -1,4 +1,4 @@
-"""transformers talks and draws bars on stderr by itself; xarch says what matters in its own words."""
+"""Suppression of transformers' log messages and progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers shows errors only inside the block; what was set before comes back."""
+    """Limit transformers' output to errors within the block; restores the previous settings."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -24,5 +24,5 @@ def quiet() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; stdout belongs to ``--json``."""
+    """Print a line to stderr; stdout is reserved for ``--json``."""
     print(text, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from xarch_hf.tokenizer import has_tokenizer
 TINY_LAYERS = 2
 PICKLE_HINT = (
     "use a checkpoint in safetensors, or add `--allow-pickle` (option allow_pickle) if you trust its author: pickles "
-    "are then read by torch.load(weights_only=True) and kept as safetensors"
+    "are then read with torch.load(weights_only=True) and cached as safetensors"
 )
 
 
@@ -35,17 +35,17 @@ class HFOptions(DecoderOptions):
     """Options of ``hf:`` teachers."""
 
     allow_pickle: bool = Field(
-        False, description="read pytorch_model.bin too: tensors only, in a process of its own, kept as safetensors"
+        False, description="also read pytorch_model.bin: tensors only, in a separate process, cached as safetensors"
     )
 
 
 class DecoderSource(SourceAdapter):
-    """What sources of decoders share."""
+    """Base of sources of decoders."""
 
     Options: ClassVar[type[BaseModel]] = DecoderOptions
 
     def tiny(self, options: BaseModel) -> BaseModel:
-        """The first two layers of the same model, with its own weights."""
+        """Return options for the first two layers of the same model, with its own weights."""
         kept = cast(DecoderOptions, options).layers or TINY_LAYERS
         return options.model_copy(update={"layers": min(kept, TINY_LAYERS)})
 
@@ -64,15 +64,15 @@ class HFSource(DecoderSource):
             size = hub.weight_bytes(repository, revision) or 0
             stored = hub.stored_shapes(repository, revision)
             if stored is None:
-                warnings = [f"the weights of hf:{ref} are not here yet: whether they fit is seen when they are loaded"]
+                warnings = [f"the weights of hf:{ref} are not available locally; they are checked when loaded"]
         elif checkpoint.pickled:
-            warnings = [f"the weights of hf:{ref} are pickles: whether they fit is seen when they are loaded"]
+            warnings = [f"the weights of hf:{ref} are pickles; they are checked when loaded"]
         described = describe_folder(folder, f"hf:{ref}", wanted.layers, checkpoint, stored)
         details: dict[str, Any] = {"files": [f.name for f in checkpoint.files]}
         if repository is not None:
             details |= {"repository": repository, "revision": folder.name}
         if checkpoint.files:
-            # Reading the headers proves the files whole before a conversion is planned on them.
+            # Reading the headers detects incomplete files before a conversion is planned.
             details["stored_values"] = checkpoint.elements()
         if checkpoint.pickled and not wanted.allow_pickle:
             _refuse_pickle(f"hf:{ref}", checkpoint)
@@ -85,7 +85,8 @@ class HFSource(DecoderSource):
         if repository is not None and not find_checkpoint(folder, f"hf:{ref}").files:
             if not wanted.allow_pickle:
                 hint = (
-                    f"if only the network is missing, `hf download {repository}` where there is one; else {PICKLE_HINT}"
+                    f"if only the network is missing, run `hf download {repository}` where there is one; else "
+                    f"{PICKLE_HINT}"
                 )
                 raise UsageError(f"hf:{ref} has no model*.safetensors in the cache, or none on the hub", hint)
             folder, _, _ = locate(ref, hub.DESCRIPTION + hub.TOKENIZER + hub.PICKLES)
@@ -110,7 +111,7 @@ def make_teacher(
     dtype: torch.dtype,
     allow_pickle: bool = False,
 ) -> HFTeacher:
-    """Load a described model; see :func:`xarch_hf.model.load_module` for what it raises."""
+    """Load a described model; see :func:`xarch_hf.model.load_module` for exceptions."""
     module = load_module(described, checkpoint, dtype=dtype, device=device, allow_pickle=allow_pickle)
     return HFTeacher(
         module,
@@ -123,7 +124,7 @@ def make_teacher(
 
 
 def random_teacher(described: Described, folder: Path, *, device: torch.device, seed: int) -> HFTeacher:
-    """A described model with random weights, and the tokenizer of its folder."""
+    """Build a described model with random weights, and the tokenizer of its folder."""
     facts = json.dumps(described.facts.to_json(), sort_keys=True)
     return HFTeacher(
         random_module(described, device=device, seed=seed),
@@ -136,27 +137,27 @@ def random_teacher(described: Described, folder: Path, *, device: torch.device, 
 
 
 def locate(ref: str, patterns: tuple[str, ...]) -> tuple[Path, str | None, str | None]:
-    """(folder, hub id, revision) of a reference; the last two are None for a folder of this machine.
+    """Return (folder, hub id, revision) of a reference; the last two are None for a local folder.
 
     Raises:
-        UsageError: it is neither a folder nor the form of a hub id, or the hub does not give it.
+        UsageError: it is neither a folder nor a valid hub id, or the hub does not provide it.
     """
     folder = Path(ref).expanduser()
     if folder.is_dir():
         return folder, None, None
     if folder.is_file():
         other = f"gguf:{ref}" if folder.suffix == ".gguf" else f"hf:{folder.parent}"
-        raise UsageError(f"hf:{ref} is a file, wanted a folder or a hub id", f"use {other}")
+        raise UsageError(f"hf:{ref} is a file, expected a folder or a hub id", f"use {other}")
     repository, at, revision = ref.partition("@")
     if not hub.HUB_ID.match(repository) or (at and not revision):
-        raise UsageError(f"hf:{ref}: there is no such folder", "wanted: hf:FOLDER, hf:HUB-ID or hf:HUB-ID@REVISION")
+        raise UsageError(f"hf:{ref}: no such folder", "expected hf:FOLDER, hf:HUB-ID or hf:HUB-ID@REVISION")
     return hub.snapshot(repository, revision or None, patterns), repository, revision or None
 
 
 def source_info(
     described: Described, folder: Path, size: int, details: dict[str, Any], *, local: bool = True
 ) -> SourceInfo:
-    """What the plan and ``inspect`` show of a decoder."""
+    """Return the information that the plan and ``inspect`` show about a decoder."""
     facts = described.facts
     warnings = []
     if local and not has_tokenizer(folder):
@@ -186,6 +187,6 @@ def _is_cut(described: Described) -> bool:
 
 def _refuse_pickle(where: str, checkpoint: CheckpointFolder) -> None:
     raise UsageError(
-        f"{where} has its weights only as pickles ({checkpoint.files[0].name}), and reading a pickle can run code",
+        f"{where} has its weights only as pickles ({checkpoint.files[0].name}), and loading a pickle can execute code",
         PICKLE_HINT,
     )

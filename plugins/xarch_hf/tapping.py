@@ -1,8 +1,8 @@
 """Taps of a running transformers model: hooks on its modules, and its attention function.
 
-transformers lets a model's attention and mask functions be chosen by name. The ones registered here compute fused
-attention and, while a teacher runs, push queries, keys, values and heads on the way; no score matrix is ever asked of
-the model, so nothing L x L exists. Called outside a run they are transformers' own fused attention.
+transformers lets a model's attention and mask functions be selected by name. The ones registered here compute fused
+attention and, while a teacher runs, also push queries, keys, values and heads; score matrices are never requested, so
+nothing L x L exists. Outside a run they are transformers' own fused attention.
 
 Legend: B batch, L tokens, D width, H heads, K key/value heads, E head width.
 """
@@ -34,7 +34,7 @@ class Finished(Exception):
 
 
 class Run:
-    """One forward of a teacher.
+    """One forward pass of a teacher.
 
     Args:
         wanted: names of the taps to push.
@@ -46,11 +46,11 @@ class Run:
         self._left, self._sink, self.sequence = set(wanted), sink, sequence
 
     def wants(self, name: str) -> bool:
-        """Whether ``name`` is still to be pushed."""
+        """Return whether ``name`` has yet to be pushed."""
         return name in self._left
 
     def push(self, name: str, value: Any) -> None:
-        """Hand a value out and forget it.
+        """Push a value to the sink.
 
         Raises:
             Finished: it was the last one.
@@ -62,13 +62,13 @@ class Run:
                 raise Finished
 
     def seen(self, window: int | None) -> Visible | None:
-        """Visible keys for layers with this window; computed once a run."""
+        """Return visible keys for layers with this window; computed once per run."""
         positions_BL, segmented = self.sequence.positions_BL, self.sequence.segment_ids_BL is not None
         return self.sequence.once(("visible", window), lambda: visible(positions_BL, segmented, window))
 
     @contextlib.contextmanager
     def active(self, hooks: Collection[Callable[[Run], Any]]) -> Iterator[None]:
-        """Install hooks for the time of the block and swallow :class:`Finished`."""
+        """Install hooks for the duration of the block and suppress :class:`Finished`."""
         handles = [hook(self) for hook in hooks]
         token = _current.set(self)
         try:
@@ -82,7 +82,7 @@ class Run:
 
 
 def on_input(module: nn.Module, name: str) -> Callable[[Run], Any]:
-    """Pushes what ``module`` is called with: its first argument."""
+    """Return a hook installer that pushes the first argument of ``module``."""
 
     def install(run: Run) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def on_input(module: nn.Module, name: str) -> Callable[[Run], Any]:
 
 
 def on_output(module: nn.Module, name: str, wrap: Callable[[Tensor], Any] = lambda x: x) -> Callable[[Run], Any]:
-    """Pushes what ``module`` returns (the first of several values), wrapped."""
+    """Return a hook installer that pushes the wrapped (first) output of ``module``."""
 
     def install(run: Run) -> Any:
         def hook(_: nn.Module, args: Any, result: Any) -> None:
@@ -108,7 +108,7 @@ def on_output(module: nn.Module, name: str, wrap: Callable[[Tensor], Any] = lamb
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [B, H, L, E], key and value [B, K, L, E] -> [B, L, H, E]."""
+    """Implement transformers' attention interface: query [B, H, L, E], key and value [B, K, L, E] -> [B, L, H, E]."""
     run = _current.get()
     if run is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -127,7 +127,7 @@ def _attention(
 
 
 def _mask(**arguments: Any) -> Tensor | None:
-    """transformers' mask interface: none while a teacher runs, since visibility comes from positions."""
+    """Implement transformers' mask interface: None while a teacher runs, as visibility follows from positions."""
     return None if _current.get() is not None else sdpa_mask(**arguments)
 
 

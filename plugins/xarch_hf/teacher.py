@@ -23,18 +23,18 @@ from xarch_hf.weights import CanonicalWeights
 
 
 class HFTeacher(Teacher):
-    """The real transformers module, in eval mode and frozen.
+    """The original transformers module, frozen and in eval mode.
 
-    Positions restart with every document of ``segment_ids`` and attention never crosses documents. A run stops as soon
-    as the last wanted tap exists: later blocks and the output projection are not computed.
+    Positions restart with every document of ``segment_ids``, and attention never crosses documents. A run stops at the
+    last wanted tap: later blocks and the output projection are not computed.
 
     Args:
         module: causal language model whose attention implementation is ``xarch``.
         architecture: the names inside it.
         facts: its description.
-        ref: what names it, with the scheme.
-        fingerprint: sha256 that identifies its weights and facts.
-        folder: where its tokenizer files are, or None.
+        ref: its reference, with the scheme.
+        fingerprint: SHA-256 that identifies its weights and facts.
+        folder: folder with its tokenizer files, or None.
 
     Raises:
         PlanError: a weight of the module is not covered exactly once by the canonical names.
@@ -75,7 +75,7 @@ class HFTeacher(Teacher):
             raise UsageError(f"{self.ref} has no tap {', '.join(unknown)}", "`xarch inspect` lists a teacher's taps")
         ids_BL = batch.get("input_ids")
         if ids_BL is None:
-            raise UsageError(f"{self.ref} reads input_ids, the batch has {', '.join(batch.tensors) or 'nothing'}")
+            raise UsageError(f"{self.ref} reads input_ids, but the batch has {', '.join(batch.tensors) or 'nothing'}")
         if not wanted:
             return
         sequence = make_sequence(ids_BL, batch.get("segment_ids"))
@@ -87,14 +87,14 @@ class HFTeacher(Teacher):
         return self.facts.work(sample)
 
     def constants(self) -> Mapping[str, Tensor]:
-        """``head.weight`` [V, D], the output projection."""
+        """Return ``head.weight`` [V, D], the output projection."""
         return {"head.weight": self._weights["embed.weight" if self.facts.tied else "head.weight"]}
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._weights
 
     def processor(self) -> Any:
-        """The tokenizer, or None if the weights came without one."""
+        """Return the tokenizer, or None if the weights have none."""
         if self._tokenizer is None and self._folder is not None:
             self._tokenizer = load_tokenizer(self._folder)
         return self._tokenizer
@@ -105,7 +105,7 @@ class HFTeacher(Teacher):
             save_tokenizer(tokenizer, Path(folder))
 
     def _hook_table(self) -> Any:
-        """(tap, hook) for every tap that is a module's input or output; the others come from attention itself."""
+        """Return (tap, hook) for every tap that is a module's input or output; attention pushes the others."""
         stems = {canonical: own for canonical, own in self.architecture.stems.items() if isinstance(own, str)}
         for layer in range(self.facts.layers):
 

@@ -13,15 +13,15 @@ FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.js
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """Return whether a folder contains a tokenizer."""
     return any((folder / name).is_file() for name in FILES)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, or None if it has none.
+    """Load the tokenizer of a folder, or return None if it has none.
 
     Raises:
-        UsageError: its files are damaged, or it needs code of its own.
+        UsageError: its files are damaged, or it requires its own code.
     """
     if not has_tokenizer(folder):
         return None
@@ -31,12 +31,12 @@ def load_tokenizer(folder: Path) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as e:
-        # Tokenizer files are parsed by several libraries with errors of their own; all of them mean the same here.
+        # Several libraries with their own exception types parse tokenizer files; all mean the same here.
         raise UsageError(f"the tokenizer in {folder} cannot be read: {brief(e)}", "download it again") from e
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer's files; ``tokenizer.json`` is among them, so that the tokenizers package alone can read it.
+    """Write a tokenizer's files, including ``tokenizer.json``, which the tokenizers package can read by itself.
 
     Raises:
         UsageError: it exists only as Python code, so a student could not be used without transformers.
@@ -45,6 +45,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
     if not (folder / "tokenizer.json").is_file():
         raise UsageError(
-            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form, so a student could not use it alone",
+            f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json form, so a student cannot include it",
             "convert it to a fast tokenizer first",
         )

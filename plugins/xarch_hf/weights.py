@@ -18,15 +18,15 @@ from xarch_hf.wording import few
 
 
 class CanonicalWeights(Mapping[str, Tensor]):
-    """Canonical name -> tensor. Whole weights are views; a part of a fused weight is gathered when it is asked for.
+    """Mapping of canonical names to tensors. Whole weights are views; parts of fused weights are gathered on access.
 
     Args:
         module: the causal language model, on any device (the plan uses the meta device).
-        architecture: where everything is.
-        facts: what is expected.
+        architecture: the names of weights in the model.
+        facts: facts that imply names and shapes.
 
     Raises:
-        PlanError: a weight is missing, has another shape, or is left over; all of them are listed.
+        PlanError: a weight is missing, unused, or has another shape; lists all of them.
     """
 
     def __init__(self, module: nn.Module, architecture: Architecture, facts: DecoderFacts) -> None:
@@ -55,7 +55,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         if missing:
             raise PlanError(f"{model_type}: the model has no weight {few(missing)}")
         wrong = [
-            f"{name} is {tuple(self[name].shape)}, the configuration implies {shape}"
+            f"{name} is {tuple(self[name].shape)}, but the configuration implies {shape}"
             for name, shape in shapes.items()
             if tuple(self[name].shape) != shape
         ]
@@ -65,7 +65,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
         parts = {own: fused.parts if fused else 1 for own, fused in self._places.values()}
         left = sorted(set(self._own) - set(parts))
         if left:
-            raise PlanError(f"{model_type}: weights that no canonical name covers: {few(left)}")
+            raise PlanError(f"{model_type}: weights not covered by a canonical name: {few(left)}")
         used = Counter(own for own, _ in uses)
         odd = sorted(own for own, count in parts.items() if used[own] != count)
         odd += sorted(own for (own, _), times in uses.items() if times != 1)
@@ -74,7 +74,7 @@ class CanonicalWeights(Mapping[str, Tensor]):
 
 
 def _place(architecture: Architecture, name: str) -> tuple[str, Fused | None]:
-    """The model's own name of a canonical weight, and its part if several share one tensor."""
+    """Return the model's own name of a canonical weight, and its part if several share one tensor."""
     stem, _, suffix = name.rpartition(".")
     layer, pattern = "", stem
     if stem.startswith("blocks."):
@@ -82,7 +82,7 @@ def _place(architecture: Architecture, name: str) -> tuple[str, Fused | None]:
         pattern = f"blocks.{{i}}.{rest}"
     own = architecture.stems.get(pattern)
     if own is None:
-        raise PlanError(f"{architecture.model_type}: the table does not say where {name!r} is")
+        raise PlanError(f"{architecture.model_type}: the table has no entry for {name!r}")
     fused = own if isinstance(own, Fused) else None
     stem = own.name if isinstance(own, Fused) else own
     return f"{stem.replace('{i}', layer)}.{suffix}", fused

@@ -9,19 +9,19 @@ from xarch import hookimpl
 FAMILY = "radiance-field"
 TARGETS = {
     "hash": ("HashTarget", "radiance field of hash tables (Instant-NGP)"),
-    "mlp": ("MLPTarget", "radiance field of layers (NeRF)"),
+    "mlp": ("MLPTarget", "radiance field as an MLP (NeRF)"),
     "vm": ("VMTarget", "radiance field of planes times lines (TensoRF VM)"),
     "cp": ("CPTarget", "radiance field of products of lines (TensoRF CP)"),
-    "hash+vm": ("HashVMTarget", "radiance field of hash tables and planes times lines, added"),
+    "hash+vm": ("HashVMTarget", "radiance field of hash tables plus planes times lines"),
     "tensors": ("VoxelTarget", "radiance field of dense voxels (Plenoxels)"),
 }
 USUAL = {"mlp": "pvd-mlp", "vm": "pvd-factors", "cp": "pvd-factors", "tensors": "pvd-bake"}
-"""Target -> the recipe that it uses by itself, where it is not "pvd"."""
+"""Target -> its default recipe, if not "pvd"."""
 
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """The source, six targets, objectives, data, metric and recipes."""
+    """Register the source, six targets, objectives, data, metric, report sections and recipes."""
     registry.source(
         "field",
         load="xarch_pvd.source.source:FieldSource",
@@ -36,12 +36,12 @@ def xarch_register(registry: Any) -> None:
             produces=FAMILY,
             summary=summary,
             recipes=dict.fromkeys([USUAL.get(name, "pvd"), "pvd-copy", "pvd"]),
-            # Hashing needs integers of 64 bits, which accelerators do not have.
+            # Hashing needs 64-bit integers, which accelerators lack.
             profiles=["cpu"] if "hash" in name else ["cpu", "npu", "npu-fp16", "npu-int8"],
         )
     for name, attribute, summary in (
-        ("field-mse", "FieldMSE", "mean square, by what the teacher shows of a point or sample"),
-        ("log-density", "LogDensity", "one-sided square of raw log-densities"),
+        ("field-mse", "FieldMSE", "mean squared error, weighted by visibility in the teacher"),
+        ("log-density", "LogDensity", "one-sided squared error of raw log-densities"),
     ):
         registry.objective(
             name,
@@ -51,13 +51,13 @@ def xarch_register(registry: Any) -> None:
             summary=summary,
         )
     registry.data(
-        "views", load="xarch_pvd.data.provider:Views", summary="points and rays drawn from a field, no pictures"
+        "views", load="xarch_pvd.data.provider:Views", summary="points and rays sampled from a field, without images"
     )
     registry.report(
         "renders",
         load="xarch_pvd.evaluate.report:sections",
         accepts=[FAMILY],
-        summary="renders with error maps, sizes, time to a PSNR",
+        summary="renders with error maps, sizes, time to reach a PSNR",
     )
     registry.metric(
         "field-psnr",
@@ -69,22 +69,22 @@ def xarch_register(registry: Any) -> None:
         "pvd",
         load="xarch_pvd:recipes/pvd.yaml",
         families=[FAMILY],
-        summary="field to field by volume feature, points, rays; half a minute of one core",
+        summary="field to field via volume feature, points, rays; half a minute on one core",
     )
     for name, summary in (
-        ("pvd-mlp", "field to layers: the same stages with larger steps, fewer rays"),
+        ("pvd-mlp", "field to MLP: the same stages with larger learning rates, fewer rays"),
         ("pvd-factors", "field to planes and lines: fitted to the volume, then points and rays"),
         ("pvd-active", "field to field with a long rays stage that returns to the worst poses and rays (PVD-AL)"),
         ("pvd-bake", "field to dense voxels: baked, then corrected on rays"),
-        ("pvd-copy", "field into its own kind and shape: everything is copied, nothing is trained"),
-        ("pvd-demo", "demo: a hash field of a procedural scene becomes planes times lines"),
+        ("pvd-copy", "field to the same kind and shape: copies everything without training"),
+        ("pvd-demo", "demo: a hash field of a procedural scene to planes times lines"),
     ):
         registry.recipe(name, load=f"xarch_pvd:recipes/{name}.yaml", summary=summary)
 
 
 @hookimpl
 def xarch_commands(group: Any) -> None:
-    """``xarch pvd train``, ``edit``, ``save`` and ``render``."""
+    """Add ``xarch pvd train``, ``edit``, ``save`` and ``render``."""
     from xarch_pvd import commands
 
     for name in commands.__all__:

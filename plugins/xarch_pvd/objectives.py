@@ -1,5 +1,6 @@
-"""Distances between fields that count points and samples by how much the teacher shows of them (PVD, arXiv 2211.15977,
-section 3.3).
+"""Distances between fields, with points and samples weighted by their visibility in the teacher.
+
+Source: PVD, arXiv 2211.15977, section 3.3.
 
 Legend: N points, R rays, K samples per ray, C colour.
 """
@@ -16,22 +17,20 @@ from torch import Tensor
 from xarch import Batch, Objective, Options, Tap
 
 OPAQUE = 0.5
-"""Opacity of a ray from which its samples of largest weight are worth more than the others."""
+"""Minimum opacity of a ray for selecting its samples of largest weight."""
 
 
 class SampleOptions(Options):
     """Options of losses over the samples of a ray, with ``aux: {weight: samples.weight}``."""
 
-    keep: float | None = Field(
-        None, gt=0, le=1, description="only this share of a ray's samples counts, the weightiest"
-    )
-    uniform: float = Field(0.15, ge=0, le=1, description="and this share of all samples anyway, evenly spaced")
+    keep: float | None = Field(None, gt=0, le=1, description="share of a ray's samples to use, those of largest weight")
+    uniform: float = Field(0.15, ge=0, le=1, description="additional share of all samples, evenly spaced")
 
 
 class FieldMSEOptions(SampleOptions):
     """Options of ``field-mse``."""
 
-    floor: float = Field(0.02, ge=0, description="what empty space counts beside its opacity or weight")
+    floor: float = Field(0.02, ge=0, description="added to the opacity or weight, so that empty space counts too")
 
 
 class LogDensityOptions(SampleOptions):
@@ -42,7 +41,7 @@ class LogDensityOptions(SampleOptions):
 
 
 class FieldObjective(Objective):
-    """Base: one loss a point or ray; a mask restricts points or rays."""
+    """Base of losses per point or ray; a mask selects points or rays."""
 
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
@@ -57,10 +56,10 @@ class FieldObjective(Objective):
 
     @abstractmethod
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
-        """Loss of every point or ray."""
+        """Return the loss of every point or ray."""
 
     def kept(self, weight_RK: Tensor, batch: Batch) -> Tensor:
-        """1 for the samples of each ray that count, [R, K]."""
+        """Return a mask [R, K], 1 for the samples of each ray to use."""
         if self.options.keep is None:
             return torch.ones_like(weight_RK)
         place_R = batch.get("jitter")
@@ -69,15 +68,16 @@ class FieldObjective(Objective):
 
 
 class FieldMSE(FieldObjective):
-    """Mean square where the teacher shows something; where nothing weighs, `mse` does the same.
+    """Mean squared error weighted by the teacher's visibility; without weights it equals `mse`.
 
-    With ``aux: {opacity: points.opacity}`` a point counts ``opacity + floor``, so that the colour of empty space hardly
-    matters. With ``aux: {weight: samples.weight}`` the samples of a ray count by their weight.
+    With ``aux: {opacity: points.opacity}`` a point has weight ``opacity + floor``, so that the colour of empty space
+    hardly matters. With ``aux: {weight: samples.weight}`` the samples of a ray are weighted.
     """
 
     Options = FieldMSEOptions
     accepts = frozenset((layout, layout) for layout in ("N", "NC", "R", "RC", "RK", "RKC"))
     units = "square"
+    aux = frozenset({"weight", "opacity"})
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
         error = (student - teacher).square()
@@ -90,16 +90,17 @@ class FieldMSE(FieldObjective):
 
 
 class LogDensity(FieldObjective):
-    """Square of the one-sided residual of raw log-densities, mean over a ray's samples where there are any.
+    """Squared one-sided residual of raw log-densities, averaged over a ray's samples.
 
-    Between the limits the student has to match. At the lower limit it only has to be at most there (both are empty), at
-    the upper at least there (both are opaque). The student is never clipped: a clip has no gradient outside its
-    limits, and a student stuck below would never come back.
+    Between the bounds, the student has to match. At the lower bound it only has to be at or below it (both are empty),
+    at the upper bound at or above it (both are opaque). The student is never clipped: a clip has no gradient outside
+    its bounds, and a student stuck below would never recover.
     """
 
     Options = LogDensityOptions
     accepts = frozenset({("N", "N"), ("RK", "RK")})
     units = "square of log-density"
+    aux = frozenset({"weight"})
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, **aux: Tensor) -> Tensor:
         low, high = self.options.low, self.options.high
@@ -112,12 +113,12 @@ class LogDensity(FieldObjective):
 
 
 def _wide(value: Tensor) -> Tensor:
-    """At least float32."""
+    """Cast to float32 or wider."""
     return value if value.dtype == torch.float64 else value.float()
 
 
 def one_sided(student: Tensor, teacher: Tensor, low: float, high: float) -> Tensor:
-    """student - clip(teacher), zero where both lie at or beyond the same limit."""
+    """Return student - clip(teacher), zero where both lie at or beyond the same bound."""
     target = teacher.clamp(low, high)
     residual = student - target
     residual = torch.where(target <= low, residual.clamp_min(0.0), residual)
@@ -125,13 +126,13 @@ def one_sided(student: Tensor, teacher: Tensor, low: float, high: float) -> Tens
 
 
 def kept_samples(weight_RK: Tensor, place_R: Tensor, keep: float, uniform: float) -> Tensor:
-    """The samples of each ray that count, bool [R, K] (the point level of PVD-AL, arXiv 2304.04012).
+    """Select the samples of each ray to use, bool [R, K] (the point level of PVD-AL, arXiv 2304.04012).
 
     Args:
         weight_RK: share of each sample in its ray's colour.
-        place_R: a random number of each ray in [0, 1): which samples are the uniform ones.
-        keep: share of a ray's samples, those of largest weight, that count where the ray is at least half opaque.
-        uniform: share of all samples that counts anyway, evenly spaced: without it nothing keeps empty space empty.
+        place_R: a random number per ray in [0, 1) that positions the uniform samples.
+        keep: share of a ray's samples, those of largest weight, used where the ray is at least half opaque.
+        uniform: share of all samples, evenly spaced, that is always used; without it nothing keeps empty space empty.
     """
     rays, samples = weight_RK.shape
     kept_RK = torch.zeros_like(weight_RK, dtype=torch.bool)

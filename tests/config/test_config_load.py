@@ -141,6 +141,24 @@ def test_a_default_recipe_goes_below_what_the_user_gave(recipes: Recipes) -> Non
         load_config(None, sets=["stages.hiden.units=5k"]).with_recipe("base")
 
 
+@pytest.mark.parametrize(
+    ("item", "matches"), [("stages.own.matches.only=null", set()), ("stages.own.matches.nly=null", {"only"})]
+)
+def test_a_stage_of_a_file_stays_its_own_whatever_is_set(item: str, matches: set[str], tmp_path: Path) -> None:
+    """The stage was dropped without a word, and the target's default recipe run instead."""
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "stages:\n  own:\n    matches: {only: {student: x, objective: mse}}\n    trains: {all: {}}\n", encoding="utf-8"
+    )
+    loaded = load_config(str(file), sets=[item])
+    assert not loaded.needs_recipe
+    assert set(loaded.config.stages["own"].matches) == matches
+    with pytest.raises(
+        UsageError, match=r"unknown key stages\.own\.matches\.nly; did you mean stages\.own\.matches\.only"
+    ):
+        load_config(str(file), sets=["stages.own.matches.nly.weight=0"])
+
+
 def test_a_file_with_whole_stages_needs_no_recipe(tmp_path: Path) -> None:
     text = "stages:\n  own: {matches: [{student: a, objective: l2}], trains: {all: {}}}\n  solve: {kind: closed_form}\n"
     got = load_config(write(tmp_path / "run.yaml", text))

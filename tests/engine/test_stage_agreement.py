@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engine.lab import LAST, planned, run
-from xarch.errors import PlanError
+from xarch.errors import PlanError, UsageError
 
 
 def test_a_group_that_trains_later_couples_the_batch_from_the_start() -> None:
@@ -44,6 +44,33 @@ def test_teachers_that_a_map_leaves_out_are_left_out(tmp_path: Path) -> None:
     match = {"student": "layers.{j}.output", "teacher": "*:layers.{i}.output", "map": {1: 2}, "objective": "spread"}
     stage = planned({"matches": {"m": match}}, teachers={"twin": {"ref": "stack:3"}}).stages[0]
     assert [m.student for m in stage.matches] == [["layers.1.output"]]
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"optimiser": {"algorithm": "adam"}}, r"stages\.s\.optimiser\.algorithm: unknown optimiser 'adam'"),
+        ({"optimiser": {"schedule": "cosin"}}, r"stages\.s\.optimiser\.schedule: unknown schedule 'cosin'"),
+        ({"optimiser": {"wrap": {"sma": {}}}}, r"stages\.s\.optimiser\.wrap: unknown optimiser wrapper 'sma'"),
+        ({"batch": {"size": 8, "steps": {"mixp": {}}}}, r"stages\.s\.batch\.steps: unknown batch step 'mixp'"),
+        ({"kind": "gradeint"}, r"stages\.s\.kind: unknown stage kind 'gradeint'"),
+        ({"matches": {"m": {**LAST, "objective": "sen"}}}, r"matches\.m\.objective: unknown objective 'sen'"),
+        ({"matches": {"m": {**LAST, "through": "lne"}}}, r"matches\.m\.through: unknown connector 'lne'"),
+        ({"matches": {"m": {**LAST, "teacher": "twn:same"}}}, r"names the model 'twn'"),
+        ({"phases": [{"from": 0.5, "set": {"matches.m.options.x": 1}}]}, r"phases\[0\]: .*m\.options\.x: unknown key"),
+    ],
+)
+def test_a_misspelt_name_is_shown_where_it_stands(stage: dict[str, Any], said: str) -> None:
+    """ "unknown objective 'mes'" did not say which of twenty matches it was."""
+    with pytest.raises(UsageError, match=said) as e:
+        planned({"matches": {"m": LAST}, **stage})
+    assert "random, random" not in str(e.value.hint)
+
+
+def test_a_stage_is_not_validated_by_a_metric_of_another_family() -> None:
+    stage = {"matches": {"m": LAST}, "validation": {"metric": "perplexity"}}
+    with pytest.raises(PlanError, match=r"stages\.s\.validation\.metric: 'perplexity' is for decoder"):
+        planned(stage)
 
 
 @pytest.mark.parametrize(

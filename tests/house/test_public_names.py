@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
+import pytest
+
 import xarch
+from xarch import UsageError
 
 
 def test_type_checkers_see_the_public_names() -> None:
@@ -19,3 +23,10 @@ def test_type_checkers_see_the_public_names() -> None:
 def test_every_public_name_exists() -> None:
     for name in xarch.__all__:
         assert getattr(xarch, name) is not None
+
+
+def test_the_export_function_survives_the_import_of_its_package(tmp_path: Path) -> None:
+    """``xarch.export`` is a function and a package: a second call failed once the package was imported."""
+    importlib.import_module("xarch.export.profiles")
+    with pytest.raises(UsageError, match="is not a run folder"):
+        xarch.export(tmp_path / "nothing", "cpu")

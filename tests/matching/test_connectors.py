@@ -103,7 +103,7 @@ def test_what_says_no_width_is_refused() -> None:
         made("linear", tap("BLD"), None)
     with pytest.raises(PlanError, match="output width"):
         made("exit", tap("BCHW"), LABELS)
-    with pytest.raises(PlanError, match="no features"):
+    with pytest.raises(PlanError, match="no fixed number of features"):
         made("linear", Tap("logits", "logits", "factored-logits", {"V": 9}), tap("BLD"))
     with pytest.raises(PlanError, match="channels before"):
         made("conv1x1", tap("BLD"), tap("BLD"))

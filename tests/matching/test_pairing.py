@@ -41,6 +41,7 @@ class Anything(Objective):
     Options = AnyOptions
     accepts = frozenset({("*", "*")})
     joins = ensembles = True
+    aux = frozenset({"h", "t", "y"})
     built_on = ""
 
     def __init__(self, *sides: Any) -> None:
@@ -241,7 +242,7 @@ def test_references(pair, teacher: str, seen: tuple[str, str]) -> None:  # type:
 def test_a_view_of_the_student_resolves_the_name(pair) -> None:  # type: ignore[no-untyped-def]
     (found,) = pair({"student": "logits", "teacher": "batch:labels"})
     assert found.right[""].tap.layout == "BK"
-    with pytest.raises(PlanError, match="has no tensor 'only'"):
+    with pytest.raises(PlanError, match="have no tensor 'only'"):
         pair({"student": "logits", "teacher": "batch:only"})
 
 
@@ -312,6 +313,15 @@ def test_student_values_in_aux(pair) -> None:  # type: ignore[no-untyped-def]
     assert found.reads("student") == {"blocks.0.output"}
     local = pair({"student": "output", "aux": {"h": "student:output"}}, scope="local")
     assert [p.aux["h"].tap.name for p in local] == [f"blocks.{j}.output" for j in range(3)]
+
+
+def test_further_values_that_an_objective_does_not_take(pair) -> None:  # type: ignore[no-untyped-def]
+    """A misspelt one was dropped without a word, or died in the first step."""
+    with pytest.raises(PlanError, match=r"m\.aux: objective 'mse' takes no further value 'wieght'"):
+        pair({"student": "logits", "objective": "mse", "aux": {"wieght": "logits"}})
+    with pytest.raises(PlanError, match="takes no further value 'z'") as caught:
+        pair({"student": "logits", "aux": {"z": "logits"}})
+    assert caught.value.hint == "it takes h, t, y"
 
 
 def test_every_further_teacher(pair) -> None:  # type: ignore[no-untyped-def]

@@ -19,8 +19,10 @@ from xarch.testing.models import tiny_configuration
 
 TARGETS = {"decoder": "dm2", "radiance-field": "hash"}
 """Family -> the target that stands for it where a method names none."""
-METHODS = [spec.name for spec in get_registry().specs("method")]
-PAIRS = [(method, family) for method in METHODS for family in families_of(method)]
+OWN = {plugin.name for plugin in get_registry().plugins() if plugin.distribution == "xarch"}
+METHODS = [spec.name for spec in get_registry().specs("method") if spec.plugin in OWN]
+FAMILIES = {spec.name for spec in get_registry().specs("family") if spec.plugin in OWN}
+PAIRS = [(method, family) for method in METHODS for family in families_of(method) if family in FAMILIES]
 MOST_SECONDS = 8.0
 """CPU seconds of one method; four times what it should take, for a loaded machine and first imports."""
 

@@ -63,7 +63,7 @@ def test_the_base_may_be_a_file_or_a_name(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**BASE, "runtime": {"threads": 2}}))
     found = written(tmp_path, base="base.yaml", arms={"x": {}}, seeds=[0])["x/0"]
     assert found["runtime"]["threads"] == 2
-    with pytest.raises(UsageError, match="arm 'x': there is no method or recipe"):
+    with pytest.raises(UsageError, match="arm 'x': there is no method or recipe 'no-such-recipe'"):
         written(tmp_path, base="no-such-recipe", arms={"x": {}}, seeds=[0])
 
 

@@ -12,29 +12,43 @@ from pathlib import Path
 import pytest
 
 from xarch.errors import UsageError
-from xarch.testing.scaffold import write_plugin
+from xarch.testing.scaffold import KINDS, write_plugin
+
+QUICK = ("objective", "batch-step")
+EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_written_plugin_is_green_and_listed(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    write_plugin("demo", folder, kind=kind)
+    # As installed: an entry point is a line of metadata beside the package.
+    facts = folder / "xarch_demo-0.1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: xarch-demo\nVersion: 0.1.0\n")
+    (facts / "entry_points.txt").write_text("[xarch]\ndemo = xarch_demo\n")
+    env = {**os.environ, "PYTHONPATH": str(folder), "XARCH_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), "tests"]
+    green = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert green.returncode == 0, green.stdout[-3000:]
+    found = subprocess.run(
+        [sys.executable, "-m", "xarch", "plugins", "--json"], env=env, capture_output=True, text=True
+    )
+    states = {p["name"]: p["state"] for p in json.loads(found.stdout)["plugins"]}
+    assert states["demo"] == "ok"
 
 
 @pytest.mark.slow
-def test_written_plugin_is_green_and_listed(tmp_path: Path) -> None:
+def test_the_written_project_installs(tmp_path: Path) -> None:
     write_plugin("demo", tmp_path / "demo")
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
     installed = subprocess.run([*pip, str(tmp_path / "demo")], capture_output=True, text=True)
     assert installed.returncode == 0, installed.stderr
-    env = {**os.environ, "PYTHONPATH": str(site), "XARCH_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    green = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path / "demo"), "tests"],
-        cwd=tmp_path / "demo",
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert green.returncode == 0, green.stdout[-3000:]
-    pairs = subprocess.run(
-        [sys.executable, "-m", "xarch", "list", "pairs", "--json"], env=env, capture_output=True, text=True, check=True
-    )
-    assert "demo" in json.dumps(json.loads(pairs.stdout))
+
+
+def test_a_kind_without_a_template(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no template of a profile"):
+        write_plugin("demo", tmp_path / "demo", kind="profile")
 
 
 @pytest.mark.parametrize("name", ["9lives", "a b", "class", "../x", ""])

@@ -17,15 +17,20 @@ def command() -> None:
 
 @define("plugin", uses=("out",))
 @click.argument("name")
-@click.option("--family", default="", help="Family it works on; default the only one with a template.")
-def plugin(session: Session, name: str, family: str) -> None:
-    """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME."""
+@click.option("--kind", default="target", show_default=True, metavar="KIND", help="See below.")
+@click.option("--family", default="", help="Family a target is for; default the only one with a template.")
+def plugin(session: Session, name: str, kind: str, family: str) -> None:
+    """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME.
+
+    KIND is target, objective, connector, batch-step, method, data, metric, stage, or family, which comes with a source,
+    a target, data, a metric and a method of its own.
+    """
     from xarch.testing.scaffold import write_plugin
 
     folder = session.out or Path(f"xarch-{name.removeprefix('xarch-')}")
-    write_plugin(name, folder, family=family)
+    write_plugin(name, folder, kind=kind, family=family)
     commands = [f"pip install -e {folder}", f"python -m pytest {folder}", "xarch plugins list"]
-    document = {"plugin": name, "folder": str(folder), "next": commands}
+    document = {"plugin": name, "kind": kind, "folder": str(folder), "next": commands}
     session.emit(document, lambda c: c.print("\n".join([f"written to {folder}", *commands]), markup=False))
 
 

@@ -58,7 +58,7 @@ def _sentence(item: Any, path: Path, merged: Merged) -> str:
         return unknown_key(path, field_names(path[:-1]), merged.origin(path))
     if item["type"] == "missing":
         return f"{dotted(path)} is required"
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ").partition(" or instance of ")[0]
     return message[:1].lower() + message[1:]
 
 

@@ -116,9 +116,12 @@ def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = 
             merged.apply(layer)
         merged.assign(Assignment(("recipe",), recipe, "default of the target"))
     stages_of_recipe = _stages(merged)
+    alone: set[str] = set()
     for layer in layers:
         merged.apply(layer)
-    whole = [key for key in _stages(merged) if key in stages_of_recipe or _stands_alone(merged, key)]
+        # What a later layer takes away or misspells leaves a file's stage a stage of its own.
+        alone |= {key for key in _stages(merged) if _stands_alone(merged, key)}
+    whole = [key for key in _stages(merged) if key in stages_of_recipe or key in alone]
     if recipe or whole:
         _check_stages(merged, stages_of_recipe, whole)
         _check_matches(merged)

@@ -312,6 +312,11 @@ class TeacherConfig(Model):
     options: dict[str, Any] = Field(default_factory=dict)
     weight: float = Field(1.0, ge=0, description="where several are averaged (`*:TAP`)")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ref(cls, data: Any) -> Any:
+        return {"ref": data} if isinstance(data, str) else data
+
 
 MODELS = ("student", "ema", "self", "random", "batch", "*")
 """What references name besides teachers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -37,6 +38,10 @@ def refusal(error: ValidationError, model: type[BaseModel], where: str, hint: st
     for item in error.errors():
         keys = ".".join(str(part) for part in item["loc"])
         name = f"{where}{'' if where.endswith(' ') or not keys else '.'}{keys}"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(item["loc"][-1]), list(model.model_fields), n=1)
+            lines.append(f"{name}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
+            continue
         seen = repr(item.get("input"))
         seen = seen if len(seen) <= SHOWN else f"{seen[:SHOWN]}..."
         lines.append(f"{name}: {item['msg'].removeprefix('Value error, ')} (seen {seen})")

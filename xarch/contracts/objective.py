@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Objective(nn.Module, ABC):
             "none" for a term of the student alone.
         units: unit of the value, e.g. "nats/token".
         joins: whether it takes several student taps at once (``join: true``) as a mapping from tap to value.
+        aux: names of further values that a match may give it; those that :meth:`forward` has as arguments of their own
+            need not be said.
         ensembles: whether its right side may be a mapping from teacher to value (``teacher: "*:TAP"``).
     """
 
@@ -55,6 +58,7 @@ class Objective(nn.Module, ABC):
     units: ClassVar[str] = ""
     joins: ClassVar[bool] = False
     ensembles: ClassVar[bool] = False
+    aux: ClassVar[frozenset[str]] = frozenset()
 
     options: Any
     """Validated options; if one is a schedule, the engine updates them before every step."""
@@ -77,6 +81,13 @@ class Objective(nn.Module, ABC):
         """Return whether this pair of layouts can be compared."""
         right = "none" if teacher is None else teacher.layout
         return any(a in ("*", student.layout) and b in ("*", right) for a, b in cls.accepts)
+
+    @classmethod
+    def arguments(cls) -> dict[str, bool]:
+        """Name of every further value that a match may give it -> whether a match has to."""
+        given = inspect.signature(cls.forward).parameters.values()
+        own = {p.name: p.default is p.empty for p in given if p.kind is p.KEYWORD_ONLY and p.name != "mask"}
+        return dict.fromkeys(cls.aux, False) | own
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:

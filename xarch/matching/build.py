@@ -59,7 +59,7 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
             raise PlanError(
                 f"{where}: `through` supports one student tap, but `join` passes several", "remove one of them"
             )
-        spec = registry.get("connector", through.connector)
+        spec = registry.get("connector", through.connector, where=f"{where}.through")
         made: type[Connector] = registry.resolve(spec)
         if not {"*", left.layout} & made.accepts:
             raise PlanError(
@@ -70,7 +70,7 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
         with registry.guard(spec, where):
             connector = made(left, right, options, context)
             left = connector.tap
-    spec = registry.get("objective", pair.settings.objective, _flat(left)[0].layout)
+    spec = registry.get("objective", pair.settings.objective, _flat(left)[0].layout, where=f"{where}.objective")
     kind: type[Objective] = registry.resolve(spec)
     scheduled = scheduled_options(kind.Options, pair.settings.options, f"{where}.options")
     with registry.guard(spec, where):
@@ -94,6 +94,7 @@ def _comparable(pair: Pair, kind: type[Objective], left: Any, right: Any, where:
         raise PlanError(
             f"{where}: objective {name!r} supports one teacher at a time", "use one match per teacher: TEACHER:TAP"
         )
+    _arguments(pair, kind, where)
     rights: tuple[Tap | None, ...] = _flat(right) or (None,)
     if pair.joined and pair.several and set(pair.right) == set(pair.student):
         compared: list[tuple[Tap, Tap | None]] = [(left[key], pair.right[key].tap) for key in left]
@@ -113,3 +114,18 @@ def _comparable(pair: Pair, kind: type[Objective], left: Any, right: Any, where:
                 f"{where}: shapes differ between student {one.name} and {said}: {wrong}",
                 "choose taps of equal size, or add a connector, e.g. `through: linear`",
             )
+
+
+def _arguments(pair: Pair, kind: type[Objective], where: str) -> None:
+    """A further value that an objective does not take would be dropped without a word."""
+    name, known = pair.settings.objective, kind.arguments()
+    said = f"it takes {', '.join(sorted(known)) or 'none'}"
+    for key in pair.aux:
+        if key not in known:
+            raise PlanError(f"{where}.aux: objective {name!r} takes no further value {key!r}", said)
+    missing = [key for key, needed in known.items() if needed and key not in pair.aux]
+    if missing:
+        raise PlanError(
+            f"{where}.aux: objective {name!r} needs a further value {missing[0]!r}",
+            f"{said}; write aux: {{{missing[0]}: TAP}}",
+        )

@@ -148,7 +148,14 @@ def pair_phases(
         PlanError: an option that a phase changes gives an objective other parameters.
         UsageError, PluginError: see :func:`pair_stage`.
     """
-    found = [pair_stage(name, s, tensors=t, **known) for s, t in zip(phases, tensors, strict=True)]
+    found = []
+    for number, (settings, there) in enumerate(zip(phases, tensors, strict=True)):
+        try:
+            found.append(pair_stage(name, settings, tensors=there, **known))
+        except (UsageError, PlanError) as error:
+            if not number:
+                raise
+            raise type(error)(f"stages.{name}.phases[{number - 1}]: {error.what}", error.hint) from error
     pairs = []
     for first, *later in zip(*found, strict=True):
         if any(other.parameters != first.parameters for other in later):

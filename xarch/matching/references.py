@@ -87,7 +87,8 @@ def parse(text: str | None, where: str, teachers: Collection[str] = ()) -> Addre
         return Address(model, name)
     raise UsageError(
         f"{where}: {text!r} names the model {model!r}, which this run does not have",
-        near(model, [*teachers, *RESERVED], "models") + "; define further teachers under `teachers:`",
+        near(model, dict.fromkeys([*filter(None, teachers), *RESERVED]), "models")
+        + "; define further teachers under `teachers:`",
     )
 
 

@@ -55,7 +55,7 @@ def plan_batches(
     steps = []
     for key, given in stage.batch.steps.items():
         where = f"stages.{name}.batch.steps.{key}"
-        spec = registry.get("batch_step", key)
+        spec = registry.get("batch_step", key, where=f"stages.{name}.batch.steps")
         kind: type[BatchStep] = registry.resolve(spec)
         options = validated(kind.Options, given or {}, where)
         with registry.guard(spec, where):

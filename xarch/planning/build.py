@@ -172,7 +172,7 @@ def choose_metric(sides: Sides) -> str | None:
         if wanting:
             raise UsageError(f"{wanting}: the family {family!r} has no default metric", "set evaluate.metric")
         return None
-    spec = registry.get("metric", named)
+    spec = registry.get("metric", named, where="evaluate.metric")
     if not spec.serves(family):
         fitting = sorted(s.name for s in registry.specs("metric") if s.serves(family))
         raise PlanError(

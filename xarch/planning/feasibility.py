@@ -26,7 +26,7 @@ def planned_export(
         UsageError: an export option is invalid.
         PlanError: they do not satisfy the profile.
     """
-    profile = registry.create("export", name)
+    profile = registry.create("export", name, where="export.profiles")
     adapter: TargetAdapter = target.adapter
     options = export_options(adapter, config)
     with registry.guard(registry.get("target", target.name), f"export graphs for {name}"):

@@ -48,14 +48,15 @@ def plan_optimiser(registry: Registry, name: str, settings: Optimiser) -> Planne
         UsageError: an algorithm, wrapper, schedule or option does not exist or has an invalid value.
     """
     where = f"stages.{name}.optimiser"
-    kind: OptimiserKind = registry.create("optimiser", settings.algorithm)
+    kind: OptimiserKind = registry.create("optimiser", settings.algorithm, where=f"{where}.algorithm")
     validated(kind.Options, settings.options, f"{where}.options")
     wrapped = 0
     for wrapper, options in settings.wrap.items():
-        chosen: type[OptimiserWrapper] = registry.resolve(registry.get("wrapper", wrapper))
+        chosen: type[OptimiserWrapper] = registry.resolve(registry.get("wrapper", wrapper, where=f"{where}.wrap"))
         validated(chosen.Options, options or {}, f"{where}.wrap.{wrapper}")
         wrapped += 1
-    schedule: type[Schedule] = registry.resolve(registry.get("schedule", settings.schedule.name))
+    spec = registry.get("schedule", settings.schedule.name, where=f"{where}.schedule")
+    schedule: type[Schedule] = registry.resolve(spec)
     validated(schedule.Options, settings.schedule.options, f"{where}.schedule")
     rest: Any = kind if kind.rest == settings.algorithm else registry.create("optimiser", kind.rest)
     return PlannedOptimiser(kind, rest, 1 + wrapped)

@@ -90,7 +90,7 @@ class StagePlanner:
             UsageError, PlanError: the stage cannot run as configured.
         """
         stage = self._settings(given)
-        kind: StageKind = self.registry.create("stage", stage.kind)
+        kind: StageKind = self.registry.create("stage", stage.kind, where=f"stages.{name}.kind")
         options = self._options(name, stage, kind)
         self._check_settings(name, stage, kind)
         sites = [s for s in sites_of(self.student) if fnmatchcase(s, stage.sites)] if stage.scope == "local" else []
@@ -177,6 +177,7 @@ class StagePlanner:
                     f"{where}.{useless[0]}: a stage of kind {stage.kind!r} does not optimise matches",
                     f"remove {useless[0]}",
                 )
+        self._check_metric(where, stage)
         for figure in stage.requires:
             side, dot, rest = figure.partition(".")
             known = [*SIDES, *self.config.teachers]
@@ -187,6 +188,19 @@ class StagePlanner:
                 )
             if side == "teacher" and self.sides.teacher is None:
                 raise UsageError(f"{where}.requires: {figure!r} needs a teacher, but this run has none", None)
+
+    def _check_metric(self, where: str, stage: Stage) -> None:
+        """A registered metric that the stage validates by is for students of this family."""
+        named = stage.validation.metric if stage.validation is not None else None
+        if named is None or not self.registry.has("metric", named):
+            return
+        spec, family = self.registry.get("metric", named), self.student.family
+        if not spec.serves(family):
+            raise PlanError(
+                f"{where}.validation.metric: {named!r} is for {', '.join(spec.accepts) or 'no family'}; the student is "
+                f"of family {family!r}",
+                "name a figure of the run's metric, or leave it out to validate by the stage's loss",
+            )
 
     def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
         """Describe the data as batches of such samples."""

@@ -47,6 +47,8 @@ def read_resource(load: str) -> str:
 _PLURALS = {"data": "data", "export": "profiles", "family": "families", "batch_step": "batch-steps"}
 PLURAL = {kind: _PLURALS.get(kind, f"{kind}s") for kind in KINDS}
 """Kind -> what ``xarch list`` calls all of them."""
+SPOKEN = {"batch_step": "batch step", "stage": "stage kind", "wrapper": "optimiser wrapper", "export": "profile"}
+"""Kinds by the words that people know them by."""
 
 
 class Registry:
@@ -89,9 +91,12 @@ class Registry:
         info = self._plugins.get(spec.plugin)
         return f"{info.owner if info else f'plugin {spec.plugin!r}'} {spec.kind} {spec.name!r}"
 
-    def get(self, kind: str, name: str, layout: str = "") -> Spec:
+    def get(self, kind: str, name: str, layout: str = "", *, where: str = "") -> Spec:
         """The spec called ``name``, or ``plugin:name``; of several implementations the one for ``layout``, else the
         general one.
+
+        Args:
+            where: key of the configuration that names it, for messages.
 
         Raises:
             UsageError: nobody declares it.
@@ -104,26 +109,26 @@ class Registry:
         if len(claims) == 1:
             return claims[0]
         if not claims:
-            raise self._unknown(kind, plain, owner)
+            raise self._unknown(kind, plain, owner, f"{where}: " if where else "")
         owners = " and ".join(self._plugins[s.plugin].owner for s in claims)
         choices = " or ".join(s.qualified for s in claims)
-        raise PluginError(f"{kind} {plain!r} is declared by {owners}", f"write {choices}")
+        raise PluginError(f"{where}{': ' * bool(where)}{kind} {plain!r} is declared by {owners}", f"write {choices}")
 
     def has(self, kind: str, name: str) -> bool:
         """Whether a loaded plugin declares ``name`` or ``plugin:name``, once or several times."""
         owner, _, plain = name.rpartition(":")
         return any(s.kind == kind and s.name == plain and owner in ("", s.plugin) for s in self._specs)
 
-    def _unknown(self, kind: str, name: str, owner: str) -> UsageError | PluginError:
+    def _unknown(self, kind: str, name: str, owner: str, where: str) -> UsageError | PluginError:
         info = self._plugins.get(owner)
         if info is not None and not info.loaded:
             hint = f"xarch plugins enable {owner}" if info.state == "disabled" else f"xarch plugins check {owner}"
-            return PluginError(f"{kind} {owner}:{name}: {info.owner} is {info.state}: {info.detail}", hint)
+            return PluginError(f"{where}{kind} {owner}:{name}: {info.owner} is {info.state}: {info.detail}", hint)
         if owner and info is None:
-            return PluginError(f"{kind} {owner}:{name}: there is no plugin {owner!r}", "xarch plugins list")
+            return PluginError(f"{where}{kind} {owner}:{name}: there is no plugin {owner!r}", "xarch plugins list")
         known = sorted({s.name for s in self._specs if s.kind == kind})
         near = difflib.get_close_matches(name, known, n=1)
-        what = f"unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        what = f"{where}unknown {SPOKEN.get(kind, kind)} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         hint = f"known: {', '.join(known) or 'none'}"
         missing = [f"{p.name} ({p.state})" for p in self._plugins.values() if not p.loaded]
         if missing:
@@ -163,10 +168,10 @@ class Registry:
                 self._resolved[key] = _import(spec)
         return self._resolved[key]
 
-    def create(self, kind: str, name: str) -> Any:
+    def create(self, kind: str, name: str, *, where: str = "") -> Any:
         """Look up, import and instantiate; an object that cannot be called is returned as it is. There is one object of
         every family."""
-        spec = self.get(kind, name)
+        spec = self.get(kind, name, where=where)
         if kind == "family":
             if spec.qualified not in self._families:
                 self._families[spec.qualified] = self._instance(spec)

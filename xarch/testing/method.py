@@ -87,8 +87,7 @@ def assert_head(method: str) -> None:
 
 
 def two_steps(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return overrides and ``--set`` items that cut every stage of a method to two steps, with no export and little
-    evaluation.
+    """Overrides and ``--set`` items that cut every stage to two steps, without exports and with little evaluation.
 
     Raises:
         UsageError: the method or a value is wrong.

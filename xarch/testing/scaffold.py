@@ -1,4 +1,4 @@
-"""``xarch new plugin``: a working target plugin whose conformance tests pass before a line is changed."""
+"""``xarch new plugin``: a working plugin of any kind whose conformance tests pass before a line is changed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,26 @@ MODULE = "module"
 """Folder of a template that becomes the plugin's package."""
 
 
-def write_plugin(name: str, folder: Path, *, family: str = "") -> list[Path]:
+TARGET = "target"
+KINDS = (TARGET, "family", "objective", "connector", "batch-step", "method", "data", "metric", "stage")
+"""What can be written. A target's template is its family's; a family comes with a source, a target, data and more."""
+
+
+def write_plugin(name: str, folder: Path, *, kind: str = TARGET, family: str = "") -> list[Path]:
     """Write the package of plugin ``name`` into ``folder``; returns the files.
 
     Args:
         name: letters, digits, ``-`` and ``_``, e.g. "rwkv7"; a leading "xarch-" is dropped.
-        family: whose template is filled in; by default the only one that has one.
+        kind: one of :data:`KINDS`.
+        family: for a target: whose template is filled in; by default the only one that has one.
 
     Raises:
         UsageError: the name cannot be a Python module, the folder exists, or the family has no template.
     """
+    if kind not in KINDS:
+        raise UsageError(f"there is no template of a {kind}", f"choose with --kind: {', '.join(KINDS)}")
+    if family and kind != TARGET:
+        raise UsageError(f"--family chooses the template of a target, not of a {kind}", "leave it out")
     short = name.removeprefix("xarch-")
     module = short.replace("-", "_").lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
@@ -46,10 +56,12 @@ def write_plugin(name: str, folder: Path, *, family: str = "") -> list[Path]:
         "title": "".join(part.capitalize() for part in module.split("_")),
         "version": __version__,
     }
-    template = _template(family)
+    templates = (
+        [_template(family)] if kind == TARGET else [files("xarch.testing") / "templates" / k for k in ("common", kind)]
+    )
     written = []
     with new_folder(folder) as part:
-        for parts, text in _files(template):
+        for parts, text in (file for template in templates for file in _files(template)):
             named = [values["module"] if p == MODULE else p for p in parts]
             path = part.joinpath(*named).with_suffix("")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``xarch pvd ...``: one file a command."""
+"""``xarch pvd ...``: one file per command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``xarch pvd edit``: a field with edits on it, as a field of its own."""
+"""``xarch pvd edit``: write an edited field."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import click
 @click.argument("field", metavar="FIELD_OR_RUN")
 @click.option("--edits", required=True, help="a YAML file, or the list itself: [{erase: {box: [[..], [..]]}}]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".safetensors to write")
-@click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
-@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+@click.option("--allow-pickle", is_flag=True, help="also read .pth, .th and .ckpt")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document to stdout")
 def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -> None:
-    """Erase from a field, crop it, move it, or put another one beside it.
+    """Erase parts of a field, crop it, transform it, or compose it with another.
 
     \b
     - erase:   {box: [[x0, y0, z0], [x1, y1, z1]]}      or {sphere: {centre: [x, y, z], radius: r}}
@@ -22,7 +22,7 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
     - affine:  {scale: 0.5, rotate: {z: 30}, translate: [x, y, z], about: [x, y, z]}      or {matrix: 3 x 4}
     - compose: {with: other.safetensors, mode: sum or max, edits: [...]}
 
-    OUT holds the fields whole and the list of edits: nothing is lost, and any conversion takes it as its teacher.
+    OUT stores the complete fields and the list of edits: nothing is lost, and OUT can be the teacher of any conversion.
     """
     from rich.console import Console
 

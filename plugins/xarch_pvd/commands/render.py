@@ -1,4 +1,4 @@
-"""``xarch pvd render``: a picture or a turn of a field."""
+"""``xarch pvd render``: an image or a turntable animation of a field."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import click
 
 @click.command()
 @click.argument("field", metavar="FIELD_OR_RUN")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".png, or .gif for a turn")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help=".png, or .gif for a turntable"
+)
 @click.option("--size", type=click.IntRange(1, 4096), help="pixels along the longer side [default: the field's own]")
 @click.option("--azimuth", type=float, default=45.0, show_default=True, help="degrees from +x towards +y")
 @click.option("--elevation", type=click.FloatRange(-89, 89), default=25.0, show_default=True, help="degrees")
 @click.option("--radius", type=click.FloatRange(0, min_open=True), help="camera distance [default: the field's own]")
-@click.option("--frames", type=click.IntRange(2, 360), default=24, show_default=True, help="pictures of a turn")
+@click.option("--frames", type=click.IntRange(2, 360), default=24, show_default=True, help="frames of a turntable")
 @click.option("--samples", type=click.IntRange(8, 2048), default=192, show_default=True, help="steps per ray")
-@click.option("--edits", default="", help="edits made on it first: a YAML file, or the list itself")
-@click.option("--allow-pickle", is_flag=True, help="read .pth, .th and .ckpt too")
-@click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout")
+@click.option("--edits", default="", help="edits to apply first: a YAML file, or the list itself")
+@click.option("--allow-pickle", is_flag=True, help="also read .pth, .th and .ckpt")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON document to stdout")
 def render(
     field: str,
     out: Path,

@@ -1,4 +1,4 @@
-"""``xarch pvd train``: a teacher from posed pictures."""
+"""``xarch pvd train``: train a teacher from posed images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ import click
 @click.option("--preset", default="small", show_default=True, help="small, paper; mlp: npu-mlp, vm: npu-vm")
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True, help="optimiser steps")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--downscale", type=click.IntRange(1), default=1, show_default=True, help="divide the pictures' size")
+@click.option(
+    "--downscale", type=click.IntRange(1), default=1, show_default=True, help="divide the size of images by this"
+)
 @click.option(
     "--format",
     "kind",
     type=click.Choice(["auto", "blender", "colmap", "llff", "nsvf"]),
     default="auto",
     show_default=True,
-    help="what the folder is",
+    help="format of the folder",
 )
 def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int, downscale: int, kind: str) -> None:
-    """Train a field from posed pictures (Blender, LLFF, COLMAP or NSVF folder); use it as --teacher field:OUT."""
+    """Train a field from posed images (Blender, LLFF, COLMAP or NSVF folder); use it as --teacher field:OUT."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,1 +1,1 @@
-"""Points, rays and views: drawn from a field, or read from folders of posed pictures."""
+"""Points, rays and views: sampled from a field, or read from folders of posed images."""

@@ -1,6 +1,6 @@
-"""Active levels: poses and rays that the student renders worst are drawn again (PVD-AL, arXiv 2304.04012).
+"""Active learning: the poses and rays that the student renders worst are reused (PVD-AL, arXiv 2304.04012).
 
-Both pools are tensors that belong to the position of the data: a resumed run draws what an unbroken one would have.
+Both pools are tensors that are part of the data position: a resumed run draws the same samples as an uninterrupted one.
 
 Legend: P poses, R rays.
 """
@@ -19,23 +19,23 @@ from xarch_field import Camera
 from xarch_pvd.data.views import shaken
 
 ERROR = "render"
-"""The match whose losses tell how well a ray is rendered."""
+"""Name of the match whose losses measure how well a ray is rendered."""
 EPOCH = 32
-"""Poses among which the worst are chosen."""
+"""Number of poses from which the worst are selected."""
 WARM = 2
-"""Epochs before the first poses are kept: what is worst at the start is everything."""
+"""Epochs before the first poses are kept, since every pose is bad at the start."""
 POSES = 100
 BATCHES = 16
-"""Batches' worth of rays that are kept."""
+"""Size of the pool of rays in batches."""
 
 
 class HardPoses:
-    """The worst poses of each epoch, turned a little when they are drawn again.
+    """Pool of the worst poses of each epoch, slightly rotated when reused.
 
-    Poses that were drawn again give their places to the worst of the epoch; others join until the pool is full.
+    The worst poses of an epoch replace those that were reused; others are added until the pool is full.
 
     Args:
-        share: of an epoch's poses that are kept, and that come from the pool once there is one.
+        share: share of an epoch's poses that are kept, and that come from the pool once it exists.
     """
 
     pool_P34: Tensor
@@ -49,7 +49,7 @@ class HardPoses:
         self.load_state_dict({})
 
     def draw(self, camera: Camera, count: int, generator: torch.Generator) -> Camera:
-        """The camera itself, or one from the pool; ``count`` rays of the batch are its."""
+        """Return the camera itself, or one from the pool; it provides ``count`` rays of the batch."""
         place = -1
         if len(self.pool_P34) and float(torch.rand((), generator=generator)) < self.share:
             place = int(torch.randint(len(self.pool_P34), (), generator=generator))
@@ -58,7 +58,7 @@ class HardPoses:
         return camera
 
     def take(self, error_R: Tensor) -> None:
-        """Mean square errors of the batch's rays, those of its poses first and in order."""
+        """Record mean squared errors of the batch's rays, those of its poses first and in order."""
         start = 0
         for c2w, count, place in self._drawn:
             self.seen_P34 = torch.cat((self.seen_P34, c2w[None]))
@@ -70,7 +70,7 @@ class HardPoses:
         self._drawn = []
 
     def _close(self) -> None:
-        """End of an epoch."""
+        """End an epoch."""
         self.epoch += 1
         if self.epoch > WARM:
             worst = self.error_P.topk(max(1, round(self.share * EPOCH))).indices
@@ -103,13 +103,13 @@ class HardPoses:
 
 
 class HardRays:
-    """A pool of the hardest rays of every batch; a share of each batch is drawn from it.
+    """Pool of the hardest rays of every batch; a share of each batch is drawn from it.
 
-    Rays that were drawn again give their places to the hardest of their batch, the next ones join until it is full.
+    The hardest rays of a batch replace those that were reused; the next ones are added until the pool is full.
 
     Args:
-        samples: rays of a batch.
-        share: of a batch that is kept, and that comes from the pool once it holds a whole batch.
+        samples: rays per batch.
+        share: share of a batch that is kept, and that comes from the pool once it holds a whole batch.
     """
 
     pool_R6: Tensor
@@ -120,7 +120,7 @@ class HardRays:
         self.load_state_dict({})
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
-        """Origins and directions [R, 3], or None as long as the pool is small."""
+        """Return origins and directions [R, 3], or None while the pool is too small."""
         self._places = torch.zeros(0, dtype=torch.long)
         if len(self.pool_R6) < self.samples:
             return None
@@ -129,7 +129,7 @@ class HardRays:
         return rays_R6[:, :3], rays_R6[:, 3:]
 
     def take(self, origins_R3: Tensor, dirs_R3: Tensor, error_R: Tensor) -> None:
-        """The batch's rays with their errors."""
+        """Record the batch's rays with their errors."""
         again = len(self._places)
         hardest = error_R.topk(min(again + self.count, len(error_R))).indices
         rays_R6 = torch.cat((origins_R3[hardest], dirs_R3[hardest]), dim=-1)

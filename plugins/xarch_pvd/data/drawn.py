@@ -1,4 +1,4 @@
-"""What training data of a field are: options, the kinds of samples, and endless batches by number."""
+"""Training data of a field: options, kinds of samples, and endless batches."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from xarch_field.teacher import FieldTeacher
 class ViewOptions(Options):
     """Options of ``views:``."""
 
-    uniform: float = Field(0.15, ge=0, le=1, description="share of the points drawn anywhere in the box")
-    visible: float = Field(0.5, ge=0, le=1, description="share of the points drawn where cameras see matter")
+    uniform: float = Field(0.15, ge=0, le=1, description="share of points sampled anywhere in the box")
+    visible: float = Field(0.5, ge=0, le=1, description="share of points sampled where cameras see matter")
     background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
     poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
-    downscale: int = Field(1, ge=1, description="whole number that the size of the folder's pictures is divided by")
+    downscale: int = Field(1, ge=1, description="integer divisor of the size of the folder's images")
     format: Literal["auto", "blender", "colmap", "llff", "nsvf"] = Field(
-        "auto", description="what the folder is; `auto` looks for transforms*.json, then COLMAP, LLFF, NSVF"
+        "auto", description="format of the folder; `auto` looks for transforms*.json, then COLMAP, LLFF, NSVF"
     )
     world_scale: float | None = Field(
-        None, gt=0, description="of a torch-ngp or PVD field: the --scale of its training (0.33 unless it was given)"
+        None, gt=0, description="torch-ngp or PVD field: the --scale used in training (their default is 0.33)"
     )
-    rays_per_view: int = Field(512, ge=1, description="rays drawn from one camera before the next is drawn")
+    rays_per_view: int = Field(512, ge=1, description="rays sampled per camera")
 
 
 class FieldSample(Options):
-    """What one sample of a stage is."""
+    """Definition of one sample of a stage."""
 
     kind: Literal["points", "rays"] = Field("rays", description="a point of space or a ray of a camera")
     importance: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share drawn where cameras see matter; default: data's `visible`, none of the rays",
+        description="share sampled where cameras see matter; default: data's `visible` for points, 0 for rays",
     )
     floor: float | None = Field(
-        None, ge=0, le=1, description="least share drawn anywhere (box, picture); default: data's `uniform`"
+        None, ge=0, le=1, description="minimum share sampled anywhere (box, image); default: data's `uniform`"
     )
-    levels: tuple[Literal["pose", "ray"], ...] = Field((), description="draw again what the student does worst (rays)")
-    hard: float = Field(0.1, gt=0, le=0.5, description="share of poses and of rays that are drawn again")
+    levels: tuple[Literal["pose", "ray"], ...] = Field((), description="reuse what the student renders worst (rays)")
+    hard: float = Field(0.1, gt=0, le=0.5, description="share of poses and rays that are reused")
 
 
 class Drawn(BatchStream, ABC):
-    """Endless batches, each from a generator of its own: the position is one number."""
+    """Endless batches, each from its own generator: the position is a single number."""
 
     def __init__(self, teacher: FieldTeacher, samples: int, seed: int) -> None:
         self.teacher, self.samples, self.seed, self.drawn = teacher, samples, seed, 0
@@ -60,7 +60,7 @@ class Drawn(BatchStream, ABC):
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Batch:
-        """One batch."""
+        """Draw one batch."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}

@@ -1,4 +1,4 @@
-"""Batches that never change: what a stage is validated on, and whole held-out views."""
+"""Fixed batches: validation data of a stage, and whole held-out views."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from xarch_pvd.data.views import fixed_cameras
 VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
 POINT_SEEDS = {"validation": 3_000_017, "calibration": 4_000_037}
 VALIDATION_STRIDE = 3
-"""Every third pixel of a validation view, across and down: a small picture, which a metric can judge too."""
+"""Validation uses every third pixel of a view in both directions: a small image that metrics can evaluate too."""
 
 
 class Finite(BatchStream, ABC):
-    """A fixed list of batches, made one by one."""
+    """Fixed list of batches, built on demand."""
 
     def __init__(self, length: int) -> None:
         self.length, self.place = length, 0
@@ -37,7 +37,7 @@ class Finite(BatchStream, ABC):
 
     @abstractmethod
     def make(self, index: int) -> Batch:
-        """Batch number ``index``."""
+        """Build batch ``index``."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"place": self.place}
@@ -47,7 +47,7 @@ class Finite(BatchStream, ABC):
 
 
 class Checks(Finite):
-    """What a stage is validated or calibrated on: fixed points, or some rays of fixed views."""
+    """Validation or calibration data of a stage: fixed points, or some rays of fixed views."""
 
     def __init__(
         self, teacher: FieldTeacher, sample: FieldSample, samples: int, views: ViewFacts, split: str = "validation"
@@ -67,7 +67,7 @@ class Checks(Finite):
 
 
 class Pictures(Finite):
-    """Whole held-out views, with their pictures where there are any."""
+    """Whole held-out views, with their images if available."""
 
     def __init__(self, teacher: FieldTeacher, posed: PosedViews | None) -> None:
         self.teacher, self.posed = teacher, posed
@@ -90,7 +90,7 @@ def _heldout(views: ViewFacts) -> list[Any]:
 
 
 def picture_batch(camera: Any, background: tuple[float, float, float], *, stride: int = 1) -> Batch:
-    """Every pixel of a camera as rays, row by row, or every ``stride``-th across and down."""
+    """Return every pixel of a camera as rays, row by row, or every ``stride``-th in both directions."""
     rows, columns = (torch.arange(0, side, stride) for side in (camera.height, camera.width))
     origins, dirs = camera.rays((rows[:, None] * camera.width + columns).flatten())
     tensors = {"origins": origins, "dirs": dirs, "background": torch.tensor(background).expand(len(origins), 3)}

@@ -1,4 +1,4 @@
-"""Points of a field with directions, for training."""
+"""Points of a field with directions for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xarch_pvd.data.visible import sample_cells, visible_cells
 
 
 class Points(Drawn):
-    """Points where cameras see matter, in occupied cells and anywhere in the box, with random directions."""
+    """Points in visible cells, in occupied cells and anywhere in the box, with random directions."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Points(Drawn):
 
 
 def points_batch(teacher: FieldTeacher, u_N3: Tensor, generator: torch.Generator) -> Batch:
-    """World points of the unit cube's, with random unit directions."""
+    """Return the world points of ``u`` in the unit cube, with random unit directions."""
     count = len(u_N3)
     device = teacher.field.aabb.device
     xyz = teacher.field.to_world(u_N3.to(device)).cpu()

@@ -1,4 +1,4 @@
-"""Folders of posed pictures as cameras of this family."""
+"""Folders of posed images as cameras of this family."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from xarch_pvd.data.datasets.posed import AXES, PosedImages
 
 @dataclass(frozen=True)
 class PosedViews:
-    """Cameras of a folder in a field's world; pictures are read one by one and only when asked for.
+    """Cameras of a folder in a field's world; images are read individually, on demand.
 
     Attributes:
         train, heldout: cameras.
-        facts: what random cameras around the same scene look like.
+        facts: parameters for random cameras around the same scene.
         digest: identity of the folder's camera files.
         source: the held-out views.
     """
@@ -36,28 +36,28 @@ class PosedViews:
 
     @property
     def pictures(self) -> int:
-        """Held-out pictures that are there; a conversion needs none, cameras are enough."""
+        """Return the number of available held-out images; a conversion needs only cameras."""
         return sum(self.source.pictured)
 
     def picture(self, index: int, background: tuple[float, float, float]) -> Tensor | None:
-        """Held-out picture [height * width, 3] over a background, or None where it is not there."""
+        """Return a held-out image [height * width, 3] over a background, or None if missing."""
         if not self.source.files[index].is_file():
             return None
         return self.source.picture(index, background).reshape(-1, 3)
 
     def mask(self, index: int) -> Tensor | None:
-        """bool [height * width], True where a pixel of a held-out picture counts; None where all do."""
+        """Return bool [height * width], True where a pixel of a held-out image is used; None if all are."""
         kept = self.source.mask(index)
         return None if kept is None else kept.reshape(-1)
 
     def notes(self, folder: str) -> tuple[str, ...]:
-        """What a person should know of the folder before a run."""
+        """Return notes about the folder to show before a run."""
         count, there = len(self.heldout), self.pictures
         if not there:
-            seen: tuple[str, ...] = (f"{folder} has no held-out picture: a student is compared with its teacher only",)
+            seen: tuple[str, ...] = (f"{folder} has no held-out images: the student is compared only with its teacher",)
         elif there < count:
             seen = (
-                f"{folder} has {there} of {count} held-out pictures: the others are compared with the teacher only",
+                f"{folder} has {there} of {count} held-out images: the other views are compared only with the teacher",
             )
         else:
             seen = ()
@@ -73,17 +73,17 @@ def posed_views(
     kind: str = "auto",
     scale: float | None = None,
 ) -> PosedViews:
-    """Open a folder.
+    """Open a folder of posed images.
 
     Args:
-        world, world_of: how its places reach the world of the field, as in ViewFacts.
-        downscale: whole number that sizes are divided by.
-        kind: of folder, "auto" to tell it from the files.
-        scale: of a field's world that torch-ngp turned.
+        world, world_of: mapping from the folder's world to the field's, as in ViewFacts.
+        downscale: integer divisor of image sizes.
+        kind: format of the folder, "auto" to detect it.
+        scale: scale of a field's world that torch-ngp rotated.
 
     Raises:
-        UsageError: no known format, a picture of another size than its camera, or cameras so far from the origin that
-            float32 does not tell them apart.
+        UsageError: the format is unknown, an image and its camera differ in size, or cameras are so far from the origin
+            that float32 cannot distinguish them.
     """
     train, heldout = (open_posed(folder, split=s, downscale=downscale, kind=kind) for s in ("train", "test"))
     digest = train.digest
@@ -95,9 +95,9 @@ def posed_views(
     if train.far():
         place = ", ".join(f"{v:.7g}" for v in train.c2w[:, :3, 3].mean(0).tolist())
         raise UsageError(
-            f"the cameras of {folder} stand around ({place}), too far from the origin for 32-bit numbers",
-            "a field of `xarch pvd train` keeps the origin of its pictures; for others, subtract that place from all "
-            "cameras",
+            f"the cameras of {folder} are centred at ({place}), too far from the origin for 32-bit numbers",
+            "fields of `xarch pvd train` record the origin of their images; for others, subtract this position from "
+            "all cameras",
         )
     cameras = cameras_of(train)
     facts = replace(view_facts(train, cameras), world=world, world_of=world_of)
@@ -105,19 +105,21 @@ def posed_views(
 
 
 def _turned(folder: str, scale: float | None) -> tuple[float, ...]:
-    """The world that torch-ngp and PVD train in."""
+    """Return the world in which torch-ngp and PVD train."""
     if scale is None:
         raise UsageError(
-            f"the field is of torch-ngp or PVD, which turn the world of {folder} and scale it by a number that no file "
-            "keeps",
-            "say the --scale of its training: `--set data.options.world_scale=0.33` is what they take by themselves",
+            f"the field is from torch-ngp or PVD, which rotate the world of {folder} and scale it by a number that no "
+            "file records",
+            "set the --scale used in training: `--set data.options.world_scale=0.33` is their default",
         )
     return (*AXES[:3].flatten().tolist(), scale)
 
 
 def near_world(posed: PosedImages) -> tuple[float, ...]:
-    """The world of a field that is trained from pictures: theirs, or moved to the middle of cameras far from the
-    origin; 13 numbers as in ViewFacts."""
+    """Return the world in which to train a field, 13 numbers as in ViewFacts.
+
+    It is that of the images, or, if cameras are far from the origin, translated to their centre.
+    """
     if not posed.far():
         return ()
     x, y, z = (-v for v in posed.c2w[:, :3, 3].mean(0).tolist())
@@ -125,12 +127,12 @@ def near_world(posed: PosedImages) -> tuple[float, ...]:
 
 
 def cameras_of(posed: PosedImages) -> list[Camera]:
-    """Return one camera per picture."""
+    """Return one camera per image."""
     return [posed.camera(i) for i in range(len(posed))]
 
 
 def view_facts(posed: PosedImages, cameras: list[Camera]) -> ViewFacts:
-    """Cameras that all look inwards become a sphere around the point they look at; others are kept as they are."""
+    """Describe cameras: a sphere around their common target if all look inwards, otherwise the poses themselves."""
     c2w = torch.stack([c.c2w[:3] for c in cameras])
     places, ahead = c2w[:, :, 3], -c2w[:, :, 2]
     first = cameras[0]

@@ -1,7 +1,7 @@
-"""Data ``views:``: points of the occupied cells and rays of random cameras, drawn from the teacher alone.
+"""Data ``views:``: points of occupied cells and rays of random cameras, sampled from the teacher alone.
 
-No picture is read for training. ``views:teacher`` takes the cameras of the teacher's facts; ``views:FOLDER`` a folder
-of posed pictures, whose held-out pictures then also judge teacher and student.
+Training reads no images. ``views:teacher`` uses the cameras in the teacher's facts; ``views:FOLDER`` uses a folder of
+posed images, whose held-out images also serve to evaluate teacher and student.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TENSORS = {
     "points": {key: TensorInfo("NC", {"C": 3}) for key in ("xyz", "dirs")},
     "rays": {key: TensorInfo("RC", {"C": 3}) for key in ("origins", "dirs", "background")},
 }
-"""Tensors of a batch by the kind of sample: N points, R rays, C coordinates or colours."""
+"""Tensors of a batch by kind of sample: N points, R rays, C coordinates or colours."""
 
 
 class Views(DataProvider):
@@ -33,7 +33,7 @@ class Views(DataProvider):
     def describe(self, request: DataRequest) -> DataInfo:
         tensors = TENSORS[_sample(request.sample).kind]
         if request.ref == "teacher":
-            return DataInfo("cameras around the teacher, no pictures", "teacher", "sample", tensors=tensors)
+            return DataInfo("cameras around the teacher, without images", "teacher", "sample", tensors=tensors)
         posed = _posed(request, getattr(request.facts, "views", None))
         size = {"heldout_views": len(posed.heldout), "heldout_pictures": posed.pictures}
         return DataInfo(
@@ -47,10 +47,10 @@ class Views(DataProvider):
         )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
-        """One: a point or a ray.
+        """Return one: a point or a ray.
 
         Raises:
-            UsageError: the sample is described wrongly; asked while planning, so that nothing runs on it.
+            UsageError: the sample options are invalid; the plan calls this, so a run never starts with them.
         """
         _sample(sample)
         return 1
@@ -58,13 +58,13 @@ class Views(DataProvider):
     def open(self, request: DataRequest) -> BatchStream:
         teacher = request.teacher
         if not isinstance(teacher, FieldTeacher):
-            raise UsageError(f"views: draws from a radiance field, the teacher is {type(teacher).__name__}")
+            raise UsageError(f"views: samples from a radiance field, but the teacher is a {type(teacher).__name__}")
         wanted = _sample(request.sample)
         posed = None if request.ref == "teacher" else _posed(request, teacher.facts.views)
         options: ViewOptions = request.options
         views = teacher.facts.views if posed is None else posed.facts
         if request.split == "heldout":
-            # Pictures of a scene are no measure of what it became.
+            # Images of the original scene cannot evaluate an edited one.
             return Pictures(teacher, None if teacher.facts.edits else posed)
         if request.split != "train":
             return Checks(teacher, wanted, request.samples, views, request.split)
@@ -74,7 +74,7 @@ class Views(DataProvider):
 
 
 def _posed(request: DataRequest, field: ViewFacts | None) -> PosedViews:
-    """The folder's cameras in the world of the field that it belongs to."""
+    """Open the folder's cameras in the world of its field."""
     options: ViewOptions = request.options
     world, world_of = (field.world, field.world_of) if field is not None else ((), "folder")
     return posed_views(request.ref, world, world_of, options.downscale, options.format, options.world_scale)

@@ -1,4 +1,4 @@
-"""Rays of cameras, for training."""
+"""Camera rays for training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from xarch_pvd.data.visible import sample_cells, visible_cells
 
 
 class Rays(Drawn):
-    """Pixels of random cameras: any of the picture, and those behind which visible matter lies.
+    """Pixels of random cameras: anywhere in the image, and where visible matter lies.
 
-    With ``levels`` the student's worst poses and rays are drawn again (:mod:`xarch_pvd.data.active`).
+    With ``levels``, the student's worst poses and rays are reused (:mod:`xarch_pvd.data.active`).
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Rays(Drawn):
         self.options, self.posed, self.views = options, posed, views
         if options.poses == "given" and posed is None:
             raise UsageError(
-                "data.options.poses is `given`, and `views:teacher` has no cameras of its own",
-                "give the folder of posed pictures: `--data views:FOLDER`",
+                "data.options.poses is `given`, but `views:teacher` has no cameras of its own",
+                "pass the folder of posed images: `--data views:FOLDER`",
             )
         floor = options.uniform if sample.floor is None else sample.floor
         self.aimed = min(sample.importance or 0.0, 1 - floor)
@@ -88,8 +88,8 @@ class Rays(Drawn):
         error_R = losses.get(ERROR)
         if error_R is None:
             raise UsageError(
-                f"sample.levels finds hard poses and rays by the match {ERROR!r}, the stage has {sorted(losses)}",
-                f"name the match of rays.rgb {ERROR!r}, or leave `levels` out",
+                f"sample.levels finds hard poses and rays by the match {ERROR!r}, but the stage has {sorted(losses)}",
+                f"name the match of rays.rgb {ERROR!r}, or omit `levels`",
             )
         if self.poses is not None:
             self.poses.take(error_R)

@@ -1,4 +1,4 @@
-"""Random cameras around a scene, from what its facts know about it (PVD, arXiv 2211.15977, section 4)."""
+"""Random cameras around a scene, based on its facts (PVD, arXiv 2211.15977, section 4)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from xarch_field import Camera, sphere_pose
 from xarch_field.facts import ViewFacts
 
 SHAKE = math.pi / 20
-"""Largest turn of a training pose that is used again, radians."""
+"""Maximum rotation of a reused training pose, radians."""
 NEIGHBOURS = 4
-"""Poses next to one that it may move towards."""
+"""Number of nearest poses that a pose may move towards."""
 SIMILAR = 0.5
-"""Least cosine between the directions of two cameras that are turned towards each other."""
+"""Minimum cosine between the directions of two cameras that are interpolated."""
 
 
 def random_camera(views: ViewFacts, generator: torch.Generator) -> Camera:
-    """A camera of the scene: on the sphere around its target, or one of the teacher's own, moved a little."""
+    """Draw a camera: on the sphere around the target, or one of the teacher's own, slightly perturbed."""
     width, height = views.width, views.height
     focal = views.focal * width
 
@@ -39,9 +39,9 @@ def random_camera(views: ViewFacts, generator: torch.Generator) -> Camera:
 
 
 def between_poses(poses_P34: Tensor, generator: torch.Generator) -> Tensor:
-    """A pose [4, 4] on the way from one of many to one of its neighbours, at most half of it, turned a little.
+    """Draw a pose [4, 4] at most halfway from a random pose to one of its neighbours, slightly rotated.
 
-    Where cameras stand inside a scene, places far from all of them may lie in a wall.
+    When cameras are inside a scene, positions far from all of them may lie in a wall.
     """
     first = poses_P34[int(torch.randint(len(poses_P34), (), generator=generator))]
     away_P = (poses_P34[:, :, 3] - first[:, 3]).norm(dim=-1)
@@ -50,14 +50,14 @@ def between_poses(poses_P34: Tensor, generator: torch.Generator) -> Tensor:
     way = 0.5 * float(torch.rand((), generator=generator))
     pose = torch.lerp(first, second, way)
     if float((first[:, 2] * second[:, 2]).sum()) < SIMILAR:
-        # Between opposite directions nothing is halfway.
+        # Opposite directions have no midpoint.
         pose = torch.cat((first[:, :3], pose[:, 3:]), dim=-1)
     left, _, right = torch.linalg.svd(pose[:, :3])
     return shaken(torch.cat((left @ right, pose[:, 3:]), dim=-1), generator)
 
 
 def shaken(pose_34: Tensor, generator: torch.Generator) -> Tensor:
-    """A pose [4, 4] at the same place, turned by random Euler angles of up to :data:`SHAKE`."""
+    """Return a pose [4, 4] at the same position, rotated by random Euler angles up to :data:`SHAKE`."""
     angles = (2 * torch.rand(3, generator=generator) - 1) * SHAKE
     c2w = torch.eye(4)
     c2w[:3] = pose_34[:3]
@@ -66,14 +66,14 @@ def shaken(pose_34: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fixed_cameras(views: ViewFacts, count: int, split: str) -> list[Camera]:
-    """The same cameras every time; ``split`` names which ones."""
+    """Return the fixed cameras of a split."""
     seeds = {"validation": 1_000_003, "heldout": 2_000_003, "calibration": 5_000_011}
     generator = torch.Generator().manual_seed(seeds[split])
     return [random_camera(views, generator) for _ in range(count)]
 
 
 def _rotation(angles: list[float]) -> Tensor:
-    """Rotation matrix [3, 3] of three Euler angles."""
+    """Return the rotation matrix [3, 3] of three Euler angles."""
     turn = torch.eye(3)
     for axis, angle in enumerate(angles):
         a, b = [i for i in range(3) if i != axis]

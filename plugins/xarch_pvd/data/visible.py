@@ -1,6 +1,6 @@
-"""Where a teacher's cameras see matter: the cells that make its pictures.
+"""Cells in which a teacher's cameras see matter.
 
-Half of the occupied cells lie inside of things or behind others; no picture shows what a student has there.
+Half of the occupied cells lie inside objects or behind others, where no image shows the student's values.
 Legend: H cells per axis, R rays, K samples per ray.
 """
 
@@ -22,9 +22,9 @@ _FOUND: WeakKeyDictionary[FieldTeacher, tuple[ViewFacts, Tensor]] = WeakKeyDicti
 
 
 def visible_cells(teacher: FieldTeacher, views: ViewFacts) -> Tensor:
-    """Summed weights of the samples in each cell over the rays of random cameras, float32 [H, H, H] on the CPU.
+    """Sum the sample weights in each cell over rays of random cameras, float32 [H, H, H] on the CPU.
 
-    The weight of a sample is its share in the colour of its ray. Always the same rays: nothing has to be saved.
+    The weight of a sample is its share in the colour of its ray. The rays are deterministic, so nothing is saved.
     """
     found = _FOUND.get(teacher)
     if found is None or found[0] != views:
@@ -53,7 +53,7 @@ def _look(teacher: FieldTeacher, views: ViewFacts) -> Tensor:
 
 
 def sample_cells(weight_HHH: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Random points of the unit cube [count, 3], in cells drawn by their weight."""
+    """Draw points of the unit cube [count, 3] in cells sampled by weight."""
     size = weight_HHH.shape[0]
     up_to = weight_HHH.reshape(-1).double().cumsum(0)
     drawn = torch.rand(count, generator=generator, dtype=torch.float64) * up_to[-1]

@@ -53,7 +53,9 @@ class FieldPSNR(Metric):
             for name in models:
                 _compare(lists[name], name, pictures, kept)
             if "student" in pictures:
-                shown.add(pictures, {n: {k: v[-1] for k, v in lists[n].items()} for n in ("teacher", "student")})
+                of_truth = () if "truth" in pictures else ("psnr", "ssim")
+                last = {n: {k: v[-1] for k, v in lists[n].items() if k not in of_truth} for n in ("teacher", "student")}
+                shown.add(pictures, last)
             views += 1
             request.progress(batch.units)
         if not views:

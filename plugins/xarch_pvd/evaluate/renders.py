@@ -7,7 +7,7 @@ from typing import Any
 
 WIDTH, GAP, HEADING, CAPTION = 1024, 8, 38, 24
 TITLES = {
-    "truth": "picture",
+    "truth": "image",
     "teacher": "teacher",
     "student": "student",
     "error": "student − teacher",
@@ -35,7 +35,7 @@ def renders_svg(shown: Sequence[Mapping[str, Any]]) -> str:
     Args:
         shown: samples with pictures, from :class:`xarch_pvd.evaluate.shown.ShownViews`.
     """
-    names = [n for n in TITLES if n in shown[0]["png"]]
+    names = [n for n in TITLES if any(n in sample["png"] for sample in shown)]
     width = (WIDTH - GAP * (len(names) - 1)) / max(len(names), 4)
     heights = [width * s["size"][1] / s["size"][0] for s in shown]
     total = HEADING + sum(heights) + CAPTION * len(shown)
@@ -50,6 +50,10 @@ def renders_svg(shown: Sequence[Mapping[str, Any]]) -> str:
         left, top = column * (width + GAP), float(HEADING)
         parts += _heading(name, left, width, shown[0]["limits"])
         for sample, height in zip(shown, heights, strict=True):
+            if name not in sample["png"]:
+                # A view without a picture among others that have one.
+                top += height + CAPTION
+                continue
             parts.append(
                 f'<image x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
                 f'href="data:image/png;base64,{sample["png"][name]}"/>'

@@ -18,7 +18,7 @@ def sections(run: RunInfo) -> list[Section]:
     """Return the sections for which the run has files."""
     views = [s for s in run.eval.get("samples", []) if isinstance(s, dict) and "figures" in s]
     shown = [s for s in views if "png" in s]
-    found = [_renders(shown), _views(views, shown), _sizes(run), _times(run)] if shown else [_times(run)]
+    found = [_renders(shown), _views(views), _sizes(run), _times(run)] if shown else [_times(run)]
     return [section for section in found if section is not None]
 
 
@@ -30,8 +30,9 @@ def _renders(shown: list[dict[str, Any]]) -> Section:
     return Section("Renders", [Picture([image], "renders of teacher and student with error maps", note)])
 
 
-def _views(views: list[dict[str, Any]], shown: list[dict[str, Any]]) -> Section:
-    truth = "truth" in shown[0]["png"]
+def _views(views: list[dict[str, Any]]) -> Section:
+    pictured = sum("psnr" in sample["figures"]["student"] for sample in views)
+    truth = pictured > 0
     head = ["view", "student vs teacher, dB", "SSIM"]
     head += ["teacher vs image, dB", "SSIM", "student vs image, dB", "SSIM"] if truth else []
     rows = []
@@ -40,9 +41,10 @@ def _views(views: list[dict[str, Any]], shown: list[dict[str, Any]]) -> Section:
         cells = [f"{sample['view']}{' (worst)' if sample['worst'] else ''}"]
         cells += [f"{student['psnr_teacher']:.2f}", f"{student['ssim_teacher']:.4f}"]
         for figures in (teacher, student) if truth else ():
-            cells += [f"{figures['psnr']:.2f}", f"{figures['ssim']:.4f}"]
+            cells += [f"{figures['psnr']:.2f}", f"{figures['ssim']:.4f}"] if "psnr" in figures else ["no image", ""]
         rows.append(cells)
-    return Section("Views", [Table(head, rows, "r" * len(head))])
+    title = "Views" if pictured in (0, len(views)) else f"Views, {pictured} of {len(views)} with an image"
+    return Section(title, [Table(head, rows, "r" * len(head))])
 
 
 def _sizes(run: RunInfo) -> Section | None:

@@ -1,1 +1,1 @@
-"""Fields as ONNX graphs and as files of other programs."""
+"""Export of fields as ONNX graphs and as files of other programs."""

@@ -1,7 +1,6 @@
-"""What the 8-bit ranges of a field's layers are measured on: points of occupied cells.
+"""Calibration data for 8-bit quantisation: points in occupied cells.
 
-What a field says elsewhere is masked and never seen; its layers may answer there with anything, and their answers would
-take the bits of those that count.
+Values elsewhere are masked and never visible, but may be arbitrary and would widen the quantisation ranges.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ POINTS = 16_384
 
 
 def occupied_points(student: FieldStudent, graph: ExportGraph) -> Iterable[ParityCase]:
-    """One case of ``points`` or ``encoded``; ``rays`` has the same weights."""
+    """Yield one case of ``points`` or ``encoded``; ``rays`` has the same weights."""
     generator = torch.Generator().manual_seed(6)
     field = student.field
     u_N3 = occupancies.sample(field.occupancy.cpu(), POINTS, generator, uniform=0.0)

@@ -1,7 +1,7 @@
-"""``encoded``: a field of layers without its positional encoding, for accelerators of half precision.
+"""Graph ``encoded``: an MLP field without its positional encoding, for half-precision accelerators.
 
-The angles of the encoding reach 2^(octaves - 1) radians; half precision spaces numbers that large by a tenth and more.
-Where an accelerator has no float32, its caller makes the encoding, marches and composites; the graph is layers only.
+Angles of the encoding reach 2^(octaves - 1) radians, where half-precision numbers are a tenth or more apart. On an
+accelerator without float32, the caller encodes, marches and composites; the graph holds only the layers.
 
 Legend: N points, E width of the encoding, P pixels.
 """
@@ -24,9 +24,9 @@ from xarch_pvd.targets.representations.mlp_field import MLPField
 
 
 class EncodedGraph(nn.Module):
-    """(pe [N, E], dir [N, 3] unit) -> (sigma [N] per world unit, rgb [N, 3]).
+    """Maps (pe [N, E], dir [N, 3] unit) to (sigma [N] per world unit, rgb [N, 3]).
 
-    The first three columns of ``pe`` are the point itself in [-1, 1]³, so the occupancy is inside.
+    The first three columns of ``pe`` are the point itself in [-1, 1]³, so the graph can apply the occupancy.
     """
 
     def __init__(self, field: MLPField) -> None:
@@ -47,7 +47,7 @@ def encoded_graph(
     metadata: dict[str, Any],
     work: Throughput,
 ) -> ExportGraph:
-    """The graph with example inputs at world points ``xyz``.
+    """Build the graph with example inputs at world points ``xyz``.
 
     Raises:
         PlanError: the field has no positional encoding.
@@ -64,14 +64,14 @@ def encoded_graph(
 
 
 def encoding(u_N3: np.ndarray, octaves: int) -> np.ndarray:
-    """What a caller feeds as ``pe``, with numpy alone: float32 [N, E] of points in the unit cube."""
+    """Compute the input ``pe`` using only numpy: float32 [N, E] from points in the unit cube."""
     p_N3 = (2 * u_N3 - 1).astype(np.float32)
     waves = [wave(np.float32(2**k) * p_N3) for k in range(octaves) for wave in (np.sin, np.cos)]
     return np.concatenate([p_N3, *waves], axis=-1)
 
 
 def encoded_parity(student: FieldStudent, graph: ExportGraph, batch: Batch, profile: Profile) -> Iterable[ParityCase]:
-    """A whole view: the caller marches, encodes and composites, the graph does the rest."""
+    """Yield a whole view: the caller marches, encodes and composites, the graph evaluates the field."""
     field = _layers(student)
     background = batch["background"][0]
     samples = student.facts.samples
@@ -111,7 +111,7 @@ def _layers(student: FieldStudent) -> MLPField:
     field = student.field
     if not isinstance(field, MLPField):
         raise PlanError(
-            f"export.options.encoding is `input`, and a field of kind {field.arch!r} has no positional encoding",
-            "leave the option out, or convert to `mlp` first",
+            f"export.options.encoding is `input`, but a field of kind {field.arch!r} has no positional encoding",
+            "omit the option, or convert to `mlp` first",
         )
     return field

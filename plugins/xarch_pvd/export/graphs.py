@@ -1,4 +1,4 @@
-"""The graphs a field leaves as."""
+"""ONNX graphs of a field."""
 
 from __future__ import annotations
 
@@ -16,31 +16,35 @@ from xarch_pvd.export.encoded import encoded_graph
 from xarch_pvd.export.parity import POINT_TAPS, RAY_TAPS
 
 MEASURED, RAYS = 16_384, 256
-"""Points and rays of a call when a bench measures graphs whose number is free."""
+"""Points and rays per call when benchmarking graphs with dynamic shapes."""
 
 
 class FieldExport(Options):
     """Export options of a field."""
 
     samples: int | None = Field(None, ge=2, description="steps per ray; default the scene's")
-    points: int = Field(4096, ge=1, description="points of a call where shapes are static")
-    rays: int = Field(256, ge=1, description="rays of a call where shapes are static")
+    points: int = Field(4096, ge=1, description="points per call for static shapes")
+    rays: int = Field(256, ge=1, description="rays per call for static shapes")
     grids: Literal["auto", "grid_sample", "gather"] = Field(
         "auto",
-        description="operators of planes and lines: GridSample, or Gather and arithmetic; auto: the first that fits",
+        description="operators for planes and lines: GridSample, or Gather and arithmetic; auto: the first supported",
     )
-    hash: Literal["loop", "batched"] = Field("loop", description="hash levels one by one, or all at once: fewer nodes")
+    hash: Literal["loop", "batched"] = Field(
+        "loop", description="hash levels one at a time, or batched with fewer nodes"
+    )
     encoding: Literal["graph", "input"] = Field(
-        "graph", description="mlp: `input` exports `encoded`, whose caller makes the positional encoding"
+        "graph", description="mlp: `input` exports `encoded`, whose caller computes the positional encoding"
     )
 
 
 def field_graphs(student: FieldStudent, profile: Profile, chosen: FieldExport) -> Sequence[ExportGraph]:
-    """``points`` (xyz, dir -> sigma, rgb) and ``rays`` (origins, directions, background -> rgb, depth, acc); with
-    ``encoding: input`` only ``encoded`` (pe, dir -> sigma, rgb).
+    """Build the graphs of a student.
+
+    These are ``points`` (xyz, dir -> sigma, rgb) and ``rays`` (origins, directions, background -> rgb, depth, acc);
+    with ``encoding: input`` only ``encoded`` (pe, dir -> sigma, rgb).
 
     Raises:
-        PlanError: the profile lacks what the representation needs.
+        PlanError: the profile lacks operators that the representation needs.
     """
     _refuse(student.field, profile, chosen)
     forms = {**forms_of(profile), "hash": chosen.hash}
@@ -76,24 +80,24 @@ def field_graphs(student: FieldStudent, profile: Profile, chosen: FieldExport) -
             {**metadata, "samples": samples},
             Throughput("rays", rays if profile.static else RAYS, {"rays": RAYS}),
             reads={"origins": "origins", "directions": "dirs", "background": "background"},
-            # with another number of samples the graph is compared in cases that ask the student for as many
+            # With another number of samples, parity cases request the same number from the student.
             gives=RAY_TAPS if samples == student.facts.samples else {},
         ),
     ]
 
 
 def teacher_points(teacher: FieldTeacher, profile: Profile, chosen: FieldExport) -> Sequence[ExportGraph]:
-    """The teacher's own ``points``: what a representation costs is told by its points.
+    """Build the teacher's own ``points`` graph, which shows the cost of its representation.
 
     Raises:
-        PlanError: the profile lacks what the teacher needs.
+        PlanError: the profile lacks operators that the teacher needs.
     """
     inside = chosen.model_copy(update={"encoding": "graph"})
     return field_graphs(FieldStudent(teacher.field, teacher.facts), profile, inside)[:1]
 
 
 def facts_of_use(student: FieldStudent) -> dict[str, Any]:
-    """What a user of the file needs to know."""
+    """Return metadata for users of the exported file."""
     facts = student.facts
     return {
         "kind": "radiance-field",
@@ -118,21 +122,21 @@ def _free(profile: Profile, symbol: str, *inputs: str) -> dict[str, dict[int, st
 
 
 def _refuse(field: RadianceField, profile: Profile, chosen: FieldExport) -> None:
-    """Say what does not fit before anything is traced.
+    """Reject unsupported combinations before tracing.
 
     Raises:
-        PlanError: hash tables without bitwise operators, or GridSample asked for where there is none.
+        PlanError: the profile lacks bitwise operators for hash tables, or a requested GridSample.
     """
     hashes = profile.max_opset >= 18 and profile.allows("BitwiseXor", "BitwiseAnd") and profile.index_dtype == "int64"
     if "hash" in field.arch and not hashes:
         raise PlanError(
-            f"a field of hash tables needs BitwiseXor on 64-bit integers (opset 18), and the export profile "
+            f"a field of hash tables needs BitwiseXor on 64-bit integers (opset 18), but the export profile "
             f"{profile.name!r} has opset {profile.max_opset} and {profile.index_dtype} indices",
             "convert it first: `xarch convert --teacher field:RUN --to mlp --set student.options.preset=npu-mlp "
             f"--set export.profiles=[{profile.name}]` (RUN is this run; `--to vm` with npu-vm works too)",
         )
     if chosen.grids == "grid_sample" and not profile.allows("GridSample"):
         raise PlanError(
-            f"export.options.grids is `grid_sample`, and the export profile {profile.name!r} has no GridSample",
-            "take `auto` or `gather`",
+            f"export.options.grids is `grid_sample`, but the export profile {profile.name!r} has no GridSample",
+            "use `auto` or `gather`",
         )

@@ -1,7 +1,7 @@
-"""Exported graphs against the student: random points, rays of held-out views, and a whole picture.
+"""Parity of exported graphs with the student: random points, rays of held-out views, and a whole image.
 
-All of it is compared with the student's taps, not with the graph's module in torch, so that what the graph does
-differently (the box it crosses, samples in empty cells) is part of the comparison.
+The reference is the student's taps, not the graph's torch module, so the comparison covers everything that the graph
+does differently (the box it crosses, samples in empty cells).
 
 Legend: N points, R rays, P pixels.
 """
@@ -21,15 +21,15 @@ from xarch_pvd.evaluate.metric import psnr
 
 POINTS = (2, 1, 257, 10_000)
 RAYS = 1024
-"""Rays of a call, where their number is free."""
+"""Rays per call for dynamic shapes."""
 SIDE = 64
-"""Pixels along the longer side of the picture."""
+"""Pixels along the longer side of the image."""
 RENDERED = {"float32": 60.0, "float16": 40.0, "int8": 30.0}
-"""Lowest PSNR of the picture in dB, by type of the weights."""
+"""Minimum PSNR of the image in dB, by dtype of the weights."""
 
 LOOSE = {"float16": 0.02, "int8": 0.1}
-"""Largest relative deviation of single outputs below float32: density is the exponential of what the graph computes, so
-the picture is what decides."""
+"""Maximum relative deviation of single outputs below float32. It is loose, because density is the exponential of what
+the graph computes; the image is the decisive check."""
 
 POINT_TAPS = {"sigma": "points.sigma", "rgb": "points.rgb"}
 RAY_TAPS = {"rgb": "rays.rgb", "depth": "rays.depth", "acc": "rays.acc"}
@@ -41,7 +41,7 @@ Arrays = Mapping[str, np.ndarray]
 def field_parity(
     student: FieldStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
 ) -> Iterable[ParityCase]:
-    """Cases of ``points`` and ``rays``; the first batch is the view that is rendered whole."""
+    """Yield cases of ``points`` and ``rays``; the view of the first batch is rendered completely."""
     known = {g.name: g for g in graphs}
     yield from _points(student, known["points"], profile)
     yield _picture(known["rays"], thinned(batches[0]), profile)
@@ -50,7 +50,7 @@ def field_parity(
 
 
 def _points(student: FieldStudent, graph: ExportGraph, profile: Profile) -> Iterable[ParityCase]:
-    """Random points, most of them in occupied cells; in float32 every single one has to be right."""
+    """Yield random points, most of them in occupied cells; in float32 every single point must match."""
     generator = torch.Generator().manual_seed(5)
     grid = student.field.occupancy.cpu()
     exact = profile.dtype == "float32"
@@ -74,7 +74,7 @@ def _points(student: FieldStudent, graph: ExportGraph, profile: Profile) -> Iter
 
 
 def _picture(graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
-    """A whole view, rendered through the graph call by call."""
+    """Return the case of a whole view, rendered by several calls of the graph."""
     shape = {"height": batch.meta["height"], "width": batch.meta["width"]}
     return ParityCase(
         graph.name,
@@ -88,13 +88,13 @@ def _picture(graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
 
 
 def rays_of(batch: Batch, samples: int) -> Batch:
-    """The rays of a view alone, asked for as many samples as a graph takes."""
+    """Return only the rays of a view, with the number of samples of a graph."""
     kept = {key: batch[key] for key in ("origins", "dirs", "background")}
     return Batch(kept, len(batch), {**batch.meta, "samples": samples})
 
 
 def picture_measures(background_3: np.ndarray, profile: Profile) -> list[Measure]:
-    """PSNR of a picture, and how far its empty pixels are from the background."""
+    """Return measures of an image: PSNR, and deviation of empty pixels from the background."""
 
     def haze(seen: Arrays, expected: Arrays) -> float:
         empty_P = expected["acc"] == 0
@@ -107,7 +107,7 @@ def picture_measures(background_3: np.ndarray, profile: Profile) -> list[Measure
 
 
 def _rays(graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
-    """Rays spread over another view, in one call."""
+    """Return the case of rays spread over another view, in one call."""
     count = RAYS if graph.dynamic else len(graph.inputs["origins"])
     rows = torch.linspace(0, len(batch) - 1, min(count, len(batch))).long()
     part = Batch({k: v[rows] for k, v in batch.tensors.items()}, len(rows))
@@ -122,7 +122,7 @@ def _rays(graph: ExportGraph, batch: Batch, profile: Profile) -> ParityCase:
 
 
 def thinned(batch: Batch, side: int = SIDE) -> Batch:
-    """A view with at most ``side`` pixels along its longer side: every n-th row and column."""
+    """Subsample a view to at most ``side`` pixels along its longer side: every n-th row and column."""
     height, width = batch.meta["height"], batch.meta["width"]
     scale = min(1.0, side / max(height, width))
     rows, columns = (
@@ -134,12 +134,12 @@ def thinned(batch: Batch, side: int = SIDE) -> Batch:
 
 
 def rendered_psnr(seen: Arrays, expected: Arrays) -> float:
-    """PSNR of two pictures in dB, at most 100."""
+    """Return the PSNR of two images in dB, at most 100."""
     return psnr(torch.from_numpy(seen["rgb"]), torch.from_numpy(expected["rgb"]))
 
 
 def _off(name: str, *, relative: bool = False) -> Callable[[Arrays, Arrays], float]:
-    """The largest difference of one output, or of its ratio to the expected one where that is not 0."""
+    """Measure the largest absolute or relative difference of one output."""
 
     def largest(seen: Arrays, expected: Arrays) -> float:
         off, size = np.abs(seen[name] - expected[name]), np.abs(expected[name])
@@ -157,7 +157,7 @@ def _inputs(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def drive_rows(graph: ExportGraph, given: Arrays) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Calls of one graph over all rows; a graph of static shapes gets its last rows filled up."""
+    """Call a graph over all rows; for static shapes, the last call is padded."""
     rowwise = [name for name in given if name != "background"]
     total = len(given[rowwise[0]])
     size = (RAYS if graph.name == "rays" else total) if graph.dynamic else len(graph.inputs[rowwise[0]])

@@ -1,4 +1,4 @@
-"""Writing a field into a file of another program: as it is where that has a form for it, else baked into voxels."""
+"""Export of a field to another program's file format: directly if supported, otherwise baked into voxels."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from xarch_pvd.targets.baking import baked
 from xarch_pvd.targets.representations.records import to_file
 
 SUFFIXES = {"xarch": ".safetensors", "torch-ngp": ".pth", "voxels": ".npz", "svox2": ".npz", "mesh": ".ply"}
-"""Formats and how their files end; of two formats with one ending the first is taken by default."""
+"""Formats and their file suffixes; of two formats with the same suffix, the first is the default."""
 IN_TORCH_NGP = ("hash", "mlp", "vm", "cp", "tensors", "torch-ngp-mlp", "torch-ngp-vm", "torch-ngp-cp")
 CHECKED_VIEWS, CHECKED_SIDE, CHECKED_SAMPLES = 2, 64, 192
 
 
 @dataclass(frozen=True, slots=True)
 class SavingOptions:
-    """How a field is written.
+    """Options for writing a field.
 
     Attributes:
-        resolution: samples along the longest side where the field is baked, or of the grid a mesh is made from; None
-            takes 128, and keeps a field that has a form in the file as it is.
-        degree: of the harmonics of baked colours.
+        resolution: samples along the longest side for baking or for a mesh; None means 128, and no baking if the
+            format supports the field.
+        degree: spherical harmonics degree of baked colours.
         level: density per world unit at the surface of a mesh.
-        half: half precision where the format leaves the choice (xarch voxels).
-        linear: density instead of its logarithm in xarch voxels.
-        check: read the file again and compare pictures.
+        half: use half precision where the format allows a choice (xarch voxels).
+        linear: store density instead of its logarithm in xarch voxels.
+        check: read the file back and compare renders.
     """
 
     resolution: int | None = None
@@ -50,33 +50,33 @@ class SavingOptions:
 
 
 def format_of(out: Path, named: str | None) -> str:
-    """The format of a file to be written.
+    """Return the format of an output file.
 
     Raises:
-        UsageError: an ending that no format has, or a format whose files end otherwise.
+        UsageError: the suffix belongs to no format or not to the named one.
     """
     endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
     if named is None:
         found = [name for name, suffix in SUFFIXES.items() if suffix == out.suffix.lower()]
         if not found:
-            raise UsageError(f"{out.name} ends in {out.suffix or 'nothing'}, which is no known format", endings)
+            raise UsageError(f"{out.name} ends in {out.suffix or 'nothing'}, which is not a known format", endings)
         return found[0]
     if named not in SUFFIXES:
-        raise UsageError(f"no format is called {named!r}", f"known: {', '.join(SUFFIXES)}")
+        raise UsageError(f"unknown format {named!r}", f"known formats: {', '.join(SUFFIXES)}")
     if out.suffix.lower() != SUFFIXES[named]:
-        raise UsageError(f"files of {named} end in {SUFFIXES[named]}, {out.name} does not", endings)
+        raise UsageError(f"{named} files end in {SUFFIXES[named]}, but {out.name} does not", endings)
     return named
 
 
 def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = SavingOptions()) -> dict[str, Any]:
-    """Write a field; returns what was written and how well it renders when it is read again.
+    """Write a field; return a summary of the file and of its quality when read back.
 
-    Keys: ``format``, ``arch`` (as written), ``bytes``; baked: ``resolution``, ``degree``, ``psnr_baked`` (dB to the
-    field); read again: ``psnr_read_again`` (dB to what was written); svox2: ``density`` (which
-    form of it looks better); meshes: ``vertices``, ``faces``.
+    Keys: ``format``, ``arch`` (as written), ``bytes``; if baked: ``resolution``, ``degree``, ``psnr_baked`` (dB vs the
+    field); if checked: ``psnr_read_again`` (dB vs the written field); svox2: ``density`` (the form that looks better);
+    meshes: ``vertices``, ``faces``.
 
     Raises:
-        UsageError: the field has no form in this format, or the file cannot be written.
+        UsageError: the format does not support the field, or the file cannot be written.
     """
     source = field_of(opened.record)
     if kind == "mesh":
@@ -92,7 +92,7 @@ def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = Sav
         done = {"resolution": list(voxels.volume.shape[:3]), "degree": voxels.degree}
         done["psnr_baked"] = compared(voxels, source, opened.views)
     if kind == "svox2" and record.arch == "tensors":
-        # Solid scenes look better in one form, thin fog in the other: pictures decide.
+        # Solid scenes look better in one form, thin fog in the other: compare renders.
         forms = [tensors_to_svox2(record, exact=exact) for exact in (False, True)]
         record = max(forms, key=lambda form: compared(field_of(form), written, opened.views))
         done["density"] = record.details["density"]
@@ -105,7 +105,7 @@ def save(opened: OpenedField, out: Path, kind: str, options: SavingOptions = Sav
 
 
 def compared(one: RadianceField, two: RadianceField, views: ViewFacts) -> float:
-    """Mean PSNR (dB) between renders of two fields over fixed small views."""
+    """Return the mean PSNR (dB) between renders of two fields over fixed small views."""
     scale = min(1.0, CHECKED_SIDE / max(views.width, views.height))
     small = replace(views, width=max(1, round(views.width * scale)), height=max(1, round(views.height * scale)))
     values = []
@@ -119,7 +119,7 @@ def compared(one: RadianceField, two: RadianceField, views: ViewFacts) -> float:
 
 
 def _has_form(record: FieldFile, kind: str) -> bool:
-    """Whether a format holds a field as it is."""
+    """Return whether a format supports a field without baking."""
     if kind == "xarch":
         return True
     if record.warp != "aabb":

@@ -1,1 +1,1 @@
-"""Students: their representations, and what they take from the teacher before training."""
+"""Students: their representations and their initialisation from the teacher."""

@@ -1,4 +1,4 @@
-"""Any field as dense voxels, in closed form: its values at the vertices, its colours as spherical harmonics.
+"""Closed-form baking of any field into dense voxels: values at the vertices, colours as spherical harmonics.
 
 Legend: N vertices, M directions, K harmonics, 3 = x, y, z (or r, g, b).
 """
@@ -15,24 +15,24 @@ from xarch_pvd.targets.representations import build_field, options_of
 from xarch_pvd.targets.representations.voxel_field import VoxelField
 
 DIRECTIONS = 16
-"""Directions in which a colour is looked at to fit spherical harmonics (at least degree²)."""
+"""Number of directions in which colour is sampled to fit spherical harmonics (at least degree²)."""
 CHUNK = 1 << 15
 COLOUR_LIMIT = 1e-3
 
 
 def baked(field: RadianceField, *, resolution: int, degree: int = 2) -> VoxelField:
-    """Voxels of a field over its own box.
+    """Bake a field into voxels over its own box.
 
     Args:
-        resolution: samples along the longest side; the others have samples of the same size.
-        degree: of the harmonics, 1 (no dependence on the view) to 4.
+        resolution: samples along the longest side; the spacing is the same along the others.
+        degree: degree of the harmonics, 1 (view-independent) to 4.
 
     Raises:
-        UsageError: the field is warped, so that no box holds it, or an option is out of its range.
+        UsageError: the field is warped, so that no box contains it, or an option is out of range.
     """
     if field.warp != "aabb":
         raise UsageError(
-            f"a field with warp {field.warp} reaches to infinity, voxels do not",
+            f"a field with warp {field.warp} extends to infinity, but voxels do not",
             "crop it to a box first: --edits '[{crop: {box: [[-1, -1, -1], [1, 1, 1]]}}]'",
         )
     sides = (field.aabb[1] - field.aabb[0]).tolist()
@@ -52,12 +52,12 @@ def baked(field: RadianceField, *, resolution: int, degree: int = 2) -> VoxelFie
 
 
 def bake(teacher: RadianceField, voxels: VoxelField) -> None:
-    """Fill a volume with the teacher's values at its vertices; no training.
+    """Fill a volume with the teacher's values at its vertices, without training.
 
-    Colours are looked at in fixed directions and fitted by least squares before the sigmoid. Vertices outside the
+    Colours are sampled in fixed directions and fitted by least squares before the sigmoid. Vertices outside the
     occupied cells (dilated once) get the lowest density.
     """
-    # Far below empty, interpolation to a neighbour that holds matter would eat into the surface.
+    # A value far below empty would erode the surface when interpolated towards an occupied neighbour.
     low, high = _lowest(voxels), voxels.sigma_clip[1]
     grid = occupancies.dilate(voxels.occupancy)
     axes = [torch.linspace(0, 1, size, device=voxels.volume.device) for size in voxels.volume.shape[:3]]
@@ -70,7 +70,7 @@ def bake(teacher: RadianceField, voxels: VoxelField) -> None:
         flat[:, 0] = low
         for rows in inside.split(CHUNK):
             x_N3 = voxels.to_world(u_N3[rows])
-            # A feature is the same in every direction: it is asked for once.
+            # A feature does not depend on direction: query it once.
             source = teacher.block1(x_N3) if teacher.has_feature else x_N3
             raw_N = source[:, 0] if teacher.has_feature else teacher.sigma_raw(x_N3)
             flat[rows, 0] = raw_N.clamp(low, high)
@@ -85,7 +85,7 @@ def _lowest(field: RadianceField) -> float:
 
 
 def _sphere(count: int) -> Tensor:
-    """Even directions on the sphere [count, 3] (a Fibonacci spiral)."""
+    """Return evenly spread directions on the sphere [count, 3] (a Fibonacci spiral)."""
     place = torch.arange(count) + 0.5
     z = 1 - 2 * place / count
     around = torch.pi * (1 + 5**0.5) * place

@@ -1,10 +1,11 @@
-"""Planes and lines straight from a teacher: its volumes are looked at once and taken apart, no training.
+"""Initialisation of planes and lines by factorising a teacher's volumes, without training.
 
-Log-density and colour feature are read at the vertices of the occupied cells and fitted by low-rank models there
-(:mod:`xarch_pvd.targets.low_rank`). Errors of the feature count as much as they show in colours: channels are first
-turned and scaled by the colour head's mean squared derivative, and those that show nothing are left out.
+Log-density and colour feature are sampled at the vertices of occupied cells and fitted with low-rank models
+(:mod:`xarch_pvd.targets.low_rank`). Feature errors are weighted by their effect on colour: channels are first
+rotated and scaled by the colour head's mean squared derivative, and directions without effect are dropped.
 
-Legend: N points, G geometry features, Q directions of feature space that show, R components, S samples per axis.
+Legend: N points, G geometry features, Q directions of feature space that affect colour, R components, S samples per
+axis.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from xarch_pvd.targets.low_rank import Volume, planes_times_lines, products_of_l
 from xarch_pvd.targets.representations.factor_fields import LINES, PLANES, CPField, FactorField, VMField
 
 RESOLUTION = 64
-"""Most vertices per axis that are looked at; finer grids are interpolated from there."""
+"""Maximum number of sampled vertices per axis; finer grids are interpolated from them."""
 OPAQUE = 7.0
-"""Log-densities beyond are all the same."""
+"""Log-densities beyond these bounds are equivalent."""
 LOOKS = 2000
-"""Points at which colours are derived by features."""
+"""Number of points at which colour is differentiated with respect to features."""
 SHOWN = 0.999
-"""Share of what colours show that the fitted directions keep."""
+"""Share of the colour variation that the fitted directions retain."""
 SIZE = 0.3
-"""Root mean square of a colour component's factors: what Adam's steps are made for."""
+"""Root mean square of a colour component's factors, suited to Adam's step size."""
 VM_SWEEPS, CP_SWEEPS = (10, 6), (100, 20)
-"""Rounds for density and for colour."""
+"""Sweeps for density and for colour."""
 CHUNK = 1 << 15
 
 
 @torch.no_grad()
 def start_factors(teacher: FieldTeacher, field: FactorField) -> None:
-    """Write grids, and basis if the teacher has a feature; the colour head is the one they will be read by."""
+    """Initialise the grids, and the basis if the teacher has a feature, for the current colour head."""
     seen = _look(teacher, field)
     low, high = max(teacher.facts.empty, field.sigma_clip[0]), min(OPAQUE, field.sigma_clip[1])
     density = Volume(seen.raw_XYZ[..., None], seen.known_XYZ, low, high)
@@ -57,7 +58,7 @@ def start_factors(teacher: FieldTeacher, field: FactorField) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A teacher at the vertices of a grid: N of them lie in occupied cells."""
+    """A teacher sampled at the vertices of a grid, N of which lie in occupied cells."""
 
     known_XYZ: Tensor
     raw_XYZ: Tensor
@@ -85,7 +86,7 @@ def _look(teacher: FieldTeacher, field: FactorField) -> Seen:
 def shown_directions(
     teacher: FieldTeacher, field: FactorField, feature_NG: Tensor, opacity_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Maps [G, Q] from features to the directions that colours show, in equal units, and back (transposed)."""
+    """Return maps [G, Q] from features to the whitened directions that affect colour, and back (transposed)."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.multinomial(opacity_N + 1e-3, LOOKS, replacement=True, generator=generator)
     dirs_N3 = F.normalize(torch.randn(LOOKS, 3, generator=generator), dim=-1)
@@ -134,12 +135,12 @@ def _start_cp(field: CPField, density: Volume, colour: Volume | None, back_GQ: T
 
 
 def _most(rank: int, volume: Volume) -> int:
-    """No unfolding has more components than its line has samples."""
+    """Limit the rank: an unfolding has at most as many components as its line has samples."""
     return min(rank, *volume.value_XYZK.shape[:3])
 
 
 def _absorbed(factors: list[Tensor], mix_1R: Tensor) -> list[Tensor]:
-    """The same products of one channel by factors alone, all of one size."""
+    """Fold the mix of one channel into the factors, balanced in size."""
     sizes = [_size(f) for f in factors]
     each_R = (torch.stack(sizes).prod(dim=0) * mix_1R[0].abs()) ** (1 / len(factors))
     first, *others = (f / s * each_R for f, s in zip(factors, sizes, strict=True))
@@ -147,7 +148,7 @@ def _absorbed(factors: list[Tensor], mix_1R: Tensor) -> list[Tensor]:
 
 
 def _evened(factors: list[Tensor], mix_QR: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The same products by factors of the size :data:`SIZE`; the mix takes the rest."""
+    """Rescale factors to :data:`SIZE`, moving the remaining scale into the mix."""
     sizes = [_size(f) for f in factors]
     rest_R = torch.stack(sizes).prod(dim=0) / SIZE ** len(factors)
     return [f / s * SIZE for f, s in zip(factors, sizes, strict=True)], mix_QR * rest_R
@@ -158,7 +159,7 @@ def _size(factor: Tensor) -> Tensor:
 
 
 def _write_group(field: VMField, group: int, columns: slice, plane: Tensor, line: Tensor) -> None:
-    """Components that are left over keep their random plane; without a line they add nothing yet."""
+    """Write the components of a group; unused ones keep their random plane but contribute nothing without a line."""
     field.lines[group][:, columns] = 0
     _write(field.planes[group], columns, plane)
     _write(field.lines[group], columns, line)

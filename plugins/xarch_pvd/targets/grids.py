@@ -1,4 +1,4 @@
-"""Grids of samples at another resolution."""
+"""Resampling of grids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def resampled(grid: Tensor, shape: torch.Size) -> Tensor:
-    """A grid [S, ..., C] at another number of samples per axis; corners stay corners."""
+    """Resample a grid [S, ..., C] to another number of samples per axis, with aligned corners."""
     axes = grid.ndim - 1
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[axes]
     moved = grid.movedim(-1, 0)[None]

@@ -1,8 +1,8 @@
-"""Low-rank fits of volumes that are known in some cells only: planes times lines, and products of lines.
+"""Low-rank fits of partially known volumes: planes times lines, and products of lines.
 
 Alternating least squares (canonical decomposition; Kolda & Bader, SIAM Review 51(3), 2009, section 3.4) on a volume
 whose unknown cells are filled with the model's own values before every update (expectation-maximisation for missing
-data), so they cost nothing and ask for nothing. Planes times lines start from truncated singular value decompositions
+data), so they contribute no error. Planes times lines start from truncated singular value decompositions
 of the residual's three unfoldings (progressive volume distillation, arXiv 2211.15977; TensoRF, arXiv 2203.09517).
 
 Legend: X, Y, Z samples of the three axes, K channels, R components, A = rows and B = columns of a plane, C samples of
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-5
-"""Of the mean diagonal of the normal equations."""
+"""Ridge relative to the mean diagonal of the normal equations."""
 
 PlaneLine = tuple[Tensor, Tensor, Tensor]
 """Plane [A, B, R], line [C, R] and channels [K, R]."""
@@ -26,12 +26,12 @@ PlaneLine = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Volume:
-    """What is to be fitted.
+    """A volume to fit.
 
     Attributes:
         value_XYZK: the values.
-        known_XYZ: where they count, bool.
-        low, high: a value at a limit asks the model to lie there or beyond.
+        known_XYZ: where they are known, bool.
+        low, high: bounds; a value at a bound is matched by any model value at or beyond it.
     """
 
     value_XYZK: Tensor
@@ -40,7 +40,7 @@ class Volume:
     high: float = torch.inf
 
     def residual(self, model_XYZK: Tensor) -> Tensor:
-        """What the model lacks, zero where nothing is asked."""
+        """Return the residual of the model, zero where the volume is unknown or satisfied."""
         target = self.value_XYZK.clamp(self.low, self.high)
         lack = target - model_XYZK
         lack = torch.where(target <= self.low, lack.clamp_max(0), lack)
@@ -51,11 +51,11 @@ class Volume:
 def planes_times_lines(
     volume: Volume, axes: Sequence[tuple[tuple[int, int], int]], rank: int, sweeps: int
 ) -> list[PlaneLine]:
-    """Sum over groups of plane ∘ line ∘ channels.
+    """Fit a sum over groups of plane ∘ line ∘ channels.
 
     Args:
-        axes: for each group the two axes of its plane, slow one first, and the axis of its line.
-        rank: components of a group; fewer come back where the unfolding has no more.
+        axes: for each group, the two axes of its plane, slower axis first, and the axis of its line.
+        rank: components per group; fewer are returned if the unfolding has no more.
         sweeps: rounds over the groups.
     """
     shape = volume.value_XYZK.shape
@@ -77,9 +77,9 @@ def planes_times_lines(
 
 
 def products_of_lines(volume: Volume, rank: int, sweeps: int, seed: int = 0) -> list[Tensor]:
-    """Sum of x ∘ y ∘ z ∘ channels: lines [X, R], [Y, R], [Z, R] and channels [K, R].
+    """Fit a sum of x ∘ y ∘ z ∘ channels: lines [X, R], [Y, R], [Z, R] and channels [K, R].
 
-    They start as random mixtures of the leading singular vectors of each unfolding.
+    They are initialised with random mixtures of the leading singular vectors of each unfolding.
     """
     shape = volume.value_XYZK.shape
     x, y, z, k = shape
@@ -103,7 +103,7 @@ def products_of_lines(volume: Volume, rank: int, sweeps: int, seed: int = 0) -> 
 
 
 def _unfolding_start(matrix_PM: Tensor, sizes: tuple[int, int], rank: int) -> PlaneLine:
-    """The leading right singular vectors, each split into its best product of a line and channels."""
+    """Return the leading right singular vectors, each split into its best product of line and channels."""
     _, vectors = torch.linalg.eigh(matrix_PM.T @ matrix_PM)
     best = vectors[:, -rank:].flip(1).T.unflatten(1, sizes)
     left, size, right = torch.linalg.svd(best, full_matrices=False)
@@ -111,7 +111,7 @@ def _unfolding_start(matrix_PM: Tensor, sizes: tuple[int, int], rank: int) -> Pl
 
 
 def _updated(matrix_PM: Tensor, sizes: tuple[int, int], parts: PlaneLine) -> PlaneLine:
-    """One round over plane, line and channels of a group."""
+    """Update plane, line and channels of a group once."""
     _, line_CR, channel_KR = parts
     gram = (line_CR.T @ line_CR) * (channel_KR.T @ channel_KR)
     plane_PR = _solve(gram, matrix_PM @ _khatri_rao(line_CR, channel_KR))
@@ -142,5 +142,5 @@ def _solve(gram_RR: Tensor, right_SR: Tensor) -> Tensor:
 
 
 def _khatri_rao(a_SR: Tensor, b_KR: Tensor) -> Tensor:
-    """[S * K, R]: all products of two factors, component by component."""
+    """Return all products of two factors per component, [S * K, R]."""
     return (a_SR[:, None] * b_KR[None]).flatten(0, 1)

@@ -1,5 +1,5 @@
-"""What a student takes from its teacher before training: occupancy, blocks of equal shape, resampled grids, bakes,
-low-rank fits."""
+"""Initialisation of a student from its teacher: occupancy, blocks of equal shape, resampled grids, baking, low-rank
+fits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xarch_pvd.targets.representations.voxel_field import VoxelField
 
 
 def planned_start(facts: FieldFacts, student: FieldStudent) -> Initialisation:
-    """What :func:`start` will do, from the architecture alone."""
+    """Return what :func:`start` will do, from the architecture alone."""
     theirs: dict[str, Mapping[str, Tensor]] = {}
     teacher: RadianceField | None = None
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def planned_start(facts: FieldFacts, student: FieldStudent) -> Initialisation:
 
 
 def start(teacher: FieldTeacher, student: FieldStudent) -> Initialisation:
-    """Write everything that can be written without training; the rest keeps its random start."""
+    """Initialise everything that needs no training; the rest keeps its random initialisation."""
     field = student.field
     field.aabb.copy_(teacher.field.aabb)
     field.set_occupancy(teacher.field.occupancy.clone())
@@ -59,8 +59,10 @@ def start(teacher: FieldTeacher, student: FieldStudent) -> Initialisation:
 
 
 def _accounted(done: Initialisation, sources: Mapping[str, Tensor], teacher: RadianceField | None) -> Initialisation:
-    """With the names of the teacher's tensors that are read. The others are deliberately not: what a student does not
-    take over it learns from, or is computed from, the teacher's values."""
+    """Add the names of the teacher's tensors that are read.
+
+    The others are unused on purpose: a student learns what it does not inherit from the teacher's values.
+    """
     if teacher is None:
         return done
     names = {id(p): name for name, p in teacher.named_parameters()}
@@ -73,7 +75,7 @@ def _accounted(done: Initialisation, sources: Mapping[str, Tensor], teacher: Rad
 def _fitting(
     theirs: Mapping[str, Mapping[str, Tensor]], facts: FieldFacts, student: FieldStudent
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """The teacher's blocks without planes and lines whose channels are split otherwise into density and colour."""
+    """Return the teacher's blocks, except planes and lines divided differently between density and colour."""
     ours = getattr(student.options, "density_rank", None)
     if facts.options.get("density_rank", ours) == ours:
         return theirs
@@ -83,7 +85,7 @@ def _fitting(
 def _initialisation(
     theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool
 ) -> tuple[Initialisation, dict[str, Tensor]]:
-    """What is done with every parameter, and the teacher's tensors that are taken over, by the student's names.
+    """Return the origin of every parameter, and the inherited teacher tensors by student name.
 
     Blocks of equal names and shapes are copied, grids of equal width resampled. Voxels are baked; planes and lines of
     another kind or width are fitted, with their basis if the teacher has a ``feature``.
@@ -111,7 +113,7 @@ def _initialisation(
 
 
 def _made(theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, feature: bool) -> set[str]:
-    """Blocks that are computed from the teacher's values instead of its tensors."""
+    """Return blocks that are computed from the teacher's values rather than its tensors."""
     field = student.field
     blocks = field.state_blocks()
     if isinstance(field, VoxelField):
@@ -121,7 +123,7 @@ def _made(theirs: Mapping[str, Mapping[str, Tensor]], student: FieldStudent, fea
     if _resampled(field, blocks["factors"], theirs.get("factors", {})):
         return set()
     if "encoder" in blocks and _same(blocks["encoder"], theirs.get("encoder", {}), slice(None)):
-        # A composition that has the teacher's tables needs no planes yet.
+        # A composition that inherits the teacher's tables needs no planes at the start.
         return set()
     return {"factors", "basis"} if feature else {"factors"}
 
@@ -131,5 +133,5 @@ def _resampled(field: RadianceField, ours: Mapping[str, Tensor], theirs: Mapping
 
 
 def _same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], axes: slice) -> bool:
-    """Whether the names agree, and the sizes of some axes."""
+    """Return whether names match, and sizes along ``axes``."""
     return {n: t.shape[axes] for n, t in ours.items()} == {n: t.shape[axes] for n, t in theirs.items()}

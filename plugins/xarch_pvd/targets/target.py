@@ -22,11 +22,11 @@ from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.start import planned_start, start
 
 UNSEEN = {"preset", "start"}
-"""Options that leave no trace in a trained field."""
+"""Options that have no effect on a trained field."""
 
 
 class FieldTarget(TargetAdapter):
-    """Builds, starts and exports students of one representation."""
+    """Builds, initialises and exports students of one representation."""
 
     ExportOptions = FieldExport
 
@@ -35,10 +35,10 @@ class FieldTarget(TargetAdapter):
     def build(
         self, facts: FieldFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
     ) -> FieldStudent:
-        """An untrained student over the teacher's box.
+        """Build an untrained student over the teacher's box.
 
         Raises:
-            PlanError: the teacher's warp is not known.
+            PlanError: the teacher's warp is unknown.
         """
         cells = facts.occupancy
         with torch.device(device):
@@ -59,7 +59,9 @@ class FieldTarget(TargetAdapter):
 
     def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         if not isinstance(teacher, FieldTeacher):
-            raise PlanError(f"target {self.arch} converts radiance fields, the teacher is {type(teacher).__name__}")
+            raise PlanError(
+                f"target {self.arch} converts radiance fields, but the teacher is a {type(teacher).__name__}"
+            )
         keep_freed_memory()
         return start(teacher, _own(student))
 
@@ -69,10 +71,10 @@ class FieldTarget(TargetAdapter):
         return "pvd-copy" if self._same_function(facts, options) else USUAL.get(self.arch, "pvd")
 
     def _same_function(self, facts: FieldFacts, options: BaseModel) -> bool:
-        """Whether a copied student computes what the teacher does.
+        """Return whether a copied student computes the same function as the teacher.
 
-        Equal shapes are not enough: levels may lie elsewhere, and an edited field is more than what a student may start
-        from.
+        Equal shapes are not sufficient: level resolutions may differ, and an edited field is more than the blocks that
+        a student inherits.
         """
         if facts.arch != self.arch or facts.edits or facts.inherits is not None:
             return False
@@ -110,7 +112,7 @@ class HashTarget(FieldTarget):
 
 
 class MLPTarget(FieldTarget):
-    """Layers on a sinusoidal encoding (NeRF, arXiv 2003.08934)."""
+    """MLP on a sinusoidal encoding (NeRF, arXiv 2003.08934)."""
 
     arch = "mlp"
     Options = OPTIONS["mlp"]
@@ -131,7 +133,7 @@ class CPTarget(FieldTarget):
 
 
 class HashVMTarget(FieldTarget):
-    """Hash tables and planes times lines, added."""
+    """Sum of hash tables and planes times lines."""
 
     arch = "hash+vm"
     Options = OPTIONS["hash+vm"]

@@ -1,1 +1,1 @@
-"""Fields trained from posed pictures, and the procedural scene of the demo."""
+"""Training of fields from posed images, and the procedural scene of the demo."""

@@ -1,9 +1,9 @@
-"""Where matter may be, found from pictures with a coarse volume before a field is trained (DVGO, arXiv 2111.11215).
+"""Occupied cells found from images with a coarse volume before a field is trained (DVGO, arXiv 2111.11215).
 
-A field that is trained in the whole box first spends five times as long on a step, and the random walk of its
-parameters in empty space costs it quality that pruning does not give back. A volume of few voxels finds the occupied
-cells in seconds, whatever the field is that is trained then. Where pictures are opaque and their background is of one
-colour, matter of that colour explains it as well as empty space does, and few cells are left out.
+A field trained in the whole box takes five times as long per step at first, and the random walk of its parameters in
+empty space costs quality that pruning does not restore. A volume of few voxels finds the occupied cells in seconds for
+any kind of field. If images are opaque with a uniform background, matter of that colour explains it as well as empty
+space does, and few cells are excluded.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from xarch_pvd.targets.representations.voxel_field import VoxelField, VoxelOptio
 from xarch_pvd.train.pixels import Pixels
 
 RATE = 0.1
-"""Learning rate of the volume, that of voxels in training."""
+"""Learning rate of the volume, equal to that of voxels in training."""
 START = 1.0
-"""Optical depth of the untrained box along its diagonal: light enough that every ray sees through to its end."""
+"""Optical depth of the untrained box along its diagonal: low enough for every ray to reach its end."""
 VISIBLE = 0.01
-"""Opacity of a step of 1/128 of the diagonal from which a cell counts: a little more than untrained cells have, so that
-cells in which no picture wants matter do not, and far below the opacity of anything that a picture shows."""
+"""Opacity of a step of 1/128 of the diagonal above which a cell is occupied: slightly above untrained cells, to exclude
+cells in which no image needs matter, and far below anything visible."""
 FINEST = 128
 EMPTIEST = 1e-3
-"""Optical depth of the emptiest possible box along its diagonal."""
+"""Minimum optical depth of a box along its diagonal."""
 
 
 def coarse_occupancy(
     model: RadianceField, pixels: Pixels, *, resolution: int, steps: int, rays: int, samples: int, seed: int
 ) -> Tensor:
-    """The cells of a field's box that may hold matter, bool [H, H, H], one cell of margin included.
+    """Find the cells of a field's box that may hold matter, bool [H, H, H], including a margin of one cell.
 
     Args:
-        model: the field whose box and warp count; it is not changed.
-        pixels: of the training pictures.
+        model: the field that provides box and warp; it is not modified.
+        pixels: pixels of the training images.
         resolution: cells per axis; the volume has half as many voxels.
         steps: optimiser steps.
         rays: rays per step.
         samples: steps per ray.
-        seed: of rays and jitter.
+        seed: seed of rays and jitter.
     """
     diagonal = float((model.aabb[1] - model.aabb[0]).norm())
     volume = VoxelField(

@@ -1,4 +1,4 @@
-"""``field:demo``: a field of the procedural scene, trained once on this machine from its pictures."""
+"""``field:demo``: a field of the procedural scene, trained once on this machine from its images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIEWS, SIZE, STEPS, SEED = 40, 100, 1200, 0
 
 
 def demo_field() -> Path:
-    """The file of the trained field, in the user's cache; training takes a minute or two of one core."""
+    """Return the file of the trained field in the user's cache; training takes a minute or two on one core."""
     file = cache_dir() / "fields" / f"demo-{VERSION}.safetensors"
     if file.is_file():
         return file
@@ -46,7 +46,7 @@ def _train(file: Path) -> None:
         if step % 200 == 0:
             _say(f"field:demo: step {step} of {steps}, loss {loss:.4f}")
 
-    _say("field:demo is trained once from pictures of a procedural scene, a minute or two")
+    _say("field:demo: training once on images of a procedural scene (a minute or two)")
     spent = train_field(field, pixels, TrainingOptions(steps=STEPS, seed=SEED), progress=show)
     radius = (scene.RADIUS, scene.RADIUS)
     views = ViewFacts(width=SIZE, height=SIZE, focal=cameras[0].fx / SIZE, radius=radius)

@@ -1,4 +1,4 @@
-"""The pixels of posed pictures as rays, and the error of a field on them."""
+"""Pixels of posed images as rays, and the error of a field on them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from xarch_field import RadianceField, ray_points
 from xarch_field.cameras import Camera
 
 MOST = 1 << 26
-"""Pixels of training pictures that are held in memory, 40 bytes each."""
+"""Maximum number of training pixels held in memory, 40 bytes each."""
 
 
 @dataclass
 class Pixels:
-    """Every pixel of a set of pictures as rays, with straight RGBA colours."""
+    """Every pixel of a set of images as rays, with straight RGBA colours."""
 
     origins: Tensor
     dirs: Tensor
@@ -36,21 +36,21 @@ class Pixels:
         pictures: Callable[[int], Tensor],
         masks: Callable[[int], Tensor | None] = lambda view: None,
     ) -> Pixels:
-        """All pixels of cameras.
+        """Collect all pixels of cameras.
 
         Args:
             pictures: (i) -> [height, width, 4] in [0, 1].
-            masks: (i) -> bool [height, width], True where a pixel is trained on, or None for all of them.
+            masks: (i) -> bool [height, width], True where a pixel is used for training, or None for all pixels.
 
         Raises:
-            UsageError: more pixels than are held in memory, or none that is not masked.
+            UsageError: there are too many pixels, or all of them are masked.
         """
         total = sum(camera.width * camera.height for camera in cameras)
         if total > MOST:
             divide = math.ceil(math.sqrt(total / MOST))
             raise UsageError(
-                f"the training pictures have {total / 1e6:.0f} M pixels, at most {MOST / 1e6:.0f} M are held",
-                f"make them smaller with `--downscale {divide}` (option downscale)",
+                f"the training images have {total / 1e6:.0f} M pixels, but at most {MOST / 1e6:.0f} M fit in memory",
+                f"shrink them with `--downscale {divide}` (option downscale)",
             )
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for view, camera in enumerate(cameras):
@@ -60,17 +60,17 @@ class Pixels:
             parts.append((origins[chosen], dirs[chosen], rgba[chosen]))
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         if not len(columns[0]):
-            raise UsageError("every pixel of the training pictures is masked", "masks keep what is not black")
+            raise UsageError("every pixel of the training images is masked", "black pixels of a mask are excluded")
         return cls(*columns)
 
     def error(self, model: RadianceField, rays: int, samples: int, generator: torch.Generator) -> Tensor:
-        """Mean squared error [] of a field on random pixels, over a random background where they are transparent.
+        """Return the mean squared error [] on random pixels, with random backgrounds behind transparent ones.
 
         Args:
             model: the field; gradients flow to it.
             rays: pixels drawn, with replacement.
             samples: steps per ray, jittered.
-            generator: of pixels, backgrounds and jitter.
+            generator: RNG for pixels, backgrounds and jitter.
         """
         rows = torch.randint(self.count, (rays,), generator=generator)
         background = torch.rand(rays, 3, generator=generator)

@@ -1,6 +1,7 @@
-"""A procedural scene of real geometry: torus, sphere and chequered slab with a highlight that moves with the view.
+"""Procedural scene of solid geometry: torus, sphere and chequered slab with view-dependent highlights.
 
-Signed distances, traced by spheres. The box is [-1,1]^3, z up. ``write_scene`` makes a folder in Blender's format.
+Rendered by sphere tracing of signed distances. The box is [-1,1]^3, z up. ``write_scene`` writes a folder in Blender's
+format.
 
 Legend: P pixels or rays, N points, 3 = x, y, z or r, g, b.
 """
@@ -20,7 +21,7 @@ from xarch_field import Camera, sphere_pose
 FOV = 0.6911
 RADIUS = 3.2
 HIGHEST = 0.95
-"""Sine of the highest camera."""
+"""Sine of the highest camera's elevation."""
 STEPS, LONGEST, HIT = 90, 0.3, 2e-3
 BOX = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]
 SAMPLES = 2
@@ -28,7 +29,7 @@ SAMPLES = 2
 
 
 def distances(x_N3: Tensor) -> Tensor:
-    """Signed distance to the torus, the sphere and the slab, [N,3] in this order."""
+    """Return signed distances to the torus, the sphere and the slab, [N,3] in this order."""
     x, y, z = x_N3.unbind(-1)
     torus = ((x * x + y * y).sqrt() - 0.5).square().add(z * z).sqrt() - 0.16
     ball = (x * x + y * y + (z - 0.35).square()).sqrt() - 0.3
@@ -39,7 +40,7 @@ def distances(x_N3: Tensor) -> Tensor:
 
 
 def colours(x_N3: Tensor) -> Tensor:
-    """Surface colour [N,3] of the nearest of the three bodies."""
+    """Return the surface colour [N,3] of the nearest of the three bodies."""
     x, y, _ = x_N3.unbind(-1)
     angle = torch.atan2(y, x)
     torus = torch.stack((0.55 + 0.4 * (6 * angle).sin(), torch.full_like(x, 0.35), 0.6 + 0.3 * (5 * angle).cos()), -1)
@@ -51,8 +52,8 @@ def colours(x_N3: Tensor) -> Tensor:
 
 
 def trace(origins_P3: Tensor, dirs_P3: Tensor) -> tuple[Tensor, Tensor]:
-    """Colour [P,3] and hit (bool [P]) of rays; colour is 0 where nothing is hit."""
-    # Nothing lies outside the sphere of this radius: rays start on it and end behind it.
+    """Trace rays; return colour [P,3] and hit (bool [P]). Colour is 0 where nothing is hit."""
+    # Everything lies inside the sphere of this radius: rays start on it and end behind it.
     reach = 1.75
     along = -(origins_P3 * dirs_P3).sum(-1)
     miss = (origins_P3 + along[:, None] * dirs_P3).square().sum(-1)
@@ -74,7 +75,7 @@ def trace(origins_P3: Tensor, dirs_P3: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shade(x_N3: Tensor, dirs_N3: Tensor) -> Tensor:
-    """Colour [N,3] of surface points under one lamp: diffuse, and a highlight that depends on the view."""
+    """Shade surface points under one lamp: diffuse plus a view-dependent highlight, [N,3]."""
     e = 1e-3
     offsets = torch.eye(3) * e
     slopes = [distances(x_N3 + o).amin(-1) - distances(x_N3 - o).amin(-1) for o in offsets]
@@ -87,7 +88,7 @@ def shade(x_N3: Tensor, dirs_N3: Tensor) -> Tensor:
 
 
 def render_view(camera: Camera) -> Tensor:
-    """The picture of a camera, float32 [H,W,4] in [0,1], alpha straight, ``SAMPLES``² rays per pixel."""
+    """Render a camera's image, float32 [H,W,4] in [0,1], straight alpha, ``SAMPLES``² rays per pixel."""
     fine = Camera(
         camera.width * SAMPLES,
         camera.height * SAMPLES,
@@ -105,7 +106,7 @@ def render_view(camera: Camera) -> Tensor:
 
 
 def random_cameras(count: int, size: int, generator: torch.Generator) -> list[Camera]:
-    """Cameras on the upper half of a sphere, looking at the origin."""
+    """Sample cameras on the upper hemisphere, looking at the origin."""
     azimuth = torch.rand(count, generator=generator) * (2 * math.pi)
     elevation = (torch.rand(count, generator=generator) * HIGHEST).asin()
     return [
@@ -117,21 +118,21 @@ def random_cameras(count: int, size: int, generator: torch.Generator) -> list[Ca
 def write_scene(
     folder: Path | str, *, views: int = 40, size: int = 100, seed: int = 0, val: int = 4, test: int = 8
 ) -> Path:
-    """Render the scene into a folder: ``transforms_{train,val,test}.json`` and one PNG per view.
+    """Render the scene to a folder: ``transforms_{train,val,test}.json`` and one PNG per view.
 
     Args:
-        views, val, test: views of the three splits; every split has cameras of its own.
-        size: side of the square pictures in pixels.
-        seed: of the cameras.
+        views, val, test: number of views per split; every split has its own cameras.
+        size: side of the square images in pixels.
+        seed: seed of the cameras.
 
     Raises:
-        UsageError: no view or no pixel is asked for, or the folder cannot be written.
+        UsageError: a number is less than one, or the folder cannot be written.
     """
     from PIL import Image
 
     folder = Path(folder)
     if min(views, val, test) < 1 or not 1 <= size <= 8192:
-        raise UsageError(f"{views} + {val} + {test} views of {size} pixels are asked for, expected one or more of each")
+        raise UsageError(f"{views} + {val} + {test} views of {size} pixels, expected one or more of each")
     generator = torch.Generator().manual_seed(seed)
     try:
         for split, count in (("train", views), ("val", val), ("test", test)):

@@ -1,4 +1,4 @@
-"""From a folder of posed pictures to a field file."""
+"""Training of a field file from a folder of posed images."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def train_from_pictures(
     kind: str = "auto",
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> float:
-    """Train a field and write it; returns the CPU seconds of training.
+    """Train a field and write it; return the CPU seconds of training.
 
-    Cameras far from the origin are moved to it before their numbers become 32-bit; the file keeps where it was.
+    Cameras far from the origin are moved to it before conversion to 32-bit; the file records the offset.
 
     Raises:
-        UsageError: no known format, an unknown representation, or cameras whose rays miss the box.
+        UsageError: the format or representation is unknown, or camera rays miss the box.
     """
     chosen = options_of(arch, options, "options")
     _reserve(out)
@@ -56,10 +56,10 @@ def train_from_pictures(
 
 
 def _reserve(out: Path) -> None:
-    """Fail before the training, not after it.
+    """Check that the output can be written before training.
 
     Raises:
-        UsageError: nothing can be written there.
+        UsageError: it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,5 +70,5 @@ def _reserve(out: Path) -> None:
 
 
 def training_pixels(posed: PosedImages, views: PosedViews) -> Pixels:
-    """Every training pixel that is not masked."""
+    """Return every training pixel that is not masked."""
     return Pixels.of(views.train, posed.rgba, posed.mask)

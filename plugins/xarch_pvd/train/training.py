@@ -1,8 +1,8 @@
-"""Training a field from posed pictures: teachers, and the baseline that conversions are compared with.
+"""Training of a field from posed images: teachers, and the baseline for conversions.
 
-Squared error on rendered rays. A coarse volume finds the occupied cells first (DVGO, arXiv 2111.11215); the occupancy
-grid is then refreshed from the field as it forms (Instant-NGP, arXiv 2201.05989, appendix C; TensoRF, arXiv 2203.09517,
-section 4).
+The loss is the squared error on rendered rays. A coarse volume finds the occupied cells first (DVGO, arXiv 2111.11215);
+the occupancy grid is then refreshed from the field as it trains (Instant-NGP, arXiv 2201.05989, appendix C; TensoRF,
+arXiv 2203.09517, section 4).
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from xarch_pvd.train.coarse import coarse_occupancy
 from xarch_pvd.train.pixels import Pixels
 
 RATES: dict[str, tuple[float, float]] = {"mlp": (2e-2, 3e-2), "tensors": (1e-1, 2e-3)}
-"""Learning rates of grids and of layers that suit a representation. Voxels meet few rays each: with the rate of the
-others they are 6 dB behind after 450 steps."""
+"""Default learning rates of grids and of layers per representation. Few rays cross each voxel: with the rate of the
+others, voxels are 6 dB behind after 450 steps."""
 OTHER_RATES = (2e-2, 5e-3)
 MUON = ("mlp",)
-"""Representations whose layers Muon trains: those that are nothing but layers."""
+"""Representations whose layers are trained with Muon: those made only of layers."""
 FIRST_PASSES = 4
-"""Points per cell at the first refresh, before which there is nothing to remember."""
+"""Points per cell at the first refresh, which has no earlier densities."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a field is trained from pictures.
+    """Options for training a field from images.
 
     Attributes:
         steps: optimiser steps.
         rays: rays per step.
         samples: steps per ray.
-        grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; default what suits the representation.
-        occupancy: ``found`` from the pictures, ``given`` by the field and left as it is, or ``none`` (all is occupied).
-        resolution: cells of the occupancy grid along an axis.
-        coarse: steps of the coarse volume that finds the first grid, with half the samples of a quarter of the rays.
-        warmup: steps of the field before the grid follows it.
+        grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; defaults depend on the representation.
+        occupancy: ``found`` from the images, ``given`` by the field and kept, or ``none`` (everything is occupied).
+        resolution: cells of the occupancy grid per axis.
+        coarse: steps of the coarse volume that finds the initial grid, with half the samples and a quarter of the rays.
+        warmup: steps before the first refresh of the grid.
         every: steps between refreshes.
-        threshold: density above which a cell is occupied, at most the mean over all cells.
-        seed: of rays, jitter and grid.
+        threshold: density above which a cell is occupied, capped at the mean over all cells.
+        seed: seed of rays, jitter and grid.
     """
 
     steps: int = 1500
@@ -73,12 +73,12 @@ def train_field(
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
     until: Callable[[int, float], bool] = lambda step, seconds: False,
 ) -> float:
-    """Train in place and return the CPU seconds of it.
+    """Train in place and return the CPU seconds used.
 
     Args:
         model: the field; its occupancy is replaced unless ``options.occupancy`` is ``given``.
         progress: called every ten steps with step, steps and loss.
-        until: called after every step with the CPU seconds so far, outside of the measured time; True stops.
+        until: called after every step with the CPU seconds so far, outside the measured time; True stops training.
     """
     keep_freed_memory()
     generator = torch.Generator().manual_seed(options.seed)
@@ -123,7 +123,7 @@ def train_field(
         if densities is not None and follows >= 0 and follows % options.every == 0:
             passes = FIRST_PASSES if follows == 0 else 1
             grid = densities.refresh(model, passes=passes, threshold=options.threshold)
-            # Equal densities everywhere tell no cell from another; without cells there would be nothing to train.
+            # Uniform densities do not distinguish cells; without cells there would be nothing to train.
             if bool(grid.any()):
                 model.set_occupancy(grid)
         spent += time.process_time() - started
@@ -147,7 +147,7 @@ def _first_grid(model: RadianceField, pixels: Pixels, options: TrainingOptions) 
         samples=max(options.samples // 2, 1),
         seed=options.seed,
     )
-    # Without a cell there is nothing to train, and nothing that later refreshes could grow from.
+    # Without any cell there is nothing to train, and later refreshes cannot grow.
     return found if bool(found.any()) else torch.ones_like(found)
 
 

@@ -128,8 +128,8 @@ def test_a_description_allocates_no_weights(tmp_path: Path) -> None:
         ({"model_type": "llama", **SIZES, "hidden_act": "relu2"}, "hidden_act is 'relu2'"),
         ({"model_type": "llama", **SIZES, "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ({"model_type": "llama", **SIZES, "num_hidden_layers": "3"}, "num_hidden_layers is '3'"),
-        ({"model_type": "llama", **SIZES, "hidden_size": 33}, "refused by transformers"),
-        ({"model_type": "llama", **SIZES, "hidden_size": "wide"}, "refused by transformers"),
+        ({"model_type": "llama", **SIZES, "hidden_size": 33}, "transformers rejects"),
+        ({"model_type": "llama", **SIZES, "hidden_size": "wide"}, "transformers rejects"),
         ({"model_type": "llama", **SIZES, "quantization_config": {"quant_method": "gptq"}}, "is quantised"),
         ({"model_type": "phi", **SIZES, "qk_layernorm": True}, "qk_layernorm is True"),
         (

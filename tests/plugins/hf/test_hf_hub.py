@@ -129,7 +129,7 @@ def test_weights_of_the_hub_that_do_not_fit_are_found_by_their_headers(hub: Hub,
     config = json.loads((hub.folder / "config.json").read_text())
     (hub.folder / "config.json").write_text(json.dumps({**config, "vocab_size": 60}))
     connect(hub.url)
-    with pytest.raises(PlanError, match=r"embed_tokens\.weight has the shape \(61, 32\).* implies \(60, 32\)"):
+    with pytest.raises(PlanError, match=r"embed_tokens\.weight has shape \(61, 32\).* implies \(60, 32\)"):
         describe("me/model")
     assert "model.safetensors" not in hub.downloaded()
 
@@ -182,7 +182,9 @@ def test_pickles_of_the_hub_are_left_there(hub: Hub, connect: Any) -> None:
 def test_a_model_or_a_revision_the_hub_does_not_have(hub: Hub, connect: Any) -> None:
     saved("llama", hub.folder)
     connect(hub.url)
-    with pytest.raises(UsageError, match=r"hf:me/typo is neither a folder here nor a model on the hub.*\n.*auth login"):
+    with pytest.raises(
+        UsageError, match=r"hf:me/typo is neither a local folder nor a model on the hub.*\n.*auth login"
+    ):
         describe("me/typo")
     with pytest.raises(UsageError, match="hf:me/model has no revision 'v9'"):
         describe("me/model@v9")

@@ -55,7 +55,7 @@ def test_a_weight_that_is_not_there_is_an_error() -> None:
 
 def test_another_shape_is_an_error() -> None:
     model: Any = random_model("llama")
-    with pytest.raises(PlanError, match=r"mlp\.gate\.weight is \(48, 32\), the configuration implies \(47, 32\)"):
+    with pytest.raises(PlanError, match=r"mlp\.gate\.weight is \(48, 32\), but the configuration implies \(47, 32\)"):
         CanonicalWeights(model, ARCHITECTURES["llama"], replace(facts_of(model), mlp_width=47))
 
 

@@ -131,10 +131,10 @@ def test_missing_pictures_are_counted_and_said(tmp_path: Path) -> None:
     (tmp_path / "images/008.png").unlink()
     info = described(tmp_path)
     assert info.size == {"heldout_views": 3, "heldout_pictures": 2}
-    assert "2 of 3 held-out pictures" in info.warnings[0]
+    assert "2 of 3 held-out images" in info.warnings[0]
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    assert "no held-out picture" in described(tmp_path).warnings[0]
+    assert "no held-out images" in described(tmp_path).warnings[0]
 
 
 # ---- splits -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_masked_pixels_leave_training_and_figures(tmp_path: Path) -> None:
 def test_masks_that_keep_nothing_or_are_not_there(tmp_path: Path) -> None:
     folder = masked(tmp_path, np.zeros((HEIGHT, WIDTH), np.uint8))
     posed = open_posed(folder)
-    with pytest.raises(UsageError, match="every pixel of the training pictures is masked"):
+    with pytest.raises(UsageError, match="every pixel of the training images is masked"):
         Pixels.of([posed.camera(0)], posed.rgba, posed.mask)
     (folder / "mask.png").unlink()
     with pytest.raises(UsageError, match=r"mask 'mask\.png' does not exist"):
@@ -451,3 +451,22 @@ def test_the_world_of_torch_ngp_needs_its_scale(tmp_path: Path) -> None:
             Views().describe(request)
     seen = posed_views(str(tmp_path), (), "torch-ngp", scale=0.8).heldout[0].c2w[:3, 3].double()
     assert torch.allclose(seen, 0.8 * cameras(8)[0, :3, 3][[1, 2, 0]], atol=1e-6)
+
+
+def test_a_view_without_its_picture_is_shown_without_it() -> None:
+    """h15: neither the figures of the view before, nor an end of the report."""
+    from xarch_pvd.evaluate.renders import renders_svg
+    from xarch_pvd.evaluate.shown import ShownViews
+
+    shown = ShownViews()
+    picture = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
+    against, with_truth = {"psnr_teacher": 30.0, "ssim_teacher": 0.9}, {"psnr": 20.0, "ssim": 0.8}
+    for there in (False, True):
+        truth = {"truth": picture} if there else {}
+        figures = with_truth if there else {}
+        shown.add(
+            {"teacher": picture, "student": 1 - picture, **truth}, {"teacher": figures, "student": against | figures}
+        )
+    svg = renders_svg(shown.samples())
+    assert svg.count("20.00 dB") == 2
+    assert svg.count("<image") == 3 + 6

@@ -65,7 +65,7 @@ def test_grids_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     record, _ = load_field_file(file)
     tensors = {k: v for k, v in record.tensors.items() if k != "color_lines.2"}
     broken = type(record)(arch="vm", options=record.options, tensors=tensors, aabb=record.aabb)
-    with pytest.raises(UsageError, match="same number and size"):
+    with pytest.raises(UsageError, match="differ in the number or size"):
         from_file(broken)
 
 

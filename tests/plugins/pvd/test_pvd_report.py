@@ -75,7 +75,7 @@ def test_renders_stand_side_by_side_with_three_error_maps(run: Path) -> None:
     shown = [s for s in json.loads((run / "eval.json").read_text())["samples"] if "png" in s]
     assert len(svg.findall(f"{space}image")) == 6 * len(shown)
     words = [t.text for t in svg.findall(f"{space}text")]
-    for title in ("picture", "teacher", "student", "student − teacher", "teacher − picture", "student − picture"):
+    for title in ("image", "teacher", "student", "student − teacher", "teacher − image", "student − image"):
         assert title in words
     figures = shown[0]["figures"]["student"]
     assert f"{figures['psnr']:.2f} dB · SSIM {figures['ssim']:.3f}" in words

@@ -149,9 +149,9 @@ def test_endings_name_formats() -> None:
     assert format_of(Path("a.npz"), None) == "voxels"
     assert format_of(Path("a.npz"), "svox2") == "svox2"
     for name, named, message in (
-        ("a.obj", None, r"\.obj, which is no known format"),
+        ("a.obj", None, r"\.obj, which is not a known format"),
         ("a.npz", "torch-ngp", r"end in \.pth"),
-        ("a.npz", "vdb", "no format is called 'vdb'"),
+        ("a.npz", "vdb", "unknown format 'vdb'"),
     ):
         with pytest.raises(UsageError, match=message):
             format_of(Path(name), named)

@@ -223,7 +223,7 @@ def test_svox2_refusals(tmp_path: Path) -> None:
         np.savez(tmp_path / "b.npz", **(good | {name: value}))
         with pytest.raises(UsageError):
             read_field(tmp_path / "b.npz")
-    with pytest.raises(UsageError, match="no form for hash"):
+    with pytest.raises(UsageError, match="does not support hash|do not support hash"):
         write_svox2_npz(FieldFile("hash", {}, {}, BOX), tmp_path / "c.npz")
 
 
@@ -247,5 +247,5 @@ def test_mesh_of_the_scene(tmp_path: Path) -> None:
     assert len(body) == 15 * count[0] + 13 * count[1]
     place = np.frombuffer(body, dtype="<f4", count=3)
     assert torch.allclose(torch.from_numpy(place.copy()), vertices[0])
-    with pytest.raises(UsageError, match="crosses"):
+    with pytest.raises(UsageError, match="never cross"):
         field_mesh(field, level=1e6, resolution=16)

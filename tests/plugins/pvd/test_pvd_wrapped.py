@@ -257,6 +257,6 @@ def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="normalised device coordinates"):
         opened(tmp_path / "t.th")
     record = FieldFile(arch="splats", options={}, tensors={}, aabb=(0, 0, 0, 1, 1, 1))
-    with pytest.raises(UsageError, match="no field of kind 'splats'"):
+    with pytest.raises(UsageError, match="unknown field kind 'splats'"):
         foreign_field(record)
     assert len(KINDS) == 10

@@ -62,7 +62,7 @@ class Progress:
         parts = [f"{self.done}/{self.total} runs done"]
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{len(self.running)} running"] if self.running else []
-        parts += [f"about {duration(self.seconds)} left"] if self.seconds is not None else []
+        parts += [f"about {duration(self.seconds)} left"] if self.seconds is not None and self.done < self.total else []
         return ", ".join(parts)
 
 

@@ -1,6 +1,6 @@
-"""Files that hold a radiance field, read into and written from one neutral record.
+"""File formats of radiance fields, converted to and from one format-independent record.
 
-Reading imports torch; registering the plugin does not import this package.
+Importing a reader imports torch; registering the plugin does not import this package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Level sizes of a torch-ngp hash table, and the growth factor a file leaves unsaid.
+"""Level sizes of a torch-ngp hash table, and the growth factor that files do not store.
 
 Source: ``GridEncoder`` of torch-ngp, as used by progressive volume distillation (arXiv 2211.15977).
 """
@@ -17,7 +17,7 @@ FINEST = (2048, 1024, 512, 4096, 256, 8192, 128)
 
 
 def offsets(levels: int, growth: float, log2_table: int, base: int = BASE) -> list[int]:
-    """First row of every level and the number of rows, ``levels + 1`` numbers."""
+    """Return the first row of every level and the total number of rows, ``levels + 1`` numbers."""
     rows = [0]
     for level in range(levels):
         side = math.ceil(base * growth**level) + 1
@@ -28,14 +28,14 @@ def offsets(levels: int, growth: float, log2_table: int, base: int = BASE) -> li
 def growth_of(
     seen: Sequence[int], bound: float, where: str, growth: float | None = None, base: int = BASE
 ) -> tuple[float, int]:
-    """(growth factor, log2 of the largest level) that give the offsets ``seen``.
+    """Return (growth factor, log2 of the largest level) that produce the offsets ``seen``.
 
     Args:
-        growth: what the user says; without it the finest resolutions of published configurations are tried, with and
-            without the factor ``bound``.
+        growth: value given by the user; otherwise the finest resolutions of published configurations are tried, with
+            and without the factor ``bound``.
 
     Raises:
-        UsageError: the offsets are not ascending, or none of the growth factors gives them.
+        UsageError: the offsets are not ascending, or no growth factor produces them.
     """
     levels = len(seen) - 1
     if levels < 1 or seen[0] != 0 or any(a >= b for a, b in itertools.pairwise(seen)):
@@ -50,11 +50,11 @@ def growth_of(
         tried = [2 ** (math.log2(f / base) / (levels - 1)) for f in finest if f > base]
         tried.append(2.0)
     for factor in tried:
-        # A table with no level at its limit has a limit that nothing shows: any larger one gives the same offsets.
+        # If no level reaches the limit, the limit is unknown: any larger one produces the same offsets.
         for log2 in (log2_table, log2_table + 1):
             if offsets(levels, factor, log2, base) == list(seen):
                 return factor, log2
     raise UsageError(
-        f"{where}: no known growth factor gives {levels} levels with offsets {list(seen)[:6]}...",
-        "say the finest resolution N the field was trained with: growth = (N / 16) ** (1 / (levels - 1))",
+        f"{where}: no known growth factor produces {levels} levels with offsets {list(seen)[:6]}...",
+        "set growth from the finest resolution N used in training: growth = (N / 16) ** (1 / (levels - 1))",
     )

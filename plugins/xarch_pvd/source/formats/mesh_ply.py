@@ -1,6 +1,6 @@
-"""A mesh of a field, ``.ply``: marching cubes at one density, each vertex coloured as seen along its normal.
+"""Mesh of a field, ``.ply``: marching cubes at a density level, with vertices coloured as seen along their normals.
 
-Needs scikit-image or PyMCubes, which no other part of xarch needs.
+Requires scikit-image or PyMCubes, which nothing else in xarch needs.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ MAX_RESOLUTION = 1024
 
 @torch.no_grad()
 def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 128) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertices [V,3] in world units, faces [F,3] (int64, outward) and colours [V,3] in [0,1].
+    """Return vertices [V,3] in world units, faces [F,3] (int64, outward) and colours [V,3] in [0,1].
 
     Args:
         level: density per world unit at the surface; 10 to 50 suit most fields.
         resolution: samples per axis over the field's box.
 
     Raises:
-        UsageError: the field is warped, nothing reaches the level, or no marching cubes is installed.
+        UsageError: the field is warped, no density reaches the level, or no marching cubes package is installed.
     """
     if field.warp != "aabb":
-        raise UsageError(f"a field with warp {field.warp} has no box a mesh could span", "convert it to one in a box")
+        raise UsageError(f"a field with warp {field.warp} has no box for a mesh", "convert it to a field in a box")
     if not 2 <= resolution <= MAX_RESOLUTION or level <= 0:
         raise UsageError(f"resolution {resolution} and level {level}, expected 2 to {MAX_RESOLUTION} and more than 0")
     line = torch.linspace(0, 1, resolution)
@@ -41,10 +41,10 @@ def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 1
     volume = sigma.view(resolution, resolution, resolution)
     if not float(volume.min()) < level < float(volume.max()):
         raise UsageError(
-            f"densities reach from {float(volume.min()):.3g} to {float(volume.max()):.3g}, none crosses {level:.3g}",
-            f"choose a level between them, such as {float(volume.max()) / 2:.3g} (--level)",
+            f"densities range from {float(volume.min()):.3g} to {float(volume.max()):.3g} and never cross {level:.3g}",
+            f"choose a level in that range, e.g. --level {float(volume.max()) / 2:.3g}",
         )
-    # A surface that runs out of the box would stay open; empty space around closes it.
+    # Pad with empty space: otherwise a surface that leaves the box would stay open.
     padded = torch.nn.functional.pad(volume, (1,) * 6)
     vertices, faces = _marching_cubes(padded.numpy(), level)
     corners = torch.from_numpy(vertices.astype(np.float32)) - 1
@@ -62,7 +62,7 @@ def field_mesh(field: RadianceField, *, level: float = 20.0, resolution: int = 1
 def write_mesh_ply(
     field: RadianceField, path: Path | str, *, level: float = 20.0, resolution: int = 128
 ) -> tuple[int, int]:
-    """Write the mesh of a field as binary PLY; returns the numbers of vertices and faces.
+    """Write the mesh of a field as binary PLY; return the numbers of vertices and faces.
 
     Raises:
         UsageError: as for :func:`field_mesh`, or the file cannot be written.
@@ -100,11 +100,14 @@ def _marching_cubes(volume: np.ndarray, level: float) -> tuple[np.ndarray, np.nd
         except ImportError:
             continue
         return found[0], found[1]
-    raise UsageError("a mesh needs marching cubes, and none is installed", 'pip install "xarch[mesh]" (scikit-image)')
+    raise UsageError(
+        "writing a mesh needs a marching cubes package, but none is installed",
+        'pip install "xarch[mesh]" (scikit-image)',
+    )
 
 
 def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals [V,3], faces weighted by their area."""
+    """Return unit normals [V,3], with faces weighted by area."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     across = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)
@@ -114,7 +117,7 @@ def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def _slope(volume: Tensor, corners: Tensor) -> Tensor:
-    """Direction [V,3] in which the density rises, at points given in samples."""
+    """Return the direction [V,3] of increasing density at points in sample coordinates."""
     padded = torch.nn.functional.pad(volume, (2,) * 6)
     at = corners.round().long().clamp(-1, volume.shape[0]) + 2
     x, y, z = at.unbind(-1)

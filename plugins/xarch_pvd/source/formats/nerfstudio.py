@@ -1,6 +1,6 @@
-"""Checkpoints of nerfstudio, ``step-*.ckpt``, trained with its torch backend: read.
+"""Reader of nerfstudio checkpoints, ``step-*.ckpt``, trained with its torch backend.
 
-A table of ``step``, ``pipeline`` (the state dict) and optimiser states. The field lies under ``_model.field.`` (vanilla
+A dict of ``step``, ``pipeline`` (the state dict) and optimiser states. The field lies under ``_model.field.`` (vanilla
 NeRF: ``_model.field_fine.``), and tensors keep their names without that prefix:
 
 * ``nerfstudio-hash`` (instant-ngp, nerfacto): ``mlp_base.model.0.hash_table`` [L*2^T, F], every level hashed,
@@ -18,8 +18,8 @@ NeRF: ``_model.field_fine.``), and tensors keep their names without that prefix:
   is relu of the sum. Options ``resolution, app_dim, feature_frequencies, feature_exponent, direction_frequencies,
   direction_exponent``; encodings as above without x; the head reads (features, direction, both encodings).
 
-``config.yml`` beside the checkpoint is YAML of pickled objects; it is read as plain data for the few numbers that the
-state dict lacks. The world is nerfstudio's; ``details["dataparser"]`` holds the transform and scale that lead to it.
+``config.yml`` beside the checkpoint is YAML of Python objects, read as plain data for the few numbers missing from the
+state dict. The world is nerfstudio's; ``details["dataparser"]`` holds the transform and scale that map to it.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ COLOURS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 
 
 def is_nerfstudio(loaded: Mapping[str, Any]) -> bool:
-    """Whether a loaded checkpoint is one of nerfstudio's."""
+    """Return whether a loaded checkpoint is from nerfstudio."""
     pipeline = loaded.get("pipeline")
     return isinstance(pipeline, Mapping) and any(str(k).startswith("_model.") for k in pipeline)
 
 
 def last_checkpoint(path: Path) -> Path:
-    """The checkpoint of the highest step below a folder; a file is returned as it is.
+    """Return the checkpoint with the highest step in a folder; a file is returned unchanged.
 
     Raises:
-        UsageError: the folder has none.
+        UsageError: the folder has no checkpoint.
     """
     if not path.is_dir():
         return path
     found = sorted([*path.glob("step-*.ckpt"), *path.glob("nerfstudio_models/step-*.ckpt")], key=lambda p: p.name)
     if not found:
-        raise UsageError(f"{path} holds no step-*.ckpt, neither directly nor in nerfstudio_models/")
+        raise UsageError(f"{path} contains no step-*.ckpt, neither directly nor in nerfstudio_models/")
     return found[-1]
 
 
 def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
-    """The same for a checkpoint that has been loaded."""
+    """Convert a loaded checkpoint to a record."""
     if not is_nerfstudio(loaded):
-        raise UsageError(f"{path} is no nerfstudio checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
+        raise UsageError(f"{path} is not a nerfstudio checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
     pipeline = {str(k).removeprefix("_model."): v for k, v in loaded["pipeline"].items()}
     flat = sorted(k for k in pipeline if k.endswith(("tcnn_encoding.params", "mlp_base.model.params", "mlp.params")))
     if any(k.startswith(("field.", "field_fine.")) for k in flat):
@@ -91,7 +91,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
         if (found := read(tensors, pipeline, model, str(path))) is not None:
             return FieldFile(background=background, details=details, **found)
     raise UsageError(
-        f"{path} holds none of instant-ngp, nerfacto, vanilla NeRF, tensorf; it has "
+        f"{path} is not an instant-ngp, nerfacto, vanilla NeRF or tensorf model; it has "
         f"{', '.join(sorted({k.split('.')[0] for k in pipeline})[:8])}"
     )
 
@@ -102,7 +102,7 @@ def _hash(
     tables = [name for name in tensors if name.endswith("hash_table") and name.startswith("mlp_base")]
     if not tables:
         return None
-    # Older versions put both parts directly under mlp_base.
+    # Older versions have both parts directly under mlp_base.
     if tables[0] != "mlp_base.model.0.hash_table":
         old = tables[0].removesuffix("0.hash_table")
         tensors = {n.replace(old, "mlp_base.model.", 1) if n.startswith(old) else n: t for n, t in tensors.items()}
@@ -122,7 +122,9 @@ def _hash(
         zeros = torch.zeros(extra)
         kept["appearance"] = embedding.mean(dim=0) if averaged and embedding is not None else zeros
         if kept["appearance"].shape != (extra,):
-            raise UsageError(f"{where}: mlp_head reads {extra} appearance values, the embedding has others")
+            raise UsageError(
+                f"{where}: mlp_head reads {extra} appearance values, but the embedding has a different width"
+            )
     elif extra < 0:
         raise UsageError(f"{where}: mlp_head reads {head[0].shape[1]} values, expected at least {16 + geometry}")
     contracted = not bool(model.get("disable_scene_contraction", False))
@@ -205,7 +207,7 @@ def _factored(
 
 
 def _occupancy(pipeline: Mapping[str, Any], box: tuple[float, ...]) -> Tensor | None:
-    """The finest level of nerfacc's grid, which spans the box itself when nothing is contracted."""
+    """Return the finest level of nerfacc's grid, which spans the box itself without contraction."""
     grid = pipeline.get("occupancy_grid.binaries")
     if not isinstance(grid, Tensor) or grid.ndim != 4 or grid.numel() > 1 << 30 or not bool(grid[0].any()):
         return None
@@ -248,5 +250,7 @@ def _dataparser(path: Path) -> dict[str, Any] | None:
                 rows = [[float(v) for v in row] for row in said["transform"]]
                 return {"transform": rows, "scale": float(said["scale"])}
             except (ValueError, TypeError, KeyError) as e:
-                raise UsageError(f"{file} cannot be read: {e}", "wanted {transform: 3x4 numbers, scale: number}") from e
+                raise UsageError(
+                    f"{file} cannot be read: {e}", "expected {transform: 3x4 numbers, scale: number}"
+                ) from e
     return None

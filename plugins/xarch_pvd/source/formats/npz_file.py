@@ -1,4 +1,4 @@
-"""Reading ``.npz`` archives whose headers are checked before anything is unpacked."""
+"""Reader of ``.npz`` archives that checks headers before unpacking, and a writer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 from xarch import UsageError
 
 MAX_BYTES = 8 << 30
-"""Unpacked bytes of the arrays that are asked for; a dense 512^3 grid with 27 colour values in half precision fits."""
+"""Limit on unpacked bytes of the wanted arrays; fits a dense 512^3 grid with 27 half-precision colour values."""
 
 
 def read_npz(path: Path, wanted: Collection[str], *, limit: int = MAX_BYTES) -> dict[str, np.ndarray]:
-    """Those arrays of ``wanted`` that the archive holds.
+    """Read those arrays of ``wanted`` that the archive contains.
 
     Raises:
-        UsageError: no archive, damaged, a header that does not fit its data, pickled objects, or too large.
+        UsageError: the file is not an archive, is damaged or too large, holds pickled objects, or has a header that
+            contradicts its data.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
@@ -40,7 +41,9 @@ def read_npz(path: Path, wanted: Collection[str], *, limit: int = MAX_BYTES) -> 
                     raise UsageError(f"{path}: {name} holds {dtype}, expected plain numbers")
                 size = int(np.prod(shape, dtype=object)) * dtype.itemsize
                 if size + header_bytes != member.file_size:
-                    raise UsageError(f"{path}: {name} says {size} bytes, {member.file_size - header_bytes} are stored")
+                    raise UsageError(
+                        f"{path}: {name} declares {size} bytes, but {member.file_size - header_bytes} are stored"
+                    )
                 total += size
                 if total > limit:
                     raise UsageError(f"{path} unpacks to more than {limit} bytes")
@@ -49,16 +52,16 @@ def read_npz(path: Path, wanted: Collection[str], *, limit: int = MAX_BYTES) -> 
     except UsageError:
         raise
     except Exception as e:
-        # A cut archive, a damaged stream, a header that is no header: each raises what it likes.
+        # Truncated archives, damaged streams and invalid headers all raise different exceptions.
         raise UsageError(f"{path} cannot be read: {e}", "download or recreate the file") from e
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"{path}: {name} holds values that are not finite")
+            raise UsageError(f"{path}: {name} has non-finite values")
     return arrays
 
 
 def names(path: Path) -> frozenset[str]:
-    """Names of the arrays in an archive, without reading one; empty when it is no archive."""
+    """Return the names of the arrays in an archive without reading them; empty if it is not an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return frozenset(n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy"))
@@ -76,7 +79,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a compressed archive; the file appears whole.
+    """Write a compressed archive atomically.
 
     Raises:
         UsageError: the disk is full or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Occupancy grids between files: Morton bit fields, cascades, boxes that differ."""
+"""Conversion of occupancy grids between files: Morton bit fields, cascades, different boxes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 MERGED_SIDE = 256
-"""Largest side of the grid that cascades are merged into (16 MiB of bool)."""
+"""Largest side of a grid merged from cascades (16 MiB of bool)."""
 
 
 def morton(side: int) -> Tensor:
-    """Morton index of every cell, int64 [side,side,side] in xyz order; bits are interleaved x, y, z from the lowest."""
+    """Return the Morton index of every cell, int64 [side,side,side] in xyz order, lowest bit x."""
     bits = max(1, (side - 1).bit_length())
     line = torch.arange(side)
     spread = sum((((line >> b) & 1) << (3 * b) for b in range(bits)), torch.zeros_like(line))
@@ -21,13 +21,13 @@ def morton(side: int) -> Tensor:
 
 
 def unpack_bits(field: Tensor, cascades: int, side: int) -> Tensor:
-    """bool [C,X,Y,Z] of torch-ngp's bit field, uint8 [C*side^3/8], lowest bit first, Morton order."""
+    """Unpack torch-ngp's bit field, uint8 [C*side^3/8], lowest bit first, Morton order, to bool [C,X,Y,Z]."""
     bits = (field.view(cascades, -1, 1).int() >> torch.arange(8)) & 1
     return bits.view(cascades, -1)[:, morton(side)].to(torch.bool)
 
 
 def pack_bits(grids: Tensor) -> Tensor:
-    """The inverse of :func:`unpack_bits`."""
+    """Invert :func:`unpack_bits`."""
     cascades, side = grids.shape[0], grids.shape[1]
     flat = torch.zeros(cascades, side**3, dtype=torch.int64)
     flat[:, morton(side).flatten()] = grids.reshape(cascades, -1).to(torch.int64)
@@ -36,23 +36,23 @@ def pack_bits(grids: Tensor) -> Tensor:
 
 
 def to_morton(grids: Tensor) -> Tensor:
-    """Values [C,X,Y,Z] in torch-ngp's order [C, side^3]."""
+    """Reorder values [C,X,Y,Z] to torch-ngp's order [C, side^3]."""
     flat = torch.empty(grids.shape[0], grids[0].numel(), dtype=grids.dtype)
     flat[:, morton(grids.shape[1]).flatten()] = grids.flatten(1)
     return flat
 
 
 def any_over(grid: Tensor, box: Sequence[float], other: Sequence[float], shape: Sequence[int]) -> Tensor:
-    """bool of ``shape`` over the box ``other``: True where any occupied cell of ``grid`` over ``box`` overlaps.
+    """Resample to bool of ``shape`` over box ``other``: True where an occupied cell of ``grid`` over ``box`` overlaps.
 
-    Nothing that was occupied gets lost; what lies outside ``box`` is empty. Boxes are (x0, y0, z0, x1, y1, z1).
+    Occupied space is never lost; everything outside ``box`` is empty. Boxes are (x0, y0, z0, x1, y1, z1).
     """
     result = grid.to(torch.int32)
     for axis in range(3):
         count, low, high = grid.shape[axis], box[axis], box[axis + 3]
         edges = torch.linspace(other[axis], other[axis + 3], shape[axis] + 1, dtype=torch.float64)
         place = (edges - low) / (high - low) * count
-        # Cells that only touch at an edge do not overlap; rounding must not make them.
+        # Cells that only touch at an edge do not overlap; guard against rounding.
         first = torch.floor(place[:-1] + 1e-6).clamp(0, count).long()
         last = torch.ceil(place[1:] - 1e-6).clamp(0, count).long()
         total = torch.cumsum(result, dim=axis, dtype=torch.int32)
@@ -63,7 +63,7 @@ def any_over(grid: Tensor, box: Sequence[float], other: Sequence[float], shape: 
 
 
 def cubic(grid: Tensor) -> Tensor:
-    """bool [H,H,H] over the same box from a grid [X,Y,Z]; nothing that was occupied gets lost."""
+    """Resample a grid [X,Y,Z] to bool [H,H,H] over the same box; occupied space is never lost."""
     side = min(max(grid.shape), MERGED_SIDE)
     if tuple(grid.shape) == (side,) * 3:
         return grid
@@ -81,7 +81,7 @@ def cascade_box(level: int, bound: float) -> tuple[float, float, float, float, f
 
 
 def merge_cascades(grids: Tensor, bound: float, box: Sequence[float]) -> Tensor:
-    """bool [H,H,H] over ``box`` from torch-ngp's cascades [C,side,side,side]: occupied in any of them."""
+    """Merge torch-ngp's cascades [C,side,side,side] to bool [H,H,H] over ``box``: occupied in any of them."""
     side = grids.shape[1]
     if grids.shape[0] == 1 and tuple(box) == cascade_box(0, bound):
         return grids[0]
@@ -94,6 +94,6 @@ def merge_cascades(grids: Tensor, bound: float, box: Sequence[float]) -> Tensor:
 
 
 def split_cascades(grid: Tensor, box: Sequence[float], bound: float, side: int) -> Tensor:
-    """bool [C,side,side,side] for torch-ngp from one grid over ``box``."""
+    """Split a grid over ``box`` into torch-ngp's cascades, bool [C,side,side,side]."""
     levels = cascade_count(bound)
     return torch.stack([any_over(grid, box, cascade_box(k, bound), (side,) * 3) for k in range(levels)])

@@ -1,4 +1,4 @@
-"""Reading the pickles that radiance-field programs write: tensors and plain containers, nothing else."""
+"""Reader of pickles written by radiance-field programs; accepts only tensors and plain containers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from torch import Tensor
 from xarch import UsageError
 
 MAX_PICKLE_BYTES = 64 << 20
-"""Largest pickle stream inside an archive; the bytes of tensors are not part of it."""
+"""Largest pickle stream inside an archive, excluding the bytes of tensors."""
 MAX_LEGACY_BYTES = 8 << 30
 SHARING = 4
-"""How often the same bytes may be named before a file counts as a bomb of expanded tensors."""
+"""How often the same bytes may be referenced before a file is rejected as a decompression bomb."""
 
 
 def read_pickle(path: Path, *, allow_pickle: bool) -> Mapping[str, Any]:
-    """The top-level table of a ``.pth``, ``.th`` or ``.ckpt``.
+    """Read the top-level dict of a ``.pth``, ``.th`` or ``.ckpt``.
 
-    ``torch.load(weights_only=True)`` with numpy's plain arrays and scalars added to what it accepts: TensoRF stores
-    its alpha mask as one. No unsafe way of reading is ever tried.
+    Uses ``torch.load(weights_only=True)``, extended to numpy's plain arrays and scalars: TensoRF stores its alpha mask
+    as an array. There is no unsafe fallback.
 
     Raises:
-        UsageError: not allowed, damaged, holds more than tensors and plain values, or is no table.
+        UsageError: reading is not allowed, or the file is damaged, is not a dict, or holds more than tensors and plain
+            values.
     """
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
     if not allow_pickle:
         raise UsageError(
-            f"{path} is a pickle, and reading a pickle can run code",
-            "add `--allow-pickle` (option allow_pickle) if you trust its author: it is then read by "
-            "torch.load(weights_only=True), which builds tensors and plain values only",
+            f"{path} is a pickle, and loading a pickle can execute code",
+            "add `--allow-pickle` (option allow_pickle) if you trust its author: it is then loaded with "
+            "torch.load(weights_only=True), which creates only tensors and plain values",
         )
     archive = zipfile.is_zipfile(path)
     _check_size(path, archive)
@@ -43,25 +44,25 @@ def read_pickle(path: Path, *, allow_pickle: bool) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(_numpy_globals()):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as e:
-        # A refused global, a cut archive or an index error inside a hostile stream all end here.
+        # A rejected global, a truncated archive and an index error in a hostile stream all end up here.
         lines = [line for line in str(e).splitlines() if "nsupported" in line or "GLOBAL" in line] or [str(e)]
         raise UsageError(
             f"{path} was refused: {' '.join(lines[0].split())[:300] or type(e).__name__}",
-            "no unsafe way of reading it is tried; ask its author for a checkpoint of tensors",
+            "unsafe loading is not supported; ask its author for a checkpoint that holds only tensors",
         ) from e
     if not isinstance(loaded, Mapping):
-        raise UsageError(f"{path} holds a {type(loaded).__name__}, expected a table of tensors")
+        raise UsageError(f"{path} holds a {type(loaded).__name__}, expected a dict of tensors")
     return loaded
 
 
 def tensors_of(table: Any, path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors below ``prefix`` (cut off their names), in memory of their own; floats become float32.
+    """Copy the tensors under ``prefix``, which is removed from their names; floats become float32.
 
     Raises:
-        UsageError: they need more memory than the file can hold.
+        UsageError: they need more memory than the file can account for.
     """
     if not isinstance(table, Mapping):
-        raise UsageError(f"{path}: expected a table of tensors, found a {type(table).__name__}")
+        raise UsageError(f"{path}: expected a dict of tensors, found a {type(table).__name__}")
     kept = {
         name[len(prefix) :]: value
         for name, value in table.items()
@@ -69,12 +70,12 @@ def tensors_of(table: Any, path: Path, prefix: str = "") -> dict[str, Tensor]:
     }
     needed = sum(t.numel() * t.element_size() for t in kept.values())
     if needed > SHARING * path.stat().st_size:
-        raise UsageError(f"{path}: its tensors would need {needed} bytes, the file has {path.stat().st_size}")
+        raise UsageError(f"{path}: its tensors would need {needed} bytes, but the file has {path.stat().st_size}")
     for name, tensor in kept.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             raise UsageError(f"{path}: {name} is stored as {tensor.layout} {tensor.dtype}, expected a plain tensor")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UsageError(f"{path}: {name} holds values that are not finite")
+            raise UsageError(f"{path}: {name} has non-finite values")
     return {n: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for n, t in kept.items()}
 
 
@@ -82,7 +83,7 @@ def _check_size(path: Path, archive: bool) -> None:
     size = path.stat().st_size
     if not archive:
         if size > MAX_LEGACY_BYTES:
-            raise UsageError(f"{path} has {size} bytes in one pickle stream, at most {MAX_LEGACY_BYTES} are read")
+            raise UsageError(f"{path} has {size} bytes in one pickle stream, but the limit is {MAX_LEGACY_BYTES}")
         return
     try:
         with zipfile.ZipFile(path) as opened:
@@ -90,13 +91,15 @@ def _check_size(path: Path, archive: bool) -> None:
     except zipfile.BadZipFile as e:
         raise UsageError(f"{path} is damaged: {e}", "download or recreate the file") from e
     if sum(m.file_size for m in members) > size:
-        raise UsageError(f"{path} unpacks to more than its own size", "torch does not write such files; do not use it")
+        raise UsageError(
+            f"{path} unpacks to more than its own size", "torch does not write such files; do not use this one"
+        )
     if sum(m.file_size for m in members if m.filename.endswith(".pkl")) > MAX_PICKLE_BYTES:
-        raise UsageError(f"{path} holds a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB besides its tensors")
+        raise UsageError(f"{path} has a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB besides its tensors")
 
 
 def _numpy_globals() -> list[Any]:
-    """Arrays and scalars of plain numbers, under the names numpy 1 and numpy 2 pickle them by."""
+    """Return the globals of plain arrays and scalars, under the names that numpy 1 and numpy 2 pickle."""
     from numpy._core.multiarray import _reconstruct, scalar
 
     kinds = ("bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")

@@ -1,4 +1,4 @@
-"""YAML written by ``yaml.dump`` of Python objects, read as plain data: no tag ever builds anything."""
+"""Reader of YAML dumps of Python objects as plain data: no tag ever constructs an object."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
 def read_plain_yaml(path: Path) -> dict[str, Any]:
-    """The document as nested dicts, lists, strings and numbers.
+    """Read a document as nested dicts, lists, strings and numbers.
 
     Raises:
-        UsageError: too large, or no YAML mapping.
+        UsageError: the file is too large or is not a YAML mapping.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path} has more than {MAX_BYTES} bytes, which no nerfstudio config has")
+        raise UsageError(f"{path} has more than {MAX_BYTES} bytes, too large for a nerfstudio config")
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as e:

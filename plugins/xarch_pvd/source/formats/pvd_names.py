@@ -1,4 +1,4 @@
-"""Names of tensors in torch-ngp and PVD checkpoints, and in xarch."""
+"""Mapping of tensor names between torch-ngp or PVD checkpoints and xarch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ RENAMED = (
 
 
 def to_xarch(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The field's own tensors under xarch's names; grids, counters and boxes are left out."""
+    """Return the field's tensors under xarch's names, without grids, counters and boxes."""
     named = {new + key[len(old) :]: t for key, t in tensors.items() for old, new in RENAMED if key.startswith(old)}
     if "tensor_volume.0" in tensors:
         volume = tensors["tensor_volume.0"]
-        # grid_sample reads x from the last axis and the authors pass points as they are, so their axes are z, y, x.
+        # grid_sample reads x from the last axis and the authors pass points unchanged, so their axes are z, y, x.
         named["volume"] = volume.permute(0, 1, 4, 3, 2)[0].contiguous() if volume.ndim == 5 else volume
     return named
 
 
 def to_torch_ngp(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`to_xarch`."""
+    """Invert :func:`to_xarch`."""
     named = {old + key[len(new) :]: t for key, t in tensors.items() for old, new in RENAMED if key.startswith(new)}
     if "volume" in tensors:
         named["tensor_volume.0"] = tensors["volume"].permute(0, 3, 2, 1)[None].contiguous()

@@ -1,25 +1,25 @@
-"""Checkpoints of torch-ngp and of progressive volume distillation (PVD), ``.pth``: read and write.
+"""Reader and writer of torch-ngp and progressive volume distillation (PVD) checkpoints, ``.pth``.
 
-A table with ``model`` (the state dict) and ``epoch``, ``global_step``, ``stats``, ``mean_count``, ``mean_density``,
-for factored tensors ``resolution``. The architecture is told from the names in the state dict:
+A dict with ``model`` (the state dict), ``epoch``, ``global_step``, ``stats``, ``mean_count`` and ``mean_density``, and
+``resolution`` for factored tensors. The architecture is recognised from the names in the state dict:
 
 * ``encoder.embeddings`` and ``encoder.offsets``: ``hash``; options ``levels, features, base, finest, log2_size, sizes``
   (rows of each level), ``hidden``;
-* ``nerf_mlp.i``: ``mlp`` in the box ±1, ``torch-ngp-mlp`` in another, because its encoding reads world coordinates;
+* ``nerf_mlp.i``: ``mlp`` in the box ±1, ``torch-ngp-mlp`` in others, because its encoding reads world coordinates;
   options ``frequencies, width, layers, output, skip`` (the layer that reads the encoding again, 0 for none);
 * ``sigma_mat.i``: ``vm`` and ``sigma_vec.i`` without it: ``cp``, if the colour net reads spherical harmonics and the
   features; options ``resolution`` (a number, or three), ``density_rank, colour_rank, feature_clip``; torch-ngp's own
   models encode 27 features and the direction by frequencies (2 each, sin and cos interleaved): ``torch-ngp-vm`` and
-  ``torch-ngp-cp`` with ``feature_frequencies`` and ``direction_frequencies`` besides;
+  ``torch-ngp-cp`` with additional options ``feature_frequencies`` and ``direction_frequencies``;
 * ``tensor_volume.0``: ``tensors``; options ``resolution, degree``.
 
-All have ``degree``, where a direction is encoded by spherical harmonics (degree² values), and, but for ``tensors``,
-``geometry``, the number of features besides the density.
+All have ``degree`` where directions are encoded by spherical harmonics (degree² values), and all except ``tensors``
+have ``geometry``, the number of features besides the density.
 
-What these files do not say is taken from their programs: PVD (14 levels, and everything it adds) clips the raw
-density to [-2, 7], and with it the features of ``vm``; torch-ngp clips nothing. xarch writes both, the background and
-the growth factor into an entry ``xarch`` that the programs ignore. A ``cp`` field is written in torch-ngp's names with
-the head of this record, which no other program has.
+Values missing from these files follow their programs: PVD (14 levels, and everything it adds) clips the raw density to
+[-2, 7], and with it the features of ``vm``; torch-ngp clips nothing. xarch writes both clips, the background and the
+growth factor to an entry ``xarch`` that the programs ignore. A ``cp`` field is written with torch-ngp's names and the
+head of this record, which no other program supports.
 
 The world is that of the file: for Blender-style data torch-ngp permutes the axes to (y, z, x) and scales the cameras;
 see ``PosedImages.to_torch_ngp``.
@@ -54,34 +54,35 @@ from xarch_pvd.source.formats.record import FieldFile, chain, need, number, numb
 CLIP = (-2.0, 7.0)
 PVD_LEVELS = 14
 DENSE = 20.0
-"""Density written into occupied cells: above every threshold the programs use (at most 10)."""
+"""Density written to occupied cells: above every threshold that the programs use (at most 10)."""
 MAX_SIDE, MAX_BOUND = 512, 32768.0
 
 
 def is_torch_ngp(loaded: Mapping[str, Any]) -> bool:
-    """Whether a loaded checkpoint has the box and the tensors of one of these programs."""
+    """Return whether a loaded checkpoint has the box and the tensors of one of these programs."""
     model = loaded.get("model", loaded)
     known = ("encoder.embeddings", "nerf_mlp.0.weight", "sigma_mat.0", "sigma_vec.0", "tensor_volume.0")
     return isinstance(model, Mapping) and "aabb_train" in model and any(k in model for k in known)
 
 
 def read_pvd_pth(path: Path | str, *, allow_pickle: bool = False, growth: float | None = None) -> FieldFile:
-    """The field of a torch-ngp or PVD checkpoint.
+    """Read the field of a torch-ngp or PVD checkpoint.
 
     Args:
-        growth: factor from one level of a hash table to the next, where the file was trained with an unusual one.
+        growth: growth factor between levels of a hash table, if the file was trained with an unusual one.
 
     Raises:
-        UsageError: not allowed, damaged, no such checkpoint, or shapes that do not fit one another.
+        UsageError: pickles are not allowed, or the file is damaged, is not such a checkpoint, or has inconsistent
+            shapes.
     """
     path = Path(path)
     return from_loaded(read_pickle(path, allow_pickle=allow_pickle), path, growth=growth)
 
 
 def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None = None) -> FieldFile:
-    """The same for a checkpoint that has been loaded."""
+    """Convert a loaded checkpoint to a record."""
     if not is_torch_ngp(loaded):
-        raise UsageError(f"{path} is no torch-ngp checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
+        raise UsageError(f"{path} is not a torch-ngp checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
     state = tensors_of(loaded.get("model", loaded), path)
     said = loaded.get("xarch")
     notes: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
@@ -97,7 +98,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
     base = int(number(notes, "base", hash_levels.BASE, where))
     arch, options = _describe(tensors, state, where, bound, growth, base)
     if "encoder.table" in tensors or "trunk.0.weight" in tensors:
-        # These span the cube of the bound; a smaller box only says where points are drawn.
+        # These span the cube of the bound; a smaller box only limits where points are sampled.
         box = (-bound, -bound, -bound, bound, bound, bound)
     paper = arch in ("mlp", "torch-ngp-mlp", "vm", "tensors") or options.get("levels") == PVD_LEVELS
     clip = _pair(notes.get("sigma_clip", CLIP if paper else None), f"{where}: sigma_clip")
@@ -118,7 +119,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
             "format": "torch-ngp",
             "step": _count(loaded.get("global_step")),
             "cascades": cascade_count(bound),
-            # A file that xarch wrote keeps the world of its pictures; the programs themselves turn and scale it.
+            # A file written by xarch keeps the world of its images; the programs themselves rotate and scale it.
             "world": "folder" if said is not None else "torch-ngp",
             "ignored": ignored,
         },
@@ -126,16 +127,16 @@ def from_loaded(loaded: Mapping[str, Any], path: Path, *, growth: float | None =
 
 
 def write_pvd_pth(record: FieldFile, path: Path | str, *, grid_side: int = 128) -> None:
-    """Write a field so that PVD or torch-ngp loads it.
+    """Write a field so that PVD or torch-ngp can load it.
 
     Raises:
-        UsageError: the architecture or warp has no form there, or the file cannot be written.
+        UsageError: the architecture or warp is not supported there, or the file cannot be written.
     """
     path = Path(path)
     known = ("hash", "mlp", "vm", "cp", "tensors", "torch-ngp-mlp", "torch-ngp-vm", "torch-ngp-cp")
     if record.arch not in known or record.warp != "aabb":
         raise UsageError(
-            f"torch-ngp has no form for {record.arch} with warp {record.warp}",
+            f"torch-ngp does not support {record.arch} with warp {record.warp}",
             "convert it to hash, mlp, vm or tensors first",
         )
     bound = record.bound
@@ -242,7 +243,9 @@ def _trunk(tensors: Mapping[str, Tensor], where: str) -> tuple[int, dict[str, An
         if i and weight.shape[1] == wide + encoded and not skip:
             skip = i
         elif i and weight.shape[1] != weights[i - 1].shape[0]:
-            raise UsageError(f"{where}: nerf_mlp.{i} reads {weight.shape[1]} values, {weights[i - 1].shape[0]} come in")
+            raise UsageError(
+                f"{where}: nerf_mlp.{i} reads {weight.shape[1]} values, but its input has {weights[i - 1].shape[0]}"
+            )
     options = {"frequencies": (encoded - 3) // 6, "width": wide, "layers": len(weights), "skip": skip}
     options["output"] = weights[-1].shape[0]
     return weights[-1].shape[0], options
@@ -251,7 +254,7 @@ def _trunk(tensors: Mapping[str, Tensor], where: str) -> tuple[int, dict[str, An
 def _factored(tensors: Mapping[str, Tensor], where: str) -> tuple[str, dict[str, Any]]:
     planes = "sigma_planes.0" in tensors
     kinds: dict[str, list[int]] = {}
-    # Line m runs along axis 2 - m; plane m spans the other two, the higher axis first.
+    # Line m runs along axis 2 - m; plane m spans the other two axes, higher axis first.
     resolution = [need(tensors, f"sigma_lines.{2 - axis}", where, (1, None, None, 1)).shape[2] for axis in range(3)]
     for kind in ("sigma", "color"):
         kinds[kind] = []
@@ -271,7 +274,7 @@ def _factored(tensors: Mapping[str, Tensor], where: str) -> tuple[str, dict[str,
     }
     arch = "vm" if planes else "cp"
     width = chain(tensors, "color_net", where)[0].shape[1]
-    # A file whose 27 features and direction are encoded by 2 frequencies each reads 27 * 5 + 3 * 5 = 150 values.
+    # With 27 features and the direction encoded by 2 frequencies each, the net reads 27 * 5 + 3 * 5 = 150 values.
     if width == features * 5 + 15:
         extra = {"feature_frequencies": 2, "direction_frequencies": 2, "geometry": features}
         return f"torch-ngp-{arch}", options | extra
@@ -284,8 +287,8 @@ def _head(tensors: Mapping[str, Tensor], where: str, geometry: int) -> dict[str,
     degree = math.isqrt(max(basis, 0))
     if basis < 1 or degree**2 != basis or layers[-1].shape[0] != 3:
         raise UsageError(
-            f"{where}: color_net reads {layers[0].shape[1]} and gives {layers[-1].shape[0]} values, expected degree² + "
-            f"{geometry} and 3"
+            f"{where}: color_net reads {layers[0].shape[1]} and returns {layers[-1].shape[0]} values, expected "
+            f"degree² + {geometry} and 3"
         )
     return {"degree": degree, "geometry": geometry}
 
@@ -323,13 +326,13 @@ def _growth(options: Mapping[str, Any]) -> float:
 
 
 def _finest(base: int, growth: float, levels: int) -> float:
-    """Whole where the growth factor came from a whole number: rounding must not move a level across a border."""
+    """Return an integer if the growth factor came from one: rounding must not move a level across a boundary."""
     finest = base * growth ** (levels - 1)
     return float(round(finest)) if abs(finest - round(finest)) < 1e-6 * finest else finest
 
 
 def _one(values: Sequence[int]) -> int | list[int]:
-    """One number where all are equal."""
+    """Return a single number if all are equal."""
     return int(values[0]) if len(set(values)) == 1 else [int(v) for v in values]
 
 

@@ -1,4 +1,4 @@
-"""Reading a field from a file of whatever program it comes from."""
+"""Recognition of field file formats."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KNOWN = (
 
 
 def recognise(path: Path | str) -> str:
-    """ "pickle", "svox2" or "voxels", told from the content; which program wrote a pickle shows when it is read.
+    """Return "pickle", "svox2" or "voxels" from the content; the origin of a pickle is known only after loading.
 
     Raises:
-        UsageError: nothing is there, or none of the known formats.
+        UsageError: the file does not exist or its format is unknown.
     """
     path = nerfstudio.last_checkpoint(Path(path))
     if not path.is_file():
@@ -34,21 +34,23 @@ def recognise(path: Path | str) -> str:
     with open(path, "rb") as f:
         head = f.read(4)
     if head[:3] == b"ply":
-        raise UsageError(f"{path} is a point cloud or mesh, which holds no radiance field", f"read are {KNOWN}")
+        raise UsageError(
+            f"{path} is a point cloud or mesh, which contains no radiance field", f"supported formats: {KNOWN}"
+        )
     if not members and (head[:2] == b"PK" or head[:1] == b"\x80"):
         return "pickle"
     seen = f"an archive of {', '.join(sorted(members)[:8])}" if members else f"a file that starts with {head!r}"
-    raise UsageError(f"{path} is {seen}, no radiance field that is known", f"read are {KNOWN}")
+    raise UsageError(f"{path} is {seen}, not a known radiance field format", f"supported formats: {KNOWN}")
 
 
 def read_field(path: Path | str, *, allow_pickle: bool = False) -> FieldFile:
-    """The field of a file.
+    """Read the field of a file.
 
     Args:
-        allow_pickle: whether checkpoints that are pickles may be read, by ``torch.load(weights_only=True)``.
+        allow_pickle: whether pickled checkpoints may be read, with ``torch.load(weights_only=True)``.
 
     Raises:
-        UsageError: no known format, damaged, or a pickle that is not allowed.
+        UsageError: the format is unknown, the file is damaged, or it is a pickle and pickles are not allowed.
     """
     path = nerfstudio.last_checkpoint(Path(path))
     kind = recognise(path)
@@ -65,6 +67,6 @@ def read_field(path: Path | str, *, allow_pickle: bool = False) -> FieldFile:
         if fits(loaded):
             return read(loaded, path)
     raise UsageError(
-        f"{path} is a checkpoint of no known program: it holds {', '.join(map(str, list(loaded)[:8]))}",
-        f"read are {KNOWN}",
+        f"{path} is a checkpoint of an unknown program: it holds {', '.join(map(str, list(loaded)[:8]))}",
+        f"supported formats: {KNOWN}",
     )

@@ -1,4 +1,4 @@
-"""The neutral record between a file and a module."""
+"""Format-independent record of a field, between its file and its module."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ WARPS = ("aabb", "contract_inf", "contract_l2", "ndc")
 
 @dataclass(frozen=True, slots=True)
 class FieldFile:
-    """A radiance field as its file describes it, before any module exists.
+    """A radiance field as described by its file, before its module is built.
 
     Attributes:
         arch: one of xarch's own (``hash``, ``mlp``, ``vm``, ``cp``, ``hash+vm``, ``tensors``), ``edited``, or a foreign
             variant (``torch-ngp-mlp``, ``torch-ngp-vm``, ``torch-ngp-cp``, ``tensorf-vm``, ``tensorf-cp``,
             ``nerfstudio-hash``, ``nerfstudio-vanilla``, ``nerfstudio-vm``, ``nerfstudio-cp``, ``svox2``).
-        options: what the architecture needs besides its tensors; JSON-able, keys in the docstring of each format.
+        options: JSON-compatible settings of the architecture besides its tensors; see the docstring of each format.
         tensors: float32 unless a format says otherwise. xarch's own archs use these names:
             hash: ``encoder.table`` [n,F], ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
             mlp: ``trunk.{i}.weight``, ``trunk.{i}.bias``, ``sigma_net.{i}.weight``, ``color_net.{i}.weight``;
@@ -32,12 +32,12 @@ class FieldFile:
             c = 2, 1, 0; cp: the same without planes; hash+vm: those of both; tensors: ``volume`` [C,X,Y,Z].
             Foreign variants keep the names of their own code, without its prefix.
         aabb: (x0, y0, z0, x1, y1, z1) in the file's world.
-        warp: how world points enter the field, one of ``WARPS``.
+        warp: mapping of world points into the field, one of ``WARPS``.
         sigma_clip: (lowest, highest) log-density, or None if the field clips nothing.
-        occupancy: bool [H,H,H] over the field's unit cube (the box, seen through the warp) in x, y, z order, True where
-            the field may be non-empty; None if the file has no grid.
-        background: RGB in [0,1] behind the scene, or None where the file names none.
-        details: JSON-able facts for ``xarch inspect``: what was read, what was left out.
+        occupancy: bool [H,H,H] over the field's unit cube (the warped box) in x, y, z order, True where the field may
+            be non-empty; None if the file has no grid.
+        background: RGB in [0,1] behind the scene, or None if the file has none.
+        details: JSON-compatible facts for ``xarch inspect``: what was read and what was omitted.
     """
 
     arch: str
@@ -61,7 +61,7 @@ class FieldFile:
             raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, expected bool [H,H,H]")
 
     def head(self) -> dict[str, Any]:
-        """All but tensors, occupancy and details, JSON-able; :meth:`from_head` reads it."""
+        """Return everything except tensors, occupancy and details as JSON data for :meth:`from_head`."""
         return {
             "arch": self.arch,
             "options": dict(self.options),
@@ -75,10 +75,10 @@ class FieldFile:
     def from_head(
         cls, head: Mapping[str, Any], tensors: dict[str, Tensor], details: Mapping[str, Any] | None = None
     ) -> FieldFile:
-        """Inverse of :meth:`head`; a tensor called ``occupancy`` is the grid.
+        """Invert :meth:`head`; a tensor named ``occupancy`` is the grid.
 
         Raises:
-            KeyError, TypeError: the description is incomplete or of another form.
+            KeyError, TypeError: the description is incomplete or malformed.
         """
         grid = tensors.pop("occupancy", None)
         return cls(
@@ -95,15 +95,15 @@ class FieldFile:
 
     @property
     def bound(self) -> float:
-        """Half side of the smallest cube around the origin that holds the box."""
+        """Return half the side of the smallest cube around the origin that contains the box."""
         return max(abs(v) for v in self.aabb)
 
 
 def need(tensors: Mapping[str, Tensor], name: str, where: str, shape: tuple[int | None, ...] | None = None) -> Tensor:
-    """A tensor of a file, its shape checked (None: any size).
+    """Return a tensor of a file after checking its shape (None: any size).
 
     Raises:
-        UsageError: it is missing or has another shape.
+        UsageError: it is missing or its shape differs.
     """
     tensor = tensors.get(name)
     if not isinstance(tensor, Tensor):
@@ -118,7 +118,7 @@ def need(tensors: Mapping[str, Tensor], name: str, where: str, shape: tuple[int 
 
 
 def numbered(tensors: Mapping[str, Tensor], prefix: str, suffix: str = "") -> list[Tensor]:
-    """``prefix.0suffix``, ``prefix.1suffix``, ... up to the first that is missing."""
+    """Return ``prefix.0suffix``, ``prefix.1suffix``, ... up to the first missing one."""
     found: list[Tensor] = []
     while (name := f"{prefix}.{len(found)}{suffix}") in tensors:
         found.append(tensors[name])
@@ -126,10 +126,10 @@ def numbered(tensors: Mapping[str, Tensor], prefix: str, suffix: str = "") -> li
 
 
 def chain(tensors: Mapping[str, Tensor], prefix: str, where: str, first: int | None = None) -> list[Tensor]:
-    """Weight matrices of a multi-layer perceptron whose widths fit one another.
+    """Return the weight matrices of an MLP after checking that their widths are consistent.
 
     Raises:
-        UsageError: there is none, one is no matrix, or neighbours do not fit.
+        UsageError: there are none, one is not a matrix, or adjacent widths differ.
     """
     weights = numbered(tensors, prefix, ".weight")
     if not weights:
@@ -143,19 +143,19 @@ def chain(tensors: Mapping[str, Tensor], prefix: str, where: str, first: int | N
 
 
 def number(said: Mapping[str, Any], name: str, usual: float, where: str) -> float:
-    """A finite number of a table of a file, or ``usual`` if it is not there.
+    """Return a finite number from a dict of a file, or ``usual`` if missing.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is not a finite number.
     """
     return numbers(said.get(name, usual), 1, f"{where}: {name}")[0]
 
 
 def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
-    """``count`` finite numbers, alone or in a list.
+    """Return ``count`` finite numbers from a single number or a list.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the value is anything else.
     """
     given = value if isinstance(value, list | tuple) else [value]
     plain = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in given)

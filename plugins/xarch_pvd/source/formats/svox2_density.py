@@ -1,8 +1,8 @@
-"""Densities for a grid that interpolates them and cuts off below zero, from log-densities.
+"""Conversion of log-densities to densities for a grid that interpolates density and clips it at zero.
 
-Between two samples one is linear in the density, the other in its logarithm: exact samples make every surface half a
-voxel thicker. A linear function of the log-density, k · (s − c), is interpolated just as s is, with its zero inside the
-cell where the surface ends; it only bends the profile between, and cuts off what is thinner than exp(c).
+Between samples, one form is linear in the density, the other in its logarithm: exact samples make every surface half a
+voxel thicker. A linear function of the log-density, k · (s − c), interpolates exactly like s, with its zero inside the
+cell where the surface ends. It only changes the profile in between, and removes densities below exp(c).
 
 Legend: X, Y, Z samples, s log-density, B bins.
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 
 BINS, ZEROS, SLOPES = 256, 48, 48
 REACH = 4
-"""Voxels over which opacities are compared: what lies deep inside is opaque either way."""
+"""Voxels over which opacities are compared; deeper inside, both forms are opaque."""
 
 
 def line_of(raw_XYZ: Tensor, matter_XYZ: Tensor, voxel: float) -> tuple[float, float]:
-    """(k, c) of the line that comes nearest in opacity, on samples and half-way between them.
+    """Return (k, c) of the line that best matches opacity, at samples and halfway between them.
 
     Args:
-        raw_XYZ: log-densities, clipped.
-        matter_XYZ: which samples hold matter; the others are empty.
-        voxel: size of one, world units.
+        raw_XYZ: clipped log-densities.
+        matter_XYZ: mask of samples that hold matter; the others are empty.
+        voxel: voxel size in world units.
     """
     samples = [raw_XYZ[matter_XYZ]]
     for axis in range(3):

@@ -1,17 +1,17 @@
-"""Grids of svox2 (Plenoxels, arXiv 2112.05131), ``.npz``: read and write.
+"""Reader and writer of svox2 grids (Plenoxels, arXiv 2112.05131), ``.npz``.
 
 ``links`` int32 [X,Y,Z] (row of the data, negative: empty), ``density_data`` float32 [K,1], ``sh_data`` float16
-[K,3*degree²], ``radius`` and ``center`` [3], ``basis_type`` (1: spherical harmonics, the only one read). The arch is
-``svox2`` with these three tensors (``sh_data`` as float32) and the options ``resolution`` [3], ``center``, ``radius``,
-``degree``.
+[K,3*degree²], ``radius`` and ``center`` [3], ``basis_type`` (1: spherical harmonics, the only one supported). The arch
+is ``svox2`` with these three tensors (``sh_data`` as float32) and the options ``resolution`` [3], ``center``,
+``radius``, ``degree``.
 
 A sample (i, j, k) lies at center + radius * ((2i + 1) / X - 1): at the centres of the cells of the box, not at its
 corners. sigma = relu(interpolated density), rgb = max(0, sum of harmonics + 0.5): no exponential, no sigmoid.
 
 Conversion to and from ``tensors`` (samples at the corners of the box, raw log-density, harmonics before a sigmoid)
-keeps every sample in place. Between samples one is linear in sigma, the other in log sigma: densities are written
-exactly at samples, or so that voxels are as opaque as they were (:mod:`xarch_pvd.source.formats.svox2_density`). Colour
-is refitted: the harmonics that give the other form's colour in the least-squares sense over fixed directions.
+keeps every sample in place. Between samples, one is linear in sigma, the other in log sigma: densities are either exact
+at samples or preserve the opacity of voxels (:mod:`xarch_pvd.source.formats.svox2_density`). Harmonics are refitted to
+the other form's colour by least squares over fixed directions.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ CHUNK = 1 << 16
 
 
 def read_svox2_npz(path: Path | str) -> FieldFile:
-    """The grid as it is stored, arch ``svox2``.
+    """Read the grid as stored, arch ``svox2``.
 
     Raises:
-        UsageError: damaged, another basis, links beyond the data, or shapes that do not fit.
+        UsageError: the file is damaged, or has another basis, links beyond the data, or inconsistent shapes.
     """
     path = Path(path)
     arrays = read_npz(path, NAMES)
     missing = sorted({"links", "density_data", "sh_data"} - set(arrays))
     if missing:
-        raise UsageError(f"{path} is no svox2 grid: it lacks {', '.join(missing)}")
+        raise UsageError(f"{path} is not a svox2 grid: it lacks {', '.join(missing)}")
     basis = int(arrays.get("basis_type", np.array(HARMONICS)).reshape(-1)[0])
     if basis != HARMONICS:
-        raise UsageError(f"{path} has basis_type {basis}, read is {HARMONICS} (spherical harmonics)")
+        raise UsageError(f"{path} has basis_type {basis}, expected {HARMONICS} (spherical harmonics)")
     links, density, harmonics = arrays["links"], arrays["density_data"], arrays["sh_data"]
     if links.ndim != 3 or links.dtype.kind != "i" or min(links.shape) < 2:
         raise UsageError(f"{path}: links are {links.dtype} {links.shape}, expected int32 [X, Y, Z]")
@@ -61,7 +61,7 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
     if not fits or not 1 <= degree <= MAX_DEGREE or len(density) == 0:
         raise UsageError(f"{path}: density_data {density.shape} and sh_data {harmonics.shape} are not [K,1], [K,3*d²]")
     if links.max() >= len(density):
-        raise UsageError(f"{path}: links point to row {links.max()}, there are {len(density)}")
+        raise UsageError(f"{path}: links refer to row {links.max()}, but there are {len(density)}")
     radius, center = (_three(arrays.get(n), usual, path, n) for n, usual in (("radius", 1.0), ("center", 0.0)))
     if min(radius) <= 0:
         raise UsageError(f"{path}: radius is {radius}, expected positive numbers")
@@ -82,16 +82,16 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
 
 
 def write_svox2_npz(record: FieldFile, path: Path | str) -> None:
-    """Write a ``svox2`` record as it is, a ``tensors`` record converted.
+    """Write a ``svox2`` record unchanged, or a converted ``tensors`` record.
 
     Raises:
-        UsageError: another architecture or warp, or the file cannot be written.
+        UsageError: the architecture or warp is not supported, or the file cannot be written.
     """
     if record.arch == "tensors":
         record = tensors_to_svox2(record)
     if record.arch != "svox2" or record.warp != "aabb":
         raise UsageError(
-            f"svox2 has no form for {record.arch} with warp {record.warp}",
+            f"svox2 does not support {record.arch} with warp {record.warp}",
             "convert it to tensors first (target voxels)",
         )
     tensors = record.tensors
@@ -107,11 +107,11 @@ def write_svox2_npz(record: FieldFile, path: Path | str) -> None:
 
 
 def tensors_to_svox2(record: FieldFile, *, exact: bool = True) -> FieldFile:
-    """Samples in occupied cells become rows; the box grows by half a cell, so that samples stay where they are.
+    """Convert samples in occupied cells to rows; the box grows by half a cell to keep samples in place.
 
     Args:
-        exact: write the density of each sample, which makes surfaces thicker; else a line in the log-density, which
-            keeps surfaces and loses what is thin.
+        exact: write the density of each sample, which thickens surfaces; otherwise a linear function of the
+            log-density, which preserves surfaces but loses low densities.
 
     Raises:
         UsageError: the field is empty.
@@ -120,19 +120,19 @@ def tensors_to_svox2(record: FieldFile, *, exact: bool = True) -> FieldFile:
     shape = volume.shape[1:]
     low_clip, high_clip = record.sigma_clip or (-math.inf, math.inf)
     raw = volume[0].clamp(low_clip, high_clip)
-    # A sample at the lower clip stands for nothing; it would be haze in a grid without a mask.
+    # A sample at the lower clip is empty space; without a mask it would render as haze.
     kept = raw > (low_clip if record.sigma_clip else -12.0)
     if record.occupancy is not None:
         kept &= _touched(record.occupancy, shape)
     if not bool(kept.any()):
-        raise UsageError("this field is empty: no sample of it holds matter")
+        raise UsageError("this field is empty: none of its samples holds matter")
     degree = math.isqrt((volume.shape[0] - 1) // 3)
     sigma = raw.exp()
     sizes = [(record.aabb[axis + 3] - record.aabb[axis]) / (count - 1) for axis, count in enumerate(shape)]
     if not exact:
         slope, zero = line_of(raw, kept, sum(sizes) / 3)
         sigma = slope * (raw - zero)
-        # Next to matter also what lies below the zero is written: the surface ends between the two.
+        # Next to matter, write negative values too: the surface ends between the two samples.
         around = torch.nn.functional.max_pool3d((kept & (sigma > 0))[None, None].float(), 3, 1, 1)[0, 0] > 0
         kept = around & (kept | (sigma < 0))
     links = torch.full(shape, -1, dtype=torch.int32)
@@ -157,7 +157,7 @@ def tensors_to_svox2(record: FieldFile, *, exact: bool = True) -> FieldFile:
 
 
 def svox2_to_tensors(record: FieldFile) -> FieldFile:
-    """The dense form; empty samples get the lowest log-density, colours are refitted."""
+    """Convert to dense voxels; empty samples get the lowest log-density, colours are refitted."""
     links = need(record.tensors, "links", "the record", (None,) * 3)
     density, harmonics = record.tensors["density_data"][:, 0], record.tensors["sh_data"]
     shape, degree = links.shape, int(record.options["degree"])
@@ -194,7 +194,7 @@ def svox2_to_tensors(record: FieldFile) -> FieldFile:
 
 
 def _refit(rows: Tensor, degree: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Harmonics [K,3*d²] of ``change`` of the values that the harmonics ``rows`` give over fixed directions."""
+    """Fit harmonics [K,3*d²] to ``change`` of the values of ``rows`` over fixed directions."""
     order = torch.arange(DIRECTIONS, dtype=torch.float64) + 0.5
     z, angle = 1 - 2 * order / DIRECTIONS, order * math.pi * (1 + math.sqrt(5))
     flat = (1 - z * z).sqrt()
@@ -205,7 +205,7 @@ def _refit(rows: Tensor, degree: int, change: Callable[[Tensor], Tensor]) -> Ten
 
 
 def _occupied(links: Tensor, density: Tensor) -> Tensor:
-    """A sample in the middle of a cell reaches half into its neighbours."""
+    """Return occupied cells; a sample at the centre of a cell extends halfway into its neighbours."""
     full = (links >= 0) & (density[links.clamp(min=0).long(), 0] > 0)
     for axis in range(3):
         size = full.shape[axis] - 1
@@ -217,7 +217,7 @@ def _occupied(links: Tensor, density: Tensor) -> Tensor:
 
 
 def _touched(grid: Tensor, shape: torch.Size) -> Tensor:
-    """bool of ``shape``: samples (at the corners of a box) that interpolation inside occupied cells reads."""
+    """Return the samples (cell corners) that interpolation in occupied cells reads, bool of ``shape``."""
     result = grid
     for axis, count in enumerate(shape):
         cells = result.shape[axis]

@@ -1,16 +1,16 @@
-"""Checkpoints of TensoRF (arXiv 2203.09517), ``.th``: read.
+"""Reader of TensoRF checkpoints (arXiv 2203.09517), ``.th``.
 
-A table of ``kwargs``, ``state_dict`` and, once the alpha mask exists, ``alphaMask.shape``, ``alphaMask.mask`` (packed
+A dict of ``kwargs``, ``state_dict`` and, once the alpha mask exists, ``alphaMask.shape``, ``alphaMask.mask`` (packed
 bits, highest first, of a volume [1,1,Z,Y,X] sampled at vertices) and ``alphaMask.aabb``. Tensors keep the names of the
 state dict: ``density_plane.m`` [1,R,Nb,Na] and ``density_line.m`` [1,R,Nc,1] with (a,b) = (0,1), (0,2), (1,2) and
 c = 2, 1, 0, ``app_plane.m``, ``app_line.m``, ``basis_mat.weight``, ``renderModule.mlp.{0,2,4}.{weight,bias}``.
 
 ``tensorf-vm`` and ``tensorf-cp`` have the options ``resolution, shading (MLP_Fea|MLP_PE|MLP|SH|RGB), pos_pe, view_pe,
 fea_pe, app_dim, density_shift, distance_scale, activation (softplus|relu)``. Density per world unit is
-distance_scale * activation(f + density_shift) with softplus, which no log-density tensor equals: a source adapter
-wraps these fields, nothing is copied. Encodings are [sin(all), cos(all)] of 2^k x, no pi.
+distance_scale * activation(f + density_shift) with softplus, which no log-density tensor can represent: a source
+adapter wraps these fields without copying. Encodings are [sin(all), cos(all)] of 2^k x, without pi.
 
-Forward-facing scenes are stored in normalised device coordinates; the file shows it by near and far planes of 0 and 1.
+Forward-facing scenes are stored in normalised device coordinates, recognisable by near and far planes of 0 and 1.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ MAX_MASK = 1 << 30
 
 
 def is_tensorf(loaded: Mapping[str, Any]) -> bool:
-    """Whether a loaded checkpoint is one of TensoRF's."""
+    """Return whether a loaded checkpoint is from TensoRF."""
     state = loaded.get("state_dict")
     return isinstance(loaded.get("kwargs"), Mapping) and isinstance(state, Mapping)
 
 
 def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
-    """The same for a checkpoint that has been loaded."""
+    """Convert a loaded checkpoint to a record."""
     if not is_tensorf(loaded):
-        raise UsageError(f"{path} is no TensoRF checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
+        raise UsageError(f"{path} is not a TensoRF checkpoint: it holds {', '.join(map(str, list(loaded)[:8]))}")
     where, said = str(path), loaded["kwargs"]
     tensors = tensors_of(loaded["state_dict"], path)
     if "density_line.0" not in tensors:
-        raise UsageError(f"{where} has no density_line.0; TensorVMSplit and TensorCP are read, other models are not")
+        raise UsageError(f"{where} has no density_line.0; only TensorVMSplit and TensorCP are supported")
     planes = "density_plane.0" in tensors
     lines = [need(tensors, f"density_line.{2 - axis}", where, (1, None, None, 1)) for axis in range(3)]
     resolution = [line.shape[2] for line in lines]
@@ -60,7 +60,7 @@ def from_loaded(loaded: Mapping[str, Any], path: Path) -> FieldFile:
     features = need(tensors, "basis_mat.weight", where, (None, columns)).shape[0]
     shading = str(said.get("shadingMode", "MLP_PE"))
     if shading not in SHADINGS:
-        raise UsageError(f"{where} shades by {shading!r}, expected one of {', '.join(SHADINGS)}")
+        raise UsageError(f"{where} uses shading {shading!r}, expected one of {', '.join(SHADINGS)}")
     if shading.startswith("MLP"):
         for layer in (0, 2, 4):
             width = need(tensors, f"renderModule.mlp.{layer}.weight", where, (None, None)).shape[0]
@@ -103,7 +103,7 @@ def _mask(loaded: Mapping[str, Any], where: str, box: tuple[float, ...]) -> Tens
     vertices = torch.from_numpy(np.unpackbits(packed.reshape(-1))[:count].reshape(shape)).to(torch.bool)
     cells = vertices.permute(2, 1, 0)
     for axis in range(3):
-        # The mask is interpolated: a cell is empty only if all its eight corners are.
+        # The mask is interpolated: a cell is empty only if all eight corners are.
         size = cells.shape[axis] - 1
         cells = cells.narrow(axis, 0, size) | cells.narrow(axis, 1, size)
     side = min(max(cells.shape), MERGED_SIDE)

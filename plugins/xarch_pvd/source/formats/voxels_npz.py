@@ -1,4 +1,4 @@
-"""xarch's own voxels, ``.npz``: read and write, arch ``tensors``.
+"""Reader and writer of xarch's own voxels, ``.npz``, arch ``tensors``.
 
 * ``sigma_raw`` float16 or float32 [X,Y,Z] (log-density), or ``sigma`` (density per world unit, linear);
 * ``sh`` [X,Y,Z,3,degree²] (harmonics before a sigmoid), or ``rgb`` [X,Y,Z,3] in [0,1];
@@ -23,17 +23,17 @@ from xarch_pvd.source.formats.record import FieldFile, need
 
 NAMES = ("sigma", "sigma_raw", "rgb", "sh", "aabb", "order", "sigma_clip", "background", "occupancy")
 CONSTANT = 0.28209479177387814
-"""The first spherical harmonic, a constant."""
+"""The constant spherical harmonic of degree 0."""
 MAX_DEGREE = 4
 FAINT, FAINTER = 1e-3, 1e-4
-"""Optical depths across the box's diagonal: below the first a cell counts as empty, the second stands for zero."""
+"""Optical depths along the box's diagonal: cells below the first are empty; the second replaces zero."""
 
 
 def read_voxels_npz(path: Path | str) -> FieldFile:
-    """The volume, its colours as harmonics.
+    """Read the volume, with colours as harmonics.
 
     Raises:
-        UsageError: damaged, or an array is missing or of another shape.
+        UsageError: the file is damaged, or an array is missing or has another shape.
     """
     path = Path(path)
     arrays = read_npz(path, NAMES)
@@ -81,20 +81,20 @@ def write_voxels_npz(record: FieldFile, path: Path | str, *, half: bool = True, 
 
     Args:
         half: store in half precision.
-        linear: store density instead of its logarithm, for programs that know no logarithm.
+        linear: store density instead of its logarithm, for programs that expect densities.
 
     Raises:
-        UsageError: another architecture or warp, or the file cannot be written.
+        UsageError: the architecture or warp is not supported, or the file cannot be written.
     """
     if record.arch != "tensors" or record.warp != "aabb":
         raise UsageError(
-            f"a voxel file has no form for {record.arch} with warp {record.warp}", "convert it to tensors first"
+            f"voxel files do not support {record.arch} with warp {record.warp}", "convert it to tensors first"
         )
     volume = need(record.tensors, "volume", "the record", (None,) * 4).detach().float()
     kind = np.float16 if half else np.float32
     raw = volume[0]
     if linear:
-        # Not clipped: the field clips between samples, and its limits stand in the file.
+        # Not clipped: the field clips after interpolation, with the bounds stored in the file.
         raw = raw.exp().clamp(max=65504.0 if half else float("inf"))
     degree = math.isqrt((volume.shape[0] - 1) // 3)
     colour = volume[1:].view(3, degree**2, *volume.shape[1:]).permute(2, 3, 4, 0, 1)
@@ -114,7 +114,7 @@ def write_voxels_npz(record: FieldFile, path: Path | str, *, half: bool = True, 
 
 
 def _colour(arrays: dict[str, np.ndarray], shape: torch.Size, path: Path) -> Tensor:
-    """Harmonics [3*d²,X,Y,Z], colour by colour."""
+    """Return harmonics [3*d²,X,Y,Z], grouped by colour channel."""
     if "sh" in arrays:
         values = torch.from_numpy(arrays["sh"].astype(np.float32))
         degree = math.isqrt(values.shape[-1]) if values.ndim == 5 else 0
@@ -130,7 +130,7 @@ def _colour(arrays: dict[str, np.ndarray], shape: torch.Size, path: Path) -> Ten
 
 
 def _cells(full: Tensor) -> Tensor:
-    """Cells with a full corner."""
+    """Return cells with an occupied corner."""
     for axis in range(3):
         size = full.shape[axis] - 1
         full = full.narrow(axis, 0, size) | full.narrow(axis, 1, size)

@@ -1,4 +1,4 @@
-"""The six representations and their passage from and to files."""
+"""The six representations and their conversion from and to file records."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ FIELDS: dict[str, type[RadianceField]] = {
 
 
 def options_of(arch: str, data: Mapping[str, Any], where: str) -> Preset:
-    """Options of a representation; ``where`` says whose they are.
+    """Validate options of a representation; ``where`` names them in errors.
 
     Raises:
-        UsageError: no such representation, an unknown key or a wrong value.
+        UsageError: the representation or a key is unknown, or a value is invalid.
     """
     if arch not in OPTIONS:
-        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(OPTIONS)}")
+        raise UsageError(f"unknown representation {arch!r}", f"known: {', '.join(OPTIONS)}")
     return validated(OPTIONS[arch], data, where)
 
 
 def build_field(arch: str, options: BaseModel, **common: Any) -> RadianceField:
-    """An untrained field of a representation.
+    """Build an untrained field of a representation.
 
     Args:
         arch: one of :data:`FIELDS`.
-        options: the model in :data:`OPTIONS` of that name.
+        options: an instance of its model in :data:`OPTIONS`.
         common: box, warp, occupancy and so on, see :class:`RadianceField`.
 
     Raises:
-        UsageError: there is no such representation.
+        UsageError: the representation is unknown.
     """
     if arch not in FIELDS:
-        raise UsageError(f"no representation is called {arch!r}", f"known: {', '.join(FIELDS)}")
+        raise UsageError(f"unknown representation {arch!r}", f"known: {', '.join(FIELDS)}")
     kind: Any = FIELDS[arch]
     field: RadianceField = kind(options, **common)
     field.options = options.model_dump(mode="json")

@@ -1,6 +1,6 @@
 """Factorised grids (TensoRF, arXiv 2203.09517): planes times lines (VM) and products of three lines (CP).
 
-Density and colour share one grid: its first channels are the density's, so one look-up serves both.
+Density and colour share one grid whose first channels are the density's, so one lookup serves both.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class VMOptions(Preset):
         "npu-vm": {"resolution": 128, "density_rank": 8, "colour_rank": 24},
     }
     resolution: Resolution = Field(64, description="samples per axis")
-    density_rank: int = Field(8, ge=1, description="channels of each plane for the density")
-    colour_rank: int = Field(16, ge=1, description="channels of each plane for the colour")
-    feature_clip: tuple[float, float] | None = Field(None, description="limits of the features in files that clip them")
-    start: Literal["teacher", "random"] = Field("teacher", description="`teacher`: fitted to it before training")
+    density_rank: int = Field(8, ge=1, description="density channels per plane")
+    colour_rank: int = Field(16, ge=1, description="colour channels per plane")
+    feature_clip: tuple[float, float] | None = Field(None, description="feature bounds, for files that clip features")
+    start: Literal["teacher", "random"] = Field(
+        "teacher", description="initialisation; `teacher`: fitted to the teacher"
+    )
 
 
 class CPOptions(VMOptions):
@@ -45,27 +47,27 @@ class CPOptions(VMOptions):
         "paper": {"resolution": 500, "density_rank": 96, "colour_rank": 288},
     }
     resolution: Resolution = Field(128, description="samples per axis")
-    density_rank: int = Field(32, ge=1, description="channels of a line for the density")
-    colour_rank: int = Field(64, ge=1, description="channels of a line for the colour")
+    density_rank: int = Field(32, ge=1, description="density channels per line")
+    colour_rank: int = Field(64, ge=1, description="colour channels per line")
 
 
 class FactorField(FeatureField):
-    """What VM and CP share: the first channels of each group add up to the raw log-density, the rest is mixed."""
+    """Base of VM and CP: the first channels of each group sum to the raw log-density, the rest are mixed."""
 
     def __init__(self, options: VMOptions, groups: int, **common: Any) -> None:
         super().__init__(**common)
         self.add_basis(options, groups)
 
     def add_basis(self, options: VMOptions, groups: int) -> None:
-        """Give the field what mixes its products."""
+        """Add the layer that mixes the field's products."""
         self.sizes = per_axis(options.resolution)
-        """Samples along x, y and z."""
+        """Return samples along x, y and z."""
         self.split, self.groups, self.feature_clip = options.density_rank, groups, options.feature_clip
         self.basis = nn.Linear(groups * options.colour_rank, FEATURES - 1, bias=False)
 
     @abstractmethod
     def factors(self) -> list[list[tuple[Tensor, tuple[int, ...]]]]:
-        """Groups of factors with the axes they follow."""
+        """Return groups of factors with their axes."""
 
     def grid_reads(self) -> int:
         return sum(2 ** len(axes) * grid.shape[-1] for group in self.factors() for grid, axes in group)
@@ -90,12 +92,12 @@ class FactorField(FeatureField):
         return {"grid": grid, "net": [n for n, _ in self.named_parameters() if n not in grid]}
 
     def grids(self) -> dict[str, Tensor]:
-        """Planes and lines by name."""
+        """Return planes and lines by name."""
         return {n: p for n, p in self.named_parameters() if n.startswith(("planes.", "lines."))}
 
 
 class VMField(FactorField):
-    """Planes [S, S, C] and lines [S, C], three groups."""
+    """Field of planes [S, S, C] and lines [S, C] in three groups."""
 
     arch = "vm"
 
@@ -104,7 +106,7 @@ class VMField(FactorField):
         self.add_planes(options)
 
     def add_planes(self, options: VMOptions) -> None:
-        """Give the field its planes and lines."""
+        """Add the field's planes and lines."""
         size, channels = per_axis(options.resolution), options.density_rank + options.colour_rank
         self.planes = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[b], size[a], channels)) for b, a in PLANES])
         self.lines = nn.ParameterList([nn.Parameter(0.1 * torch.randn(size[c], channels)) for c in LINES])
@@ -114,7 +116,7 @@ class VMField(FactorField):
 
 
 class CPField(FactorField):
-    """Three lines [S, C], one group."""
+    """Field of three lines [S, C] in one group."""
 
     arch = "cp"
 

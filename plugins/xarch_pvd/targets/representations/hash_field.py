@@ -22,16 +22,16 @@ class HashOptions(Preset):
         "paper": {"levels": 14, "log2_size": 19, "finest": 2048},
     }
     levels: int = Field(8, ge=1, le=32)
-    features: int = Field(2, ge=1, le=8, description="channels of a level")
-    log2_size: int = Field(15, ge=4, le=24, description="most rows of a level, as a power of two")
+    features: int = Field(2, ge=1, le=8, description="channels per level")
+    log2_size: int = Field(15, ge=4, le=24, description="log2 of the maximum rows per level")
     base: int = Field(16, ge=2, description="cells per axis of the coarsest level")
     finest: float = Field(256, ge=2, description="cells per axis of the finest level")
     hidden: int = Field(64, ge=1)
-    sizes: tuple[int, ...] = Field((), description="rows of each level where a file states them")
+    sizes: tuple[int, ...] = Field((), description="rows of each level, for files that specify them")
 
 
 class Table(nn.Module):
-    """The rows of all levels."""
+    """Table with the rows of all levels."""
 
     def __init__(self, config: HashConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Table(nn.Module):
 
 
 class HashField(FeatureField):
-    """Points through the tables, then through ``sigma_net`` to the feature."""
+    """Field whose ``sigma_net`` maps table lookups to the feature."""
 
     arch = "hash"
 
@@ -52,7 +52,7 @@ class HashField(FeatureField):
         self.add_tables(options)
 
     def add_tables(self, options: HashOptions) -> None:
-        """Give the field its tables and ``sigma_net``."""
+        """Add the field's tables and ``sigma_net``."""
         config = HashConfig(
             levels=options.levels,
             features=options.features,

@@ -1,7 +1,7 @@
-"""Hash tables and planes times lines in one field: their features add up, one head reads the sum.
+"""Hash tables plus planes times lines in one field: one head reads the sum of their features.
 
-The planes take what is smooth and large, the tables what is fine. A field of either kind is a start for it: the other
-half begins at (almost) zero.
+The planes represent smooth, large structures, the tables fine detail. A field of either kind can initialise it; the
+other half starts at (almost) zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from xarch_pvd.targets.representations.hash_field import HashField, HashOptions
 
 
 class HashVMOptions(HashOptions, VMOptions):
-    """Options of ``hash+vm``: those of both."""
+    """Options of ``hash+vm``, combining both."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         preset: {**HashOptions.PRESETS[preset], **VMOptions.PRESETS[preset]} for preset in HashOptions.PRESETS

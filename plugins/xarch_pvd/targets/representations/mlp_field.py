@@ -1,4 +1,4 @@
-"""Layers on a sinusoidal encoding (NeRF, arXiv 2003.08934), with the feature head that the other fields have."""
+"""MLP on a sinusoidal encoding (NeRF, arXiv 2003.08934), with the feature head of the other fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch_field import FEATURES, FeatureField, PlainMLP, named_tensors
 from xarch_pvd.targets.representations.presets import Preset
 
 HIDDEN = 64
-"""Width inside ``sigma_net``, as in a hash field: the network can be inherited."""
+"""Hidden width of ``sigma_net``, equal to a hash field's so that the network can be inherited."""
 
 
 class MLPOptions(Preset):
@@ -29,15 +29,16 @@ class MLPOptions(Preset):
     layers: int = Field(4, ge=2, le=16)
     width: int = Field(128, ge=8)
     frequencies: int = Field(7, ge=1, le=16, description="octaves of the encoding")
-    output: int = Field(16, ge=1, description="width of the feature that enters sigma_net (28 as a paper hash field)")
-    skip: int = Field(0, ge=0, description="the encoding enters again at this layer; 0: never")
+    output: int = Field(16, ge=1, description="width of the input of sigma_net (28 to match a `paper` hash field)")
+    skip: int = Field(0, ge=0, description="layer that reads the encoding again; 0: none")
     skip_by: Literal["concat", "add"] = Field(
-        "concat", description="`add`: through a layer of its own whose result is added; a graph without Concat"
+        "concat",
+        description="`add`: the skip input goes through its own layer and is added, without Concat in the graph",
     )
 
 
 class MLPField(FeatureField):
-    """Encoding, trunk, ``sigma_net``."""
+    """Field made of encoding, trunk and ``sigma_net``."""
 
     arch = "mlp"
 
@@ -62,7 +63,7 @@ class MLPField(FeatureField):
         return self.features_of(self.encode(u_N3))
 
     def features_of(self, encoded_NE: Tensor) -> Tensor:
-        """Feature F [N, 16] of encoded points."""
+        """Return feature F [N, 16] of encoded points."""
         x = encoded_NE
         for i, layer in enumerate(self.trunk):
             enters = self.skip > 0 and i == self.skip
@@ -72,7 +73,7 @@ class MLPField(FeatureField):
         return self.sigma_net(x)
 
     def encode(self, u_N3: Tensor) -> Tensor:
-        """[x, sin x, cos x, sin 2x, cos 2x, ...] with x in [-1, 1], octave by octave."""
+        """Return [x, sin x, cos x, sin 2x, cos 2x, ...] with x in [-1, 1], ordered by octave."""
         x_N3 = 2 * u_N3 - 1
         waves = torch.cat(octave_waves(x_N3, self.frequencies), dim=-1)
         return torch.cat((x_N3, waves.flatten(1)), dim=-1)

@@ -1,4 +1,4 @@
-"""Options of a representation: a preset, and what the user sets beside it."""
+"""Options of a representation: a preset and the user's overrides."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from xarch import Options
 
 Samples = Annotated[int, Ge(2)]
 Resolution = Samples | tuple[Samples, Samples, Samples]
-"""Samples along every axis, or along x, y and z."""
+"""Samples per axis, or along x, y and z."""
 
 
 def per_axis(resolution: Resolution) -> tuple[int, int, int]:
-    """Samples along x, y and z."""
+    """Return samples along x, y and z."""
     return (resolution, resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 class Preset(Options):
-    """Base: fields the user leaves out come from the preset.
+    """Base of options whose unset fields come from the preset.
 
     Class attributes:
         PRESETS: preset -> field -> value; "small" for minutes on a CPU, "paper" as published, "npu-..." for
@@ -30,13 +30,13 @@ class Preset(Options):
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
 
-    preset: str = Field("small", description="`small`: minutes of a CPU; `paper`: as published; npu-mlp, npu-vm")
+    preset: str = Field("small", description="`small`: minutes on a CPU; `paper`: as published; npu-mlp, npu-vm")
 
     @field_validator("preset")
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in cls.PRESETS:
-            raise ValueError(f"there is no preset of this name, want one of {', '.join(cls.PRESETS)}")
+            raise ValueError(f"unknown preset, expected one of {', '.join(cls.PRESETS)}")
         return name
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Between the neutral record of a file and a module: names, axis orders and channels."""
+"""Conversion between file records and modules: names, axis orders and channels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from xarch_pvd.targets.representations import FIELDS, OPTIONS, build_field, opti
 from xarch_pvd.targets.representations.factor_fields import FactorField
 
 NO_CLIP = (-100.0, 30.0)
-"""Log-density limits of a field whose file names none: nothing a picture could show lies outside."""
+"""Log-density bounds of a field whose file has none; values outside make no visible difference."""
 
 
 def from_file(record: FieldFile) -> RadianceField:
-    """The module of a record, with its weights; other projects' own kinds are wrapped.
+    """Build the module of a record with its weights; foreign kinds are wrapped.
 
     Raises:
-        UsageError: an unknown kind of field, or a tensor does not fit.
+        UsageError: the kind of field is unknown, or a tensor does not fit.
     """
     if record.arch not in OPTIONS:
-        # They are built on the representations, which this module belongs to.
+        # Imported here because they depend on the representations, which include this module.
         from xarch_pvd.editing.fields import EDITED
         from xarch_pvd.editing.record import edited_field
         from xarch_pvd.source.foreign import foreign_field
@@ -64,7 +64,7 @@ def from_file(record: FieldFile) -> RadianceField:
 def to_file(
     field: RadianceField, options: Mapping[str, Any] | None = None, details: dict[str, Any] | None = None
 ) -> FieldFile:
-    """The record of a module; ``options`` are by default those it was built with."""
+    """Return the record of a module; ``options`` default to those it was built with."""
     tensors = {k: v.detach().cpu() for k, v in field.named_parameters()}
     if isinstance(field, FactorField):
         tensors = _split(tensors, field.split)
@@ -86,13 +86,13 @@ def to_file(
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``sigma_planes.m`` and ``color_planes.m`` [1, R, Nb, Na] -> ``planes.m`` [Nb, Na, R + R']; lines alike."""
+    """Join ``sigma_planes.m`` and ``color_planes.m`` [1, R, Nb, Na] to ``planes.m`` [Nb, Na, R + R']; also lines."""
     out = {k: v for k, v in tensors.items() if not k.startswith(("sigma_planes", "color_planes", "sigma_lines"))}
     out = {k: v for k, v in out.items() if not k.startswith("color_lines")}
     for kind in ("planes", "lines"):
         densities, colours = numbered(tensors, f"sigma_{kind}"), numbered(tensors, f"color_{kind}")
         if [t.shape[2:] for t in densities] != [t.shape[2:] for t in colours]:
-            raise UsageError(f"sigma_{kind} and color_{kind} of the file do not have the same number and size of grids")
+            raise UsageError(f"sigma_{kind} and color_{kind} of the file differ in the number or size of grids")
         for m, (density, colour) in enumerate(zip(densities, colours, strict=True)):
             both = torch.cat((density, colour), dim=1)[0].permute(1, 2, 0)
             out[f"{kind}.{m}"] = (both if kind == "planes" else both[:, 0]).contiguous()
@@ -100,7 +100,7 @@ def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split(tensors: dict[str, Tensor], density: int) -> dict[str, Tensor]:
-    """Inverse of :func:`_joined`."""
+    """Invert :func:`_joined`."""
     out = {k: v for k, v in tensors.items() if not k.startswith(("planes.", "lines."))}
     for name, grid in tensors.items():
         kind, _, m = name.partition(".")

@@ -23,11 +23,11 @@ class VoxelOptions(Preset):
         "paper": {"resolution": 128, "degree": 3},
     }
     resolution: Resolution = Field(96, description="samples per axis")
-    degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics a colour")
+    degree: int = Field(2, ge=1, le=4, description="degree² spherical harmonics per colour channel")
 
 
 class VoxelField(LatentField):
-    """A volume [X, Y, Z, 1 + 3 · degree²]: raw log-density, then the harmonics of red, green and blue."""
+    """Field of a volume [X, Y, Z, 1 + 3 · degree²]: raw log-density, then harmonics of red, green and blue."""
 
     arch = "tensors"
 
