@@ -244,6 +244,6 @@ def test_rows_longer_than_the_teacher_reads_are_refused_in_the_plan(tmp_path: Pa
     """h17: the description knows the facts, so no stage has to find it out."""
     (tmp_path / "a.txt").write_text(prose(0, 100))
     request = DataRequest(str(tmp_path / "a.txt"), TextOptions(), facts=SimpleNamespace(max_positions=256))
-    with pytest.raises(UsageError, match="512 tokens, the teacher was made for at most 256"):
+    with pytest.raises(UsageError, match="512 tokens, but the teacher supports at most 256"):
         TextData().describe(request)
     TextData().describe(replace(request, sample={"length": 256}))
