@@ -271,7 +271,7 @@ def test_a_run_without_a_teacher_says_so(pair) -> None:  # type: ignore[no-untyp
         ("a:b:c", "is not a reference"),
         ("blocks.{k}.output", r"'\{k\}' is not a placeholder"),
         ("blocks.{i.output", "is not a placeholder"),
-        ("student:blocks.{i}.output", r"\{i\} is a teacher's layer"),
+        ("student:blocks.{i}.output", r"\{i\} denotes a teacher layer"),
         ("blocks.*.output", "may match several taps"),
         ("logitz", "the teacher has no tap 'logitz'"),
         ("student:logitz", "the student has no tap 'logitz'"),
@@ -331,7 +331,7 @@ def test_every_further_teacher(pair) -> None:  # type: ignore[no-untyped-def]
     assert found.several
     with pytest.raises(PlanError, match="supports one teacher at a time"):
         pair({"student": "logits", "teacher": "*:logits", "objective": "one"}, teachers=teachers)
-    with pytest.raises(PlanError, match="there is none"):
+    with pytest.raises(PlanError, match="there are none"):
         pair({"student": "logits", "teacher": "*:logits"})
 
 
