@@ -226,7 +226,7 @@ def test_a_column_inside_of_a_structure(tmp_path: Path, open_text: Open, tokeniz
     pq.write_table(pa.table({"doc": docs}), tmp_path / "a.parquet")
     batch = next(open_text(tmp_path / "a.parquet", samples=1, length=64, field="doc.body", **PASS))
     assert "says hello." in tokenizer.decode(batch["input_ids"][0])
-    with pytest.raises(UsageError, match="no column 'text'") as caught:
+    with pytest.raises(UsageError, match="no text column 'text'") as caught:
         next(open_text(tmp_path / "a.parquet"))
     assert "doc.body" in str(caught.value.hint)
 
