@@ -45,7 +45,7 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
         raise UsageError(f"{where}: GGUF architecture {name!r}, known are {', '.join(GGUF_ARCHITECTURES)}", ADVICE)
     check_keys(header, where)
     if any(tensor.startswith("rope_") for tensor in header.tensors):
-        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader leaves out", ADVICE)
+        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader ignores", ADVICE)
     lacking = [name for name in REQUIRED if not isinstance(header.fact(name), int | float)]
     if lacking:
         raise UsageError(f"{where}: the metadata lack {name}.{lacking[0]}", ADVICE)
@@ -78,11 +78,13 @@ def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     if header.fact("attention.value_length", width) != width:
         raise UsageError(f"{where}: keys and values have different widths")
     if kind == "qwen2" and width * config["num_attention_heads"] != config["hidden_size"]:
-        raise UsageError(f"{where}: {config['num_attention_heads']} heads of {width} do not make the width of a qwen2")
+        raise UsageError(
+            f"{where}: {config['num_attention_heads']} heads of width {width} do not match the model width of a qwen2"
+        )
     if kind != "qwen2":
         config["head_dim"] = width
     if header.fact("rope.dimension_count", width) != width:
-        raise UsageError(f"{where}: only a part of each head is rotated, which {kind} models cannot express")
+        raise UsageError(f"{where}: only part of each head is rotated, which {kind} models cannot express")
     for field in _FREE_BIASES.get(kind, ()):
         config[field] = _BIASES[field] in header.tensors
     config["rope_parameters"] = _rotary(config["rope_parameters"], header, where)
@@ -113,7 +115,7 @@ def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[
             # llama.cpp multiplies by it; transformers treats it as the whole factor.
             yarn["attention_factor"] = gain * (1 + 0.1 * math.log(factor))
         return {**parameters, **yarn}
-    raise UsageError(f"{where}: rotary scaling {kind!r} cannot be read from a GGUF file", ADVICE)
+    raise UsageError(f"{where}: rotary scaling {kind!r} is not supported in GGUF files", ADVICE)
 
 
 def _decimal(value: float) -> float:

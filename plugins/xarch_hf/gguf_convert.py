@@ -74,7 +74,7 @@ def _convert(path: Path, header: GGUFHeader, final: Path, where: str) -> None:
         save_tokenizer(gguf_tokenizer(link, header, where), partial)
         note = {"file": path.name, "sha256": file_digest(path), "types": dict(kinds), "format": FORMAT}
         (partial / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
-    say(f"{where}: converted in {time.monotonic() - started:.0f} s, kept in {final}")
+    say(f"{where}: converted in {time.monotonic() - started:.0f} s, cached in {final}")
 
 
 def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) -> nn.Module:

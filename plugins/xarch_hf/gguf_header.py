@@ -72,7 +72,7 @@ def gguf_header(path: Path) -> GGUFHeader:
         with open(path, "rb") as f:
             size = path.stat().st_size
             if size < 24 or f.read(4) != b"GGUF":
-                raise UsageError(f"{path} is not a GGUF file", "gguf: takes files made by llama.cpp's converters")
+                raise UsageError(f"{path} is not a GGUF file", "gguf: reads files written by llama.cpp's converters")
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _Reader(view, size).header()
     except OSError as e:

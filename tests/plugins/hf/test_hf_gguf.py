@@ -282,7 +282,7 @@ def test_the_plan_names_a_tensor_that_does_not_fit_and_both_shapes(tmp_path: Pat
     [
         ({"expert_count": 8}, "mixture of 8 experts"),
         ({"attention.sliding_window": 8}, "sliding window"),
-        ({"rope.dimension_count": 4}, "only a part of each head"),
+        ({"rope.dimension_count": 4}, "only part of each head"),
         ({"rope.scaling.type": "longrope"}, "rotary scaling 'longrope'"),
         ({"attention.value_length": 4}, "different widths"),
         ({"attention.key_length_mla": 4}, r"llama\.attention\.key_length_mla \(4\) is not known"),

@@ -22,9 +22,9 @@ from xarch_field.facts import ViewFacts
 from xarch_pvd.data.datasets.open import open_posed, recognise
 from xarch_pvd.data.datasets.pictures import read_picture
 from xarch_pvd.data.datasets.posed import inverse_world
-from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.posed_views import near_world, posed_views
 from xarch_pvd.data.provider import Views
+from xarch_pvd.data.sampling import ViewOptions
 from xarch_pvd.evaluate.metric import _compare
 from xarch_pvd.train.pixels import Pixels
 
@@ -107,7 +107,7 @@ def test_every_mode_is_scaled_by_its_depth(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_without_a_known_white_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (WIDTH, HEIGHT), 1).save(tmp_path / "a.tiff")
-    with pytest.raises(UsageError, match="whose white no file names"):
+    with pytest.raises(UsageError, match="whose white level no file records"):
         read_picture(tmp_path / "a.tiff", WIDTH, HEIGHT)
 
 
@@ -330,7 +330,7 @@ def test_pictures_that_were_made_smaller_scale_their_camera(tmp_path: Path) -> N
 
 def test_a_turned_picture_is_refused_in_the_plan(tmp_path: Path) -> None:
     """h12: EXIF rotation applied after the reconstruction."""
-    with pytest.raises(UsageError, match="has 16x24 pixels, its camera 24x16"):
+    with pytest.raises(UsageError, match="has 16x24 pixels, but its camera 24x16"):
         described(write(tmp_path, size=(HEIGHT, WIDTH)))
 
 
@@ -423,7 +423,7 @@ def test_cameras_go_into_the_world_of_a_nerfstudio_run(tmp_path: Path, applied: 
 def test_the_way_into_its_world_is_read_from_a_nerfstudio_run(tmp_path: Path) -> None:
     """h13: what is recorded is applied."""
     from xarch_pvd.source.formats.record import FieldFile
-    from xarch_pvd.source.opened import views_around
+    from xarch_pvd.source.reference import views_around
 
     rows = [[0.0, 0.0, 1.0, 0.1], [1.0, 0.0, 0.0, -0.2], [0.0, 1.0, 0.0, 0.3]]
     record = FieldFile(
@@ -456,7 +456,7 @@ def test_the_world_of_torch_ngp_needs_its_scale(tmp_path: Path) -> None:
 def test_a_view_without_its_picture_is_shown_without_it() -> None:
     """h15: neither the figures of the view before, nor an end of the report."""
     from xarch_pvd.evaluate.renders import renders_svg
-    from xarch_pvd.evaluate.shown import ShownViews
+    from xarch_pvd.evaluate.view_samples import ShownViews
 
     shown = ShownViews()
     picture = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))

@@ -105,7 +105,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"{file} is no JSON that can be read: {e}") from e
+        raise UsageError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(document, dict):
         raise UsageError(f"{file} holds a {type(document).__name__}, expected an object with frames")
     return document
@@ -135,7 +135,7 @@ def _mask(folder: Path, frame: Mapping[str, Any], where: str) -> Path | None:
         return None
     if not isinstance(name, str) or not (folder / name).is_file():
         raise UsageError(
-            f"{where}: its mask {name!r} does not exist", "masks are read from mask_path, black leaves out"
+            f"{where}: its mask {name!r} does not exist", "masks are read from mask_path; black pixels are excluded"
         )
     return folder / name
 
@@ -170,7 +170,7 @@ def _focal(said: Mapping[str, Any], width: int, height: int, where: str) -> tupl
 
     fx, fy = of("fl_x", "camera_angle_x", width), of("fl_y", "camera_angle_y", height)
     if fx is None and fy is None:
-        raise UsageError(f"{where} names no focal length (camera_angle_x or fl_x)")
+        raise UsageError(f"{where} has no focal length (camera_angle_x or fl_x)")
     # Square pixels unless both are given; a rounded camera_angle_y would only add error.
     if fx is not None and "fl_y" not in said:
         fy = fx
@@ -182,7 +182,9 @@ def _lens(said: Mapping[str, Any], where: str) -> list[float]:
     unknown = [k for k in ("k3", "k4", "k5", "k6") if _number(said, k, 0.0, where)]
     if model not in PINHOLES or said.get("is_fisheye") or unknown:
         seen = f"terms {', '.join(unknown)}" if unknown else f"camera model {said.get('camera_model', 'fisheye')}"
-        raise UsageError(f"{where} has {seen}; k1, k2, p1, p2 of a pinhole are read", "undistort the pictures first")
+        raise UsageError(
+            f"{where} has {seen}; only k1, k2, p1, p2 of a pinhole are supported", "undistort the images first"
+        )
     return [_number(said, k, 0.0, where) for k in LENS]
 
 
@@ -192,7 +194,7 @@ def _matrix(rows: Any, where: str) -> list[list[float]]:
     except (TypeError, ValueError):
         matrix = []
     if len(matrix) not in (3, 4) or any(len(row) != 4 for row in matrix):
-        raise UsageError(f"{where}: transform_matrix is no 4x4 matrix")
+        raise UsageError(f"{where}: transform_matrix is not a 4x4 matrix")
     return [*matrix[:3], [0.0, 0.0, 0.0, 1.0]]
 
 

@@ -38,10 +38,10 @@ def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedIm
     lenses = {number: _lens(camera, folder) for number, camera in read_cameras(folder).items()}
     images = read_images(folder)
     if not images:
-        raise UsageError(f"{folder} registers no image")
+        raise UsageError(f"{folder} has no registered images")
     missing = sorted({i.camera for i in images} - set(lenses))
     if missing:
-        raise UsageError(f"{folder}: images name the cameras {missing[:5]}, which do not exist")
+        raise UsageError(f"{folder}: images refer to missing cameras {missing[:5]}")
     chosen = [images[v] for v in held_out(len(images), split)]
     rows = [lenses[i.camera] for i in chosen]
     files, left = _pictures(path, [i.name for i in images], downscale)
@@ -92,8 +92,8 @@ def _lens(camera: ColmapCamera, folder: Path) -> dict[str, float]:
     names = READ.get(camera.model)
     if names is None:
         raise UsageError(
-            f"{folder} has a camera of model {camera.model}; read are {', '.join(READ)}",
-            "undistort the pictures first (colmap image_undistorter)",
+            f"{folder} has a camera of model {camera.model}; supported models: {', '.join(READ)}",
+            "undistort the images first (colmap image_undistorter)",
         )
     if len(names) != len(camera.parameters):
         raise UsageError(
@@ -109,7 +109,7 @@ def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], name: s
     """Convert COLMAP's world-to-camera with OpenCV axes to camera-to-world [4,4] with OpenGL axes."""
     q = torch.tensor(quaternion, dtype=torch.float64)
     if not 1e-6 < float(q.norm()) < 1e6:
-        raise UsageError(f"image {name} has the quaternion {quaternion}, which is no rotation")
+        raise UsageError(f"image {name} has quaternion {quaternion}, which is not a rotation")
     w, x, y, z = (q / q.norm()).tolist()
     turned = torch.tensor(
         [

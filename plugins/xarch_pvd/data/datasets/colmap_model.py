@@ -53,13 +53,13 @@ class Reader:
 
     def skip(self, size: int) -> None:
         if size > len(self.data) - self.at:
-            raise UsageError(f"{self.file} ends at byte {len(self.data)} in the middle of an entry; it is cut off")
+            raise UsageError(f"{self.file} ends at byte {len(self.data)} in the middle of an entry: it is truncated")
         self.at += size
 
     def name(self) -> str:
         end = self.data.find(b"\0", self.at, self.at + MAX_NAME)
         if end < 0:
-            raise UsageError(f"{self.file} has a name without an end at byte {self.at}")
+            raise UsageError(f"{self.file} has an unterminated name at byte {self.at}")
         text = self.data[self.at : end].decode("utf-8", "replace")
         self.at = end + 1
         return text

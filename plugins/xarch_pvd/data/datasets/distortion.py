@@ -50,7 +50,7 @@ def undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
     folds = bool((1 + r2 * (3 * k1 + 5 * k2 * r2) <= 0).any())
     if folds or not float(off) < 1e-6:
         raise UsageError(
-            f"the lens {[round(float(c), 6) for c in lens]} (k1, k2, p1, p2) cannot be undone over the whole picture",
-            "undistort the pictures first (colmap image_undistorter)",
+            f"the lens {[round(float(c), 6) for c in lens]} (k1, k2, p1, p2) cannot be inverted over the whole image",
+            "undistort the images first (colmap image_undistorter)",
         )
     return u, v

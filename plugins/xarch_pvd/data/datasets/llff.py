@@ -44,7 +44,7 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
     c2w[:, :3] = torch.stack([turned[:, :, 1], -turned[:, :, 0], turned[:, :, 2], cameras[:, :, 3]], dim=-1)
     bounds = table[:, 15:]
     if not bool((bounds[:, 0] > 0).all() and (bounds[:, 1] > bounds[:, 0]).all()):
-        raise UsageError(f"{file} has depths that are not 0 < near < far")
+        raise UsageError(f"{file} has depths that violate 0 < near < far")
     if recentre:
         scale = 1 / (NEAREST * float(bounds.min()))
         c2w = torch.linalg.inv(average_pose(c2w)) @ c2w
@@ -80,7 +80,9 @@ def average_pose(c2w: Tensor) -> Tensor:
     back = c2w[:, :3, 2].sum(0)
     right = torch.linalg.cross(c2w[:, :3, 1].sum(0), back)
     if float(back.norm()) < 1e-9 or float(right.norm()) < 1e-9:
-        raise UsageError("the viewing directions cancel out: these cameras look inwards, LLFF data looks forward")
+        raise UsageError(
+            "the viewing directions cancel out: these cameras look inwards, but LLFF data is forward-facing"
+        )
     back, right = back / back.norm(), right / right.norm()
     pose = torch.eye(4, dtype=c2w.dtype)
     pose[:3] = torch.stack([right, torch.linalg.cross(back, right), back, c2w[:, :3, 3].mean(0)], dim=-1)
@@ -95,7 +97,7 @@ def _pictures(path: Path, count: int, downscale: int) -> tuple[list[Path], int]:
     for folder, left in ((path / f"images_{downscale}", 1), (path / "images", downscale)):
         found = sorted(p for p in folder.glob("*") if is_picture(p))
         if found and len(found) != count:
-            raise UsageError(f"{folder} holds {len(found)} pictures, poses_bounds.npy has {count} cameras")
+            raise UsageError(f"{folder} has {len(found)} images, but poses_bounds.npy has {count} cameras")
         if found:
             return found, left
     return [path / "images" / f"{v:03d}.png" for v in range(count)], downscale

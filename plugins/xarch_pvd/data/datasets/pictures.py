@@ -58,18 +58,18 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, at most {MAX_PIXELS} are read")
+                raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, but the limit is {MAX_PIXELS}")
             stored = _values(opened, path)
     except FileNotFoundError as e:
-        raise UsageError(f"{path} does not exist", "put the pictures where their cameras say they are") from e
+        raise UsageError(f"{path} does not exist", "put the images at the paths given by their cameras") from e
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} is no picture that can be read: {e}") from e
+        raise UsageError(f"{path} is not a readable image: {e}") from e
     rows, columns = stored.shape[:2]
     if (rows, columns) == (height, width):
         return torch.from_numpy(stored)
     factor = rows // max(height, 1)
     if factor < 1 or rows // factor != height or columns // factor != width:
-        raise UsageError(f"{path} has {columns}x{rows} pixels, its camera {width}x{height}")
+        raise UsageError(f"{path} has {columns}x{rows} pixels, but its camera {width}x{height}")
     cut = torch.from_numpy(stored[: height * factor, : width * factor])
     blocks = cut.view(height, factor, width, factor, -1)
     if blocks.shape[-1] == 3:
@@ -106,8 +106,9 @@ def _values(opened: Any, path: Path) -> np.ndarray:
         return np.concatenate([colour, (grey != clear)[..., None].astype(np.float32)], axis=-1)
     if opened.mode in ("I", "F"):
         raise UsageError(
-            f"{path} has {'32-bit' if opened.mode == 'I' else 'floating-point'} numbers, whose white no file names",
-            "write it with 8 or 16 bits a colour",
+            f"{path} has {'32-bit' if opened.mode == 'I' else 'floating-point'} values, "
+            "whose white level no file records",
+            "save it with 8 or 16 bits per channel",
         )
     alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
     straight = opened.convert("LA" if opened.mode == "La" else "RGBA") if opened.mode in ("La", "RGBa") else opened
@@ -126,4 +127,6 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as opened:
             return opened.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} does not exist or is no picture; its size is needed and no file names it") from e
+        raise UsageError(
+            f"{path} does not exist or is not an image; its size is needed because no file records it"
+        ) from e

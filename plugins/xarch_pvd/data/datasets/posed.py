@@ -70,13 +70,13 @@ class PosedImages:
     def __post_init__(self) -> None:
         count = len(self.files)
         if count == 0:
-            raise UsageError(f"the {self.kind} data set has no view in its split {self.split!r}")
+            raise UsageError(f"the {self.kind} data set has no views in split {self.split!r}")
         if tuple(self.c2w.shape) != (count, 4, 4) or not bool(torch.isfinite(self.c2w).all()):
             raise UsageError(f"cameras are {tuple(self.c2w.shape)} or not finite, expected [{count}, 4, 4]")
         turned = self.c2w[:, :3, :3].double()
         error = float((turned.transpose(1, 2) @ turned - torch.eye(3, dtype=torch.float64)).abs().max())
         if error > 1e-2:
-            raise UsageError(f"a camera of the {self.kind} data set has no rotation (off by {error:.2g})")
+            raise UsageError(f"a camera of the {self.kind} data set has an invalid rotation (off by {error:.2g})")
         if min(*self.widths, *self.heights) < 1 or not bool(((self.fx > 0) & (self.fy > 0)).all()):
             raise UsageError(f"a camera of the {self.kind} data set has no size or no focal length")
 
@@ -123,7 +123,7 @@ class PosedImages:
             UsageError: as for :meth:`image`, or the views differ in size.
         """
         if len(set(self.widths)) > 1 or len(set(self.heights)) > 1:
-            raise UsageError(f"the views of this {self.kind} data set differ in size; read them one by one")
+            raise UsageError(f"the views of this {self.kind} data set differ in size; read them individually")
         return torch.stack([self.picture(view) for view in range(len(self))])
 
     def rgba(self, view: int) -> Tensor:

@@ -43,8 +43,8 @@ def view_size(picture: Path, width: int, height: int, downscale: int = 1) -> Vie
     one_side = (wide == width) != (high == height)
     if one_side or abs(wide - ratio * width) > 1 or abs(high - ratio * height) > 1:
         raise UsageError(
-            f"{picture} has {wide}x{high} pixels, its camera {width}x{height}",
-            "another picture, or one that was turned or cut after its camera was found",
+            f"{picture} has {wide}x{high} pixels, but its camera {width}x{height}",
+            "the image is a different one, or was rotated or cropped after its camera was estimated",
         )
     if min(wide, high) < downscale:
         raise UsageError(f"{picture} has {wide}x{high} pixels, too few to divide by {downscale}")

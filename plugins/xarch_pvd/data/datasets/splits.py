@@ -48,7 +48,7 @@ def listed(names: Sequence[str], document: Mapping[str, Any], split: str, where:
     found: dict[str, list[int]] = {}
     for known, files in lists.items():
         if not isinstance(files, list):
-            raise UsageError(f"{where}: {known}_filenames is no list")
+            raise UsageError(f"{where}: {known}_filenames is not a list")
         paths = [posixpath.normpath(str(file)) for file in files]
         lost = [path for path in paths if path not in numbers]
         if lost:

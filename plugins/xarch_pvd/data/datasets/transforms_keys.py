@@ -33,11 +33,11 @@ CHANGING = {
     "black_transparent": "pixels that are transparent where they are black",
     "mask_color": "pixels that are masked by their colour",
     "fix_premult": "colours multiplied by their alpha",
-    "fisheye_crop_radius": "a fisheye picture with a rim",
+    "fisheye_crop_radius": "a fisheye image with a rim",
     "ftheta_p0": "an f-theta lens",
     "latlong": "a panorama",
     "equirectangular": "a panorama",
-    "light_dir": "lights of its own",
+    "light_dir": "its own lights",
 }
 """Keys that, if set, change rays or pixels in an unsupported way."""
 
@@ -54,6 +54,6 @@ def check_keys(document: Mapping[str, Any], frames: Iterable[Mapping[str, Any]],
     for name, what in CHANGING.items():
         value = names.get(name)
         if value not in (None, False, 0, []) and not (isinstance(value, list) and not any(value)):
-            raise UsageError(f"{where} says {name}: {what}, which is not read", "prepare the pictures without it")
+            raise UsageError(f"{where} sets {name}: {what}, which is not supported", "preprocess the images without it")
     unknown = sorted(set(names) - READ - HARMLESS - set(CHANGING))
-    return (f"{where} has keys that are not known and not read: {', '.join(unknown[:8])}",) if unknown else ()
+    return (f"{where} has unknown keys that are ignored: {', '.join(unknown[:8])}",) if unknown else ()
