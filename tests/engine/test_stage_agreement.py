@@ -19,7 +19,7 @@ def test_a_group_that_trains_later_couples_the_batch_from_the_start() -> None:
         "trains": {"all": {"lr": 0.0}, "layers": {}},
         "phases": [{"from": 0.5, "set": {"trains.all.lr": 1.0}}],
     }
-    with pytest.raises(PlanError, match="cannot be cut into 2"):
+    with pytest.raises(PlanError, match="cannot be split into 2"):
         planned(stage, student__target="normed")
 
 
