@@ -42,7 +42,7 @@ from xarch_pvd.data.views import fixed_cameras  # noqa: E402
 from xarch_pvd.editing.fields import Moved  # noqa: E402
 from xarch_pvd.evaluate.metric import psnr  # noqa: E402
 from xarch_pvd.source.field_file import save_field_file  # noqa: E402
-from xarch_pvd.source.opened import field_of, open_field  # noqa: E402
+from xarch_pvd.source.reference import field_of, open_field  # noqa: E402
 from xarch_pvd.targets.baking import baked  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.targets.representations.records import to_file  # noqa: E402

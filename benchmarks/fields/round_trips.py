@@ -28,7 +28,7 @@ from benchmarks.fields.pictures import Pictures, procedural  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
 from xarch_pvd.export.saving import SavingOptions, save  # noqa: E402
 from xarch_pvd.source.field_file import save_field_file  # noqa: E402
-from xarch_pvd.source.opened import open_field  # noqa: E402
+from xarch_pvd.source.reference import open_field  # noqa: E402
 from xarch_pvd.targets.representations import OPTIONS, build_field  # noqa: E402
 from xarch_pvd.targets.representations.records import to_file  # noqa: E402
 from xarch_pvd.train import scene  # noqa: E402

@@ -1,4 +1,4 @@
-"""A transformers configuration for a GGUF file: what transformers reads, completed by what it passes over."""
+"""Conversion of a GGUF header to a transformers configuration, including values that transformers ignores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Architectures that both transformers' reader and the table of architectures know."""
+"""Architectures supported by both transformers' reader and the table of architectures."""
 
 REQUIRED = (
     "block_count",
@@ -25,27 +25,29 @@ REQUIRED = (
     "attention.head_count",
     "attention.layer_norm_rms_epsilon",
 )
-"""Keys without which a library would take the numbers of some other model."""
+"""Required keys, for which libraries would otherwise substitute another model's defaults."""
 ROPE_BASE = 10_000.0
-"""Base of the rotary frequencies where a file names none, as llama.cpp takes it."""
+"""Default base of the rotary frequencies, as in llama.cpp."""
 
 _BIASES = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
 _FREE_BIASES = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}
 
 
 def check_architecture(header: GGUFHeader, where: str) -> None:
-    """Refuse what cannot be read faithfully.
+    """Reject files that cannot be read faithfully.
 
     Raises:
-        UsageError: another architecture, a key that is not known, a tokenizer that is not, or rotary factors that
-            transformers' reader drops.
+        UsageError: the architecture, a key or the tokenizer is unknown, or there are rotary factors that transformers'
+            reader ignores.
     """
     name = header.metadata.get("general.architecture")
     if name not in GGUF_ARCHITECTURES:
-        raise UsageError(f"{where}: GGUF architecture {name!r}, known are {', '.join(GGUF_ARCHITECTURES)}", ADVICE)
+        raise UsageError(
+            f"{where}: GGUF architecture {name!r} is not supported; known: {', '.join(GGUF_ARCHITECTURES)}", ADVICE
+        )
     check_keys(header, where)
     if any(tensor.startswith("rope_") for tensor in header.tensors):
-        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader leaves out", ADVICE)
+        raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader ignores", ADVICE)
     lacking = [name for name in REQUIRED if not isinstance(header.fact(name), int | float)]
     if lacking:
         raise UsageError(f"{where}: the metadata lack {name}.{lacking[0]}", ADVICE)
@@ -53,10 +55,10 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
 
 
 def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
-    """Content of a config.json for the file.
+    """Return the content of a config.json for the file.
 
-    transformers' reader supplies most of it. It passes over biases and rotary scaling and takes the rotated width for
-    the head width, so these come from the header here; 32-bit numbers are written as their shortest decimal.
+    transformers' reader supplies most of it. It ignores biases and rotary scaling and mistakes the rotated width for
+    the head width, so these come from the header; 32-bit numbers are written as their shortest decimal.
 
     Raises:
         UsageError: the metadata do not describe a model.
@@ -78,11 +80,13 @@ def gguf_config(path: Path, header: GGUFHeader, where: str) -> dict[str, Any]:
     if header.fact("attention.value_length", width) != width:
         raise UsageError(f"{where}: keys and values have different widths")
     if kind == "qwen2" and width * config["num_attention_heads"] != config["hidden_size"]:
-        raise UsageError(f"{where}: {config['num_attention_heads']} heads of {width} do not make the width of a qwen2")
+        raise UsageError(
+            f"{where}: {config['num_attention_heads']} heads of width {width} do not match the model width of a qwen2"
+        )
     if kind != "qwen2":
         config["head_dim"] = width
     if header.fact("rope.dimension_count", width) != width:
-        raise UsageError(f"{where}: only a part of each head is rotated, which {kind} models cannot express")
+        raise UsageError(f"{where}: only part of each head is rotated, which {kind} models cannot express")
     for field in _FREE_BIASES.get(kind, ()):
         config[field] = _BIASES[field] in header.tensors
     config["rope_parameters"] = _rotary(config["rope_parameters"], header, where)
@@ -97,7 +101,7 @@ def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[
     kind = header.fact("rope.scaling.type", "none")
     factor, gain = header.fact("rope.scaling.factor"), header.fact("rope.scaling.attn_factor", 1.0)
     if kind != "yarn" and gain != 1.0:
-        raise UsageError(f"{where}: rope.scaling.attn_factor is {gain} with scaling {kind!r}, wanted yarn", ADVICE)
+        raise UsageError(f"{where}: rope.scaling.attn_factor is {gain} with scaling {kind!r}, expected yarn", ADVICE)
     if kind == "none" and not header.fact("rope.scale_linear"):
         return parameters
     if kind in ("linear", "none"):
@@ -110,14 +114,14 @@ def _rotary(parameters: dict[str, Any], header: GGUFHeader, where: str) -> dict[
             if stated is not None:
                 yarn[name] = _decimal(stated)
         if gain != 1.0:
-            # llama.cpp multiplies what transformers takes for the whole factor.
+            # llama.cpp multiplies by it; transformers treats it as the whole factor.
             yarn["attention_factor"] = gain * (1 + 0.1 * math.log(factor))
         return {**parameters, **yarn}
-    raise UsageError(f"{where}: rotary scaling {kind!r} cannot be read from a GGUF file", ADVICE)
+    raise UsageError(f"{where}: rotary scaling {kind!r} is not supported in GGUF files", ADVICE)
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that is this number in 32 bits: 1e-5 for 9.99999974e-06."""
+    """Return the shortest decimal that equals this number in float32: 1e-5 for 9.99999974e-06."""
     for digits in range(1, 18):
         short = float(f"{value:.{digits}g}")
         if struct.pack("<f", short) == struct.pack("<f", value):

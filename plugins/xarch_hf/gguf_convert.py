@@ -1,4 +1,4 @@
-"""GGUF files as folders that transformers reads in seconds: dequantised to fp32 once, in the user's cache."""
+"""Conversion of GGUF files to folders that load in seconds: dequantised to fp32 once, in the user's cache."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from xarch_hf.tokenizer import save_tokenizer
 from xarch_hf.wording import brief, few
 
 FORMAT = 2
-"""Changes when a conversion would give another folder for the same file."""
+"""Version of the conversion, increased when its output for a file changes."""
 
 NOTE = "source.json"
 
 
 def cached_folder(path: Path) -> Path:
-    """Where the conversion of a file lies or will lie; depends on its content, not its name."""
+    """Return the folder of a file's conversion; it depends on the file's content, not its name."""
     return cache_dir() / "gguf" / f"{file_digest(path)[:32]}-v{FORMAT}"
 
 
 def is_converted(path: Path) -> bool:
-    """Whether the conversion exists; a folder appears whole or not at all."""
+    """Return whether the conversion exists; folders are created atomically."""
     return (cached_folder(path) / NOTE).is_file()
 
 
 def convert(path: Path, where: str) -> Path:
-    """The folder of a GGUF file, made on first use; two processes that ask at once make it once.
+    """Return the folder of a GGUF file, created on first use and only once by concurrent processes.
 
     Raises:
-        UsageError: damaged, or a model that cannot be read faithfully.
-        PlanError: the file holds tensors the model has no use for.
+        UsageError: the file is damaged, or cannot be read faithfully.
+        PlanError: the file contains tensors that the model does not use.
     """
     header = gguf_header(path)
     final = cached_folder(path)
@@ -64,7 +64,7 @@ def _convert(path: Path, header: GGUFHeader, final: Path, where: str) -> None:
     say(f"{where}: dequantising {values / 1e6:.0f} M values to fp32, once ({few(sorted(kinds))})")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="xarch-gguf-") as alone, new_folder(final) as partial:
-        # A folder with nothing else in it: transformers also reads other files that lie beside a checkpoint.
+        # Use an otherwise empty folder: transformers also reads other files beside a checkpoint.
         link = Path(alone) / "model.gguf"
         link.symlink_to(path.resolve())
         config = gguf_config(link, header, where)
@@ -74,11 +74,11 @@ def _convert(path: Path, header: GGUFHeader, final: Path, where: str) -> None:
         save_tokenizer(gguf_tokenizer(link, header, where), partial)
         note = {"file": path.name, "sha256": file_digest(path), "types": dict(kinds), "format": FORMAT}
         (partial / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
-    say(f"{where}: converted in {time.monotonic() - started:.0f} s, kept in {final}")
+    say(f"{where}: converted in {time.monotonic() - started:.0f} s, cached in {final}")
 
 
 def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) -> nn.Module:
-    """The module with every tensor of the file in it."""
+    """Build the module with every tensor of the file."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -94,7 +94,7 @@ def _read(link: Path, config: dict[str, Any], header: GGUFHeader, where: str) ->
     except UsageError:
         raise
     except Exception as e:
-        # The reader meets a hostile or unusual file with errors of numpy, gguf and torch alike.
+        # On hostile or unusual files, the reader raises errors from numpy, gguf and torch alike.
         raise UsageError(f"{where}: transformers cannot read the tensors: {brief(e)}", "download the file again") from e
     module, report = loaded
     missing = sorted(report["missing_keys"])

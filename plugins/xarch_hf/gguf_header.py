@@ -21,7 +21,7 @@ MAX_ENTRIES = 100_000
 MAX_TEXT_BYTES = 64 << 20
 MAX_RANK = 4
 KEPT_ITEMS = 64
-"""Longer arrays (vocabularies) are walked over and only their length is kept."""
+"""Longer arrays (vocabularies) are skipped and only their length is kept."""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -29,7 +29,7 @@ _TEXT, _ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """An array of which only the number of items is known."""
+    """An array represented only by its number of items."""
 
     items: int
 
@@ -45,7 +45,7 @@ class GGUFTensor:
 
     @property
     def elements(self) -> int:
-        """Number of values."""
+        """Return the number of values."""
         return math.prod(self.shape)
 
 
@@ -58,21 +58,21 @@ class GGUFHeader:
     tensors: Mapping[str, GGUFTensor]
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """Metadata of the architecture, e.g. ``fact("block_count")``."""
+        """Return metadata of the architecture, e.g. ``fact("block_count")``."""
         return self.metadata.get(f"{self.metadata.get('general.architecture')}.{name}", default)
 
 
 def gguf_header(path: Path) -> GGUFHeader:
-    """Read and check a header; the tensors' bytes are not touched.
+    """Read and check a header without reading tensor data.
 
     Raises:
-        UsageError: not a GGUF file, cut, or its counts, sizes or offsets do not fit the file.
+        UsageError: the file is not a GGUF file or is truncated, or its counts, sizes or offsets are inconsistent.
     """
     try:
         with open(path, "rb") as f:
             size = path.stat().st_size
             if size < 24 or f.read(4) != b"GGUF":
-                raise UsageError(f"{path} is not a GGUF file", "gguf: takes files made by llama.cpp's converters")
+                raise UsageError(f"{path} is not a GGUF file", "gguf: reads files written by llama.cpp's converters")
             with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _Reader(view, size).header()
     except OSError as e:
@@ -82,7 +82,7 @@ def gguf_header(path: Path) -> GGUFHeader:
 
 
 class _Corrupt(Exception):
-    """Something in the file does not fit the file."""
+    """The file is inconsistent."""
 
 
 class _Reader:
@@ -92,7 +92,7 @@ class _Reader:
     def header(self) -> GGUFHeader:
         version = self.scalar("I")
         if version not in VERSIONS:
-            raise _Corrupt(f"version {version}, known are {', '.join(map(str, VERSIONS))}")
+            raise _Corrupt(f"version {version}, supported: {', '.join(map(str, VERSIONS))}")
         tensor_count, entry_count = self.count("tensors"), self.count("metadata entries")
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):
@@ -108,7 +108,7 @@ class _Reader:
         return GGUFHeader(version, metadata, self.tensors(places, base, alignment))
 
     def take(self, count: int) -> int:
-        """Where the next ``count`` bytes start, which are then behind us."""
+        """Advance by ``count`` bytes; return where they start."""
         start = self.at
         if count > self.size - start:
             raise _Corrupt(f"{count} bytes wanted at {start}, the file has {self.size}")

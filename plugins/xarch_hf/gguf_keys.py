@@ -1,4 +1,4 @@
-"""Which keys of a GGUF header are read, and which change nothing; any other one refuses the file by its name."""
+"""Keys of a GGUF header that are read, and keys without effect; files with any other key are rejected."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ READ = frozenset(
         "rope.scaling.yarn_beta_slow",
     }
 )
-"""Keys below the name of the architecture."""
+"""Keys under the name of the architecture."""
 
 HARMLESS = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
-"""Keys that say how the file came to be."""
+"""Keys that record the provenance of the file."""
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -55,7 +55,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
 }
-"""Keys that change the model -> the values with which they do not."""
+"""Keys that change the model -> their values without effect."""
 
 WORDS = {
     "expert_count": "it is a mixture of {value} experts, not a plain decoder",
@@ -66,10 +66,10 @@ OTHER_FILES = {"clip": "a vision model", "adapter": "an adapter, not a model", "
 
 
 def check_keys(header: GGUFHeader, where: str) -> None:
-    """Every key that can change a value of the model is known.
+    """Check that every key that can affect the model is known.
 
     Raises:
-        UsageError: one is not, or says what is not read; a file is one of several parts, or no model.
+        UsageError: a key is unknown or its value is not supported, or the file is one of several parts or not a model.
     """
     architecture = str(header.metadata.get("general.architecture"))
     parts = header.metadata.get("split.count", 1)

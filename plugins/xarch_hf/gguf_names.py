@@ -1,4 +1,4 @@
-"""Names of tensors in GGUF files, and the proof from the header alone that a file holds a model's weights."""
+"""Names of tensors in GGUF files, and a check from the header alone that a file contains a model's weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS = {
 
 
 def gguf_name(name: str) -> str:
-    """What a transformers weight of a Llama-like model is called in a GGUF file."""
+    """Return the GGUF name of a transformers weight of a Llama-like model."""
     stem, suffix = name.rsplit(".", 1)
     if stem in WHOLE:
         return f"{WHOLE[stem]}.{suffix}"
@@ -35,14 +35,14 @@ def gguf_name(name: str) -> str:
 
 
 def prove_tensors(header: GGUFHeader, shapes: Mapping[str, tuple[int, ...]], cut: range, where: str) -> None:
-    """Every weight is in the file with its shape, and nothing else is.
+    """Check that every weight is in the file with its shape, and nothing else.
 
     Args:
         shapes: transformers' name of a weight -> its shape.
-        cut: layers of the file that are left out of the model.
+        cut: layers of the file that the model omits.
 
     Raises:
-        PlanError: with the names, and both shapes of what does not fit.
+        PlanError: weights do not fit; lists their names and both shapes.
     """
     wanted = {gguf_name(name): shape for name, shape in shapes.items()}
     missing = sorted(set(wanted) - set(header.tensors))

@@ -57,7 +57,7 @@ class GGUFSource(DecoderSource):
 
 
 def _describe(path: Path, header: GGUFHeader, where: str, layers: int | None) -> Described:
-    """From the conversion if there is one, else from the header alone."""
+    """Describe a file from its conversion if available, else from the header alone."""
     if is_converted(path):
         return describe_folder(cached_folder(path), where, layers)
     with tempfile.TemporaryDirectory(prefix="xarch-gguf-") as alone:
@@ -71,5 +71,5 @@ def _describe(path: Path, header: GGUFHeader, where: str, layers: int | None) ->
 def _file(ref: str) -> Path:
     path = Path(ref).expanduser()
     if not path.is_file():
-        raise UsageError(f"gguf:{ref} does not exist", "wanted: gguf:FILE.gguf")
+        raise UsageError(f"gguf:{ref} does not exist", "expected gguf:FILE.gguf")
     return path

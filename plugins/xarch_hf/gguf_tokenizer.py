@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file: transformers builds it, this table says how text is split before merges.
+"""Tokenizer of a GGUF file: built by transformers, with pre-tokenization defined by this table.
 
-``tokenizer.ggml.pre`` names the splitting that a byte-level vocabulary was learned with. transformers splits as GPT-2
-does where it does not know the name, which gives other tokens and no error, so every name has to be in this table.
+``tokenizer.ggml.pre`` names the pre-tokenization of a byte-level vocabulary. For unknown names, transformers silently
+splits like GPT-2, which yields different tokens, so every name must be in this table.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How text is split before merges.
+    """Splitting of text before merges.
 
     Attributes:
-        pattern: what a piece is; None: GPT-2's own pattern.
+        pattern: pattern of a piece; None means GPT-2's own.
         digits: whether every digit is split off first.
-        whole_words: whether a piece that is a token as a whole is taken without merging.
-        composed: whether letters and their accents are put together first (NFC).
+        whole_words: whether a piece that is itself a token is used without merging.
+        composed: whether text is normalised to NFC first.
         bos: whether texts begin with the token for their beginning where the file does not say so.
     """
 
@@ -68,7 +68,7 @@ SPLITTINGS: dict[str, Splitting] = {
 """``tokenizer.ggml.pre`` -> splitting, as llama.cpp defines these names."""
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
-"""``tokenizer.ggml.model``: the two kinds of tokenizers that the architectures read here come with."""
+"""``tokenizer.ggml.model``: the two kinds of tokenizers of the supported architectures."""
 
 READ = frozenset(
     {"model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix", "add_bos_token", "add_eos_token"}
@@ -79,23 +79,23 @@ HARMLESS = frozenset(
     | {f"{name}_token_id" for name in ("seperator", "separator", "cls", "mask", "prefix", "suffix", "middle")}
     | {f"fim_{name}_token_id" for name in ("pre", "suf", "mid", "pad", "rep", "sep")}
 )
-"""Keys below ``tokenizer.ggml`` that change no token of a text: names of tokens for uses of their own."""
+"""Keys under ``tokenizer.ggml`` that do not affect tokenization: special tokens with other uses."""
 END_TOKENS = ("eos", "eot", "eom")
-"""Tokens that end a text, a turn, or a message; a program stops at each of them."""
+"""Tokens that end a text, a turn or a message; generation stops at each of them."""
 
 
 def check_tokenizer(header: GGUFHeader, where: str) -> tuple[str, ...]:
-    """What a person should know of a tokenizer that can be read.
+    """Check a tokenizer and return warnings.
 
     Raises:
-        UsageError: its kind, its splitting or one of its keys is not known here.
+        UsageError: its kind, its pre-tokenization or one of its keys is unknown.
     """
     stated = _stated(header)
     kind, pre = stated.get("model"), stated.get("pre")
     if kind is None:
         return ()
     if kind not in (BYTE_LEVEL, SENTENCEPIECE):
-        raise UsageError(f"{where}: tokenizer.ggml.model is {kind!r}, known are {BYTE_LEVEL}, {SENTENCEPIECE}", ADVICE)
+        raise UsageError(f"{where}: tokenizer.ggml.model is {kind!r}, expected {BYTE_LEVEL} or {SENTENCEPIECE}", ADVICE)
     unknown = sorted(set(stated) - READ - HARMLESS - {"remove_extra_whitespaces"})
     if unknown:
         raise UsageError(f"{where}: the key tokenizer.ggml.{unknown[0]} is not known here", ADVICE)
@@ -114,14 +114,14 @@ def check_tokenizer(header: GGUFHeader, where: str) -> tuple[str, ...]:
 
 
 def end_tokens(header: GGUFHeader) -> list[int]:
-    """Every token that ends a text, the one of whole texts first."""
+    """Return every end-of-text token, that of whole texts first."""
     stated = _stated(header)
     ids = [stated.get(f"{name}_token_id") for name in END_TOKENS]
     return list(dict.fromkeys(int(i) for i in ids if i is not None))
 
 
 def gguf_tokenizer(file: Path, header: GGUFHeader, where: str) -> Any:
-    """The tokenizer of a file that lies alone in its folder.
+    """Load the tokenizer of a file that is alone in its folder.
 
     Raises:
         UsageError: it cannot be read faithfully.
@@ -139,7 +139,7 @@ def gguf_tokenizer(file: Path, header: GGUFHeader, where: str) -> Any:
         with quiet():
             made = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True, **said)
     except Exception as e:
-        # The reader meets a hostile or unusual file with errors of several libraries.
+        # On hostile or unusual files, the reader raises errors from several libraries.
         raise UsageError(f"{where}: transformers cannot read the tokenizer: {brief(e)}") from e
     if byte_level:
         _split(made.backend_tokenizer, splitting, prefix=bool(stated.get("add_space_prefix", False)))
@@ -164,7 +164,7 @@ def _split(backend: Any, splitting: Splitting, *, prefix: bool) -> None:
 
 
 def _without_prefix(backend: Any, where: str) -> None:
-    """SentencePiece without the blank that is put before a text."""
+    """Remove SentencePiece's space prefix."""
     from tokenizers.pre_tokenizers import Metaspace
 
     if not isinstance(backend.pre_tokenizer, Metaspace):

@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Declare the data provider and the metric; nothing heavy is imported."""
+    """Register the data provider and the metric without heavy imports."""
     registry.data(
         "text",
         load="xarch_text.provider:TextData",

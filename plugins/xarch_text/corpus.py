@@ -1,4 +1,4 @@
-"""Which files a reference names, without opening any of them."""
+"""Files named by a reference, found without opening them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idl
 _GLOB = frozenset("*?[")
 PACKED = (".zst", ".xz", ".bz2", ".lz4", ".zip")
 HOLD_TEXT = (".json", ".csv", ".tsv", ".arrow", ".orc", ".avro", ".pdf", ".docx", ".epub", *PACKED)
-"""Extensions of files that a person may think are read when they lie in a folder."""
+"""Extensions of files in a folder that users may expect to be read."""
 ReadAs = Literal["auto", "text", "records"]
 
 
@@ -29,11 +29,11 @@ class TextFile:
     """One file.
 
     Attributes:
-        path: where it is.
-        name: its identity on every machine: the path relative to the corpus, with ``/``.
-        bytes: its size.
+        path: the file.
+        name: machine-independent identity: the path relative to the corpus, with ``/``.
+        bytes: size in bytes.
         kind: how it is read.
-        as_text: one document of text whatever it looks like, because the options say so.
+        as_text: treat it as one text document regardless of its content, as set by the options.
     """
 
     path: Path
@@ -44,17 +44,17 @@ class TextFile:
 
     @property
     def suffix(self) -> str:
-        """Extension in lower case, without a trailing ``.gz``."""
+        """Return the extension in lower case, without a trailing ``.gz``."""
         return _suffix(self.name)
 
     @property
     def compressed(self) -> bool:
-        """Whether the content is in gzip."""
+        """Return whether the content is gzip-compressed."""
         return self.name.lower().endswith(".gz")
 
     @property
     def holds_records(self) -> bool:
-        """Whether it holds many documents rather than being one."""
+        """Return whether it contains many documents rather than being one."""
         return self.kind in ("json", "parquet")
 
 
@@ -63,9 +63,9 @@ class Corpus:
     """The files of a reference, sorted by name.
 
     Attributes:
-        title: what it is, for a person.
-        digest: sha256 over names and sizes.
-        left_out: extension -> files of a folder that ``extensions`` does not name, of kinds that hold text.
+        title: description for display.
+        digest: SHA-256 of names and sizes.
+        left_out: extension -> number of text files in a folder that ``extensions`` excludes.
     """
 
     title: str
@@ -75,19 +75,19 @@ class Corpus:
 
     @property
     def bytes(self) -> int:
-        """Sum of the file sizes."""
+        """Return the total size of the files."""
         return sum(f.bytes for f in self.files)
 
 
 def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -> Corpus:
-    """The corpus of ``python-stdlib``, a file, a folder or a quoted glob.
+    """Find the corpus of ``python-stdlib``, a file, a folder or a quoted glob.
 
     Args:
-        extensions: of the files read from a folder; none: all.
-        read_as: what the files are, where neither their names nor their first bytes are to decide.
+        extensions: extensions of files to read from a folder; empty means all.
+        read_as: kind of the files, overriding detection by name and first bytes.
 
     Raises:
-        UsageError: nothing is there, or a named file is of a kind that is not read.
+        UsageError: there are no files, or a named file is of an unsupported kind.
     """
     left_out: dict[str, int] = {}
     if ref == STDLIB:
@@ -107,8 +107,8 @@ def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -
             raise UsageError(f"text data {ref!r} does not exist (looked for {path.absolute()})", hint)
     if not files:
         others = f"; left out: {_shown(left_out)}" if left_out else ""
-        raise UsageError(f"text data {ref!r} holds no file that can be read{others}", hint)
-    # A file that was named, not found, has to be one that can be read.
+        raise UsageError(f"text data {ref!r} has no readable file{others}", hint)
+    # A file named explicitly must be readable.
     known = [f if ref == STDLIB else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
     ordered = tuple(sorted(known, key=lambda f: f.name))
     lines = "\n".join(f"{f.name}\t{f.bytes}" for f in ordered)
@@ -118,10 +118,10 @@ def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -
 
 
 def _known(file: TextFile, read_as: ReadAs, *, named_by_user: bool) -> TextFile:
-    """The file with its kind.
+    """Return the file with its kind.
 
     Raises:
-        UsageError: the only file is a table, or binary of a kind with a name.
+        UsageError: the only file is a table or of a known binary kind.
     """
     if read_as == "text":
         return replace(file, as_text=True)
@@ -136,7 +136,7 @@ def _known(file: TextFile, read_as: ReadAs, *, named_by_user: bool) -> TextFile:
     if what and named_by_user:
         raise UsageError(
             f"{file.path} is {what}, which is not read as text",
-            "give plain text, JSON lines or Parquet; `--set data.options.read_as=text` takes a file as it stands",
+            "use plain text, JSON lines or Parquet; `--set data.options.read_as=text` reads a file as plain text",
         )
     return replace(file, kind=kind or "text")
 

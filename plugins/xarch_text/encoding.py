@@ -1,4 +1,4 @@
-"""From text to token ids, with the teacher's tokenizer or as bytes."""
+"""Encoding of text as token ids, with the teacher's tokenizer or as bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from xarch_text.library import Piece
 
 
 class Encoder:
-    """Token ids of pieces; special tokens appear only where documents begin and end, never because a text spells them.
+    """Encodes pieces as token ids; special tokens mark only document boundaries and are never parsed from the text.
 
     Args:
         tokenizer: a transformers tokenizer, or None with ``how`` "bytes".
         how: "teacher" or "bytes".
         separator: "eos", "bos" or "none".
-        vocab: rows of the teacher's embedding, if known.
+        vocab: number of rows of the teacher's embedding, if known.
 
     Raises:
         UsageError: there is no tokenizer.
@@ -24,7 +24,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, how: str, separator: str, vocab: int | None) -> None:
         if how == "teacher" and tokenizer is None:
             raise UsageError(
-                "the teacher has no tokenizer, so text cannot become tokens",
+                "the teacher has no tokenizer, so text cannot be tokenized",
                 "put tokenizer.json beside its weights, or use `--set data.options.tokenizer=bytes` if it reads bytes",
             )
         self.tokenizer = tokenizer if how == "teacher" else None
@@ -34,15 +34,15 @@ class Encoder:
         self.after = [int(token)] if token is not None else []
 
     def __call__(self, piece: Piece) -> list[int]:
-        """Ids of a piece, with what belongs before and after a document.
+        """Return the ids of a piece, with the special tokens before and after a document.
 
         Raises:
-            UsageError: an id that the teacher's embedding does not have.
+            UsageError: an id is outside the teacher's embedding.
         """
         ids = self._plain(piece.text)
         if self.vocab is not None and ids and max(ids) >= self.vocab:
             raise UsageError(
-                f"the tokenizer gives token {max(ids)}, the teacher's vocabulary ends at {self.vocab - 1}",
+                f"the tokenizer returns token {max(ids)}, but the teacher's vocabulary ends at {self.vocab - 1}",
                 "the tokenizer belongs to another model, or `data.options.tokenizer: bytes` needs 256 tokens",
             )
         return [*(self.before if piece.first else ()), *ids, *(self.after if piece.last else ())]
@@ -54,7 +54,7 @@ class Encoder:
         return list(encoded["input_ids"])
 
     def _opening(self) -> list[int]:
-        """The token that this tokenizer itself puts before every text, if it has one."""
+        """Return the token that this tokenizer itself prepends to every text, if any."""
         start = getattr(self.tokenizer, "bos_token_id", None)
         if self.tokenizer is None or start is None:
             return []

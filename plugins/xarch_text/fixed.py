@@ -1,4 +1,4 @@
-"""Held-out and validation streams: finite, always the same windows, spread over the documents."""
+"""Held-out and validation streams: a finite, fixed set of windows spread over the documents."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from xarch_text.tally import Tally
 WAVE_DOCUMENTS = 512
 WAVE_TOKENS = 1 << 22
 DOCUMENT_TOKENS = 1 << 16
-"""Tokens of one document that windows are taken from."""
+"""Maximum tokens of one document from which windows are taken."""
 
 
 class FixedStream(BatchStream):
-    """One window of every document, then another one of every document, and so on.
+    """Takes one window of every document, then a second one of each, and so on.
 
-    Each full window is a row of its own at a place drawn from the document's name, so that not only beginnings are
-    seen. Documents shorter than a row are packed together. Nothing depends on a seed.
+    Each full window is a separate row at a position derived from the document's name, so that rows are not only
+    beginnings. Documents shorter than a row are packed together. Nothing depends on a seed.
 
     Args:
         library: the documents of the split.
-        encoder: makes tokens.
+        encoder: encoder of pieces.
         samples: rows per batch.
         length: tokens per row.
     """
@@ -60,7 +60,7 @@ class FixedStream(BatchStream):
         split = self.library.split
         raise UsageError(
             f"{self.library.corpus.title}: the {split} documents do not fill one row of {self.length} tokens",
-            f"give more text, raise `--set data.options.{split}=...`, or use shorter samples",
+            f"provide more text, raise `--set data.options.{split}=...`, or use shorter samples",
         )
 
     def _windows(self) -> Iterator[Row]:
@@ -91,7 +91,7 @@ class FixedStream(BatchStream):
         return row
 
     def _waves(self) -> Iterator[Iterator[tuple[str, list[int]]]]:
-        """Groups of documents; a document is read when it is reached, and a group is bounded in memory."""
+        """Yield groups of documents of bounded memory; a document is read only when it is reached."""
         documents = self._documents()
         ended = False
 

@@ -1,4 +1,4 @@
-"""Visible text of a web page, while it is read."""
+"""Streaming extraction of the visible text of a web page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LINE_END = re.compile(r"[ \t]+\n")
 
 
 def without_tags(chunks: Iterator[str]) -> Iterator[str]:
-    """Text of a page given in chunks; block elements start a line, at most one line in a row is empty."""
+    """Yield the text of a page given in chunks; block elements start a line, and blank lines are collapsed."""
     page = _Page()
     for chunk in chunks:
         page.feed(chunk)
@@ -37,7 +37,7 @@ class _Page(HTMLParser):
         self._started = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        # A page may leave out </head>; <body> ends it.
+        # A page may omit </head>; <body> ends it.
         self._hidden = 0 if tag == "body" else self._hidden + (tag in _HIDDEN)
         self._verbatim += tag == "pre"
         if tag in _BLOCKS:
@@ -60,7 +60,7 @@ class _Page(HTMLParser):
             self._parts.append(data)
 
     def take(self) -> str:
-        """What is complete so far; blanks at its end wait, because what follows decides what becomes of them."""
+        """Return the complete text so far; trailing white space is kept back, as it depends on what follows."""
         text = _LINE_END.sub("\n", _EMPTY_LINES.sub("\n\n", "".join(self._parts)))
         if not self._started:
             text = text.lstrip()
@@ -71,7 +71,7 @@ class _Page(HTMLParser):
 
 
 def _one_line(data: str) -> str:
-    """The data with every run of white space as one blank."""
+    """Collapse every run of white space to one space."""
     words = " ".join(data.split())
     lead = " " if data[:1].isspace() else ""
     return lead + words + (" " if words and data[-1:].isspace() else "")

@@ -1,4 +1,4 @@
-"""What a file holds: by its extension where that says it, by its first bytes where it does not."""
+"""Detection of a file's kind by its extension, or else by its first bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["text", "html", "json", "parquet"]
-"""text: one document. html: one document with tags. json: records, one a line or in one array. parquet: records."""
+"""text: one document. html: one document with tags. json: records, one per line or in an array. parquet: records."""
 
 HEAD = 1 << 16
-"""First bytes of a file that are looked at."""
+"""Number of leading bytes of a file to inspect."""
 
 BY_SUFFIX: dict[str, Kind] = {
     ".html": "html",
@@ -23,9 +23,9 @@ BY_SUFFIX: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 PROSE = frozenset((".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".py", ".pyi"))
-"""Extensions of files that are one document. Those of code and markup may begin like a record and are none."""
+"""Extensions of single-document files. Code and markup may begin like a record without being one."""
 MAYBE_RECORDS = (".txt", ".text")
-"""Prose by its extension, in which records are found all the same."""
+"""Extensions of prose in which records are detected nevertheless."""
 
 TABLES = {
     ".csv": "a table of comma-separated values",
@@ -64,17 +64,17 @@ _MAGIC = {
 
 
 def kind_by_name(suffix: str) -> Kind | None:
-    """What an extension (lower case, without .gz) says; None if it says nothing that is known here."""
+    """Return the kind implied by an extension (lower case, without .gz), or None if unknown."""
     return "text" if suffix in PROSE else BY_SUFFIX.get(suffix)
 
 
 def kind_by_content(path: Path, *, compressed: bool) -> tuple[Kind, str]:
-    """(how a file is to be read, "") from its first bytes; for one that cannot be, ("text", what it is)."""
+    """Return (kind, "") from the first bytes of a file; for unsupported files ("text", description)."""
     try:
         with gzip.open(path, "rb") if compressed else open(path, "rb") as stream:
             head = stream.read(HEAD)
     except (OSError, EOFError, zlib.error):
-        # Reading it for its text meets the same damage, where it is counted.
+        # Reading its text later encounters the same damage, which is counted there.
         return "text", ""
     if head.startswith(b"PAR1"):
         return "parquet", ""
@@ -85,14 +85,14 @@ def kind_by_content(path: Path, *, compressed: bool) -> tuple[Kind, str]:
 
 
 def named(head: bytes) -> str:
-    """What a file that is no plain text calls itself in its first bytes; "" for none of the kinds known."""
+    """Return the description of a non-text file from its first bytes; "" if unknown."""
     if b"ustar" in head[257:263]:
         return "a tar archive"
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
 
 
 def looks_like_records(head: bytes) -> bool:
-    """Whether the first bytes of a file begin JSON: an object a line, an array of objects, or one object."""
+    """Return whether a file starts with JSON: one object per line, an array of objects, or one object."""
     text = _begin(head)
     if text.startswith(b"["):
         text = text[1:].lstrip()
@@ -100,17 +100,17 @@ def looks_like_records(head: bytes) -> bool:
 
 
 def json_layout(head: bytes) -> Literal["lines", "array", "object"]:
-    """How the first bytes of a JSON file arrange its records; ``object`` is a single one over several lines."""
+    """Return the layout of records in a JSON file; ``object`` is a single record over several lines."""
     text = _begin(head)
     if text.startswith(b"["):
-        # A line that is an array of something else is no record, yet it is a line.
+        # A line that is an array of other values is not a record, but still a line.
         return "array" if text[1:].lstrip()[:1] in (b"{", b"]", b"") else "lines"
     first = text.partition(b"\n")[0].strip()
     return "object" if first == b"{" or (first.startswith(b'{"') and first.endswith((b",", b"{", b"["))) else "lines"
 
 
 def array_start(head: bytes) -> int:
-    """Position behind the bracket that opens an array."""
+    """Return the position after the bracket that opens an array."""
     return len(head) - len(_begin(head)) + 1
 
 

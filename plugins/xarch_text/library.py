@@ -1,4 +1,4 @@
-"""Documents of one split, file by file, from any position on."""
+"""Documents of one split, read file by file from any position."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from xarch_text.split import Splitter
 from xarch_text.tally import Tally, Unreadable
 
 BLOCK_CHARS = 1 << 23
-"""A block ends here even if it holds fewer than ``shuffle_records`` documents."""
+"""Size limit of a block, even if it has fewer than ``shuffle_records`` documents."""
 
 FEW_FILES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a document that is tokenised at once.
+    """A part of a document that is tokenized at once.
 
     Attributes:
         document: identity of the document.
-        text: its characters.
-        first, last: whether the document begins and ends with it.
+        text: the text.
+        first, last: whether it is the first and last piece of the document.
     """
 
     document: str
@@ -38,11 +38,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive pieces of a file: what is shuffled among each other.
+    """Consecutive pieces of a file that are shuffled together.
 
     Attributes:
         start: position in the file at which the block begins.
-        pieces: of each document in the block.
+        pieces: pieces of each document in the block.
     """
 
     start: dict[str, int]
@@ -69,16 +69,16 @@ class Library:
 
     @property
     def bytes(self) -> int:
-        """Size of the files that are read for this split."""
+        """Return the size of the files that are read for this split."""
         return sum(f.bytes for f in self.files)
 
     def piece_chars(self, file: TextFile) -> int:
-        """Characters of a piece. A file divided between splits has at least some dozen pieces, if it is not tiny."""
+        """Return the characters per piece; a file divided among splits has at least a few dozen pieces unless tiny."""
         most = self.options.max_document_chars
         return max(1024, min(most, file.bytes // 64)) if self.by_piece else most
 
     def blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None = None) -> Iterator[Block]:
-        """Blocks of a file from a block's ``start`` on; what cannot be read is counted in ``tally``."""
+        """Yield the blocks of a file from a block's ``start``; unreadable parts are counted in ``tally``."""
         return (self._record_blocks if file.holds_records else self._text_blocks)(file, tally, start)
 
     def _text_blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None) -> Iterator[Block]:
@@ -135,7 +135,7 @@ T = TypeVar("T")
 
 
 class _Readable(Iterator[T]):
-    """What can be read of a file: ends where the file turns out to be damaged."""
+    """Iterator over the readable part of a file; stops where the file is damaged."""
 
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
@@ -149,6 +149,6 @@ class _Readable(Iterator[T]):
             raise StopIteration from None
 
     def report(self, file: TextFile, tally: Tally) -> None:
-        """Count the damage, if there was any."""
+        """Count the damage, if any."""
         if self._problem is not None:
             tally.damaged(self._problem, file.name, file.bytes)

@@ -1,4 +1,4 @@
-"""Metric ``perplexity``: how close a student's predictions are to its teacher's on held-out text."""
+"""Metric ``perplexity``: agreement of a student's predictions with its teacher's on held-out text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPTS = 2
 PROMPT_TOKENS = 24
 NEW_TOKENS = 48
 _EXPONENT = 700.0
-"""Above this, exp leaves the doubles; such a model is hopeless and is reported as e^700."""
+"""Above this, exp overflows float64; such a model is reported with perplexity e^700."""
 
 
 UNITS = {
@@ -30,19 +30,19 @@ UNITS = {
 
 
 class Perplexity(Metric):
-    """Teacher and students on the same held-out rows, one model at a time.
+    """Evaluates teacher and students on the same held-out rows, one model at a time.
 
     Figures: ``perplexity`` and ``cross_entropy`` (nats/token) of every model; of a student also ``perplexity_ratio``
     (its perplexity over the teacher's), ``kl`` (KL(teacher || student), nats/token) with ``kl_stderr`` (over rows),
     ``top1_agreement`` (share of positions where both prefer the same token) and ``top1_accuracy``. Predictions across
-    document boundaries do not count. ``n`` is the number of predicted tokens.
+    document boundaries are excluded. ``n`` is the number of predicted tokens.
     """
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
 
         Raises:
-            UsageError: there is no held-out token to predict.
+            UsageError: there are no held-out tokens to predict.
             NotFiniteError: a model's distributions are not finite.
         """
         teacher, students = request.teacher, request.students
@@ -58,7 +58,7 @@ class Perplexity(Metric):
                 request.progress(batch.units)
             tokens = max((score.tokens for score in scores.values()), default=0)
             if not tokens:
-                raise UsageError("no held-out token to evaluate on", "raise evaluate.samples or data.options.heldout")
+                raise UsageError("no held-out tokens to evaluate on", "raise evaluate.samples or data.options.heldout")
             samples = _samples(teacher, students.get("student"), prompts, request.processor)
         figures = {name: _figures(scores[name], scores.get("teacher")) for name in students}
         student = figures.pop("student", {})
@@ -90,7 +90,7 @@ def _figures(score: Scores, teacher: Scores | None) -> dict[str, float]:
         return figures
     figures["perplexity_ratio"] = math.exp(min(score.cross_entropy - teacher.cross_entropy, _EXPONENT))
     figures["kl"] = score.kl
-    # eval.json holds finite numbers only; a single row has no spread to speak of.
+    # eval.json holds only finite numbers; a single row has no standard error.
     if math.isfinite(score.kl_stderr):
         figures["kl_stderr"] = score.kl_stderr
     figures["top1_agreement"] = score.agree / score.tokens
@@ -98,7 +98,7 @@ def _figures(score: Scores, teacher: Scores | None) -> dict[str, float]:
 
 
 def _prompts(batch: Batch, wanted: int) -> list[Tensor]:
-    """Beginnings of rows that lie within one document."""
+    """Return prompts: beginnings of rows that lie within one document."""
     if wanted <= 0 or batch["input_ids"].shape[1] < PROMPT_TOKENS:
         return []
     ids_BL, segments_BL = batch["input_ids"], batch.get("segment_ids")
@@ -122,7 +122,7 @@ def _samples(
 
 
 def _text(processor: Any, ids_L: Tensor) -> str:
-    """Text up to the end of the document, if the model ended it."""
+    """Decode text up to the end of the document, if the model ended it."""
     ids = ids_L.tolist()
     end = getattr(processor, "eos_token_id", None)
     if end in ids:

@@ -11,7 +11,7 @@ from xarch import Batch
 
 
 class Row:
-    """One row that is being filled.
+    """A row being filled.
 
     Args:
         length: tokens of a full row.
@@ -24,7 +24,7 @@ class Row:
         self.names: list[str] = []
 
     def add(self, ids: Sequence[int], start: int, name: str, *, new_document: bool) -> int:
-        """Take as many of ``ids[start:]`` as fit; returns where the rest begins."""
+        """Append as many of ``ids[start:]`` as fit; return the index of the first remaining one."""
         stop = min(len(ids), start + self.length - len(self.ids))
         if stop > start:
             if not self.names or new_document:
@@ -35,15 +35,15 @@ class Row:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more fits."""
+        """Return whether the row is full."""
         return len(self.ids) == self.length
 
 
 def to_batch(rows: Sequence[Row], *, cross_documents: bool) -> Batch:
-    """``input_ids`` and ``segment_ids``, int64 [rows, length]; units are tokens.
+    """Build a batch of ``input_ids`` and ``segment_ids``, int64 [rows, length]; units are tokens.
 
     Args:
-        cross_documents: hide the boundaries: ``segment_ids`` are all 0.
+        cross_documents: ignore document boundaries; ``segment_ids`` are all 0.
     """
     ids = torch.tensor([r.ids for r in rows], dtype=torch.int64)
     segments = torch.zeros_like(ids)

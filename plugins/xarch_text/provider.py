@@ -19,11 +19,11 @@ DEFAULT_LENGTH = 512
 
 
 class TextData(DataProvider):
-    """Running text as rows of tokens.
+    """Text as rows of tokens.
 
     References: ``text:python-stdlib`` (sources and docstrings of the running Python), ``text:FILE``, ``text:FOLDER``
     and ``'text:GLOB'``. Files: plain text, Markdown, source code, HTML (tags stripped), JSON lines and Parquet (one
-    document per record); gzip is read through.
+    document per record); gzip files are decompressed.
 
     A sample is a row: ``{"length": 512}`` tokens. Batches hold ``input_ids`` and ``segment_ids``, int64 [samples,
     length]; ``segment_ids`` number the documents within a row from 0. Units are tokens.
@@ -63,7 +63,8 @@ class TextData(DataProvider):
         """See :meth:`xarch.DataProvider.open`.
 
         Raises:
-            UsageError: wrong sample, no tokenizer, nothing there, or rows longer than the teacher can read.
+            UsageError: the sample options are invalid, there is no tokenizer or no text, or rows exceed the teacher's
+                maximum context.
         """
         options: TextOptions = request.options
         if request.split not in SPLITS:
@@ -87,15 +88,15 @@ def _left_out(corpus: Corpus, ref: str) -> Iterator[str]:
 
 
 def _check_length(length: int, facts: Any) -> None:
-    """Rows longer than the teacher was made for are an error, while planning too.
+    """Check that rows fit the teacher's maximum context; the plan calls this too.
 
     Raises:
-        UsageError: they are.
+        UsageError: rows are too long.
     """
     longest = getattr(facts, "max_positions", None)
     if longest is not None and length > longest:
         raise UsageError(
-            f"samples of {length} tokens, the teacher was made for at most {longest}",
+            f"samples have {length} tokens, but the teacher supports at most {longest}",
             f"`--set data.sample.length={longest}`",
         )
 
@@ -106,5 +107,5 @@ def _length(sample: Mapping[str, Any]) -> int:
     if unknown:
         raise UsageError(f"a sample of text has no {unknown[0]!r}", "for example {length: 512}")
     if not isinstance(length, int) or isinstance(length, bool) or length < 2:
-        raise UsageError(f"sample length is {length!r}, wanted a whole number of tokens from 2 on")
+        raise UsageError(f"sample length is {length!r}, expected a whole number of tokens, at least 2")
     return length

@@ -1,4 +1,4 @@
-"""Text out of one file that is one document: decoded, stripped of tags, cut into pieces."""
+"""Reader of single-document files: decodes text, strips tags, cuts it into pieces."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHUNK = 1 << 16
 
 @contextlib.contextmanager
 def opened(file: TextFile) -> Iterator[BinaryIO]:
-    """The file's content, decompressed.
+    """Open the decompressed content of a file.
 
     Raises:
-        Unreadable: it cannot be opened, or what was read inside the block is damaged.
+        Unreadable: it cannot be opened, or data read inside the block is damaged.
     """
     try:
         with gzip.open(file.path, "rb") if file.compressed else open(file.path, "rb") as stream:
@@ -36,13 +36,13 @@ def opened(file: TextFile) -> Iterator[BinaryIO]:
 
 
 def pieces_of(file: TextFile, limit: int, start_byte: int = 0) -> Iterator[tuple[str, int, bool]]:
-    """(text, position after it in bytes, whether it is the last) for every piece of a document.
+    """Yield (text, byte position after it, whether it is the last) for every piece of a document.
 
-    Positions can be given back as ``start_byte``; they are 0 for compressed files and HTML, which are read from their
+    Positions can be passed as ``start_byte`` later; they are 0 for compressed files and HTML, which are read from the
     beginning.
 
     Raises:
-        Unreadable: empty, binary, not UTF-8 or damaged.
+        Unreadable: the file is empty, binary, not UTF-8 or damaged.
     """
     seekable = can_seek(file)
     with opened(file) as stream:
@@ -62,19 +62,19 @@ def pieces_of(file: TextFile, limit: int, start_byte: int = 0) -> Iterator[tuple
 
 
 def can_seek(file: TextFile) -> bool:
-    """Whether reading can start at a byte position given by :func:`pieces_of`."""
+    """Return whether reading can start at a byte position from :func:`pieces_of`."""
     return not file.compressed and file.kind != "html"
 
 
 def refuse_named(head: bytes) -> None:
-    """Raises Unreadable for the first bytes of a file of a kind that is known and not read."""
+    """Raise Unreadable if the first bytes are those of a known unsupported kind."""
     what = named(head)
     if what:
         raise Unreadable("not_utf8" if what == UTF_16 else "binary", what)
 
 
 def cut_text(text: str, limit: int) -> list[str]:
-    """A text in pieces of at most ``limit`` characters, cut at line ends or spaces where possible."""
+    """Cut a text into pieces of at most ``limit`` characters, at line ends or spaces where possible."""
     return [piece for piece, _ in _cut(iter((text,)), limit)]
 
 
@@ -94,7 +94,7 @@ def _decoded(stream: BinaryIO, *, fresh: bool, prose: bool) -> Iterator[str]:
 
 
 def _cut(chunks: Iterator[str], limit: int) -> Iterator[tuple[str, bool]]:
-    """(piece, is the last); nothing for an empty text."""
+    """Yield (piece, whether it is the last); nothing for an empty text."""
     held = ""
     for chunk in chunks:
         held += chunk

@@ -1,4 +1,4 @@
-"""Documents out of one file that holds many: JSON lines, JSON arrays and Parquet."""
+"""Reader of multi-document files: JSON lines, JSON arrays and Parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch_text.reading import CHUNK, opened, refuse_named
 from xarch_text.tally import Unreadable
 
 MAX_LINE = 1 << 26
-"""Bytes of the longest JSON line; a longer one is skipped without being held in memory."""
+"""Maximum bytes of a JSON line; longer lines are skipped without being held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Record:
     """One record.
 
     Attributes:
-        number: its place in the file, from 0.
-        text: the document, or None for a record that is not wanted or not usable.
-        problem: why it is not usable, "" otherwise.
-        after: position at which reading goes on behind it.
+        number: index in the file, from 0.
+        text: the document, or None for a record that is unwanted or unusable.
+        problem: why it is unusable, "" otherwise.
+        after: position at which reading continues after it.
     """
 
     number: int
@@ -36,15 +36,15 @@ class Record:
 
 
 Wanted = Callable[[int], bool]
-"""Whether the record with this number is to be parsed."""
+"""Whether to parse the record with this number."""
 
 
 def records_of(file: TextFile, field: str, wanted: Wanted, start: Mapping[str, int] | None) -> Iterator[Record]:
-    """Records of a file from a position on (a former ``after``), or from its beginning.
+    """Yield the records of a file from a position (an earlier ``after``), or from the beginning.
 
     Raises:
-        Unreadable: the file is damaged; records before the damage were given.
-        UsageError: a Parquet file has no such column of text.
+        Unreadable: the file is damaged; records before the damage have been yielded.
+        UsageError: a Parquet file has no such text column.
     """
     reader = _parquet if file.kind == "parquet" else _json
     return reader(file, field, wanted, dict(start or {"record": 0, "at": 0}))
@@ -98,10 +98,10 @@ def _json_object(stream: BinaryIO, path: list[str], wanted: Wanted, number: int)
 
 
 def _json_array(stream: BinaryIO, path: list[str], wanted: Wanted, number: int, at: int) -> Iterator[Record]:
-    """Elements one by one; of a long array only the element at hand is held.
+    """Yield elements one at a time, holding only the current one.
 
     Raises:
-        Unreadable: what follows is no JSON, so that nothing tells where the next element begins.
+        Unreadable: the rest is not JSON, so the start of the next element is unknown.
     """
     stream.seek(at)
     read, decode = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8")("strict").decode
@@ -129,7 +129,7 @@ def _json_array(stream: BinaryIO, path: list[str], wanted: Wanted, number: int, 
         except ValueError:
             end = len(held)
         if end == len(held):
-            # An element that ends with what was read may go on behind it.
+            # An element at the end of the buffer may continue beyond it.
             if ended or len(held) > MAX_LINE:
                 raise Unreadable("corrupt" if ended else "too_long")
             size = min(2 * size, MAX_LINE)
@@ -159,7 +159,7 @@ def _found(number: int, value: Any, path: list[str], after: dict[str, int]) -> R
 
 def _checked(number: int, value: Any, after: dict[str, int]) -> Record:
     if isinstance(value, bytes):
-        # A column of bytes, as programs write it that do not say that their bytes are text.
+        # A bytes column, as written by programs that do not mark their bytes as text.
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError:
@@ -171,7 +171,7 @@ def _checked(number: int, value: Any, after: dict[str, int]) -> Record:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair, which is no character.
+        # JSON can contain half a surrogate pair, which is not a character.
         return Record(number, None, "not_utf8", after)
     return Record(number, value, "", after)
 
@@ -211,13 +211,13 @@ def _require_column(schema: Any, field: str, name: str) -> None:
     texts = list(_text_columns(schema))
     if field not in texts:
         raise UsageError(
-            f"{name} has no column {field!r} of text",
+            f"{name} has no text column {field!r}",
             f"choose one with `--set data.options.field=NAME`: {', '.join(texts) or 'it has none'}",
         )
 
 
 def _text_columns(fields: Any, above: str = "") -> Iterator[str]:
-    """Columns of text, also inside of structures (``a.b``), in whatever form Arrow keeps their strings."""
+    """Yield text columns, including nested ones (``a.b``), for every Arrow string type."""
     import pyarrow as pa
 
     for field in fields:

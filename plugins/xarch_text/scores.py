@@ -1,4 +1,4 @@
-"""Sums over predicted tokens from which perplexity, KL and agreement follow.
+"""Sums over predicted tokens from which perplexity, KL and agreement are computed.
 
 Legend: B batch, L tokens, T tokens of a chunk, V vocabulary.
 """
@@ -14,18 +14,18 @@ from xarch import Batch, XarchError
 from xarch_decoder.factored import FactoredLogits
 
 CHUNK = 128
-"""Tokens whose distributions exist at once: 128 x 49k words x 4 bytes = 25 MB per tensor."""
+"""Tokens whose distributions are held at once: 128 x vocabulary 49k x 4 bytes = 25 MB per tensor."""
 
 
 class NotFiniteError(XarchError):
-    """A model gives numbers that are not finite on held-out text (exit code 5, like training that diverged)."""
+    """A model returned non-finite values on held-out text (exit code 5, as for diverged training)."""
 
     exit_code = 5
     kind = "diverged"
 
 
 class Scores:
-    """Running sums of one model, per row where a standard error is needed."""
+    """Running sums of one model, by row where a standard error is needed."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -37,17 +37,17 @@ class Scores:
 
     @property
     def cross_entropy(self) -> float:
-        """Mean negative log-likelihood of the next token, nats/token."""
+        """Return the mean negative log-likelihood of the next token, nats/token."""
         return self.nll / self.tokens
 
     @property
     def kl(self) -> float:
-        """Mean KL(teacher || this model), nats/token."""
+        """Return the mean KL(teacher || this model), nats/token."""
         return sum(self.kl_rows) / self.tokens
 
     @property
     def kl_stderr(self) -> float:
-        """Standard error of :attr:`kl` over rows, each weighted by its tokens; nan for a single row."""
+        """Return the standard error of :attr:`kl` over rows, weighted by their tokens; nan for a single row."""
         rows = len(self.kl_rows)
         if rows < 2:
             return math.nan
@@ -57,10 +57,10 @@ class Scores:
 
 
 def targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(next token [B, L], whether it is to be predicted [B, L]).
+    """Return (next token [B, L], whether to predict it [B, L]).
 
-    The last position of a row has no next token, and the last of a document none of its own; a ``loss_mask`` [B, L]
-    leaves further positions out.
+    The last position of a row has no next token, and the last of a document none in the same document; a ``loss_mask``
+    [B, L] excludes further positions.
     """
     ids_BL, segments_BL = batch["input_ids"], batch.get("segment_ids")
     next_BL = torch.zeros_like(ids_BL)
@@ -74,9 +74,9 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor]:
 def add_batch(
     batch: Batch, teacher: FactoredLogits | None, models: dict[str, FactoredLogits], scores: dict[str, Scores]
 ) -> None:
-    """Add one batch to the sums of the teacher (name "teacher"), if there is one, and of every model.
+    """Add a batch to the sums of the teacher (named "teacher"), if any, and of every model.
 
-    A [B, L, V] tensor never exists.
+    No [B, L, V] tensor is materialised.
 
     Raises:
         NotFiniteError: a distribution is not finite.
@@ -111,7 +111,7 @@ def add_batch(
         if not math.isfinite(score.nll) or not all(map(math.isfinite, score.kl_rows)):
             raise NotFiniteError(
                 f"the distributions of the {name} are not finite on held-out text",
-                "look at the stages' losses in report.html; lower their learning rates",
+                "check the stages' losses in report.html; lower their learning rates",
             )
 
 

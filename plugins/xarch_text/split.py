@@ -1,4 +1,4 @@
-"""Which split a document belongs to: decided by names alone, so the same on every machine."""
+"""Assignment of documents to splits, by names alone, so identical on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SPLITS = ("train", "validation", "calibration", "heldout")
 
 
 def fraction_of(identity: str) -> float:
-    """A number in [0, 1) drawn from an identity by sha256."""
+    """Return a number in [0, 1) derived from an identity with SHA-256."""
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
@@ -26,7 +26,7 @@ class Splitter:
         self.shares = {"heldout": heldout, "validation": validation, "calibration": calibration}
 
     def document(self, identity: str) -> str:
-        """Split of a document, from its identity alone: other documents do not matter."""
+        """Return the split of a document, from its identity alone."""
         u = fraction_of(identity)
         end = 0.0
         for split, share in self.shares.items():
@@ -36,8 +36,11 @@ class Splitter:
         return "train"
 
     def documents(self, identities: Sequence[str]) -> dict[str, str]:
-        """Splits of all documents of a corpus. A wanted split that came out empty takes the training document with
-        the smallest draw, so that a corpus of a few dozen documents is never without held-out text."""
+        """Return the splits of all documents of a corpus.
+
+        A requested split that would be empty takes the training document with the smallest draw, so that even a corpus
+        of a few dozen documents has held-out text.
+        """
         found = {identity: self.document(identity) for identity in identities}
         for split, wanted in self.shares.items():
             training = sorted((fraction_of(i), i) for i, s in found.items() if s == "train")
@@ -46,13 +49,13 @@ class Splitter:
         return found
 
     def piece(self, name: str, number: int) -> str:
-        """Split of piece ``number`` of a file that is divided inside.
+        """Return the split of piece ``number`` of a file that is divided among splits.
 
-        Pieces are spaced evenly instead of drawn, so that a file of a few dozen pieces has each split.
+        Pieces are spaced evenly rather than drawn at random, so that a file of a few dozen pieces has every split.
         """
         shift, left = fraction_of(name), 1.0
         for split, share in self.shares.items():
-            # Of what the splits before have left, every (left / share)-th piece.
+            # Take every (left / share)-th piece of those left by the previous splits.
             part = share / left
             taken = math.floor(number * part + shift)
             if math.floor((number + 1) * part + shift) > taken:

@@ -1,4 +1,4 @@
-"""Counts what was read and what had to be skipped; too much skipping is an error."""
+"""Counters of documents read and skipped; skipping too many is an error."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from xarch import UsageError
 
 PATIENCE = 1000
-"""Skipped documents beyond the limit's share that end a stream in the middle of a pass.
+"""Number of skipped documents in excess of the limit that stops a stream within a pass.
 
-The share of a whole corpus is known at the end of a pass, where the limit is enforced exactly. Before that, bad
-documents may simply come first, so only many of them in excess say that the corpus is no good.
+The share of a whole corpus is known only at the end of a pass, where the limit is enforced exactly. Before that, bad
+documents may simply come first, so the stream stops only after a large excess.
 """
 
 
@@ -20,7 +20,7 @@ class Unreadable(Exception):
 
     Args:
         reason: its key among the counters, e.g. "not_utf8".
-        detail: what was seen, for a person, where the key does not say it.
+        detail: description for display, where the key is not sufficient.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -31,12 +31,11 @@ class Unreadable(Exception):
 class Tally:
     """Counters of one stream.
 
-    Documents are counted as read or skipped at the moment they are met, so that both sides of their share are known
-    at the same time. A file that turns out to be damaged is one skipped document whatever it would have held, so what
-    it takes away is measured in bytes too.
+    Documents are counted as read or skipped when encountered, so that their share is always consistent. A damaged file
+    counts as one skipped document regardless of its content, so its loss is also measured in bytes.
 
     Args:
-        limit: largest share of skipped documents, and of the bytes of damaged files.
+        limit: maximum share of skipped documents, and of the bytes of damaged files.
     """
 
     def __init__(self, limit: float) -> None:
@@ -46,11 +45,11 @@ class Tally:
         self.lost_bytes = 0
 
     def read(self) -> None:
-        """A document was read."""
+        """Count a document that was read."""
         self.counts["read"] += 1
 
     def damaged(self, problem: Unreadable, where: str, size: int) -> None:
-        """A file, or its rest, cannot be read.
+        """Count a file that is unreadable, entirely or from some point on.
 
         Args:
             size: bytes of the file.
@@ -62,10 +61,10 @@ class Tally:
         self.skip(problem.reason, where, problem.detail)
 
     def skip(self, reason: str, where: str, detail: str = "") -> None:
-        """A document was skipped.
+        """Count a skipped document.
 
         Raises:
-            UsageError: too many were.
+            UsageError: too many documents were skipped.
         """
         key = f"skipped_{reason}"
         self.counts[key] = self.counts.get(key, 0) + 1
@@ -75,27 +74,27 @@ class Tally:
             self._refuse(f"{self.skipped} of the first {self.seen} documents")
 
     def add(self, key: str, amount: int) -> None:
-        """Count something else."""
+        """Increment another counter."""
         self.counts[key] = self.counts.get(key, 0) + amount
 
     @property
     def skipped(self) -> int:
-        """Documents skipped so far."""
+        """Return the number of documents skipped so far."""
         return sum(v for k, v in self.counts.items() if k.startswith("skipped_"))
 
     @property
     def seen(self) -> int:
-        """Documents read or skipped so far."""
+        """Return the number of documents read or skipped so far."""
         return self.counts["read"] + self.skipped
 
     def end_pass(self, total_bytes: int) -> None:
-        """Enforce the limit after all files were read once more.
+        """Enforce the limit at the end of a pass over all files.
 
         Args:
             total_bytes: size of all files.
 
         Raises:
-            UsageError: more than the limit was skipped; names the first three.
+            UsageError: more than the limit was skipped; names the first three documents.
         """
         lost, self.lost_bytes = self.lost_bytes, 0
         if self.skipped > self.limit * self.seen:
@@ -110,10 +109,10 @@ class Tally:
         )
 
     def state(self) -> dict[str, Any]:
-        """JSON-able copy."""
+        """Return a JSON-compatible copy."""
         return {"counts": dict(self.counts), "examples": list(self.examples), "lost_bytes": self.lost_bytes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a copy."""
+        """Restore a copy."""
         self.counts, self.examples = dict(state["counts"]), list(state["examples"])
         self.lost_bytes = state["lost_bytes"]

@@ -1,4 +1,4 @@
-"""The training stream: endless, shuffled, resumable at any batch."""
+"""Training stream: endless, shuffled, resumable at any batch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from xarch_text.tally import Tally
 from xarch_text.walk import START, Walk
 
 PATIENCE = 100_000
-"""Documents without a single token that are passed over before it is an error."""
+"""Number of consecutive documents without tokens before an error is raised."""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """A piece being read: where it is, its tokens, and how many of them are used up."""
+    """A piece being read: its position, its tokens, and how many of them are consumed."""
 
     place: dict[str, Any]
     piece: Piece
@@ -28,17 +28,17 @@ class _Lane:
 
 
 class TrainStream(BatchStream):
-    """Several documents are read side by side; rows are taken from them in turn, each going on where its last ended.
+    """Reads several documents in parallel and takes rows from them in turn, each continuing where its last row ended.
 
-    The position is the place of every open piece and the number of its tokens used up, so that going on tokenises
-    these pieces and nothing else.
+    The position is the place of every open piece and the number of tokens consumed from it, so resuming tokenizes only
+    these pieces.
 
     Args:
         library: the training documents.
-        encoder: makes tokens.
+        encoder: encoder of pieces.
         samples: rows per batch.
         length: tokens per row.
-        seed: draws the order of the documents.
+        seed: determines the order of the documents.
     """
 
     def __init__(self, library: Library, encoder: Encoder, *, samples: int, length: int, seed: int) -> None:
@@ -65,7 +65,7 @@ class TrainStream(BatchStream):
             if lane is None or lane.used == len(lane.ids):
                 before = lane.piece.document if lane else None
                 lane = self._lanes[turn] = self._next_lane()
-                # The rest of a long document may come up in another lane; there it starts without its past.
+                # The rest of a long document may continue in another lane, where it starts without context.
                 fresh = lane.piece.first or lane.piece.document != before
             lane.used = row.add(lane.ids, lane.used, lane.piece.document, new_document=fresh)
         self._turn = (turn + 1) % len(self._lanes)
@@ -77,7 +77,7 @@ class TrainStream(BatchStream):
             ids = self.encoder(piece)
             if ids:
                 return _Lane(self._last, piece, ids)
-        raise UsageError(f"{PATIENCE} documents in a row gave no token", "look at the data and the tokenizer")
+        raise UsageError(f"{PATIENCE} consecutive documents produced no tokens", "check the data and the tokenizer")
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -89,15 +89,15 @@ class TrainStream(BatchStream):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved position.
+        """Resume from a saved position.
 
         Raises:
-            UsageError: the files are not those the position was saved for.
+            UsageError: the files differ from those for which the position was saved.
         """
         if state["corpus"] != self.library.corpus.digest:
             raise UsageError(
                 f"{self.library.corpus.title}: names or sizes of the files changed since the checkpoint",
-                "bring the data back as it was, or start a new run",
+                "restore the data, or start a new run",
             )
         self._last, self._turn = state["last"], state["turn"]
         self._lanes = [None if lane is None else self._reopened(lane) for lane in state["lanes"]]

@@ -1,4 +1,4 @@
-"""Training documents in an order drawn from the seed, pass after pass, from any place on."""
+"""Training documents in a seeded random order, pass after pass, from any place."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ START: dict[str, Any] = {"epoch": 0, "file": 0, "block": None, "item": 0}
 
 
 class Walk:
-    """Files in a new order every pass, the documents of a block shuffled among each other.
+    """Iterates over files in a new order every pass, with documents shuffled within blocks.
 
-    A place names epoch, file, block and piece, so going on from it reads nothing before the block again.
+    A place consists of epoch, file, block and piece, so resuming from it rereads nothing before the block.
 
     Args:
         library: the training documents.
-        seed: draws the order.
+        seed: determines the order.
     """
 
     def __init__(self, library: Library, seed: int) -> None:
         self.library, self.seed = library, seed
 
     def pieces(self, place: Mapping[str, Any], tally: Tally) -> Iterator[tuple[dict[str, Any], Piece]]:
-        """Endless (place of the piece, piece), the first one at ``place``; ``tally`` counts them.
+        """Yield (place of the piece, piece) endlessly, starting at ``place``; ``tally`` counts them.
 
         Raises:
-            UsageError: a whole pass gave nothing, or too many documents are unusable.
+            UsageError: a whole pass yields nothing, or too many documents are unusable.
         """
         epoch, first, start, item = place["epoch"], place["file"], place["block"], place["item"]
         while True:
@@ -47,7 +47,7 @@ class Walk:
             if not tally.counts["read"]:
                 raise UsageError(
                     f"{self.library.corpus.title} has no usable document for training",
-                    "give more text, or lower data.options.heldout and data.options.validation",
+                    "provide more text, or lower data.options.heldout and data.options.validation",
                 )
             epoch, first = epoch + 1, 0
 
@@ -59,6 +59,6 @@ class Walk:
         if not self.library.options.shuffle or len(items) < 2:
             return items
         items = list(items)
-        # Seeding by text goes through sha512, which is the same on every machine.
+        # Seeding with a string uses SHA-512, which is identical on every machine.
         random.Random(f"{self.seed}|{epoch}|{what}").shuffle(items)
         return items

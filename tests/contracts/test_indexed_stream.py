@@ -83,7 +83,7 @@ def test_unusable_samples_are_counted_and_too_many_are_an_error() -> None:
         def __getitem__(self, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
             raise SkipSample("truncated file")
 
-    with pytest.raises(UsageError, match=r"cannot be used \(4 truncated file\)"):
+    with pytest.raises(UsageError, match=r"are unusable \(4 truncated file\)"):
         next(stream(Broken()))
 
 
@@ -99,5 +99,5 @@ def test_splits_cover_everything_and_never_overlap(total: int) -> None:
     parts = [split_indices(total, s, **shares) for s in ("train", "validation", "calibration", "heldout")]
     assert sorted(i for part in parts for i in part.tolist()) == list(range(total))
     assert all(len(part) for part in parts)
-    with pytest.raises(UsageError, match="none is left"):
+    with pytest.raises(UsageError, match="none are left"):
         split_indices(3, "train", **shares)

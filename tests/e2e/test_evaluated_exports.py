@@ -102,5 +102,5 @@ def test_a_file_that_misses_its_gate_ends_the_run(settings: dict[str, Any], tmp_
 
 
 def test_a_gate_of_a_file_that_is_not_made_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gates\.exports\.npu\.mse: there will be no such figure"):
+    with pytest.raises(UsageError, match=r"gates\.exports\.npu\.mse: this figure will not be measured"):
         convert(overrides={**settings, "gates": {"exports.npu.mse": {"max": 1.0}}}, out=tmp_path / "run")

@@ -72,7 +72,7 @@ def test_progress_of_another_format_is_told_and_passed_over(tmp_path: Path) -> N
     older = {**json.loads(manifest.read_text()), "format": 2}
     manifest.write_text(json.dumps(older))
     assert store.latest() is None
-    assert "step-1 has format 2, this xarch goes on from 3" in said[0]
+    assert "step-1 has format 2, this xarch resumes from 3" in said[0]
     manifest.write_text(json.dumps({**older, "final": True}))
     assert store.latest() is not None
 

@@ -58,7 +58,7 @@ def test_the_engine_itself_refuses_to_cut(processes: Any, micro: int | None, sai
 def test_statistics_over_the_batch_couple_it_unless_they_are_frozen(tmp_path: Path) -> None:
     """vision 2.2, 2.13: a student with BatchNorm was cut without a word."""
     stage = {"matches": {"m": LAST}, "micro_batch": 2}
-    with pytest.raises(PlanError, match="norm takes statistics over the batch"):
+    with pytest.raises(PlanError, match="norm computes statistics over the batch"):
         planned(stage, student__target="normed")
     frozen = run(tmp_path, {**stage, "trains": {"layers": {}}}, student__target="normed")
     assert frozen.rows[0]["monitor.rows.m"] == 2
@@ -80,7 +80,7 @@ def test_memory_that_runs_out_never_cuts_a_coupled_batch(tmp_path: Path) -> None
     whole = run(tmp_path / "b", {"matches": {"m": hungry}})
     assert [r["loss"] for r in cut.rows] == pytest.approx([r["loss"] for r in whole.rows], rel=1e-5)
     assert "micro-batches of 2" in cut.log
-    with pytest.raises(OutOfMemoryError, match="cannot be cut"):
+    with pytest.raises(OutOfMemoryError, match="cannot be split"):
         run(tmp_path / "c", {"matches": {"m": {**hungry, "options": {"most": 2, "coupled": True}}}})
 
 
@@ -137,6 +137,16 @@ def test_a_stream_hears_the_losses_of_every_match(tmp_path: Path) -> None:
     assert set(losses) == {"a", "b"}
     assert losses["a"].shape == losses["b"].shape == (len(batch),) == (8,)
     assert float(losses["b"].mean()) == pytest.approx(done.rows[-1]["match.b"], rel=1e-5)
+
+
+def test_a_stream_hears_the_losses_before_a_wrapper_moved_the_weights(tmp_path: Path) -> None:
+    """It heard those of SAM's second pass, as did the objectives' further figures."""
+    wrapped = {"lr": 0.02, "schedule": "constant", "wrap": {"sam": {"rho": 5.0}}}
+    stage = {"matches": {"m": {"student": "layers.2.output", "objective": "mse"}}, "optimiser": wrapped}
+    done = run(tmp_path, stage, data__options={"watch": True})
+    stream = __import__(done.conversion.sides.data.adapter.__class__.__module__).Noise
+    _, losses = stream.taken[-1]
+    assert float(losses["m"].mean()) == pytest.approx(done.rows[-1]["match.m"], rel=1e-5)
 
 
 def test_weights_and_options_follow_their_schedules(tmp_path: Path) -> None:

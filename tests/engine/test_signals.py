@@ -37,7 +37,7 @@ def test_the_first_interrupt_is_answered_and_the_second_stops() -> None:
     with terminal() as shown, StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.received == "SIGINT"
-        assert "Ctrl-C once more stops at once" in read(shown)
+        assert "press Ctrl-C again to stop immediately" in read(shown)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert read(shown, 0.2) == ""

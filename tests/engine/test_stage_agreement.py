@@ -21,7 +21,7 @@ def test_a_group_that_trains_later_couples_the_batch_from_the_start() -> None:
         "trains": {"all": {"lr": 0.0}, "layers": {}},
         "phases": [{"from": 0.5, "set": {"trains.all.lr": 1.0}}],
     }
-    with pytest.raises(PlanError, match="cannot be cut into 2"):
+    with pytest.raises(PlanError, match="cannot be split into 2"):
         planned(stage, student__target="normed")
 
 
@@ -107,7 +107,7 @@ def test_statistics_of_the_batch_alone_couple_it_too() -> None:
     student.module.norm = nn.BatchNorm1d(8, track_running_stats=False)
     layers = student.param_groups()["layers"]
     assert student.couples_batch
-    assert cuttable(student, layers, []) == "the student's module norm takes statistics over the batch"
+    assert cuttable(student, layers, []) == "the student's module norm computes statistics over the batch"
     student.module.norm = nn.BatchNorm1d(8)
     assert cuttable(student, layers, []) is None
 
@@ -123,3 +123,10 @@ def test_teachers_without_any_weight_cannot_be_averaged() -> None:
 def test_no_figure_is_required_of_an_average() -> None:
     with pytest.raises(UsageError, match=r"stages\.s\.requires: 'mean\.mse' is not SIDE\.FIGURE"):
         planned({"matches": {"m": LAST}, "requires": {"mean.mse": {"max": 1}}}, teachers={"mean": "ema"})
+
+
+def test_a_stage_that_changed_nothing_is_not_shown_as_done(tmp_path: Path) -> None:
+    """design §6: a stage whose matches had no weight was "✓"."""
+    found = run(tmp_path, {"matches": {"m": {**LAST, "weight": 0.0}}})
+    assert found.summary["undone"] == "it changed no tensor of the student"
+    assert "↶ s" in (tmp_path / "run" / "report.md").read_text()

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_algorithm_changes_nothing(was: str, now: str) -
     other_student = Student()
     other = trainable(other_student, algorithm=now)
     before = copy.deepcopy(other_student.module.state_dict())
-    with pytest.raises(UsageError, match=f"the checkpoint trained 0.weight by {was}, the plan does by {now}"):
+    with pytest.raises(UsageError, match=f"the checkpoint trained 0.weight with {was}, the plan uses {now}"):
         other.load(values, moments)
     assert all(torch.equal(before[name], value) for name, value in other_student.module.state_dict().items())
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_without_a_parameter_that_trains_is_refused() -> None:
     trained = trainable(student)
     values, moments = trained.state()
     del values["2.bias"]
-    with pytest.raises(UsageError, match=r"no 2\.bias, which the plan trains"):
+    with pytest.raises(UsageError, match=r"lacks 2\.bias, which the plan trains"):
         trained.load(values, moments)
 
 

@@ -242,16 +242,16 @@ def test_references(pair, teacher: str, seen: tuple[str, str]) -> None:  # type:
 def test_a_view_of_the_student_resolves_the_name(pair) -> None:  # type: ignore[no-untyped-def]
     (found,) = pair({"student": "logits", "teacher": "batch:labels"})
     assert found.right[""].tap.layout == "BK"
-    with pytest.raises(PlanError, match="has no tensor 'only'"):
+    with pytest.raises(PlanError, match="have no tensor 'only'"):
         pair({"student": "logits", "teacher": "batch:only"})
 
 
 def test_batch_keys_are_proven(pair) -> None:  # type: ignore[no-untyped-def]
     """house A2a, vision 2.10: ``batch:nope`` passed the plan and died in step 1."""
-    with pytest.raises(PlanError, match="a batch has no tensor 'labelz'") as caught:
+    with pytest.raises(PlanError, match="batches have no tensor 'labelz'") as caught:
         pair({"student": "logits", "teacher": "batch:labelz"})
     assert "labels" in str(caught.value.hint)
-    with pytest.raises(PlanError, match="a batch has no tensor 'nope'"):
+    with pytest.raises(PlanError, match="batches have no tensor 'nope'"):
         pair({"student": "logits", "aux": {"y": "batch:nope"}})
     with pytest.raises(PlanError, match=r"student logits.* x \(BLD\)"):
         pair({"student": "logits", "teacher": "batch:x", "objective": "mse"})
@@ -269,10 +269,10 @@ def test_a_run_without_a_teacher_says_so(pair) -> None:  # type: ignore[no-untyp
     [
         ("techer:logits", "names the model 'techer'"),
         ("a:b:c", "is not a reference"),
-        ("blocks.{k}.output", r"'\{k\}' is no placeholder"),
-        ("blocks.{i.output", "is no placeholder"),
-        ("student:blocks.{i}.output", r"\{i\} is a teacher's layer"),
-        ("blocks.*.output", "may mean several taps"),
+        ("blocks.{k}.output", r"'\{k\}' is not a placeholder"),
+        ("blocks.{i.output", "is not a placeholder"),
+        ("student:blocks.{i}.output", r"\{i\} denotes a teacher layer"),
+        ("blocks.*.output", "may match several taps"),
         ("logitz", "the teacher has no tap 'logitz'"),
         ("student:logitz", "the student has no tap 'logitz'"),
     ],
@@ -300,9 +300,9 @@ def test_several_student_taps_together(pair) -> None:  # type: ignore[no-untyped
     }
     (globbed,) = pair({"student": "blocks.*.output", "teacher": "blocks.*.input", "join": True})
     assert list(globbed.right) == [f"blocks.{i}.input" for i in range(6)]
-    with pytest.raises(PlanError, match="takes one student tap at a time"):
+    with pytest.raises(PlanError, match="supports one student tap at a time"):
         pair({"student": "blocks.*.output", "teacher": None, "join": True, "objective": "one"})
-    with pytest.raises(PlanError, match="`through` takes one student tap"):
+    with pytest.raises(PlanError, match="`through` supports one student tap"):
         pair({"student": "blocks.*.output", "teacher": None, "join": True, "through": "linear"})
 
 
@@ -329,9 +329,9 @@ def test_every_further_teacher(pair) -> None:  # type: ignore[no-untyped-def]
     (found,) = pair({"student": "logits", "teacher": "*:logits"}, teachers=teachers)
     assert list(found.right) == ["a", "b"]
     assert found.several
-    with pytest.raises(PlanError, match="takes one teacher at a time"):
+    with pytest.raises(PlanError, match="supports one teacher at a time"):
         pair({"student": "logits", "teacher": "*:logits", "objective": "one"}, teachers=teachers)
-    with pytest.raises(PlanError, match="there is none"):
+    with pytest.raises(PlanError, match="there are none"):
         pair({"student": "logits", "teacher": "*:logits"})
 
 
@@ -343,7 +343,7 @@ def test_masks(pair) -> None:  # type: ignore[no-untyped-def]
     assert pair({"student": "logits"})[0].mask is None
     with pytest.raises(PlanError, match=r"'mask' \(BL\) does not select positions of logits \(BK\)"):
         pair({"student": "logits", "mask": "batch:mask"})
-    with pytest.raises(PlanError, match="a batch has no tensor 'nope'"):
+    with pytest.raises(PlanError, match="batches have no tensor 'nope'"):
         pair({"student": "logits", "mask": "batch:nope"})
     with pytest.raises(UsageError, match="should be batch:KEY"):
         pair({"student": "logits", "mask": "mask"})

@@ -150,9 +150,9 @@ def test_a_teacher_is_described_once(case: StackCase) -> None:
 def test_a_recipe_that_lists_do_not_show_is_refused(case: StackCase) -> None:
     """house 1.2: lists guessed a recipe that the target did not run."""
     case.use(DESCRIBED)
-    with pytest.raises(PluginError, match=r"names the recipe 'hidden', but is registered with usual"):
+    with pytest.raises(PluginError, match=r"uses the recipe 'hidden', but is registered with usual"):
         default(case, "secret")
-    with pytest.raises(UsageError, match=r"target 'bare' has no recipe of its own") as caught:
+    with pytest.raises(UsageError, match=r"target 'bare' has no default recipe") as caught:
         default(case, "bare")
     assert "--method NAME" in str(caught.value.hint)
 
@@ -225,7 +225,7 @@ class Source(stack.StackSource):
 def xarch_register(registry): registry.source("bare", load=f"{__name__}:Source", produces="stack")
 """
     )
-    with pytest.raises(PluginError, match=r"facts of the family 'stack' are StackFacts, this is Bare"):
+    with pytest.raises(PluginError, match=r"facts of the family 'stack' must be StackFacts, got Bare"):
         case.plan(teacher="bare:3")
 
 
@@ -289,7 +289,7 @@ def xarch_register(registry):
 def test_a_tensor_of_the_teacher_that_nothing_reads_is_refused(case: StackCase) -> None:
     """encdec W5: routers of a run: teacher were dropped without a word."""
     case.use(COPYING)
-    with pytest.raises(PlanError, match=r"1 tensors of the teacher would be dropped: .* 0.router"):
+    with pytest.raises(PlanError, match=r"1 teacher tensors would be dropped: .* 0.router"):
         case.plan(teacher="gated:3", student__target="copies")
     made = case.plan(teacher="gated:3", student__target="knows")
     states = {c.name: (c.state, c.detail) for c in made.checks}
@@ -303,7 +303,7 @@ def test_what_headers_do_not_tell_is_proven_when_the_weights_are_there(case: Sta
     made = case.plan(teacher="silent:3", student__target="copies")
     states = {c.name: c.state for c in made.checks}
     assert states["teacher's weights"] == "not checked"
-    with pytest.raises(PlanError, match=r"nothing of the student comes from 0\.router"):
+    with pytest.raises(PlanError, match=r"no student tensor reads 0\.router"):
         case.convert(teacher="silent:3", student__target="copies")
     assert not list((case.folder / "run").glob("stages/*"))
 
@@ -312,7 +312,7 @@ def test_nothing_that_was_not_checked_is_ok(case: StackCase) -> None:
     """vision 2.11: "ok: not tried"."""
     made = case.plan(export__profiles=["cpu"])
     [check] = [c for c in made.checks if c.name == "export cpu"]
-    assert (check.state, check.detail) == ("not checked", "the target gives no graph")
+    assert (check.state, check.detail) == ("not checked", "the target exports no graphs")
 
 
 def test_export_options_are_validated(case: StackCase) -> None:
@@ -340,7 +340,7 @@ def xarch_register(registry):
 """
     )
     assert case.plan(student__target="unjudged").metric is None
-    with pytest.raises(UsageError, match=r"gates: the family 'plain' has no metric"):
+    with pytest.raises(UsageError, match=r"gates: the family 'plain' has no default metric"):
         case.plan(student__target="unjudged", gates={"mse": {"max": 1}})
 
 
@@ -359,7 +359,7 @@ def test_there_may_be_no_teacher_and_several(case: StackCase) -> None:
     assert made.student.built_from == {"family": "stack", "facts": {"layers": 3, "width": 8}}
     with pytest.raises((PlanError, UsageError), match=r"random"):
         case.plan(teacher="none", teachers=teachers, stages={"end": case.stage(matches=matches, ema=0.9)})
-    with pytest.raises(UsageError, match=r"no teacher is given") as caught:
+    with pytest.raises(UsageError, match=r"no teacher given") as caught:
         case.plan(teacher="")
     assert "--teacher none" in str(caught.value.hint)
 

@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_fetched_again(index: Index) -> None:
 def test_another_file_than_pinned_is_deleted_unopened(index: Index, home: Path) -> None:
     pinned = spec_for(index.wheel)
     make_wheel(index.wheel.parent, b"something else")
-    with pytest.raises(UsageError, match=r"has sha256 [0-9a-f]{64}, pinned is [0-9a-f]{64}; it was deleted"):
+    with pytest.raises(UsageError, match=r"has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}; it was deleted"):
         fetch_teacher(pinned, print)
     assert zoo(home) == []
 

@@ -68,7 +68,7 @@ def test_a_run_is_a_teacher_with_its_weights_and_constants_named(stack: StackCas
     assert (made.teacher.title, made.teacher.parameters) == ("first student of stack:3", 120)
     states = {c.name: (c.state, c.detail) for c in made.checks}
     assert states["teacher's weights"] == ("ok", "all 9 are accounted for")
-    with pytest.raises(PlanError, match=r"3 tensors of the teacher would be dropped: .* layers\.0\.b, layers\.1\.b"):
+    with pytest.raises(PlanError, match=r"3 teacher tensors would be dropped: .* layers\.0\.b, layers\.1\.b"):
         stack.plan(teacher=ref, student__target="forgetful")
     again = RunSource().load(str(run.path), RunSource.Options(), device=torch.device("cpu"), dtype=torch.float32)
     assert len(again.fingerprint) == 64

@@ -100,7 +100,7 @@ def test_operating_points_are_judged_and_gated(stack: StackCase) -> None:
 
 
 def test_a_gate_on_a_figure_that_nobody_measures_is_refused_before_training(stack: StackCase) -> None:
-    with pytest.raises(UsageError, match=r"gates\.mze: there is no such figure; did you mean 'mse'"):
+    with pytest.raises(UsageError, match=r"gates\.mze: no such figure; did you mean 'mse'"):
         stack.convert(gates={"mze": {"max": 1}})
     assert not list((stack.folder / "run").glob("stages/*"))
 

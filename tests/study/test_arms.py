@@ -85,7 +85,7 @@ def test_wrong_studies(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_control_that_is_no_arm() -> None:
-    with pytest.raises(UsageError, match="there is no arm 'kd'"):
+    with pytest.raises(UsageError, match="no arm 'kd'"):
         arms_of(StudyConfig(base=BASE, axes={"budget": [1]}, control="kd"))
 
 

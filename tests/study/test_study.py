@@ -151,7 +151,7 @@ def test_two_studies_do_not_work_on_one_run(tmp_path: Path) -> None:
     first.wait()
     children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if str(out).encode() in _cmdline(p)]
     assert len(children) == 1
-    with pytest.raises(UsageError, match="another process works in"):
+    with pytest.raises(UsageError, match="another process is using"):
         conduct(file, out, command=STUB)
     os.kill(children[0], signal.SIGINT)
     while str(out).encode() in _cmdline(Path(f"/proc/{children[0]}")):
@@ -167,7 +167,7 @@ def _cmdline(process: Path) -> bytes:
 
 
 def test_a_figure_that_nobody_has(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'topl'; figures here: kl, loss, top1"):
+    with pytest.raises(UsageError, match="'topl'; available figures: kl, loss, top1"):
         conduct(study(metrics=["topl"]), tmp_path, command=STUB)
     conduct(study(metrics=["top1"]), tmp_path, command=STUB)
     assert set(starts(tmp_path).values()) == {1}

@@ -1,4 +1,4 @@
-"""A batch step: what happens to a batch before teacher and student see it."""
+"""Batch step: changes a batch before teacher and student read it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from xarch.contracts.options import Options
 
 @dataclass(frozen=True)
 class StepContext:
-    """The moment at which a batch step runs.
+    """Context in which a batch step runs.
 
     Attributes:
         student: in eval mode, without gradients.
-        teacher, teachers: the teacher the student comes from, as the target views it (None with ``teacher: none``),
-            and the others by name.
-        step, steps: optimiser steps done, and of the stage.
-        at: ``progress``, where it is not their quotient.
-        training: False while validation batches are made, which get a generator of their own.
-        generator: random numbers of this step, from the run's seed and the step's number: the same after a resume and
-            for any number of processes.
-        figures: the last step's figures by name, e.g. "loss" and "match.kd".
-        log: log(name=value, …) adds figures to the step's row.
+        teacher, teachers: the main teacher, as the target views it (None with ``teacher: none``), and the others by
+            name.
+        step, steps: optimiser steps completed, and total of the stage.
+        at: ``progress``, if it is not their quotient.
+        training: False for validation batches, which use a separate generator.
+        generator: random number generator of this step, derived from the run's seed and the step number, so it is the
+            same after a resume and for any number of processes.
+        figures: figures of the last step by name, e.g. "loss" and "match.kd".
+        log: ``log(name=value, …)`` adds figures to the step's row.
     """
 
     student: Student
@@ -45,15 +45,15 @@ class StepContext:
 
     @property
     def progress(self) -> float:
-        """Share of the stage that is done, 0 to 1: where its schedules stand, also in a stage that ends early."""
+        """Completed share of the stage's schedules, 0 to 1, also in a stage that ends early."""
         return min(self.step / max(self.steps, 1), 1.0) if self.at is None else self.at
 
 
 class BatchStep(ABC):
-    """Registered by ``registry.batch_step``; a stage lists steps under ``batch.steps`` in their order.
+    """Base of batch steps, registered with ``registry.batch_step``; a stage lists them in order under ``batch.steps``.
 
     Class attributes:
-        Options: its options.
+        Options: options of the step.
     """
 
     Options: ClassVar[type[BaseModel]] = Options
@@ -64,22 +64,23 @@ class BatchStep(ABC):
         self.data = data
 
     def reads(self) -> Mapping[str, str]:
-        """Batch key -> layout ("*" for any) of the tensors it needs; the plan proves that they are there."""
+        """Return batch key -> layout ("*" for any) of the tensors it needs; the plan checks that they exist."""
         return {}
 
     def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Batch key -> ``TensorInfo`` of the tensors it adds or changes, given those that are there before it."""
+        """Return batch key -> ``TensorInfo`` of the tensors it adds or changes, given those that exist before it."""
         return {}
 
     def taps(self) -> Mapping[str, Collection[str]]:
-        """Taps that it reads of models: "student", "" for the teacher the student comes from, or a further teacher's
-        name; the plan proves that they are there."""
+        """Return model -> taps that it reads: "student", "" for the main teacher, or a further teacher's name; the plan
+        checks that they exist."""
         return {}
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
-        """Multiply-adds per budget unit, for the plan; ``student`` and ``teacher`` are those of a forward pass."""
+        """Return the multiply-adds per budget unit, for the plan; ``student`` and ``teacher`` are those of a forward
+        pass."""
         return 0.0
 
     @abstractmethod
     def __call__(self, batch: Batch, context: StepContext) -> Batch:
-        """The changed batch; the number of samples may change. Runs without gradients on the whole batch."""
+        """Return the changed batch; the number of samples may change. Runs on the whole batch without gradients."""

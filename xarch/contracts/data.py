@@ -14,19 +14,19 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.options import Options
 
 Split = Literal["train", "validation", "calibration", "heldout"]
-"""train: endless, shuffled. validation: decisions during training. calibration: ranges of 8-bit numbers, tables.
-heldout: the final figures. The four never overlap; all but train are finite and in a fixed order."""
+"""train: endless, shuffled. validation: decisions during training. calibration: 8-bit ranges, tables.
+heldout: final figures. The four never overlap; all but train are finite and in a fixed order."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Declaration of a tensor of a batch.
+    """Declaration of a batch tensor.
 
     Attributes:
-        layout: one letter a dimension, the first counts samples ("BL", "BCHW", "B").
-        shape: letter -> size where the data fix it (``{"C": 3, "H": 28, "W": 28}``).
-        dtype: its type by torch's name; by default integers for a layout of samples and positions only (B, L, T), as
-            of labels and token numbers, else float32.
+        layout: one letter per dimension, the first being samples ("BL", "BCHW", "B").
+        shape: letter -> size, where the data determine it (``{"C": 3, "H": 28, "W": 28}``).
+        dtype: name of the torch dtype; by default integer for layouts of samples and positions only (B, L, T), such as
+            labels and token ids, else float32.
     """
 
     layout: str
@@ -36,17 +36,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """A data set described before it is read.
+    """Description of a data set before it is read.
 
     Attributes:
-        title: what it is, for the plan and the report.
-        digest: identity of the content as far as it is known without reading all of it (names, sizes, times).
-        unit: what is counted: "token", "image", "ray".
-        size: files, bytes, samples, whatever is known, for people.
-        tensors: batch key -> :class:`TensorInfo`, views (``NAME@teacher``) included. The plan proves keys and layouts.
-        facts: what objectives, batch steps and the plan may use: ``classes``, ``class_counts`` (a list), ``samples``
-            ({split: number}), ``length`` (longest sample) and any other.
-        warnings: what a person should know before a run, such as files that are passed over; shown in the plan.
+        title: short description for the plan and the report.
+        digest: identity of the content, as far as known without reading all of it (names, sizes, times).
+        unit: budget unit: "token", "image", "ray".
+        size: files, bytes, samples or whatever is known, for display.
+        tensors: batch key -> :class:`TensorInfo`, including views (``NAME@teacher``). The plan checks keys and layouts.
+        facts: facts for objectives, batch steps and the plan: ``classes``, ``class_counts`` (a list), ``samples``
+            ({split: number}), ``length`` (longest sample) and any others.
+        warnings: warnings to show in the plan, e.g. about skipped files.
     """
 
     title: str
@@ -60,20 +60,20 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What is asked of a data provider; one object, so that later fields break no provider.
+    """Arguments of a data provider, as one object so that new fields break no provider.
 
     Attributes:
-        ref: what follows the scheme.
+        ref: the reference after the scheme.
         options: validated by the provider's ``Options``.
-        split: which part of the data.
-        samples: samples of a batch.
-        sample: what one sample is, e.g. ``{"length": 512}``.
+        split: part of the data.
+        samples: samples per batch.
+        sample: form of one sample, e.g. ``{"length": 512}``.
         processors: "teacher" and "student" -> tokenizer or image processor (often the same object), None without one.
-        seed: of the order and of every augmentation.
-        teacher: the loaded teacher, for data that are drawn from it; None while planning or without a teacher.
-        facts: the teacher's facts, known while planning too; None without a teacher.
-        workers: processes that may prepare samples; 0 works in this process.
-        provider: opens another provider: ``provider("text:corpus.txt", {…})`` gives an :class:`OpenedData`.
+        seed: seed of the order and of every augmentation.
+        teacher: the loaded teacher, for data sampled from it; None while planning or without a teacher.
+        facts: the teacher's facts, also available while planning; None without a teacher.
+        workers: number of worker processes that prepare samples; 0 prepares them in this process.
+        provider: opens another provider: ``provider("text:corpus.txt", {…})`` returns an :class:`OpenedData`.
     """
 
     ref: str
@@ -90,10 +90,10 @@ class DataRequest:
 
 
 class BatchStream(ABC, Iterator[Batch]):
-    """Endless (train) or finite batches whose position can be saved and restored exactly.
+    """Endless (train) or finite stream of batches whose position can be saved and restored exactly.
 
     Attributes:
-        watches_losses: whether what comes next depends on how well the student does, see :meth:`take_losses`.
+        watches_losses: whether later batches depend on the student's losses, see :meth:`take_losses`.
     """
 
     watches_losses: bool = False
@@ -106,26 +106,27 @@ class BatchStream(ABC, Iterator[Batch]):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Position: restoring it makes the next batch the same one. JSON-able values, and tensors at the top level."""
+        """Return the position; restoring it reproduces the next batch. JSON values, and tensors at the top level."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
-        """Called after every optimiser step of a global stage if ``watches_losses``, before the next batch is drawn.
+        """Receive the losses after every optimiser step of a global stage if ``watches_losses``, before the next batch
+        is drawn.
 
         Args:
             batch: the whole batch of the step.
-            losses: match name -> loss of each of its samples, unweighted, float32 on the CPU; the same in every
-                process. What is made of them belongs to the position.
+            losses: match name -> unweighted loss of each sample, float32 on the CPU; the same on every rank. State
+                derived from them is part of the position.
         """
 
     def counters(self) -> dict[str, int]:
-        """Samples read, skipped and why, so far (``{"read": 10, "skipped_empty": 1}``)."""
+        """Return how many samples were read, and skipped by reason, so far (``{"read": 10, "skipped_empty": 1}``)."""
         return {}
 
     def close(self) -> None:
-        """Ends worker processes, if there are any."""
+        """Stop worker processes, if any."""
 
 
 class DataProvider(ABC):
@@ -135,36 +136,38 @@ class DataProvider(ABC):
 
     @abstractmethod
     def describe(self, request: DataRequest) -> DataInfo:
-        """Describe without reading the content; of the request, ref, options, sample, facts and provider are set.
+        """Describe the data without reading the content; only ref, options, sample, facts and provider of the request
+        are set.
 
         Raises:
-            UsageError: nothing is there, or it is not readable.
+            UsageError: the data do not exist or cannot be read.
         """
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
-        """Budget units of one sample, e.g. its length in tokens; 1 by default (an image)."""
+        """Return the budget units of one sample, e.g. its length in tokens; 1 by default (an image)."""
         return 1
 
     def sizes(self, sample: Mapping[str, Any]) -> Mapping[str, int]:
-        """Sizes of free dimensions of such a sample, e.g. ``{"L": 512}``, for the plan's memory and cache."""
+        """Return the sizes of free dimensions of such a sample, e.g. ``{"L": 512}``, for the plan's memory and cache
+        estimates."""
         return {}
 
     @abstractmethod
     def open(self, request: DataRequest) -> BatchStream:
-        """Batches of ``request.samples`` samples of ``request.split``."""
+        """Open a stream of batches of ``request.samples`` samples of ``request.split``."""
 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """A provider with its reference and validated options: what a provider that builds on another one gets."""
+    """A provider with its reference and validated options, for providers that build on another one."""
 
     adapter: DataProvider
     request: DataRequest
 
     def describe(self) -> DataInfo:
-        """Describe it."""
+        """Describe the data."""
         return self.adapter.describe(self.request)
 
     def open(self, **changes: Any) -> BatchStream:
-        """Open it; ``changes`` are fields of :class:`DataRequest`, e.g. ``split="train", samples=8``."""
+        """Open a stream; ``changes`` are fields of :class:`DataRequest`, e.g. ``split="train", samples=8``."""
         return self.adapter.open(replace(self.request, **changes))

@@ -1,4 +1,4 @@
-"""A resumable stream over data whose samples can be read one by one: the author writes ``__getitem__``."""
+"""A resumable stream over map-style data: the author implements ``__getitem__``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xarch.contracts.data import BatchStream, DataRequest, Split
 from xarch.errors import UsageError
 
 PREFETCH = 2
-"""Batches that a worker prepares ahead."""
+"""Number of batches that a worker prefetches."""
 
 
 class SkipSample(Exception):
-    """Raised by :meth:`IndexedData.__getitem__` for a sample that cannot be used; the argument says why, in a word or
-    two that are counted ("truncated file")."""
+    """Raised by :meth:`IndexedData.__getitem__` for an unusable sample. The argument is a short reason that is counted
+    ("truncated file")."""
 
 
 class IndexedData(ABC):
-    """Samples by number.
+    """Map-style data: samples by index.
 
     Attributes:
-        augments: whether ``__getitem__`` draws from its generator; then a sample differs from epoch to epoch, and so
-            does its ``sample_id``.
+        augments: whether ``__getitem__`` uses its generator; samples and their ``sample_id`` then differ between
+            epochs.
     """
 
     augments: bool = False
@@ -40,7 +40,7 @@ class IndexedData(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """One sample without the batch dimension; ``generator`` belongs to this sample of this epoch.
+        """Return one sample without the batch dimension; ``generator`` is specific to this sample and epoch.
 
         Raises:
             SkipSample: the sample cannot be used.
@@ -50,19 +50,19 @@ class IndexedData(ABC):
 class IndexedStream(BatchStream):
     """Batches of an :class:`IndexedData`, with ``sample_id`` [B] int64 in every batch.
 
-    Training data are endless: every epoch is another permutation, and a batch may reach from one epoch into the next.
-    Other splits are read once, in order; their last batch may be smaller. What a batch holds depends on seed and
-    position alone, not on the number of workers.
+    Training data are endless: every epoch is a new permutation, and a batch may span two epochs. Other splits are read
+    once, in order; their last batch may be smaller. The content of a batch depends only on seed and position, not on
+    the number of workers.
 
     Args:
         data: the samples.
-        request: split, batch size, seed and workers are taken from it.
-        indices: which samples belong to the split; all by default. See :func:`split_indices`.
-        units: budget units of a sample.
+        request: supplies split, batch size, seed and workers.
+        indices: indices of the samples in the split; all by default. See :func:`split_indices`.
+        units: budget units per sample.
         most_skipped: share of unusable samples above which reading stops with an error.
 
     Raises:
-        UsageError: there is no sample, or too many cannot be used.
+        UsageError: there are no samples, or too many are unusable.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class IndexedStream(BatchStream):
         self.data, self.request, self.units, self.most_skipped = data, request, units, most_skipped
         self.indices = np.arange(len(data)) if indices is None else np.asarray(indices, dtype=np.int64)
         if not len(self.indices):
-            raise UsageError(f"{request.ref}: the split {request.split!r} has no sample", "choose other shares")
+            raise UsageError(f"{request.ref}: the split {request.split!r} has no samples", "change the split shares")
         self.endless = request.split == "train"
         self._orders = _Orders(self.indices, request.seed, self.endless)
         self._drawn = 0
@@ -112,7 +112,7 @@ class IndexedStream(BatchStream):
         return epoch * len(self.data) + index if self.data.augments else index
 
     def _next_draw(self) -> tuple[int, Any] | None:
-        """(number of the draw, sample or why it is skipped), or None at the end."""
+        """Return (draw number, sample or reason for skipping it), or None at the end."""
         if not self._ready:
             if self._pieces is None:
                 self._pieces = self._open()
@@ -134,7 +134,7 @@ class IndexedStream(BatchStream):
                 num_workers=workers,
                 prefetch_factor=PREFETCH if workers else None,
                 collate_fn=_as_it_is,
-                # A loader draws its workers' seed; from the run's own random numbers that would change the training.
+                # A DataLoader draws its workers' seed; drawing it from the global generator would change the training.
                 generator=torch.Generator().manual_seed(self.request.seed),
             )
         )
@@ -142,13 +142,13 @@ class IndexedStream(BatchStream):
     def _skip(self, why: str) -> None:
         self._skipped[why] += 1
         seen, lost = self._used + self._skipped.total(), self._skipped.total()
-        # A handful of bad samples at the very beginning says little about the share in the whole.
+        # A few bad samples at the very beginning say little about the overall share.
         if lost > self.most_skipped * seen and lost >= min(20, max(1, self.most_skipped * len(self.indices))):
             reasons = ", ".join(f"{count} {why}" for why, count in self._skipped.most_common(3))
             raise UsageError(
-                f"{self.request.ref}: {lost} of {seen} samples cannot be used ({reasons}); "
+                f"{self.request.ref}: {lost} of {seen} samples are unusable ({reasons}); "
                 f"at most {self.most_skipped:.0%} may be skipped",
-                "look at the data, or name a part of them that is sound",
+                "check the data, or select a valid part of them",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class IndexedStream(BatchStream):
 
 
 class _Draws(Sampler[range]):
-    """Numbers of draws in pieces of about a batch, from a position on."""
+    """Sampler of draw numbers in chunks of about one batch, starting at a position."""
 
     def __init__(self, indices: np.ndarray, request: DataRequest, start: int, endless: bool) -> None:
         self.total, self.start, self.endless = len(indices), start, endless
@@ -183,7 +183,7 @@ class _Draws(Sampler[range]):
 
 
 class _Reader(Dataset[list[tuple[int, Any]]]):
-    """Reads the samples of a piece of draws, in a worker or here."""
+    """Reads the samples of a chunk of draws, in a worker or in this process."""
 
     def __init__(self, data: IndexedData, orders: _Orders) -> None:
         self.data, self.orders = data, orders
@@ -201,14 +201,14 @@ class _Reader(Dataset[list[tuple[int, Any]]]):
 
 
 class _Orders:
-    """The order of the samples in every epoch; the last one made is kept."""
+    """Sample order of each epoch; the latest is cached."""
 
     def __init__(self, indices: np.ndarray, seed: int, shuffled: bool) -> None:
         self.indices, self.seed, self.shuffled = indices, seed, shuffled
         self._epoch, self._order = -1, indices
 
     def place(self, number: int) -> tuple[int, int]:
-        """(epoch, index of the sample) of draw ``number``."""
+        """Return (epoch, sample index) of draw ``number``."""
         epoch, at = divmod(number, len(self.indices))
         if self.shuffled and epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.indices)
@@ -216,7 +216,7 @@ class _Orders:
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
+    """Combine several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -233,12 +233,12 @@ def split_indices(
     heldout: float = 0.1,
     seed: int = 0,
 ) -> np.ndarray:
-    """Numbers of the samples of a split: shares of one fixed permutation, so that splits never overlap.
+    """Return the sample indices of a split: shares of one fixed permutation, so that splits never overlap.
 
-    Every split with a share above zero has at least one sample if ``total`` allows it.
+    Every split with a positive share has at least one sample if ``total`` allows it.
 
     Raises:
-        UsageError: the shares leave nothing to train on.
+        UsageError: the shares leave no training samples.
     """
     order = np.random.default_rng([seed, total]).permutation(total)
     ends: dict[str, tuple[int, int]] = {}
@@ -248,7 +248,10 @@ def split_indices(
         ends[name] = (start, start + count)
         start += count
     if start >= total:
-        raise UsageError(f"{start} of {total} samples are set aside, none is left to train on", "choose smaller shares")
+        raise UsageError(
+            f"{start} of {total} samples are reserved for other splits; none are left for training",
+            "choose smaller shares",
+        )
     ends["train"] = (start, total)
     first, last = ends[split]
     return np.sort(order[first:last])

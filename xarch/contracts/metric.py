@@ -16,14 +16,14 @@ from xarch.contracts.options import Options
 
 @dataclass
 class Evaluation:
-    """What ``eval.json`` holds. A metric puts every model but teacher and student into ``baselines`` under its name;
-    the engine takes the student's operating points out into ``variants``, and adds the figures of exported files by
-    profile as ``exports``.
+    """Content of ``eval.json``. A metric puts every model except teacher and student into ``baselines`` under its name;
+    the engine moves the student's operating points to ``variants`` and adds the figures of exported files by profile as
+    ``exports``.
 
-    ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token").
-    ``teacher``, ``student`` and each baseline map metric names to numbers; the headline metric is among them, and every
-    model is judged by the same names. ``teacher`` is empty where there is none. ``gated`` are the numbers a quality
-    gate may name besides those of the student (ratios, KL, agreement).
+    ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token"). ``teacher``,
+    ``student`` and each baseline map metric names to numbers; they include the headline metric, and every model has the
+    same names. ``teacher`` is empty without a teacher. ``gated`` holds numbers that a quality gate may use besides the
+    student's (ratios, KL, agreement).
     """
 
     metric: str
@@ -38,21 +38,22 @@ class Evaluation:
     units: dict[str, str] = field(default_factory=dict)
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
-    """A few inputs and both outputs for a person to look at: texts, and pictures as PNG files of the run folder."""
+    """A few inputs with both outputs for inspection: texts, and images as PNG files in the run folder."""
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is asked of a metric; one object, so that later fields break no metric.
+    """Arguments of a metric, as one object so that new fields break no metric.
 
     Attributes:
         teacher: None where there is none.
-        students: "student" and whatever else is judged in the same pass (baselines, variants, exported files).
-        batches: makes the held-out batches anew at every call, whole, with all views; ``Batch.seen_by`` gives a side's.
+        students: "student" and other models evaluated in the same pass (baselines, variants, exported files).
+        batches: returns a fresh iterator over the held-out batches, whole and with all views; ``Batch.seen_by`` selects
+            the views of one side.
         processor: tokenizer or image processor of the student.
         data: facts of the data set.
         options: validated by the metric's ``Options``.
-        progress: called with the units of each batch done.
+        progress: called with the units of each completed batch.
     """
 
     teacher: TapModel | None
@@ -65,9 +66,8 @@ class EvaluationRequest:
 
 
 class Metric(ABC):
-    """Evaluates models of the families it is registered for.
-
-    A run keeps one object for all its evaluations, so it may remember what the teacher made of a batch.
+    """Evaluates models of the families it is registered for. A run uses one instance for all its evaluations, so it may
+    cache the teacher's outputs.
     """
 
     Options: ClassVar[type[BaseModel]] = Options

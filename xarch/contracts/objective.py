@@ -1,4 +1,4 @@
-"""An objective: how far a student tap is from what it is compared with, one number per sample."""
+"""Objective: distance between a student tap and its right side, one number per sample."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Coupling = Literal["sample", "batch"]
 
 @dataclass(frozen=True)
 class MatchContext:
-    """What an objective or a connector may know when it is built. The plan builds both on the meta device.
+    """Facts available to an objective or a connector when it is built. The plan builds both on the meta device.
 
     Attributes:
         match: name of the match.
-        steps: optimiser steps of the stage.
+        steps: number of optimiser steps of the stage.
         data: facts of the data set (``classes``, ``class_counts``, ``samples``), see ``DataInfo.facts``.
-        teacher, student: constants of either side, e.g. ``classifier.weight``; on the meta device while planning.
-        weights: name of a teacher -> its weight, for objectives that average several.
+        teacher, student: constants of each side, e.g. ``classifier.weight``; on the meta device while planning.
+        weights: teacher name -> its weight, for objectives that average several.
     """
 
     match: str = ""
@@ -40,13 +40,13 @@ class MatchContext:
 
 
 class Objective(nn.Module, ABC):
-    """Built once per match from the declarations of its two sides.
+    """Module built once per match from the declarations of its two sides.
 
     Class attributes:
-        Options: options of a match; numbers among them may be given as schedules.
-        accepts: (student layout, right layout) pairs it can compare; "*" matches any layout. The right layout is
+        Options: options of a match; numbers may be given as schedules.
+        accepts: supported (student layout, right layout) pairs; "*" matches any layout. The right layout is
             "none" for a term of the student alone.
-        units: what one unit of the value means, e.g. "nats/token".
+        units: unit of the value, e.g. "nats/token".
         joins: whether it takes several student taps at once (``join: true``) as a mapping from tap to value.
         aux: names of further values that a match may give it; those that :meth:`forward` has as arguments of their own
             need not be said.
@@ -61,7 +61,7 @@ class Objective(nn.Module, ABC):
     aux: ClassVar[frozenset[str]] = frozenset()
 
     options: Any
-    """Validated options; the engine replaces them before every step where one of them is a schedule."""
+    """Validated options; if one is a schedule, the engine updates them before every step."""
 
     def __init__(self, student: Any, teacher: Any, options: BaseModel, context: MatchContext) -> None:
         """``student`` and ``teacher``: a :class:`Tap`, a mapping of name to Tap (joined), or None (no right side)."""
@@ -70,15 +70,15 @@ class Objective(nn.Module, ABC):
 
     @property
     def couples(self) -> Coupling:
-        """ "batch" if the loss of a sample depends on other samples (correlations, contrast, batch statistics): such a
-        batch is never cut into micro-batches nor spread over processes. By default "batch" if a module inside
-        normalises over the batch, else "sample".
+        """ "batch" if the loss of a sample depends on other samples (correlations, contrast, batch statistics); such a
+        batch is never split into micro-batches or across processes. By default "batch" if a submodule normalises over
+        the batch, else "sample".
         """
         return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()) else "sample"
 
     @classmethod
     def takes(cls, student: Tap, teacher: Tap | None) -> bool:
-        """Whether this pair of layouts can be compared."""
+        """Return whether this pair of layouts can be compared."""
         right = "none" if teacher is None else teacher.layout
         return any(a in ("*", student.layout) and b in ("*", right) for a, b in cls.accepts)
 
@@ -91,7 +91,7 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
-        """Why the sizes of this pair cannot be compared, or None; by default equal layouts need equal sizes."""
+        """Return why the sizes of this pair cannot be compared, or None; by default equal layouts need equal sizes."""
         if teacher is None or student.layout != teacher.layout:
             return None
         shared = sorted(student.shape.keys() & teacher.shape.keys())
@@ -104,34 +104,35 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
-        """Whether a mask of this layout restricts what counts of ``student``; by default the mask's dimensions are the
-        first ones of the tap ("B" and "BL" for "BLD")."""
+        """Return whether a mask of this layout can select positions of ``student``; by default its dimensions must be
+        the first ones of the tap ("B" and "BL" for "BLD")."""
         return student.dense and student.layout.startswith(layout)
 
     @abstractmethod
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        """Loss of each sample [B] in float32, *summed* over what :meth:`weight` counts.
+        """Return the loss of each sample [B] in float32, *summed* over what :meth:`weight` counts.
 
         Args:
-            student, teacher: values of the two sides (mappings where joined or averaged), as the declarations said.
+            student, teacher: values of the two sides as declared (mappings if joined or averaged).
             batch: the batch as the student sees it.
-            mask: 0/1 weights of the positions that count, in a layout that :meth:`masks` accepted.
-            aux: further values that the match names.
+            mask: 0/1 weights of the positions to count, in a layout accepted by :meth:`masks`.
+            aux: further values named by the match.
         """
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
-        """How much each sample counts [B]: the engine minimises sum(loss) / sum(weight) over the whole effective
-        batch, across micro-batches and processes alike. By default one per sample. ``target`` (the right side's value)
-        is given only to an objective with ``weighs_target = True``.
+        """Return the weight of each sample [B]: the engine minimises sum(loss) / sum(weight) over the whole effective
+        batch, across micro-batches and processes. By default 1 per sample. ``target`` (the right side's value) is
+        passed only if ``weighs_target`` is True.
         """
         return torch.ones(len(batch), device=batch.device)
 
     weighs_target: ClassVar[bool] = False
-    """Whether :meth:`weight` reads the right side's value; then the whole batch's values are computed first."""
+    """Whether :meth:`weight` reads the right side's value; the values of the whole batch are then computed first."""
 
     def monitor(self) -> dict[str, float]:
-        """Further figures of the last forward, logged at the logging interval (relative error, agreement)."""
+        """Return further figures of the last forward pass, logged at the logging interval (relative error,
+        agreement)."""
         return {}
 
     def after_step(self) -> None:
-        """Called once after every optimiser step (running statistics, banks); never per micro-batch."""
+        """Update state (running statistics, memory banks) once after every optimiser step, never per micro-batch."""

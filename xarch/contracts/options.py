@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Options(BaseModel):
-    """Unknown keys are errors, defaults are validated, and ``xarch inspect`` renders the schema."""
+    """Base of all options: unknown keys are errors, defaults are validated, and ``xarch inspect`` shows the schema."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)

@@ -1,4 +1,4 @@
-"""Puts a stage's matches and trainable parameters together from its settings."""
+"""Assembles a stage's matches and trainable parameters from its settings."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ EMA_COPY, SELF_COPY = "ema", "self"
 
 @dataclass(frozen=True)
 class StageParts:
-    """What a stage is put together from.
+    """Inputs from which a stage is assembled.
 
     Attributes:
-        name, phases: of the stage; its settings before its first phase and in every phase.
-        pairs: proven.
-        student: what is trained.
-        context: what objectives and connectors are built with.
-        registry, config: of the run.
-        seed, device, processes, autocast: of the stage.
-        estimated: bytes that the plan foresaw.
-        sharded: whether the student's parameters are spread over processes.
-        cutting: how batches are cut after memory ran out.
-        say: receives one line for a person.
+        name, phases: name of the stage, and its settings before the first phase and in each phase.
+        pairs: checked pairs.
+        student: the model being trained.
+        context: build context of objectives and connectors.
+        registry, config: those of the run.
+        seed, device, processes, autocast: those of the stage.
+        estimated: bytes estimated by the plan.
+        sharded: whether the student's parameters are sharded across processes.
+        cutting: how batches are split after running out of memory.
+        say: called with one line to display.
     """
 
     name: str
@@ -69,7 +69,7 @@ class StageParts:
 
 @dataclass(frozen=True)
 class Assembled:
-    """Matches and parameters of a stage, with what both share."""
+    """Matches and trainable parameters of a stage, with their shared state."""
 
     matches: EngineMatches
     trainable: Trainable
@@ -77,10 +77,10 @@ class Assembled:
 
 
 def copies_read(pairs: Sequence[Pair], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Names under which matches read copies of the student -> "ema" or "self".
+    """Return the names under which matches read copies of the student -> "ema" or "self".
 
     Args:
-        aliases: further teachers that are described as such a copy.
+        aliases: further teachers defined as such a copy.
     """
     known = {EMA_COPY: EMA_COPY, SELF_COPY: SELF_COPY, **aliases}
     read = {r.model for p in pairs for r in (*p.right.values(), *p.aux.values())}
@@ -88,10 +88,10 @@ def copies_read(pairs: Sequence[Pair], aliases: Mapping[str, str]) -> dict[str, 
 
 
 def assemble(parts: StageParts, models: dict[str, TapModel], feed: TeacherFeed, copies: Mapping[str, str]) -> Assembled:
-    """Build objectives, connectors, optimisers and averages; the student is in train mode afterwards.
+    """Build objectives, connectors, optimisers and averages, and put the student in train mode.
 
     Args:
-        models: what ``feed`` runs, by name; the copies of the student are added.
+        models: models run by ``feed``, by name; copies of the student are added.
         copies: see :func:`copies_read`.
 
     Raises:
@@ -163,7 +163,7 @@ def _copies(parts: StageParts, copies: Mapping[str, str], ema: EMA | None) -> di
     for kind in set(copies.values()):
         if kind == EMA_COPY and ema is None:
             raise PlanError(
-                f"stages.{parts.name}: a match reads ema:…, and the stage keeps no average",
+                f"stages.{parts.name}: a match reads ema:…, but the stage keeps no average",
                 f"--set stages.{parts.name}.ema=0.999",
             )
         made[kind] = _copy(parts.student)
@@ -181,7 +181,7 @@ def _copy(student: Student) -> Student:
 
 
 def _bind_average(twin: Student, student: Student, ema: EMA) -> None:
-    """Let a copy hold the averages themselves, and the student's own buffers."""
+    """Make a copy share the averaged tensors and the student's buffers."""
     for name, parameter in twin.module.named_parameters():
         if name in ema.averages:
             parameter.data = ema.averages[name]

@@ -1,4 +1,4 @@
-"""Batches on their way into a stage: onto the device, and through the stage's batch steps."""
+"""Preparation of a stage's batches: moving them to the device and applying batch steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xarch.contracts.data import BatchStream
 
 
 class DeviceStream(BatchStream):
-    """A stream whose batches are moved to the device and whose counters are shared with the run."""
+    """Stream that moves batches to the device and shares its counters with the run."""
 
     def __init__(self, stream: BatchStream, device: torch.device, counters: dict[str, int]) -> None:
         self.stream, self.device, self.shared = stream, device, counters
@@ -30,7 +30,7 @@ class DeviceStream(BatchStream):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.stream.load_state_dict(state)
-        # A stage that resumes after its last step reads no batch and still tells what its data were.
+        # A stage that resumes after its last step reads no batch, but must still report its data counters.
         self.shared.update(self.stream.counters())
 
     def take_losses(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
@@ -44,8 +44,8 @@ class DeviceStream(BatchStream):
 
 
 def apply_steps(batch: Batch, steps: Sequence[BatchStep], moment: StepContext) -> Batch:
-    """The batch after every step in order. It is marked if tensors of the data are not what they were: a cache must not
-    take it for the samples it was made of."""
+    """Apply all steps in order. The batch is marked if data tensors changed, so that a cache does not confuse it with
+    the original samples."""
     before = dict(batch.tensors)
     for step in steps:
         batch = step(batch, moment)

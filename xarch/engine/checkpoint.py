@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: safetensors and JSON, written whole or not at all, verified before they are used."""
+"""Checkpoints of a stage: safetensors and JSON, written atomically and verified before use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xarch.files.digest import sha256
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2
 FORMAT = 3
-"""Of what a stage in progress keeps in ``state.json``; final checkpoints of every format are the same."""
+"""Format of the ``state.json`` of a stage in progress; final checkpoints are the same in every format."""
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Checkpoint:
     """A verified checkpoint.
 
     Attributes:
-        step: optimiser steps done.
-        final: the stage is complete.
+        step: optimiser steps completed.
+        final: whether the stage is complete.
         model: tensors of the student that the stage changed.
-        trainer: optimiser, objective and generator tensors (empty when final).
+        trainer: optimiser, objective and random-generator tensors (empty if final).
         state: JSON data (data position, counters, outcome).
     """
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints folder of one stage."""
+    """Checkpoint folder of one stage."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder = folder
@@ -59,7 +59,7 @@ class CheckpointFolder:
         state: Mapping[str, Any],
         final: bool = False,
     ) -> None:
-        """Write ``step-N`` and drop all but the newest few.
+        """Write ``step-N`` and delete all but the newest few.
 
         Raises:
             Interrupted: the disk is full; earlier checkpoints are intact.
@@ -96,7 +96,7 @@ class CheckpointFolder:
         return [int(m[1]) for p in self.folder.iterdir() if (m := STEP.match(p.name)) and p.is_dir()]
 
     def latest(self, *, final_only: bool = False) -> Checkpoint | None:
-        """The newest checkpoint whose files are what its manifest says; damaged ones are reported and passed over."""
+        """Return the newest checkpoint whose files match its manifest; damaged ones are reported and skipped."""
         for step in sorted(self._steps(), reverse=True):
             folder = self.folder / f"step-{step}"
             try:
@@ -105,14 +105,14 @@ class CheckpointFolder:
                     continue
                 if not manifest["final"] and manifest["format"] != FORMAT:
                     self.say(
-                        f"checkpoint {folder} has format {manifest['format']}, this xarch goes on from {FORMAT}; "
-                        "using an earlier one, or starting the stage again"
+                        f"checkpoint {folder} has format {manifest['format']}, this xarch resumes from {FORMAT}; "
+                        "using an earlier one, or restarting the stage"
                     )
                     continue
                 for name, facts in manifest["files"].items():
                     file = folder / name
                     if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
-                        raise ValueError(f"{name} differs from its manifest")
+                        raise ValueError(f"{name} does not match its manifest")
                 return Checkpoint(
                     step=manifest["step"],
                     final=manifest["final"],
@@ -134,14 +134,14 @@ def _storable(tensor: Tensor) -> Tensor:
 
 
 def assert_handover(expected: str, found: str, stage: str) -> None:
-    """The student a stage starts from is the one the stage before it left.
+    """Check that a stage starts from the student that the previous stage produced.
 
     Raises:
         UsageError: it is not.
     """
     if expected != found:
         raise UsageError(
-            f"stage {stage} would not start from the student the stage before it left: "
+            f"stage {stage} would not start from the student of the previous stage: "
             f"weights {found[:12]}, recorded {expected[:12]}",
-            "the run folder was changed, or the teacher or a plugin differs; start a new run",
+            "the run folder, the teacher or a plugin has changed; start a new run",
         )

@@ -1,4 +1,4 @@
-"""What a running stage has at hand."""
+"""Context of a running stage."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ OpenStream = Callable[[str, int, Mapping[str, Any], int], BatchStream]
 """(split, samples, sample, seed) -> stream."""
 
 Evaluate = Callable[[TapModel, int | None, str | None, str], Evaluation | None]
-"""(student, samples, metric, split) -> figures; None where there is no metric."""
+"""(student, samples, metric, split) -> figures; None without a metric."""
 
 
 @dataclass
 class EngineContext(StageContext):
-    """The engine's implementation of :class:`StageContext`; stage kinds, the built-in ones too, use its public part.
+    """The engine's implementation of :class:`StageContext`; all stage kinds use only its public part.
 
     Attributes:
-        planned, config, adapter: of the run's plan.
-        phases, prepared: settings of the stage before its first phase and in every phase, and the batches of each.
-        put_together: builds matches and parameters on first use.
-        whole: the student as it will be left; ``student`` may be a sharded copy of it.
+        planned, config, adapter: those of the run's plan.
+        phases, prepared: the stage's settings before the first phase and in each phase, and the batches of each.
+        put_together: builds matches and trainable parameters on first use.
+        whole: the unsharded student; ``student`` may be a sharded copy of it.
         feed: the teachers.
         folder: checkpoints.
-        metrics, curve, reporter, stop: of the run.
-        open_stream, measure: data, and the run's metric.
-        on_step: calls the hooks of a step.
-        metrics_start, curve_start: positions of both logs at the stage's beginning.
-        data_counters: what the stage's stream says it read.
-        figures: of the last step, those that are finite.
-        cutting: how batches are cut after memory ran out.
+        metrics, curve, reporter, stop: those of the run.
+        open_stream, measure: open data, and evaluate the run's metric.
+        on_step: calls the step hooks.
+        metrics_start, curve_start: positions of the two logs at the stage's beginning.
+        data_counters: counters of the stage's stream.
+        figures: finite figures of the last step.
+        cutting: how batches are split after running out of memory.
     """
 
     name: str
@@ -166,10 +166,10 @@ class EngineContext(StageContext):
         return self._fixed("calibration", samples)
 
     def _fixed(self, split: str, samples: int) -> list[Batch]:
-        """Batches of a finite split in its fixed order; a trial run takes few.
+        """Return batches of a finite split in its fixed order; only a few in a trial run.
 
-        They are read once and prepared anew every time: what a batch step makes of them may depend on the student of
-        this moment, and a stage that resumes knows no earlier one.
+        They are read once and prepared again at every call: a batch step may depend on the current student, and a
+        resumed stage does not have earlier ones.
         """
         samples = min(samples, 2) if self.config.tiny else samples
         with self._modes.undisturbed(), self._averaged():
@@ -198,14 +198,13 @@ class EngineContext(StageContext):
         with self._measured() as student:
             found = self.measure(student, samples, metric, split)
         if found is None:
-            raise PlanError(
-                f"stages.{self.name}: there is no metric to evaluate with", "name one: `--set evaluate.metric=NAME`"
-            )
+            raise PlanError(f"stages.{self.name}: no metric to evaluate with", "set one: `--set evaluate.metric=NAME`")
         return found
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[Student]:
-        """The student as the stage would leave it now, whole and in eval mode; nothing of it is left behind."""
+        """Provide the student as the stage would leave it now, unsharded and in eval mode; restore everything on
+        exit."""
         with self.clock.paused(), self._modes.undisturbed(), self._averaged():
             if self.whole is not self.student:
                 self.processes.collect_into(self.student, self.whole)
@@ -228,7 +227,7 @@ class EngineContext(StageContext):
             self._add_point(step, units)
 
     def _add_point(self, step: int, units: int) -> None:
-        """A point of the quality curve, where one is due by the main process' clock."""
+        """Add a point to the quality curve if one is due by rank 0's clock."""
         spent = self.clock.spent
         due = self.curve.due(step, self._seconds, spent.seconds)
         self._seconds = spent.seconds
@@ -244,7 +243,7 @@ class EngineContext(StageContext):
     def progress(self, done: int, total: int, message: str = "") -> None:
         self.reporter.progress(done, total, message)
         if self.stopping():
-            raise Interrupted(f"stopped by {self.stop.received or 'another process'} in stage {self.name}")
+            raise Interrupted(f"stopped by {self.stop.received or 'another rank'} in stage {self.name}")
 
     def say(self, text: str) -> None:
         self.reporter.message(text)
@@ -253,7 +252,7 @@ class EngineContext(StageContext):
         return self.adapter.solver(self.student, site, self.options)
 
     def finish(self) -> None:
-        """The stage is over: averages are adopted, nothing trains any more, and the student is whole."""
+        """End the stage: adopt averages, freeze all parameters, and unshard the student."""
         if self._assembled is not None:
             self._assembled.trainable.finish()
         for parameter in self.student.module.parameters():

@@ -1,8 +1,8 @@
-"""Quality over training time: the run's metric on a few fixed held-out samples, in curve.jsonl.
+"""Quality over training time: the run's metric on a few fixed samples, in curve.jsonl.
 
-A file of its own, because its seconds differ from run to run and metrics.jsonl must not. The first row is the student
-as it was initialised; every stage ends with one. Seconds are those of initialisation and stages so far, without any
-evaluation.
+It is a separate file because its times differ between runs, and metrics.jsonl must be reproducible. The first row is
+the initialised student; every stage ends with a row. Seconds count initialisation and stages so far, without
+evaluations.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from xarch.engine.stopwatch import Spent
 from xarch.files.run_dir import RunDir
 
 START = "start"
-"""Stage of the first row."""
+"""Stage name in the first row."""
 
 Measure = Callable[[Student, int], Evaluation | None]
 """(student, samples) -> figures."""
 
 
 class QualityCurve:
-    """Measures and writes in the main process only.
+    """Measures and writes on rank 0 only.
 
     Args:
-        chosen: how often and on how much; None: no curve.
-        run: the run folder, or None in other processes.
-        measure: evaluates without a trace in the generators' state or on the screen.
+        chosen: interval and number of samples; None for no curve.
+        run: the run folder, or None on other ranks.
+        measure: evaluates without changing RNG state or printing.
 
     Attributes:
-        before: spent before the running stage.
+        before: time spent before the running stage.
     """
 
     def __init__(self, chosen: CurveConfig | None, run: RunDir | None, measure: Measure) -> None:
@@ -42,11 +42,11 @@ class QualityCurve:
 
     @property
     def on(self) -> bool:
-        """Whether a curve is wanted, in every process."""
+        """Whether a curve is enabled; the same on every rank."""
         return self.chosen is not None
 
     def begin(self, student: Student, spent: Spent) -> int:
-        """Write the first row, unless an interrupted process did: then its seconds count. Returns the position after
+        """Write the first row, or reuse the one of an interrupted process with its seconds; return the position after
         it."""
         self.before = spent
         if self.run is None or self.chosen is None:
@@ -63,7 +63,8 @@ class QualityCurve:
             return self.size()
 
     def due(self, step: int, before: float, now: float) -> bool:
-        """Whether a point belongs after ``step``, ``now`` seconds into the stage, ``before`` at the step before it."""
+        """Return whether a point is due after ``step``, ``now`` seconds into the stage (``before`` at the previous
+        step)."""
         if self.chosen is None:
             return False
         if self.chosen.seconds is None:
@@ -74,11 +75,11 @@ class QualityCurve:
         """Evaluate and write one row.
 
         Args:
-            stage: folder of the stage.
-            step: of the stage.
-            units: read in the stage so far.
-            student: whole, in any mode; it is left in eval mode.
-            spent: in the stage.
+            stage: folder name of the stage.
+            step: step of the stage.
+            units: units read in the stage so far.
+            student: unsharded, in any mode; it is left in eval mode.
+            spent: time spent in the stage.
         """
         if self.run is None or self.chosen is None:
             return
@@ -92,10 +93,10 @@ class QualityCurve:
         self.run.append_row(self.run.curve, {**row, "student": found.student, "teacher": found.teacher})
 
     def size(self) -> int:
-        """Position in curve.jsonl, for checkpoints."""
+        """Return the position in curve.jsonl, for checkpoints."""
         return self.run.rows_size(self.run.curve) if self.run is not None else 0
 
     def cut(self, size: int) -> None:
-        """Back to a position."""
+        """Truncate curve.jsonl to a position."""
         if self.run is not None:
             self.run.cut_rows(self.run.curve, size)

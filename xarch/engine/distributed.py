@@ -1,7 +1,7 @@
-"""Several processes as one: the only module that knows ranks, accelerate and torch.distributed.
+"""Data-parallel processes: the only module that uses ranks, accelerate and torch.distributed.
 
-Every process reads the same batches and works on its slice of each, so the data of a step does not depend on the number
-of processes. Losses are divided by denominators summed over all processes and gradients are *summed*, which gives the
+Every process reads the same batches and processes its slice of each, so the data of a step do not depend on the number
+of processes. Losses are divided by denominators summed over all processes and gradients are *summed*, which equals the
 gradient of one process on the whole batch.
 """
 
@@ -23,10 +23,10 @@ from xarch.files.run_dir import RunDir
 
 
 def open_run(out: Path | str | None, name: str) -> RunDir:
-    """A new run folder, made once by the first process and used by all.
+    """Create a new run folder on rank 0 and open it on all ranks.
 
     Raises:
-        UsageError: several processes were started without a common folder, or the folder is taken.
+        UsageError: several processes were started without a common folder, or the folder is in use.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and out is None:
         raise UsageError("several processes need one run folder", "name it with --out")
@@ -37,11 +37,11 @@ def open_run(out: Path | str | None, name: str) -> RunDir:
 
 
 class Distributed:
-    """The processes of this run. With one process every method is free.
+    """The process group of this run. With one process every method is a no-op.
 
     Attributes:
-        rank, world: this process and how many there are.
-        main: whether this process writes files and shows progress.
+        rank, world: rank of this process, and number of processes.
+        main: whether this is rank 0, which writes files and shows progress.
     """
 
     def __init__(self, *, cpu: bool = False) -> None:
@@ -57,11 +57,11 @@ class Distributed:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, which writes files."""
         return self.rank == 0
 
     def slice(self, batch: Batch) -> Batch:
-        """This process's samples of a batch.
+        """Return this process's samples of a batch.
 
         Raises:
             UsageError: the batch has fewer samples than there are processes.
@@ -70,13 +70,13 @@ class Distributed:
             return batch
         if len(batch) < self.world:
             raise UsageError(
-                f"a batch of {len(batch)} samples cannot be spread over {self.world} processes",
+                f"a batch of {len(batch)} samples cannot be split across {self.world} processes",
                 f"set the stage's `batch` to a multiple of {self.world}",
             )
         return batch.narrow(*self._share(len(batch)))
 
     def joined(self, mine: Tensor, total: int) -> Tensor:
-        """Inverse of :meth:`slice` for one value a sample: those of the whole batch, in every process."""
+        """Gather per-sample values of the whole batch on every rank; the inverse of :meth:`slice`."""
         if self.world == 1:
             return mine
         start, stop = self._share(total)
@@ -88,11 +88,11 @@ class Distributed:
         return total * self.rank // self.world, total * (self.rank + 1) // self.world
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum of a tensor over all processes."""
+        """Return the sum of a tensor over all processes."""
         return value if self._accelerator is None else self._accelerator.reduce(value, reduction="sum")
 
     def sum_dict(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums of named numbers over all processes; every process must give the same names."""
+        """Return sums of named numbers over all processes; every process must pass the same names."""
         if self._accelerator is None or not values:
             return dict(values)
         names = sorted(values)
@@ -101,12 +101,12 @@ class Distributed:
         return dict(zip(names, total.tolist(), strict=True))
 
     def of_main(self, values: Sequence[float]) -> list[float]:
-        """Numbers of the main process, in every process."""
+        """Broadcast numbers from rank 0 to all ranks."""
         told = self.sum_dict({str(i): value * self.main for i, value in enumerate(values)})
         return [told[str(i)] for i in range(len(values))]
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process."""
+        """Return whether ``flag`` is set in any process."""
         return bool(self.sum_dict({"flag": float(flag)})["flag"]) if self.world > 1 else flag
 
     def barrier(self) -> None:
@@ -117,7 +117,7 @@ class Distributed:
     def reduce_gradients(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Sum gradients over processes.
 
-        The backward of a sharded parameter has reduced its gradient to the mean, which is scaled back to the sum here
+        The backward pass of a sharded parameter already averages its gradient, which is scaled back to the sum here
         (gloo cannot reduce with another factor).
         """
         if self._accelerator is None:
@@ -134,9 +134,8 @@ class Distributed:
             parameter.grad = self.sum(parameter.grad)
 
     def shard(self, student: Student) -> Student | None:
-        """A copy of the student whose units are sharded with FSDP2, or None if there is nothing to shard.
-
-        A copy, because a module cannot be freed of its sharding again; :meth:`collect_into` brings the weights back.
+        """Return a copy of the student whose units are sharded with FSDP2, or None if there is nothing to shard. It is
+        a copy because sharding cannot be removed from a module; :meth:`collect_into` copies the weights back.
         """
         if self._accelerator is None or not list(student.shard_units()):
             return None
@@ -152,22 +151,22 @@ class Distributed:
         return sharded
 
     def collect_into(self, sharded: Student, student: Student) -> None:
-        """Copy the whole weights of a sharded student into the one it was made from."""
+        """Copy the full weights of a sharded student into the one it was made from."""
         own = {**dict(student.module.named_parameters()), **dict(student.module.named_buffers())}
         with torch.no_grad():
             for name, tensor in (*sharded.module.named_parameters(), *sharded.module.named_buffers()):
                 own[name].copy_(self.whole(tensor.detach()))
 
     def drop_shards(self) -> None:
-        """The sharded copy is no longer trained."""
+        """Release the sharded copy."""
         self._sharded = set()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """The full tensor behind a shard (collective); other tensors unchanged."""
+        """Return the full tensor behind a shard (collective); other tensors unchanged."""
         return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
     def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        """``whole`` placed like ``parameter``: sharded if it is sharded."""
+        """Return ``whole`` placed like ``parameter``: sharded if ``parameter`` is."""
         if not hasattr(parameter, "device_mesh"):
             return whole.to(parameter.device)
         from torch.distributed.tensor import distribute_tensor
@@ -176,7 +175,7 @@ class Distributed:
         return distribute_tensor(whole.to(parameter.device), placed.device_mesh, placed.placements)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Destroy the process group."""
         if self._accelerator is not None:
             self._accelerator.end_training()
             if torch.distributed.is_initialized():

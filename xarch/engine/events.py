@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it (terminal, log file, hooks). Every method may be left out."""
+"""Events of a run, for observers such as the terminal and the log file. Every method is optional."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import Any
 
 
 class Reporter:
-    """Base with no-op methods; a user interface overrides what it shows."""
+    """Base class with no-op methods; a user interface overrides those it needs."""
 
     def plan_ready(self, plan: Any) -> None:
-        """The plan that is about to run."""
+        """The plan is ready to run."""
 
     def phase(self, name: str, detail: str = "") -> None:
-        """A part of the run outside stages starts: load, evaluate, export, bench, report."""
+        """A phase outside the stages starts: load, evaluate, export, bench, report."""
 
     def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
-        """Stage ``index`` of ``total`` (from 1) starts; ``steps`` is 0 when not known."""
+        """Stage ``index`` (from 1) of ``total`` starts; ``steps`` is 0 if unknown."""
 
     def step(self, step: int, steps: int, metrics: Mapping[str, float], units: int) -> None:
-        """Optimiser step ``step`` of ``steps`` is done; it read ``units`` tokens, images or rays."""
+        """Optimiser step ``step`` of ``steps`` is complete; it read ``units`` tokens, images or rays."""
 
     def progress(self, done: int, total: int, message: str = "") -> None:
-        """Progress inside a phase or a stage without optimiser steps."""
+        """Progress within a phase, or within a stage without optimiser steps."""
 
     def stage_finished(self, name: str, outcome: Any) -> None:
-        """The stage's outcome (metrics, per_site, decisions)."""
+        """The stage is complete, with its outcome (metrics, per_site, decisions)."""
 
     def message(self, text: str) -> None:
-        """One line for a person."""
+        """One line to display."""
 
     def finished(self, status: Mapping[str, Any]) -> None:
         """The run ended; ``status`` is the content of status.json."""
 
 
 class Reporters(Reporter):
-    """Passes every event on to several reporters, in order."""
+    """Forwards every event to several reporters, in order."""
 
     def __init__(self, *reporters: Reporter) -> None:
         self.reporters = reporters

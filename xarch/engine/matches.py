@@ -1,4 +1,4 @@
-"""The matches of a running stage: losses and gradients of whole batches, however they have to be cut."""
+"""The matches of a running stage: losses and gradients of whole batches, split into micro-batches as needed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from xarch.errors import OutOfMemoryError, PlanError
 
 T = TypeVar("T")
 SMALLEST = 1e-12
-"""Denominator of a batch in which nothing counts."""
+"""Denominator used when the weights of a batch sum to zero."""
 
 
 @dataclass
 class MemoryLimit:
-    """How a stage answers memory that runs out.
+    """How a stage handles running out of memory.
 
     Attributes:
         name: of the stage.
-        retries: how often micro-batches may be halved.
-        estimated: bytes that the plan foresaw.
-        say: receives one line for a person.
+        retries: how many times micro-batches may be halved. estimated: bytes estimated by the plan.
+        say: called with one line to display.
     """
 
     name: str
@@ -46,7 +45,7 @@ class MemoryLimit:
 
 @dataclass
 class _Part:
-    """A micro-batch: with all views, as the student sees it, and what the teachers gave if that is known already."""
+    """A micro-batch: with all views, as seen by the student, and the teacher values if already computed."""
 
     batch: Batch
     seen: Batch
@@ -55,21 +54,21 @@ class _Part:
 
 @dataclass
 class EngineMatches(StageMatches):
-    """Implements the contract on a walk.
+    """Implements :class:`StageMatches` on a walk.
 
     Attributes:
-        terms, walk: what is compared and how it is computed.
-        phases: settings of the stage before its first phase and in every phase.
-        coupled: why a batch may not be cut, "" if it may.
-        micro_batch: samples of a forward pass; None for all that this process has of a batch.
-        modes, processes, limit: of the stage.
-        trained: name -> parameter that gets gradients.
-        averaged: swaps in the averaged weights where the stage adopts them.
-        on_progress: told where the stage stands before gradients are computed.
-        cutting: how batches are cut after memory ran out, kept with checkpoints: "micro_batch" and "halvings".
+        terms, walk: the terms of the loss, and the forward passes that compute them.
+        phases: the stage's settings before the first phase and in each phase.
+        coupled: why a batch may not be split, "" if it may.
+        micro_batch: samples per forward pass; None for this process's whole share of a batch.
+        modes, processes, limit: those of the stage.
+        trained: name -> parameter that receives gradients.
+        averaged: swaps in the averaged weights if the stage adopts them.
+        on_progress: called with the stage's progress before gradients are computed.
+        cutting: how batches are split after running out of memory, saved in checkpoints: "micro_batch" and "halvings".
 
     Raises:
-        PlanError: the stage is to be cut and may not be.
+        PlanError: the configuration splits batches that may not be split.
     """
 
     terms: Sequence[Term]
@@ -87,6 +86,7 @@ class EngineMatches(StageMatches):
     cutting: dict[str, Any]
     _losses: dict[str, Tensor] = field(default_factory=dict)
     _samples: int = 0
+    _told: Batch | None = None
 
     def __post_init__(self) -> None:
         self.names = list(self.phases[0].matches)
@@ -96,12 +96,13 @@ class EngineMatches(StageMatches):
             return
         if self.micro_batch is not None and self.micro_batch < size:
             raise PlanError(
-                f"stages.{self.limit.name}.micro_batch: {self.micro_batch} would cut a batch of {size}; {self.coupled}",
-                f"leave it out: `--set stages.{self.limit.name}.micro_batch=null`, or use a smaller batch",
+                f"stages.{self.limit.name}.micro_batch: {self.micro_batch} would split a batch of {size}; "
+                f"{self.coupled}",
+                f"remove it: `--set stages.{self.limit.name}.micro_batch=null`, or use a smaller batch",
             )
         if self.processes.world > 1:
             raise PlanError(
-                f"stages.{self.limit.name}: {self.processes.world} processes would each see a part of a batch; "
+                f"stages.{self.limit.name}: {self.processes.world} processes would each process a part of a batch; "
                 f"{self.coupled}",
                 "run this conversion with one process",
             )
@@ -118,7 +119,10 @@ class EngineMatches(StageMatches):
         for name, gradient in earlier.items():
             own = self.trained[name].grad
             self.trained[name].grad = gradient if own is None else own + gradient
-        self._losses, self._samples = losses, len(batch)
+        if batch is not self._told:
+            # A wrapper computes gradients once more with moved weights; what the step tells is of the weights it began
+            # with.
+            self._losses, self._samples, self._told = losses, len(batch), batch
         return figures.row(self.processes.sum_dict)
 
     def measure(self, batches: Iterable[Batch], progress: float = 1.0) -> dict[str, float]:
@@ -139,6 +143,7 @@ class EngineMatches(StageMatches):
         return out
 
     def after_step(self) -> None:
+        self._told = None
         for term in self.terms:
             with term.guard():
                 term.objective.after_step()
@@ -156,9 +161,8 @@ class EngineMatches(StageMatches):
             parameter.grad = None
 
     def _whole(self, batch: Batch) -> tuple[StepFigures, dict[str, Tensor]]:
-        """Figures and per-sample losses of this process' share of a batch; with gradients where they are enabled.
-
-        Processes meet between the two parts only, so that each may cut its share as its memory demands.
+        """Return figures and per-sample losses of this process's share of a batch, with gradients where enabled.
+        Processes synchronise only between the two parts, so that each may split its share as its memory requires.
         """
         mine = self.processes.slice(batch)
         parts, totals = self._retrying(lambda: self._totals(mine), mine)
@@ -179,7 +183,7 @@ class EngineMatches(StageMatches):
         return [_Part(p, p.seen_by("student")) for p in mine.split(math.ceil(len(mine) / max(size, 1)))]
 
     def _totals(self, mine: Batch) -> tuple[list[_Part], list[Tensor]]:
-        """The parts of a batch, and what all its samples together count for every term."""
+        """Return the micro-batches of a batch, and the total weight of its samples for every term."""
         parts = self._cut(mine)
         whole = mine.seen_by("student")
         totals: dict[str, Tensor] = {}
@@ -192,7 +196,7 @@ class EngineMatches(StageMatches):
         return parts, [totals[t.name] for t in self.terms]
 
     def _weigh(self, parts: Sequence[_Part], totals: dict[str, Tensor]) -> None:
-        """Add the weights that depend on what is aimed at."""
+        """Add the weights that depend on the right side's values."""
         for part in parts:
             part.values = self.walk.teachers(part.batch)
 
@@ -238,7 +242,7 @@ class EngineMatches(StageMatches):
         return figures, {match: torch.cat(those) for match, those in losses.items()}
 
     def _retrying(self, attempt: Callable[[], T], mine: Batch) -> T:
-        """``attempt`` again with smaller micro-batches where memory runs out; the result stays the same."""
+        """Retry ``attempt`` with smaller micro-batches when memory runs out; the result is the same."""
         state = rng_state()
         while True:
             try:
@@ -254,11 +258,11 @@ class EngineMatches(StageMatches):
         self.cutting["halvings"] = self.cutting.get("halvings", 0) + 1
         reason = None
         if self.coupled:
-            reason = f"the batch cannot be cut: {self.coupled}"
+            reason = f"the batch cannot be split: {self.coupled}"
         elif now <= 1:
             reason = "a micro-batch is already a single sample"
         elif self.cutting["halvings"] > self.limit.retries:
-            reason = f"{self.limit.retries} retries are used up"
+            reason = f"{self.limit.retries} retries were used up"
         if reason is not None:
             raise OutOfMemoryError(
                 f"out of memory in stage {self.limit.name}: {str(error).splitlines()[0]}; {reason} "
@@ -269,5 +273,5 @@ class EngineMatches(StageMatches):
         release_memory()
         self.cutting["micro_batch"] = max(1, now // 2)
         self.limit.say(
-            f"out of memory in stage {self.limit.name}; continuing with micro-batches of {self.cutting['micro_batch']}"
+            f"out of memory in stage {self.limit.name}; retrying with micro-batches of {self.cutting['micro_batch']}"
         )

@@ -1,4 +1,4 @@
-"""The optimisers of a stage: a registered algorithm, and another one for the parameters it is not made for."""
+"""The optimisers of a stage: a registered algorithm, and a second one for the parameters it does not support."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xarch.registry.registry import Registry
 
 
 class Optimisers:
-    """Both optimisers of a stage as one.
+    """The one or two optimisers of a stage behind one interface.
 
     Args:
-        settings: of the stage.
-        where: key of the settings, for messages.
-        registry: of algorithms.
-        module: the student's; the algorithm chooses parameters by their modules.
-        named: name -> (parameter, its group, its weight decay); names of the student's are those in ``module``.
+        settings: optimiser settings of the stage.
+        where: configuration key of the settings, for messages.
+        registry: provides the algorithms.
+        module: the student's module; the algorithm selects parameters by their modules.
+        named: name -> (parameter, its group, its weight decay); student parameters are named as in ``module``.
         fused: whether updates may be fused.
 
     Attributes:
@@ -62,19 +62,19 @@ class Optimisers:
                 self.parts.append((name, built))
 
     def step(self, lr: float) -> None:
-        """One update at learning rate ``lr``, times each group's multiple."""
+        """Update at learning rate ``lr`` times each group's multiple."""
         for _, optimiser in self.parts:
             for group in optimiser.param_groups:
                 group["lr"] = lr * self.multiples.get(group["group"], 1.0)
             optimiser.step()
 
     def forget(self) -> None:
-        """Drop the moments."""
+        """Reset the moments."""
         for _, optimiser in self.parts:
             optimiser.state.clear()
 
     def state(self, whole: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Moments of every parameter, "KEY|ALGORITHM|NAME"."""
+        """Return the moments of all parameters by "KEY|ALGORITHM|NAME"."""
         moments: dict[str, Tensor] = {}
         for algorithm, optimiser in self.parts:
             for parameter, state in optimiser.state.items():
@@ -86,7 +86,7 @@ class Optimisers:
         return moments
 
     def check(self, moments: Mapping[str, Tensor], hint: str) -> None:
-        """Whether moments are those of these parameters and algorithms.
+        """Check that moments belong to these parameters and algorithms.
 
         Raises:
             UsageError: they are not.
@@ -98,10 +98,10 @@ class Optimisers:
                 raise UsageError(f"the checkpoint trained {name}, the plan does not", hint)
             now = owners[name][0]
             if was != now:
-                raise UsageError(f"the checkpoint trained {name} by {was}, the plan does by {now}", hint)
+                raise UsageError(f"the checkpoint trained {name} with {was}, the plan uses {now}", hint)
 
     def load(self, moments: Mapping[str, Tensor], like: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Inverse of :meth:`state`; ``like`` places a tensor as a parameter is placed."""
+        """Restore the result of :meth:`state`; ``like`` places a tensor like its parameter."""
         owners = self._owners()
         self.forget()
         for key, tensor in moments.items():

@@ -21,7 +21,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, JSON data) that :func:`restore_rng` takes back."""
+    """Return (tensors, JSON data) to pass to :func:`restore_rng`."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -34,7 +34,7 @@ def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_rng(tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-    """Put every generator back to a saved state."""
+    """Restore every generator to a saved state."""
     torch.set_rng_state(tensors["cpu"].to(torch.uint8))
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"].to(torch.uint8))
@@ -46,7 +46,7 @@ def restore_rng(tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, every generator starts from ``seed``; afterwards it goes on as if nothing had been drawn."""
+    """Seed every generator inside the context, and restore its previous state on exit."""
     state = rng_state()
     seed_everything(seed)
     try:
@@ -56,6 +56,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A generator on the CPU that depends on ``parts`` alone."""
+    """Return a CPU generator seeded from ``parts`` alone."""
     digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

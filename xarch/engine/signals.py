@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop after the current step; a second SIGINT stops at once."""
+"""SIGINT, SIGTERM and SIGUSR1 request a stop after the current step; a second SIGINT stops immediately."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 _STDERR = 2
-_NOTICE = b"\nstopping after the current step; Ctrl-C once more stops at once\n"
+_NOTICE = b"\nstopping after the current step; press Ctrl-C again to stop immediately\n"
 _WATCHED = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopRequest:
-    """Context manager that turns signals into a flag. Outside the main thread it watches nothing."""
+    """Context manager that turns signals into a flag. It has no effect outside the main thread."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -36,6 +36,6 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is None and number == signal.SIGINT and os.isatty(_STDERR):
-            # Written past Python's streams, which may be in the middle of a line when a signal comes.
+            # Written directly to the descriptor: Python's streams may be mid-write when the signal arrives.
             os.write(_STDERR, _NOTICE)
         self.received = signal.Signals(number).name

@@ -22,18 +22,18 @@ from xarch.matching.schedules import ScheduledOptions, phase_index, value_at
 from xarch.registry.registry import Registry
 
 Right = Callable[[Reference], Any]
-"""Gives the value of a reference in the running micro-batch."""
+"""Returns the value of a reference in the current micro-batch."""
 
 
 @dataclass
 class Term:
-    """One pair with the modules built for it.
+    """One pair with its objective and connector.
 
     Attributes:
-        pair, objective, connector: what is compared, and how.
+        pair, objective, connector: what is compared and how.
         options: the objective's options before the first phase and in every phase.
-        guard: around code of objective and connector: what they raise names their plugin.
-        name: key of its modules among those of the stage.
+        guard: context manager around objective and connector code, which attributes exceptions to their plugin.
+        name: key of its modules in the stage's modules.
     """
 
     pair: Pair
@@ -45,7 +45,7 @@ class Term:
     weight: float = 1.0
 
     def at(self, stage: Stage, phase: int, progress: float) -> None:
-        """Set weight and options to those at ``progress`` of the stage, whose settings are those of ``phase``."""
+        """Set weight and options to their values at ``progress`` of the stage, in phase ``phase``."""
         settings = stage.matches[self.pair.match]
         self.weight = value_at(settings.weight, progress)
         options = self.options[phase]
@@ -54,11 +54,11 @@ class Term:
 
     @property
     def references(self) -> Iterable[Reference]:
-        """Everything it reads besides the student taps it trains."""
+        """Everything it reads besides its own student taps."""
         return (*self.pair.right.values(), *self.pair.aux.values())
 
     def target(self, right: Right) -> Any:
-        """The right side's value, or a mapping of values; None without one."""
+        """Return the right side's value, or a mapping of values; None without a right side."""
         if not self.pair.right:
             return None
         if self.pair.several:
@@ -70,21 +70,21 @@ class Term:
         return detached(value) if reference.model == STUDENT and self.pair.settings.detach else value
 
     def mask(self, seen: Batch) -> Tensor | None:
-        """The positions that count."""
+        """Return the mask of the positions that count."""
         return None if self.pair.mask is None else seen[self.pair.mask]
 
     def weights(self, seen: Batch, target: Any = None) -> Tensor:
-        """How much each sample counts [B]; ``target`` only where the objective weighs it."""
+        """Return the weight of each sample [B]; ``target`` is used only if the objective's ``weighs_target`` is set."""
         with self.guard():
             return self.objective.weight(seen, target, mask=self.mask(seen))
 
     def losses(self, student: Mapping[str, Any], right: Right, seen: Batch) -> Tensor:
-        """Loss of each sample [B].
+        """Return the loss of each sample [B].
 
         Args:
-            student: the student's values by the names in ``pair.student``.
-            right: gives what the pair refers to.
-            seen: the batch as the student sees it.
+            student: the student's values, by the names in ``pair.student``.
+            right: returns referenced values.
+            seen: the batch as seen by the student.
         """
         pair = self.pair
         values = {name: student[name] for name in pair.student}
@@ -99,7 +99,7 @@ class Term:
 
 
 def detached(value: Any) -> Any:
-    """A value without its gradients: a tensor, or a structured form with tensors in its fields."""
+    """Return a detached copy of a value: a tensor, or a structured form with tensors in its fields."""
     if isinstance(value, Tensor):
         return value.detach()
     if is_dataclass(value) and not isinstance(value, type):
@@ -115,12 +115,12 @@ def build_terms(
     device: torch.device,
     where: str,
 ) -> list[Term]:
-    """Objectives and connectors of all pairs on the device, with random numbers of torch's generator.
+    """Build the objectives and connectors of all pairs on the device, using torch's global generator.
 
     Args:
-        phases: settings of the stage before its first phase and in every phase.
-        context: what they are built with; the name of the match is filled in.
-        where: key of the stage, for messages.
+        phases: the stage's settings before the first phase and in each phase.
+        context: build context; the match name is filled in.
+        where: configuration key of the stage, for messages.
     """
     terms: list[Term] = []
     for pair in pairs:
@@ -145,7 +145,7 @@ def build_terms(
 
 
 class StageModules(nn.Module):
-    """Every connector and objective of a stage."""
+    """Container of all connectors and objectives of a stage."""
 
     def __init__(self, terms: Iterable[Term]) -> None:
         super().__init__()
@@ -155,19 +155,18 @@ class StageModules(nn.Module):
 
 @dataclass
 class StepFigures:
-    """Figures of one optimiser step, added up over micro-batches (losses already carry their denominator).
-
+    """Figures of one optimiser step, accumulated over micro-batches (losses are already divided by their denominator).
     Values stay on the device until :meth:`row` reads them once.
     """
 
     recorded: list[tuple[Term, Tensor]] = field(default_factory=list)
 
     def add(self, term: Term, value: Tensor) -> None:
-        """Count one term's unweighted contribution."""
+        """Add one term's unweighted contribution."""
         self.recorded.append((term, value.detach()))
 
     def row(self, summed: Callable[[Mapping[str, float]], dict[str, float]]) -> dict[str, float]:
-        """Figures for the log, summed over processes; those of a match are means over sites."""
+        """Return the figures for the log, summed over processes; figures of a match are means over sites."""
         values = torch.stack([v.float() for _, v in self.recorded]).tolist() if self.recorded else []
         row: dict[str, float] = {"loss": 0.0}
         sites: dict[str, set[str | None]] = {}
@@ -189,5 +188,5 @@ class StepFigures:
 
 
 def phase_of(phases: Sequence[Stage], progress: float) -> int:
-    """Which of the settings of ``phase_settings`` hold at ``progress``."""
+    """Return the settings from ``phase_settings`` that apply at ``progress``."""
     return phase_index(phases[0].phases, progress)

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, and the optimisers over them."""
+"""The parameters that a stage trains, and their optimisers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from xarch.optim.groups import learning, select
 
 BUFFER = "buffer|"
 AVERAGE = "ema|"
-_CHANGED = "undo what was changed in the run's plan.json, or start a new run in another folder"
+_CHANGED = "revert the change to the run's plan.json, or start a new run in another folder"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A parameter that trains.
+    """A trainable parameter.
 
     Attributes:
-        parameter, group: it, and the name of its group.
+        parameter, group: the parameter and the name of its group.
         decay: its weight decay.
-        site: the site of a local stage it belongs to, "" otherwise.
+        site: its site in a local stage, "" otherwise.
     """
 
     parameter: nn.Parameter
@@ -46,10 +46,10 @@ class Trained:
 def trained_parameters(
     student: Student, modules: StageModules, terms: Sequence[Term], phases: Sequence[Stage], owner: Callable[[str], str]
 ) -> dict[str, Trained]:
-    """Name -> parameter that a stage trains; everything else of the student is frozen.
+    """Return name -> parameter for everything a stage trains; freeze the rest of the student.
 
     Args:
-        owner: the site that a parameter of the student belongs to, "" in a global stage.
+        owner: returns the site of a student parameter, "" in a global stage.
     """
     stage = phases[0]
     groups = learning(phases)
@@ -77,16 +77,16 @@ def trained_parameters(
 
 @dataclass
 class Trainable(StageTrainable):
-    """Implements the contract.
+    """Implements :class:`StageTrainable`.
 
     Attributes:
-        trained: what trains.
-        optimisers: over it.
-        wrappers: of the optimiser, with their options.
-        lr, clipping: of the stage.
+        trained: the trainable parameters.
+        optimisers: their optimisers.
+        wrappers: optimiser wrappers with their options.
+        lr, clipping: settings of the stage.
         buffers: name -> buffer of student, connectors and objectives.
-        modes, processes: of the stage.
-        ema, adopts: the average, if there is one, and whether the stage ends with it.
+        modes, processes: those of the stage.
+        ema, adopts: the EMA, if any, and whether the stage ends with it.
     """
 
     trained: Mapping[str, Trained]
@@ -106,7 +106,7 @@ class Trainable(StageTrainable):
         self.named = {name: t.parameter for name, t in self.trained.items()}
 
     def at(self, trains: Mapping[str, Group]) -> None:
-        """Take the groups' learning rates of a phase; a group at 0 rests."""
+        """Apply the groups' learning rates of a phase; a group at 0 does not train."""
         rates = {name: group.lr for name, group in trains.items()}
         self.optimisers.multiples = rates
         self._resting = {name for name, t in self.trained.items() if rates.get(t.group, 1.0) == 0}
@@ -158,7 +158,7 @@ class Trainable(StageTrainable):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the student has the weights that the stage would end with."""
+        """Give the student the weights that the stage would end with; restore them on exit."""
         if self.ema is None or not self.adopts:
             yield
             return
@@ -166,7 +166,7 @@ class Trainable(StageTrainable):
             yield
 
     def finish(self) -> None:
-        """Adopt the average for good, where the stage does."""
+        """Adopt the average permanently, if the stage does so."""
         if self.ema is not None and self.adopts:
             self.ema.adopt()
 
@@ -212,14 +212,15 @@ class Trainable(StageTrainable):
                 buffer.copy_(values[BUFFER + name])
 
     def _check(self, values: Mapping[str, Tensor]) -> None:
-        """A checkpoint fits the plan that made it; one changed by hand since must not go on with half of it."""
+        """Check that a checkpoint matches the plan: a plan edited by hand must not resume with only part of the
+        state."""
         wanted = [*self.named, *(BUFFER + name for name in self.buffers)]
         missing = sorted(name for name in wanted if name not in values)
         if missing:
-            raise UsageError(f"the checkpoint has no {missing[0]}, which the plan trains", _CHANGED)
+            raise UsageError(f"the checkpoint lacks {missing[0]}, which the plan trains", _CHANGED)
 
 
 def all_buffers(student: Student, modules: StageModules) -> dict[str, Tensor]:
-    """Name -> buffer that is saved with a running stage."""
+    """Return name -> buffer for all buffers saved with a running stage."""
     own = {f"student.{name}": buffer for name, buffer in student.module.named_buffers()}
     return own | dict(modules.named_buffers())

@@ -1,1 +1,1 @@
-"""Matching: which student value meets which teacher value, proven before anything runs, and how they are compared."""
+"""Matching: which student value is compared with which teacher value, checked before anything runs, and how."""

@@ -1,4 +1,4 @@
-"""Batch steps that come with xarch.
+"""Built-in batch steps.
 
 Legend: B samples, K classes.
 """
@@ -24,17 +24,18 @@ from xarch.errors import PlanError
 class MixupOptions(Options):
     """Options of ``mixup``."""
 
-    alpha: float = Field(0.8, gt=0, description="both parameters of the beta distribution of the share")
-    prob: float = Field(1.0, ge=0, le=1, description="share of the batches that are mixed")
+    alpha: float = Field(0.8, gt=0, description="parameter of the Beta(α, α) distribution of the mixing share")
+    prob: float = Field(1.0, ge=0, le=1, description="fraction of batches to mix")
     keys: list[str] = Field(
-        default_factory=list, description="tensors that are mixed, views included; default every floating-point tensor"
+        default_factory=list, description="tensors to mix, including their views; default: every floating-point tensor"
     )
     labels: str | None = Field("labels", description="int labels [B] that become probabilities [B, K]; null: none")
 
 
 class Mixup(BatchStep):
-    """``mixup``: λ x + (1 − λ) x', with x' another sample of the batch and λ ~ Beta(α, α), one λ a batch (Zhang et al.,
-    arXiv 1710.09412). Labels become probabilities in every batch, so that validation sees the same layout unmixed."""
+    """``mixup``: λ x + (1 − λ) x', with x' another sample of the batch and λ ~ Beta(α, α), one λ per batch (Zhang et
+    al., arXiv 1710.09412). Labels become probabilities in every batch, so that unmixed validation batches have the same
+    layout."""
 
     Options = MixupOptions
 
@@ -42,7 +43,7 @@ class Mixup(BatchStep):
         super().__init__(options, data)
         if options.labels and not data.get("classes"):
             raise PlanError(
-                f"batch step mixup: the data do not say how many classes {options.labels!r} has",
+                f"batch step mixup: the data do not declare the number of classes of {options.labels!r}",
                 "use data that declare `classes`, or labels: null",
             )
 
@@ -77,7 +78,7 @@ class Mixup(BatchStep):
 
 
 def _floating(batch: Batch) -> list[str]:
-    """Keys of tensors that can be mixed, views counted under their plain name."""
+    """Return the keys of tensors that can be mixed; views are listed under their plain name."""
     return list(dict.fromkeys(k.partition("@")[0] for k, v in batch.tensors.items() if v.is_floating_point()))
 
 
@@ -89,18 +90,18 @@ def _mixed(value: Tensor, partner: Tensor, share: float) -> Tensor:
 class TeacherLabelsOptions(Options):
     """Options of ``teacher-labels``."""
 
-    teacher: str = Field("", description="name of a further teacher; default the one the student comes from")
-    tap: str = Field("logits", description="what is stored")
-    key: str = Field("teacher_labels", description="batch key it is stored under")
+    teacher: str = Field("", description="name of a further teacher; default: the main teacher")
+    tap: str = Field("logits", description="tap to store")
+    key: str = Field("teacher_labels", description="batch key to store it under")
     form: Literal["argmax", "probabilities", "value"] = Field(
-        "argmax", description="of the last axis: likeliest class, softmax; or the value itself"
+        "argmax", description="argmax or softmax over the last axis, or the value itself"
     )
-    temperature: float = Field(1.0, gt=0, description="of the probabilities")
+    temperature: float = Field(1.0, gt=0, description="temperature of the softmax")
     layout: str | None = Field(None, description='layout of the result; default "B" for argmax, else "BK"')
 
 
 class TeacherLabels(BatchStep):
-    """``teacher-labels``: runs a teacher on its own view of the batch and stores what it says."""
+    """``teacher-labels``: runs a teacher on its own view of the batch and stores its output."""
 
     Options = TeacherLabelsOptions
 
@@ -119,7 +120,7 @@ class TeacherLabels(BatchStep):
         chosen = context.teachers[self.options.teacher] if self.options.teacher else context.teacher
         assert chosen is not None, "the plan proved it"
         value = chosen.collect(batch.seen_by("teacher"), {self.options.tap})[self.options.tap]
-        # A structured value that has a dense form says so with `full()`.
+        # A structured value with a dense form provides `full()`.
         value = value if isinstance(value, Tensor) else value.full()
         if self.options.form == "argmax":
             value = value.argmax(-1)
@@ -131,13 +132,13 @@ class TeacherLabels(BatchStep):
 class RepeatOptions(Options):
     """Options of ``repeat``."""
 
-    names: list[str] = Field(min_length=2, description="one copy of every sample for each, e.g. [gold, kd]")
-    mask: str | None = Field(None, description="key of a mask that holds for every copy, e.g. of padding")
+    names: list[str] = Field(min_length=2, description="names of the copies of every sample, e.g. [gold, kd]")
+    mask: str | None = Field(None, description="key of a mask applied to every copy, e.g. of padding")
 
 
 class Repeat(BatchStep):
-    """``repeat``: every sample once for each name, with masks ``NAME_mask`` that are 1 on its own copy: losses on
-    different inputs (labels on given samples, a teacher on sampled ones) take one forward pass."""
+    """``repeat``: repeats every sample once per name, with masks ``NAME_mask`` that are 1 on its copy: losses on
+    different inputs (labels on given samples, a teacher on sampled ones) then need only one forward pass."""
 
     Options = RepeatOptions
 

@@ -1,4 +1,5 @@
-"""Build the objective and the connector of a pair: on the meta device by the plan, for real by the engine."""
+"""Builds the objective and the connector of a pair: on the meta device for the plan, on a real device for the
+engine."""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltMatch:
-    """The modules of a pair.
+    """The built modules of a pair.
 
     Attributes:
         connector: between the student's tap and the objective, if any.
-        objective: has the options of the stage's start.
+        objective: with the options at the stage's start.
         options: the objective's options over the stage.
-        left: what the objective gets of the student, after the connector.
+        left: declaration of the student side that the objective receives, after the connector.
         spec: declaration of the objective: several may share one name for different layouts.
     """
 
@@ -38,13 +39,13 @@ class BuiltMatch:
 
 
 def build_match(pair: Pair, registry: Registry, context: MatchContext, where: str) -> BuiltMatch:
-    """Both modules on the current default device.
+    """Build both modules on the current default device.
 
     Args:
-        where: key of the match, for messages.
+        where: configuration key of the match, for messages.
 
     Raises:
-        UsageError: an option is unknown or has a wrong value.
+        UsageError: an option is unknown or has an invalid value.
         PlanError: the two sides cannot be compared.
         PluginError: an objective or a connector raised.
     """
@@ -55,13 +56,15 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
     connector: Connector | None = None
     if through is not None:
         if pair.joined:
-            raise PlanError(f"{where}: `through` takes one student tap, `join` gives several", "drop one of them")
+            raise PlanError(
+                f"{where}: `through` supports one student tap, but `join` passes several", "remove one of them"
+            )
         spec = registry.get("connector", through.connector, where=f"{where}.through")
         made: type[Connector] = registry.resolve(spec)
         if not {"*", left.layout} & made.accepts:
             raise PlanError(
-                f"{where}: connector {through.connector!r} does not take student {left.name} ({left.layout})",
-                f"it takes {', '.join(sorted(made.accepts))}",
+                f"{where}: connector {through.connector!r} does not support student {left.name} ({left.layout})",
+                f"supported: {', '.join(sorted(made.accepts))}",
             )
         options = scheduled_options(made.Options, through.options, f"{where}.through.options").at(0.0)
         with registry.guard(spec, where):
@@ -86,11 +89,11 @@ def _flat(side: Tap | Mapping[str, Tap] | None) -> tuple[Tap, ...]:
 def _comparable(pair: Pair, kind: type[Objective], left: Any, right: Any, where: str) -> None:
     name = pair.settings.objective
     if pair.joined and not kind.joins:
-        raise PlanError(f"{where}: objective {name!r} takes one student tap at a time", "remove `join`")
+        raise PlanError(f"{where}: objective {name!r} supports one student tap at a time", "remove `join`")
     by_teacher = pair.several and not pair.joined
     if by_teacher and not kind.ensembles:
         raise PlanError(
-            f"{where}: objective {name!r} takes one teacher at a time", "write one match for each: TEACHER:TAP"
+            f"{where}: objective {name!r} supports one teacher at a time", "use one match per teacher: TEACHER:TAP"
         )
     _arguments(pair, kind, where)
     rights: tuple[Tap | None, ...] = _flat(right) or (None,)
@@ -104,13 +107,13 @@ def _comparable(pair: Pair, kind: type[Objective], left: Any, right: Any, where:
             accepted = ", ".join(f"{a} / {b}" for a, b in sorted(kind.accepts))
             raise PlanError(
                 f"{where}: objective {name!r} cannot compare student {one.name} ({one.layout}) with {said}",
-                f"it takes {accepted or 'nothing'}; a connector (`through`) can give another layout",
+                f"supported: {accepted or 'nothing'}; a connector (`through`) can change the layout",
             )
         wrong = kind.check(one, other)
         if wrong:
             raise PlanError(
                 f"{where}: shapes differ between student {one.name} and {said}: {wrong}",
-                "choose taps of equal size, or a connector between them, e.g. `through: linear`",
+                "choose taps of equal size, or add a connector, e.g. `through: linear`",
             )
 
 

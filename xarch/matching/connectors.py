@@ -1,4 +1,4 @@
-"""Connectors that come with xarch; all take any dense layout.
+"""Built-in connectors; all support any dense layout.
 
 Legend: B samples, P positions, F features in, G features out.
 """
@@ -22,18 +22,18 @@ from xarch.matching.objectives.dense import feature_letter, features, rows
 class WidthOptions(Options):
     """Options of connectors that change the width."""
 
-    width: int | None = Field(None, ge=1, description="features out; default those of the right side")
+    width: int | None = Field(None, ge=1, description="output features; default: those of the right side")
     bias: bool = True
 
 
 class DenseConnector(Connector):
-    """Base: knows the widths on both ends.
+    """Base class of connectors with known input and output widths.
 
     Attributes:
-        own, wanted: features in and out.
+        own, wanted: input and output features.
 
     Raises:
-        PlanError: the student's value is no dense tensor with features, or nothing says how wide the result is.
+        PlanError: the student's value is not a dense tensor with features, or the output width is unknown.
     """
 
     Options = WidthOptions
@@ -44,23 +44,23 @@ class DenseConnector(Connector):
         own = features(student) if student.dense else None
         if own is None:
             raise PlanError(
-                f"{where}: {student.name} ({student.layout}) has no features of a fixed number",
-                "connectors take dense taps whose last axis, or C, has a size",
+                f"{where}: {student.name} ({student.layout}) has no fixed number of features",
+                "connectors need dense taps whose last axis, or C, has a known size",
             )
         wanted = options.width or self.right_width(teacher)
         if wanted is None:
-            raise PlanError(f"{where}: nothing says how wide the result should be", f"set {where}.options.width")
+            raise PlanError(f"{where}: the output width is unknown", f"set {where}.options.width")
         self.own, self.wanted = own, int(wanted)
 
     def right_width(self, teacher: Tap | None) -> int | None:
-        """Features of the right side; labels have none."""
+        """Return the number of features of the right side; labels have none."""
         if not isinstance(teacher, Tap) or not teacher.dense or len(teacher.layout) == 1:
             return None
         is_label = teacher.kind == "data" and len(teacher.layout) < len(self.student_tap.layout)
         return None if is_label else features(teacher)
 
     def resized(self) -> Tap:
-        """The student's tap with the new width."""
+        """Return the student's tap with the new width."""
         tap, letter = self.student_tap, feature_letter(self.student_tap.layout)
         return Tap(tap.name, tap.kind, tap.layout, {**tap.shape, letter: self.wanted}, tap.info)
 
@@ -72,7 +72,7 @@ class LinearOptions(WidthOptions):
 
 
 class Linear(DenseConnector):
-    """``linear``: F -> G at every position, along the feature axis of any layout."""
+    """``linear``: maps F -> G at every position, along the feature axis of any layout."""
 
     Options = LinearOptions
 
@@ -99,7 +99,7 @@ class ConvOptions(WidthOptions):
 
 
 class Conv1x1(DenseConnector):
-    """``conv1x1``: a convolution of one position over channels (BCL, BCHW, ...), the regressor of FitNets."""
+    """``conv1x1``: a 1x1 convolution over channels (BCL, BCHW, ...), the regressor of FitNets."""
 
     Options = ConvOptions
 
@@ -108,7 +108,7 @@ class Conv1x1(DenseConnector):
         axes = len(student.layout) - 2
         if axes not in (1, 2, 3) or student.layout.index(feature_letter(student.layout)) != 1:
             raise PlanError(
-                f"matches.{context.match}.through: conv1x1 takes channels before one to three axes of positions, not "
+                f"matches.{context.match}.through: conv1x1 requires channels before one to three position axes, not "
                 f"{student.name} ({student.layout})",
                 "`linear` does the same for any layout",
             )
@@ -126,10 +126,10 @@ class Conv1x1(DenseConnector):
 
 
 class Pooled(DenseConnector):
-    """Base: mean over positions; gives the layout of the right side's features, e.g. "BK"."""
+    """Base class: mean over positions; output layout follows the right side's features, e.g. "BK"."""
 
     fallback = "D"
-    """Letter of the features where the right side has none."""
+    """Letter of the features if the right side has none."""
 
     @property
     def tap(self) -> Tap:
@@ -157,14 +157,14 @@ class Pool(Pooled):
 class ExitOptions(WidthOptions):
     """Options of ``exit``."""
 
-    width: int | None = Field(None, ge=1, description="classes; default those of the right side, else of the data")
-    hidden: int = Field(0, ge=0, description="width of a hidden layer; 0: none")
-    norm: Literal["none", "layer", "batch"] = Field("layer", description="normalises the pooled features")
+    width: int | None = Field(None, ge=1, description="classes; default: those of the right side, else of the data")
+    hidden: int = Field(0, ge=0, description="width of the hidden layer; 0: none")
+    norm: Literal["none", "layer", "batch"] = Field("layer", description="normalisation of the pooled features")
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class Exit(Pooled):
-    """``exit``: a small classifier on a place inside the student: pooled, normalised, maybe a hidden layer, classes."""
+    """``exit``: a small classifier inside the student: pooling, normalisation, an optional hidden layer, classes."""
 
     Options = ExitOptions
     fallback = "K"

@@ -1,4 +1,4 @@
-"""Whether a batch may be cut: one answer for the plan, micro-batches, memory that runs out, and processes."""
+"""Whether a batch may be split; shared by the plan, micro-batches, out-of-memory handling and processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def cuttable(student: Student, trained: Collection[str], pairs: Iterable[Pair]) -> str | None:
-    """Why the batches of a stage may be neither cut into micro-batches nor spread over processes; None if they may.
+    """Return why the batches of a stage may not be split into micro-batches or across processes; None if they may.
 
     Args:
         student: may be on the meta device.
         trained: names of its parameters that the stage trains.
-        pairs: of the stage.
+        pairs: pairs of the stage.
     """
     for pair in pairs:
         if pair.coupled:
@@ -34,13 +34,12 @@ def cuttable(student: Student, trained: Collection[str], pairs: Iterable[Pair]) 
         return "the student couples the samples of a batch"
     still = {id(m) for part in frozen_parts(student.module, trained) for m in part.modules()}
     moving = [name for name in named if name in always or (name in tracking and id(named[name]) not in still)]
-    return f"the student's module {moving[0]} takes statistics over the batch" if moving else None
+    return f"the student's module {moving[0]} computes statistics over the batch" if moving else None
 
 
 def frozen_parts(module: nn.Module, trained: Collection[str]) -> list[nn.Module]:
-    """The largest submodules that have parameters of which none trains: they stay in eval mode.
-
-    Modules without parameters (dropout, activations) follow what they are in.
+    """Return the largest submodules with parameters of which none trains; they stay in eval mode. Modules without
+    parameters (dropout, activations) follow their parent.
     """
     return list(_frozen(module, "", set(trained)))
 

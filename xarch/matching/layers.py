@@ -1,4 +1,4 @@
-"""Layers by number: placeholders in tap names, and which teacher layer a student layer stands for."""
+"""Layer numbers: placeholders in tap names, and pairing of student and teacher layers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ LayerMap = str | Mapping[int, int] | None
 
 
 def first_layer(name: str) -> int | None:
-    """The first whole number among the parts of a dotted name: ``blocks.3.output`` is of layer 3."""
+    """Return the first integer among the parts of a dotted name: ``blocks.3.output`` belongs to layer 3."""
     found = _NUMBER.search(name)
     return int(found[0]) if found else None
 
 
 def place_of(name: str) -> str:
-    """``name`` as a pattern for the same place in any layer: ``blocks.{j}.output``."""
+    """Return ``name`` as a pattern for the same place in any layer: ``blocks.{j}.output``."""
     return _NUMBER.sub("{j}", name, count=1)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A tap that a pattern found, the layer that stood for its placeholder, and the same place in any layer."""
+    """A tap matched by a pattern, the layer matched by its placeholder, and the same place in any layer."""
 
     name: str
     layer: int | None
@@ -34,9 +34,8 @@ class Found:
 
 
 def expand(pattern: str, names: Iterable[str]) -> list[Found]:
-    """Names that a pattern with ``*``, ``{j}`` (or ``{i}``) and ``{last}`` means, in their own order.
-
-    ``{j}`` is one number wherever it appears; ``{last}`` is the largest that gives a name.
+    """Return the names matched by a pattern with ``*``, ``{j}`` (or ``{i}``) and ``{last}``, in their order. ``{j}`` is
+    the same number wherever it appears; ``{last}`` is the largest number with a match.
     """
     known = list(names)
     if "{last}" in pattern:
@@ -44,7 +43,7 @@ def expand(pattern: str, names: Iterable[str]) -> list[Found]:
         if not deepest:
             return []
         pattern = pattern.replace("{last}", str(max(deepest)))
-    # fnmatch escapes braces in its own way; a word that no escape touches stands for the number meanwhile.
+    # fnmatch escapes braces, so substitute a plain word for the placeholder during translation.
     text = translate(pattern.replace("{j}", "LAYERNUMBER").replace("{i}", "LAYERNUMBER"))
     text = text.replace("LAYERNUMBER", r"(?P<layer>\d+)", 1).replace("LAYERNUMBER", "(?P=layer)")
     matched = [(name, m) for name in known if (m := re.match(text, name))]
@@ -57,23 +56,23 @@ def expand(pattern: str, names: Iterable[str]) -> list[Found]:
 
 
 def layers_at(pattern: str, names: Iterable[str]) -> list[int]:
-    """The layers in which a place exists, ascending."""
+    """Return the layers in which a place exists, ascending."""
     return sorted({f.layer for f in expand(pattern, names) if f.layer is not None})
 
 
 def pair_layers(
     how: LayerMap, own: Sequence[int], teacher: Sequence[int], target: Mapping[int, int], where: str
 ) -> dict[int, int]:
-    """Student layer -> the teacher layer it is matched with.
+    """Return student layer -> the teacher layer it is matched with.
 
     Args:
-        how: ``map`` of the match: even, last, target, ``{j: i}``, or None for the student's own.
-        own, teacher: layers of either side that have the tap, ascending.
-        target: the student's own map; empty where it keeps depth and numbers.
-        where: key, for messages.
+        how: ``map`` of the match: even, last, target, ``{j: i}``, or None for the student's map.
+        own, teacher: layers of each side that have the tap, ascending.
+        target: the student's map; empty if it keeps depth and numbers.
+        where: configuration key, for messages.
 
     Raises:
-        PlanError: a layer does not exist, or depths differ and nothing says which layers belong together.
+        PlanError: a layer does not exist, or depths differ and no map is given.
     """
     if how == "even":
         _fits(own, teacher, where, "even")
@@ -90,9 +89,9 @@ def pair_layers(
         chosen = {j: target[j] for j in own if j in target}
     elif len(own) != len(teacher):
         raise PlanError(
-            f"{where}: the student has {len(own)} such layers, the teacher {len(teacher)}, and nothing says which "
+            f"{where}: the student has {len(own)} such layers, the teacher {len(teacher)}, and no map says which "
             "belong together",
-            "give `map: even`, `map: last` or `map: {0: 1, 1: 3}`; or the target declares `layer_map`",
+            "give `map: even`, `map: last` or `map: {0: 1, 1: 3}`; or declare `layer_map` in the target",
         )
     else:
         chosen = {j: j for j in own}

@@ -1,4 +1,4 @@
-"""Resolve the matches of a stage to pairs, and prove that the two sides of each can be compared."""
+"""Resolves the matches of a stage to pairs, and checks that the two sides of each can be compared."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = ["Pair", "Reference", "pair_phases", "pair_stage"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison of a stage: what the student gives, what it is compared with, and how.
+    """One comparison of a stage: the student side, the right side, and how they are compared.
 
     Attributes:
         match: name of the match.
-        label: name in figures: that of the match, or "MATCH.TAP" where one match makes several pairs (of a site).
+        label: name in figures: the match name, or "MATCH.TAP" if one match makes several pairs (of a site).
         site: the site of a local stage, None in a global stage.
         student: the student's taps under their local (site) or full names; several only if joined.
-        right: what they are compared with: nothing, one reference under "", or several by student tap (joined), by
-            right tap (joined with a pattern) or by teacher (``*:TAP``).
-        mask: key in the batch, as the student sees it, of the positions that count; None for all.
-        aux: argument -> reference of further values.
+        right: right side: empty, one reference under "", or several by student tap (joined), by right tap (joined with
+            a pattern) or by teacher (``*:TAP``).
+        mask: key, in the batch as seen by the student, of the mask of positions to count; None for all.
+        aux: argument -> reference of a further value.
         settings: the match as configured.
-        objective_parameters, connector_parameters: how many its modules have.
-        coupled: why the stage's batches may not be cut because of it, "" if they may.
-        units: what one unit of its value means.
+        objective_parameters, connector_parameters: parameter counts of its modules.
+        coupled: why this pair forbids splitting the stage's batches, "" if it does not.
+        units: unit of its value.
     """
 
     match: str
@@ -68,26 +68,27 @@ class Pair:
 
     @property
     def parameters(self) -> int:
-        """Parameters of both modules, which train with the stage and are dropped after it."""
+        """Number of parameters of both modules, which train with the stage and are dropped after it."""
         return self.objective_parameters + self.connector_parameters
 
     @property
     def joined(self) -> bool:
-        """Whether the objective gets a mapping of student taps instead of one value."""
+        """Whether the objective receives a mapping of student taps instead of one value."""
         return self.settings.join
 
     @property
     def several(self) -> bool:
-        """Whether the objective gets a mapping as its right side instead of one value."""
+        """Whether the objective receives a mapping as its right side instead of one value."""
         return bool(self.right) and "" not in self.right
 
     def reads(self, model: str) -> set[str]:
-        """Names that this pair reads of a model ("" the main teacher), or keys of the batch, its mask included."""
+        """Return the taps that this pair reads from a model ("" for the main teacher), or batch keys including its
+        mask."""
         found = {r.name for r in (*self.right.values(), *self.aux.values()) if r.model == model}
         return found | {self.mask} if model == BATCH and self.mask else found
 
     def declared(self) -> tuple[Tap | Mapping[str, Tap], Tap | Mapping[str, Tap] | None]:
-        """Both sides as objectives and connectors are built from them."""
+        """Return the declarations of both sides, from which objectives and connectors are built."""
         left: Any = dict(self.student) if self.joined else next(iter(self.student.values()))
         right: Any = None
         if self.right:
@@ -186,7 +187,7 @@ def _chosen_sites(name: str, stage: Stage, student: Student) -> list[Site | None
 
 @dataclass(frozen=True)
 class _Pairing:
-    """The matches of a stage at one site, or of a global stage."""
+    """Pairs the matches of a stage at one site, or of a global stage."""
 
     stage_name: str
     stage: Stage
@@ -234,7 +235,9 @@ class _Pairing:
         for pattern in patterns:
             check_placeholders(pattern, f"{where}.student")
             if "{i}" in pattern:
-                raise UsageError(f"{where}.student: {{i}} is the teacher's layer", "write {j} for the student's")
+                raise UsageError(
+                    f"{where}.student: {{i}} denotes the teacher's layer", "use {j} for the student's layer"
+                )
             here = expand(pattern, available)
             if not here:
                 raise MissingTap(
@@ -246,7 +249,7 @@ class _Pairing:
         return list(found.values())
 
     def _proven(self, pair: Pair, where: str) -> Pair:
-        """The pair with everything that its objective and connector say once they are built."""
+        """Return the pair completed with the properties of its built objective and connector."""
         context = replace(self.context, match=pair.match)
         built = build_match(pair, self.registry, context, where)
         with self.registry.guard(built.spec, where):
@@ -276,7 +279,7 @@ class _Pairing:
             raise UsageError(f"{where}.mask: {match.mask!r} should be batch:KEY, auto or null", None)
         key = address.name
         if key not in tensors:
-            raise PlanError(f"{where}.mask: a batch has no tensor {key!r}", near(key, tensors, "tensors"))
+            raise PlanError(f"{where}.mask: batches have no tensor {key!r}", near(key, tensors, "tensors"))
         wrong = [tap for tap in left if not objective.masks(tap, tensors[key].layout)]
         if wrong:
             raise PlanError(
@@ -288,5 +291,5 @@ class _Pairing:
 
 
 def count_of(module: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in module.parameters())

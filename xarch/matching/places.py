@@ -1,6 +1,6 @@
-"""Places: names that mean the same in every family, so that a method needs no names of one architecture.
+"""Places: names with the same meaning in every family, so that methods need no architecture-specific names.
 
-A family says what it calls them (``Family.places``): ``logits``, ``hidden`` (one for every layer), ``labels``.
+A family maps them to its own names (``Family.places``): ``logits``, ``hidden`` (one for every layer), ``labels``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from xarch.config.schema import Match, Stage
 from xarch.matching.references import ALL, BATCH, COPIES, MAIN, RANDOM, STUDENT
 
 LAYER = "{}"
-"""Stands for the layer in a place."""
+"""Placeholder for the layer in a place."""
 Places = Mapping[str, str]
 
 
 def at_places(stage: Stage, student: Places, teachers: Mapping[str, Places]) -> Stage:
-    """A global stage whose matches name taps and batch keys instead of places; a local one is left as it is.
+    """Return a global stage with places replaced by taps and batch keys; a local stage is unchanged.
 
     Args:
         student: places of the student's family.

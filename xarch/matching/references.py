@@ -13,13 +13,13 @@ from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
 
 MAIN = ""
-"""The teacher that the student comes from."""
+"""The main teacher."""
 ALL = "*"
 BATCH = "batch"
 STUDENT = "student"
 SAME = "same"
 COPIES = ("ema", "self")
-"""Copies of the student: averaged, and as it was when the stage began. They have the student's taps."""
+"""Copies of the student: its EMA, and its state when the stage began. They have the student's taps."""
 RANDOM = "random"
 RESERVED = MODELS
 PLACEHOLDERS = ("i", "j", "last")
@@ -27,17 +27,17 @@ _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 class MissingTap(PlanError):
-    """A side does not have a tap; an optional stage is left out because of it."""
+    """Raised when a side lacks a tap; an optional stage is then skipped."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A value that a match reads besides the student's own, resolved.
+    """A resolved value that a match reads besides the student's taps.
 
     Attributes:
         model: "" the main teacher, a teacher's name, "student", "ema", "self", "random", or "batch".
-        name: full tap name, in a local stage the site's own name of a student tap, or the key in the batch as the
-            student sees it.
+        name: full tap name, the site-local name of a student tap in a local stage, or the key in the batch as seen by
+            the student.
         tap: its declaration.
     """
 
@@ -51,27 +51,27 @@ class Reference:
 
 @dataclass(frozen=True)
 class Address:
-    """A reference as written: the model and what is named in it, placeholders included."""
+    """A reference as written: the model and the name in it, including placeholders."""
 
     model: str
     name: str
 
     @property
     def same(self) -> bool:
-        """Whether it is the counterpart of the student's tap."""
+        """Whether it refers to the counterpart of the student's tap."""
         return self.name == SAME and self.model not in (BATCH, STUDENT, *COPIES)
 
 
 def parse(text: str | None, where: str, teachers: Collection[str] = ()) -> Address | None:
-    """The address that a match names.
+    """Parse a reference of a match into an address.
 
     Args:
-        text: as configured; None is nothing.
+        text: as configured; None for nothing.
         where: key, for messages.
         teachers: names of the further teachers.
 
     Raises:
-        UsageError: it is no reference, or names a model that the run does not have.
+        UsageError: it is not a reference, or names a model that the run does not have.
     """
     if text is None:
         return None
@@ -88,27 +88,27 @@ def parse(text: str | None, where: str, teachers: Collection[str] = ()) -> Addre
     raise UsageError(
         f"{where}: {text!r} names the model {model!r}, which this run does not have",
         near(model, dict.fromkeys([*filter(None, teachers), *RESERVED]), "models")
-        + "; further teachers are described under `teachers:`",
+        + "; define further teachers under `teachers:`",
     )
 
 
 def check_placeholders(name: str, where: str) -> None:
-    """Refuse braces that are no placeholder.
+    """Reject braces that are not a placeholder.
 
     Raises:
-        UsageError: names the ones that exist.
+        UsageError: an unknown placeholder; lists those that exist.
     """
     wrong = [p for p in _PLACEHOLDER.findall(name) if p not in PLACEHOLDERS]
     if wrong or name.count("{") != name.count("}") or name.count("{") != len(_PLACEHOLDER.findall(name)):
         seen = f"{{{wrong[0]}}}" if wrong else name
         raise UsageError(
-            f"{where}: {seen!r} is no placeholder",
+            f"{where}: {seen!r} is not a placeholder",
             "{j} is the student's layer, {i} the teacher's layer it stands for, {last} the deepest layer of its side",
         )
 
 
 def near(name: str, names: Iterable[str], what: str) -> str:
-    """``taps near it: a, b``: what was probably meant, else some of what there is."""
+    """Return ``taps near it: a, b``: close matches, else some of the existing names."""
     known = list(names)
     close = difflib.get_close_matches(name, known, 3)
     shown = close or sorted(known)[:8]
@@ -116,10 +116,10 @@ def near(name: str, names: Iterable[str], what: str) -> str:
 
 
 def find_tap(taps: Mapping[str, Tap], name: str, whose: str, where: str) -> Tap:
-    """The tap called ``name``.
+    """Return the tap called ``name``.
 
     Raises:
-        MissingTap: there is none; lists those near it.
+        MissingTap: it does not exist; lists similar names.
     """
     if name not in taps:
         raise MissingTap(f"{where}: {whose} has no tap {name!r}", near(name, taps, "taps near it"))
@@ -127,6 +127,7 @@ def find_tap(taps: Mapping[str, Tap], name: str, whose: str, where: str) -> Tap:
 
 
 def seen_tensors(tensors: Mapping[str, TensorInfo], side: str = STUDENT) -> dict[str, TensorInfo]:
-    """Tensors of a batch as one side sees it: ``NAME@side`` stands for ``NAME``, views of the other side are gone."""
+    """Return the tensors of a batch as seen by one side: ``NAME@side`` replaces ``NAME``, views of the other side are
+    removed."""
     plain = {key: info for key, info in tensors.items() if "@" not in key}
     return plain | {k.partition("@")[0]: info for k, info in tensors.items() if k.endswith(f"@{side}")}

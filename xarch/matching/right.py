@@ -1,4 +1,4 @@
-"""The right side of a match: from an address, which may follow the student's layer, to references."""
+"""Right side of a match: resolves an address, which may depend on the student's layer, to references."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from xarch.matching.references import (
 
 @dataclass(frozen=True)
 class RightSide:
-    """What a match at one site, or of a global stage, may refer to.
+    """The values that a match at one site, or of a global stage, may refer to.
 
     Attributes:
         student, site: the student, and the site of a local stage.
         teachers: name -> taps; "" is the main teacher.
-        tensors: of a batch.
-        match, where: the match and its key.
+        tensors: tensors of a batch.
+        match, where: the match and its configuration key.
     """
 
     student: Student
@@ -49,10 +49,10 @@ class RightSide:
     where: str
 
     def right(self, address: Address | None, taps: Sequence[Found]) -> dict[str, Reference] | None:
-        """What some student taps (several only if joined) are compared with, see ``Pair.right``.
+        """Return the right side of student taps (several only if joined), see ``Pair.right``.
 
         Returns:
-            None if the map leaves their layers out.
+            None if the map excludes their layers.
 
         Raises:
             UsageError, PlanError: see ``pair_stage``.
@@ -65,7 +65,7 @@ class RightSide:
             each = {f.name: self._resolve(address, f, "teacher") for f in taps}
             kept = {name: ref for name, ref in each.items() if ref is not None}
             if len(kept) != len(each):
-                raise PlanError(f"{self.where}.map: it leaves out layers of joined taps", "name them in `map`")
+                raise PlanError(f"{self.where}.map: excludes layers of joined taps", "name them in `map`")
             return kept
         if _is_pattern(address.name):
             return self._pattern(address)
@@ -73,7 +73,7 @@ class RightSide:
         return None if found is None else {"": found}
 
     def single(self, address: Address | None, taps: Sequence[Found], argument: str) -> Reference:
-        """A further value of the match.
+        """Return the reference of a further value of the match.
 
         Raises:
             UsageError, PlanError: it is not exactly one value.
@@ -82,18 +82,18 @@ class RightSide:
         if address is None or address.model == ALL or _is_pattern(address.name):
             raise UsageError(f"{where}: an aux value is one tap or tensor", "write TAP, student:TAP or batch:KEY")
         if self.match.join and _follows(address):
-            raise UsageError(f"{where}: joined taps have several layers, an aux value only one", "name the tap")
+            raise UsageError(f"{where}: joined taps have several layers, but an aux value only one", "name the tap")
         found = self._resolve(address, taps[0], f"aux.{argument}")
         if found is None:
-            raise PlanError(f"{where}: the map leaves out the layer of {taps[0].name}", "name it in `map`")
+            raise PlanError(f"{where}: the map excludes the layer of {taps[0].name}", "name it in `map`")
         return found
 
     def _of_all(self, address: Address, taps: Sequence[Found]) -> dict[str, Reference] | None:
         names = [name for name in self.teachers if name not in (MAIN, *RESERVED)]
         if not names:
             raise PlanError(
-                f"{self.where}.teacher: '*:{address.name}' means every one of `teachers:`, and there is none",
-                "describe some, e.g. teachers: {a: {ref: SCHEME:REF}}",
+                f"{self.where}.teacher: '*:{address.name}' means all of `teachers:`, but there are none",
+                "add some, e.g. teachers: {a: {ref: SCHEME:REF}}",
             )
         if self.match.join:
             raise PlanError(f"{self.where}: joined taps cannot be compared with several teachers", "set join: false")
@@ -103,19 +103,19 @@ class RightSide:
     def _pattern(self, address: Address) -> dict[str, Reference]:
         if not self.match.join:
             raise PlanError(
-                f"{self.where}.teacher: the pattern {address.name!r} may mean several taps",
+                f"{self.where}.teacher: the pattern {address.name!r} may match several taps",
                 "use {j} and {i} to pair layers, or `join: true` for an objective that takes several",
             )
         taps = self._taps(address, "teacher")
         found = expand(address.name, taps)
         if not found:
             raise MissingTap(
-                f"{self.where}.teacher: no tap fits {address.name!r}", near(address.name, taps, "taps near it")
+                f"{self.where}.teacher: no tap matches {address.name!r}", near(address.name, taps, "taps near it")
             )
         return {f.name: Reference(address.model, f.name, taps[f.name]) for f in found}
 
     def _resolve(self, address: Address, tap: Found, key: str) -> Reference | None:
-        """One reference; None if the map leaves the tap's layer out."""
+        """Resolve one reference; None if the map excludes the tap's layer."""
         where = f"{self.where}.{key}"
         if address.model == BATCH:
             return self._tensor(address.name, where)
@@ -133,7 +133,7 @@ class RightSide:
         if model in COPIES:
             if self.site is not None:
                 raise PlanError(
-                    f"{self.where}.{key}: {model!r} is a whole model, and a local stage runs single sites",
+                    f"{self.where}.{key}: {model!r} is a whole model, but a local stage runs single sites",
                     "set scope: global, or use student:TAP of the same site",
                 )
             return self.student.taps()
@@ -141,8 +141,8 @@ class RightSide:
         if source not in self.teachers:
             text = f"{model}:{address.name}" if model else address.name
             raise PlanError(
-                f"{self.where}.{key}: {text!r} is a tap of the teacher, and this run has none (`teacher: none`)",
-                "compare with batch:KEY, student:TAP, ema:TAP or null; or give a teacher",
+                f"{self.where}.{key}: {text!r} is a teacher tap, but this run has no teacher (`teacher: none`)",
+                "compare with batch:KEY, student:TAP, ema:TAP or null, or set a teacher",
             )
         return self.teachers[source]
 
@@ -151,7 +151,7 @@ class RightSide:
         if key not in seen:
             other = f"; the student does not see {key!r}" if key in self.tensors else ""
             raise PlanError(
-                f"{where}: a batch has no tensor {key!r}{other}",
+                f"{where}: batches have no tensor {key!r}{other}",
                 near(key, seen, "tensors of the data and of the stage's batch steps"),
             )
         info = seen[key]
@@ -160,13 +160,13 @@ class RightSide:
     def _of_student(self, address: Address, tap: Found, taps: Mapping[str, Tap], where: str) -> Reference:
         name = tap.name if address.name == SAME else address.name
         if "{i}" in name:
-            raise UsageError(f"{where}: {{i}} is a teacher's layer, {address.model}: is the student", "write {j}")
+            raise UsageError(f"{where}: {{i}} denotes a teacher layer, but {address.model}: is the student", "use {j}")
         name = self._last(self._with_layer(name, tap, where), taps)
         whose = "the student" if self.site is None else f"site {self.site.name}"
         return Reference(address.model, name, find_tap(taps, name, whose, where))
 
     def _counterpart(self, address: Address, tap: Found, taps: Mapping[str, Tap]) -> str | None:
-        """The teacher tap that ``same`` means."""
+        """Return the teacher tap that ``same`` refers to."""
         if self.site is not None:
             self._no_map()
             return self.site.counterpart(tap.name)
@@ -183,7 +183,7 @@ class RightSide:
         return None if layer is None else tap.place.replace("{j}", str(layer))
 
     def _named(self, name: str, tap: Found, taps: Mapping[str, Tap]) -> str | None:
-        """The full name of a teacher tap from one that may have placeholders or be local to the site."""
+        """Return the full name of a teacher tap from one that may have placeholders or be local to the site."""
         if "{i}" in name:
             layer = self._teacher_layer(name, tap, taps)
             if layer is None:
@@ -200,8 +200,8 @@ class RightSide:
             return first_layer(self.site.place)
         if tap.layer is None:
             raise UsageError(
-                f"{self.where}.teacher: {{i}} follows the student's layer, and {tap.name!r} has none",
-                "name the student taps with {j}",
+                f"{self.where}.teacher: {{i}} depends on the student's layer, but {tap.name!r} has none",
+                "use {j} in the student tap names",
             )
         layers = layers_at(name.replace("{j}", str(tap.layer)), taps)
         own = layers_at(tap.place, self.student.taps())
@@ -212,7 +212,7 @@ class RightSide:
             return name
         layer = tap.layer if self.site is None else first_layer(self.site.name)
         if layer is None:
-            raise UsageError(f"{where}: {{j}} is the student's layer, and {tap.name!r} has none", "name the tap")
+            raise UsageError(f"{where}: {{j}} denotes the student's layer, but {tap.name!r} has none", "name the tap")
         return name.replace("{j}", str(layer))
 
     def _last(self, name: str, taps: Mapping[str, Tap]) -> str:
@@ -224,13 +224,13 @@ class RightSide:
     def _no_map(self) -> None:
         if self.match.map not in (None, "target"):
             raise UsageError(
-                f"{self.where}.map: in a local stage the student's sites say which teacher layer feeds them",
+                f"{self.where}.map: in a local stage the student's sites determine the teacher layers",
                 "remove `map`, or set scope: global",
             )
 
 
 def _follows(address: Address) -> bool:
-    """Whether what it means depends on the student tap."""
+    """Return whether the address depends on the student tap."""
     return address.name == SAME or "{i}" in address.name or "{j}" in address.name
 
 

@@ -1,4 +1,4 @@
-"""Numbers and settings that change over a stage, as pure functions of its progress: there is no state to save."""
+"""Numbers and settings that change over a stage, as pure functions of its progress, so there is no state to save."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch.errors import UsageError
 
 
 def value_at(value: float | Ramp, progress: float) -> float:
-    """A number at ``progress`` (0 to 1) of its stage; ramps are stretched over the stage whatever its budget."""
+    """Return a number at ``progress`` (0 to 1) of its stage; ramps span the whole stage, whatever its budget."""
     if not isinstance(value, Ramp):
         return value
     at = min(max(progress, 0.0), 1.0)
@@ -29,7 +29,7 @@ def value_at(value: float | Ramp, progress: float) -> float:
 
 
 def ramps_in(options: Mapping[str, Any]) -> dict[str, Ramp]:
-    """Options that are given as ``{start, end[, shape]}``."""
+    """Return the options given as ``{start, end[, shape]}``."""
     keys = {"start", "end"}
     return {
         name: Ramp.model_validate(value)
@@ -46,7 +46,7 @@ class ScheduledOptions:
         options: as configured.
 
     Raises:
-        pydantic.ValidationError: an option is unknown or has a wrong value, at the start or at the end of its ramp.
+        pydantic.ValidationError: an option is unknown or has an invalid value, at the start or the end of its ramp.
     """
 
     def __init__(self, model: type[BaseModel], options: Mapping[str, Any]) -> None:
@@ -56,20 +56,20 @@ class ScheduledOptions:
         model.model_validate({**fixed, **{k: r.end for k, r in self.ramps.items()}})
 
     def at(self, progress: float) -> BaseModel:
-        """The options at ``progress`` (0 to 1) of the stage."""
+        """Return the options at ``progress`` (0 to 1) of the stage."""
         if not self.ramps:
             return self._start
         return self._start.model_copy(update={k: value_at(r, progress) for k, r in self.ramps.items()})
 
 
 def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> ScheduledOptions:
-    """The same, with an error for people.
+    """Return :class:`ScheduledOptions`, with errors for users.
 
     Args:
-        where: key of the options, for messages.
+        where: configuration key of the options, for messages.
 
     Raises:
-        UsageError: names the wrong option, the value seen, and the options there are.
+        UsageError: names the invalid option, its value, and the available options.
     """
     for name, value in options.items():
         if isinstance(value, Mapping) and {"start", "end"} <= value.keys() <= {"start", "end", "shape"}:
@@ -81,18 +81,18 @@ def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where:
 
 
 def phase_index(phases: list[Phase], progress: float) -> int:
-    """How many phases have begun at ``progress`` (0 to 1); 0 before the first."""
+    """Return how many phases have begun at ``progress`` (0 to 1); 0 before the first."""
     return sum(progress >= phase.start for phase in phases)
 
 
 def phase_settings(stage: Stage, where: str) -> list[Stage]:
-    """The stage's settings before its first phase and in every phase; each phase adds to those before it.
+    """Return the stage's settings before its first phase and in each phase; each phase extends the previous ones.
 
     Args:
-        where: key of the stage, for messages.
+        where: configuration key of the stage, for messages.
 
     Raises:
-        UsageError: a phase changes what cannot change on the way, or names what the stage does not have.
+        UsageError: a phase changes a fixed setting, or names something that the stage does not have.
     """
     settings = [stage]
     tree = stage.model_dump(mode="python")
@@ -126,8 +126,8 @@ def _change(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
         case _:
             raise UsageError(
                 f"{where}: {key!r} cannot change within a stage",
-                "a phase sets matches.NAME, matches.NAME.weight, matches.NAME.options.X, batch.steps.NAME[.X] or "
-                "trains.GROUP.lr; anything else needs a stage of its own",
+                "a phase can set matches.NAME, matches.NAME.weight, matches.NAME.options.X, batch.steps.NAME[.X] or "
+                "trains.GROUP.lr; anything else requires a separate stage",
             )
 
 

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, by the groups that it names: one answer for the plan and the engine."""
+"""The parameters that a stage trains, by group; shared by the plan and the engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from xarch.contracts.model import Student
 from xarch.errors import UsageError
 
 CONNECTORS, OBJECTIVES = "connectors", "objectives"
-"""Groups of parameters that belong to no student."""
+"""Parameter groups that do not belong to the student."""
 
 
 def select(student: Student, trains: Mapping[str, Group]) -> dict[str, str]:
-    """Parameter of the student -> the group it trains in; a parameter named by several groups takes the last one.
+    """Return student parameter -> the group it trains in; for a parameter in several groups, the last one.
 
     Raises:
         UsageError: a group does not exist.
@@ -31,7 +31,7 @@ def select(student: Student, trains: Mapping[str, Group]) -> dict[str, str]:
 
 
 def learning(phases: Sequence[Stage]) -> dict[str, Group]:
-    """Groups that train in some phase of a stage, with the settings of its beginning."""
+    """Return the groups that train in some phase of a stage, with their settings at its beginning."""
     first = phases[0].trains
     first = {CONNECTORS: Group(), OBJECTIVES: Group(), **first}
     rates = {name: max(s.trains.get(name, group).lr for s in phases) for name, group in first.items()}
@@ -39,6 +39,6 @@ def learning(phases: Sequence[Stage]) -> dict[str, Group]:
 
 
 def trained_groups(student: Student, phases: Sequence[Stage]) -> dict[str, str]:
-    """Parameter of the student that trains in some phase -> its group; arguments as above."""
+    """Return student parameter -> its group, for those that train in some phase."""
     groups = learning(phases)
     return {name: group for name, group in select(student, phases[0].trains).items() if group in groups}

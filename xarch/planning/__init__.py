@@ -1,1 +1,1 @@
-"""From a configuration to a plan: everything that can be known before a weight is loaded."""
+"""Planning: everything that can be known before loading weights."""

@@ -1,4 +1,5 @@
-"""Runs a stage's training step on the meta device: no memory, no arithmetic, but every tensor in its real size."""
+"""Runs a stage's training step on the meta device: no memory and no arithmetic, but all tensors have their actual
+sizes."""
 
 from __future__ import annotations
 
@@ -23,21 +24,21 @@ from xarch.registry.registry import Registry
 
 
 class Untraceable(Exception):
-    """A value cannot be made without a real model, e.g. a structured form of the teacher's."""
+    """Raised when a value cannot be made without a real model, e.g. a structured value of the teacher."""
 
 
 @dataclass(frozen=True)
 class StepTrace:
-    """A training step of one micro-batch.
+    """Trace of a training step of one micro-batch.
 
     Attributes:
-        pairs: of the stage.
+        pairs: pairs of the stage.
         student: on the meta device.
-        trained: names of its parameters that train.
-        batch: on the meta device, as the student sees it.
+        trained: names of its trained parameters.
+        batch: on the meta device, as seen by the student.
         teachers: name -> taps; "" is the main teacher.
-        sizes: of free dimensions.
-        registry, context: what objectives and connectors are built with.
+        sizes: sizes of free dimensions.
+        registry, context: for building objectives and connectors.
     """
 
     pairs: Sequence[Pair]
@@ -50,10 +51,10 @@ class StepTrace:
     context: MatchContext
 
     def measure(self) -> Cost:
-        """Cost of forward and backward; the largest graph that exists at a time and the sum of the work.
+        """Return the cost of forward and backward: the largest graph at any time, and the total work.
 
         Raises:
-            Exception: whatever a model, an objective or an operator raises that cannot run on the meta device.
+            Exception: any exception of a model, an objective or an operator that cannot run on the meta device.
         """
         with torch.device("meta"), _training(self.student.module, self.trained):
             local = self.pairs[0].site is not None
@@ -86,7 +87,7 @@ class StepTrace:
         return total
 
     def _signature(self, site: Site, pairs: Sequence[Pair]) -> object:
-        """What two sites have in common whose steps cost the same."""
+        """Return a key that is equal for sites whose steps cost the same."""
         shapes = [tuple(p.shape) for n, p in self.student.module.named_parameters() if site.owns(n)]
         inputs = [self._declared(Reference("", tap, self.teachers[""][tap])) for tap in site.inputs.values()]
         return (tuple(shapes), str(inputs), tuple((p.match, tuple(p.student)) for p in pairs))
@@ -136,14 +137,14 @@ class StepTrace:
             total.backward()
 
     def _other(self, reference: Reference, pair: Pair, own: str, plain: Mapping[str, Any]) -> Any:
-        """A value of the right side: of the batch, of the student, or in the form of the tap's declaration."""
+        """Return a value of the right side: from the batch, from the student, or built from the tap's declaration."""
         if reference.model == BATCH:
             return self.batch[reference.name]
         if reference.model == STUDENT and reference.name in plain:
             return plain[reference.name]
         tap = pair.student.get(own)
         alike = tap is not None and tap.layout == reference.tap.layout and dict(tap.shape) == dict(reference.tap.shape)
-        # The teacher's structured form cannot be made up, but the student's of the same declaration is the same.
+        # A structured teacher value cannot be synthesised, but the student's with the same declaration is equivalent.
         return plain[own] if alike else self._value(reference.tap)
 
     def _value(self, tap: Tap) -> Tensor:
@@ -168,7 +169,7 @@ def _flat(values: Mapping[str, Any]) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _training(module: nn.Module, trained: Collection[str]) -> Iterator[None]:
-    """The module in train mode with gradients of what trains; afterwards as it was."""
+    """Put the module in train mode with gradients for trained parameters; restore it on exit."""
     before = {p: p.requires_grad for p in module.parameters()}
     mode = module.training
     try:

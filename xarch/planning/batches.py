@@ -1,4 +1,4 @@
-"""What the plan knows of a stage's batches: tensors after its batch steps, and such batches on the meta device."""
+"""Planned batches of a stage: their tensors after batch steps, and such batches on the meta device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from xarch.matching.references import STUDENT, find_tap, near
 from xarch.registry.registry import Registry
 
 POSITIONS = frozenset("BLT")
-"""Dimensions of tensors that by default hold numbers of things (labels, tokens) rather than values."""
+"""Dimensions of tensors that hold integers by default (labels, token ids)."""
 
 
 @dataclass(frozen=True)
 class PlannedBatches:
-    """Batches of a stage after its batch steps.
+    """Tensors of a stage's batches after its batch steps.
 
     Attributes:
         tensors: key -> declaration.
@@ -35,21 +35,21 @@ class PlannedBatches:
     steps: tuple[BatchStep, ...]
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
-        """Multiply-adds of all steps per budget unit."""
+        """Return the multiply-adds of all steps per budget unit."""
         return sum(step.work(sample, student=student, teacher=teacher) for step in self.steps)
 
 
 def plan_batches(
     registry: Registry, name: str, stage: Stage, data: DataInfo, models: Mapping[str, Mapping[str, Tap]] | None = None
 ) -> PlannedBatches:
-    """The tensors that a stage's matches can rely on.
+    """Return the tensors available to a stage's matches.
 
     Args:
         models: name -> taps of what the steps may run, "" for the main teacher; None where that is proven already.
 
     Raises:
-        UsageError: a step or an option of it does not exist.
-        PlanError: a step reads a tensor that is not there, or of another layout, or a tap that is not there.
+        UsageError: a step or one of its options does not exist.
+        PlanError: a step reads a tensor that does not exist or has another layout, or a tap that does not exist.
     """
     tensors = dict(data.tensors)
     steps = []
@@ -73,13 +73,13 @@ def plan_batches(
 def _prove(key: str, layout: str, tensors: Mapping[str, TensorInfo], where: str) -> None:
     if key not in tensors:
         raise PlanError(
-            f"{where}: it reads the tensor {key!r}, which batches do not have at that point",
+            f"{where} reads the tensor {key!r}, which batches do not have at that point",
             near(key, tensors, "tensors of the data and of the steps before it"),
         )
     if layout not in ("*", tensors[key].layout):
         raise PlanError(
-            f"{where}: it reads {key!r} as {layout}, and batches have it as {tensors[key].layout}",
-            "put a step that gives this layout before it, or use other data",
+            f"{where} reads {key!r} as {layout}, but batches have it as {tensors[key].layout}",
+            "add a step that produces this layout before it, or use other data",
         )
 
 
@@ -95,11 +95,11 @@ def _prove_taps(model: str, taps: Collection[str], models: Mapping[str, Mapping[
 
 
 def meta_batch(tensors: Mapping[str, TensorInfo], samples: int, units: int, sizes: Mapping[str, int]) -> Batch | None:
-    """A batch without memory; None where a size is unknown.
+    """Return a batch on the meta device; None if a size is unknown.
 
     Args:
-        samples, units: of the batch.
-        sizes: of dimensions that declarations leave open, e.g. ``{"L": 512}``.
+        samples, units: those of the batch.
+        sizes: sizes of dimensions not fixed by declarations, e.g. ``{"L": 512}``.
     """
     made = {}
     for key, info in tensors.items():

@@ -1,4 +1,5 @@
-"""Build the plan: describe teachers and data, build the student on the meta device, pair taps, estimate, check."""
+"""Builds the plan: describes teachers and data, builds the student on the meta device, pairs taps, estimates,
+checks."""
 
 from __future__ import annotations
 
@@ -24,10 +25,10 @@ from xarch.registry.registry import Registry
 
 
 def default_recipe(config: RunConfig, describer: Describer) -> str:
-    """Name of the recipe or method that a target uses when the user names none.
+    """Return the name of the recipe or method that a target uses by default.
 
     Raises:
-        UsageError: the target has none, or a name or an option is wrong.
+        UsageError: the target has none, or a name or an option is invalid.
         PlanError, PluginError: see :func:`build_plan`.
     """
     registry = describer.registry
@@ -38,12 +39,12 @@ def default_recipe(config: RunConfig, describer: Describer) -> str:
     declared = spec.data.get("recipes", [])
     if name and declared and name not in declared:
         raise PluginError(
-            f"{registry.owner(spec)} names the recipe {name!r}, but is registered with {', '.join(declared)}"
+            f"{registry.owner(spec)} uses the recipe {name!r}, but is registered with {', '.join(declared)}"
         )
     if not name:
         raise UsageError(
-            f"target {target.name!r} has no recipe of its own",
-            "name one with --method NAME: `xarch list methods` and `xarch list recipes` show them",
+            f"target {target.name!r} has no default recipe",
+            "choose one with --method NAME; see `xarch list methods` and `xarch list recipes`",
         )
     return name
 
@@ -58,13 +59,13 @@ def build_plan(
     say: Say,
     describer: Describer | None = None,
 ) -> Plan:
-    """The plan of a configuration whose stages are given.
+    """Return the plan of a configuration with stages.
 
     Args:
-        describer: may already have described the teacher, to find the default recipe.
+        describer: reused if it already described the teacher to find the default recipe.
 
     Raises:
-        UsageError: a name or an option is wrong.
+        UsageError: a name or an option is invalid.
         PlanError: the conversion is not feasible, with the reason.
         PluginError: an adapter failed.
     """
@@ -78,9 +79,9 @@ def build_plan(
         active, left_out = planner.active()
         if not active and start.new and sides.teacher is not None:
             raise PlanError(
-                f"no stage trains the student, and {len(start.new)} of its tensors are not the teacher's: "
+                f"no stage trains the student, but {len(start.new)} of its tensors do not come from the teacher: "
                 f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}",
-                "give it a stage, or a recipe that has some: `xarch list recipes`",
+                "add a stage, or use a recipe with stages: `xarch list recipes`",
             )
         stages = [planner.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
         config = config.model_copy(update={"stages": {**config.stages, **{s.name: s.config for s in stages}}})
@@ -136,10 +137,10 @@ def build_plan(
 
 
 def _prove_data(sides: Sides) -> None:
-    """Tensors, layouts and sizes of the data fit every model that reads them.
+    """Check that tensors, layouts and sizes of the data fit every model that reads them.
 
     Raises:
-        PlanError: they do not, with the reason.
+        PlanError: they do not fit, with the reason.
     """
     registry, info = sides.registry, sides.data.info
     models = [("the teacher", sides.teacher), *((f"teacher {n}", t) for n, t in sides.teachers.items())]
@@ -154,11 +155,11 @@ def _prove_data(sides: Sides) -> None:
 
 
 def choose_metric(sides: Sides) -> str | None:
-    """The metric of a run: the configuration's, else the target's, else that of the student's family.
+    """Return the metric of a run: the configuration's, else the target's, else that of the student's family.
 
     Raises:
-        UsageError: there is no such metric, an option of it is wrong, or a curve or a gate needs one.
-        PlanError: it is not for students of this family.
+        UsageError: the metric does not exist, one of its options is invalid, or a curve or a gate needs a metric.
+        PlanError: it does not support students of this family.
     """
     config, registry, family = sides.config, sides.registry, sides.student.family
     named = config.evaluate.metric
@@ -169,7 +170,7 @@ def choose_metric(sides: Sides) -> str | None:
     if named is None:
         wanting = "evaluate.curve" if config.evaluate.curve is not None else "gates" if config.gates else ""
         if wanting:
-            raise UsageError(f"{wanting}: the family {family!r} has no metric of its own", "name one: evaluate.metric")
+            raise UsageError(f"{wanting}: the family {family!r} has no default metric", "set evaluate.metric")
         return None
     spec = registry.get("metric", named, where="evaluate.metric")
     if not spec.serves(family):
@@ -183,7 +184,7 @@ def choose_metric(sides: Sides) -> str | None:
 
 
 def planned_teacher(teacher: DescribedTeacher) -> PlannedTeacher:
-    """A described teacher as plain data."""
+    """Return a described teacher as plain data."""
     info, source = teacher.info, teacher.source
     return PlannedTeacher(
         ref=teacher.ref,
@@ -200,7 +201,7 @@ def planned_teacher(teacher: DescribedTeacher) -> PlannedTeacher:
 
 
 def _planned_teachers(sides: Sides) -> dict[str, PlannedTeacher]:
-    """Further teachers in the order of the configuration, with those that are made of the student or the main one."""
+    """Return further teachers in configuration order, including those derived from the student or the main teacher."""
     planned: dict[str, PlannedTeacher] = {}
     for name, given in sides.config.teachers.items():
         if name in sides.teachers:
@@ -229,8 +230,8 @@ def _checks(sides: Sides, pairs: int) -> list[Check]:
     weights = None if sides.teacher is None else sides.teacher.info.weights
     return [
         Check(name="family", state="ok", detail=f"{came} -> {sides.student.family}"),
-        Check(name="data", state="ok", detail=f"give {tensors or 'what the models read'}, in sizes that fit"),
-        Check(name="matches", state="ok", detail=f"{pairs} pairs fit in layout and size"),
+        Check(name="data", state="ok", detail=f"provide {tensors or 'what the models read'}, in matching sizes"),
+        Check(name="matches", state="ok", detail=f"{pairs} pairs agree in layout and size"),
         *initialisation_checks(sides.start, weights),
     ]
 
@@ -240,7 +241,7 @@ def _export_checks(exports: list[PlannedExport]) -> list[Check]:
         Check(
             name=f"export {e.profile}",
             state="not checked" if e.operators is None else "ok",
-            detail="the target gives no graph"
+            detail="the target exports no graphs"
             if e.operators is None
             else f"all {len(e.operators)} operators are in the profile (checked on a small copy)",
         )

@@ -1,4 +1,4 @@
-"""Memory and time of one stage, in parts that a person can check."""
+"""Memory and time of one stage, itemised so that they can be checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class StageEstimate:
-    """Bytes and seconds of a stage by part, and what they assume."""
+    """Bytes and seconds of a stage by part, and their assumptions."""
 
     memory: dict[str, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -36,13 +36,13 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class StageCosts:
-    """What a stage costs.
+    """Cost estimate of a stage.
 
     Attributes:
-        plan: the planner, for both models and the rates of the machine.
+        plan: the planner, which provides both models and the rates of the machine.
         request: the stage's settings and sizes.
         pairs, batches, context: the stage as planned.
-        units, steps: that it reads and takes.
+        units, steps: units read and steps taken.
     """
 
     plan: StagePlanner
@@ -55,28 +55,28 @@ class StageCosts:
 
     @property
     def stage(self) -> Stage:
-        """Its settings."""
+        """Settings of the stage."""
         settings: Stage = self.request.settings
         return settings
 
     @property
     def each(self) -> int:
-        """Units of a sample."""
+        """Units per sample."""
         return self.request.units_per_sample
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes of free dimensions: those of the sample, and of the data where these say none."""
+        """Sizes of free dimensions: those of the sample, completed by those of the data."""
         declared = {k: n for info in self.batches.tensors.values() for k, n in info.shape.items()}
         return declared | dict(self.plan.data.sizes(self.stage.sample))
 
     @property
     def micro_batch(self) -> int:
-        """Samples of a forward pass."""
+        """Samples per forward pass."""
         return self.stage.micro_batch or self.stage.batch.size
 
     def read(self, model: str) -> set[str]:
-        """Taps that the stage reads of a model, those fed into its sites included."""
+        """Return the taps that the stage reads from a model, including inputs of its sites."""
         found = {name for pair in self.pairs for name in pair.reads(model)}
         if model == MAIN:
             sites = sites_of(self.plan.student)
@@ -85,7 +85,7 @@ class StageCosts:
         return found
 
     def estimate(self, kind: StageKind, cached: bool, optimiser: PlannedOptimiser) -> StageEstimate:
-        """Both, for a stage whose teacher is cached or not."""
+        """Estimate memory and time, with the teacher cached or not."""
         made = StageEstimate()
         step, why = self._step()
         if why:
@@ -95,11 +95,11 @@ class StageCosts:
         return made
 
     def trained(self) -> set[str]:
-        """Names of the student's parameters that train."""
+        """Names of the student parameters that train."""
         return set(trained_groups(self.plan.student, phase_settings(self.stage, "stage")))
 
     def _step(self) -> tuple[Cost, str]:
-        """Cost of forward and backward of a micro-batch, and why it is only a formula."""
+        """Return the cost of forward and backward of a micro-batch, and why it is a formula, if it is."""
         if not self.pairs:
             return Cost(), ""
         whole = meta_batch(self.batches.tensors, self.micro_batch, self.micro_batch * self.each, self.sizes)
@@ -119,9 +119,9 @@ class StageCosts:
                 return trace.measure(), ""
             except TooLong:
                 why = "too many operators to count"
-            except Exception as e:  # Whatever does not work without data; the run itself has the data.
+            except Exception as e:  # Some code cannot run without data; the run itself has data.
                 why = f"the step does not run on the meta device ({type(e).__name__}: {str(e)[:120]})"
-        return self._formula(), f"activations and work by a rule of thumb: {why}"
+        return self._formula(), f"activations and work estimated by a rule of thumb: {why}"
 
     def _formula(self) -> Cost:
         student = self.plan.student
@@ -164,7 +164,7 @@ class StageCosts:
             made.memory["kept weights"] = estimate.FLOAT * trained
 
     def _copies(self) -> int:
-        """Copies of the student that matches read."""
+        """Return the copies of the student that matches read."""
         refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
         models = {refs.get(m, m) for m in self._models()}
         return len(models & set(COPIES))
@@ -175,18 +175,19 @@ class StageCosts:
         return self._infos()[MAIN].parameters if reads else 0
 
     def _infos(self) -> dict[str, SourceInfo]:
-        """Teachers with weights of their own; "" is the main one."""
+        """Return the infos of teachers with their own weights; "" is the main one."""
         sides = self.plan.sides
         main = {MAIN: sides.teacher.info} if sides.teacher is not None else {}
         return main | {name: t.info for name, t in sides.teachers.items()}
 
     def _models(self) -> set[str]:
-        """Models besides the student that the stage's matches read."""
+        """Return the models besides the student that the stage's matches read."""
         found = {r.model for p in self.pairs for r in (*p.right.values(), *p.aux.values())}
         return (found | ({MAIN} if self.read(MAIN) else set())) - {BATCH, STUDENT}
 
     def _held(self, made: StageEstimate) -> int:
-        """Teacher values that wait for the student: all of a global stage, those of one site of a local one."""
+        """Return the bytes of teacher values held for the student: all in a global stage, those of one site in a local
+        one."""
         total = 0
         for model in self._models() - set(COPIES):
             taps = self.plan.taps[MAIN if model == RANDOM else model]
@@ -235,7 +236,7 @@ class StageCosts:
                 made.notes.append(f"it ends after {stage.until.seconds:g} s of training")
 
     def _teacher_work(self) -> float:
-        """Multiply-adds per unit of every model that the stage runs beside the student."""
+        """Return the multiply-adds per unit of all models that the stage runs besides the student."""
         total = 0.0
         refs = {n: t.ref for n, t in self.plan.config.teachers.items()}
         models = self._models() if self.pairs else {MAIN}

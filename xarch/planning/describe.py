@@ -1,4 +1,4 @@
-"""What a conversion starts from, described without loading a weight: teachers, data and their families, each once."""
+"""Describes the inputs of a conversion without loading weights: teachers, data and their families, each once."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from xarch.registry.registry import Registry
 NO_TEACHER = "none"
 """``teacher: none``: the student is built from its options and the facts of the data."""
 COPIES = ("ema", "self")
-"""References of further teachers that are copies of the student."""
+"""References of further teachers that denote copies of the student."""
 RANDOM = "random"
-"""The teacher's architecture with random weights."""
+"""Reference of a teacher with the main one's architecture and random weights."""
 FACTS = ("to_json", "from_json", "taps", "tiny", "work")
 
 
 @dataclass(frozen=True)
 class DescribedTeacher:
-    """A teacher known by its facts.
+    """A teacher described by its facts.
 
     Attributes:
         ref: as the user wrote it.
-        source: its adapter.
-        info: what the adapter said.
+        source: its source adapter.
+        info: the adapter's description.
         family: its family.
         taps: every tap by name.
-        weight: where several teachers are averaged.
+        weight: weight when several teachers are averaged.
     """
 
     ref: str
@@ -48,12 +48,12 @@ class DescribedTeacher:
 
 @dataclass(frozen=True)
 class DescribedData:
-    """A data set known by what its provider says.
+    """A data set described by its provider.
 
     Attributes:
         adapter: the provider.
-        request: what it was described with; fields are replaced to open it.
-        info: what it said.
+        request: request used to describe it; fields are replaced to open it.
+        info: the provider's description.
     """
 
     adapter: Resolved
@@ -63,11 +63,11 @@ class DescribedData:
 
 @dataclass
 class Describer:
-    """Describes each teacher and data set once, however often it is asked.
+    """Describes each teacher and data set once, and caches the descriptions.
 
     Attributes:
-        registry: of sources, data providers and families.
-        say: receives what is going on (a named teacher is fetched on first use).
+        registry: provides sources, data providers and families.
+        say: called with progress messages (a named teacher is fetched on first use).
     """
 
     registry: Registry
@@ -75,13 +75,13 @@ class Describer:
     _teachers: dict[str, DescribedTeacher] = field(default_factory=dict)
 
     def teacher(self, config: RunConfig) -> DescribedTeacher | None:
-        """What the student comes from; None with ``teacher: none``."""
+        """Describe the main teacher; None with ``teacher: none``."""
         if config.teacher == NO_TEACHER:
             return None
         return self.reference(config.teacher, config.teacher_options, tiny=config.tiny)
 
     def teachers(self, config: RunConfig) -> dict[str, DescribedTeacher]:
-        """Further teachers with weights of their own, by name: not the copies of the student."""
+        """Describe further teachers with their own weights, by name, without copies of the student."""
         return {
             name: replace(self.reference(t.ref, t.options, tiny=config.tiny), weight=t.weight)
             for name, t in config.teachers.items()
@@ -89,11 +89,11 @@ class Describer:
         }
 
     def reference(self, ref: str, options: Mapping[str, Any], *, tiny: bool = False) -> DescribedTeacher:
-        """A teacher by its reference.
+        """Describe a teacher by its reference.
 
         Raises:
-            UsageError: the reference or an option is wrong.
-            PluginError: its adapter failed, or described something its family does not know.
+            UsageError: the reference or an option is invalid.
+            PluginError: its adapter failed, or its description does not match its family.
         """
         key = json.dumps([ref, dict(options), tiny], sort_keys=True, default=str)
         if key not in self._teachers:
@@ -109,11 +109,11 @@ class Describer:
         return self._teachers[key]
 
     def data(self, config: RunConfig, facts: Any, sample: Mapping[str, Any] | None = None) -> DescribedData:
-        """The data of a configuration.
+        """Describe the data of a configuration.
 
         Args:
-            facts: the teacher's, None without one.
-            sample: what one sample is; by default as the configuration says for all stages.
+            facts: the teacher's facts; None without a teacher.
+            sample: form of one sample; by default the configuration's ``data.sample``.
         """
         adapter = resolve_data(self.registry, config.data.ref, config.data.options)
         request = DataRequest(
@@ -131,35 +131,35 @@ class Describer:
 
 
 def family_of(registry: Registry, name: str) -> Family:
-    """The family object called ``name``.
+    """Return the family called ``name``.
 
     Raises:
-        UsageError: no plugin registers it; names the nearest.
+        UsageError: no plugin registers it; suggests the closest name.
     """
     family: Family = registry.create("family", name)
     return family
 
 
 def check_facts(family: Family, info: SourceInfo, who: str) -> None:
-    """Facts must be of the type that their family says.
+    """Check that facts have the type declared by their family.
 
     Raises:
-        PluginError: they are not; names the adapter.
+        PluginError: they do not; names the adapter.
     """
     kind = type(info.facts).__name__
     if not isinstance(info.facts, family.Facts):
-        raise PluginError(f"{who}: facts of the family {info.family!r} are {family.Facts.__name__}, this is {kind}")
+        raise PluginError(f"{who}: facts of the family {info.family!r} must be {family.Facts.__name__}, got {kind}")
     if not isinstance(info.facts, Facts):
         absent = ", ".join(name for name in FACTS if not hasattr(info.facts, name))
         raise PluginError(f"{who}: {kind} lacks {absent}, see xarch.Facts")
 
 
 def prove_tensors(family: Family, name: str, data: DataInfo, side: str, who: str) -> None:
-    """Whether data give every tensor that models of a family read, in its layout.
+    """Check that the data provide every tensor that models of a family read, in its layout.
 
     Args:
         family, name: the family and its name.
-        side: "teacher" or "student": whose views (``NAME@side``) count.
+        side: "teacher" or "student": selects the views (``NAME@side``).
         who: the model, for messages.
 
     Raises:
@@ -182,14 +182,14 @@ def prove_tensors(family: Family, name: str, data: DataInfo, side: str, who: str
 
 
 def seen_by(data: DataInfo, side: str) -> dict[str, str]:
-    """Layouts of the tensors of data as one side sees them."""
+    """Return the layouts of the data's tensors as seen by one side."""
     plain = {key: info.layout for key, info in data.tensors.items() if "@" not in key}
     views = {k.partition("@")[0]: i.layout for k, i in data.tensors.items() if k.endswith("@" + side)}
     return plain | views
 
 
 def prove_accepted(family: Family, registry: Registry, name: str, facts: Any, data: DataInfo, who: str) -> None:
-    """Whether a model can read data of these sizes (classes, length, channels).
+    """Check that a model can read data of these sizes (classes, length, channels).
 
     Raises:
         PlanError: it cannot, with the family's reason.

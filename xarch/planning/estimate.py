@@ -1,4 +1,4 @@
-"""Estimates of time and memory: counts of the real step on the meta device, and rates measured on this machine."""
+"""Estimates of time and memory: counts from the actual step on the meta device, and rates measured on this machine."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from xarch.planning.plan import CachePlan
 from xarch.planning.trace import Cost
 
 EFFICIENCY = 0.85
-"""Share of the rate of one large product that the products of a model reach."""
+"""Fraction of the peak matrix-product rate that a model reaches."""
 OPERATOR_SECONDS = {"cpu": 6e-6, "cuda": 8e-6}
-"""Time of an operator that has next to nothing to do."""
+"""Overhead of an operator in seconds, where it is not measured."""
 PROCESS_BYTES = 500_000_000
-"""What the interpreter with torch and its libraries takes before there is a model."""
+"""Memory of the interpreter with torch and its libraries, before any model is loaded."""
 FLOAT = 4
 WINDOWS = 10
-"""Parts of a measurement of which the fastest counts."""
+"""Number of windows per measurement; the fastest counts."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second.
+    """Compute rates of this machine.
 
     Attributes:
         products: multiply-adds of large float32 matrix products.
         traffic: bytes that simple operators read and write.
-        operator: seconds of an operator that has nothing to do.
+        operator: overhead of an operator in seconds.
     """
 
     products: float
@@ -39,16 +39,16 @@ class Rates:
     operator: float
 
     def seconds(self, cost: Cost) -> float:
-        """Time of a piece of computation."""
+        """Return the time of a computation."""
         return cost.products / self.products + cost.traffic / self.traffic + cost.operators * self.operator
 
     def of_work(self, work: float) -> float:
-        """Time of so many multiply-adds."""
+        """Return the time of a number of multiply-adds."""
         return work / self.products
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> Rates:
-    """Rates of a machine, each measured for a moment; those of products in ``dtype``."""
+    """Measure the rates of a device briefly; matrix products in ``dtype``."""
     a = torch.randn(512, 512, device=device).to(dtype)
     long = torch.randn(1 << 22, device=device)
     made, scaled = torch.empty_like(a), torch.empty_like(long)
@@ -58,7 +58,8 @@ def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seco
 
 
 def _per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """How often something runs in a second: in the best of short windows, since others may use the machine too."""
+    """Return how often something runs per second, from the best of several short windows, since the machine may be
+    shared."""
     run()
     best = 0.0
     until = time.perf_counter() + seconds
@@ -74,7 +75,7 @@ def _per_second(run: Callable[[], object], device: torch.device, seconds: float)
 
 
 def value_bytes(taps: Iterable[Tap], sizes: Mapping[str, int]) -> int | None:
-    """float32 bytes of one sample's values at these taps; None where a size or a structured form is unknown."""
+    """Return the float32 bytes of one sample's values at these taps; None if a size or a structured form is unknown."""
     total = 0
     for tap in taps:
         numbers = tap.elements(sizes)
@@ -87,7 +88,7 @@ def value_bytes(taps: Iterable[Tap], sizes: Mapping[str, int]) -> int | None:
 def plan_cache(
     mode: str, passes: int, samples_per_pass: int, taps: Collection[Tap], sizes: Mapping[str, int], limit_gb: float
 ) -> CachePlan:
-    """Whether keeping the teacher's values pays: only if they are read again, have a size and fit."""
+    """Decide whether to cache the teacher's values: only if they are read again, have a known size and fit."""
     each = value_bytes(taps, sizes)
     size = (each or 0) * samples_per_pass
     if mode == "off":
@@ -95,7 +96,7 @@ def plan_cache(
     if not taps:
         return CachePlan(use=False, bytes=0, why="the stage reads no teacher taps")
     if each is None:
-        return CachePlan(use=False, bytes=0, why="factored values are cheaper to compute than to store")
+        return CachePlan(use=False, bytes=0, why="structured values are cheaper to compute than to store")
     if passes < 2 and mode != "disk":
         return CachePlan(use=False, bytes=size, why="every batch is read once")
     if size > limit_gb * 1e9:
@@ -104,7 +105,7 @@ def plan_cache(
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Bytes of parameters and buffers in their own types; shared ones once."""
+    """Return the bytes of parameters and buffers in their dtypes, counting shared ones once."""
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in _all(module)}.values())
 
 
@@ -113,16 +114,16 @@ def _all(module: nn.Module) -> list[torch.Tensor]:
 
 
 def formula_cost(samples: int, per_sample: float, width: int, units: int, graphs: int, trained_share: float) -> Cost:
-    """Cost of a step whose model cannot run on the meta device: 40 numbers of its width per unit and layer are kept,
-    and the backward pass costs one forward pass and one more for what trains.
+    """Estimate the cost of a step whose model cannot run on the meta device: 40 numbers of its width are kept per unit
+    and layer, and the backward pass costs one forward pass plus one more for the trained share.
 
     Args:
-        samples: of a micro-batch.
+        samples: samples per micro-batch.
         per_sample: multiply-adds of a forward pass over a sample.
-        width: of the widest tap.
-        units: of the micro-batch.
-        graphs: layers whose graphs exist at the same time.
-        trained_share: share of the parameters that train.
+        width: width of the widest tap.
+        units: units per micro-batch.
+        graphs: number of layers whose graphs exist at the same time.
+        trained_share: trained fraction of the parameters.
     """
     kept = 40 * FLOAT * units * width * max(graphs, 1)
     return Cost(saved=kept, products=samples * per_sample * (2 + trained_share))

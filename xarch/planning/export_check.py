@@ -1,7 +1,7 @@
-"""Will the student export? A copy cut to about two layers is translated while planning.
+"""Checks while planning that the student will export, by translating a copy cut to about two layers.
 
-Operators, ranks and versions depend on the architecture and not on its size, so what the small copy shows holds for the
-student, and a profile that refuses it is known before hours of training instead of after.
+Operators, ranks and versions depend on the architecture and not on its size, so the result holds for the student, and
+an incompatible profile is detected before hours of training.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from xarch.contracts.export import Profile
 def trial_operators(
     adapter: TargetAdapter, facts: Any, options: BaseModel, profile: Profile, export_options: BaseModel
 ) -> dict[str, int] | None:
-    """How often each operator appears in the graphs of a small copy; None if the target gives no graph.
+    """Return how often each operator appears in the graphs of a small copy; None if the target exports no graphs.
 
     Raises:
-        PlanError: a graph cannot be translated, or needs something the profile does not have.
+        PlanError: a graph cannot be translated, or needs something the profile does not support.
     """
     import onnx
     import onnx_ir

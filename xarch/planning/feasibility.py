@@ -1,4 +1,4 @@
-"""What of a configuration can be done: exports that a small copy passes, weights that are all accounted for."""
+"""Feasibility of a configuration: exports checked on a small copy, and all teacher weights accounted for."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHOWN = 5
 def planned_export(
     registry: Registry, target: Resolved, student: Student, facts: Any, name: str, config: RunConfig
 ) -> PlannedExport:
-    """Graphs and operators of one export.
+    """Check one export and return its graphs and operators.
 
     Raises:
-        UsageError: an option of the export is wrong.
-        PlanError: they do not fit the profile.
+        UsageError: an export option is invalid.
+        PlanError: they do not satisfy the profile.
     """
     profile = registry.create("export", name, where="export.profiles")
     adapter: TargetAdapter = target.adapter
@@ -39,14 +39,14 @@ def planned_export(
 
 
 def initialisation_checks(start: Initialisation, weights: Collection[str] | None) -> list[Check]:
-    """What initialisation does, and whether it accounts for every tensor of the teacher.
+    """Check what initialisation does, and that it accounts for every teacher tensor.
 
     Args:
-        start: as planned.
-        weights: names of the teacher's tensors; None if they are not known before the weights are loaded.
+        start: planned initialisation.
+        weights: names of the teacher's tensors; None if unknown before the weights are loaded.
 
     Raises:
-        PlanError: a tensor of the teacher would be dropped without a word, or one that is to be read does not exist.
+        PlanError: a teacher tensor would be silently dropped, or one to be read does not exist.
     """
     counts = f"{len(start.copied)} tensors copied, {len(start.mapped)} mapped, {len(start.new)} new"
     unused = f", {len(start.unused)} of the teacher unused" if start.unused else ""
@@ -54,17 +54,17 @@ def initialisation_checks(start: Initialisation, weights: Collection[str] | None
     if not (start.copied or start.mapped):
         return checks
     if weights is None:
-        why = "its headers do not tell their names; proven when they are loaded"
+        why = "its headers do not list tensor names; checked when the weights are loaded"
         return [*checks, Check(name="teacher's weights", state="not checked", detail=why)]
     account_for(start, weights)
     return [*checks, Check(name="teacher's weights", state="ok", detail=f"all {len(weights)} are accounted for")]
 
 
 def account_for(start: Initialisation, weights: Collection[str]) -> None:
-    """Every tensor of the teacher is read by one of the student's, or is deliberately not read.
+    """Check that every teacher tensor is read by a student tensor, or is deliberately not read.
 
     Raises:
-        PlanError: a tensor would be dropped without a word.
+        PlanError: a tensor would be silently dropped.
     """
     if not (start.copied or start.mapped):
         return
@@ -73,8 +73,8 @@ def account_for(start: Initialisation, weights: Collection[str]) -> None:
     dropped = sorted(set(weights) - read - set(start.unused))
     if dropped:
         raise PlanError(
-            f"{len(dropped)} tensors of the teacher would be dropped: nothing of the student comes from "
+            f"{len(dropped)} teacher tensors would be dropped: no student tensor reads "
             f"{', '.join(dropped[:SHOWN])}{', …' if len(dropped) > SHOWN else ''}",
-            "the target does not know this teacher's parts; it should read them, name them in "
-            "Initialisation.unused, or refuse such a teacher",
+            "the target does not support these parts of the teacher; it should read them, list them in "
+            "Initialisation.unused, or reject such a teacher",
         )

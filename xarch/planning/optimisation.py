@@ -1,4 +1,4 @@
-"""How a stage's weights move, as the plan checks it: optimiser, wrappers, schedule and their options."""
+"""Planning of a stage's optimisation: optimiser, wrappers, schedule and their options."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xarch.registry.registry import Registry
 
 @dataclass(frozen=True)
 class PlannedOptimiser:
-    """A stage's optimiser.
+    """Checked optimiser of a stage.
 
     Attributes:
-        kind, rest: the algorithm, and the one of parameters that it leaves out.
-        gradients: how often gradients are computed per step: once more for every wrapper.
+        kind, rest: the algorithm, and the one for parameters that it excludes.
+        gradients: gradient computations per step: one, plus one for every wrapper.
     """
 
     kind: OptimiserKind
@@ -28,24 +28,24 @@ class PlannedOptimiser:
     gradients: int
 
     def moments(self, module: nn.Module, trained: Collection[str]) -> int:
-        """Numbers that both keep for the trained parameters of a module."""
+        """Return how many numbers both keep for the trained parameters of a module."""
         taken = self.kind.takes(module)
         sizes = {name: p.numel() for name, p in module.named_parameters()}
         own = sum(sizes[name] for name in trained if taken is None or name in taken)
         return own * self.kind.moments() + (sum(sizes[n] for n in trained) - own) * self.rest.moments()
 
     def work(self, module: nn.Module, trained: Collection[str]) -> float:
-        """Multiply-adds of one step beside forward and backward."""
+        """Return the multiply-adds of one step besides forward and backward."""
         taken = self.kind.takes(module)
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         return sum(self.kind.work(shapes[n]) for n in trained if taken is None or n in taken)
 
 
 def plan_optimiser(registry: Registry, name: str, settings: Optimiser) -> PlannedOptimiser:
-    """The optimiser of a stage.
+    """Plan the optimiser of a stage.
 
     Raises:
-        UsageError: an algorithm, a wrapper, a schedule or an option does not exist, or has a wrong value.
+        UsageError: an algorithm, wrapper, schedule or option does not exist or has an invalid value.
     """
     where = f"stages.{name}.optimiser"
     kind: OptimiserKind = registry.create("optimiser", settings.algorithm, where=f"{where}.algorithm")

@@ -1,4 +1,4 @@
-"""The plan: a resolved conversion as pure data. ``xarch convert`` executes exactly this."""
+"""The plan: a resolved conversion as pure data, executed by ``xarch convert``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Record(BaseModel):
 
 
 class PlannedTeacher(Record):
-    """A teacher, described without its weights."""
+    """Description of a teacher without its weights."""
 
     ref: str = Field(description="as the user wrote it")
     resolved: str = Field(description="SCHEME:REF after named teachers are resolved; ema, self or random as they are")
@@ -29,11 +29,11 @@ class PlannedTeacher(Record):
     weight_bytes: int
     facts: dict[str, Any]
     details: dict[str, Any] = {}
-    weight: float = Field(1.0, description="where several are averaged")
+    weight: float = Field(1.0, description="weight when several are averaged")
 
 
 class PlannedStudent(Record):
-    """The student on the meta device."""
+    """Description of the student, built on the meta device."""
 
     target: str
     plugin: str
@@ -44,30 +44,30 @@ class PlannedStudent(Record):
     copied: list[str]
     mapped: list[str]
     new: list[str]
-    unused: list[str] = Field(description="tensors of the teacher that are deliberately not read")
-    built_from: dict[str, Any] = Field(description="family and facts that it is built from")
+    unused: list[str] = Field(description="teacher tensors that are deliberately not read")
+    built_from: dict[str, Any] = Field(description="family and facts from which it is built")
 
 
 class PlannedMatch(Record):
-    """A comparison whose two sides were proven to agree."""
+    """A comparison whose two sides were checked to agree."""
 
     match: str = Field(description="its name in the configuration")
-    label: str = Field(description="its name in figures: NAME, or NAME.TAP where the match makes several")
+    label: str = Field(description="its name in figures: NAME, or NAME.TAP if the match makes several")
     site: str | None
-    student: list[str] = Field(description="full names of student taps; several only if joined")
-    right: str = Field(description="what they are compared with, e.g. blocks.3.output, batch:labels; empty for nothing")
-    aux: dict[str, str] = Field(default_factory=dict, description="further values, as `right`")
+    student: list[str] = Field(description="full names of the student taps; several only if joined")
+    right: str = Field(description="right side, e.g. blocks.3.output, batch:labels; empty for none")
+    aux: dict[str, str] = Field(default_factory=dict, description="further values, like `right`")
     objective: str
     connector: str | None
     weight: float | Ramp
-    mask: str | None = Field(description="key in the batch of the positions that count")
-    units: str = Field(description="what one unit of its value means")
-    parameters: int = Field(description="of its connector and its objective")
+    mask: str | None = Field(description="batch key of the mask over positions")
+    units: str = Field(description="unit of its value")
+    parameters: int = Field(description="parameters of its connector and objective")
     layouts: tuple[str, str]
 
 
 class CachePlan(Record):
-    """Whether the teacher's outputs are kept on disk, and why."""
+    """Whether the teacher's outputs are cached on disk, and why."""
 
     use: bool
     bytes: int
@@ -75,34 +75,34 @@ class CachePlan(Record):
 
 
 class PlannedStage(Record):
-    """What follows from a stage's settings, which are those of ``plan.config.stages`` and nowhere else."""
+    """Values derived from a stage's settings; the settings themselves are only in ``plan.config.stages``."""
 
     index: int
     name: str
     folder: str
     sites: list[str]
     matches: list[PlannedMatch]
-    trains: dict[str, int] = Field(description="group -> number of parameters; `connectors`, `objectives` among them")
-    coupled: str = Field("", description="why a batch may not be cut into micro-batches or spread over processes")
+    trains: dict[str, int] = Field(description="group -> number of parameters, including `connectors` and `objectives`")
+    coupled: str = Field("", description="why a batch may not be split into micro-batches or across processes")
     units: int
     steps: int
     cache: CachePlan
     memory_bytes: int
-    memory: dict[str, int] = Field(default_factory=dict, description="parts of memory_bytes")
+    memory: dict[str, int] = Field(default_factory=dict, description="memory_bytes by part")
     seconds: float
-    times: dict[str, float] = Field(default_factory=dict, description="parts of the seconds")
-    notes: list[str] = Field(default_factory=list, description="what the estimates assume")
+    times: dict[str, float] = Field(default_factory=dict, description="seconds by part")
+    notes: list[str] = Field(default_factory=list, description="assumptions of the estimates")
     _settings: Stage | None = PrivateAttr(None)
 
     def bind(self, settings: Stage) -> PlannedStage:
-        """Attach the settings it was planned from (the very object of ``plan.config.stages``)."""
+        """Attach the settings it was planned from (the same object as in ``plan.config.stages``)."""
         self._settings = settings
         return self
 
     @property
     def config(self) -> Stage:
-        """The stage's settings, with the data's sample and what ``--tiny`` changes filled in."""
-        assert self._settings is not None, "a planned stage is used through its plan"
+        """The stage's settings, with the data's sample and the changes of ``--tiny`` filled in."""
+        assert self._settings is not None, "use a planned stage through its plan"
         return self._settings
 
     @property
@@ -122,12 +122,12 @@ class PlannedStage(Record):
 
     @property
     def passes(self) -> int:
-        """How often the very same batches are read."""
+        """How many times the same batches are read."""
         return self.config.passes
 
     @property
     def sample(self) -> dict[str, Any]:
-        """What one sample is."""
+        """Form of one sample."""
         return self.config.sample
 
 
@@ -137,11 +137,11 @@ class PlannedExport(Record):
     profile: str
     opset: int
     graphs: list[str]
-    operators: dict[str, int] | None = Field(None, description="of a small copy; None if it was not checked")
+    operators: dict[str, int] | None = Field(None, description="operators of a small copy; None if not checked")
 
 
 class Check(Record):
-    """Something that planning verifies, or could not verify."""
+    """A check made while planning, or why it could not be made."""
 
     name: str
     state: Literal["ok", "not checked", "failed"]
@@ -149,10 +149,10 @@ class Check(Record):
 
 
 class Estimates(Record):
-    """Sums over the run; rough, and said to be so."""
+    """Rough totals over the run."""
 
     seconds: float
-    parts: dict[str, float] = Field(description="seconds of stages, evaluation, export and bench")
+    parts: dict[str, float] = Field(description="seconds for stages, evaluation, export and bench")
     peak_bytes: int
     disk_bytes: int
 
@@ -160,15 +160,15 @@ class Estimates(Record):
 class Plan(Record):
     """A whole conversion, ready to run.
 
-    What a stage does, which gates hold and which profiles are exported stand once, in ``config``: that is what the
-    engine reads and what plan and report show.
+    Stage settings, gates and export profiles are stored only in ``config``, which the engine reads and plan and report
+    show.
     """
 
     format: int = FORMAT
     xarch: str
     name: str
     unit: str
-    teacher: PlannedTeacher | None = Field(description="what the student comes from; None with `teacher: none`")
+    teacher: PlannedTeacher | None = Field(description="main teacher; None with `teacher: none`")
     teachers: dict[str, PlannedTeacher] = Field(description="further teachers by name")
     student: PlannedStudent
     data: dict[str, Any]
@@ -189,9 +189,9 @@ class Plan(Record):
     def _bind(self) -> Plan:
         for stage in self.stages:
             if stage.name not in self.config.stages:
-                raise ValueError(f"the configuration has no stage {stage.name!r}, which is planned")
+                raise ValueError(f"the plan has a stage {stage.name!r} that the configuration lacks")
             stage.bind(self.config.stages[stage.name])
         planned = [export.profile for export in self.export]
         if planned != self.config.export.profiles:
-            raise ValueError(f"exports are planned for {planned}, config.export.profiles names others")
+            raise ValueError(f"exports are planned for {planned}, but config.export.profiles differs")
         return self

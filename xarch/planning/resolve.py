@@ -1,4 +1,4 @@
-"""From names in a configuration to adapters."""
+"""Resolves names in a configuration to adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Resolved:
-    """An adapter with what is left of the reference and its validated options."""
+    """An adapter with the rest of the reference and its validated options."""
 
     adapter: Any
     name: str
@@ -31,7 +31,7 @@ class Resolved:
 
 
 def split_ref(ref: str, what: str, example: str) -> tuple[str, str]:
-    """("scheme", "rest") of ``scheme:rest``.
+    """Return ("scheme", "rest") of ``scheme:rest``.
 
     Raises:
         UsageError: there is no scheme.
@@ -45,7 +45,8 @@ def split_ref(ref: str, what: str, example: str) -> tuple[str, str]:
 def resolve_teacher(
     registry: Registry, ref: str, options: Mapping[str, Any], say: Say, *, tiny: bool = False
 ) -> Resolved:
-    """The source adapter of a teacher reference; ``zoo:NAME`` is fetched once and becomes a plain reference."""
+    """Resolve a teacher reference to its source adapter; ``zoo:NAME`` is fetched once and replaced by a concrete
+    reference."""
     scheme, rest = split_ref(ref, "teacher", "--teacher hf:HuggingFaceTB/SmolLM2-135M or zoo:smollm2-135m")
     if scheme == "zoo":
         from xarch.planning.zoo import fetch_teacher
@@ -61,7 +62,7 @@ def resolve_teacher(
 
 
 def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *, tiny: bool = False) -> Resolved:
-    """A target adapter with its options."""
+    """Resolve a target adapter with its options."""
     spec = registry.get("target", name)
     adapter: TargetAdapter = registry.create("target", name)
     checked = validated(adapter.Options, options, "student.options")
@@ -72,11 +73,9 @@ def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *,
 
 
 def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Resolved:
-    """A data provider with its options."""
+    """Resolve a data provider with its options."""
     if not ref:
-        raise UsageError(
-            "no data are given", "use --data PROVIDER:REF or `data: {ref: …}`; `xarch list data` shows them"
-        )
+        raise UsageError("no data given", "use --data PROVIDER:REF or `data: {ref: …}`; `xarch list data` shows them")
     scheme, rest = split_ref(ref, "data", "--data text:FOLDER")
     spec = registry.get("data", scheme)
     adapter: DataProvider = registry.create("data", scheme)
@@ -84,7 +83,7 @@ def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Re
 
 
 def providers(registry: Registry) -> Callable[[str, Mapping[str, Any]], OpenedData]:
-    """What a provider that builds on another one is given (``DataRequest.provider``)."""
+    """Return the function passed as ``DataRequest.provider`` to providers that build on another one."""
 
     def provider(ref: str, options: Mapping[str, Any]) -> OpenedData:
         found = resolve_data(registry, ref, options)
@@ -94,16 +93,16 @@ def providers(registry: Registry) -> Callable[[str, Mapping[str, Any]], OpenedDa
 
 
 def resolve_metric(registry: Registry, name: str, options: Mapping[str, Any]) -> Resolved:
-    """A metric with its options."""
+    """Resolve a metric with its options."""
     spec = registry.get("metric", name)
     adapter: Metric = registry.create("metric", name)
     return Resolved(adapter, name, spec.plugin, name, validated(adapter.Options, options, "evaluate.metric_options"))
 
 
 def export_options(adapter: TargetAdapter, config: RunConfig) -> BaseModel:
-    """The options of an export, validated by its target.
+    """Return the options of an export, validated by its target.
 
     Raises:
-        UsageError: an option is unknown or has a wrong value.
+        UsageError: an option is unknown or has an invalid value.
     """
     return validated(adapter.ExportOptions, config.export.options, "export.options")

@@ -1,4 +1,4 @@
-"""Both sides of a conversion and its data, described: the student on the meta device, teachers by their facts."""
+"""Descriptions of both sides of a conversion and its data: the student on the meta device, teachers by their facts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from xarch.registry.registry import Registry
 
 
 def start_of(config: RunConfig, describer: Describer) -> tuple[Resolved, DescribedTeacher | None, Any]:
-    """Target, teacher, and the facts that the student is built from.
+    """Return target, teacher, and the facts from which the student is built.
 
     Raises:
-        UsageError: a name or an option is wrong.
+        UsageError: a name or an option is invalid.
         PlanError: the target does not accept this family, or needs a teacher.
         PluginError: an adapter failed.
     """
     if not config.teacher:
         raise UsageError(
-            "no teacher is given", f"use --teacher SCHEME:REF, or --teacher {NO_TEACHER} for a student of its own"
+            "no teacher given", f"use --teacher SCHEME:REF, or --teacher {NO_TEACHER} for a student without one"
         )
     if not config.student.target:
-        raise UsageError("no target is given", "use --to TARGET; `xarch list targets` shows them")
+        raise UsageError("no target given", "use --to TARGET; `xarch list targets` shows them")
     registry = describer.registry
     target = resolve_target(registry, config.student.target, config.student.options, tiny=config.tiny)
     spec = registry.get("target", target.name)
@@ -51,18 +51,18 @@ def start_of(config: RunConfig, describer: Describer) -> tuple[Resolved, Describ
 
 @dataclass(frozen=True)
 class Sides:
-    """Both sides of a conversion and its data, described.
+    """Descriptions of both sides of a conversion and its data.
 
     Attributes:
-        config, registry: of the plan.
-        teacher: what the student comes from; None with ``teacher: none``.
-        teachers: further teachers with weights of their own, by name.
+        config, registry: those of the plan.
+        teacher: the main teacher; None with ``teacher: none``.
+        teachers: further teachers with their own weights, by name.
         target: the student's adapter.
-        facts, family: what the student is built from, and the name of that family.
+        facts, family: facts from which the student is built, and the name of their family.
         student: on the meta device.
-        start: what its initialisation will do.
-        data: the data, described with the configuration's ``data.sample``.
-        describer: describes the data with another sample.
+        start: its planned initialisation.
+        data: description of the data with the configuration's ``data.sample``.
+        describer: describes the data with other samples.
     """
 
     config: RunConfig
@@ -93,7 +93,7 @@ class Sides:
             given = Initialisation(new=tuple(student.module.state_dict()))
             start = given if teacher is None else target.adapter.initialisation(facts, student)
         if spec.produces not in ("*", student.family):
-            said = f"is registered for students of the family {spec.produces!r} and built one of {student.family!r}"
+            said = f"is registered for students of the family {spec.produces!r} but built one of {student.family!r}"
             raise PluginError(f"{registry.owner(spec)} {said}")
         family = teacher.info.family if teacher is not None else student.family
         others = describer.teachers(config)
@@ -101,7 +101,7 @@ class Sides:
 
     @property
     def parameters(self) -> int:
-        """Of the student."""
+        """Number of parameters of the student."""
         return sum(p.numel() for p in self.student.module.parameters())
 
     @property
@@ -110,7 +110,7 @@ class Sides:
         return list(sites_of(self.student))
 
     def taps(self) -> dict[str, dict[str, Tap]]:
-        """Name of a model on the right side of matches -> its taps: "" is the main teacher as the target views it."""
+        """Taps by name of the model on the right side of matches; "" is the main teacher as viewed by the target."""
         found: dict[str, dict[str, Tap]] = {}
         if self.teacher is not None:
             with self.registry.guard(self.registry.get("target", self.target.name), "view_taps"):
@@ -126,11 +126,11 @@ class Sides:
 
     def _random_taps(self, name: str, found: Mapping[str, dict[str, Tap]]) -> dict[str, Tap]:
         if RANDOM not in found:
-            raise PlanError(f"teachers.{name}: random weights need an architecture, and there is no teacher")
+            raise PlanError(f"teachers.{name}: random weights need an architecture, but there is no teacher")
         return found[RANDOM]
 
     def warnings(self) -> list[str]:
-        """What the sources and the data say a user should know."""
+        """Warnings of the sources and the data."""
         teachers = [t for t in (self.teacher, *self.teachers.values()) if t is not None]
         told = [text for t in teachers for text in t.info.warnings]
         return list(dict.fromkeys([*told, *self.data.info.warnings]))

@@ -1,4 +1,4 @@
-"""Plans the stages of a configuration: matches, amounts of data, steps, memory and time."""
+"""Plans the stages of a configuration: matches, data budgets, steps, memory and time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from xarch.planning.sides import Sides
 TINY_STEPS = 6
 TINY_BATCH = 2
 PARTS = (CONNECTORS, OBJECTIVES)
-"""Groups of ``trains`` that are not the student's."""
+"""Groups of ``trains`` that do not belong to the student."""
 SIDES = ("teacher", "student")
 
 
@@ -41,8 +41,8 @@ class StagePlanner:
     """Plans the stages of one configuration.
 
     Args:
-        sides: of the plan.
-        device: that the run computes on; its rates are measured for a moment.
+        sides: the plan's models and data.
+        device: device of the run; its rates are measured briefly.
     """
 
     def __init__(self, sides: Sides, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class StagePlanner:
 
     @property
     def rate(self) -> float:
-        """Multiply-adds per second of a forward pass."""
+        """Return the multiply-adds per second of a forward pass."""
         return self.rates.products
 
     def _models(self) -> dict[str, Mapping[str, Tap]]:
@@ -66,7 +66,7 @@ class StagePlanner:
         return {STUDENT: self.student.taps(), **kept}
 
     def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
-        """The stages that run, and why optional ones do not."""
+        """Return the stages that run, and why optional ones are skipped."""
         chosen: list[tuple[str, Stage]] = []
         left_out: list[str] = []
         for name, stage in self.config.stages.items():
@@ -78,16 +78,16 @@ class StagePlanner:
                     described = self._describe(settings.sample)
                     self._pairs(name, settings, described, self._context(1, described))
             except MissingTap as e:
-                left_out.append(f"stage {name} is left out: {e.what}")
+                left_out.append(f"stage {name} is skipped: {e.what}")
             else:
                 chosen.append((name, stage))
         return chosen, left_out
 
     def stage(self, index: int, name: str, given: Stage) -> PlannedStage:
-        """One stage with everything resolved; ``config`` of it are the settings that the run's configuration gets.
+        """Resolve one stage; its ``config`` holds the settings for the run's configuration.
 
         Raises:
-            UsageError, PlanError: it cannot run as configured.
+            UsageError, PlanError: the stage cannot run as configured.
         """
         stage = self._settings(given)
         kind: StageKind = self.registry.create("stage", stage.kind, where=f"stages.{name}.kind")
@@ -98,9 +98,7 @@ class StagePlanner:
         described = self._describe(stage.sample)
         budget = self._budget(name, stage, each, described)
         if kind.trains and budget is None:
-            raise UsageError(
-                f"stages.{name}: nothing says how much data the stage reads", "give `share`, `epochs` or `units`"
-            )
+            raise UsageError(f"stages.{name}: the stage has no data budget", "set `share`, `epochs` or `units`")
         request = StageRequest(options, stage, each, budget, tuple(sites))
         units, steps = self._amount(name, kind, request)
         batches = plan_batches(self.registry, name, stage, described, self._models())
@@ -136,7 +134,8 @@ class StagePlanner:
         ).bind(stage)
 
     def _settings(self, given: Stage) -> Stage:
-        """The stage as it runs: places named, the data's sample filled in, and fewer samples for ``--tiny``."""
+        """Return the effective settings: places resolved, the data's sample filled in, and fewer samples for
+        ``--tiny``."""
         sample = {**self.config.data.sample, **given.sample}
         changed: dict[str, Any] = {"sample": sample}
         if self.config.tiny:
@@ -170,12 +169,13 @@ class StagePlanner:
         if kind.trains:
             missing = [key for key in ("matches", "trains") if not getattr(stage, key)]
             if missing:
-                raise UsageError(f"{where}: a stage of kind {stage.kind!r} needs `{missing[0]}`", None)
+                raise UsageError(f"{where}: a stage of kind {stage.kind!r} requires `{missing[0]}`", None)
         else:
             useless = [k for k in ("matches", "trains", "until", "phases", "validation", "ema") if getattr(stage, k)]
             if useless:
                 raise UsageError(
-                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} optimises no matches", f"remove {useless[0]}"
+                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} does not optimise matches",
+                    f"remove {useless[0]}",
                 )
         self._check_metric(where, stage)
         for figure in stage.requires:
@@ -187,7 +187,7 @@ class StagePlanner:
                     near(side, known, "sides") + "; e.g. teacher.top1",
                 )
             if side == "teacher" and self.sides.teacher is None:
-                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, and this run has none", None)
+                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, but this run has none", None)
 
     def _check_metric(self, where: str, stage: Stage) -> None:
         """A registered metric that the stage validates by is for students of this family."""
@@ -203,7 +203,7 @@ class StagePlanner:
             )
 
     def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
-        """The data as batches of such samples."""
+        """Describe the data as batches of such samples."""
         sides = self.sides
         if dict(sample) == dict(sides.data.request.sample):
             return sides.data.info
@@ -220,7 +220,7 @@ class StagePlanner:
         )
 
     def _pairs(self, name: str, stage: Stage, described: DataInfo, context: MatchContext) -> list[Pair]:
-        """The pairs at the stage's start; those of its phases are proven too."""
+        """Return the pairs at the stage's start; pairs of its phases are checked too."""
         phases = phase_settings(stage, f"stages.{name}")
         return pair_phases(
             name,
@@ -234,7 +234,7 @@ class StagePlanner:
         )
 
     def _trained(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> dict[str, int]:
-        """Group -> number of parameters."""
+        """Return group -> number of parameters."""
         known = self.student.param_groups()
         unknown = sorted(set(stage.trains) - set(known) - set(PARTS))
         if unknown:
@@ -257,14 +257,14 @@ class StagePlanner:
         reason = cuttable(self.student, trained, pairs) or ""
         if reason and stage.micro_batch is not None and stage.micro_batch < stage.batch.size:
             raise PlanError(
-                f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be cut into "
+                f"stages.{name}.micro_batch: {reason}, so a batch of {stage.batch.size} cannot be split into "
                 f"{stage.micro_batch}",
-                f"--set stages.{name}.micro_batch=null, or a smaller batch",
+                f"--set stages.{name}.micro_batch=null, or use a smaller batch",
             )
         return reason
 
     def _amount(self, name: str, kind: StageKind, request: StageRequest) -> tuple[int, int]:
-        """(units, optimiser steps) that the stage reads and takes."""
+        """Return (units read, optimiser steps) of the stage."""
         stage, each = request.settings, request.units_per_sample
         with self.registry.guard(self.registry.get("stage", stage.kind), f"stages.{name}"):
             units = kind.units(request)
@@ -280,7 +280,7 @@ class StagePlanner:
     def _budget(self, name: str, stage: Stage, each: int, described: DataInfo) -> int | None:
         if stage.units is not None and stage.epochs is not None:
             raise UsageError(
-                f"stages.{name}: `units` and `epochs` both say how much data it reads",
+                f"stages.{name}: `units` and `epochs` are mutually exclusive",
                 f"remove one: --set stages.{name}.units=null or --set stages.{name}.epochs=null",
             )
         if stage.units is not None:
@@ -289,24 +289,24 @@ class StagePlanner:
             samples = dict(described.facts.get("samples") or {}).get("train")
             if not samples:
                 raise UsageError(
-                    f"stages.{name}.epochs: {self.config.data.ref} does not say how many training samples it has",
-                    "give `share` or `units` instead",
+                    f"stages.{name}.epochs: {self.config.data.ref} does not declare its number of training samples",
+                    "set `share` or `units` instead",
                 )
             return round(stage.epochs * samples * each)
         return None if stage.share is None else int(self.config.budget * stage.share)
 
     def _cache(self, stage: Stage, pairs: Sequence[Pair], costs: StageCosts, samples: int) -> CachePlan:
         if not pairs:
-            return CachePlan(use=False, bytes=0, why="the stage matches nothing")
+            return CachePlan(use=False, bytes=0, why="the stage has no matches")
         read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
         limit = self.config.runtime.cache_gb
         return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
 
 
 def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:
-    """One line for every stage whose batches stay whole."""
+    """Return one check for every stage whose batches may not be split."""
     return [
-        Check(name=f"batch {s.name}", state="ok", detail=f"kept whole, in one process: {s.coupled}")
+        Check(name=f"batch {s.name}", state="ok", detail=f"not split, in one process: {s.coupled}")
         for s in stages
         if s.coupled
     ]

@@ -10,17 +10,17 @@ from xarch.planning.plan import Estimates, PlannedExport, PlannedStage
 from xarch.planning.sides import Sides
 
 BENCH_SECONDS = 3.0
-"""Longest time a graph is measured for."""
+"""Maximum measuring time per graph."""
 BENCH_CALLS = 52
 FILE_BYTES_PER_SECOND = 1.5e8
-"""Weights of a graph are written, read back, checked and loaded into a runtime."""
+"""Number of passes over a graph's weights: written, read back, checked and loaded into a runtime."""
 
 
 class Totals:
-    """Adds up what a plan knows.
+    """Totals of a plan.
 
     Args:
-        sides: of the plan.
+        sides: the plan's models and data.
         rate: multiply-adds per second of a forward pass.
     """
 
@@ -35,7 +35,7 @@ class Totals:
 
     @contextlib.contextmanager
     def trial(self, profile: str) -> Iterator[None]:
-        """Around the export of a small copy: what it takes is what translating the student's graphs takes."""
+        """Time the export of a small copy, as an estimate of the translation time of the student's graphs."""
         started = time.perf_counter()
         yield
         self.trials[profile] = time.perf_counter() - started
@@ -43,7 +43,7 @@ class Totals:
     def estimates(
         self, stages: Sequence[PlannedStage], exports: Sequence[PlannedExport], metric: str | None
     ) -> Estimates:
-        """Sums over the run."""
+        """Return sums over the run."""
         parts = {
             "stages": sum(s.seconds for s in stages),
             "evaluation": self._evaluation(stages) if metric is not None else 0.0,
@@ -62,7 +62,7 @@ class Totals:
         )
 
     def _evaluation(self, stages: Sequence[PlannedStage]) -> float:
-        """Teacher, student and its variants once; the student before training; the points of the curve."""
+        """Seconds for teacher, student and its variants once, the student before training, and the curve's points."""
         chosen = self.config.evaluate
         samples = min(chosen.samples, 2) if self.config.tiny else chosen.samples
         models = 1 + len(self.sides.student.variants())
@@ -75,12 +75,13 @@ class Totals:
         return done / self.rate
 
     def _export(self, export: PlannedExport) -> float:
-        """Translation as of the small copy, files, and the student and its graphs on the samples of the parity gate."""
+        """Seconds for translation (as timed on the small copy), files, and the student and its graphs on the parity
+        samples."""
         files = 4 * self.sides.parameters / FILE_BYTES_PER_SECOND
         parity = self.config.export.parity_samples * self.student * (1 + len(export.graphs)) / self.rate
         return self.trials.get(export.profile, 0.0) + files + parity
 
     def _bench(self, export: PlannedExport) -> float:
-        """Every graph of the student and, where it has one, of the teacher."""
+        """Seconds for benchmarking every graph of the student and, if available, of the teacher."""
         calls = [min(BENCH_SECONDS, BENCH_CALLS * work / self.rate) for work in (self.student, self.teacher)]
         return len(export.graphs) * (sum(calls) + 4 * self.sides.parameters / FILE_BYTES_PER_SECOND)

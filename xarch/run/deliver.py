@@ -1,4 +1,4 @@
-"""What leaves a run: the saved student, its exports, and their bench."""
+"""Deliverables of a run: the saved student, its exports, and their bench."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from xarch.run.student_io import load_student, save_student
 
 
 class Delivery:
-    """Saves and exports the student of a run; ``target`` is set once it is resolved.
+    """Saves and exports the student of a run; ``target`` is set after it is resolved.
 
     Args:
-        plan, run, registry, reporter, ranks, device: of the run.
-        evaluator: gives held-out batches and the teacher.
+        plan, run, registry, reporter, ranks, device: those of the run.
+        evaluator: provides held-out batches and the teacher.
     """
 
     target: Resolved
@@ -46,10 +46,10 @@ class Delivery:
         self.reporter, self.ranks, self.device, self.evaluator = reporter, ranks, device, evaluator
 
     def save(self, student: Student, decisions: dict[str, Any]) -> Student:
-        """Write the student folder; returns the student as it loads from there.
+        """Write the student folder; return the student as loaded from it.
 
         Raises:
-            PlanError: it loads with other weights.
+            PlanError: its weights differ after loading.
         """
         teacher = self.evaluator.teacher
         if self.ranks.main:
@@ -70,11 +70,11 @@ class Delivery:
         loaded, _, _ = load_student(self.run.student, self.registry, self.device)
         again = combined_hash(tensor_hashes(loaded.module.state_dict()))
         if saved != again:
-            raise PlanError(f"the saved student does not load as it was: weights {again[:12]}, expected {saved[:12]}")
+            raise PlanError(f"the saved student differs after loading: weights {again[:12]}, expected {saved[:12]}")
         return loaded
 
     def deliver(self, student: Student) -> None:
-        """Every export of the configuration that has not passed yet, each with its bench."""
+        """Make every configured export that has not passed yet, and bench each."""
         if not self.ranks.main:
             return
         for name in self.config.export.profiles:
@@ -102,11 +102,11 @@ class Delivery:
                 )
 
     def export(self, student: Student, name: str) -> None:
-        """The student's graphs for one profile, through the checker and the parity gate.
+        """Export the student for one profile, including the checker and the parity gate.
 
         Raises:
             PluginError: code of the target, of a hook or of their cases failed; names the plugin.
-            ParityError: a graph does not reproduce the student, or nothing proves it.
+            ParityError: a graph does not reproduce the student, or nothing verifies it.
         """
         from xarch.export.run import export_profile
 
@@ -137,7 +137,7 @@ class Delivery:
             self._export_teacher(profile)
 
     def _evaluate(self, student: Student, name: str) -> None:
-        """The run's metric on the exported files."""
+        """Evaluate the exported files with the run's metric."""
         from xarch.export.exported_model import ExportedModel
 
         model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
@@ -145,15 +145,15 @@ class Delivery:
 
     @property
     def _target(self) -> str:
-        """PLUGIN:NAME; a saved student's target is named like that already."""
+        """Return PLUGIN:NAME; a saved student's target already has this form."""
         return f"{self.target.plugin}:{self.target.name.rpartition(':')[2]}"
 
     def _blame(self, during: str) -> AbstractContextManager[object]:
-        """Around code of the target and of what it returns."""
+        """Attribute errors in code of the target, and of the objects it returns, to its plugin."""
         return self.registry.guard(self.registry.get("target", self._target), during)
 
     def _export_teacher(self, profile: Profile) -> None:
-        """The teacher's own graphs, for the bench to measure beside the student's; having none is no error."""
+        """Export the teacher's graphs, for the bench to compare with the student's; having none is not an error."""
         from xarch.export.run import export_teacher
 
         folder = self.run.teacher_bench(profile.name)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine and seeds, for run.json."""
+"""Environment of a run: versions, machine and seeds, for run.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xarch.planning.plan import Plan
 
 
 def environment(plan: Plan, world: int) -> dict[str, Any]:
-    """Versions, machine and seeds for run.json."""
+    """Return versions, machine and seeds for run.json."""
     from importlib.metadata import PackageNotFoundError, version
 
     from packaging.requirements import Requirement
@@ -49,7 +49,7 @@ def environment(plan: Plan, world: int) -> dict[str, Any]:
 
 
 def _requirements() -> list[str]:
-    """Requirement lines of xarch itself."""
+    """Return the requirement lines of xarch."""
     from importlib.metadata import PackageNotFoundError, requires
 
     with contextlib.suppress(PackageNotFoundError):

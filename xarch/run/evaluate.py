@@ -1,4 +1,4 @@
-"""Held-out data and the run's metric: before training, on the way, and of the finished student."""
+"""Held-out data and the run's metric: before, during and after training."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ VARIANT = "variants."
 
 
 class Evaluator:
-    """Evaluates students on a run's data; ``sides`` is set once it is loaded.
+    """Evaluates students on a run's data; ``sides`` is set after loading.
 
-    Decisions during training are made on the split "validation"; "heldout" is for the final figures and for those of
-    the student before training, their rival.
+    Decisions during training use the split "validation"; "heldout" is for the final figures and for the baseline, the
+    student before training.
 
     Args:
-        plan, run, registry, reporter, ranks: of the run.
-        device: where batches go.
-        raise_if_stopped: called between batches with what is going on.
+        plan, run, registry, reporter, ranks: those of the run.
+        device: device of the batches.
+        raise_if_stopped: called between batches with a description of the current activity.
     """
 
     sides: RunSides
@@ -59,11 +59,11 @@ class Evaluator:
 
     @property
     def teacher(self) -> Teacher | None:
-        """What the student comes from, as it is."""
+        """The main teacher, unmodified."""
         return self.sides.teacher
 
     def batches(self, split: Split, samples: int) -> Iterable[Batch]:
-        """Fixed batches of a split, on the run's device, read anew at every call."""
+        """Return fixed batches of a split, on the run's device, read again at every call."""
         chosen = self.config.evaluate
         size = min(chosen.batch, samples)
         stream = self.sides.open(split, size, {**self.config.data.sample, **chosen.sample}, self.config.seed)
@@ -74,7 +74,7 @@ class Evaluator:
                 stream.close()
 
     def heldout(self, samples: int) -> Iterable[Batch]:
-        """Fixed held-out batches."""
+        """Return fixed held-out batches."""
         return self.batches("heldout", samples)
 
     def measure(
@@ -86,13 +86,13 @@ class Evaluator:
         split: Split = "heldout",
         quiet: bool = False,
     ) -> Evaluation | None:
-        """Figures of some models; None without a metric.
+        """Evaluate models; return None without a metric.
 
         Args:
-            students: "student" and others by name.
+            students: "student" and other models by name.
             samples: by default as configured.
             metric: by default the run's.
-            quiet: without progress on the screen, and without a trace in the random state.
+            quiet: without displaying progress or changing the random state.
         """
         name = metric or self.plan.metric
         if name is None:
@@ -121,28 +121,28 @@ class Evaluator:
         with self.registry.guard(self.registry.get("metric", name), "evaluate"), torch.no_grad():
             evaluation = resolved.adapter.evaluate(request)
         if not isinstance(evaluation, Evaluation):
-            raise PluginError(f"metric {name!r} returned {type(evaluation).__name__}, wanted an Evaluation")
+            raise PluginError(f"metric {name!r} returned {type(evaluation).__name__}, expected an Evaluation")
         if quiet:
             restore_rng(*state)
         return evaluation
 
     def _metric(self, name: str) -> Resolved:
-        """One object a run, so that it can remember what the teacher made of a batch."""
+        """Return the run's single instance of a metric, which may cache the teacher's outputs."""
         if name not in self._metrics:
             options = self.config.evaluate.metric_options if name == self.plan.metric else {}
             self._metrics[name] = resolve_metric(self.registry, name, options)
         return self._metrics[name]
 
     def measure_quietly(self, student: Student, samples: int) -> Evaluation | None:
-        """Figures on ``samples`` validation samples; what the quality curve is made of."""
+        """Return figures on ``samples`` validation samples, for the quality curve."""
         return self.measure({"student": student}, samples, split="validation", quiet=True)
 
     def try_out(self, student: Student) -> None:
-        """Whether the metric can judge this student, and gives the figures that have a gate, on one validation sample.
+        """Check on one validation sample that the metric supports this student and measures all figures with a gate.
 
-        Raises:
-            UsageError: a gate, or the validation of a stage, names a figure that the metric does not give.
-            PluginError: the metric failed.
+            Raises:
+        UsageError: a gate, or the validation of a stage, names a figure that the metric does not measure.
+        PluginError: the metric failed.
         """
         if self.plan.metric is None or not self.ranks.main:
             return
@@ -163,7 +163,7 @@ class Evaluator:
                 )
 
     def baseline(self, student: Student, folder: Path) -> None:
-        """Figures of the student before any gradient step, kept in the stage's folder."""
+        """Evaluate the student before any gradient step, and store the figures in the stage's folder."""
         file = folder / "evaluation.json"
         if not self.config.evaluate.baseline or self.config.tiny or file.exists() or not self.ranks.main:
             return
@@ -173,7 +173,7 @@ class Evaluator:
             write_json(file, found.student)
 
     def evaluate(self, student: Student) -> None:
-        """Figures of the finished student and its variants into eval.json, unless they are there."""
+        """Evaluate the finished student and its variants into eval.json, unless already done."""
         if not self.ranks.main or self.run.eval_json.exists():
             return
         self.reporter.phase("evaluate", f"{self.plan.metric or 'no metric'}")
@@ -186,11 +186,11 @@ class Evaluator:
         write_json(self.run.eval_json, vars(found))
 
     def knows_export(self, profile: str) -> bool:
-        """Whether eval.json has the figures of an exported file."""
+        """Return whether eval.json has the figures of an exported file."""
         return self.run.eval_json.exists() and profile in read_json(self.run.eval_json).get("exports", {})
 
     def evaluate_export(self, profile: str, model: TapModel) -> None:
-        """Figures of an exported file into eval.json."""
+        """Evaluate an exported file into eval.json."""
         self.reporter.phase("evaluate", f"the export {profile}")
         found = self.measure({"student": model})
         if found is not None and self.run.eval_json.exists():
@@ -205,7 +205,7 @@ class Evaluator:
 
     @staticmethod
     def _with_variants(found: Evaluation) -> Evaluation:
-        """Operating points are no baselines."""
+        """Move operating points from the baselines to the variants."""
         names = [name for name in found.baselines if name.startswith(VARIANT)]
         found.variants |= {name.removeprefix(VARIANT): found.baselines.pop(name) for name in names}
         return found

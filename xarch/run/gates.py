@@ -1,4 +1,4 @@
-"""Limits that a student must keep before it may be exported."""
+"""Quality gates: limits that a student must meet before it may be exported."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from xarch.config.schema import Gate, RunConfig
 from xarch.errors import UsageError
 
 EXPORTS = "exports."
-"""How gates name figures of exported files."""
+"""Prefix of gate names for figures of exported files."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """One figure against its limit.
+    """Result of comparing one figure with its limit.
 
     Attributes:
-        name: of the figure.
-        value: what was measured.
+        name: name of the figure.
+        value: measured value.
         limit: the limit in words, e.g. "<= 1.1".
-        passed: whether it is kept; a figure that is not a number never is.
+        passed: whether the limit is met; NaN never passes.
     """
 
     name: str
@@ -33,8 +33,8 @@ class GateResult:
 
 
 def gateable(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Every figure of eval.json that may have a gate: the student's, those that compare it with its teacher, and those
-    of its operating points and exported files as ``variants.NAME.FIGURE`` and ``exports.PROFILE.FIGURE``."""
+    """Return every figure of eval.json that may have a gate: the student's, those comparing it with its teacher, and
+    those of its operating points and exported files as ``variants.NAME.FIGURE`` and ``exports.PROFILE.FIGURE``."""
     own = {
         f"{kind}.{name}.{key}": value
         for kind in ("variants", "exports")
@@ -45,25 +45,25 @@ def gateable(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def before_export(gates: Mapping[str, Gate]) -> dict[str, Gate]:
-    """The gates that a student has to pass before it is exported: all but those of the files."""
+    """Return the gates that a student must pass before export: all but those of exported files."""
     return {name: gate for name, gate in gates.items() if not name.startswith(EXPORTS)}
 
 
 def check_export_gates(config: RunConfig) -> None:
-    """Every gate of an exported file has a file.
+    """Check that every gate on an exported file refers to a planned export.
 
     Raises:
-        UsageError: exports are not evaluated, or not made for that profile.
+        UsageError: exports are not evaluated, or that profile is not exported.
     """
     known = [f"{EXPORTS}{profile}." for profile in config.export.profiles] if config.evaluate.exports else []
     for name in config.gates:
         if name.startswith(EXPORTS) and not name.startswith(tuple(known)):
             wanted = "set evaluate.exports=true" if not config.evaluate.exports else f"one of {', '.join(known)}FIGURE"
-            raise UsageError(f"gates.{name}: there will be no such figure", wanted)
+            raise UsageError(f"gates.{name}: this figure will not be measured", wanted)
 
 
 def check(gated: Mapping[str, float], gates: Mapping[str, Gate]) -> list[GateResult]:
-    """Every gate against figures (see :func:`gateable`), in the order of the gates.
+    """Compare every gate with its figure (see :func:`gateable`), in the order of the gates.
 
     Raises:
         UsageError: a gate names a figure that was not measured.
@@ -75,8 +75,8 @@ def _result(name: str, gated: Mapping[str, float], gate: Gate) -> GateResult:
     if name not in gated:
         near = difflib.get_close_matches(name, gated, n=1)
         raise UsageError(
-            f"gates.{name}: there is no such figure" + (f"; did you mean {near[0]!r}?" if near else ""),
-            f"figures that can have a gate here: {', '.join(sorted(gated)) or 'none'}",
+            f"gates.{name}: no such figure" + (f"; did you mean {near[0]!r}?" if near else ""),
+            f"available figures: {', '.join(sorted(gated)) or 'none'}",
         )
     value = float(gated[name])
     above = gate.min is None or value >= gate.min
@@ -85,7 +85,7 @@ def _result(name: str, gated: Mapping[str, float], gate: Gate) -> GateResult:
 
 
 def describe(gate: Gate) -> str:
-    """A limit in words."""
+    """Return a limit as text."""
     parts = [f">= {gate.min:g}"] if gate.min is not None else []
     parts += [f"<= {gate.max:g}"] if gate.max is not None else []
     return " and ".join(parts) or "any number"

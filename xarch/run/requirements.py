@@ -1,4 +1,4 @@
-"""What a stage requires before it starts: figures of teachers or student on the validation split."""
+"""Requirements of a stage before it starts: figures of teachers or student on the validation split."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEACHER = "teacher"
 
 
 def check_requirements(planned: PlannedStage, student: Student, sides: RunSides, evaluator: Evaluator) -> None:
-    """Whether a stage may start.
+    """Check that a stage may start.
 
     Raises:
-        PlanError: a figure is not what it has to be, or is not measured at all.
+        PlanError: a figure is outside its limits, or is not measured at all.
     """
     names = {key.partition(".")[0] for key in planned.config.requires}
     models: dict[str, TapModel] = {STUDENT: student}
@@ -32,7 +32,7 @@ def check_requirements(planned: PlannedStage, student: Student, sides: RunSides,
         seen = measured.figure(side, figure)
         if seen is None:
             raise PlanError(
-                f"{where}: no metric gives {figure!r} of {side}",
+                f"{where}: no metric measures {figure!r} of {side}",
                 f"figures: {', '.join(sorted(_figures(measured.by(None), side))) or 'none'}",
             )
         low, high = limit.min, limit.max
@@ -40,27 +40,27 @@ def check_requirements(planned: PlannedStage, student: Student, sides: RunSides,
             limits = [f"at least {low:g}"] if low is not None else []
             limits += [f"at most {high:g}"] if high is not None else []
             raise PlanError(
-                f"{where}: {figure} of {side} is {seen:.5g} on the validation data, wanted {' and '.join(limits)}",
+                f"{where}: {figure} of {side} is {seen:.5g} on the validation data, required {' and '.join(limits)}",
                 f"use a better model, or change the limit: `--set stages.{planned.name}.requires.{key}=…`",
             )
 
 
 @dataclass
 class _Measured:
-    """Figures of several models, each metric evaluated once."""
+    """Figures of several models; each metric is evaluated once."""
 
     evaluator: Evaluator
     models: Mapping[str, TapModel]
     found: dict[str | None, Evaluation | None] = field(default_factory=dict)
 
     def by(self, metric: str | None) -> Evaluation | None:
-        """What a metric says; None is the run's."""
+        """Return the evaluation of a metric; None means the run's metric."""
         if metric not in self.found:
             self.found[metric] = self.evaluator.measure(self.models, metric=metric, split="validation", quiet=True)
         return self.found[metric]
 
     def figure(self, side: str, name: str) -> float | None:
-        """A figure of the run's metric, or the headline of the metric of that name."""
+        """Return a figure of the run's metric, or the headline of the metric with that name."""
         seen = _figures(self.by(None), side).get(name)
         if seen is None and any(spec.name == name for spec in self.evaluator.registry.specs("metric")):
             other = self.by(name)

@@ -1,4 +1,4 @@
-"""Source ``run:DIR``: the student of an earlier run becomes a teacher, so conversions chain."""
+"""Source ``run:DIR``: uses the student of an earlier run as teacher, so conversions can be chained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xarch.run.student_io import StudentConfig, build_student, load_student, rea
 
 
 class RunSource(SourceAdapter):
-    """Reads ``RUN/student`` (or a student folder). The student must offer ``as_teacher``."""
+    """Reads ``RUN/student`` (or a student folder). The student must implement ``as_teacher``."""
 
     def describe(self, ref: str, options: BaseModel) -> SourceInfo:
         folder = student_folder(Path(ref))
@@ -64,15 +64,15 @@ def _as_teacher(
 
 
 def _refuse_incomplete(ref: str, teacher: Teacher) -> None:
-    """A teacher gives every tap its facts declare; a student whose modules were replaced gives others.
+    """Reject a student whose taps differ from those its facts declare, e.g. after modules were replaced.
 
     Raises:
-        PlanError: taps are missing or of another layout, so nothing could be matched or copied there.
+        PlanError: taps are missing or have another layout, so nothing could be matched or copied there.
     """
     own, declared = teacher.taps(), teacher.facts.taps()
     other = [n for n, tap in declared.items() if n not in own or own[n].layout != tap.layout]
     if other:
         raise PlanError(
-            f"run:{ref} cannot be a teacher: {len(other)} of the family's taps are not as declared, first {other[0]}",
-            "a student whose modules were replaced cannot be converted again; start from its own teacher",
+            f"run:{ref} cannot be a teacher: {len(other)} of the family's taps are not as declared, first: {other[0]}",
+            "a student whose modules were replaced cannot be converted again; start from its teacher",
         )

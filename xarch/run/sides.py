@@ -1,4 +1,4 @@
-"""The models and data of a run, loaded: teachers, their view, processors, and streams of every split."""
+"""Loads the models and data of a run: teachers, their view, processors, and streams of every split."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from xarch.registry.registry import Registry
 
 @dataclass
 class RunSides:
-    """What the stages, the evaluation and the exports of a run share.
+    """Models and data shared by the stages, evaluation and exports of a run.
 
     Attributes:
-        registry: of adapters.
+        registry: the loaded plugins.
         target: the student's adapter.
-        teacher: what the student comes from, as it is; None with ``teacher: none``.
-        viewed: the same as the target's matches see it.
-        teachers: further teachers by name, and "random" where a match names it.
-        request: what the data are opened with.
+        teacher: the main teacher, unmodified; None with ``teacher: none``.
+        viewed: the main teacher as seen by the target's matches.
+        teachers: further teachers by name, and "random" if a match uses it.
+        request: request with which the data are opened.
         data: the provider.
         processors: "teacher" and "student" -> tokenizer or image processor, None without one.
-        facts: of the data set.
+        facts: facts of the data set.
     """
 
     registry: Registry
@@ -45,7 +45,7 @@ class RunSides:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, split: Split, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
-        """Batches of ``samples`` samples of a split, on the CPU.
+        """Open batches of ``samples`` samples of a split, on the CPU.
 
         Raises:
             PluginError: the provider failed.
@@ -60,7 +60,7 @@ def load_sides(plan: Plan, registry: Registry, device: torch.device, say: Say) -
     """Load teachers and processors of a plan.
 
     Raises:
-        UsageError, PlanError, PluginError: an adapter refused or failed.
+        UsageError, PlanError, PluginError: an adapter rejected its input or failed.
     """
     config = plan.config
     target = resolve_target(registry, plan.student.target, config.student.options, tiny=config.tiny)
@@ -102,7 +102,7 @@ def _load(
 
 
 def _random_names(plan: Plan) -> list[str]:
-    """Names under which the plan uses the teacher's architecture with random weights."""
+    """Return the names under which the plan uses the teacher's architecture with random weights."""
     named = [name for name, planned in plan.teachers.items() if planned.ref == RANDOM]
     reads = [text for s in plan.stages for m in s.matches for text in (m.right, *m.aux.values())]
     used = any(text.startswith(f"{RANDOM}:") for line in reads for text in line.replace(",", " ").split())
@@ -111,7 +111,7 @@ def _random_names(plan: Plan) -> list[str]:
 
 def _random(plan: Plan, registry: Registry, target: Resolved, device: torch.device, say: Say) -> Teacher:
     if plan.teacher is None:
-        raise PlanError("random weights need an architecture, and there is no teacher")
+        raise PlanError("random weights need an architecture, but there is no teacher")
     config = plan.config
     source = resolve_teacher(registry, plan.teacher.resolved, config.teacher_options, say, tiny=config.tiny)
     with registry.guard(registry.get("source", source.name), "random"):

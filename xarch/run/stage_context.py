@@ -1,4 +1,4 @@
-"""Puts together what a stage gets of its run: models, matches, data, caches."""
+"""Assembles the context of a stage from its run: models, matches, data, caches."""
 
 from __future__ import annotations
 
@@ -42,15 +42,12 @@ from xarch.run.sides import RunSides
 
 @dataclass
 class ContextBuilder:
-    """Builds the context of one stage.
+    """Builder of the context of one stage.
 
     Attributes:
-        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator, autocast: of the
-            run.
-        planned, kind: the stage.
-        folder: its checkpoints.
-        metrics_start, curve_start: positions of both logs at its beginning.
-        data_counters: filled by its stream.
+        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator, autocast: those
+        of the run. planned, kind: the planned stage and its kind. folder: folder of its checkpoints. metrics_start,
+            curve_start: positions of the two logs at its beginning. data_counters: updated by its stream.
     """
 
     plan: Plan
@@ -74,7 +71,7 @@ class ContextBuilder:
     data_counters: dict[str, int]
 
     def build(self) -> tuple[EngineContext, dict[str, TeacherCache]]:
-        """The context, and the caches in front of its teachers."""
+        """Return the context, and the caches of its teachers."""
         planned, config, sides = self.planned, self.plan.config, self.sides
         stage, where = planned.config, f"stages.{planned.name}"
         phases = phase_settings(stage, where)
@@ -182,7 +179,7 @@ class ContextBuilder:
         )
 
     def _pairs(self, phases: Sequence[Stage], prepared: Sequence[PlannedBatches], context: MatchContext) -> list[Pair]:
-        """The pairs of the student as it is now: decisions of earlier stages may have changed it since the plan."""
+        """Return the pairs of the current student: decisions of earlier stages may have changed it since planning."""
         return pair_phases(
             self.planned.name,
             phases,
@@ -205,12 +202,12 @@ class ContextBuilder:
         return found
 
     def _sites(self) -> list[str]:
-        """The planned sites that the student still has: stages before this one may have decided against some."""
+        """Return the planned sites that the student still has: earlier stages may have removed some."""
         sites = sites_of(self.student)
         return [site for site in self.planned.sites if site in sites]
 
     def _caches(self, pairs: Sequence[Pair], info: DataInfo) -> dict[str, TeacherCache]:
-        """A cache for every teacher of which this stage reads plain tensors only."""
+        """Return a cache for every teacher whose taps read by this stage are all plain tensors."""
         runtime, stage = self.plan.config.runtime, self.planned.config
         shared = runtime.cache == "shared" and stage.teacher_cache != "off" and "sample_id" in info.tensors
         if not pairs or not (shared or self.planned.cache.use):
@@ -237,7 +234,7 @@ class ContextBuilder:
         return caches
 
     def _sharded(self, stage: Stage, copies: Mapping[str, str]) -> Student | None:
-        """A sharded copy of the student, where it is trained end to end by several processes."""
+        """Return a sharded copy of the student if several processes train it end to end."""
         chosen = self.plan.config.runtime.sharding
         wanted = chosen == "fsdp2" or (chosen == "auto" and self.device.type == "cuda")
         if not (wanted and self.kind.trains and stage.scope == "global") or copies:
@@ -246,7 +243,7 @@ class ContextBuilder:
 
 
 def _on_meta(context: MatchContext) -> MatchContext:
-    """The same without memory: what is proven needs shapes only."""
+    """Return a copy on the meta device: checks need shapes only."""
     return replace(
         context,
         teacher={key: value.to("meta") for key, value in context.teacher.items()},

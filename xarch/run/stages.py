@@ -1,4 +1,4 @@
-"""Run the stages of a plan in order; finished ones are restored from their checkpoints instead."""
+"""Runs the stages of a plan in order; finished stages are restored from their checkpoints."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class StageRunner:
     """Runs one stage after the other on the run's student.
 
     Attributes:
-        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator: of the run.
-        initialising: what the student's initialisation took.
+        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator: those of the run.
+        initialising: time spent on the student's initialisation.
         autocast: precision of forward passes.
-        decisions: what the stages decided so far.
+        decisions: decisions of the stages so far.
     """
 
     plan: Plan
@@ -70,15 +70,15 @@ class StageRunner:
 
     @property
     def config(self) -> RunConfig:
-        """Of the plan."""
+        """Configuration of the plan."""
         return self.plan.config
 
     def say(self, text: str) -> None:
-        """One line for a person and the log."""
+        """Write one line to the display and the log."""
         self.reporter.message(text)
 
     def run_all(self) -> dict[str, Any]:
-        """Every stage of the plan, from the first unfinished one on; returns what they decided."""
+        """Run all stages of the plan, starting with the first unfinished one; return their decisions."""
         self._curve_end = self.curve.begin(self.student, self.initialising)
         hashes = tensor_hashes(self.student.module.state_dict())
         trained = False
@@ -111,7 +111,7 @@ class StageRunner:
         self.curve.before += Spent(**found.state["summary"]["training"])
         if self.ranks.main and not (folder / "summary.json").exists():
             write_json(folder / "summary.json", found.state["summary"])
-        self.say(f"stage {planned.name} is done already")
+        self.say(f"stage {planned.name} is already done")
         return hashes
 
     def _load_delta(self, tensors: dict[str, Tensor]) -> None:
@@ -145,7 +145,7 @@ class StageRunner:
         seed_everything(context.seed)
         started = time.monotonic()
         if not kind.resumes:
-            # Such a stage starts again from its beginning, so what an interrupted one has logged must go.
+            # Such a stage restarts from its beginning, so rows logged by an interrupted attempt must be removed.
             self.metrics.cut(self._metrics_end)
             self.curve.cut(self._curve_end)
         spec = self.registry.get("stage", planned.kind)
@@ -153,7 +153,7 @@ class StageRunner:
             outcome = kind.run(context)
         outcome.training = outcome.training or context.clock.spent.rounded()
         context.finish()
-        # A figure without a finite value (an endless half-life) cannot be written down and says nothing in a table.
+        # A non-finite figure (e.g. an infinite half-life) cannot be stored in JSON and is useless in a table.
         outcome.metrics = _stated(outcome.metrics)
         outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
         self._decide(outcome)
@@ -174,7 +174,7 @@ class StageRunner:
         caches: dict[str, TeacherCache],
         started: float,
     ) -> dict[str, str]:
-        """Write the stage's final checkpoint and its summary; returns the hashes of the student's tensors."""
+        """Write the stage's final checkpoint and its summary; return the hashes of the student's tensors."""
         ended, spent = outcome.ended, Spent(**outcome.training)
         taken = ended.step if ended else planned.steps
         units = ended.units if ended else planned.units
@@ -185,6 +185,9 @@ class StageRunner:
         state = self.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        if planned.trains and not changed and not outcome.undone:
+            outcome.undone = "it changed no tensor of the student"
+            self.say(f"stage {planned.name}: {outcome.undone}")
         said = {
             "metrics": outcome.metrics,
             "decisions": outcome.decisions,

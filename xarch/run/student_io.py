@@ -1,4 +1,4 @@
-"""Saving a student and building it again from its folder alone."""
+"""Saving a student, and rebuilding it from its folder alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT: Literal[2] = 2
 
 
 class StudentConfig(BaseModel):
-    """Everything but the weights that a student is built from again."""
+    """Everything except weights needed to rebuild a student."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,9 +33,9 @@ class StudentConfig(BaseModel):
     plugin: str = Field(description="that registers the target")
     options: dict[str, Any] = Field(description="of the target")
     family: str
-    facts: dict[str, Any] = Field(description="the student's own, of its family")
-    built_from: dict[str, Any] = Field(description="family and facts that the target builds it from")
-    decisions: dict[str, Any] = Field(description="what stages decided about its structure")
+    facts: dict[str, Any] = Field(description="the student's facts, in its family")
+    built_from: dict[str, Any] = Field(description="family and facts from which the target builds it")
+    decisions: dict[str, Any] = Field(description="decisions of stages about its structure")
     teacher: dict[str, Any] | None = Field(description="ref, title and fingerprint; none without a teacher")
     parameters: int
     sites: list[str] = Field(default_factory=list, description="modules that local stages may train")
@@ -53,12 +53,12 @@ def save_student(
     teacher_facts: dict[str, Any] | None,
     processor: Any = None,
 ) -> None:
-    """Write config.json, model.safetensors and the processor's files; the folder appears whole.
+    """Write config.json, model.safetensors and the processor's files; the folder appears atomically.
 
     Args:
-        built_from: ``{"family", "facts"}`` that the target builds it from.
-        teacher: whose processor's files are written, if ``processor`` is the teacher's.
-        teacher_facts: ref, title and fingerprint of the teacher; None without one.
+        built_from: ``{"family", "facts"}`` from which the target builds it.
+        teacher: writes the processor's files if ``processor`` is the teacher's.
+        teacher_facts: ref, title and fingerprint of the teacher; None without a teacher.
         processor: the student's.
     """
     tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in student.module.state_dict().items()}
@@ -86,7 +86,7 @@ def save_student(
 
 
 def student_folder(path: Path) -> Path:
-    """The student folder at ``path``, which may be the run around it.
+    """Return the student folder at ``path``, which may be a run folder that contains it.
 
     Raises:
         UsageError: there is none.
@@ -94,14 +94,14 @@ def student_folder(path: Path) -> Path:
     for folder in (path / "student", path):
         if (folder / "config.json").is_file():
             return folder
-    raise UsageError(f"{path} holds no student: there is no config.json", "give a run folder, or its folder student/")
+    raise UsageError(f"{path} holds no student: config.json is missing", "pass a run folder, or its student/ folder")
 
 
 def read_student_config(folder: Path) -> StudentConfig:
-    """config.json of a student folder.
+    """Read config.json of a student folder.
 
     Raises:
-        UsageError: it is not what this version of xarch writes.
+        UsageError: its format is not the one of this xarch version.
     """
     data = read_json(folder / "config.json")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -111,7 +111,7 @@ def read_student_config(folder: Path) -> StudentConfig:
 
 
 def build_student(config: StudentConfig, registry: Registry, device: torch.device) -> tuple[Student, Resolved]:
-    """The student of a config.json with fresh weights (on ``meta``: none), and its adapter."""
+    """Return the student of a config.json with newly initialised weights (none on ``meta``), and its adapter."""
     name = f"{config.plugin}:{config.target}"
     target = resolve_target(registry, name, config.options)
     family = family_of(registry, config.built_from["family"])
@@ -122,7 +122,7 @@ def build_student(config: StudentConfig, registry: Registry, device: torch.devic
 
 
 def load_student(folder: Path, registry: Registry, device: torch.device) -> tuple[Student, Resolved, StudentConfig]:
-    """(student in eval mode, its adapter, config.json) from a student folder or the run around it.
+    """Return (student in eval mode, its adapter, config.json) from a student folder or the run that contains it.
 
     Raises:
         UsageError: not a student folder, or the weights do not fit its configuration.

@@ -28,7 +28,7 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
 
     from xarch import write_document
     from xarch_pvd.export.saving import format_of, save
-    from xarch_pvd.source.opened import open_field
+    from xarch_pvd.source.reference import open_field
     from xarch_pvd.source.source import kind_of
 
     format_of(out, "xarch")

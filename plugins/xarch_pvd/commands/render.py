@@ -40,7 +40,7 @@ def render(
 
     from xarch import write_document
     from xarch_field.turntable import checked_out, orbit, pictures, write_pictures
-    from xarch_pvd.source.opened import field_of, open_field
+    from xarch_pvd.source.reference import field_of, open_field
 
     turn = checked_out(out)
     opened = open_field(field, allow_pickle=allow_pickle, edits=edits)

@@ -50,7 +50,7 @@ def save(
     from xarch import write_document
     from xarch_pvd.export.saving import SavingOptions, format_of
     from xarch_pvd.export.saving import save as write
-    from xarch_pvd.source.opened import open_field
+    from xarch_pvd.source.reference import open_field
     from xarch_pvd.source.source import kind_of
 
     kind = format_of(out, named)

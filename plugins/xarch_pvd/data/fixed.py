@@ -12,9 +12,9 @@ from xarch import Batch, BatchStream
 from xarch_field.facts import ViewFacts
 from xarch_field.model import occupancy
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.data.drawn import FieldSample
 from xarch_pvd.data.points import points_batch
 from xarch_pvd.data.posed_views import PosedViews
+from xarch_pvd.data.sampling import FieldSample
 from xarch_pvd.data.views import fixed_cameras
 
 VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64

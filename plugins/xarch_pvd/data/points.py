@@ -9,7 +9,7 @@ from xarch import Batch
 from xarch_field.facts import ViewFacts
 from xarch_field.model import occupancy
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.data.drawn import Drawn, FieldSample, ViewOptions
+from xarch_pvd.data.sampling import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.visible import sample_cells, visible_cells
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, validated
 from xarch_field.facts import ViewFacts
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.data.drawn import FieldSample, ViewOptions
 from xarch_pvd.data.fixed import Checks, Pictures
 from xarch_pvd.data.points import Points
 from xarch_pvd.data.posed_views import PosedViews, posed_views
 from xarch_pvd.data.rays import Rays
+from xarch_pvd.data.sampling import FieldSample, ViewOptions
 
 TENSORS = {
     "points": {key: TensorInfo("NC", {"C": 3}) for key in ("xyz", "dirs")},

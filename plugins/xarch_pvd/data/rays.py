@@ -13,8 +13,8 @@ from xarch_field import Camera
 from xarch_field.facts import ViewFacts
 from xarch_field.teacher import FieldTeacher
 from xarch_pvd.data.active import ERROR, HardPoses, HardRays
-from xarch_pvd.data.drawn import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.posed_views import PosedViews
+from xarch_pvd.data.sampling import Drawn, FieldSample, ViewOptions
 from xarch_pvd.data.views import random_camera
 from xarch_pvd.data.visible import sample_cells, visible_cells
 

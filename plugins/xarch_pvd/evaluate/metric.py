@@ -10,7 +10,7 @@ from torch import Tensor
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
 from xarch_field import render
 from xarch_field.teacher import FieldModel
-from xarch_pvd.evaluate.shown import ShownViews
+from xarch_pvd.evaluate.view_samples import ShownViews
 
 KEPT = 4
 """Number of views whose teacher render is cached between evaluations."""

@@ -33,7 +33,7 @@ def renders_svg(shown: Sequence[Mapping[str, Any]]) -> str:
     """Draw one row per view.
 
     Args:
-        shown: samples with pictures, from :class:`xarch_pvd.evaluate.shown.ShownViews`.
+        shown: samples with pictures, from :class:`xarch_pvd.evaluate.view_samples.ShownViews`.
     """
     names = [n for n in TITLES if any(n in sample["png"] for sample in shown)]
     width = (WIDTH - GAP * (len(names) - 1)) / max(len(names), 4)

@@ -12,7 +12,7 @@ import torch
 from xarch import ExportGraph, ParityCase
 from xarch_field.model import occupancy as occupancies
 from xarch_field.student import FieldStudent
-from xarch_pvd.export.encoded import encoding
+from xarch_pvd.export.encoded_graph import encoding
 from xarch_pvd.export.parity import drive_rows
 from xarch_pvd.targets.representations.mlp_field import MLPField
 

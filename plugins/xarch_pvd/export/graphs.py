@@ -12,7 +12,7 @@ from xarch import ExportGraph, Options, PlanError, Profile, Throughput
 from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
 from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.export.encoded import encoded_graph
+from xarch_pvd.export.encoded_graph import encoded_graph
 from xarch_pvd.export.parity import POINT_TAPS, RAY_TAPS
 
 MEASURED, RAYS = 16_384, 256

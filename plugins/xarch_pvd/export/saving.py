@@ -17,7 +17,7 @@ from xarch_pvd.source.field_file import save_field_file
 from xarch_pvd.source.formats import tensors_to_svox2, write_pvd_pth, write_svox2_npz, write_voxels_npz
 from xarch_pvd.source.formats.mesh_ply import write_mesh_ply
 from xarch_pvd.source.formats.record import FieldFile
-from xarch_pvd.source.opened import OpenedField, field_of, open_field
+from xarch_pvd.source.reference import OpenedField, field_of, open_field
 from xarch_pvd.targets.baking import baked
 from xarch_pvd.targets.representations.records import to_file
 

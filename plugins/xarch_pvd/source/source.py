@@ -16,7 +16,7 @@ from xarch_field.teacher import FieldTeacher
 from xarch_pvd.editing.fields import EDITED
 from xarch_pvd.editing.record import edited_field
 from xarch_pvd.source.formats.record import FieldFile
-from xarch_pvd.source.opened import RESOLUTION, OpenedField, field_of, open_field
+from xarch_pvd.source.reference import RESOLUTION, OpenedField, field_of, open_field
 from xarch_pvd.source.stitch import StitchedTeacher, has_latent
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.representations.records import NO_CLIP

@@ -15,7 +15,7 @@ from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
 from xarch_pvd import USUAL
 from xarch_pvd.export.calibration import occupied_points
-from xarch_pvd.export.encoded import encoded_parity
+from xarch_pvd.export.encoded_graph import encoded_parity
 from xarch_pvd.export.graphs import FieldExport, field_graphs, teacher_points
 from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import OPTIONS, build_field

@@ -122,7 +122,7 @@ def test_a_description_allocates_no_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "rwkv9"}, r"'rwkv9' is not known.*\n.*known: gpt_neox, llama.*table entry"),
+        ({"model_type": "rwkv9"}, r"'rwkv9' is not supported.*\n.*supported: gpt_neox, llama.*write an entry"),
         ({"model_type": "rwkv9", "auto_map": {"AutoModel": "x.Y"}}, "trust_remote_code is off"),
         ({}, "model type None"),
         ({"model_type": "llama", **SIZES, "hidden_act": "relu2"}, "hidden_act is 'relu2'"),

@@ -17,8 +17,8 @@ from xarch_field import Camera, look_at
 from xarch_field.facts import ViewFacts
 from xarch_field.model.rendering import ray_points, ray_weights
 from xarch_pvd.data.active import EPOCH, WARM, HardPoses, HardRays
-from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.provider import Views
+from xarch_pvd.data.sampling import ViewOptions
 from xarch_pvd.data.views import SHAKE, random_camera
 from xarch_pvd.objectives import kept_samples
 from xarch_pvd.source.source import FieldOptions, FieldSource

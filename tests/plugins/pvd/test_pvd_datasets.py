@@ -157,7 +157,7 @@ def test_undistort_by_hand() -> None:
     x, y = undistort(torch.tensor([0.5 * (1 + 0.2 * 0.25)]), torch.tensor([0.0]), lens)
     assert float(x) == pytest.approx(0.5, abs=1e-7)
     assert float(y) == 0
-    with pytest.raises(UsageError, match="cannot be undone"):
+    with pytest.raises(UsageError, match="cannot be inverted"):
         undistort(torch.tensor([2.0]), torch.tensor([0.0]), torch.tensor([-0.5, 0.0, 0.0, 0.0]))
 
 
@@ -224,7 +224,7 @@ def test_other_refusals(tmp_path: Path) -> None:
         open_posed(tmp_path / "fisheye")
     write_llff(tmp_path / "llff", cameras(9, forward=True))
     (tmp_path / "llff" / "images" / "000.png").unlink()
-    with pytest.raises(UsageError, match="8 pictures"):
+    with pytest.raises(UsageError, match="8 images"):
         open_posed(tmp_path / "llff")
     np.save(tmp_path / "llff" / "poses_bounds.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UsageError, match="cannot be read"):

@@ -25,7 +25,7 @@ from xarch_pvd.editing.build import edited
 from xarch_pvd.editing.fields import Composed, EditedField, Moved
 from xarch_pvd.editing.matter import settle
 from xarch_pvd.editing.schema import plain, read_edits
-from xarch_pvd.source.opened import field_of, open_field
+from xarch_pvd.source.reference import field_of, open_field
 from xarch_pvd.source.source import FieldOptions, FieldSource
 from xarch_pvd.targets.representations import OPTIONS, build_field
 from xarch_pvd.targets.representations.records import to_file
@@ -310,8 +310,8 @@ def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path)
 
 
 def test_pictures_of_a_scene_do_not_judge_what_it_became(tmp_path: Path) -> None:
-    from xarch_pvd.data.drawn import ViewOptions
     from xarch_pvd.data.provider import Views
+    from xarch_pvd.data.sampling import ViewOptions
     from xarch_pvd.train import scene
 
     folder = scene.write_scene(tmp_path / "scene", views=2, size=8, val=1, test=2)

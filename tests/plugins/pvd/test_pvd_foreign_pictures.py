@@ -22,9 +22,9 @@ from xarch_field.facts import ViewFacts
 from xarch_pvd.data.datasets.open import open_posed, recognise
 from xarch_pvd.data.datasets.pictures import read_picture
 from xarch_pvd.data.datasets.posed import inverse_world
-from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.posed_views import near_world, posed_views
 from xarch_pvd.data.provider import Views
+from xarch_pvd.data.sampling import ViewOptions
 from xarch_pvd.evaluate.metric import _compare
 from xarch_pvd.train.pixels import Pixels
 
@@ -107,7 +107,7 @@ def test_every_mode_is_scaled_by_its_depth(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_without_a_known_white_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (WIDTH, HEIGHT), 1).save(tmp_path / "a.tiff")
-    with pytest.raises(UsageError, match="whose white no file names"):
+    with pytest.raises(UsageError, match="whose white level no file records"):
         read_picture(tmp_path / "a.tiff", WIDTH, HEIGHT)
 
 
@@ -189,7 +189,7 @@ def test_files_of_splits_are_not_mixed_with_one_of_all(tmp_path: Path) -> None:
 def test_one_view_is_not_its_own_judge(tmp_path: Path) -> None:
     write(tmp_path, 1)
     assert len(open_posed(tmp_path)) == 1
-    with pytest.raises(UsageError, match="no view in its split 'test'"):
+    with pytest.raises(UsageError, match="no views in split 'test'"):
         open_posed(tmp_path, "test")
 
 
@@ -244,7 +244,7 @@ def test_a_mask_of_a_larger_picture_leaves_out_what_it_touches(tmp_path: Path) -
 
 def test_keys_that_change_rays_are_refused_and_others_named(tmp_path: Path) -> None:
     """h10: stated facts are read, known to be harmless, refused or named."""
-    with pytest.raises(UsageError, match="a rolling shutter, which is not read"):
+    with pytest.raises(UsageError, match="a rolling shutter, which is not supported"):
         open_posed(write(tmp_path / "a", rolling_shutter=[0, 0, 0.1, 0]))
     open_posed(write(tmp_path / "b", rolling_shutter=[0, 0, 0, 0], aabb_scale=16, is_fisheye=False))
     (warning,) = described(write(tmp_path / "c", frame=lambda i: {"warped_by": i})).warnings
@@ -330,7 +330,7 @@ def test_pictures_that_were_made_smaller_scale_their_camera(tmp_path: Path) -> N
 
 def test_a_turned_picture_is_refused_in_the_plan(tmp_path: Path) -> None:
     """h12: EXIF rotation applied after the reconstruction."""
-    with pytest.raises(UsageError, match="has 16x24 pixels, its camera 24x16"):
+    with pytest.raises(UsageError, match="has 16x24 pixels, but its camera 24x16"):
         described(write(tmp_path, size=(HEIGHT, WIDTH)))
 
 
@@ -423,7 +423,7 @@ def test_cameras_go_into_the_world_of_a_nerfstudio_run(tmp_path: Path, applied: 
 def test_the_way_into_its_world_is_read_from_a_nerfstudio_run(tmp_path: Path) -> None:
     """h13: what is recorded is applied."""
     from xarch_pvd.source.formats.record import FieldFile
-    from xarch_pvd.source.opened import views_around
+    from xarch_pvd.source.reference import views_around
 
     rows = [[0.0, 0.0, 1.0, 0.1], [1.0, 0.0, 0.0, -0.2], [0.0, 1.0, 0.0, 0.3]]
     record = FieldFile(
@@ -456,7 +456,7 @@ def test_the_world_of_torch_ngp_needs_its_scale(tmp_path: Path) -> None:
 def test_a_view_without_its_picture_is_shown_without_it() -> None:
     """h15: neither the figures of the view before, nor an end of the report."""
     from xarch_pvd.evaluate.renders import renders_svg
-    from xarch_pvd.evaluate.shown import ShownViews
+    from xarch_pvd.evaluate.view_samples import ShownViews
 
     shown = ShownViews()
     picture = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))

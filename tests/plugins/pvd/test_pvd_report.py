@@ -21,7 +21,7 @@ from xarch.numbers import count, size
 from xarch.report.files import read_run
 from xarch_pvd.evaluate.renders import renders_svg
 from xarch_pvd.evaluate.report import sections
-from xarch_pvd.evaluate.shown import ShownViews
+from xarch_pvd.evaluate.view_samples import ShownViews
 from xarch_pvd.train import scene
 
 VIEWS = 4

@@ -20,7 +20,7 @@ from xarch_field.facts import ViewFacts
 from xarch_field.turntable import orbit
 from xarch_pvd.evaluate.metric import psnr
 from xarch_pvd.export.saving import SavingOptions, compared, format_of, save
-from xarch_pvd.source.opened import field_of, open_field
+from xarch_pvd.source.reference import field_of, open_field
 from xarch_pvd.targets.baking import baked
 
 

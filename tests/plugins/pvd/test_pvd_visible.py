@@ -10,8 +10,8 @@ from xarch import DataRequest
 from xarch_field import RadianceField
 from xarch_field.facts import FieldFacts, ViewFacts
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.data.drawn import ViewOptions
 from xarch_pvd.data.provider import Views
+from xarch_pvd.data.sampling import ViewOptions
 from xarch_pvd.data.visible import sample_cells, visible_cells
 
 POINTS = {"kind": "points"}

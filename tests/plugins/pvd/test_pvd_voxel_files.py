@@ -223,7 +223,7 @@ def test_svox2_refusals(tmp_path: Path) -> None:
         np.savez(tmp_path / "b.npz", **(good | {name: value}))
         with pytest.raises(UsageError):
             read_field(tmp_path / "b.npz")
-    with pytest.raises(UsageError, match="does not support hash|do not support hash"):
+    with pytest.raises(UsageError, match="support hash"):
         write_svox2_npz(FieldFile("hash", {}, {}, BOX), tmp_path / "c.npz")
 
 

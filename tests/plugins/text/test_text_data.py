@@ -204,7 +204,7 @@ def test_parquet_needs_the_column(tmp_path: Path, open_text: Open) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"body": [prose(i, 40) for i in range(80)], "n": list(range(80))}), tmp_path / "a.parquet")
-    with pytest.raises(UsageError, match="no column 'text'") as caught:
+    with pytest.raises(UsageError, match="no text column 'text'") as caught:
         next(open_text(tmp_path / "a.parquet"))
     assert "body" in str(caught.value.hint)
     assert next(open_text(tmp_path / "a.parquet", field="body")).units == 64

@@ -226,7 +226,7 @@ def test_a_column_inside_of_a_structure(tmp_path: Path, open_text: Open, tokeniz
     pq.write_table(pa.table({"doc": docs}), tmp_path / "a.parquet")
     batch = next(open_text(tmp_path / "a.parquet", samples=1, length=64, field="doc.body", **PASS))
     assert "says hello." in tokenizer.decode(batch["input_ids"][0])
-    with pytest.raises(UsageError, match="no column 'text'") as caught:
+    with pytest.raises(UsageError, match="no text column 'text'") as caught:
         next(open_text(tmp_path / "a.parquet"))
     assert "doc.body" in str(caught.value.hint)
 
@@ -244,6 +244,6 @@ def test_rows_longer_than_the_teacher_reads_are_refused_in_the_plan(tmp_path: Pa
     """h17: the description knows the facts, so no stage has to find it out."""
     (tmp_path / "a.txt").write_text(prose(0, 100))
     request = DataRequest(str(tmp_path / "a.txt"), TextOptions(), facts=SimpleNamespace(max_positions=256))
-    with pytest.raises(UsageError, match="512 tokens, the teacher was made for at most 256"):
+    with pytest.raises(UsageError, match="512 tokens, but the teacher supports at most 256"):
         TextData().describe(request)
     TextData().describe(replace(request, sample={"length": 256}))

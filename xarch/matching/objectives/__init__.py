@@ -1,1 +1,1 @@
-"""Objectives that come with xarch, one file per kind of loss; all of them take any dense layout."""
+"""Built-in objectives, one file per kind of loss; all support any dense layout."""

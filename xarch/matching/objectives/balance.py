@@ -1,4 +1,4 @@
-"""Class weights from the counts of a data set."""
+"""Class weights from the class counts of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xarch.errors import PlanError
 
 
 class BalanceOptions(Options):
-    """Options of objectives that may weight classes."""
+    """Options of objectives with class weighting."""
 
     balance: Literal["none", "effective-number", "inverse"] = Field(
         "none", description="weight of a class by its count n: (1 - β) / (1 - β^n) (arXiv 1901.05555), or 1 / n"
@@ -23,7 +23,7 @@ class BalanceOptions(Options):
 
 
 def class_weights(balance: str, beta: float, data: Mapping[str, Any], where: str) -> Tensor | None:
-    """Weight of every class [K], float32 with mean 1; None for "none".
+    """Return the weight of every class [K], float32 with mean 1; None for "none".
 
     Args:
         data: facts of the data set; ``class_counts`` is read.
@@ -36,12 +36,14 @@ def class_weights(balance: str, beta: float, data: Mapping[str, Any], where: str
         return None
     counts = data.get("class_counts")
     if not counts or min(counts) < 1:
-        seen = f"class {list(counts).index(min(counts))} has {min(counts)} samples" if counts else "it gives no counts"
+        seen = (
+            f"class {list(counts).index(min(counts))} has {min(counts)} samples" if counts else "it declares no counts"
+        )
         raise PlanError(
-            f"matches.{where}: `balance: {balance}` needs class_counts of the data, at least 1 each; {seen}",
+            f"matches.{where}: `balance: {balance}` requires class_counts of the data, at least 1 each; {seen}",
             "use data whose provider counts its classes, or `balance: none`",
         )
-    # On the CPU also while the plan builds on meta: the numbers are checked above and read at run time.
+    # On the CPU even when the plan builds on meta: the values are read at run time.
     count_K = torch.tensor(list(counts), dtype=torch.float64, device="cpu")
     weight_K = 1 / count_K if balance == "inverse" else (1 - beta) / (1 - beta**count_K)
     return (weight_K / weight_K.mean()).float()

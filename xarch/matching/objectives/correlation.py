@@ -1,4 +1,4 @@
-"""Correlation between two sides: how a value relates to the others, whatever its scale and offset.
+"""Correlation between two sides, invariant to scale and offset.
 
 Legend: B samples, P positions, F features, N rows that are correlated.
 """
@@ -21,7 +21,7 @@ class CorrelationOptions(Options):
     """Options of ``correlation``."""
 
     across: Literal["features", "batch"] = Field(
-        "features", description="features: of every position; batch: of every feature over all positions of the batch"
+        "features", description="features: at every position; batch: of every feature over all positions of the batch"
     )
     temperature: float | None = Field(
         None, gt=0, description="compare softmax(value / temperature), as DIST does; null: the values"
@@ -31,7 +31,7 @@ class CorrelationOptions(Options):
 class Correlation(DenseObjective):
     """1 − Pearson's correlation (DIST, arXiv 2205.10536: both, over classes and over the batch).
 
-    Over the batch a sample's loss depends on the others, and every sample gets the same.
+    Over the batch, a sample's loss depends on the others, and all samples have the same loss.
     """
 
     Options = CorrelationOptions
@@ -62,7 +62,7 @@ class Correlation(DenseObjective):
 
 
 def _pearson(a: Tensor, b: Tensor, weight_N: Tensor) -> Tensor:
-    """Weighted correlation over the last axis [..., N] -> [...]; 0 where one side is constant."""
+    """Return the weighted correlation over the last axis [..., N] -> [...]; 0 if one side is constant."""
     share_N = weight_N / weight_N.sum().clamp_min(FAINTEST)
     a, b = (x - (x * share_N).sum(-1, keepdim=True) for x in (a, b))
     power = (a.square() * share_N).sum(-1) * (b.square() * share_N).sum(-1)

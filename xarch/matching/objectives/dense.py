@@ -1,4 +1,4 @@
-"""Values as positions with features, whatever their layout: what objectives over dense tensors share.
+"""Common code of objectives over dense tensors: values of any layout as positions with features.
 
 Legend: B samples, P positions (all other axes, flattened), F features.
 """
@@ -17,34 +17,34 @@ from xarch.contracts.objective import Objective
 from xarch.contracts.tap import Tap
 
 FAINTEST = 1e-12
-"""Added where a norm or a sum may be zero."""
+"""Added to norms and sums that may be zero."""
 CHANNELS = "C"
-"""The letter of a feature axis that is not the last one."""
+"""Letter of a feature axis that is not the last axis."""
 
 
 def feature_letter(layout: str) -> str:
-    """The axis of a dense layout that holds features: C where there is one ("BCHW"), else the last; "" for "B"."""
+    """Return the feature axis of a dense layout: C if present ("BCHW"), else the last; "" for "B"."""
     return CHANNELS if CHANNELS in layout[1:] else layout[1:][-1:]
 
 
 def position_letters(layout: str) -> str:
-    """Axes of a dense layout without the samples and the features: "L" of "BLD", "HW" of "BCHW"."""
+    """Return the axes of a dense layout except samples and features: "L" for "BLD", "HW" for "BCHW"."""
     return layout[1:].replace(feature_letter(layout), "") if len(layout) > 1 else ""
 
 
 def features(tap: Tap) -> int | None:
-    """How many features a position of a tap has, None where the architecture does not fix it; 1 for a bare number."""
+    """Return the number of features per position of a tap, None if the architecture does not fix it; 1 for a scalar."""
     letter = feature_letter(tap.layout)
     return tap.shape.get(letter) if letter else 1
 
 
 def wide(value: Tensor) -> Tensor:
-    """At least float32: float64 stays."""
+    """Convert to at least float32; float64 is kept."""
     return value if value.dtype == torch.float64 else value.float()
 
 
 def rows(value: Tensor, layout: str) -> Tensor:
-    """A value as [B, P, F], float32; without positions P is 1, without features F is 1."""
+    """Return a value as [B, P, F], float32; without positions P is 1, without features F is 1."""
     value = wide(value)
     if value.ndim == 1:
         return value[:, None, None]
@@ -53,27 +53,28 @@ def rows(value: Tensor, layout: str) -> Tensor:
 
 
 def total(value_BP: Tensor, mask: Tensor | None) -> Tensor:
-    """Per sample [B]: the mean over positions, or with a mask the sum over those it counts.
+    """Return per sample [B] the mean over positions, or with a mask the sum over the counted positions.
 
-    A mask has the samples and the first position axes; a position of it holds the mean of what it stands for.
+    A mask has the sample axis and the first position axes; each of its positions counts the mean of the positions it
+    covers.
     """
     if mask is None:
         return value_BP.mean(1)
     counted_BM = wide(mask).flatten(1) if mask.ndim > 1 else wide(mask)[:, None]
     value_BM = value_BP.unflatten(1, (counted_BM.shape[1], -1)).mean(2)
-    # What a mask leaves out may be anything, infinities of padding too.
+    # Masked-out values may be anything, including infinities in padding.
     return torch.where(counted_BM != 0, value_BM * counted_BM, 0.0).sum(1)
 
 
 def counted(batch: Batch, mask: Tensor | None) -> Tensor:
-    """Per sample [B]: what :func:`total` counted."""
+    """Return per sample [B] how much :func:`total` counted."""
     if mask is None:
         return torch.ones(len(batch), device=batch.device)
     return wide(mask).flatten(1).sum(1) if mask.ndim > 1 else wide(mask)
 
 
 def spread(mask: Tensor | None, value_BP: Tensor) -> Tensor:
-    """A mask over all positions [B, P]; ones without a mask."""
+    """Return a mask over all positions [B, P]; ones without a mask."""
     if mask is None:
         return torch.ones_like(value_BP)
     mask_BM = wide(mask).flatten(1) if mask.ndim > 1 else wide(mask)[:, None]
@@ -81,10 +82,9 @@ def spread(mask: Tensor | None, value_BP: Tensor) -> Tensor:
 
 
 class DenseObjective(Objective):
-    """Base: compares a student's value with one of the same rank, position by position.
-
-    A subclass writes :meth:`positions`. Computed in float32. Without a mask a sample's loss is the mean over its
-    positions and counts once; with one it is the sum over the counted positions, and counts as many.
+    """Base class: compares two values of the same rank position by position, in float32. Subclasses implement
+    :meth:`positions`. Without a mask a sample's loss is the mean over its positions and counts once; with one it is the
+    sum over the counted positions, and counts that many.
     """
 
     accepts = frozenset({("dense", "dense")})
@@ -111,7 +111,7 @@ class DenseObjective(Objective):
 
     @abstractmethod
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
-        """Loss of every position [B, P]; ``mask_BP`` only for scales that are taken over positions."""
+        """Return the loss of every position [B, P]; use ``mask_BP`` only for scales computed over positions."""
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
         student_BPF, teacher_BPF = rows(student, self.student_tap.layout), self.right(teacher)
@@ -126,14 +126,14 @@ class DenseObjective(Objective):
         return total(self.positions(student_BPF, teacher_BPF, mask_BP), mask)
 
     def right(self, teacher: Any) -> Tensor:
-        """The right side as [B, P, F]."""
+        """Return the right side as [B, P, F]."""
         return rows(teacher, self.teacher_tap.layout)
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
         return counted(batch, mask)
 
     def figures(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Mapping[str, Tensor]:
-        """Figures to log: by default the norm of the difference over that of the right side."""
+        """Return figures to log: by default the norm of the difference over that of the right side."""
         error = ((student_BPF - teacher_BPF).norm(dim=-1) * mask_BP).sum()
         return {"relative_error": error / (teacher_BPF.norm(dim=-1) * mask_BP).sum().clamp_min(FAINTEST)}
 
@@ -142,6 +142,6 @@ class DenseObjective(Objective):
 
 
 def _axes(tap: Tap) -> list[tuple[str, int | None]]:
-    """(letter, size) of the axes but the first: positions, then features."""
+    """Return (letter, size) of all axes but the first: positions, then features."""
     letters = position_letters(tap.layout) + feature_letter(tap.layout)
     return [(letter, tap.shape.get(letter)) for letter in letters]

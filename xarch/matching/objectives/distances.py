@@ -54,12 +54,12 @@ class L2(DenseObjective):
     units = "norm/position"
 
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
-        # The gradient of a norm at zero is undefined; the floor only matters once both sides are equal.
+        # The gradient of a norm at zero is undefined; the floor only matters if both sides are equal.
         return ((student_BPF - teacher_BPF).square().sum(-1) + FAINTEST).sqrt()
 
 
 class RelativeL2(L2):
-    """‖s − t‖ over the mean of ‖t‖ over the sample's counted positions, so that layers weigh alike."""
+    """‖s − t‖ over the mean of ‖t‖ over the sample's counted positions, so that layers have similar weight."""
 
     units = "fraction of the right side's norm"
 
@@ -80,7 +80,7 @@ class Cosine(DenseObjective):
 class HuberOptions(Options):
     """Options of ``huber``."""
 
-    delta: float = Field(1.0, gt=0, description="absolute error from which the loss grows in a straight line")
+    delta: float = Field(1.0, gt=0, description="absolute error above which the loss is linear")
 
 
 class Huber(DenseObjective):
@@ -96,7 +96,7 @@ class Huber(DenseObjective):
 class SmoothL1Options(Options):
     """Options of ``smooth-l1``."""
 
-    beta: float = Field(1.0, ge=0, description="absolute error below which the loss is a square; 0: plain L1")
+    beta: float = Field(1.0, ge=0, description="absolute error below which the loss is quadratic; 0: plain L1")
 
 
 class SmoothL1(DenseObjective):

@@ -18,7 +18,7 @@ from xarch.matching.objectives.divergence import DivergenceOptions, averaged, di
 class KL(DenseObjective):
     """T² · KL(softmax(t/T) ‖ softmax(s/T)), or the reverse, or Jensen–Shannon (Hinton et al., arXiv 1503.02531).
 
-    Of several teachers it takes the weighted mean of their probabilities. Logs how often both sides agree.
+    For several teachers it uses the weighted mean of their probabilities. Logs the arg-max agreement.
     """
 
     Options = DivergenceOptions
@@ -38,7 +38,7 @@ class KL(DenseObjective):
 
 
 def _ensemble(value: Any, taps: Any, weights: Mapping[str, float], temperature: float) -> Tensor:
-    """Log-probabilities [B, P, K] of one teacher, or of the weighted mean of several."""
+    """Return log-probabilities [B, P, K] of one teacher, or of the weighted mean of several."""
     if not isinstance(value, Mapping):
         return F.log_softmax(rows(value, taps.layout) / temperature, -1)
     each = {name: rows(z, taps[name].layout) for name, z in value.items()}

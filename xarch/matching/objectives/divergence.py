@@ -1,4 +1,4 @@
-"""Divergences between distributions over classes, shared by dense and by factored logits.
+"""Divergences between distributions over classes, shared by dense and factored logits.
 
 Legend: K classes.
 """
@@ -27,7 +27,7 @@ class DivergenceOptions(Options):
 
 
 def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward") -> Tensor:
-    """Divergence of log-probabilities [..., K] in nats, [...].
+    """Return the divergence of log-probabilities [..., K] in nats, [...].
 
     Args:
         log_p: of the right side.
@@ -43,12 +43,12 @@ def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward") -> Tens
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    # A class of probability zero adds nothing, whatever the other side says (0 · -inf is no number).
+    # A class of probability zero contributes nothing, whatever the other side is (0 · -inf is NaN).
     return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def averaged(logits: Mapping[str, Tensor], weights: Mapping[str, float], temperature: float = 1.0) -> Tensor:
-    """Log of the mean of softmax(logits / temperature) [..., K] of several teachers.
+    """Return the log of the mean of softmax(logits / temperature) [..., K] over several teachers.
 
     Args:
         logits: by teacher, [..., K].

@@ -1,4 +1,4 @@
-"""Flow between places of a model: how features of one place go with those of the next (joined).
+"""Flow between places of a model: correlation of the features of neighbouring places (joined).
 
 Legend: B samples, P positions, F and G features of two places.
 """
@@ -69,7 +69,7 @@ class FSP(Objective):
         return loss_B if mask is None else loss_B * mask
 
     def _flows(self, values: Sequence[Tensor], layouts: Sequence[str]) -> list[Tensor]:
-        """[B, F, G] of every pair of neighbours."""
+        """Return the flow matrices [B, F, G] of every pair of neighbours."""
         flat = [rows(value, layout) for value, layout in zip(values, layouts, strict=True)]
         for a, b in pairwise(flat):
             if a.shape[1] != b.shape[1]:

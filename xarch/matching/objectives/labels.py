@@ -1,4 +1,4 @@
-"""Losses on labels: given ones, or the class that the right side thinks likeliest.
+"""Losses on labels: given labels, or the most likely class of the right side.
 
 Legend: B samples, P positions, K classes.
 """
@@ -20,13 +20,14 @@ from xarch.matching.objectives.balance import BalanceOptions, class_weights
 from xarch.matching.objectives.dense import DenseObjective, feature_letter, rows, spread
 
 IGNORED = -100
-"""A label that does not count."""
+"""Label value that is ignored."""
 
 
 class LabelObjective(Objective):
-    """Base: −Σ_k w_k y_k log softmax(s)_k at every position, as ``torch.nn.functional.cross_entropy`` computes it.
+    """Base class: −Σ_k w_k y_k log softmax(s)_k at every position, as ``torch.nn.functional.cross_entropy`` computes
+    it.
 
-    A sample's loss is the sum over its counted positions, each of which counts the weight of its class.
+    A sample's loss is the sum over its counted positions, each of which is weighted by its class.
     """
 
     units = "nats/position"
@@ -47,14 +48,14 @@ class LabelObjective(Objective):
 
     @abstractmethod
     def labels(self, right: Tensor) -> Tensor:
-        """Labels [B, P] int64 or probabilities [B, P, K]."""
+        """Return labels [B, P] int64 or probabilities [B, P, K]."""
 
     def balances(self) -> bool:
-        """Whether classes are weighted now."""
+        """Return whether classes are currently weighted."""
         return self.options.balance != "none"
 
     def smoothing(self) -> float:
-        """Share of a label that is spread over all classes."""
+        """Return the share of a label spread over all classes."""
         return 0.0
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
@@ -96,7 +97,7 @@ class CrossEntropyOptions(BalanceOptions):
 
 
 class CrossEntropy(LabelObjective):
-    """−log softmax(s)_y. The right side are labels (int, the student's layout without its classes; -100 does not count)
+    """−log softmax(s)_y. The right side is labels (int, the student's layout without its classes; -100 does not count)
     or probabilities (its layout)."""
 
     Options = CrossEntropyOptions
@@ -126,14 +127,14 @@ class HardLabelOptions(BalanceOptions):
     """Options of ``hard-label``."""
 
     balance: Literal["none", "effective-number", "inverse"] = Field(
-        "effective-number", description="how `reweight` weights classes"
+        "effective-number", description="class weighting used by `reweight`"
     )
-    reweight: bool = Field(False, description="count a position by the weight of its class ŷ")
+    reweight: bool = Field(False, description="weight a position by its class ŷ")
 
 
 class HardLabel(LabelObjective):
-    """−log softmax(s)_ŷ with ŷ the likeliest class of the right side (DeiT, arXiv 2012.12877), weighted by its class if
-    asked for (DeiT-LT, arXiv 2404.02900)."""
+    """−log softmax(s)_ŷ with ŷ the most likely class of the right side (DeiT, arXiv 2012.12877), optionally weighted by
+    its class (DeiT-LT, arXiv 2404.02900)."""
 
     Options = HardLabelOptions
     accepts = frozenset({("dense", "dense")})

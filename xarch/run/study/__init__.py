@@ -1,1 +1,1 @@
-"""Studies: arms × seeds of conversions, each a run of its own, compared in one table."""
+"""Studies: arms × seeds of conversions, each a separate run, compared in one table."""

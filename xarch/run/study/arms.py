@@ -1,4 +1,4 @@
-"""The runs of a study: every arm at every seed, each with a configuration file that can be run by hand."""
+"""The runs of a study: every arm with every seed, each with a configuration file that can be run manually."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Point = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class StudyArm:
-    """An arm after axes are multiplied out.
+    """An arm after expanding the axes.
 
     Attributes:
         name: e.g. "kd" or "kd,lr=0.001".
         sets: dotted configuration key -> value.
-        control: name of the arm it is compared with; "" for the control itself or without one.
+        control: name of the arm that it is compared with; "" for the control itself or without a control.
     """
 
     name: str
@@ -43,7 +43,7 @@ class StudyRun:
     """One conversion of a study.
 
     Attributes:
-        arm, seed: which it is.
+        arm, seed: its arm and seed.
         config: its configuration file.
         folder: its run folder.
         digest: identity of its resolved configuration.
@@ -57,25 +57,25 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """ "ARM seed N", for people."""
+        """ "ARM seed N", for display."""
         return f"{self.arm} seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """Output of its process."""
+        """Log file of its process."""
         return Path(f"{self.folder}.log")
 
     @property
     def mark(self) -> Path:
-        """What the study keeps about it."""
+        """File with the study's own facts about it."""
         return Path(f"{self.folder}.json")
 
 
 def arms_of(study: StudyConfig) -> list[StudyArm]:
-    """Arms times axes, in the order of the file.
+    """Expand arms × axes, in file order.
 
     Raises:
-        UsageError: the control is none of them, or two get the same name.
+        UsageError: the control is not among them, or two arms get the same name.
     """
     named = {name: arm.set for name, arm in study.arms.items()} or {"": {}}
     points: list[Point] = [
@@ -85,10 +85,10 @@ def arms_of(study: StudyConfig) -> list[StudyArm]:
     names = list(found.values())
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        raise UsageError(f"two arms are called {twice!r}: their axes end in the same key and value", "use `arms`")
+        raise UsageError(f"two arms are named {twice!r}: their axes end in the same key and value", "use `arms`")
     control = study.control
     if control is not None and control not in names and control not in study.arms:
-        raise UsageError(f"control: there is no arm {control!r}", f"arms here: {', '.join(names)}")
+        raise UsageError(f"control: no arm {control!r}", f"available arms: {', '.join(names)}")
     made = []
     for (arm, at), name in found.items():
         rival = "" if control is None else control if control in names else found[control, at]
@@ -106,10 +106,10 @@ def _name(arm: str, point: Point) -> str:
 
 
 def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Path) -> list[StudyRun]:
-    """Every run, seed by seed, so that an early table already compares arms; writes their configuration files.
+    """Return all runs, seed by seed so that an early table already compares arms, and write their configuration files.
 
     Raises:
-        UsageError: a configuration is wrong; names the arm.
+        UsageError: a configuration is invalid; names the arm.
     """
     base = _base(study, base_folder)
     (out / "configs").mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _assignments(base: Mapping[str, Any], sets: Mapping[str, Any]) -> Iterator[t
 
 
 def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Set a nested value. Null stays null: it may remove what the recipe below brings."""
+    """Set a nested value. Null is kept, since it may remove an entry of the recipe."""
     node: Any = tree
     for key in path[:-1]:
         if isinstance(node, list):

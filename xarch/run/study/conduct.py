@@ -1,4 +1,4 @@
-"""Conducts a study: starts its runs, keeps finished ones, resumes interrupted ones, and writes what came out."""
+"""Runs a study: starts its runs, keeps finished ones, resumes interrupted ones, and writes the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ CONVERT = (sys.executable, "-m", "xarch", "convert")
 
 
 class StudyFailed(XarchError):
-    """Runs of a study failed; the exit code is the first one's, ``document`` the content of study.json."""
+    """Raised when runs of a study failed; the exit code is that of the first one, ``document`` the content of
+    study.json."""
 
     kind = "study"
 
@@ -43,12 +44,12 @@ class StudyFailed(XarchError):
 
 @dataclass
 class Progress:
-    """Where a study stands, for whoever watches.
+    """Progress of a study.
 
     Attributes:
-        total, done, failed: runs.
-        running: names of the runs that work now.
-        seconds: seconds left, None while unknown.
+        total, done, failed: numbers of runs.
+        running: names of the active runs.
+        seconds: estimated seconds left, None if unknown.
     """
 
     total: int
@@ -66,7 +67,7 @@ class Progress:
 
 
 Watch = Callable[[str, Progress], None]
-"""Called with an event in words ("" for none) and where the study stands."""
+"""Called with an event as text ("" for none) and the progress of the study."""
 
 
 @dataclass
@@ -75,10 +76,10 @@ class Study:
 
     Attributes:
         config, name, out: see :func:`conduct`.
-        arms, runs: everything it consists of, in order.
-        outcomes: what is known of every run.
-        retry: also run what failed before.
-        command: what runs a conversion; a configuration, ``--resume`` and ``--out`` are added.
+        arms, runs: its arms and runs, in order.
+        outcomes: outcome of every run so far.
+        retry: also run failed runs again. command: command that runs a conversion; a configuration, ``--resume`` and
+            ``--out`` are added.
     """
 
     config: StudyConfig
@@ -94,16 +95,16 @@ class Study:
 
     @property
     def resume_command(self) -> str:
-        """What continues this study."""
+        """Return the command that resumes this study."""
         return f"xarch study {shlex.quote(str(self.out / 'study.yaml'))} --out {shlex.quote(str(self.out))}"
 
     def run(self) -> dict[str, Any]:
-        """Compute what is missing; returns the content of study.json.
+        """Compute the missing runs; return the content of study.json.
 
         Raises:
             StudyFailed: some runs failed; the others are done and in the table.
             Interrupted: a signal came; every running conversion wrote a checkpoint.
-            UsageError: no run has a figure that the study names.
+            UsageError: a figure named by the study was measured in no run.
         """
         for run in self.runs:
             self.outcomes[run.name] = self._known(run)
@@ -123,17 +124,17 @@ class Study:
         return outcome.state != "done" and (self.retry or outcome.state != "failed")
 
     def _known(self, run: StudyRun) -> Outcome:
-        """What an earlier start left of a run.
+        """Return the outcome that an earlier start left in a run folder.
 
         Raises:
-            UsageError: it was a run of another configuration.
+            UsageError: it belongs to another configuration.
         """
         stored = read_json(run.mark) if run.mark.is_file() else {}
         same = stored.get("digest") == run.digest
         if run.folder.is_dir() and not same:
             raise UsageError(
-                f"{run.folder} is a run of another configuration than {run.config}",
-                f"choose another --out, or remove {run.folder} to make this run again",
+                f"{run.folder} is a run of a configuration other than {run.config}",
+                f"choose another --out, or remove {run.folder} to repeat this run",
             )
         outcome = read_outcome(run.folder)
         if outcome.state == "waiting" and same and stored.get("state") == "failed":
@@ -184,7 +185,7 @@ class Study:
             self._spent.append(seconds)
 
     def _mark(self, run: StudyRun, outcome: Outcome) -> None:
-        """What the study itself knows of a run, beside its folder."""
+        """Record the study's own facts about a run."""
         kept = {"digest": run.digest, "seconds": outcome.seconds, "state": outcome.state}
         write_json(run.mark, {**kept, "reason": outcome.reason, "exit_code": outcome.exit_code})
 
@@ -202,10 +203,10 @@ class Study:
             return
         self._stop(jobs)
         left = sum(o.state != "done" for o in self.outcomes.values())
-        raise Interrupted(f"{stop.received}: {left} of {len(self.runs)} runs are left", self.resume_command)
+        raise Interrupted(f"{stop.received}: {left} of {len(self.runs)} runs remain", self.resume_command)
 
     def _stop(self, jobs: dict[StudyRun, tuple[Job, float]]) -> None:
-        """Let every running conversion write a checkpoint and end."""
+        """Stop every running conversion after a checkpoint."""
         for job, _ in jobs.values():
             job.stop()
         while any(job.poll() is None for job, _ in jobs.values()):
@@ -226,7 +227,7 @@ class Study:
         self.watch(event, progress)
 
     def _write(self) -> dict[str, Any]:
-        """study.json and report.html of what is known now."""
+        """Write study.json and report.html with the current results."""
         found = document(self.config, self.name, self.arms, self.runs, self.outcomes, self.resume_command, __version__)
         write_text(self.out / "study.json", found.text())
         write_text(self.out / "report.html", study_page(found.data()))
@@ -236,11 +237,11 @@ class Study:
         failed = [(r, self.outcomes[r.name]) for r in self.runs if self.outcomes[r.name].state == "failed"]
         if not failed:
             return
-        lines = [f"{run.name}: {o.reason or 'no reason is known'}" for run, o in failed[:3]]
+        lines = [f"{run.name}: {o.reason or 'unknown reason'}" for run, o in failed[:3]]
         more = f" (and {len(failed) - 3} more)" if len(failed) > 3 else ""
         raise StudyFailed(
             f"{len(failed)} of {len(self.runs)} runs failed: {'; '.join(lines)}{more}",
-            f"see {failed[0][0].log}; `{self.resume_command} --retry` tries them again",
+            f"see {failed[0][0].log}; `{self.resume_command} --retry` runs them again",
             failed[0][1].exit_code,
             found,
         )
@@ -250,14 +251,14 @@ class Study:
         wrong = [metric for metric in self.config.metrics if have and metric not in have]
         if wrong:
             raise UsageError(
-                f"metrics: no run has a figure {wrong[0]!r}; figures here: {', '.join(sorted(have))}",
-                "correct the file and start the study again with the same --out: finished runs are kept",
+                f"metrics: no run measured {wrong[0]!r}; available figures: {', '.join(sorted(have))}",
+                "correct the file, then start the study again with the same --out; finished runs are kept",
             )
 
 
 class _Nothing:
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: no executor was created."""
 
 
 def conduct(
@@ -269,18 +270,15 @@ def conduct(
     watch: Watch | None = None,
     command: Sequence[str] = CONVERT,
 ) -> dict[str, Any]:
-    """Run a study, or what is missing of it; returns the content of study.json.
+    """Run a study, or its missing runs; return the content of study.json.
 
     Args:
         study: a YAML file or plain data.
-        out: its folder; by default a new one under ``studies/``. Started again with the same folder, finished runs are
-            kept and interrupted ones resumed.
-        jobs: runs at a time, instead of the file's.
-        retry: also run what failed before.
-        watch: told what happens.
-        command: what runs a conversion.
-
-    Raises:
+        out: its folder; by default a new one under ``studies/``. When restarted with the same folder, finished runs are
+            kept and interrupted ones are resumed.
+        jobs: number of parallel runs; overrides the file.
+        retry: also run failed runs again. watch: called with events and progress.
+        command: command that runs a conversion. Raises:
         UsageError: the study or one of its configurations is wrong; nothing was run.
         StudyFailed, Interrupted: see :meth:`Study.run`.
     """
@@ -301,7 +299,7 @@ def conduct(
 @contextlib.contextmanager
 def _begun(path: Path) -> Iterator[None]:
     if path.is_dir() and any(path.iterdir()) and not (path / "configs").is_dir():
-        raise UsageError(f"{path} exists and is no study", "choose another --out")
+        raise UsageError(f"{path} exists and is not a study", "choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -310,7 +308,7 @@ def _begun(path: Path) -> Iterator[None]:
 
 
 def _copy(study: Path | str | Mapping[str, Any], config: StudyConfig, folder: Path, to: Path) -> None:
-    """The study as a file of its own folder, so that the command that resumes it needs nothing else."""
+    """Copy the study file into the study's folder, so that resuming needs nothing else."""
     from xarch.config.yaml_text import dump_yaml
 
     if not isinstance(study, Mapping) and Path(study).resolve() == to.resolve():
@@ -323,7 +321,7 @@ def _copy(study: Path | str | Mapping[str, Any], config: StudyConfig, folder: Pa
 
 
 def _last_line(log: Path) -> str:
-    """What a process said last, where it has no status of its own."""
+    """Return the last line of a process's output, if it has no status file."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

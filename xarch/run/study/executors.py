@@ -1,4 +1,4 @@
-"""Where the runs of a study are computed: processes of this machine, or a cluster through submitit or Ray."""
+"""Executors of a study: local processes, or a cluster through submitit or Ray."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ class Job(ABC):
 
     @abstractmethod
     def poll(self) -> int | None:
-        """Its exit code, None while it waits or works; another number than the command's where it was lost."""
+        """Return its exit code, None while it is pending or running; if the job was lost, a code other than the
+        command's."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask it to write a checkpoint and end."""
+        """Request a checkpoint and a stop."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it immediately."""
         self.stop()
 
 
 class Executor(ABC):
-    """Starts commands somewhere."""
+    """Starts commands."""
 
     @abstractmethod
     def submit(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Job:
-        """Start a command whose output goes to ``FOLDER.log``; ``environment`` is added to the one it has.
+        """Start a command whose output goes to ``FOLDER.log``; ``environment`` extends the current one.
 
         Raises:
-            UsageError: another process works in ``folder``.
+            UsageError: another process is using ``folder``.
         """
 
     def close(self) -> None:  # noqa: B027  (most have nothing to close)
-        """No more jobs come."""
+        """Release resources after the last job."""
 
 
 def make_executor(config: ExecutorConfig) -> Executor:
-    """The executor a study names.
+    """Create the executor that a study names.
 
     Raises:
         UsageError: its package is not installed, or an option is wrong.
@@ -63,7 +64,7 @@ def make_executor(config: ExecutorConfig) -> Executor:
 
 
 class Local(Executor):
-    """Processes of this machine."""
+    """Runs commands as local processes."""
 
     def submit(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Job:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ class Local(Executor):
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 pass_fds=passed,
-                # Ctrl-C reaches the study alone, which then asks its runs in its own way.
+                # Ctrl-C must reach only the study, which then stops its runs itself.
                 start_new_session=True,
             )
         return _Process(process)
@@ -83,9 +84,8 @@ class Local(Executor):
 
 @contextlib.contextmanager
 def _owned(folder: Path) -> Any:
-    """File descriptors to pass on to the process that works in ``folder``.
-
-    One holds a lock that lives as long as that process, also where the study that started it was killed.
+    """Return file descriptors to pass to the process working in ``folder``. One holds a lock that lives as long as that
+    process, even if the study that started it is killed.
     """
     try:
         import fcntl
@@ -97,7 +97,7 @@ def _owned(folder: Path) -> Any:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
-                f"another process works in {folder}", "wait until it ends, or stop it; then start the study again"
+                f"another process is using {folder}", "wait for it or stop it, then start the study again"
             ) from None
         yield (lock.fileno(),)
 
@@ -121,7 +121,7 @@ class _Process(Job):
 
 
 class Submitit(Executor):
-    """Jobs of a cluster (Slurm) through submitit; options are those of ``update_parameters``, and ``cluster``."""
+    """Submits cluster (Slurm) jobs through submitit; options are those of ``update_parameters``, and ``cluster``."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         import submitit
@@ -155,7 +155,8 @@ class _SubmititJob(Job):
 
 
 class Ray(Executor):
-    """Tasks of a Ray cluster; options are those of ``ray.init``, and ``resources`` of a task (``{num_cpus: 2}``)."""
+    """Runs tasks on a Ray cluster; options are those of ``ray.init``, and ``resources`` of a task (``{num_cpus:
+    2}``)."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         import ray
@@ -185,7 +186,7 @@ class _RayJob(Job):
         try:
             return int(self.ray.get(self.reference))
         except Exception:
-            # A task that was cancelled or whose node was lost has no exit code; the run folder says how far it came.
+            # A cancelled task, or one whose node was lost, has no exit code; the run folder shows its progress.
             return 1
 
     def stop(self) -> None:
@@ -193,7 +194,7 @@ class _RayJob(Job):
 
 
 def run_command(command: list[str], log: str, environment: dict[str, str]) -> int:
-    """Run a command in a worker of a cluster; an interrupt of the worker becomes one of the command."""
+    """Run a command in a cluster worker and forward interrupts to it."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as out:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the runs of a study came to: figures of every run, arms against their control, and study.json."""
+"""Results of a study: figures of every run, arms compared with their control, and study.json."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from xarch.run.study.significance import deviation, paired
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a run.
+    """State and figures of a run.
 
     Attributes:
-        state: "waiting", "interrupted", "failed" or "done". A run that only misses its quality gate is done: its
-            figures are what a study is for.
-        figures: the student's figures of eval.json and the gated ones, by name.
-        headline, higher_is_better, unit: of the run's metric.
+        state: "waiting", "interrupted", "failed" or "done". A run that only misses its quality gate counts as done,
+            because a study needs its figures.
+        figures: the student's figures and the gated ones from eval.json, by name.
+        headline, higher_is_better, unit: those of the run's metric.
         teacher: the teacher's figures.
         reason, exit_code: why it failed.
-        gate: why it missed its quality gate, "" if it did not.
-        seconds: it took on the clock, over all starts.
+        gate: why it missed its quality gate, "" if it passed.
+        seconds: wall-clock time over all attempts.
     """
 
     state: str
@@ -46,13 +46,13 @@ class Outcome:
     seconds: float | None = None
 
     def chosen(self, metrics: Sequence[str]) -> dict[str, float]:
-        """The figures of these names, or the headline."""
+        """Return the figures with these names, or the headline."""
         names = list(metrics) or [self.headline]
         return {name: self.figures[name] for name in names if name in self.figures}
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """What a run folder says."""
+    """Read the outcome of a run folder."""
     run = RunDir(folder)
     if not run.status.is_file():
         return Outcome("interrupted" if run.plan.is_file() else "waiting")
@@ -83,11 +83,11 @@ class StudyDocument:
     points: list[dict[str, str]]
 
     def data(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the document as plain data."""
         return {"header": self.header, "facts": self.facts, "points": self.points}
 
     def text(self) -> str:
-        """As JSON with one entry a line, so that two results differ line by line."""
+        """Return JSON with one entry per line, so that results can be compared with diff."""
         head, facts = (
             ",\n".join(f"{json.dumps(k)}: {_compact(v)}" for k, v in part.items()) for part in (self.header, self.facts)
         )
@@ -104,7 +104,7 @@ def document(
     command: str,
     version: str,
 ) -> StudyDocument:
-    """Everything a table, a page and a machine want to know of a study."""
+    """Return all results of a study, for tables, reports and scripts."""
     by_arm = {a.name: {r.seed: outcomes[r.name] for r in runs if r.arm == a.name} for a in arms}
     done = [o for o in outcomes.values() if o.state == "done"]
     metrics = list(study.metrics) or sorted({o.headline for o in done if o.headline})
@@ -169,7 +169,7 @@ def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[int, Outco
 
 
 def _row(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
-    """A row of ``python -m benchmarks results``."""
+    """Return a row of ``python -m benchmarks results``."""
     values, sd = list(summary["values"].values()), summary["sd"]
     spread = "–".join(dict.fromkeys(number(v) for v in (min(values), max(values))))
     unit = f" {about['unit']}" if about["unit"] else ""
@@ -188,7 +188,7 @@ def _row(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]
 
 
 def difference_text(summary: Mapping[str, Any]) -> str:
-    """``+0.012 [0.003, 0.021], p 0.02``."""
+    """Return a difference as text: ``+0.012 [0.003, 0.021], p 0.02``."""
     test = summary.get("difference")
     if not test:
         return "–"

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paired:
-    """The difference of an arm to its control over the seeds that both have.
+    """The difference between an arm and its control over their common seeds.
 
     Attributes:
-        n: pairs.
-        mean: of the differences.
-        low, high: 95 % confidence interval of the mean; None below two pairs.
-        p: two-sided p-value of the paired t-test; None below two pairs.
+        n: number of pairs.
+        mean: mean of the differences.
+        low, high: 95 % confidence interval of the mean; None with fewer than two pairs.
+        p: two-sided p-value of the paired t-test; None with fewer than two pairs.
     """
 
     n: int
@@ -27,12 +27,12 @@ class Paired:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (n - 1); None for a single value."""
+    """Return the sample standard deviation (n - 1); None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
-    """Paired t-test of differences; None without any."""
+    """Return the paired t-test of differences; None if there are none."""
     n = len(differences)
     if n == 0:
         return None
@@ -40,7 +40,7 @@ def paired(differences: Sequence[float]) -> Paired | None:
     if n == 1:
         return Paired(n, mean)
     error = statistics.stdev(differences) / math.sqrt(n)
-    # Differences that agree to rounding have no spread to test against.
+    # Differences equal up to rounding have no spread to test against.
     if error <= 1e-12 * max(abs(mean), 1e-300):
         return Paired(n, mean, mean, mean, 0.0 if mean else 1.0)
     half = t_quantile(0.975, n - 1) * error
@@ -48,15 +48,15 @@ def paired(differences: Sequence[float]) -> Paired | None:
 
 
 def t_two_sided(t: float, df: float) -> float:
-    """Probability that |T| >= |t| for Student's t with ``df`` degrees of freedom."""
-    # 1 - x is not computed from x, which would lose what is left of a small t.
+    """Return the probability that |T| >= |t| for Student's t with ``df`` degrees of freedom."""
+    # 1 - x is not computed from x, which would lose precision for small t.
     if t * t < df:
         return 1 - incomplete_beta(0.5, df / 2, t * t / (df + t * t))
     return incomplete_beta(df / 2, 0.5, df / (df + t * t))
 
 
 def t_quantile(probability: float, df: float) -> float:
-    """The t with P(T <= t) = ``probability``, for probabilities in (0.5, 1)."""
+    """Return the t with P(T <= t) = ``probability``, for probabilities in (0.5, 1)."""
     tail = 2 * (1 - probability)
     high = 1.0
     while t_two_sided(high, df) > tail:
@@ -69,10 +69,10 @@ def t_quantile(probability: float, df: float) -> float:
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method)."""
+    """Return the regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method)."""
     if x <= 0 or x >= 1:
         return 0.0 if x <= 0 else 1.0
-    # The fraction converges fast below the mean only; above it the complement does.
+    # The fraction converges fast only below the mean; above it, use the complement.
     if x > (a + 1) / (a + b + 2):
         return 1.0 - incomplete_beta(b, a, 1 - x)
     front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)

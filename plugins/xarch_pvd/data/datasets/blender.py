@@ -1,9 +1,9 @@
 """Blender, instant-ngp and nerfstudio folders: ``transforms_{train,val,test}.json`` or one ``transforms.json``.
 
 Source: NeRF (arXiv 2003.08934) for the first form. A frame's ``transform_matrix`` is camera-to-world with OpenGL axes.
-Focal length from ``camera_angle_x`` (radians) or ``fl_x``/``fl_y``, ``cx``/``cy``, ``w``/``h``, ``k1, k2, p1, p2``
-(pixels of the stored picture), which a frame may override. Sizes that no file states come from the header of a picture.
-``aabb`` [[x0,y0,z0],[x1,y1,z1]], where present, is the scene's box.
+Intrinsics are ``camera_angle_x`` (radians) or ``fl_x``/``fl_y``, ``cx``/``cy``, ``w``/``h`` and ``k1, k2, p1, p2``
+(pixels of the stored image), which a frame may override. Missing sizes are read from the header of an image. ``aabb``
+[[x0,y0,z0],[x1,y1,z1]], if present, is the scene's box.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL
 
 
 def transforms_file(folder: Path, split: str) -> Path | None:
-    """The JSON that holds a split, or None."""
+    """Return the JSON file of a split, or None."""
     if folder.suffix == ".json" and folder.is_file():
         return folder
     if any((folder / f"transforms_{s}.json").is_file() for s in SPLITS):
-        # Files of splits are a decision for all: what transforms.json would hold out may be trained on by them.
+        # Split files take precedence for all splits: they may train on views that transforms.json would hold out.
         order = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]
         return next((f for s in order if (f := folder / f"transforms_{s}.json").is_file()), None)
     return folder / "transforms.json" if (folder / "transforms.json").is_file() else None
 
 
 def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
-    """Views of a split.
+    """Read the views of a split.
 
     Raises:
-        UsageError: no file, damaged JSON, a camera model or matrix that is not understood.
+        UsageError: the file is missing or damaged, or a camera model or matrix is not supported.
     """
     check_split(split)
     file = transforms_file(path, split)
@@ -105,14 +105,14 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"{file} is no JSON that can be read: {e}") from e
+        raise UsageError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(document, dict):
-        raise UsageError(f"{file} holds a {type(document).__name__}, wanted an object with frames")
+        raise UsageError(f"{file} holds a {type(document).__name__}, expected an object with frames")
     return document
 
 
 def _of_split(frames: list[Any], document: Mapping[str, Any], file: Path, split: str) -> list[Any]:
-    """A file that is not of one split names them, or every 8th view (by file name) is held out."""
+    """Select the frames of a split: by the file's lists, otherwise every 8th view (by file name) is held out."""
     if file.name != "transforms.json":
         return frames
     chosen = listed([str(f.get("file_path")) for f in frames], document, split, str(file))
@@ -135,19 +135,19 @@ def _mask(folder: Path, frame: Mapping[str, Any], where: str) -> Path | None:
         return None
     if not isinstance(name, str) or not (folder / name).is_file():
         raise UsageError(
-            f"{where}: its mask {name!r} does not exist", "masks are read from mask_path, black leaves out"
+            f"{where}: its mask {name!r} does not exist", "masks are read from mask_path; black pixels are excluded"
         )
     return folder / name
 
 
 def _applied(document: Mapping[str, Any], where: str) -> tuple[float, ...]:
-    """Turn and scale that were applied to the capture's world before this file was written, 13 numbers."""
+    """Return the rotation and scale applied to the capture's world before this file was written, 13 numbers."""
     rows, scale = document.get("applied_transform"), _number(document, "applied_scale", 1.0, where)
     if rows is None and scale == 1.0:
         return ()
     matrix = _matrix(rows, f"{where}, applied_transform") if rows is not None else torch.eye(4).tolist()
     if scale <= 0:
-        raise UsageError(f"{where}: applied_scale is {scale}, wanted a positive number")
+        raise UsageError(f"{where}: applied_scale is {scale}, expected a positive number")
     return (*(number for row in matrix[:3] for number in row), scale)
 
 
@@ -164,14 +164,14 @@ def _focal(said: Mapping[str, Any], width: int, height: int, where: str) -> tupl
         if angle in said:
             half = 0.5 * _number(said, angle, 0, where)
             if not 0 < half < math.pi / 2:
-                raise UsageError(f"{where}: {angle} is {2 * half}, wanted radians between 0 and pi")
+                raise UsageError(f"{where}: {angle} is {2 * half}, expected radians between 0 and pi")
             return 0.5 * size / math.tan(half)
         return None
 
     fx, fy = of("fl_x", "camera_angle_x", width), of("fl_y", "camera_angle_y", height)
     if fx is None and fy is None:
-        raise UsageError(f"{where} names no focal length (camera_angle_x or fl_x)")
-    # Square pixels unless both are said; a rounded camera_angle_y would only disturb them.
+        raise UsageError(f"{where} has no focal length (camera_angle_x or fl_x)")
+    # Square pixels unless both are given; a rounded camera_angle_y would only add error.
     if fx is not None and "fl_y" not in said:
         fy = fx
     return (fy if fx is None else fx), (fx if fy is None else fy)  # type: ignore[return-value]
@@ -182,7 +182,9 @@ def _lens(said: Mapping[str, Any], where: str) -> list[float]:
     unknown = [k for k in ("k3", "k4", "k5", "k6") if _number(said, k, 0.0, where)]
     if model not in PINHOLES or said.get("is_fisheye") or unknown:
         seen = f"terms {', '.join(unknown)}" if unknown else f"camera model {said.get('camera_model', 'fisheye')}"
-        raise UsageError(f"{where} has {seen}; k1, k2, p1, p2 of a pinhole are read", "undistort the pictures first")
+        raise UsageError(
+            f"{where} has {seen}; only k1, k2, p1, p2 of a pinhole are supported", "undistort the images first"
+        )
     return [_number(said, k, 0.0, where) for k in LENS]
 
 
@@ -192,7 +194,7 @@ def _matrix(rows: Any, where: str) -> list[list[float]]:
     except (TypeError, ValueError):
         matrix = []
     if len(matrix) not in (3, 4) or any(len(row) != 4 for row in matrix):
-        raise UsageError(f"{where}: transform_matrix is no 4x4 matrix")
+        raise UsageError(f"{where}: transform_matrix is not a 4x4 matrix")
     return [*matrix[:3], [0.0, 0.0, 0.0, 1.0]]
 
 
@@ -202,12 +204,12 @@ def _box(value: Any, file: Path) -> tuple[float, float, float, float, float, flo
     try:
         (x0, y0, z0), (x1, y1, z1) = ([float(v) for v in corner] for corner in value)
     except (TypeError, ValueError) as e:
-        raise UsageError(f"{file}: aabb is {value!r}, wanted two corners of three numbers") from e
+        raise UsageError(f"{file}: aabb is {value!r}, expected two corners of three numbers") from e
     return (x0, y0, z0, x1, y1, z1)
 
 
 def _number(said: Mapping[str, Any], name: str, usual: float, where: str) -> float:
     value = said.get(name, usual)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{where}: {name} is {value!r}, wanted a number")
+        raise UsageError(f"{where}: {name} is {value!r}, expected a number")
     return float(value)

@@ -1,6 +1,6 @@
-"""COLMAP reconstructions as posed images; every 8th view by name is held out.
+"""Reader of COLMAP reconstructions as posed images; every 8th view by name is held out.
 
-The world is COLMAP's. Its pixel coordinates put the centre of the first pixel at (0.5, 0.5), as here.
+The world is COLMAP's. Its pixel coordinates place the centre of the first pixel at (0.5, 0.5), as here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ READ = {
 
 
 def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
-    """Views of a split.
+    """Read the views of a split.
 
     Raises:
-        UsageError: no model, damaged files, or a lens that is not read (fisheye and richer models).
+        UsageError: there is no model, files are damaged, or a lens is not supported (fisheye and richer models).
     """
     folder = model_folder(path)
     if folder is None:
@@ -38,10 +38,10 @@ def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedIm
     lenses = {number: _lens(camera, folder) for number, camera in read_cameras(folder).items()}
     images = read_images(folder)
     if not images:
-        raise UsageError(f"{folder} registers no image")
+        raise UsageError(f"{folder} has no registered images")
     missing = sorted({i.camera for i in images} - set(lenses))
     if missing:
-        raise UsageError(f"{folder}: images name the cameras {missing[:5]}, which do not exist")
+        raise UsageError(f"{folder}: images refer to missing cameras {missing[:5]}")
     chosen = [images[v] for v in held_out(len(images), split)]
     rows = [lenses[i.camera] for i in chosen]
     files, left = _pictures(path, [i.name for i in images], downscale)
@@ -71,9 +71,9 @@ def read_colmap(path: Path, split: str = "train", downscale: int = 1) -> PosedIm
 
 
 def _pictures(path: Path, names: list[str], downscale: int) -> tuple[list[Path], int]:
-    """Picture of every image, and what is left to divide by: a folder ``images_4`` holds them at a quarter already.
+    """Return the file of every image and the remaining divisor: a folder ``images_4`` has them at a quarter already.
 
-    Pictures keep their name, or their place in the order of names where a scaled folder renamed them all.
+    Files are matched by name, or by order if a scaled folder renamed them all.
     """
     scaled = path / f"images_{downscale}"
     folder, left = (scaled, 1) if downscale > 1 and scaled.is_dir() else (path / "images", downscale)
@@ -92,11 +92,13 @@ def _lens(camera: ColmapCamera, folder: Path) -> dict[str, float]:
     names = READ.get(camera.model)
     if names is None:
         raise UsageError(
-            f"{folder} has a camera of model {camera.model}; read are {', '.join(READ)}",
-            "undistort the pictures first (colmap image_undistorter)",
+            f"{folder} has a camera of model {camera.model}; supported models: {', '.join(READ)}",
+            "undistort the images first (colmap image_undistorter)",
         )
     if len(names) != len(camera.parameters):
-        raise UsageError(f"{folder}: a {camera.model} camera has {len(camera.parameters)} numbers, wanted {len(names)}")
+        raise UsageError(
+            f"{folder}: a {camera.model} camera has {len(camera.parameters)} numbers, expected {len(names)}"
+        )
     said = dict(zip(names, camera.parameters, strict=True))
     focal = said.get("f", 0.0)
     usual = {"fx": focal, "fy": focal, "k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0}
@@ -104,10 +106,10 @@ def _lens(camera: ColmapCamera, folder: Path) -> dict[str, float]:
 
 
 def _pose(quaternion: tuple[float, ...], translation: tuple[float, ...], name: str) -> Tensor:
-    """Camera-to-world [4,4] with OpenGL axes from COLMAP's world-to-camera with OpenCV axes."""
+    """Convert COLMAP's world-to-camera with OpenCV axes to camera-to-world [4,4] with OpenGL axes."""
     q = torch.tensor(quaternion, dtype=torch.float64)
     if not 1e-6 < float(q.norm()) < 1e6:
-        raise UsageError(f"image {name} has the quaternion {quaternion}, which is no rotation")
+        raise UsageError(f"image {name} has quaternion {quaternion}, which is not a rotation")
     w, x, y, z = (q / q.norm()).tolist()
     turned = torch.tensor(
         [

@@ -1,4 +1,4 @@
-"""Reading a COLMAP model: ``cameras``, ``images`` and ``points3D``, binary (little endian) or text."""
+"""Reader of COLMAP models: ``cameras``, ``images`` and ``points3D``, binary (little endian) or text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ColmapImage:
 
 
 class Reader:
-    """A cursor over bytes that refuses to run past their end."""
+    """Cursor over bytes that raises at their end."""
 
     def __init__(self, file: Path) -> None:
         if file.stat().st_size > MAX_BYTES:
@@ -53,20 +53,20 @@ class Reader:
 
     def skip(self, size: int) -> None:
         if size > len(self.data) - self.at:
-            raise UsageError(f"{self.file} ends at byte {len(self.data)} in the middle of an entry; it is cut off")
+            raise UsageError(f"{self.file} ends at byte {len(self.data)} in the middle of an entry: it is truncated")
         self.at += size
 
     def name(self) -> str:
         end = self.data.find(b"\0", self.at, self.at + MAX_NAME)
         if end < 0:
-            raise UsageError(f"{self.file} has a name without an end at byte {self.at}")
+            raise UsageError(f"{self.file} has an unterminated name at byte {self.at}")
         text = self.data[self.at : end].decode("utf-8", "replace")
         self.at = end + 1
         return text
 
 
 def model_folder(path: Path) -> Path | None:
-    """Where below a folder the COLMAP model lies, or None."""
+    """Return the subfolder with the COLMAP model, or None."""
     for folder in (path / "sparse" / "0", path / "sparse", path / "colmap" / "sparse" / "0", path):
         if any((folder / f"images.{e}").is_file() and (folder / f"cameras.{e}").is_file() for e in ("bin", "txt")):
             return folder
@@ -74,14 +74,14 @@ def model_folder(path: Path) -> Path | None:
 
 
 def read_cameras(folder: Path) -> dict[int, ColmapCamera]:
-    """Cameras by number. Raises UsageError for damaged files and unknown models."""
+    """Read cameras by number. Raises UsageError for damaged files and unknown models."""
     cameras: dict[int, ColmapCamera] = {}
     if (folder / "cameras.bin").is_file():
         reader = Reader(folder / "cameras.bin")
         for _ in range(reader.take("<Q")[0]):
             number, model, width, height = reader.take("<IiQQ")
             if model not in MODELS:
-                raise UsageError(f"{reader.file} has camera model {model}, known are 0 to {max(MODELS)}")
+                raise UsageError(f"{reader.file} has camera model {model}, expected 0 to {max(MODELS)}")
             name, count = MODELS[model]
             cameras[number] = ColmapCamera(name, width, height, reader.take(f"<{count}d"))
         return cameras
@@ -95,7 +95,7 @@ def read_cameras(folder: Path) -> dict[int, ColmapCamera]:
 
 
 def read_images(folder: Path) -> list[ColmapImage]:
-    """Registered images, sorted by name. Raises UsageError for damaged files."""
+    """Read registered images, sorted by name. Raises UsageError for damaged files."""
     images: list[ColmapImage] = []
     if (folder / "images.bin").is_file():
         reader = Reader(folder / "images.bin")
@@ -104,7 +104,7 @@ def read_images(folder: Path) -> list[ColmapImage]:
             images.append(ColmapImage(reader.name(), values[1:5], values[5:8], values[8]))
             reader.skip(24 * reader.take("<Q")[0])
     else:
-        # Two lines an image, the second (its points) may be empty.
+        # Two lines per image; the second (its points) may be empty.
         lines = list(_lines(folder / "images.txt", empty=True))
         for line in lines[::2]:
             words = line.split(maxsplit=9)
@@ -117,7 +117,7 @@ def read_images(folder: Path) -> list[ColmapImage]:
 
 
 def read_points(folder: Path) -> np.ndarray | None:
-    """float64 [n,3], or None without a file. Raises UsageError for damaged files."""
+    """Read points, float64 [n,3], or None without a file. Raises UsageError for damaged files."""
     if (folder / "points3D.bin").is_file():
         reader = Reader(folder / "points3D.bin")
         points = []

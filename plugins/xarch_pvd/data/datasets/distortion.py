@@ -12,7 +12,7 @@ REACHED = 1e-8
 
 
 def distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the lens puts undistorted normalised coordinates (x right, y down, at depth 1)."""
+    """Distort normalised coordinates (x right, y down, at depth 1)."""
     k1, k2, p1, p2 = lens.unbind(-1)
     r2 = x * x + y * y
     radial = 1 + r2 * (k1 + r2 * k2)
@@ -23,10 +23,10 @@ def distort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`distort` by Newton's method, in float64.
+    """Invert :func:`distort` by Newton's method, in float64.
 
     Raises:
-        UsageError: some pixel has no inverse; the lens folds the picture there (a fisheye read as a pinhole).
+        UsageError: some pixel has no inverse, because the lens folds the image (a fisheye read as a pinhole).
     """
     k1, k2, p1, p2 = lens.double().unbind(-1)
     goal_x, goal_y = x.double(), y.double()
@@ -50,7 +50,7 @@ def undistort(x: Tensor, y: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
     folds = bool((1 + r2 * (3 * k1 + 5 * k2 * r2) <= 0).any())
     if folds or not float(off) < 1e-6:
         raise UsageError(
-            f"the lens {[round(float(c), 6) for c in lens]} (k1, k2, p1, p2) cannot be undone over the whole picture",
-            "undistort the pictures first (colmap image_undistorter)",
+            f"the lens {[round(float(c), 6) for c in lens]} (k1, k2, p1, p2) cannot be inverted over the whole image",
+            "undistort the images first (colmap image_undistorter)",
         )
     return u, v

@@ -1,7 +1,7 @@
-"""The box of a scene from its cameras, and the refusal of a box that its rays miss.
+"""Fitting of a scene's box to its cameras, and rejection of boxes that rays miss.
 
-A box that does not fit is the most frequent reason for a radiance field that learns nothing: the reference code of
-progressive volume distillation wants it tuned by hand for every scene.
+A wrong box is the most common reason why a radiance field learns nothing: the reference code of progressive volume
+distillation requires manual tuning for every scene.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PROBE_VIEWS, PROBE_PIXELS = 64, 256
 
 @dataclass(frozen=True, slots=True)
 class SceneBox:
-    """Where a scene lies.
+    """Location of a scene.
 
     Attributes:
-        aabb: in the world of the cameras; for ``contract_inf`` the part that is not contracted.
-        warp: "aabb", or "contract_inf" where cameras look outwards.
+        aabb: box in the world of the cameras; for ``contract_inf`` the uncontracted part.
+        warp: "aabb", or "contract_inf" if cameras look outwards.
         scale: factor that makes the longest half side 1.
         how: what it was derived from.
         hit: share of all rays that cross it.
@@ -43,13 +43,13 @@ class SceneBox:
 
     @property
     def corners(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Lower and upper corner."""
+        """Return the lower and upper corner."""
         x0, y0, z0, x1, y1, z1 = self.aabb
         return (x0, y0, z0), (x1, y1, z1)
 
 
 def fit_box(posed: PosedImages) -> SceneBox:
-    """Box from, in this order: the files; reconstructed points; near and far depths; the meeting of optical axes.
+    """Derive the box from, in order: the files; reconstructed points; depth bounds; the intersection of optical axes.
 
     Raises:
         UsageError: fewer than half of the rays cross the best box.
@@ -78,10 +78,10 @@ def fit_box(posed: PosedImages) -> SceneBox:
 
 
 def check_box(posed: PosedImages, box: Sequence[float], *, warp: str = "aabb", how: str = "the options") -> float:
-    """Share of rays that cross ``box``; a contracted field is crossed by all.
+    """Return the share of rays that cross ``box``; all rays cross a contracted field.
 
     Raises:
-        UsageError: fewer than half do.
+        UsageError: fewer than half cross it.
     """
     if warp != "aabb":
         return 1.0
@@ -97,15 +97,15 @@ def check_box(posed: PosedImages, box: Sequence[float], *, warp: str = "aabb", h
     if share < MIN_HIT:
         shown = ", ".join(f"{v:.4g}" for v in box)
         raise UsageError(
-            f"only {share:.0%} of the rays of this {posed.kind} data set cross the box ({shown}) from {how}, wanted at "
-            f"least {MIN_HIT:.0%}",
-            f"name a box that holds what the cameras see (option aabb); they stand within {_span(posed)}",
+            f"only {share:.0%} of the rays of this {posed.kind} data set cross the box ({shown}) from {how}, expected "
+            f"at least {MIN_HIT:.0%}",
+            f"set a box that contains what the cameras see (option aabb); they lie within {_span(posed)}",
         )
     return share
 
 
 def crosses(origins: Tensor, dirs: Tensor, box: Sequence[float]) -> Tensor:
-    """bool [P]: whether rays meet the box in front of their origin."""
+    """Return whether rays cross the box in front of their origin, bool [P]."""
     low, high = torch.tensor(box[:3]), torch.tensor(box[3:])
     safe = torch.where(dirs.abs() < 1e-9, torch.full_like(dirs, 1e-9), dirs)
     first, second = (low - origins) / safe, (high - origins) / safe
@@ -114,7 +114,7 @@ def crosses(origins: Tensor, dirs: Tensor, box: Sequence[float]) -> Tensor:
 
 
 def meeting_point(posed: PosedImages) -> tuple[Tensor, float]:
-    """Least-squares nearest point [3] to all optical axes, and the share of cameras that have it in front of them."""
+    """Return the least-squares nearest point [3] to all optical axes, and the share of cameras facing it."""
     places, axes = posed.c2w[:, :3, 3].double(), -posed.c2w[:, :3, 2].double()
     across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
     matrix = across.sum(0)
@@ -122,17 +122,17 @@ def meeting_point(posed: PosedImages) -> tuple[Tensor, float]:
         return places.mean(0), 0.0
     middle = torch.linalg.solve(matrix, (across @ places[:, :, None]).sum(0)[:, 0])
     towards = torch.nn.functional.normalize(middle - places, dim=-1)
-    # 25 degrees: a camera that frames the point, whatever else it sees.
+    # Within 25 degrees a camera frames the point, whatever else it sees.
     return middle, float(((towards * axes).sum(-1) > 0.9).double().mean())
 
 
 def _seen(posed: PosedImages, middle: Tensor) -> Box:
-    """The cube that the pictures show around a point: median distance times the tangent of half the wider view."""
+    """Return the cube visible around a point: median distance times the tangent of half the wider view angle."""
     away = (posed.c2w[:, :3, 3].double() - middle).norm(dim=-1)
     wide = torch.tensor(posed.widths).double() / posed.fx
     high = torch.tensor(posed.heights).double() / posed.fy
     half = float((away * torch.maximum(wide, high) / 2).median())
-    # A box that holds a camera would put matter in front of its lens.
+    # A box that contains a camera would put matter in front of its lens.
     half = min(half, float(away.min()) * 0.9)
     x, y, z = middle.tolist()
     return (x - half, y - half, z - half, x + half, y + half, z + half)

@@ -1,4 +1,4 @@
-"""Cameras whose lens distorts."""
+"""Cameras with lens distortion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xarch_pvd.data.datasets.distortion import distort, undistort
 
 @dataclass(frozen=True, slots=True)
 class LensCamera(Camera):
-    """A camera with OpenCV's lens.
+    """Camera with OpenCV's lens model.
 
     Attributes:
         lens: k1, k2, p1, p2.
@@ -22,10 +22,10 @@ class LensCamera(Camera):
     lens: tuple[float, ...]
 
     def rays(self, pixels_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """See :meth:`xarch_field.Camera.rays`; the lens is undone in float64.
+        """See :meth:`xarch_field.Camera.rays`; undistorts in float64.
 
         Raises:
-            UsageError: the lens folds the picture, so that some pixel has no ray.
+            UsageError: the lens folds the image, so that some pixel has no ray.
         """
         if pixels_P is None:
             pixels_P = torch.arange(self.width * self.height, device=self.c2w.device)

@@ -22,13 +22,13 @@ NEAREST = 0.75
 
 
 def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre: bool = True) -> PosedImages:
-    """Views of a split; every 8th is held out.
+    """Read the views of a split; every 8th is held out.
 
     Args:
-        recentre: False keeps the world of the file.
+        recentre: if False, keep the world of the file.
 
     Raises:
-        UsageError: a file that is no table [N,17], or another number of pictures.
+        UsageError: the file is not a table [N,17], or the number of images differs.
     """
     file = path / "poses_bounds.npy"
     try:
@@ -36,7 +36,7 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
     except (OSError, ValueError, EOFError) as e:
         raise UsageError(f"{file} cannot be read: {e}") from e
     if rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
-        raise UsageError(f"{file} holds {rows.dtype} {rows.shape}, wanted finite numbers [N, 17]")
+        raise UsageError(f"{file} holds {rows.dtype} {rows.shape}, expected finite numbers [N, 17]")
     table = torch.from_numpy(rows.astype(np.float64))
     cameras = table[:, :15].view(-1, 3, 5)
     turned = cameras[:, :, :3]
@@ -44,7 +44,7 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
     c2w[:, :3] = torch.stack([turned[:, :, 1], -turned[:, :, 0], turned[:, :, 2], cameras[:, :, 3]], dim=-1)
     bounds = table[:, 15:]
     if not bool((bounds[:, 0] > 0).all() and (bounds[:, 1] > bounds[:, 0]).all()):
-        raise UsageError(f"{file} has depths that are not 0 < near < far")
+        raise UsageError(f"{file} has depths that violate 0 < near < far")
     if recentre:
         scale = 1 / (NEAREST * float(bounds.min()))
         c2w = torch.linalg.inv(average_pose(c2w)) @ c2w
@@ -76,11 +76,13 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
 
 
 def average_pose(c2w: Tensor) -> Tensor:
-    """The pose [4,4] with mean position, mean viewing direction and mean up."""
+    """Return the pose [4,4] with mean position, mean viewing direction and mean up vector."""
     back = c2w[:, :3, 2].sum(0)
     right = torch.linalg.cross(c2w[:, :3, 1].sum(0), back)
     if float(back.norm()) < 1e-9 or float(right.norm()) < 1e-9:
-        raise UsageError("the viewing directions cancel out: these cameras look inwards, LLFF data looks forward")
+        raise UsageError(
+            "the viewing directions cancel out: these cameras look inwards, but LLFF data is forward-facing"
+        )
     back, right = back / back.norm(), right / right.norm()
     pose = torch.eye(4, dtype=c2w.dtype)
     pose[:3] = torch.stack([right, torch.linalg.cross(back, right), back, c2w[:, :3, 3].mean(0)], dim=-1)
@@ -88,12 +90,14 @@ def average_pose(c2w: Tensor) -> Tensor:
 
 
 def _pictures(path: Path, count: int, downscale: int) -> tuple[list[Path], int]:
-    """Pictures of a scaled folder where there is one, and what is left to divide by; names that nothing holds when
-    there are no pictures at all."""
+    """Return the images, from a scaled folder if available, and the remaining divisor.
+
+    Without any images, the names do not exist.
+    """
     for folder, left in ((path / f"images_{downscale}", 1), (path / "images", downscale)):
         found = sorted(p for p in folder.glob("*") if is_picture(p))
         if found and len(found) != count:
-            raise UsageError(f"{folder} holds {len(found)} pictures, poses_bounds.npy has {count} cameras")
+            raise UsageError(f"{folder} has {len(found)} images, but poses_bounds.npy has {count} cameras")
         if found:
             return found, left
     return [path / "images" / f"{v:03d}.png" for v in range(count)], downscale

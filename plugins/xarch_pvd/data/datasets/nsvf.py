@@ -22,10 +22,10 @@ FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
 
 def read_nsvf(path: Path, split: str = "train", downscale: int = 1) -> PosedImages:
-    """Views of a split.
+    """Read the views of a split.
 
     Raises:
-        UsageError: a file is missing or holds other numbers.
+        UsageError: a file is missing or malformed.
     """
     check_split(split)
     poses = sorted((path / "pose").glob("*.txt"))
@@ -39,7 +39,7 @@ def read_nsvf(path: Path, split: str = "train", downscale: int = 1) -> PosedImag
     fx, fy, cx, cy = _lens(path / "intrinsics.txt")
     files = [_picture(path / "rgb", p.stem) for p in chosen]
     stored = next((picture_size(f) for f in files if f.is_file()), None)
-    # Without pictures the principal point, which these files put in the middle, tells the size.
+    # Without images, the size follows from the principal point, which is at the centre in these files.
     width, height = stored if stored else (round(2 * cx), round(2 * cy))
     shared = {"fx": fx / downscale, "fy": fy / downscale, "cx": cx / downscale, "cy": cy / downscale}
     lens = intrinsics(len(chosen), **shared)
@@ -64,7 +64,7 @@ def read_nsvf(path: Path, split: str = "train", downscale: int = 1) -> PosedImag
 def _numbers(file: Path) -> list[float]:
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{file} has more than {MAX_BYTES} bytes, wanted a few numbers")
+            raise UsageError(f"{file} has more than {MAX_BYTES} bytes, expected a few numbers")
         return [float(v) for v in file.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as e:
         raise UsageError(f"{file} holds no numbers: {e}") from e
@@ -73,20 +73,20 @@ def _numbers(file: Path) -> list[float]:
 def _matrix(file: Path) -> Tensor:
     numbers = _numbers(file)
     if len(numbers) not in (12, 16):
-        raise UsageError(f"{file} holds {len(numbers)} numbers, wanted a 4x4 matrix")
+        raise UsageError(f"{file} holds {len(numbers)} numbers, expected a 4x4 matrix")
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3] = torch.tensor(numbers[:12], dtype=torch.float64).view(3, 4)
     return matrix
 
 
 def _lens(file: Path) -> tuple[float, float, float, float]:
-    """A 4x4 matrix, or a first line of focal length and principal point (synthetic scenes of NSVF)."""
+    """Read a 4x4 matrix, or a first line of focal length and principal point (synthetic scenes of NSVF)."""
     numbers = _numbers(file)
     if len(numbers) == 16:
         return numbers[0], numbers[5], numbers[2], numbers[6]
     if len(numbers) >= 4:
         return numbers[0], numbers[0], numbers[1], numbers[2]
-    raise UsageError(f"{file} holds {len(numbers)} numbers, wanted a 4x4 matrix")
+    raise UsageError(f"{file} holds {len(numbers)} numbers, expected a 4x4 matrix")
 
 
 def _picture(folder: Path, stem: str) -> Path:
@@ -98,7 +98,7 @@ def _box(file: Path) -> tuple[float, float, float, float, float, float] | None:
         return None
     numbers = _numbers(file)
     if len(numbers) < 6:
-        raise UsageError(f"{file} holds {len(numbers)} numbers, wanted six of a box")
+        raise UsageError(f"{file} holds {len(numbers)} numbers, expected six of a box")
     low, high = torch.tensor(numbers[:3]), torch.tensor(numbers[3:6])
     middle, half = (low + high) / 2, (high - low) / 2 * ENLARGE
     x0, y0, z0, x1, y1, z1 = [*(middle - half).tolist(), *(middle + half).tolist()]

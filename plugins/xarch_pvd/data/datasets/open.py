@@ -1,4 +1,4 @@
-"""Opening a folder of posed images of whatever format it is."""
+"""Opening of a folder of posed images in any supported format."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KINDS = {"blender": read_blender, "colmap": read_colmap, "llff": read_llff, "nsv
 
 
 def recognise(path: Path) -> str:
-    """ "blender", "llff", "nsvf" or "colmap", told from the names of files, the same for all splits.
+    """Return "blender", "llff", "nsvf" or "colmap" from file names, the same for all splits.
 
-    A COLMAP model is taken before the table ``poses_bounds.npy`` that was made from it: mip-NeRF 360 ships both, and
-    the table knows no lens.
+    A COLMAP model takes precedence over a table ``poses_bounds.npy`` derived from it: mip-NeRF 360 has both, and the
+    table lacks lens distortion.
 
     Raises:
-        UsageError: none of them; the message names what was looked for.
+        UsageError: the format is unknown; lists the expected files.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist")
@@ -36,25 +36,25 @@ def recognise(path: Path) -> str:
     if (path / "intrinsics.txt").is_file() and (path / "pose").is_dir():
         return "nsvf"
     raise UsageError(
-        f"{path} is no known set of posed images",
+        f"{path} is not a known set of posed images",
         "looked for transforms_train.json or transforms.json (Blender, instant-ngp, nerfstudio), poses_bounds.npy "
         "(LLFF), intrinsics.txt with pose/ (NSVF), cameras and images .bin or .txt here or in sparse/0 (COLMAP)",
     )
 
 
 def open_posed(path: Path | str, split: str = "train", downscale: int = 1, kind: str = "auto") -> PosedImages:
-    """Cameras of one split; pictures stay closed until they are asked for.
+    """Open the cameras of a split; images are read on demand.
 
     Args:
         split: "train", "val" or "test".
-        downscale: whole number that widths, heights and focal lengths are divided by.
-        kind: one of :data:`KINDS`, or "auto" to tell it from the files.
+        downscale: integer divisor of widths, heights and focal lengths.
+        kind: one of :data:`KINDS`, or "auto" to detect it.
 
     Raises:
-        UsageError: nothing known is there, or a file is damaged.
+        UsageError: the format is unknown, or a file is damaged.
     """
     check_split(split)
     if downscale < 1:
-        raise UsageError(f"downscale is {downscale}, wanted a whole number of 1 or more")
+        raise UsageError(f"downscale is {downscale}, expected a whole number of 1 or more")
     path = Path(path)
     return KINDS[recognise(path) if kind == "auto" else kind](path, split, downscale)

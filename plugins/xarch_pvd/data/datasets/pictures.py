@@ -1,4 +1,4 @@
-"""Reading one picture at the size its camera has."""
+"""Reader of single images at the size of their camera."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from xarch import UsageError
 
 MAX_PIXELS = 1 << 28
 FIRST = (".png", ".jpg", ".jpeg")
-"""Suffixes that are looked for before others where a name has none."""
+"""Suffixes tried first for a name without one."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
-"""Modes of 16-bit grey, which Pillow would cut off at 255."""
+"""Modes of 16-bit grey, which Pillow would clip at 255."""
 
 
 @lru_cache(maxsize=1)
 def suffixes() -> frozenset[str]:
-    """Suffixes, in lower case, of every kind of picture that Pillow reads."""
+    """Return the lower-case suffixes of every image format that Pillow reads."""
     from PIL import Image
 
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture by its name."""
+    """Return whether a file is an image, judging by its name."""
     return path.suffix.lower() in suffixes()
 
 
 def find_picture(path: Path) -> Path:
-    """The picture of a name that may lack its suffix; where there is none, the path that is most likely meant."""
+    """Find the image of a name that may lack its suffix; if there is none, return the most likely path."""
     if is_picture(path) or path.is_file():
         return path
     usual = [path.with_name(path.name + suffix) for suffix in FIRST]
@@ -46,30 +46,30 @@ def find_picture(path: Path) -> Path:
 
 
 def read_picture(path: Path, width: int, height: int) -> Tensor:
-    """float32 [H,W,3|4] in [0,1], area-averaged from a stored size that is a multiple of the wanted one.
+    """Read an image as float32 [H,W,3|4] in [0,1], area-averaged from a multiple of the requested size.
 
-    Colours of transparent pictures are averaged weighted by alpha, so that no hidden colour leaks in.
+    Colours of transparent images are averaged with alpha weights, so that hidden colours do not leak.
 
     Raises:
-        UsageError: missing, damaged, too large, of numbers without a known range, or of another shape.
+        UsageError: the image is missing, damaged or too large, or has values of unknown range or another shape.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, at most {MAX_PIXELS} are read")
+                raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, but the limit is {MAX_PIXELS}")
             stored = _values(opened, path)
     except FileNotFoundError as e:
-        raise UsageError(f"{path} does not exist", "put the pictures where their cameras say they are") from e
+        raise UsageError(f"{path} does not exist", "put the images at the paths given by their cameras") from e
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} is no picture that can be read: {e}") from e
+        raise UsageError(f"{path} is not a readable image: {e}") from e
     rows, columns = stored.shape[:2]
     if (rows, columns) == (height, width):
         return torch.from_numpy(stored)
     factor = rows // max(height, 1)
     if factor < 1 or rows // factor != height or columns // factor != width:
-        raise UsageError(f"{path} has {columns}x{rows} pixels, its camera {width}x{height}")
+        raise UsageError(f"{path} has {columns}x{rows} pixels, but its camera {width}x{height}")
     cut = torch.from_numpy(stored[: height * factor, : width * factor])
     blocks = cut.view(height, factor, width, factor, -1)
     if blocks.shape[-1] == 3:
@@ -80,7 +80,7 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
 
 
 def read_mask(path: Path, width: int, height: int) -> Tensor:
-    """bool [H,W], True where a mask keeps the pixel: where none of what it averages is black.
+    """Read a mask, bool [H,W]: True keeps the pixel, if none of the averaged mask pixels is black.
 
     Raises:
         UsageError: as for :func:`read_picture`.
@@ -96,7 +96,7 @@ def read_mask(path: Path, width: int, height: int) -> Tensor:
 
 
 def _values(opened: Any, path: Path) -> np.ndarray:
-    """float32 [H,W,3|4] in [0,1] of an opened picture, each kind scaled by its own depth."""
+    """Convert an opened image to float32 [H,W,3|4] in [0,1], scaled by its bit depth."""
     if opened.mode in DEEP:
         grey = np.asarray(opened).astype(np.float32)
         colour = np.repeat(grey[..., None] / 65535, 3, axis=-1)
@@ -106,8 +106,9 @@ def _values(opened: Any, path: Path) -> np.ndarray:
         return np.concatenate([colour, (grey != clear)[..., None].astype(np.float32)], axis=-1)
     if opened.mode in ("I", "F"):
         raise UsageError(
-            f"{path} has {'32-bit' if opened.mode == 'I' else 'floating-point'} numbers, whose white no file names",
-            "write it with 8 or 16 bits a colour",
+            f"{path} has {'32-bit' if opened.mode == 'I' else 'floating-point'} values, "
+            "whose white level no file records",
+            "save it with 8 or 16 bits per channel",
         )
     alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
     straight = opened.convert("LA" if opened.mode == "La" else "RGBA") if opened.mode in ("La", "RGBa") else opened
@@ -115,10 +116,10 @@ def _values(opened: Any, path: Path) -> np.ndarray:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header of a picture, without decoding it.
+    """Read (width, height) from the header of an image without decoding it.
 
     Raises:
-        UsageError: missing or no picture.
+        UsageError: the file is missing or not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -126,4 +127,6 @@ def picture_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as opened:
             return opened.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} does not exist or is no picture; its size is needed and no file names it") from e
+        raise UsageError(
+            f"{path} does not exist or is not an image; its size is needed because no file records it"
+        ) from e

@@ -1,4 +1,4 @@
-"""Posed images: cameras at once, pictures only when asked for.
+"""Posed images: cameras in memory, images read on demand.
 
 Legend: N views, P pixels, H rows, W columns.
 """
@@ -21,30 +21,30 @@ from xarch_pvd.data.datasets.lens import LensCamera
 from xarch_pvd.data.datasets.pictures import read_mask, read_picture
 
 AXES = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-"""World axes (y, z, x): how torch-ngp turns a Blender world."""
+"""World axes (y, z, x): torch-ngp's rotation of a Blender world."""
 
 
 @dataclass(frozen=True)
 class PosedImages:
-    """Views of one split. No picture is opened before :attr:`images` or :meth:`image` is asked for.
+    """Views of one split. Images are opened only by :attr:`images` or :meth:`image`.
 
     Attributes:
-        files: picture of every view; need not exist unless pictures are asked for.
+        files: image file of every view; may be missing if images are not requested.
         names: name of every view.
-        c2w: camera-to-world, float64 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world. Places on
-            a map have seven digits before the point, which float32 does not hold.
-        widths, heights: size of every view in pixels; pictures stored at a whole multiple of it are averaged down.
+        c2w: camera-to-world, float64 [N,4,4]; OpenGL axes (x right, y up, looks along -z), the file's world. Map
+            coordinates have seven digits before the point, which exceeds float32.
+        widths, heights: size of every view in pixels; images stored at an integer multiple are averaged down.
         fx, fy, cx, cy: float64 [N], pixels; the centre of pixel (column, row) lies at (column + 0.5, row + 0.5).
         distortion: float64 [N,4], OpenCV's k1, k2, p1, p2.
         split: "train", "val" or "test".
-        background: RGB in [0,1] that transparent pictures are laid over, or None where pictures are opaque.
-        near_far: float64 [N,2], world units along the viewing axis, or None where the format has none.
-        box: (x0, y0, z0, x1, y1, z1) that the files name, or None.
+        background: RGB in [0,1] behind transparent images, or None if images are opaque.
+        near_far: float64 [N,2], world units along the viewing axis, or None if the format has none.
+        box: (x0, y0, z0, x1, y1, z1) given by the files, or None.
         points: float64 [n,3], points of a reconstruction, or None.
         kind: name of the format.
-        masks: file of every view whose black pixels are left out, or None; () without any.
-        applied: turn and scale between the capture's world and the file's, 13 numbers as in ViewFacts.world, or ().
-        notes: what a person should know of the files.
+        masks: mask file of every view, whose black pixels are excluded, or None; () without any.
+        applied: rotation and scale between the capture's world and the file's, 13 numbers as in ViewFacts.world, or ().
+        notes: warnings about the files.
     """
 
     files: tuple[Path, ...]
@@ -70,13 +70,13 @@ class PosedImages:
     def __post_init__(self) -> None:
         count = len(self.files)
         if count == 0:
-            raise UsageError(f"the {self.kind} data set has no view in its split {self.split!r}")
+            raise UsageError(f"the {self.kind} data set has no views in split {self.split!r}")
         if tuple(self.c2w.shape) != (count, 4, 4) or not bool(torch.isfinite(self.c2w).all()):
-            raise UsageError(f"cameras are {tuple(self.c2w.shape)} or not finite, wanted [{count}, 4, 4]")
+            raise UsageError(f"cameras are {tuple(self.c2w.shape)} or not finite, expected [{count}, 4, 4]")
         turned = self.c2w[:, :3, :3].double()
         error = float((turned.transpose(1, 2) @ turned - torch.eye(3, dtype=torch.float64)).abs().max())
         if error > 1e-2:
-            raise UsageError(f"a camera of the {self.kind} data set has no rotation (off by {error:.2g})")
+            raise UsageError(f"a camera of the {self.kind} data set has an invalid rotation (off by {error:.2g})")
         if min(*self.widths, *self.heights) < 1 or not bool(((self.fx > 0) & (self.fy > 0)).all()):
             raise UsageError(f"a camera of the {self.kind} data set has no size or no focal length")
 
@@ -84,17 +84,17 @@ class PosedImages:
         return len(self.files)
 
     def camera(self, view: int) -> Camera:
-        """The camera of one view, float32; its rays are those of :meth:`rays`, whatever its lens."""
+        """Return the camera of one view, float32; its rays equal those of :meth:`rays` for any lens."""
         fx, fy, cx, cy = (float(v[view]) for v in (self.fx, self.fy, self.cx, self.cy))
         same = (self.widths[view], self.heights[view], fx, fy, cx, cy, self.c2w[view].float())
         lens = self.distortion[view]
         return LensCamera(*same, tuple(lens.tolist())) if bool(lens.any()) else Camera(*same)
 
     def rays(self, view: int, pixels_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Origins [P,3] and unit directions [P,3], float32, lens distortion undone.
+        """Return origins [P,3] and unit directions [P,3], float32, without lens distortion.
 
         Args:
-            pixels_P: row * W + column, or None for the whole picture.
+            pixels_P: row * W + column, or None for the whole image.
         """
         width, height = self.widths[view], self.heights[view]
         pixels_P = torch.arange(width * height) if pixels_P is None else pixels_P
@@ -108,7 +108,7 @@ class PosedImages:
         return self.c2w[view, :3, 3].float().expand_as(dirs_P3), dirs_P3
 
     def image(self, view: int) -> Tensor:
-        """One picture as it is stored, float32 [H,W,4] or [H,W,3] in [0,1]; alpha is straight.
+        """Read one image as stored, float32 [H,W,4] or [H,W,3] in [0,1], with straight alpha.
 
         Raises:
             UsageError: it does not exist, is damaged, or has another size than the camera.
@@ -117,26 +117,26 @@ class PosedImages:
 
     @cached_property
     def images(self) -> Tensor:
-        """All pictures over the background, float32 [N,H,W,3] in [0,1]; read on first use.
+        """Return all images over the background, float32 [N,H,W,3] in [0,1]; read on first use.
 
         Raises:
             UsageError: as for :meth:`image`, or the views differ in size.
         """
         if len(set(self.widths)) > 1 or len(set(self.heights)) > 1:
-            raise UsageError(f"the views of this {self.kind} data set differ in size; read them one by one")
+            raise UsageError(f"the views of this {self.kind} data set differ in size; read them individually")
         return torch.stack([self.picture(view) for view in range(len(self))])
 
     def rgba(self, view: int) -> Tensor:
-        """One picture with alpha, float32 [H,W,4] in [0,1]; opaque pictures get an alpha of 1."""
+        """Read one image with alpha, float32 [H,W,4] in [0,1]; opaque images get an alpha of 1."""
         picture = self.image(view)
         return picture if picture.shape[-1] == 4 else torch.cat([picture, torch.ones_like(picture[..., :1])], dim=-1)
 
     def picture(self, view: int, background: tuple[float, float, float] | None = None) -> Tensor:
-        """One picture over a background (by default its own, or white), float32 [H,W,3] in [0,1]."""
+        """Read one image over a background (by default its own, or white), float32 [H,W,3] in [0,1]."""
         return self.over(self.image(view), background)
 
     def mask(self, view: int) -> Tensor | None:
-        """bool [H,W], True where a pixel counts; None for a view without a mask.
+        """Read the mask of a view, bool [H,W], True where a pixel is used; None without a mask.
 
         Raises:
             UsageError: it is damaged, or of another shape than the camera.
@@ -146,21 +146,21 @@ class PosedImages:
 
     @property
     def pictured(self) -> list[bool]:
-        """Whether the picture of each view is there."""
+        """Return whether the image of each view exists."""
         return [file.is_file() for file in self.files]
 
     def far(self) -> bool:
-        """Whether float32 would move cameras by more than a ten-thousandth of the space that they span."""
+        """Return whether float32 would move cameras by more than a ten-thousandth of the space that they span."""
         places = self.c2w[:, :3, 3]
         span = float((places.amax(0) - places.amin(0)).max())
         return span > 0 and float((places.float().double() - places).abs().max()) > 1e-4 * span
 
     def captured(self) -> PosedImages:
-        """The same views in the world of their capture, before ``applied``."""
+        """Return the same views in the world of their capture, before ``applied``."""
         return self.in_world(inverse_world(self.applied)) if self.applied else self
 
     def in_world(self, world: tuple[float, ...]) -> PosedImages:
-        """The same views in another world, by 13 numbers as in ViewFacts.world; () leaves them where they are."""
+        """Return the views in another world, given as in ViewFacts.world; () leaves them unchanged."""
         if not world:
             return self
         matrix = torch.eye(4, dtype=torch.float64)
@@ -169,7 +169,7 @@ class PosedImages:
 
     @property
     def digest(self) -> str:
-        """sha256 over cameras, sizes and names; pictures are told apart by their names only."""
+        """Return the SHA-256 of cameras, sizes and names; images are distinguished only by name."""
         state = hashlib.sha256()
         for numbers in (self.c2w, self.fx, self.fy, self.cx, self.cy, self.distortion):
             state.update(numbers.contiguous().numpy().tobytes())
@@ -181,14 +181,14 @@ class PosedImages:
         return state.hexdigest()
 
     def over(self, picture: Tensor, background: tuple[float, float, float] | None = None) -> Tensor:
-        """A picture [H,W,3|4] laid over a background (by default its own, or white), [H,W,3]."""
+        """Composite an image [H,W,3|4] over a background (by default its own, or white), [H,W,3]."""
         if picture.shape[-1] == 3:
             return picture
         behind = torch.tensor(background or self.background or (1.0, 1.0, 1.0))
         return picture[..., :3] * picture[..., 3:] + behind * (1 - picture[..., 3:])
 
     def map_world(self, matrix: Tensor, scale: float = 1.0) -> PosedImages:
-        """The same views in another world: x -> scale * (R x + t) of a rigid ``matrix`` [4,4]."""
+        """Return the views in another world: x -> scale * (R x + t) of a rigid ``matrix`` [4,4]."""
 
         def point(x: Tensor) -> Tensor:
             return scale * (x @ matrix[:3, :3].T.to(x.dtype) + matrix[:3, 3].to(x.dtype))
@@ -211,11 +211,11 @@ class PosedImages:
         )
 
     def to_torch_ngp(self, scale: float) -> PosedImages:
-        """The world torch-ngp and PVD train in: axes (y, z, x), camera positions times ``scale``."""
+        """Convert to the world of torch-ngp and PVD: axes (y, z, x), camera positions times ``scale``."""
         return self.map_world(AXES, scale)
 
     def select(self, views: list[int]) -> PosedImages:
-        """Some of the views, in the given order."""
+        """Return some of the views, in the given order."""
         return replace(
             self,
             files=tuple(self.files[v] for v in views),
@@ -229,7 +229,7 @@ class PosedImages:
 
 
 def inverse_world(world: tuple[float, ...]) -> tuple[float, ...]:
-    """The 13 numbers that lead back."""
+    """Return the 13 numbers of the inverse mapping."""
     rows = torch.tensor(world[:12], dtype=torch.float64).view(3, 4)
     turn, move, scale = rows[:, :3], rows[:, 3], world[12]
     back = torch.linalg.inv(turn)
@@ -238,7 +238,7 @@ def inverse_world(world: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def intrinsics(count: int, **values: float) -> dict[str, Tensor]:
-    """fx, fy, cx, cy and distortion of ``count`` views that share one lens."""
+    """Return fx, fy, cx, cy and distortion of ``count`` views that share one lens."""
     lens = torch.tensor([values.get(k, 0.0) for k in ("k1", "k2", "p1", "p2")], dtype=torch.float64)
     one = {k: torch.full((count,), float(values[k]), dtype=torch.float64) for k in ("fx", "fy", "cx", "cy")}
     return one | {"distortion": lens.repeat(count, 1)}

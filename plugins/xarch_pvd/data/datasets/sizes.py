@@ -1,4 +1,4 @@
-"""Sizes of views: what a file says of its cameras against the pictures that are there."""
+"""Sizes of views, reconciled between camera files and stored images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xarch_pvd.data.datasets.pictures import picture_size
 
 @dataclass(frozen=True, slots=True)
 class ViewSize:
-    """Size of a view in pixels, and the factors that take the camera's stated numbers there."""
+    """Size of a view in pixels, and scale factors for the camera's stated numbers."""
 
     width: int
     height: int
@@ -20,18 +20,18 @@ class ViewSize:
 
 
 def view_size(picture: Path, width: int, height: int, downscale: int = 1) -> ViewSize:
-    """Size at which a view is used.
+    """Return the size at which a view is used.
 
-    A picture that is a whole multiple of its camera's size is averaged down to it. Any other size, as of a folder
-    ``images_4`` whose numbers were rounded, scales the camera instead, each direction by the ratio that is there.
+    An image that is an integer multiple of its camera's size is averaged down to it. Any other size, as in a folder
+    ``images_4`` with rounded sizes, scales the camera instead, by the actual ratio in each direction.
 
     Args:
-        picture: looked at if it exists; only its header is read.
-        width, height: what the camera's numbers refer to.
-        downscale: whole number of pixels that are averaged to one; what is left over at the edges is cut off.
+        picture: image, of which only the header is read, if it exists.
+        width, height: size to which the camera's numbers refer.
+        downscale: integer number of pixels averaged to one; the remainder at the edges is cropped.
 
     Raises:
-        UsageError: the picture has another shape than the camera.
+        UsageError: the image has another aspect ratio than the camera.
     """
     wide, high = picture_size(picture) if picture.is_file() else (width, height)
     if wide >= width and high >= height and wide // width == high // height:
@@ -39,12 +39,12 @@ def view_size(picture: Path, width: int, height: int, downscale: int = 1) -> Vie
         if (wide - width * factor) < factor and (high - height * factor) < factor:
             wide, high = width, height
     ratio = (wide / width + high / height) / 2
-    # Rounded sizes differ from the ratio by a pixel, but a side that was not scaled has no reason to be rounded.
+    # Rounded sizes may differ from the ratio by a pixel, but an unscaled side is never rounded.
     one_side = (wide == width) != (high == height)
     if one_side or abs(wide - ratio * width) > 1 or abs(high - ratio * height) > 1:
         raise UsageError(
-            f"{picture} has {wide}x{high} pixels, its camera {width}x{height}",
-            "another picture, or one that was turned or cut after its camera was found",
+            f"{picture} has {wide}x{high} pixels, but its camera {width}x{height}",
+            "the image is a different one, or was rotated or cropped after its camera was estimated",
         )
     if min(wide, high) < downscale:
         raise UsageError(f"{picture} has {wide}x{high} pixels, too few to divide by {downscale}")

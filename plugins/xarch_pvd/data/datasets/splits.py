@@ -1,4 +1,4 @@
-"""Which views of an unsplit data set are held out."""
+"""Selection of held-out views in data sets without splits."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from xarch import UsageError
 
 SPLITS = ("train", "val", "test")
 HOLD = 8
-"""Every 8th view is held out, the habit of LLFF (arXiv 1905.00889) that later work keeps."""
+"""Every 8th view is held out, the convention of LLFF (arXiv 1905.00889) and later work."""
 
 
 def held_out(count: int, split: str) -> list[int]:
-    """Numbers of the views of a split; "val" and "test" are the same views.
+    """Return the indices of the views of a split; "val" and "test" are the same views.
 
     Raises:
-        UsageError: no such split.
+        UsageError: the split is unknown.
     """
     check_split(split)
     if count < 2:
-        # One view cannot both be trained on and judge the training.
+        # A single view cannot serve both training and evaluation.
         return list(range(count)) if split == "train" else []
     return [v for v in range(count) if (v % HOLD == 0) != (split == "train")]
 
 
 def check_split(split: str) -> None:
-    """Raises UsageError unless ``split`` is a known one."""
+    """Raise UsageError unless ``split`` is known."""
     if split not in SPLITS:
-        raise UsageError(f"split is {split!r}, wanted one of {', '.join(SPLITS)}")
+        raise UsageError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
 
 
 def listed(names: Sequence[str], document: Mapping[str, Any], split: str, where: str) -> list[int] | None:
-    """Numbers of the frames that the lists of a transforms.json give to a split; None if it has no list at all.
+    """Return the indices of the frames that a transforms.json lists for a split; None if it has no lists.
 
-    Names are compared as paths. One list is a decision for all: a split without a list has the other one of
-    "val" and "test", else the frames that no list names. It never has frames of another list.
+    Names are compared as paths. Any list applies to all splits: a split without one uses the other of "val" and "test",
+    else the unlisted frames. It never uses frames of another list.
 
     Raises:
-        UsageError: a list names a frame that is not there, or the split is left without any.
+        UsageError: a list names a missing frame, or the split would be empty.
     """
     lists = {s: document[f"{s}_filenames"] for s in SPLITS if document.get(f"{s}_filenames") is not None}
     if not lists:
@@ -48,7 +48,7 @@ def listed(names: Sequence[str], document: Mapping[str, Any], split: str, where:
     found: dict[str, list[int]] = {}
     for known, files in lists.items():
         if not isinstance(files, list):
-            raise UsageError(f"{where}: {known}_filenames is no list")
+            raise UsageError(f"{where}: {known}_filenames is not a list")
         paths = [posixpath.normpath(str(file)) for file in files]
         lost = [path for path in paths if path not in numbers]
         if lost:

@@ -1,4 +1,4 @@
-"""Keys of transforms.json: those that are read, those that change no ray, and those that would."""
+"""Keys of transforms.json: supported ones, ones that do not affect rays, and unsupported ones that would."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READ = frozenset(
 )  # fmt: skip
 HARMLESS = frozenset(
     {
-        # How a file came to be, hints for a program's own world, and pictures of other kinds.
+        # Provenance of a file, hints for a program's own world, and other kinds of images.
         "aabb_scale", "scale", "offset", "from_na", "up", "render_aabb", "render_aabb_to_local", "sharpness",
         "rotation", "colmap_im_id", "image_id", "camera_label", "camera_angle", "time", "timestamp", "depth_file_path",
         "depth_path", "depth_unit_scale_factor", "integer_depth_scale", "enable_depth_loading", "normal_file_path",
@@ -33,20 +33,20 @@ CHANGING = {
     "black_transparent": "pixels that are transparent where they are black",
     "mask_color": "pixels that are masked by their colour",
     "fix_premult": "colours multiplied by their alpha",
-    "fisheye_crop_radius": "a fisheye picture with a rim",
+    "fisheye_crop_radius": "a fisheye image with a rim",
     "ftheta_p0": "an f-theta lens",
     "latlong": "a panorama",
     "equirectangular": "a panorama",
-    "light_dir": "lights of its own",
+    "light_dir": "its own lights",
 }
-"""Keys of which any set value changes rays or pixels in a way that is not read."""
+"""Keys that, if set, change rays or pixels in an unsupported way."""
 
 
 def check_keys(document: Mapping[str, Any], frames: Iterable[Mapping[str, Any]], where: str) -> tuple[str, ...]:
-    """What a person should know of keys that are passed over.
+    """Check keys and return warnings about ignored ones.
 
     Raises:
-        UsageError: one of them changes what the cameras see.
+        UsageError: a key changes what the cameras see.
     """
     names: dict[str, Any] = dict(document)
     for frame in frames:
@@ -54,6 +54,6 @@ def check_keys(document: Mapping[str, Any], frames: Iterable[Mapping[str, Any]],
     for name, what in CHANGING.items():
         value = names.get(name)
         if value not in (None, False, 0, []) and not (isinstance(value, list) and not any(value)):
-            raise UsageError(f"{where} says {name}: {what}, which is not read", "prepare the pictures without it")
+            raise UsageError(f"{where} sets {name}: {what}, which is not supported", "preprocess the images without it")
     unknown = sorted(set(names) - READ - HARMLESS - set(CHANGING))
-    return (f"{where} has keys that are not known and not read: {', '.join(unknown[:8])}",) if unknown else ()
+    return (f"{where} has unknown keys that are ignored: {', '.join(unknown[:8])}",) if unknown else ()
