@@ -16,7 +16,9 @@ def count(value: Any) -> str:
         if abs(value) >= size:
             scale = 1e3 if unit == "k" else size
             return f"{value / scale:.3g} {unit}"
-    return f"{value:.3g}" if value != int(value) else str(int(value))
+    if value == int(value) or abs(value) >= 1e3:
+        return str(round(value))
+    return f"{value:.3g}"
 
 
 def size(value: Any) -> str:

@@ -68,7 +68,7 @@ def test_a_plan_file_is_executed_as_it_is(here: Xarch, tmp_path: Path) -> None:
     assert here("plan", "run.yaml", "--seed", "9", "--out", "p").code == 0
     changed = here("convert", "p/plan.json", "--out", "r", "--seed", "3")
     assert changed.code == 2
-    assert "p/plan.json is a plan and executed as it is" in changed.err
+    assert "p/plan.json is a plan and runs unchanged" in changed.err
     assert here("convert", "p/plan.json", "--out", "r").code == 0
     assert json.loads((tmp_path / "r" / "plan.json").read_text())["config"]["seed"] == 9
     (tmp_path / "p" / "plan.json").write_text('{"format": 1}')
@@ -93,7 +93,8 @@ def test_one_command_for_a_scheduler_that_starts_it_again(here: Xarch, tmp_path:
     assert here(*command, SABOTAGE="term@30").code == 130
     other = here(*command, "--set", "stages.local.optimiser.lr=0.5")
     assert other.code == 2
-    assert "r is a run of another configuration: stages.local.optimiser.lr is 0.02 there, 0.5 here" in other.err
+    assert "r is a run with a different configuration: stages.local.optimiser.lr is 0.02 in the run" in other.err
+    assert "0.5 in the request" in other.err
     assert here(*command).code == 0
     assert json.loads((tmp_path / "r" / "status.json").read_text())["state"] == "done"
 
@@ -173,7 +174,7 @@ def test_runs_that_are_none(here: Xarch) -> None:
 def test_several_processes_need_one_folder(here: Xarch) -> None:
     ended = here("convert", "run.yaml", WORLD_SIZE="2")
     assert ended.code == 2
-    assert "give --out RUN" in ended.err
+    assert "pass --out RUN" in ended.err
 
 
 def test_a_family_that_shows_nothing_says_so(here: Xarch, done: Path) -> None:

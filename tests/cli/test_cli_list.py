@@ -115,7 +115,7 @@ def test_plugins_can_be_disabled_and_enabled(shop: Site, monkeypatch: pytest.Mon
     assert "shop is enabled" in call("plugins", "enable", "shop").output
     assert state() == "missing-extra"
     monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "shop")
-    assert "XARCH_DISABLE_PLUGINS still names it" in call("plugins", "enable", "shop").output
+    assert "XARCH_DISABLE_PLUGINS still lists it" in call("plugins", "enable", "shop").output
 
 
 def test_disabling_imports_nothing(site: Site) -> None:

@@ -62,7 +62,7 @@ def test_a_finished_run(run: Path) -> None:
         "400",
         "3e-05, top-1 agreement 0.999",
         "psnr, cpu decode_1",
-        "71.25 dB, wanted at least 60 dB",
+        "71.25 dB, required at least 60 dB",
         "1.5 kB",
         "12.3 k",
     ):

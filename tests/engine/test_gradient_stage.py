@@ -55,7 +55,7 @@ def test_a_stage_that_made_it_worse_is_undone_and_says_so(tmp_path: Path) -> Non
     worse = {"matches": {"m": LAST}, "optimiser": {"lr": 30.0, "clip": 0.0, "schedule": "constant", "warmup": 0.0}}
     done = run(tmp_path / "a", {**worse, "validation": {"samples": 8}})
     kept = run(tmp_path / "b", {**worse, "validation": {"samples": 8, "keep": "last"}})
-    assert "undone" in done.summary["undone"]
+    assert "got worse" in done.summary["undone"]
     assert done.summary["metrics"]["validation_kept_after"] == 0
     assert done.summary["changed_tensors"] == 0
     assert kept.summary["undone"] == ""

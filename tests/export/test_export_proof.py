@@ -132,7 +132,7 @@ def test_the_student_itself_passes_at_several_sizes(student: PlainStudent, tmp_p
 @pytest.mark.parametrize("undeclared", ["reads", "gives"])
 def test_an_undeclared_graph_is_proven_by_nothing(undeclared: str, student: PlainStudent, tmp_path: Path) -> None:
     target = OwnCases(graph(Changed(student.module, same, same), **{undeclared: {}}))
-    with pytest.raises(ParityError, match="nothing proves the export: graph 'model'") as caught:
+    with pytest.raises(ParityError, match="the export has not been compared with the student: graph 'model'") as caught:
         export(student, target, tmp_path / "out")
     assert caught.value.exit_code == 6
     assert "reads={INPUT: BATCH KEY}" in (caught.value.hint or "")
@@ -150,7 +150,7 @@ def test_what_held_out_data_lack_is_said(student: PlainStudent, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gives": {"logits": "logit"}}, "'logit', which is no tap of the student"),
+        ({"gives": {"logits": "logit"}}, "'logit', which is not a tap of the student"),
         ({"gives": {"scores": "logits"}}, r"gives \['scores'\], which is not among \['logits'\]"),
         ({"reads": {"image": "images"}}, r"reads \['image'\], which is not among \['images'\]"),
         ({"variant": "half"}, "the variant 'half'; the student's variants are none"),
@@ -301,9 +301,9 @@ def test_a_loop_is_proven_by_a_case_with_taps(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="'y': rel_l2"):
         export(student, Steps(steps(0.01)), tmp_path / "out", data)
     for changes, message in (
-        ({"batch": None}, "names taps and has no batch"),
-        ({"expected": {"y": np.zeros(1)}}, r"gives \['y'\] as taps and as expected values"),
-        ({"graph": "other"}, "credited to 'other'"),
+        ({"batch": None}, "names taps but has no batch"),
+        ({"expected": {"y": np.zeros(1)}}, r"lists \['y'\] both as taps and as expected values"),
+        ({"graph": "other"}, "names the graph 'other'"),
     ):
         with pytest.raises(PlanError, match=message):
             export(student, Steps(steps(0), **changes), tmp_path / "out", data)
@@ -320,7 +320,7 @@ def test_no_places_prove_nothing(tmp_path: Path) -> None:
             "present": data[0]["x"][:1].sum(1).numpy(),
         },
     )
-    with pytest.raises(ParityError, match="nothing proves the export"):
+    with pytest.raises(ParityError, match="the export has not been compared with the student"):
         export(student, target, tmp_path / "out", data)
 
 

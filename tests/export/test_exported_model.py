@@ -59,7 +59,7 @@ def test_files_give_the_students_taps_at_any_batch(rows: dict[int, str], tmp_pat
 
 def test_taps_that_no_file_gives_are_named(tmp_path: Path) -> None:
     _, model = files(tmp_path / "out", {0: "rows"})
-    with pytest.raises(PlanError, match="reads w, and the exported graphs give y, z"):
+    with pytest.raises(PlanError, match="reads w, the exported graphs compute y, z"):
         model.collect(batch(2), {"y", "w"})
 
 
@@ -69,5 +69,5 @@ def test_graphs_that_say_nothing_cannot_be_judged(tmp_path: Path) -> None:
     described = json.loads((out / "profile.json").read_text())
     described["graphs"]["g"]["gives"] = {}
     (out / "profile.json").write_text(json.dumps(described))
-    with pytest.raises(PlanError, match="none of the graphs g says what it reads and gives"):
+    with pytest.raises(PlanError, match="none of the graphs g declares inputs and outputs"):
         ExportedModel(out, student, threads=1)

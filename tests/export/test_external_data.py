@@ -94,11 +94,11 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "length", "message"),
     [
-        (4, 48, "asks for bytes 4 to 52"),
-        (-48, 48, "asks for bytes -48"),
-        (2**63, 48, "asks for bytes"),
-        (0, 44, "48 bytes by its shape and 44"),
-        (0, -1, "48 bytes by its shape and -1"),
+        (4, 48, "refers to bytes 4 to 52"),
+        (-48, 48, "refers to bytes -48"),
+        (2**63, 48, "refers to bytes"),
+        (0, 44, "48 bytes by shape and 44"),
+        (0, -1, "48 bytes by shape and -1"),
         ("zero", 48, "no readable offset"),
         (0, None, "no readable offset"),
     ],

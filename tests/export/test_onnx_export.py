@@ -50,7 +50,7 @@ def test_versions_are_the_lowest_that_fit() -> None:
 
 
 def test_ir_version_beyond_the_profile() -> None:
-    with pytest.raises(PlanError, match="needs ONNX IR 8, profile 'cpu' reads at most 7"):
+    with pytest.raises(PlanError, match="needs ONNX IR 8, profile 'cpu' supports at most 7"):
         to_onnx(append_graph(), replace(cpu, max_ir=7))
 
 

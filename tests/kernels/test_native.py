@@ -156,8 +156,8 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(tmp_path: Path, monkeyp
 def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert why_not() == "no C++ compiler is found (g++ or clang++)"
+    assert why_not() == "no C++ compiler was found (g++ or clang++)"
     monkeypatch.setenv("CXX", "mycc")
-    assert why_not() == "the C++ compiler of the environment variable CXX, 'mycc', is not found"
+    assert why_not() == "the C++ compiler in the environment variable CXX, 'mycc', was not found"
     with pytest.raises(BuildError, match="mycc"):
         library("answer", [])

@@ -69,15 +69,16 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
         "34.16",
         "teacher 32.18",
         "106\u00a0% of the teacher's",
-        "32.2 token/s",
+        "32.2 tokens/s",
         "10 of 30 layers replaced",
-        "mixer: mixer_out (l2), 30 times",
+        "mixer: mixer_out (l2), 30 pairs",
         "blocks.*.mixers.dm2.in_proj.weight",
         "skipped not utf8",
-        "1.23\u00a0% of 243 could not be used",
+        "Skipped 3 of 243 (1.23\u00a0%)",
         "AMD EPYC 7B13",
         "xarch convert mohawk-small --set budget=320000 --out runs/demo",
-        "From 94.00 to 35.10: reached 50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
+        "From 94.00 to 35.10. Share of the total gain: "
+        "50\u00a0% after 2\u00a0m\u00a042\u00a0s, 90\u00a0% after 6\u00a0m\u00a042\u00a0s",
         "teacher 32.18; before training 39.88",
         "Directory tree generator.",
     ):
@@ -150,14 +151,14 @@ def test_a_stage_that_ended_early_says_where_and_why(tmp_path: Path) -> None:
     put(file, {**json.loads(file.read_text()), "steps": 40, "units": 81_920, "ended": ended})
     page = built(run)
     assert "40 of 100 (plateau)" in page.text
-    assert "ended at step 40 of 100: plateau" in page.text
+    assert "stopped at step 40 of 100: plateau" in page.text
 
 
 @pytest.mark.parametrize(
     ("teacher", "shown"),
     [
         ({"graphs": {"points": {"throughput": {"unit": "points", "per_second": 210_000}}}, "speed_up": {"points": 2.0}},
-         "210 k points/s | 2.00 times"),
+         "210 k points/s | 2.00×"),
         ({"absent": "it needs BitwiseXor"}, "none: it needs BitwiseXor | –"),
         ({}, "– | –"),
     ],
@@ -250,7 +251,7 @@ def test_a_trial_run_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
     page = built(run)
     assert "Trial run done" in page.text
     assert "passed" not in page.text.split("What was converted")[1].split("Layers")[0]
-    assert "not for use" in (run.student / "README.md").read_text(encoding="utf-8")
+    assert "Do not use it" in (run.student / "README.md").read_text(encoding="utf-8")
 
 
 PARTS = [
@@ -285,7 +286,7 @@ def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str, drawn
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
     page = built(RunDir(tmp_path))
-    assert "There is no plan in this folder" in page.text
+    assert "This folder contains no plan" in page.text
 
 
 FILES = [p for p in PARTS if p.endswith((".json", ".jsonl"))] + ["bench/cpu.json", "student/config.json"]
@@ -487,7 +488,7 @@ def test_plugins_add_sections_and_broken_ones_only_a_note(tmp_path: Path, monkey
     assert "Scores: teacher 0.9000, student 0.8000." in markdown
     notes = page.text.split("Notes")[-1]
     assert "ZeroDivisionError" in notes
-    assert "report section is a xarch.report.Section, got dict" in notes
+    assert "report section must be a xarch.report.Section, got dict" in notes
     assert "report 'broken'" in notes
     assert {"Broken", "a mapping"}.isdisjoint(page.headings)
 
@@ -525,9 +526,9 @@ def test_a_stage_that_was_undone_is_not_shown_as_done(tmp_path: Path) -> None:
     html = run.report_html.read_text(encoding="utf-8")
     assert '<li class="undone">logits' in html
     assert '<li class="done">logits' not in html
-    assert "undone: validation got worse: 2.1 to 2.3" in page.text
-    assert "undone: validation got worse" in (run.student / "README.md").read_text(encoding="utf-8")
-    assert "↶ logits (undone)" in run.report_md.read_text(encoding="utf-8")
+    assert "rolled back: validation got worse: 2.1 to 2.3" in page.text
+    assert "rolled back: validation got worse" in (run.student / "README.md").read_text(encoding="utf-8")
+    assert "↶ logits (rolled back)" in run.report_md.read_text(encoding="utf-8")
 
 
 def test_what_was_not_checked_is_not_shown_as_ok(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""How fast exported graphs are in their runtime, and where their nodes run."""
+"""Benchmarks of exported graphs: speed in their runtime, and which provider runs each node."""

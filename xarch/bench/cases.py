@@ -1,4 +1,4 @@
-"""Timed procedures: which ones a student has, and what one of them takes."""
+"""Timed procedures over exported graphs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xarch.export.session import open_session
 from xarch.registry.registry import Registry
 
 Cases = Callable[[Sequence[str], Path], Iterable[BenchCase]]
-"""(names of the exported graphs, their folder) -> procedures."""
+"""Maps the names of the exported graphs and their folder to procedures."""
 
 RUNS, SECONDS = 10, 5.0
-"""How often a procedure is driven, and for how long at most."""
+"""Number of timed runs of a procedure, and the time limit in seconds."""
 
 
 def cases_of(registry: Registry, family: str, target: str = "") -> Cases:
-    """The procedures of a target, if it has its own, else those of the family."""
+    """Return the procedures of a target if it defines any, else those of its family."""
 
     def cases(graphs: Sequence[str], folder: Path) -> list[BenchCase]:
         if target:
@@ -42,10 +42,10 @@ def cases_of(registry: Registry, family: str, target: str = "") -> Cases:
 
 
 class BenchSessions:
-    """A ``Call`` that opens each graph of a folder on its first use.
+    """Return a ``Call`` that opens each graph of a folder on first use.
 
     Args:
-        prepack: graph -> whether its weights are repacked, see :func:`xarch.export.session.open_session`.
+        prepack: maps a graph to whether its weights are repacked, see :func:`xarch.export.session.open_session`.
     """
 
     def __init__(self, folder: Path, provider: str, *, threads: int, prepack: dict[str, bool]) -> None:
@@ -62,7 +62,7 @@ class BenchSessions:
 
 
 def measure_case(case: BenchCase, call: BenchSessions) -> dict[str, Any]:
-    """Milliseconds of one drive, and units per second at the median."""
+    """Return the milliseconds of one run of a procedure, and the units per second at the median."""
     result = measure(lambda: case.drive(call), warm_up=1, runs=RUNS, seconds=SECONDS)
     return {
         **asdict(result),

@@ -1,4 +1,4 @@
-"""One ONNX file: load time, latency, which provider runs its nodes and which operators take the time."""
+"""Benchmark of one ONNX file: load time, latency, provider of each node and the slowest operators."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _TYPES = {
 def example_inputs(
     session: ort.InferenceSession, given: Mapping[str, np.ndarray], sizes: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Inputs a session accepts: ``given`` where it has the name, else seeded noise or zeros; free dimensions have the
-    size that ``sizes`` gives for their symbol, or 1.
+    """Return inputs that a session accepts: those in ``given``, else seeded noise or zeros. Free dimensions have the
+    size listed for their symbol in ``sizes``, or 1.
 
-    Integers are zero, because nothing says which range a graph can take.
+    Integers are zero, because the valid range is unknown.
 
     Raises:
-        UsageError: an input is not a tensor of numbers.
+        UsageError: an input is not a numeric tensor.
     """
     rng = np.random.default_rng(0)
     inputs: dict[str, np.ndarray] = {}
@@ -51,7 +51,7 @@ def example_inputs(
             inputs[value.name] = given[value.name]
             continue
         if value.type not in _TYPES:
-            raise UsageError(f"input {value.name!r} has type {value.type}, which the bench cannot make")
+            raise UsageError(f"input {value.name!r} has type {value.type}, which the bench cannot generate")
         kind = np.dtype(_TYPES[value.type])
         known = sizes or {}
         shape = [d if isinstance(d, int) and d >= 0 else known.get(str(d), 1) for d in value.shape]
@@ -61,7 +61,7 @@ def example_inputs(
 
 
 def graph_metadata(path: Path) -> dict[str, str]:
-    """What an exported graph says about itself (``metadata_props``), e.g. ``xarch.config``."""
+    """Return the metadata of an exported graph (``metadata_props``), e.g. ``xarch.config``."""
     return dict(inspect_onnx(path)["metadata"])
 
 
@@ -74,10 +74,10 @@ def measure_graph(
     prepack: bool = True,
     work: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Figures of one graph on example inputs; see :func:`example_inputs`.
+    """Measure one graph on example inputs; see :func:`example_inputs`.
 
     Args:
-        work: what a call gets done (the graph's ``xarch.work``); its units per second are reported.
+        work: work done by one call (the graph's ``xarch.work``), to report units per second.
     """
     start = time.perf_counter()
     session = open_session(path, provider, threads=threads, prepack=prepack)
@@ -95,14 +95,14 @@ def measure_graph(
 
 
 def _throughput(work: Mapping[str, Any], call_ms: float) -> dict[str, Any]:
-    """Units of a call and of a second at the median latency."""
+    """Return the units per call, and per second at the median latency."""
     return {"unit": work["unit"], "per_call": work["amount"], "per_second": round(1e3 * work["amount"] / call_ms, 1)}
 
 
 def _placement(
     path: Path, provider: str, threads: int, inputs: Mapping[str, np.ndarray], prepack: bool
 ) -> dict[str, Any]:
-    """Nodes per provider and the operators that take most time, from the runtime's own profile."""
+    """Return the nodes per provider and the slowest operators, from the runtime's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, threads=threads, prepack=prepack, profile=Path(folder) / "nodes")
         for _ in range(PROFILED_RUNS):

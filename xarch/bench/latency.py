@@ -1,7 +1,7 @@
-"""``xarch bench``: an export folder, or any ONNX file.
+"""``xarch bench``: benchmark an export folder or any ONNX file.
 
-A file from elsewhere is opened in a process of its own with a time limit, because a graph can make a runtime crash,
-allocate without end or never return.
+A file that xarch did not write is opened in a separate process with a time limit, because a graph can crash the
+runtime, exhaust memory or never return.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xarch.hardware import load_average
 from xarch.numbers import count
 
 FOREIGN_SECONDS = 300.0
-"""Time limit for a file that xarch did not write in this run."""
+"""Time limit in seconds for a file that xarch did not write in this run."""
 
 
 def bench_export(
@@ -37,22 +37,22 @@ def bench_export(
     teacher: Path | None = None,
     teacher_cases: Cases | None = None,
 ) -> dict[str, Any]:
-    """Measure every graph of an export and every procedure over its graphs, and write ``out_json``.
+    """Measure every graph of an export and every procedure over its graphs; write ``out_json``.
 
-    Latencies are milliseconds of a call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms`` of
-    a procedure. What ``teacher`` (a folder) has under the same name is measured right after: ``teacher.graphs.NAME``,
-    ``teacher.cases.NAME``, and ``teacher.speed_up.NAME`` is the student's speed over the teacher's.
+    Latencies are in milliseconds per call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms``
+    of a procedure. Entries of the same name in the folder ``teacher`` are measured next: ``teacher.graphs.NAME``,
+    ``teacher.cases.NAME``; ``teacher.speed_up.NAME`` is the student's speed divided by the teacher's.
 
     Args:
         cases, teacher_cases: the procedures of student and teacher.
 
     Raises:
-        UsageError: the folder holds no accepted export.
+        UsageError: the folder contains no accepted export.
     """
     export_dir = Path(export_dir)
     parity = export_dir / "parity.json"
     if not parity.is_file() or not read_json(parity)["passed"]:
-        raise UsageError(f"{export_dir} holds no export that passed its parity gate", "run `xarch export` again")
+        raise UsageError(f"{export_dir} contains no export that passed the parity gate", "run `xarch export` again")
     provider = read_json(export_dir / "profile.json")["profile"]["provider"]
     student = _Side(export_dir, provider, threads, cases)
     absent = teacher / "absent.json" if teacher is not None else None
@@ -78,13 +78,13 @@ def bench_export(
                 compared = result.setdefault("teacher", {})
                 compared.setdefault(kind, {})[name] = other
                 compared.setdefault("speed_up", {})[name] = round(_rate(figures) / _rate(other), 3)
-                say(f"bench: {name} of the teacher {_told(other)}")
+                say(f"bench: teacher {name} {_told(other)}")
     write_json(out_json, result)
     return result
 
 
 class _Side:
-    """The graphs of one folder and the procedures over them."""
+    """Measures the graphs of one folder and the procedures over them."""
 
     def __init__(self, folder: Path, provider: str, threads: int, cases: Cases | None) -> None:
         self.folder, self.provider, self.threads = folder, provider, threads
@@ -110,7 +110,7 @@ class _Side:
 
 
 def _rate(figures: dict[str, Any]) -> float:
-    """Units per second, or calls where nothing is counted."""
+    """Return units per second, or calls per second if no unit is counted."""
     own = figures.get("throughput", {}).get("per_second") or figures.get("per_second")
     return float(own or 1e3 / figures["p50_ms"])
 
@@ -122,7 +122,7 @@ def _told(figures: dict[str, Any]) -> str:
 
 
 def work_of(metadata: dict[str, str]) -> dict[str, Any] | None:
-    """What a call of a graph gets done, from its metadata; None if it does not say."""
+    """Return the work done by one call of a graph, from its metadata; None if it is not stated."""
     return json.loads(metadata["xarch.work"]) if "xarch.work" in metadata else None
 
 
@@ -133,10 +133,10 @@ def bench_model(
     provider: str = "CPUExecutionProvider",
     seconds: float = FOREIGN_SECONDS,
 ) -> dict[str, Any]:
-    """Measure one ONNX file, wherever it comes from, in a process of its own.
+    """Measure one ONNX file from any source in a separate process.
 
     Raises:
-        UsageError: it is not a valid model, keeps data outside its folder, cannot run, or takes too long.
+        UsageError: it is not a valid model, stores data outside its folder, cannot run, or takes too long.
     """
     path = Path(path)
     inspect_onnx(path)
@@ -144,8 +144,8 @@ def bench_model(
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise UsageError(f"{path} did not finish its bench in {seconds:.0f} s and was stopped") from None
+        raise UsageError(f"the bench of {path} exceeded its time limit of {seconds:.0f} s") from None
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        reason = (done.stderr.strip().splitlines() or [f"the process exited with code {done.returncode}"])[-1]
         raise UsageError(f"{path} cannot be measured: {reason}")
     return {"provider": provider, "threads": threads, "machine": machine(), **json.loads(done.stdout)}

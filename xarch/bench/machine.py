@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""Facts about the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xarch.hardware import cores, memory_bytes, processor
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory, and versions of what is measured."""
+    """Return the processor, the cores available to this process, the memory, and the versions of the libraries."""
     return {
         "processor": processor(),
         "cores": cores(),

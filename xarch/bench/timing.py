@@ -1,4 +1,4 @@
-"""Latency of a call: warmed up, then percentiles over enough repetitions."""
+"""Latency of a call: percentiles over repetitions after a warm-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one call over ``runs`` repetitions."""
+    """Milliseconds per call over ``runs`` repetitions."""
 
     p50_ms: float
     p90_ms: float
@@ -21,7 +21,7 @@ class Timing:
 
 
 def measure(call: Callable[[], object], *, warm_up: int = 2, runs: int = 50, seconds: float = 3.0) -> Timing:
-    """Time ``call`` until it ran ``runs`` times or for ``seconds``, at least 3 times, after ``warm_up`` calls."""
+    """Time ``call`` for ``runs`` repetitions or ``seconds``, at least 3 times, after ``warm_up`` calls."""
     for _ in range(warm_up):
         call()
     samples: list[float] = []
@@ -34,6 +34,6 @@ def measure(call: Callable[[], object], *, warm_up: int = 2, runs: int = 50, sec
 
 
 def timing(samples_ms: list[float]) -> Timing:
-    """Percentiles of samples in milliseconds."""
+    """Return the percentiles of samples in milliseconds."""
     p50, p90, p99 = (round(float(p), 4) for p in np.percentile(samples_ms, (50, 90, 99)))
     return Timing(p50, p90, p99, round(min(samples_ms), 4), len(samples_ms))

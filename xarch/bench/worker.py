@@ -10,7 +10,7 @@ from xarch.bench.graph import measure_graph
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and print."""
+    """Measure the file and print the figures."""
     path, provider, threads = arguments
     figures = measure_graph(Path(path), provider, threads=int(threads))
     print(json.dumps({"graphs": {Path(path).stem: figures}}))

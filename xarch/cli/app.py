@@ -1,4 +1,4 @@
-"""``xarch``: a table of commands, and what happens to their errors."""
+"""``xarch``: the table of commands and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from xarch.cli import failure, stdout
 from xarch.errors import UsageError, XarchError
 
 COMMANDS = {
-    "list": "What there is: pairs, sources, targets, objectives, recipes, exports, plugins.",
-    "inspect": "A teacher, run, ONNX file or adapter: shapes, taps, options.",
+    "list": "List pairs, targets, methods, recipes, objectives, profiles, plugins and more.",
+    "inspect": "Show shapes, taps and options of a teacher, run, ONNX file or adapter.",
     "plan": "Show what a conversion will do, without loading weights.",
-    "convert": "Convert a model; writes a run folder.",
-    "eval": "Evaluate the student of a run again.",
-    "generate": "Let the student of a run answer a prompt.",
-    "export": "Export the student of a run, with the parity gate.",
+    "convert": "Convert a model and write a run folder.",
+    "eval": "Re-evaluate the student of a run.",
+    "generate": "Generate text or a picture with the student of a run.",
+    "export": "Export the student of a run to ONNX and check parity.",
     "bench": "Measure the latency of a run's exports or of an ONNX file.",
-    "study": "Run arms × seeds of conversions and compare them in one table.",
-    "report": "Build the report of a run again.",
+    "study": "Run conversions for arms × seeds and compare them in one table.",
+    "report": "Rebuild the report of a run.",
     "plugins": "List, check, disable and enable plugins.",
-    "new": "Write a plugin or a run configuration to start from.",
+    "new": "Create a plugin or a run configuration from a template.",
     "doctor": "Show versions, devices, kernels, plugins and folders.",
 }
 EPILOG = "Start with `xarch list recipes`, then `xarch plan RECIPE` and `xarch convert RECIPE --tiny`."
 
 
 class Lazy(click.Group):
-    """Imports a command's module when the command is used; commands of plugins sit below the plugin's name."""
+    """Imports a command's module on use; commands of a plugin are grouped under the plugin's name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -52,7 +52,7 @@ class Lazy(click.Group):
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"there is no command {args[0]!r}{guess}", "xarch --help")
+            raise UsageError(f"unknown command {args[0]!r}{guess}", "xarch --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -94,12 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for a document, also if nothing else about it is right."""
+    """Whether a command line requests a JSON document, even if it is otherwise invalid."""
     return "--json" in itertools.takewhile(lambda a: a != "--", arguments)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns its exit code."""
+    """Run one command line and return its exit code."""
     shown: dict[str, Any] = {
         "as_json": wants_json(arguments),
         "verbose": bool({"-v", "--verbose"} & set(itertools.takewhile(lambda a: a != "--", arguments))),
@@ -118,7 +118,7 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted", err=True)
         return failure.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has seen enough; Python must not complain about it while it shuts down.
+        # The reader closed the pipe; keep Python from raising again during shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as e:

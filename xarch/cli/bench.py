@@ -12,9 +12,9 @@ from xarch.errors import UsageError
 
 @define("bench", uses=("out",))
 @click.argument("path", type=click.Path(path_type=Path), metavar="RUN|MODEL.onnx")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default every core this process may use.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all available cores.")
 def command(session: Session, path: Path, threads: int | None) -> None:
-    """Measure every export of a run, or one ONNX file. With --out the figures are also written to DIR/bench.json."""
+    """Measure every export of a run, or one ONNX file. With --out, also write the figures to DIR/bench.json."""
     from xarch import api
     from xarch.cli.document_view import show_document
     from xarch.cli.ui import watched

@@ -1,4 +1,4 @@
-"""The rich console of this program."""
+"""The rich console of the command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PIPE_WIDTH = 160
 
 
 class PlainConsole(Console):
-    """Leaves a closed pipe to the caller, where rich would end the program with code 1."""
+    """Raises BrokenPipeError on a closed pipe; rich would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def make_console(stream: TextIO) -> Console:
-    """A console that is wide where nobody watches, so that lines in files stay whole."""
+    """Return a console; it is wide if the output is not a terminal, so that lines in files are not wrapped."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return PlainConsole(file=stream, highlight=False, width=width)

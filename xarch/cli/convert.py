@@ -1,4 +1,4 @@
-"""``xarch convert``: the whole way from a configuration to a verified student."""
+"""``xarch convert``: from a configuration to a verified student."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ ASK_ABOVE_SECONDS = 900
 
 @define("convert", uses=("set", "out", "device", "seed"))
 @configuration
-@click.option("--resume", is_flag=True, help="Continue the run in --out; start it if it does not exist yet.")
-@click.option("-y", "--yes", is_flag=True, help="Start long runs without asking.")
+@click.option("--resume", is_flag=True, help="Resume the run in --out, or start it if there is none.")
+@click.option("-y", "--yes", is_flag=True, help="Start long runs without confirmation.")
 def command(session: Session, config: str | None, resume: bool, yes: bool, **flags: Any) -> None:
-    """Convert a model as CONFIG says: a YAML file, the name of a recipe, or a plan.json.
+    """Convert a model according to CONFIG: a YAML file, the name of a recipe or method, or a plan.json.
 
-    Without CONFIG give --teacher, --to and --data. The run folder (--out, by default a new one under runs/) holds the
-    student, the exports and the report.
+    Without CONFIG, pass --teacher, --to and --data. The run folder (--out; by default a new one under runs/) contains
+    the student, the exports and the report.
     """
     if session.out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("several processes need to know the one run folder they share", "give --out RUN")
+        raise UsageError("several processes need a common run folder", "pass --out RUN")
     if resume:
         _resume(session, config, flags)
         return
@@ -42,19 +42,19 @@ def command(session: Session, config: str | None, resume: bool, yes: bool, **fla
 
 
 def _resume(session: Session, config: str | None, flags: dict[str, Any]) -> None:
-    """Continue the run in ``--out`` (or in the folder named instead of CONFIG).
+    """Resume the run in ``--out`` (or in the folder passed as CONFIG).
 
-    With a configuration the run must be one of that configuration: a job that is started again by a scheduler can
-    always use the same command.
+    If a configuration is passed as well, the run must have that configuration, so that a job restarted by a scheduler
+    can always use the same command.
     """
     given = config is not None or bool(session.sets) or session.seed is not None or any(flags.values())
     if session.out is None and config is not None and Path(config).is_dir():
         session.out, given = Path(config), False
     if session.out is None:
-        raise UsageError("--resume needs to know which run", "xarch convert --resume --out RUN")
+        raise UsageError("--resume needs a run folder", "xarch convert --resume --out RUN")
     exists = (session.out / "plan.json").is_file()
     if not exists and not given:
-        raise UsageError(f"{session.out} holds no run to continue", "give CONFIG to start it, or another --out")
+        raise UsageError(f"{session.out} contains no run to resume", "pass CONFIG to start one, or another --out")
     plan = make_plan(session, config, flags) if given else None
     if exists and plan is not None:
         _same_configuration(plan, session.out)
@@ -74,14 +74,14 @@ def _same_configuration(plan: Plan, out: Path) -> None:
     if changed:
         first = changed[0]
         raise UsageError(
-            f"{out} is a run of another configuration: {first} is {stored.get(first)!r} there, "
-            f"{wanted.get(first)!r} here ({len(changed)} values differ)",
-            f"xarch convert --resume --out {out} continues it as it was; or choose another --out",
+            f"{out} is a run with a different configuration: {first} is {stored.get(first)!r} in the run, "
+            f"{wanted.get(first)!r} in the request ({len(changed)} values differ)",
+            f"to resume it: xarch convert --resume --out {out}; or choose another --out",
         )
 
 
 def _announce(session: Session, plan: Plan, yes: bool) -> None:
-    """Show the plan, and ask before a long run if somebody is there to answer."""
+    """Show the plan; on a terminal, ask for confirmation before a long run."""
     from xarch.cli.plan_view import show_plan
 
     show_plan(plan, session.console, origins=session.verbose)
@@ -116,7 +116,7 @@ def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume
 
 
 class _Begun(Reporter):
-    """True once the run folder is this command's own, so that its files may be shown after a failure."""
+    """True once this command owns the run folder, so that its files may be shown after a failure."""
 
     def __init__(self) -> None:
         self.seen = False

@@ -1,4 +1,4 @@
-"""``xarch doctor``: what this machine and this installation can do."""
+"""``xarch doctor``: capabilities of this machine and this installation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xarch.cli.session import Session, define
 
 @define("doctor")
 def command(session: Session) -> None:
-    """Show versions, devices, memory, kernels, runtimes, plugins and folders; a part that fails says why."""
+    """Show versions, devices, memory, kernels, runtimes, plugins and folders, with the reason for each failure."""
     from xarch.cli import machine
     from xarch.cli.document_view import show_document
 
@@ -30,7 +30,7 @@ def command(session: Session) -> None:
 
 
 def _safely(part: Callable[[], Any]) -> Any:
-    """A part's facts; a broken library must not hide what the other parts know."""
+    """Return the facts of one part; a broken library must not hide the other parts."""
     try:
         return part()
     except Exception as e:

@@ -1,4 +1,4 @@
-"""A JSON document on the screen: keys and values, and tables for lists of equal records."""
+"""Print a JSON document: keys and values, with tables for lists of uniform records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ROWS = 24
 
 
 def show_document(document: Mapping[str, Any], console: Console, *, everything: bool = False) -> None:
-    """Print nested mappings as indented keys; long lists are cut unless ``everything``."""
+    """Print nested mappings as indented keys; long lists are truncated unless ``everything``."""
     _mapping(document, console, "", everything)
 
 
@@ -48,18 +48,18 @@ def _list(items: Sequence[Any], console: Console, indent: str, everything: bool)
         rows = [[_scalar(item.get(c, "")) for c in columns] for item in shown]
         console.print(Padding(table(columns, rows), (0, 0, 0, len(indent)), expand=False))
     if len(items) > len(shown):
-        console.print(f"{indent}... {len(items) - len(shown)} more; -v or --json shows all", markup=False)
+        console.print(f"{indent}... {len(items) - len(shown)} more; use -v or --json to show all", markup=False)
 
 
 def _nested(value: Any) -> bool:
-    """Whether a value needs lines of its own."""
+    """Whether a value is printed on separate lines."""
     if isinstance(value, Mapping):
         return bool(value)
     return isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value)
 
 
 def _flat(value: Any) -> bool:
-    """A small mapping of plain values, such as a shape, fits into a table cell."""
+    """Whether a value is a small mapping of scalars, such as a shape, that fits into a table cell."""
     return isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
 
 

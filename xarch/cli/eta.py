@@ -1,4 +1,4 @@
-"""How long a run still takes: measured for the running stage, planned times scaled by what was seen for later ones."""
+"""Remaining time of a run: measured for the running stage, scaled plan estimates for later stages."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 
 SMOOTH = 0.2
-"""Weight of the newest step in the running mean of the step time."""
+"""Weight of the latest step in the moving average of the step time."""
 
 
 class Eta:
-    """Follows a run.
+    """Estimates the remaining time of a run.
 
     Args:
         planned: stage name -> planned seconds, in order.
-        clock: seconds, for tests.
+        clock: returns seconds; replaced in tests.
     """
 
     def __init__(self, planned: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,13 +31,13 @@ class Eta:
         self.total_steps = 0
 
     def begin(self, stage: str) -> None:
-        """A stage starts."""
+        """Start timing a stage."""
         self.stage, self.started = stage, self.clock()
         self.last_time, self.last_step, self.step_seconds, self.rate = None, 0, None, None
         self.remaining_steps = self.total_steps = 0
 
     def step(self, step: int, steps: int, units: int) -> None:
-        """A step that read ``units`` is done. The first one only starts the clock: it includes warming up."""
+        """Record a step that read ``units``. The first one only starts the clock, because it includes the warm-up."""
         now = self.clock()
         if self.last_time is not None and step > self.last_step:
             seconds = max((now - self.last_time) / (step - self.last_step), 1e-9)
@@ -48,17 +48,17 @@ class Eta:
         self.remaining_steps, self.total_steps = steps - step, steps
 
     def end(self) -> None:
-        """The stage is over: its time against the planned one scales the stages to come."""
+        """End the stage; its actual time relative to the plan scales the estimates of later stages."""
         planned = self.planned.get(self.stage, 0.0)
         if planned > 0:
             self.ratios.append((self.clock() - self.started, planned))
 
     def stage_seconds(self) -> float | None:
-        """Seconds left in this stage, None before two steps were seen."""
+        """Return the seconds left in this stage, None until two steps are done."""
         return None if self.step_seconds is None else self.remaining_steps * self.step_seconds
 
     def run_seconds(self) -> float | None:
-        """Seconds left in all stages, None while unknown."""
+        """Return the seconds left in all stages, None while unknown."""
         own = self.stage_seconds()
         names = list(self.planned)
         if own is None or self.stage not in names:
@@ -67,7 +67,7 @@ class Eta:
         return own + later * self._scale()
 
     def _scale(self) -> float:
-        """Seen over planned seconds, over finished stages and the running one as far as it is known."""
+        """Return actual over planned seconds, for finished stages and, if known, the running one."""
         seen = list(self.ratios)
         planned = self.planned.get(self.stage, 0.0)
         if self.step_seconds is not None and planned > 0 and self.total_steps:

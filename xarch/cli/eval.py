@@ -1,4 +1,4 @@
-"""``xarch eval``: measure the student of a run again."""
+"""``xarch eval``: re-evaluate the student of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xarch.cli.session import Session, define
 @define("eval")
 @click.argument("run", type=click.Path(path_type=Path))
 def command(session: Session, run: Path) -> None:
-    """Evaluate the student in RUN against its teacher again; rewrites eval.json and the report, checks the gates."""
+    """Re-evaluate the student in RUN against its teacher, check the gates, and rewrite eval.json and the report."""
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict

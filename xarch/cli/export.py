@@ -1,4 +1,4 @@
-"""``xarch export``: the student of a run as ONNX for one profile."""
+"""``xarch export``: export the student of a run to ONNX for one profile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xarch.cli.session import Session, define
 def command(session: Session, run: Path, profile: str) -> None:
     """Export the student in RUN to RUN/export/PROFILE; a graph that fails the parity gate is rejected (exit code 6).
 
-    `--set export.options.X=…` changes an option of the target's export; the graphs are proven anew."""
+    `--set export.options.X=…` changes an export option of the target; parity is checked again."""
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict

@@ -1,4 +1,4 @@
-"""How a failed command ends: a message and a hint for a person, a document for a machine, an exit code for both."""
+"""Failed commands: a message and a hint for people, a JSON document for programs, and an exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def error_document(error: XarchError) -> dict[str, Any]:
 
 
 def show_error(error: XarchError, *, verbose: bool) -> None:
-    """Kind, what happened and what to do next, on standard error; the plugin's traceback with ``verbose``."""
+    """Print kind, cause and hint to standard error; with ``verbose`` also the plugin's traceback."""
     cause = error.__cause__
     if verbose and cause is not None:
         click.echo("".join(traceback.format_exception(type(cause), cause, cause.__traceback__)), err=True, nl=False)
@@ -33,7 +33,7 @@ def show_error(error: XarchError, *, verbose: bool) -> None:
 
 
 def end(error: XarchError, *, as_json: bool, verbose: bool) -> int:
-    """Show the error in the way the user asked for; returns the exit code."""
+    """Report the error in the requested format and return the exit code."""
     show_error(error, verbose=verbose)
     if as_json:
         stdout.write_document({"error": error_document(error)})
@@ -41,7 +41,7 @@ def end(error: XarchError, *, as_json: bool, verbose: bool) -> int:
 
 
 def crash(error: BaseException, *, as_json: bool, verbose: bool) -> int:
-    """An error nobody foresaw: a short message, and the traceback in a file or, with ``verbose``, on the screen."""
+    """Report an unexpected error: a short message, with the traceback in a file or, with ``verbose``, on the screen."""
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     summary = traceback.format_exception_only(type(error), error)[-1].strip()
     hint = None
@@ -49,7 +49,7 @@ def crash(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         click.echo(text, err=True, nl=False)
     else:
         file = _save(text)
-        hint = f"traceback in {file}" if file else "`-v` shows the traceback"
+        hint = f"traceback in {file}" if file else "use `-v` to show the traceback"
     internal = XarchError(f"xarch failed unexpectedly: {summary}", hint)
     internal.kind = "internal"
     return end(internal, as_json=as_json, verbose=False)

@@ -1,4 +1,4 @@
-"""``xarch generate``: what lets a person look at a student."""
+"""``xarch generate``: sample output from a student."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from xarch.errors import UsageError
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("prompt", default="")
 def command(session: Session, run: Path, prompt: str) -> None:
-    """Let the student in RUN answer PROMPT: text of text students, or a picture, written into --out or this folder.
+    """Generate text, or a picture, with the student in RUN. Pictures are written to --out or the current folder.
 
-    Options of the family are given with --set, for example --set tokens=100.
+    PROMPT is for students that take text. Pass options of the family with --set, for example --set tokens=100.
     """
     from xarch import api
 
@@ -37,6 +37,6 @@ def _options(sets: tuple[str, ...]) -> dict[str, Any]:
     found = {}
     for given in sets_layer(sets).assignments:
         if len(given.path) != 1:
-            raise UsageError(f"{given.origin}: options of a family are single words", "--set OPTION=VALUE")
+            raise UsageError(f"{given.origin}: family options are single keys, without dots", "--set OPTION=VALUE")
         found[str(given.path[0])] = given.value
     return found

@@ -1,4 +1,4 @@
-"""``xarch inspect``: facts about one thing."""
+"""``xarch inspect``: facts about one model, run, file or adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xarch.registry.loader import get_registry
 @define("inspect")
 @click.argument("ref")
 def command(session: Session, ref: str) -> None:
-    """Show what REF is: a teacher (SOURCE:REF), a run or student folder, an .onnx file, or a name from `xarch list`."""
+    """Describe REF: a teacher (SOURCE:REF), a run or student folder, an .onnx file, or a name from `xarch list`."""
     from xarch import api
     from xarch.cli.document_view import show_document
 
@@ -37,7 +37,7 @@ def command(session: Session, ref: str) -> None:
 
 
 def _exists(ref: str) -> None:
-    """Refuse what is neither a path, nor a name, nor a reference, with the nearest name."""
+    """Raise an error for a string that is no path, name or reference; suggest the closest name."""
     known = [s.name for s in get_registry().specs()]
     if ":" in ref or ref in known or Path(ref).exists():
         return
@@ -50,7 +50,7 @@ def _exists(ref: str) -> None:
 
 
 def _readable(facts: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an adapter's options as one record an option."""
+    """Convert the JSON schema of an adapter's options to one record per option."""
     schema = facts.get("options")
     if not isinstance(schema, dict):
         return facts

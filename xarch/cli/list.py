@@ -1,4 +1,4 @@
-"""``xarch list``: what there is to convert from, into, and with."""
+"""``xarch list``: list everything the plugins register."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 KIND_OF = {plural: kind for kind, plural in PLURAL.items()}
 CHOICES = ["pairs", *KIND_OF, "plugins"]
 COLUMNS = {"methods": ("title", "paper", "families", "control"), "objectives": ("compares", "units", "paper")}
-"""What is shown of a kind beside name, summary, plugin and status."""
+"""Columns of a kind in addition to name, summary, plugin and status."""
+WIDE = 120
+"""Terminal width from which these are columns; on narrower terminals they are lines of the description."""
 
 
 @define("list")
 @click.argument("what", type=click.Choice(CHOICES), required=False)
 def command(session: Session, what: str | None) -> None:
-    """Show what there is; without WHAT everything except plugins."""
+    """List the registered entries of one kind, or of every kind except plugins."""
     registry = get_registry()
     shown = [what] if what else [c for c in CHOICES if c != "plugins"]
     document = {name: _rows(registry, name) for name in shown}
@@ -64,7 +66,7 @@ def _row(registry: Registry, spec: Spec) -> dict[str, Any]:
 
 
 def _with_head(registry: Registry, spec: Spec, row: dict[str, Any]) -> dict[str, Any]:
-    """A method's row with what its file says."""
+    """Add the head of the method's file to its row."""
     from xarch.config.method import read_method
     from xarch.errors import XarchError
 
@@ -86,21 +88,23 @@ def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
         if not rows:
             console.print("  none")
             continue
-        console.print(table(_columns(what), [_cells(what, row) for row in rows]))
+        narrow = console.width < WIDE
+        whole = ("name", "source", "target", "plugin", "state")
+        console.print(table(_columns(what, narrow), [_cells(what, row, narrow) for row in rows], whole=whole))
     for row in document["not_loaded"]:
         console.print(f"[red]not loaded[/red]  {row['plugin']}: {row['state']}: ", end="")
         console.print(row["detail"], markup=False)
 
 
-def _columns(what: str) -> list[str]:
+def _columns(what: str, narrow: bool) -> list[str]:
     if what == "pairs":
         return ["source", "target", "stages", "export", "status", "from"]
     if what == "plugins":
         return ["plugin", "state", "from", "declares", "detail"]
-    return ["name", *COLUMNS.get(what, ()), "what it is", "plugin", "status"]
+    return ["name", *(() if narrow else COLUMNS.get(what, ())), "description", "plugin", "status"]
 
 
-def _cells(what: str, row: dict[str, Any]) -> list[str]:
+def _cells(what: str, row: dict[str, Any], narrow: bool) -> list[str]:
     if what == "pairs":
         stages, exports = " > ".join(row["stages"]) or "-", ", ".join(row["exports"]) or "-"
         return [row["source"], row["target"], stages, exports, _status(row), row["owner"]]
@@ -108,12 +112,16 @@ def _cells(what: str, row: dict[str, Any]) -> list[str]:
         from xarch.cli.plugins import cells
 
         return cells(row)
-    told = [_cell(row.get(column)) for column in COLUMNS.get(what, ())]
-    return [row["name"], *told, " ".join(filter(None, [row["summary"], _arrow(row)])), row["plugin"], _status(row)]
+    more = {column: _cell(row.get(column)) for column in COLUMNS.get(what, ())}
+    description = " ".join(filter(None, [row["summary"], _arrow(row)]))
+    if narrow:
+        rest = "; ".join(f"{key}: {text}" for key, text in more.items() if text != "-")
+        description = "\n".join(filter(None, [description, rest]))
+    return [row["name"], *(() if narrow else more.values()), description, row["plugin"], _status(row)]
 
 
 def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "-")
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value or "")) or "-"
 
 
 def _status(row: dict[str, Any]) -> str:
@@ -121,7 +129,7 @@ def _status(row: dict[str, Any]) -> str:
 
 
 def _arrow(row: dict[str, Any]) -> str:
-    """``(decoder -> decoder)`` for targets, ``(-> decoder)`` for sources."""
+    """Return ``(decoder -> decoder)`` for targets, ``(-> decoder)`` for sources."""
     accepts, produces = ", ".join(row.get("accepts", [])), row.get("produces", "")
     if produces:
         return f"({accepts} -> {produces})" if accepts else f"(-> {'any family' if produces == '*' else produces})"

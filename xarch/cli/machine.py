@@ -30,7 +30,7 @@ LIBRARIES = (
 
 
 def versions() -> dict[str, str]:
-    """xarch, Python, the system, and the libraries that matter."""
+    """Return the versions of xarch, Python, the system and the main libraries."""
     from xarch._version import __version__
 
     found = {"xarch": __version__, "python": platform.python_version(), "system": platform.platform()}
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> list[dict[str, Any]]:
-    """The CPU with its usable cores and threads, and every accelerator torch sees."""
+    """List the CPU, with its usable cores and threads, and every accelerator visible to torch."""
     import torch
 
     from xarch.hardware import choose_threads, cores, processor
@@ -62,21 +62,21 @@ def devices() -> list[dict[str, Any]]:
 
 
 def memory() -> dict[str, str]:
-    """Physical memory and what is free of it, in this process's control group where there is a limit."""
-    facts = {"total": memory_bytes(), "available": available_bytes(), "limit of this control group": memory_limit()}
+    """Return total and available memory, and the cgroup limit if there is one."""
+    facts = {"total": memory_bytes(), "available": available_bytes(), "cgroup limit": memory_limit()}
     return {name: size(value) for name, value in facts.items() if value is not None}
 
 
 def folders() -> list[dict[str, str]]:
-    """Where xarch keeps things, and the space there."""
+    """List the folders xarch uses, with their free space."""
     from xarch.files.home import cache_dir, config_dir
 
-    places = {"cache": cache_dir(), "settings": config_dir(), "here": Path.cwd()}
+    places = {"cache": cache_dir(), "settings": config_dir(), "current": Path.cwd()}
     return [{"folder": name, "path": str(path), "free": size(_free(path))} for name, path in places.items()]
 
 
 def kernels() -> list[dict[str, Any]]:
-    """Which implementation of each operation runs on each device, and why not the others."""
+    """List the selected backend of each operation on each device, and why the others cannot run."""
     import dataclasses
 
     import torch
@@ -88,23 +88,27 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def compiler() -> dict[str, str]:
-    """What compiles the C++ kernels, and where they are kept."""
+    """Return the compiler of the C++ kernels and the folder of the compiled libraries."""
     from xarch.kernels.native import build
 
     kept = list(build.folder().glob("*.so"))
-    libraries = f"{len(kept)} libraries, {size(sum(f.stat().st_size for f in kept))}" if kept else "empty"
-    return {"C++": build.compiler() or str(build.why_not()), "kept in": str(build.folder()), "there": libraries}
+    cached = f"{len(kept)}, {size(sum(f.stat().st_size for f in kept))}" if kept else "none"
+    return {
+        "C++": build.compiler() or str(build.why_not()),
+        "cache folder": str(build.folder()),
+        "cached libraries": cached,
+    }
 
 
 def onnx_providers() -> dict[str, Any]:
-    """Execution providers of onnxruntime."""
+    """Return the execution providers of onnxruntime."""
     import onnxruntime
 
     return {"providers": onnxruntime.get_available_providers()}
 
 
 def plugins() -> list[dict[str, str]]:
-    """Every plugin with its state."""
+    """List every plugin with its state."""
     from xarch.registry.loader import get_registry
 
     return [
@@ -119,7 +123,7 @@ def plugins() -> list[dict[str, str]]:
 
 
 def installation() -> dict[str, Any]:
-    """Where xarch is imported from, and whether its installed entry points are those of its pyproject.toml."""
+    """Return where xarch is imported from, and whether its entry points match its pyproject.toml."""
     root = Path(__file__).parents[2]
     found: dict[str, Any] = {"path": str(root / "xarch"), "python": sys.executable}
     declared = _declared(root / "pyproject.toml")
@@ -144,7 +148,7 @@ def _declared(pyproject: Path) -> dict[str, str] | None:
 
 
 def _free(path: Path) -> int:
-    """Free bytes at ``path`` or the nearest folder above it that exists."""
+    """Return the free bytes at ``path`` or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

@@ -1,4 +1,4 @@
-"""``xarch new``: something that works, to start from."""
+"""``xarch new``: create a working plugin or configuration."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from xarch.errors import UsageError
 
 @click.group("new")
 def command() -> None:
-    """Write a plugin or a run configuration to start from."""
+    """Create a plugin or a run configuration from a template."""
 
 
 @define("plugin", uses=("out",))
 @click.argument("name")
 @click.option("--kind", default="target", show_default=True, metavar="KIND", help="See below.")
-@click.option("--family", default="", help="Family a target is for; default the only one with a template.")
+@click.option("--family", default="", help="Family of a target; default: the only one with a template.")
 def plugin(session: Session, name: str, kind: str, family: str) -> None:
-    """Write the package of a plugin called NAME whose tests pass as it is; into --out or ./xarch-NAME.
+    """Create a plugin package called NAME with passing tests, in --out or ./xarch-NAME.
 
-    KIND is target, objective, connector, batch-step, method, data, metric, stage, or family, which comes with a source,
-    a target, data, a metric and a method of its own.
+    KIND is target, objective, connector, batch-step, method, data, metric, stage, or family. A family package includes
+    a source, a target, data, a metric and a method.
     """
     from xarch.testing.scaffold import write_plugin
 
@@ -36,10 +36,10 @@ def plugin(session: Session, name: str, kind: str, family: str) -> None:
 
 @define("run", uses=("set", "out", "seed", "device"))
 @click.argument("recipe", required=False)
-@click.option("--file", "name", default="run.yaml", show_default=True, help="Name of the file.")
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option("--file", "name", default="run.yaml", show_default=True, help="File name.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def run(session: Session, recipe: str | None, name: str, force: bool) -> None:
-    """Write a configuration that explains every key, with the values of RECIPE; into --out or the current folder."""
+    """Write a commented configuration with the values of RECIPE to --out or the current folder."""
     from xarch.config.load import load_config
     from xarch.config.write import render
     from xarch.files.atomic import write_text
@@ -49,7 +49,7 @@ def run(session: Session, recipe: str | None, name: str, force: bool) -> None:
     loaded = load_config(recipe, sets=session.sets, overrides=session.overrides())
     file = (session.out or Path()) / name
     if file.exists() and not force:
-        raise UsageError(f"{file} exists", "--force replaces it, --file NAME chooses another name")
+        raise UsageError(f"{file} exists", "use --force to overwrite it, or --file NAME for another name")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, render(loaded, recipes=known))
     commands = [f"xarch plan {file}", f"xarch convert {file} --tiny", f"xarch convert {file}"]

@@ -1,4 +1,4 @@
-"""Which teacher can become which student: sources and targets joined by family, as they are registered."""
+"""Possible conversions: registered sources and targets, joined by family."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ConversionPair:
     """One row of ``xarch list pairs``.
 
     Attributes:
-        source, target, family: names; the family of the teacher.
-        recipes: what the target may choose by itself, the usual one first.
-        stages: of the usual one.
-        exports: profiles that the target is registered for: its conformance tests build each.
-        status, detail: whether it can be used, and why not.
-        owner: distribution and version of the target.
+        source, target, family: names; ``family`` is the teacher's.
+        recipes: the recipes the target may choose, default first.
+        stages: stages of the default recipe.
+        exports: profiles the target is registered for; its conformance tests build each.
+        status, detail: whether the pair can be used, and if not, why.
+        owner: distribution and version that provide the target.
     """
 
     source: str
@@ -36,12 +36,12 @@ class ConversionPair:
     owner: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the pair as plain data."""
         return asdict(self)
 
 
 def pairs(registry: Registry) -> list[ConversionPair]:
-    """Every pair that agrees in family, whether it is ready to be used or not."""
+    """List every pair with a common family, whether or not it can be used."""
     known = {s.name for s in registry.specs("export")}
     rows = []
     for target in registry.specs("target"):
@@ -70,7 +70,7 @@ def _status(registry: Registry, source: Spec, target: Spec, problem: str) -> tup
 
 
 def _stages(recipes: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Stages of the usual recipe, and what is wrong with one of the recipes."""
+    """Return the stages of the default recipe, and the first error in a recipe."""
     from xarch.config.packaged import packaged_tree
 
     found: tuple[str, ...] = ()

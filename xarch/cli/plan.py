@@ -1,4 +1,4 @@
-"""``xarch plan``: everything a conversion will do, before any weight is loaded."""
+"""``xarch plan``: show what a conversion will do, without loading weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from xarch.cli.session import Session, define
 @define("plan", uses=("set", "out", "device", "seed"))
 @configuration
 def command(session: Session, config: str | None, **flags: Any) -> None:
-    """Resolve CONFIG (a YAML file or the name of a recipe), prove its shapes, and show what will run.
+    """Resolve CONFIG (a YAML file or the name of a recipe or method), check all shapes, and show what will run.
 
-    With --out the plan is also written to DIR/plan.json, which `xarch convert DIR/plan.json` executes as it is.
-    With -v the origin of every value is shown.
+    With --out, the plan is also written to DIR/plan.json; `xarch convert DIR/plan.json` runs it unchanged.
+    With -v, the origin of every value is shown.
     """
     plan = make_plan(session, config, flags)
     document = plan.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""A plan on the screen."""
+"""Print a plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(plan: Plan, console: Console, *, origins: bool = False) -> None:
-    """Teacher, student, stages, exports, gates, checks and estimates; with ``origins`` where every value came from."""
+    """Print teacher, student, stages, exports, gates, checks and estimates; with ``origins`` also the origins."""
     for label, text in _head(plan):
         _line(console, label, text)
     console.print(stage_table(plan))
@@ -33,20 +33,23 @@ def show_plan(plan: Plan, console: Console, *, origins: bool = False) -> None:
 
 
 def stage_table(plan: Plan) -> Any:
-    """One line a stage."""
+    """Return a table with one row per stage."""
     columns = ["#", "stage", "kind", "trains", f"{plan.unit}s", "batch", "memory", "time"]
     rows = [_stage(s) for s in plan.stages]
     return table(columns, rows, right=("#", f"{plan.unit}s", "batch", "memory", "time"))
 
 
 def match_table(plan: Plan) -> Any:
-    """One line for each match of each stage; those that differ only in their site are one."""
+    """Return a table with one row per match and stage; pairs that differ only in their site share a row."""
+    columns = ["stage", "match", "student", "compared with", "objective", "weight", "mask"]
     rows = [row for stage in plan.stages for row in _matches(stage)]
-    return table(["stage", "match", "student", "compared with", "objective", "weight", "mask"], rows)
+    if all(row[-1] == "-" for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return table(columns, rows, right=("weight",), whole=("stage", "match", "student"))
 
 
 def origin_table(plan: Plan) -> Any:
-    """Every value that is not a default, with its origin."""
+    """Return a table of all values that are not defaults, with their origin."""
     values = dict(_flat(plan.config.model_dump(mode="json")))
     rows = [
         [key, _short(values.get(key)), origin]
@@ -85,7 +88,7 @@ def _tail(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def limits(limit: Limit) -> str:
-    """``<= 0.2`` or ``>= 0.9``, or both."""
+    """Format a limit as ``<= 0.2``, ``>= 0.9`` or both."""
     signs = {">=": limit.min, "<=": limit.max}
     return " and ".join(f"{sign} {value:g}" for sign, value in signs.items() if value is not None) or "any"
 
@@ -109,7 +112,7 @@ def _stage(s: PlannedStage) -> list[str]:
 
 
 def until_text(until: Until | None) -> str:
-    """``, until plateau or 20 s``."""
+    """Format a stopping rule as ``, until plateau or 20 s``."""
     if until is None:
         return ""
     ends = [*(["plateau"] if until.plateau else []), *([duration(until.seconds)] if until.seconds else [])]
@@ -117,7 +120,7 @@ def until_text(until: Until | None) -> str:
 
 
 def _matches(stage: PlannedStage) -> Iterator[list[str]]:
-    """Matches of a stage; those that differ only in their site or tap are shown once, with their number."""
+    """Yield the matches of a stage; pairs that differ only in their site or tap share a row with their number."""
     groups: dict[tuple[str, str], list[PlannedMatch]] = {}
     for m in stage.matches:
         groups.setdefault((m.match, m.objective), []).append(m)
@@ -132,7 +135,7 @@ def _matches(stage: PlannedStage) -> Iterator[list[str]]:
             stage.name,
             name + several,
             ", ".join(student) + through,
-            (right or "nothing") + reads,
+            ("same tap" if [right] == list(student) else right or "nothing") + reads,
             objective + (f" ({first.units})" if first.units else ""),
             weight_text(first.weight),
             first.mask or "-",
@@ -140,23 +143,23 @@ def _matches(stage: PlannedStage) -> Iterator[list[str]]:
 
 
 def weight_text(weight: float | Ramp) -> str:
-    """``0.5``, or ``0 to 1`` for one that changes over the stage."""
+    """Format a weight as ``0.5``, or as ``0 to 1`` if it changes over the stage."""
     return f"{weight:g}" if isinstance(weight, float | int) else f"{weight.start:g} to {weight.end:g}"
 
 
 def _conditions(stage: PlannedStage) -> Iterator[str]:
-    """What holds for a stage besides its matches."""
+    """Yield the settings of a stage other than its matches."""
     settings = stage.config
     for figure, limit in settings.requires.items():
         yield f"starts only if {figure} {limits(limit)}"
     if settings.batch.steps:
         yield "batch steps: " + ", ".join(_call(name, options or {}) for name, options in settings.batch.steps.items())
     for phase in settings.phases:
-        yield f"from {phase.start:.0%} on: " + ", ".join(f"{key} = {value}" for key, value in phase.set.items())
+        yield f"from {phase.start:.0%}: " + ", ".join(f"{key} = {value}" for key, value in phase.set.items())
     if settings.ema is not None:
-        yield f"averaged with decay {settings.ema.decay:g}" + (", which it ends with" if settings.ema.adopt else "")
+        yield f"EMA with decay {settings.ema.decay:g}" + (", adopted at the end" if settings.ema.adopt else "")
     if stage.coupled:
-        yield f"its batches are never cut: {stage.coupled}"
+        yield f"batches are not split: {stage.coupled}"
 
 
 def _call(name: str, options: Mapping[str, Any]) -> str:
@@ -183,4 +186,8 @@ def _short(value: Any) -> str:
 def _line(console: Console, label: str, text: str, style: str = "") -> None:
     from rich.text import Text
 
-    console.print(Text.assemble((f"{label:<9} ", "dim"), (text, style)))
+    indent = " " * 10
+    first, *rest = Text(text, style).wrap(console, max(console.width - len(indent), 20)) or [Text()]
+    console.print(Text.assemble((f"{label:<9} ", "dim"), first))
+    for line in rest:
+        console.print(Text.assemble(indent, line))

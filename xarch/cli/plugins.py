@@ -1,4 +1,4 @@
-"""``xarch plugins``: which plugins there are, whether they work, and switching them off."""
+"""``xarch plugins``: list, check, disable and enable plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECK_SECONDS = 60
 
 
 class _ListByDefault(click.Group):
-    """``xarch plugins`` is ``xarch plugins list``."""
+    """Runs ``xarch plugins list`` if no subcommand is given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         wants_list = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
@@ -31,19 +31,19 @@ def command() -> None:
 
 
 def rows(registry: Registry) -> list[dict[str, Any]]:
-    """Every plugin as plain data."""
+    """Return every plugin as plain data."""
     return [asdict(p) for p in registry.plugins()]
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     ships = f"{row['distribution']} {row['version']}".strip() or row["origin"]
     return [row["name"], row["state"], ships, str(row["declared"]), row["detail"]]
 
 
 @define("list")
 def show(session: Session) -> None:
-    """Every plugin with its state and the reason for it."""
+    """List every plugin with its state and the reason for it."""
     found = rows(get_registry())
 
     def human(console: Any) -> None:
@@ -60,28 +60,28 @@ def show(session: Session) -> None:
 @define("disable")
 @click.argument("name")
 def switch_off(session: Session, name: str) -> None:
-    """Never load the plugin NAME again; nothing of it is imported."""
+    """Disable the plugin NAME: it is no longer imported."""
     _known(name)
     disable(name)
-    _tell(session, f"{name} is disabled; `xarch plugins enable {name}` brings it back")
+    _tell(session, f"{name} is disabled; `xarch plugins enable {name}` enables it again")
 
 
 @define("enable")
 @click.argument("name")
 def switch_on(session: Session, name: str) -> None:
-    """Load the plugin NAME again."""
+    """Enable the plugin NAME."""
     if name not in stored_disabled():
         _known(name)
     enable(name)
     still = name in environment_disabled()
-    _tell(session, f"{name} is enabled" + (", but XARCH_DISABLE_PLUGINS still names it" if still else ""))
+    _tell(session, f"{name} is enabled" + (", but XARCH_DISABLE_PLUGINS still lists it" if still else ""))
 
 
 @define("check")
 @click.argument("name", required=False)
-@click.option("--timeout", default=CHECK_SECONDS, show_default=True, help="Seconds given to each plugin.")
+@click.option("--timeout", default=CHECK_SECONDS, show_default=True, help="Time limit per plugin in seconds.")
 def check(session: Session, name: str | None, timeout: int) -> None:
-    """Load each plugin (or NAME, a plugin or a file) in a process of its own and check what it declares."""
+    """Load each plugin (or NAME, a plugin or a file) in a separate process and check its declarations."""
     from xarch.cli.tables import table
     from xarch.registry.check import check_plugin
 
@@ -111,7 +111,7 @@ def _known(name: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no plugin {name!r}{guess}", f"known: {', '.join(known)}")
+        raise UsageError(f"unknown plugin {name!r}{guess}", f"known: {', '.join(known)}")
 
 
 for each in (show, switch_off, switch_on, check):

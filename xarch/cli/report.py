@@ -1,4 +1,4 @@
-"""``xarch report``: build the pages of a run again."""
+"""``xarch report``: rebuild the report of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xarch.cli.session import Session, define
 @define("report")
 @click.argument("run", type=click.Path(path_type=Path))
 def command(session: Session, run: Path) -> None:
-    """Build report.html and report.md of RUN from the files in its folder."""
+    """Rebuild report.html and report.md of RUN from the files in its folder."""
     from xarch import api
 
     page = api.report(run)

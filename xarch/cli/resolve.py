@@ -1,4 +1,4 @@
-"""CONFIG and its flags, as the commands that plan and convert take them."""
+"""CONFIG and its flags, shared by `xarch plan` and `xarch convert`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def configuration(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the CONFIG argument and the flags that can replace it."""
+    """Add the CONFIG argument and the flags that can replace it."""
     for add in reversed(
         (
             click.argument("config", required=False),
             click.option("--teacher", metavar="SOURCE:REF", help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR, none."),
             click.option("--to", "target", metavar="TARGET", help="Student architecture; see `xarch list targets`."),
             click.option("--data", metavar="PROVIDER:REF", help="Training data, e.g. text:FOLDER."),
-            click.option("--method", metavar="NAME", help="Method or recipe; by default the target's own."),
-            click.option("--tiny", is_flag=True, help="Same architecture cut short: the whole path in a minute."),
-            click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, tensors only."),
+            click.option("--method", metavar="NAME", help="Method or recipe; default: the target's own."),
+            click.option("--tiny", is_flag=True, help="Run the whole conversion on a truncated model, in a minute."),
+            click.option("--allow-pickle", is_flag=True, help="Also read pickled weights (tensors only)."),
         )
     ):
         function = add(function)
@@ -35,7 +35,7 @@ def configuration(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_plan(session: Session, config: str | None, flags: dict[str, Any]) -> Plan:
-    """The plan of CONFIG; a plan in a ``.json`` file is taken as it is.
+    """Return the plan for CONFIG; a plan in a ``.json`` file is used unchanged.
 
     Raises:
         UsageError, PlanError, PluginError: see ``xarch.api.plan``.
@@ -45,15 +45,15 @@ def make_plan(session: Session, config: str | None, flags: dict[str, Any]) -> Pl
     if config is None or not config.endswith(".json"):
         return api.plan(resolved(session, config, flags), command=session.command)
     if session.sets or session.seed is not None or session.device or any(flags.values()):
-        raise UsageError(f"{config} is a plan and executed as it is", "to change it, plan again from its configuration")
+        raise UsageError(f"{config} is a plan and runs unchanged", "to change it, plan again from its configuration")
     return _plan_file(Path(config))
 
 
 def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> LoadedConfig:
-    """The configuration that the command line means.
+    """Return the configuration given by the command line.
 
     Raises:
-        UsageError: there is nothing to convert, or a key or value is wrong.
+        UsageError: teacher or target is missing, or a key or value is invalid.
     """
     values = {
         "teacher": flags["teacher"],
@@ -68,8 +68,8 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Loa
     absent = [flag for flag, value in needed.items() if not value]
     if absent:
         raise UsageError(
-            f"{config or 'the command'} does not say what to convert: {' and '.join(absent)} missing",
-            "give CONFIG (a YAML file, or a name from `xarch list recipes` or `xarch list methods`), or these options",
+            f"{config or 'the command'} does not specify what to convert: {' and '.join(absent)} missing",
+            "pass CONFIG (a YAML file, or a name from `xarch list recipes` or `xarch list methods`), or these options",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What every command has in common: the shared options, the console, the JSON document."""
+"""Shared by all commands: the common options, the console and the JSON document."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SHARED = ("set", "out", "device", "seed")
 
 @dataclass
 class Session:
-    """One invocation.
+    """One invocation of a command.
 
     Attributes:
-        json: one JSON document on standard output, everything else on standard error.
-        verbose: debug messages and tracebacks.
-        sets, out, device, seed: the shared options.
-        command: what the user typed.
-        stream: where the document or the human output goes.
+        json: print one JSON document to standard output, everything else to standard error.
+        verbose: show debug messages and tracebacks.
+        sets, out, device, seed: the common options.
+        command: the command line as typed.
+        stream: receives the JSON document or the output for people.
     """
 
     json: bool = False
@@ -47,12 +47,12 @@ class Session:
 
     @property
     def first(self) -> bool:
-        """Whether this is the first process of a distributed run, the one that speaks."""
+        """Whether this is rank 0, the only process that prints."""
         return os.environ.get("RANK", "0") == "0"
 
     @functools.cached_property
     def console(self) -> Console:
-        """For people: standard output, or standard error beside a JSON document; nowhere on processes but the first."""
+        """Console for people: standard output, or standard error with --json; silent on ranks other than 0."""
         from xarch.cli.console import make_console
 
         if not self.first:
@@ -60,22 +60,22 @@ class Session:
         return make_console(sys.stderr if self.json else self.stream)
 
     def emit(self, document: Any, show: Callable[[Console], None]) -> None:
-        """The result of the command, for a machine or for a person."""
+        """Print the result of the command, as a JSON document or for people."""
         if not self.json:
             show(self.console)
         elif self.first:
             stdout.write_document(document, self.stream)
 
     def note(self, text: str) -> None:
-        """One line beside the result."""
+        """Print one line in addition to the result."""
         click.echo(text, err=True)
 
     def overrides(self, **more: Any) -> dict[str, Any]:
-        """Options that are configuration values, by dotted key."""
+        """Return the options that set configuration values, by dotted key."""
         return {"runtime.device": self.device, "seed": self.seed, **more}
 
     def reporter(self) -> Reporter:
-        """Shows a run: live on a terminal, lines elsewhere."""
+        """Return the reporter of a run: a live panel on a terminal, lines elsewhere."""
         from xarch.cli.ui import make_reporter
 
         return make_reporter(self.console)
@@ -86,17 +86,17 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
         click.option, "--set", "sets", multiple=True, metavar="A.B=C", help="Set a configuration value; repeatable."
     ),
     "out": functools.partial(
-        click.option, "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write into."
+        click.option, "--out", type=click.Path(path_type=Path), metavar="DIR", help="Output folder."
     ),
     "device": functools.partial(click.option, "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."),
-    "seed": functools.partial(click.option, "--seed", type=int, metavar="N", help="Seed of everything random."),
+    "seed": functools.partial(click.option, "--seed", type=int, metavar="N", help="Random seed."),
 }
 
 
 def define(name: str, *, uses: tuple[str, ...] = (), **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command whose function gets a :class:`Session` first.
+    """Define a click command whose function receives a :class:`Session` first.
 
-    All shared options are accepted everywhere; those not in ``uses`` are hidden, and using one is answered with a note.
+    All common options are accepted everywhere; those not in ``uses`` are hidden, and using one prints a note.
     """
 
     def wrap(function: Callable[..., Any]) -> click.Command:
@@ -107,9 +107,11 @@ def define(name: str, *, uses: tuple[str, ...] = (), **settings: Any) -> Callabl
 
         for key in reversed(SHARED):
             call = _OPTIONS[key](hidden=key not in uses)(call)
-        call = click.option("--plugin", "plugins", multiple=True, metavar="FILE.py", help="Load one more plugin.")(call)
-        call = click.option("-v", "--verbose", is_flag=True, help="Debug messages and tracebacks.")(call)
-        call = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")(call)
+        call = click.option(
+            "--plugin", "plugins", multiple=True, metavar="FILE.py", help="Load an additional plugin file."
+        )(call)
+        call = click.option("-v", "--verbose", is_flag=True, help="Show debug messages and tracebacks.")(call)
+        call = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")(call)
         return click.command(name, **settings)(call)
 
     return wrap
@@ -138,7 +140,7 @@ def _start(name: str, uses: tuple[str, ...], shared: Mapping[str, Any]) -> Sessi
 
 
 def add_plugin_files(files: tuple[str, ...]) -> None:
-    """Load these plugin files too, here and in child processes.
+    """Load these plugin files as well, in this process and in child processes.
 
     Raises:
         UsageError: a file does not exist.

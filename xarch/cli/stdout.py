@@ -1,4 +1,4 @@
-"""With ``--json`` the standard output carries one document; everything else that is printed goes to standard error."""
+"""With ``--json``, standard output carries one document; all other output is redirected to standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _document: TextIO | None = None
 
 
 def claim() -> None:
-    """Keep the process's standard output for the document, also from libraries that write to the file descriptor."""
+    """Reserve standard output for the document, even from libraries that write to the file descriptor."""
     global _document
     if _document is None:
         sys.stdout.flush()
@@ -20,7 +20,7 @@ def claim() -> None:
 
 
 def write_document(data: Any, stream: TextIO | None = None) -> None:
-    """Write the one JSON document to the claimed output, or to ``stream`` where nothing was claimed."""
+    """Write the JSON document to the reserved output, or to ``stream`` if none was reserved."""
     text = json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n"
     out = _document or stream or sys.stdout
     out.write(text)

@@ -1,4 +1,4 @@
-"""``xarch study``: arms × seeds of conversions and one table."""
+"""``xarch study``: conversions for arms × seeds, compared in one table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LINE_SECONDS = 60.0
 
 @define("study", uses=("out",))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time, instead of the file's.")
-@click.option("--retry", is_flag=True, help="Also run what failed before.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Number of parallel runs; overrides the file.")
+@click.option("--retry", is_flag=True, help="Also repeat failed runs.")
 def command(session: Session, file: Path, jobs: int | None, retry: bool) -> None:
-    """Run the conversions that FILE names, arms × seeds, and compare them.
+    """Run the conversions described in FILE, for arms × seeds, and compare them.
 
-    Started again with the same --out, finished runs are kept and interrupted ones resumed. OUT holds study.json,
-    report.html, the runs and a configuration file of each.
+    With the same --out, a second call keeps finished runs and resumes interrupted ones. OUT contains study.json,
+    report.html, and the folder and configuration file of each run.
     """
     from xarch.run.study.conduct import StudyFailed, conduct
 
@@ -49,7 +49,7 @@ def command(session: Session, file: Path, jobs: int | None, retry: bool) -> None
 
 
 def show(study: dict[str, Any], console: Console) -> None:
-    """The tables on the terminal."""
+    """Print the tables."""
     from xarch.cli.tables import table
     from xarch.report.study import HEAD, rows
 
@@ -63,7 +63,7 @@ def show(study: dict[str, Any], console: Console) -> None:
 
 @contextlib.contextmanager
 def _watching(console: Console) -> Iterator[Callable[[str, Progress], None]]:
-    """A line per event, and where the study stands: below the lines on a terminal, now and then elsewhere."""
+    """Print one line per event and the progress of the study: below the lines on a terminal, periodically elsewhere."""
     live = console.is_terminal and not console.is_dumb_terminal
     status = console.status("") if live else contextlib.nullcontext()
     printed = time.monotonic()

@@ -1,4 +1,4 @@
-"""Shows a run while it runs: a live panel on a terminal, timestamped lines elsewhere."""
+"""Progress of a run: a live panel on a terminal, timestamped lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LINE_SECONDS = 5.0
 
 
 def make_reporter(console: Console) -> Reporter:
-    """The reporter that suits the console."""
+    """Return the reporter for a console."""
     return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else LineReporter(console)
 
 
 @contextlib.contextmanager
 def watched(reporter: Reporter) -> Iterator[Reporter]:
-    """Use a reporter and take its panel down at the end, however it ends."""
+    """Use a reporter and always remove its panel at the end."""
     try:
         yield reporter
     finally:
@@ -34,7 +34,7 @@ def watched(reporter: Reporter) -> Iterator[Reporter]:
 
 
 class _Followed(Reporter):
-    """Keeps where the run is."""
+    """Tracks the progress of the run."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -71,7 +71,7 @@ class _Followed(Reporter):
         self.eta.end()
 
     def figures(self) -> str:
-        """``step 10/100  loss 0.41  5.2 k tokens/s  3 m left, run 9 m``, as far as each is known."""
+        """Return e.g. ``10/100  loss 0.41  5200 tokens/s  3 m left, run 9 m``; unknown parts are left out."""
         parts = [f"{self.step_now}/{self.steps}"] if self.steps else []
         parts += [f"loss {figure(self.loss)}"] if self.loss is not None else []
         if self.loss is not None and self.eta.rate is not None:
@@ -84,7 +84,7 @@ class _Followed(Reporter):
 
 
 class LineReporter(_Followed):
-    """One line every few seconds and at every border; for log files and pipes."""
+    """Prints one line every few seconds and at every start and end; for log files and pipes."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -125,7 +125,7 @@ class LineReporter(_Followed):
 
 
 class LiveReporter(_Followed):
-    """One panel that is redrawn in place; finished parts scroll away above it."""
+    """Redraws one panel in place; messages scroll above it."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)

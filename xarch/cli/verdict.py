@@ -1,4 +1,4 @@
-"""What came out of a run, read from the files in its folder."""
+"""The results of a run, read from the files in its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_document(path: Path) -> dict[str, Any]:
-    """Everything a script wants to know about a run; parts that do not exist are None or empty."""
+    """Return the results of a run for scripts; missing parts are None or empty."""
     evaluation = _json(path / "eval.json")
     return {
         "run": str(path),
@@ -32,10 +32,10 @@ def run_document(path: Path) -> dict[str, Any]:
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
-    """Quality against the teacher, gates, parity, files, and the commands that come next."""
+    """Print quality against the teacher, gates, parity, files, and suggested next commands."""
     rows = [*_quality(document), *_gate_rows(document), *_parity_rows(document), *_file_rows(document)]
     if rows:
-        console.print(table(["", "what", "result"], rows))
+        console.print(table(["", "item", "result"], rows))
     for command in document["next"]:
         console.print(f"next  {command}", markup=False, soft_wrap=True)
 
@@ -94,7 +94,7 @@ def _student(folder: Path) -> dict[str, Any] | None:
 
 
 def _next(path: Path) -> list[str]:
-    """Commands that make sense now: going on with a run that stopped, or using the files of one that is done."""
+    """Suggest commands: resume a stopped run, or use the files of a finished one."""
     status = _json(path / "status.json") or {}
     name = shlex.quote(str(path))
     if status.get("state") != "done":
@@ -121,7 +121,7 @@ def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:
 def _gate_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
     for gate in document["gates"]:
         state = "passed" if gate["passed"] else "missed"
-        yield [state, f"gate {gate['name']}", f"{figure(gate['value'])}, wanted {gate['limit']}"]
+        yield [state, f"gate {gate['name']}", f"{figure(gate['value'])}, required {gate['limit']}"]
 
 
 def _parity_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -138,11 +138,11 @@ def _parity_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _measured(entry: Mapping[str, Any]) -> str:
-    """A measure of the parity gate with its limits."""
+    """Format a measure of the parity gate with its limits."""
     unit = f" {entry['unit']}" if entry.get("unit") else ""
     bounds = [f"{how} {entry[key]:g}" for key, how in (("minimum", "at least"), ("maximum", "at most")) if key in entry]
     shown = "no number" if entry["value"] is None else f"{figure(entry['value'])}{unit}"
-    return shown + (f", wanted {' and '.join(bounds)}{unit}" if bounds else "")
+    return shown + (f", required {' and '.join(bounds)}{unit}" if bounds else "")
 
 
 def _file_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""From a student's graphs to checked ONNX files that reproduce it."""
+"""Export of a student's graphs to ONNX files that are checked to reproduce it."""
 
 from __future__ import annotations
 

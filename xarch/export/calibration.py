@@ -1,4 +1,4 @@
-"""What enters the products of exported graphs on real inputs, so that 8-bit numbers can span it."""
+"""Calibration of 8-bit exports: ranges of the inputs of matrix products, measured on real data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from xarch.export.weights import WeightStore, externalise
 def calibrate(
     models: Mapping[str, ir.Model], cases: Iterable[ParityCase], folder: Path, provider: str, *, threads: int
 ) -> dict[str, Range]:
-    """Drive float32 graphs through ``cases`` and watch what enters their products.
+    """Run float32 graphs on ``cases`` and record the range of the inputs of their products.
 
-    A weight that several graphs use gets one range, so that it means the same in all of them.
+    A weight shared by several graphs gets one range, so that its quantised form is the same in all of them.
 
     Args:
         models: the graphs by name; unchanged afterwards.
-        folder: an empty folder for them while they run.
+        folder: an empty folder for temporary files.
 
     Returns:
-        Name of a weight -> (smallest, largest) number seen in what it is multiplied with.
+        Name of a weight -> (minimum, maximum) of the values it is multiplied with.
 
     Raises:
-        PlanError: no case drives a product, or what enters it is not finite.
+        PlanError: no case reaches a product, or an input of a product is not finite.
     """
     watched: dict[str, dict[str, str]] = {}
     with WeightStore(folder / "weights.data") as store:
@@ -54,14 +54,14 @@ def calibrate(
         missing = [w for w in weights if not all(map(math.isfinite, ranges.get(w, (math.nan,))))]
         if missing:
             raise PlanError(
-                f"graph {graph!r} cannot be quantised: calibration saw no finite numbers beside {missing[0]}",
-                "give more held-out data with --set export.parity_samples=N, or export to a float target",
+                f"graph {graph!r} cannot be quantised: calibration found no finite inputs for {missing[0]}",
+                "add held-out data with --set export.parity_samples=N, or export to a float target",
             )
     return ranges
 
 
 def _watch(model: ir.Model, path: Path, store: WeightStore) -> dict[str, str]:
-    """Save a copy of ``model`` that also puts out what enters its products: weight -> name of that output."""
+    """Save a copy of ``model`` that also outputs the inputs of its products; return weight -> name of that output."""
     copy = model.clone()
     values = {node.inputs[1].name: node.inputs[0] for node in products(copy) if node.inputs[1] is not None}
     inputs = {str(weight): value for weight, value in values.items() if value is not None}

@@ -15,10 +15,10 @@ from xarch.export.samples import resized
 
 
 def single_graph_cases(graphs: Sequence[ExportGraph]) -> Iterator[ParityCase]:
-    """Every graph alone: on its example inputs, and with its free dimensions at other sizes.
+    """Yield cases for each graph: its example inputs, and other sizes of its free dimensions.
 
-    A free dimension is tried at its example size, at 1 and at an odd larger size, by cutting or repeating the example
-    along it, so values stay in the range the module was made for.
+    A free dimension is tested at its example size, at 1 and at an odd larger size, by truncating or repeating the
+    example along it, so that values stay in the module's valid range.
     """
     for graph in graphs:
         symbols = {

@@ -1,4 +1,4 @@
-"""What must hold for an ONNX file before a runtime sees it, and what ``xarch inspect model.onnx`` shows."""
+"""Checks of an ONNX file before a runtime opens it, and the facts shown by ``xarch inspect model.onnx``."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ STANDARD = ("", "ai.onnx")
 
 
 def check_file(path: Path, profile: Profile, origins: Mapping[str, str] | None = None) -> dict[str, int]:
-    """Check a file by ONNX's own checker and against the limits of ``profile``.
+    """Check a file with ONNX's checker and against the limits of ``profile``.
 
     Args:
         origins: value -> module and source line, see :mod:`xarch.export.origins`.
 
     Returns:
-        How often each operator appears.
+        The count of each operator.
 
     Raises:
         UsageError: the file is not a valid ONNX model, or its external data leaves its folder.
-        PlanError: it needs something the profile does not have; all of it is named.
+        PlanError: it exceeds the profile; the message lists everything.
     """
     model = read_model(path)
     external_ranges(model, path)
@@ -44,10 +44,10 @@ def check_file(path: Path, profile: Profile, origins: Mapping[str, str] | None =
 def raise_unless_fits(
     model: onnx.ModelProto, profile: Profile, what: str, origins: Mapping[str, str] | None = None
 ) -> None:
-    """Nothing in ``model`` (with inferred shapes) is more than ``profile`` allows.
+    """Check that ``model`` (with inferred shapes) stays within the limits of ``profile``.
 
     Raises:
-        PlanError: naming what, and the modules and source lines it comes from.
+        PlanError: it does not; the message names the violations with their modules and source lines.
     """
     problems = violations(model, profile, origins)
     if not problems:
@@ -55,7 +55,7 @@ def raise_unless_fits(
     shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
     used = {node.op_type for graph in graphs_of(model) for node in graph.node}
     own = [f"{one.name} ({one.summary})" for one in lowerings.helping({op for op in used if not profile.allows(op)})]
-    rewrite = f"write it as what the lowering {', '.join(own)} rewrites" if own else "write it without these operators"
+    rewrite = f"use a form that the lowering {', '.join(own)} rewrites" if own else "avoid these operators"
     raise PlanError(
         f"{what} does not fit the export profile {profile.name!r}: {shown}",
         f"{rewrite}, or choose another export profile; `xarch list profiles` shows them",
@@ -63,7 +63,7 @@ def raise_unless_fits(
 
 
 def violations(model: onnx.ModelProto, profile: Profile, origins: Mapping[str, str] | None = None) -> list[str]:
-    """Everything in ``model`` (with inferred shapes) that ``profile`` does not allow, in words."""
+    """List everything in ``model`` (with inferred shapes) that ``profile`` does not allow."""
     told = origins or {}
 
     def where(*values: str) -> str:
@@ -81,18 +81,18 @@ def violations(model: onnx.ModelProto, profile: Profile, origins: Mapping[str, s
     for domain, op in sorted({(n.domain, n.op_type) for n in nodes}):
         first = where(*(name for n in nodes if (n.domain, n.op_type) == (domain, op) for name in n.output))
         if domain not in STANDARD:
-            found.append(f"operator {domain}::{op} is not a standard one{first}")
+            found.append(f"operator {domain}::{op} is not a standard operator{first}")
         elif op in profile.forbidden_ops:
             found.append(f"operator {op} is forbidden{first}")
         elif profile.allowed_ops is not None and op not in profile.allowed_ops:
-            found.append(f"operator {op} is not among the allowed ones{first}")
+            found.append(f"operator {op} is not in the profile{first}")
     if profile.index_dtype == "int32":
         found += [f"{name} is computed in 64-bit integers{where(name)}" for name in _wide_integers(model)]
     return found + [f"{problem}{where(name)}" for name, problem in _shape_violations(model, profile)]
 
 
 def _wide_integers(model: onnx.ModelProto) -> list[str]:
-    """Values that a node computes as 64-bit integers; constants are not computed."""
+    """Return the values that nodes compute as 64-bit integers; constants do not count."""
     found = []
     for graph in graphs_of(model):
         computed = {name for node in graph.node if node.op_type != "Constant" for name in node.output}
@@ -105,7 +105,7 @@ def _wide_integers(model: onnx.ModelProto) -> list[str]:
 
 
 def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[tuple[str, str]]:
-    """(value, what is wrong with its shape)."""
+    """Return (value, problem with its shape)."""
     if not profile.static and profile.max_rank is None:
         return []
     found = []
@@ -121,7 +121,7 @@ def _shape_violations(model: onnx.ModelProto, profile: Profile) -> list[tuple[st
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """Operator -> how often it appears, most frequent first; other domains as ``domain::Op``."""
+    """Return operator -> count, most frequent first; other domains as ``domain::Op``."""
     counts = Counter(
         n.op_type if n.domain in STANDARD else f"{n.domain}::{n.op_type}" for g in graphs_of(model) for n in g.node
     )
@@ -129,7 +129,7 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:
-    """Facts about an ONNX file, read from the graph alone; its weights are not loaded.
+    """Return facts about an ONNX file, read from the graph only; weights are not loaded.
 
     Raises:
         UsageError: the file is not an ONNX model, or its external data leaves its folder.

@@ -1,4 +1,4 @@
-"""Example inputs beside exported graphs: what they are measured on, and a start for whoever wants to call them."""
+"""Example inputs stored with exported graphs: used by the bench, and a starting point for callers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FOLDER = "examples"
 
 
 def save_examples(graphs: Sequence[ExportGraph], folder: Path) -> None:
-    """Write ``examples/GRAPH.npz`` for every graph: its example inputs, free dimensions as long as its ``throughput``
-    says."""
+    """Write ``examples/GRAPH.npz`` for every graph: its example inputs, with free dimensions sized as in its
+    ``throughput``."""
     (folder / FOLDER).mkdir(exist_ok=True)
     for graph in graphs:
         sizes = graph.throughput.sizes if graph.throughput is not None else {}
@@ -24,13 +24,13 @@ def save_examples(graphs: Sequence[ExportGraph], folder: Path) -> None:
             name: resized(value, graph.dynamic.get(name, {}), sizes).cpu().numpy()
             for name, value in graph.inputs.items()
         }
-        # Zeros of empty caches take no room this way.
+        # Compression removes the zeros of empty caches.
         with open(folder / FOLDER / f"{graph.name}.npz", "wb") as file:
             np.savez_compressed(file, **arrays)
 
 
 def load_examples(folder: Path, graph: str) -> dict[str, np.ndarray]:
-    """Input name -> array; empty if there are none."""
+    """Return input name -> array; empty if there are no examples."""
     path = folder / FOLDER / f"{graph}.npz"
     if not path.is_file():
         return {}

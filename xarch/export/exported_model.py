@@ -1,4 +1,4 @@
-"""Exported graphs as a model with taps, so that the run's metric judges the files themselves."""
+"""Exported graphs wrapped as a model with taps, so that a metric evaluates the files themselves."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from xarch.files.atomic import read_json
 
 
 class ExportedModel(TapModel):
-    """The graphs of a folder that say what all of their outputs are.
+    """The graphs of a folder that declare all of their outputs.
 
     Args:
-        folder: of a passed export.
-        student: whose taps they give.
-        threads: of the runtime.
+        folder: folder of an accepted export.
+        student: the student whose taps the graphs compute.
+        threads: number of runtime threads.
 
     Raises:
-        PlanError: no graph says it.
+        PlanError: no graph declares its outputs.
     """
 
     def __init__(self, folder: Path, student: TapModel, *, threads: int) -> None:
@@ -40,9 +40,9 @@ class ExportedModel(TapModel):
         }
         if not self.graphs:
             raise PlanError(
-                f"evaluate.exports: none of the graphs {', '.join(described['graphs'])} says what it reads and gives, "
-                "so the metric cannot judge them",
-                "leave `evaluate.exports` out, or let the target declare ExportGraph(reads={…}, gives={…})",
+                f"evaluate.exports: none of the graphs {', '.join(described['graphs'])} declares inputs and outputs, "
+                "so the metric cannot evaluate them",
+                "remove `evaluate.exports`, or let the target declare ExportGraph(reads={…}, gives={…})",
             )
         self.module, self.family, self.facts = nn.Module(), student.family, student.facts
         self._taps = student.taps()
@@ -54,10 +54,10 @@ class ExportedModel(TapModel):
         return {name: tap for name, tap in self._taps.items() if name in given}
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
-        """Push the wanted taps, computed by the files.
+        """Push the requested taps, computed by the exported files.
 
         Raises:
-            PlanError: no graph gives a wanted tap.
+            PlanError: no graph computes a requested tap.
         """
         left = set(wanted)
         for name, entry in self.graphs.items():
@@ -70,14 +70,14 @@ class ExportedModel(TapModel):
                 left.discard(tap)
         if left:
             raise PlanError(
-                f"the metric reads {', '.join(sorted(left))}, and the exported graphs give {', '.join(self.taps())}",
-                "leave `evaluate.exports` out, or choose another metric",
+                f"the metric reads {', '.join(sorted(left))}, the exported graphs compute {', '.join(self.taps())}",
+                "remove `evaluate.exports`, or choose another metric",
             )
 
     def _calls(
         self, name: str, entry: Mapping[str, Any], batch: Batch, outputs: Collection[str]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """One call, or calls of the graph's own size with the last sample again where some are missing."""
+        """Run one call, or calls of the graph's fixed size, padded by repeating the last sample."""
         examples, free = self._examples[name], set(entry["free"])
         values = {input_name: batch[key].cpu() for input_name, key in entry["reads"].items()}
         shared = {n for n, v in values.items() if examples[n].ndim == v.ndim - 1}
@@ -91,13 +91,13 @@ class ExportedModel(TapModel):
 
 
 def _taken(value: Tensor, rows: Tensor, shared: bool) -> Tensor:
-    """The rows of a value, or the one value that all of them share.
+    """Return the rows of a value, or the single value that all rows share.
 
     Raises:
-        PlanError: they do not share one.
+        PlanError: a single value is required and the rows differ.
     """
     if not shared:
         return value[rows]
     if not bool((value[rows] == value[rows[:1]]).all()):
-        raise PlanError("an exported graph takes one value for all samples of a call, and those of a batch differ")
+        raise PlanError("an exported graph takes one value per call, but the samples of the batch differ")
     return value[rows[0]]

@@ -1,4 +1,4 @@
-"""External data of an ONNX file stays in the folder of the file: checked before anything opens it.
+"""Check that the external data of an ONNX file stays in its folder, before anything opens it.
 
 The rules follow ONNX's own ExternalDataSecurity note: a location is the relative path of a regular file under the
 model's folder, reached without symbolic links, and every range lies inside it.
@@ -18,12 +18,12 @@ from google.protobuf.message import DecodeError
 from xarch.errors import UsageError
 
 MAX_MODEL_BYTES = 2**31 - 1
-"""A protobuf message cannot be larger."""
+"""Maximum size of a protobuf message in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Where an external tensor's bytes lie."""
+    """Location of an external tensor's bytes."""
 
     tensor: str
     location: str
@@ -40,7 +40,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
-            raise UsageError(f"{path} has {size} bytes, an ONNX graph has at most {MAX_MODEL_BYTES}")
+            raise UsageError(f"{path} has {size} bytes; the limit for an ONNX graph is {MAX_MODEL_BYTES}")
         model = onnx.load(os.fspath(path), load_external_data=False)
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
@@ -52,7 +52,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph and every sub-graph inside its nodes' attributes."""
+    """Yield the main graph and every subgraph in the attributes of its nodes."""
     waiting = [model.graph]
     while waiting:
         graph = waiting.pop()
@@ -65,7 +65,7 @@ def _single(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in the model: initialisers, constants in attributes, sparse parts, functions."""
+    """Yield every tensor stored in the model: initialisers, constants in attributes, sparse parts, functions."""
     nodes = [node for function in model.functions for node in function.node]
     for graph in graphs_of(model):
         yield from graph.initializer
@@ -81,11 +81,11 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def external_ranges(model: onnx.ModelProto, path: Path) -> list[Range]:
-    """Every external range of ``model``, proven to lie inside regular files of the folder of ``path``.
+    """Return the external ranges of ``model``, checked to lie inside regular files of the folder of ``path``.
 
     Raises:
-        UsageError: a location leaves the folder, is a link or no regular file, or a range is outside its file or does
-            not fit the tensor's shape.
+        UsageError: a location leaves the folder, is a link or not a regular file, or a range is outside its file or
+            does not fit the tensor's shape.
     """
     ranges = []
     sizes: dict[str, int] = {}
@@ -98,7 +98,7 @@ def external_ranges(model: onnx.ModelProto, path: Path) -> list[Range]:
         size = sizes[where.location]
         if where.offset < 0 or where.length < 0 or where.offset + where.length > size:
             raise UsageError(
-                f"{path}: tensor {where.tensor!r} asks for bytes {where.offset} to {where.offset + where.length} of "
+                f"{path}: tensor {where.tensor!r} refers to bytes {where.offset} to {where.offset + where.length} of "
                 f"{where.location!r}, which has {size}"
             )
         ranges.append(where)
@@ -114,12 +114,12 @@ def _range(tensor: onnx.TensorProto, path: Path) -> Range:
         raise UsageError(f"{path}: tensor {name!r} has no readable offset and length: {entries}") from None
     wanted = _bytes(tensor)
     if wanted is not None and length != wanted:
-        raise UsageError(f"{path}: tensor {name!r} has {wanted} bytes by its shape and {length} by its external data")
+        raise UsageError(f"{path}: tensor {name!r} has {wanted} bytes by shape and {length} by external data")
     return Range(name, entries.get("location", ""), offset, length)
 
 
 def _bytes(tensor: onnx.TensorProto) -> int | None:
-    """Bytes that shape and type ask for, None for types that are not whole bytes."""
+    """Return the bytes required by shape and type, None for types smaller than a byte."""
     try:
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError):
@@ -140,7 +140,7 @@ _PACKED = {
 
 
 def _confined_size(path: Path, where: Range) -> int:
-    """Size of the file a location names, once it is proven to be a regular file inside the model's folder."""
+    """Return the size of the file at a location, after checking that it is a regular file in the model's folder."""
     location = where.location
     parts = location.replace("\\", "/").split("/")
     if (
@@ -151,8 +151,8 @@ def _confined_size(path: Path, where: Range) -> int:
         or (len(location) > 1 and location[1] == ":")
     ):
         raise UsageError(
-            f"{path}: tensor {where.tensor!r} keeps its data at {location!r}, outside the folder of the model",
-            "external data must be a relative path without `..` next to the model",
+            f"{path}: tensor {where.tensor!r} stores its data at {location!r}, outside the folder of the model",
+            "the location of external data must be a relative path without `..`",
         )
     current = path.parent
     for i, part in enumerate(parts):
@@ -162,7 +162,7 @@ def _confined_size(path: Path, where: Range) -> int:
         except OSError as e:
             raise UsageError(f"{path}: external data {location!r} of {where.tensor!r}: {e.strerror}") from e
         if stat.S_ISLNK(status.st_mode):
-            raise UsageError(f"{path}: external data {location!r} is a symbolic link, which is refused")
+            raise UsageError(f"{path}: external data {location!r} is a symbolic link, which is not allowed")
         if i == len(parts) - 1 and not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path}: external data {location!r} is not a regular file")
     return int(status.st_size)

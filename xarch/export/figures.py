@@ -1,4 +1,4 @@
-"""How far two arrays are apart, in the figures of ``parity.json``."""
+"""Differences between two arrays, as reported in ``parity.json``."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 TIE_MARGIN = 1e-3
-"""A row whose best two expected values are closer than this has no definite arg-max and is not counted."""
+"""A row whose two largest expected values differ by less than this is a tie and is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """An output of an exported graph against the student's.
+    """Differences between an output of an exported graph and the student's value.
 
     Attributes:
         max_abs: largest absolute difference.
-        rel_l2: norm of the difference over the norm of the expected array; over the root of its size where that is 0.
-        cosine: cosine of the two as vectors; 1 where both are 0.
+        rel_l2: norm of the difference over the norm of the expected array, or over the root of its size if that is 0.
+        cosine: cosine of the two as vectors; 1 if both are 0.
     """
 
     max_abs: float
@@ -26,7 +26,7 @@ class Distance:
 
 
 def distance(seen: np.ndarray, expected: np.ndarray) -> Distance:
-    """Figures over all elements; both arrays have one shape and hold finite numbers only."""
+    """Compare two arrays of the same shape with finite elements."""
     if expected.size == 0:
         return Distance(0.0, 0.0, 1.0)
     a, b = seen.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
@@ -41,7 +41,7 @@ def distance(seen: np.ndarray, expected: np.ndarray) -> Distance:
 
 
 def top1(seen: np.ndarray, expected: np.ndarray) -> tuple[int, int, int]:
-    """(rows whose arg-max agrees, rows counted, rows left out as ties) over the last axis.
+    """Return (rows whose arg-max agrees, rows counted, ties) over the last axis.
 
     Legend of the shape suffixes: R rows, V classes.
     """

@@ -1,7 +1,7 @@
-"""Half precision where it is safe: weights are stored, and matrix products computed, in float16.
+"""Half precision where it is safe: weights are stored and matrix products are computed in float16.
 
-What leads to a product (positions, angles) and what follows it (exponentials, normalisations, sums along a ray or a
-row) stays float32: half precision has 11 bits, too few for a position times 512 or a sum of many terms.
+Computations before a product (positions, angles) and after it (exponentials, normalisations, sums along a ray or a
+row) stay in float32: half precision has 11 bits, too few for a position times 512 or a sum of many terms.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BETWEEN = frozenset({
     "Relu", "LeakyRelu", "PRelu", "HardSwish", "Neg", "Add", "Sub", "Mul", "Max", "Min", "Concat", "Split", "Slice",
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool",
 })  # fmt: skip
-"""Operators that stay in half precision when everything they read does."""
+"""Operators that stay in half precision if all of their inputs do."""
 LARGEST = float(np.finfo(np.float16).max)
 TABLE = 1024
-"""Elements from which a constant that float32 arithmetic reads is stored as float16 all the same."""
+"""Number of elements from which a constant read by float32 arithmetic is nevertheless stored as float16."""
 
 SINGLE, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -30,7 +30,7 @@ def halve(model: ir.Model) -> int:
     """Rewrite ``model`` in place; its inputs and outputs stay float32.
 
     Returns:
-        How many products are computed in float16.
+        The number of products computed in float16.
 
     Raises:
         PlanError: a weight is too large for float16.
@@ -58,7 +58,7 @@ def halve(model: ir.Model) -> int:
 
 
 def _reads_only(node: ir.Node, halves: set[ir.Value]) -> bool:
-    """Whether every float that a node reads is half precision or a constant, and one at least is the former."""
+    """Whether every float input of a node is half precision or a constant, and at least one is half precision."""
     floats = [v for v in node.inputs if v is not None and (v.dtype in (SINGLE, HALF))]
     sources = [_before_widening(v) for v in floats]
     computed = [v for v in sources if v.const_value is None]
@@ -74,14 +74,14 @@ def _before_widening(value: ir.Value) -> ir.Value:
 
 
 class _Converter:
-    """Half-precision versions of values, each made once."""
+    """Half-precision versions of values, each created once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.made: dict[ir.Value, ir.Value] = {}
 
     def half(self, value: ir.Value, reader: ir.Node) -> ir.Value:
-        """The float16 version of a float32 value that ``reader`` is about to use."""
+        """Return the float16 version of a float32 value read by ``reader``."""
         source = _before_widening(value)
         if source.dtype == HALF:
             return source
@@ -93,7 +93,7 @@ class _Converter:
         return self.made[value]
 
     def widen_uses(self, value: ir.Value, node: ir.Node) -> None:
-        """``value`` becomes float16; everything that reads it gets a float32 copy until it is converted itself."""
+        """Make ``value`` float16; its readers get a float32 copy until they are converted."""
         uses, output = list(value.uses()), value.is_graph_output()
         value.type = ir.TensorType(HALF)
         wide = self._cast(value, SINGLE, after=node)
@@ -105,7 +105,7 @@ class _Converter:
             value.name, wide.name = f"{name}_float16", name
 
     def store(self, value: ir.Value) -> None:
-        """A table keeps its readers in float32 and its bytes in float16; rows are widened after they are gathered."""
+        """Store a table in float16 and keep its readers in float32; rows are widened after they are gathered."""
         small = self.made.get(value) or self._constant(value)
         for use in list(value.uses()):
             if use.node.op_type == "Gather" and use.idx == 0:

@@ -1,7 +1,7 @@
-"""Index arithmetic in 32-bit integers, for accelerators that have no others.
+"""Index arithmetic in 32-bit integers, for accelerators without 64-bit integers.
 
-torch indexes with 64-bit integers. What an operator takes for shapes, axes and slice bounds is 64-bit by ONNX's
-definition and stays a constant; everything that is computed at run time becomes 32-bit.
+torch indexes with 64-bit integers. Shapes, axes and slice bounds passed to an operator are 64-bit by ONNX's
+definition and stay constants; everything computed at run time becomes 32-bit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ WIDE, NARROW = ir.DataType.INT64, ir.DataType.INT32
 
 
 def narrow_integers(model: ir.Model) -> int:
-    """Rewrite ``model`` in place; returns how many computed values became 32-bit.
+    """Rewrite ``model`` in place and return the number of computed values that became 32-bit.
 
-    Graph inputs keep their type and are cast where arithmetic reads them. An operator that takes 64-bit integers only
-    keeps them; the profile's check then names it.
+    Graph inputs keep their type and are cast before arithmetic. An operator that accepts only 64-bit integers
+    keeps them; the profile check then reports it.
 
     Raises:
         PlanError: a constant of the arithmetic does not fit into 32 bits.
@@ -39,7 +39,7 @@ class _Narrower:
         return sum(self._narrow(node) for node in list(self.graph) if node.domain == "")
 
     def _narrow(self, node: ir.Node) -> int:
-        """Outputs of ``node`` that become 32-bit because one of its inputs is, or because it is a cast."""
+        """Return the outputs of ``node`` that become 32-bit because one of its inputs is, or because it is a cast."""
         if node.op_type == "Cast":
             if node.attributes["to"].as_int() != WIDE:
                 return 0
@@ -82,7 +82,7 @@ class _Narrower:
         numbers, name = value.const_value.numpy(), f"{value.name}_int32"
         if numbers.size and (numbers.min() < -(2**31) or numbers.max() >= 2**31):
             raise PlanError(
-                f"the constant {value.name} of an index computation reaches {np.abs(numbers).max()}, above 32 bits",
+                f"the constant {value.name} of an index computation reaches {np.abs(numbers).max()}, more than 32 bits",
                 "choose an export profile that computes with 64-bit integers; `xarch list profiles` shows them",
             )
         tensor = ir.tensor(numbers.astype(np.int32), name=name)
@@ -92,7 +92,7 @@ class _Narrower:
 
 
 def _kinds(names: list[str], count: int) -> list[str]:
-    """Type variables of ``count`` parameters; a variadic last one stands for all that follow."""
+    """Return the type variables of ``count`` parameters; a variadic last one repeats."""
     return [names[min(i, len(names) - 1)] for i in range(count)]
 
 

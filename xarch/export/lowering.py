@@ -1,7 +1,7 @@
-"""Graph rewrites that let every graph of an export read the same weight bytes.
+"""Graph rewrites that let all graphs of an export share the same weight bytes.
 
 torch writes a linear layer over a matrix as ``Gemm(x, W, transB=1)`` and over a batch of matrices as
-``MatMul(x, Transpose(W))``; the optimiser then folds the transpose into a second copy of ``W``. Left alone, a decode
+``MatMul(x, Transpose(W))``; the optimiser then folds the transpose into a second copy of ``W``. Otherwise a decode
 graph and a prefill graph of one student would share nothing, and a tied embedding would be stored twice.
 """
 
@@ -20,7 +20,7 @@ def lift_constants(model: ir.Model) -> None:
 
 
 def _constant_weight(node: ir.Node) -> ir.Value | None:
-    """The initialiser W of ``MatMul(x, Transpose(W))`` or None when the node is something else."""
+    """Return the initialiser W of ``MatMul(x, Transpose(W))``, None for any other node."""
     if node.op_type != "MatMul" or node.domain != "":
         return None
     right = node.inputs[1]
@@ -35,7 +35,7 @@ def _constant_weight(node: ir.Node) -> ir.Value | None:
 
 
 def _added_bias(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
-    """The only consumer ``Add(node, bias)`` with a constant bias of ``width`` elements, and that bias."""
+    """Return the only consumer ``Add(node, bias)`` with a constant bias of ``width`` elements, and the bias."""
     output = node.outputs[0]
     uses = list(output.uses())
     if output.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
@@ -48,19 +48,19 @@ def _added_bias(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | None:
 
 
 def _free_dims(shape: ir.Shape) -> list[int]:
-    """The leading dimensions as integers, free ones as -1."""
+    """Return the leading dimensions as integers, free ones as -1."""
     return [d if isinstance(d, int) else -1 for d in list(shape)[:-1]]
 
 
 def linear_to_gemm(model: ir.Model) -> int:
     """Rewrite ``MatMul(x, Transpose(W)) [+ bias]`` into ``Gemm(x, W, bias, transB=1)`` in place.
 
-    ``x`` of higher rank is flattened to a matrix and the result is shaped back; both are views. A product whose
-    leading dimensions leave more than one size free is left as it is, because its result cannot be shaped back
+    ``x`` of higher rank is flattened to a matrix and the result is reshaped; both are views. A product whose
+    leading dimensions have more than one free size is left unchanged, because its result cannot be reshaped
     without computing sizes at run time.
 
     Returns:
-        How many products were rewritten.
+        The number of rewritten products.
     """
     graph = model.graph
     done = 0
@@ -96,9 +96,9 @@ def linear_to_gemm(model: ir.Model) -> int:
 
 
 def gather_rows(model: ir.Model) -> int:
-    """Rewrite GatherND with one index a row into Gather in place; returns how many were rewritten.
+    """Rewrite GatherND with one index per row into Gather in place; return the number of rewrites.
 
-    torch writes every look-up in a vector that way; GatherND takes 64-bit indices only and few accelerators have it.
+    torch exports every look-up in a vector that way; GatherND takes only 64-bit indices, and few accelerators have it.
     """
     graph = model.graph
     done = 0
@@ -119,9 +119,9 @@ def gather_rows(model: ir.Model) -> int:
 
 
 def fold_layout(model: ir.Model) -> int:
-    """Apply reshapes and transposes of constants, of whatever size, in place; returns how many nodes went.
+    """Fold reshapes and transposes of constants of any size in place; return the number of removed nodes.
 
-    The optimiser leaves large constants alone; a pass that changes how weights are stored wants them as they are read.
+    The optimiser skips large constants, but a pass that changes the storage of weights needs their final layout.
     """
     lift_constants(model)
     graph = model.graph
@@ -155,13 +155,13 @@ def fold_layout(model: ir.Model) -> int:
 
 
 UNIFORM_BYTES = 1024
-"""From this size on a constant of equal elements is stored as one of them."""
+"""Number of elements from which a constant of equal elements is stored as a single element."""
 
 
 def expand_uniform(model: ir.Model) -> int:
-    """Replace constants whose elements are all equal by Expand of one element, in place; returns how many.
+    """Replace constants whose elements are all equal by Expand of one element, in place; return the number.
 
-    The optimiser folds what torch writes as a filled tensor; with static shapes that is a value a sample of every ray.
+    The optimiser folds filled tensors; with static shapes that is one value per sample of every ray.
     """
     graph = model.graph
     done = 0
@@ -189,9 +189,9 @@ def expand_uniform(model: ir.Model) -> int:
 
 
 def reciprocal_to_div(model: ir.Model) -> int:
-    """Rewrite ``x * Reciprocal(y)`` into ``x / y`` in place; returns how many were rewritten.
+    """Rewrite ``x * Reciprocal(y)`` into ``x / y`` in place; return the number of rewrites.
 
-    torch writes ``rsqrt`` as Reciprocal(Sqrt(.)); runtimes recognise an RMS norm by the division.
+    torch exports ``rsqrt`` as Reciprocal(Sqrt(.)); runtimes recognise an RMS norm by the division.
     """
     graph = model.graph
     done = 0
@@ -213,13 +213,13 @@ def reciprocal_to_div(model: ir.Model) -> int:
 
 
 def _describe(node: ir.Node, lead: list[int], width: int, like: ir.Value) -> None:
-    """Give a matrix with the leading dimensions flattened its shape and type."""
+    """Set shape and type of a matrix whose leading dimensions are flattened."""
     node.outputs[0].shape = ir.Shape([None if -1 in lead else math.prod(lead), width])
     node.outputs[0].type = like.type
 
 
 def ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
-    """A Constant node with a vector of integers, appended to ``nodes``."""
+    """Append a Constant node with a vector of integers to ``nodes`` and return its value."""
     tensor = ir.tensor(values, dtype=ir.DataType.INT64)
     constant = ir.node("Constant", [], attributes={"value": tensor})
     constant.outputs[0].const_value = tensor
@@ -230,7 +230,7 @@ def ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
 
 
 def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
-    """Put the nodes ``new`` where ``node`` was; ``value`` takes the place of its output."""
+    """Replace ``node`` by the nodes ``new``, and its output by ``value``."""
     old = node.outputs[0]
     if new:
         graph.insert_before(node, new)
@@ -242,7 +242,7 @@ def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node], value: ir.V
 
 
 def _replace(graph: ir.Graph, first: ir.Node, last: ir.Node, new: list[ir.Node]) -> None:
-    """Put ``new`` where ``last`` was; ``first`` (the product) and ``last`` (it, or the bias it got) go."""
+    """Replace ``first`` (the product) and ``last`` (the product or its bias addition) by ``new``."""
     old, fresh = last.outputs[0], new[-1].outputs[0]
     transpose = first.inputs[1].producer()  # type: ignore[union-attr]
     ir.convenience.replace_nodes_and_values(graph, last, [last], new, [old], [fresh])

@@ -1,4 +1,4 @@
-"""One export graph to an ONNX model in memory; its weights stay views of the module's own tensors."""
+"""Translation of one export graph to an ONNX model in memory; its weights remain views of the module's tensors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from xarch.export.origins import keep_origins
 from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
-"""The lowest opset torch's exporter has translations for; older ones are reached by converting down."""
+"""The lowest opset torch's exporter supports; models are converted down to older ones."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
-"""The IR version that came with each opset: the oldest file format that can carry it."""
+"""Opset -> the IR version released with it, the oldest file format that supports it."""
 
 
 class _Positional(nn.Module):
-    """Gives any module one signature, so that dynamic dimensions can be stated by position, and runs it in the form
-    that the profile needs."""
+    """Wraps a module in one signature, so that dynamic dimensions are given by position, and runs it in the form the
+    profile needs."""
 
     def __init__(self, module: nn.Module, profile: Profile) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Positional(nn.Module):
 
 
 def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
-    """Translate ``graph`` at the profile's opset, names and free dimensions exactly as given.
+    """Translate ``graph`` to the profile's opset, with its names and free dimensions unchanged.
 
     Raises:
         PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the graph
@@ -67,7 +67,7 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
         lower_opset(model, profile.max_opset)
     keep_origins(model)
     ClearMetadataAndDocStringPass()(model)
-    # torch renames an input that is returned as it is
+    # torch renames an input that is returned unchanged
     for value, name in zip(model.graph.inputs, graph.inputs, strict=True):
         value.name = name
     for name in list(model.graph.initializers):
@@ -100,12 +100,12 @@ def _translate(graph: ExportGraph, profile: Profile) -> Any:
     except Exception as e:
         raise PlanError(
             f"graph {graph.name!r} cannot be exported: {_reason(e)}",
-            "write that part with operators torch.onnx translates, without branches on values",
+            "use operators that torch.onnx can translate, and no branches on values",
         ) from e
 
 
 def _reason(error: BaseException) -> str:
-    """The step that failed and the cause at the bottom: torch's outermost message only says that there is one."""
+    """Return the failed step and the root cause; torch's outermost message states neither."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -115,7 +115,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _dimensions(graph: ExportGraph) -> tuple[Mapping[int, Any] | None, ...]:
-    """Free dimensions per input; the same symbol is the same size. Sizes start at 0: a cache may be empty."""
+    """Return the free dimensions per input; equal symbols mean equal sizes. Sizes start at 0: a cache may be empty."""
     unknown = sorted(set(graph.dynamic) - set(graph.inputs))
     if unknown:
         raise ValueError(f"graph {graph.name!r}: dynamic names {unknown} are not inputs")
@@ -131,12 +131,12 @@ def _settle_versions(model: ir.Model, graph: ExportGraph, profile: Profile) -> N
     opset = model.opset_imports.get("", 0)
     if opset > profile.max_opset:
         raise PlanError(
-            f"graph {graph.name!r} needs opset {opset}, profile {profile.name!r} reads at most {profile.max_opset}"
+            f"graph {graph.name!r} needs opset {opset}, profile {profile.name!r} supports at most {profile.max_opset}"
         )
     model.ir_version = min(IR_OF_OPSET.get(opset, model.ir_version), model.ir_version)
     if model.ir_version > profile.max_ir:
         raise PlanError(
-            f"graph {graph.name!r} needs ONNX IR {model.ir_version}, profile {profile.name!r} reads at most "
+            f"graph {graph.name!r} needs ONNX IR {model.ir_version}, profile {profile.name!r} supports at most "
             f"{profile.max_ir}"
         )
     for domain in [d for d in model.opset_imports if d and not _uses_domain(model, d)]:
@@ -148,13 +148,13 @@ def _uses_domain(model: ir.Model, domain: str) -> bool:
 
 
 def _check_interface(model: ir.Model, graph: ExportGraph) -> None:
-    """Names arrive unchanged, and every dimension declared free really is."""
+    """Check that names are unchanged and that every dimension declared free is free."""
     inputs, outputs = [v.name for v in model.graph.inputs], [v.name for v in model.graph.outputs]
     if inputs != list(graph.inputs) or outputs != list(graph.outputs):
         raise PlanError(
-            f"graph {graph.name!r} came out with inputs {inputs} and outputs {outputs}, "
+            f"graph {graph.name!r} was exported with inputs {inputs} and outputs {outputs}, "
             f"wanted {list(graph.inputs)} and {list(graph.outputs)}",
-            "every output must be a tensor of its own",
+            "every output must be a separate tensor",
         )
     for value in model.graph.inputs:
         for axis, symbol in graph.dynamic.get(value.name or "", {}).items():
@@ -163,7 +163,7 @@ def _check_interface(model: ir.Model, graph: ExportGraph) -> None:
 
 
 class _quiet:
-    """Silences loggers of the exporter, which report every internal fallback."""
+    """Silence the exporter's loggers, which report every internal fallback."""
 
     def __init__(self, *names: str) -> None:
         self.loggers = [logging.getLogger(name) for name in names]

@@ -1,7 +1,7 @@
-"""Graphs for runtimes that read an older opset than torch's exporter writes.
+"""Conversion of graphs to an older opset than torch's exporter writes.
 
-Most operators are the same in both; which are not is read from ONNX's own schemas. An operator that changed is either
-rewritten here or refused, never just relabelled.
+Most operators are the same in both; the differences are read from ONNX's schemas. An operator that changed is either
+rewritten here or rejected, never just relabelled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def lower_opset(model: ir.Model, opset: int) -> None:
     """Rewrite ``model`` in place for ``opset``.
 
     Raises:
-        PlanError: an operator does not exist there, or cannot be said in its older form.
+        PlanError: an operator does not exist in that opset, or its older form cannot express the node.
     """
     lift_constants(model)
     now = model.opset_imports[""]
@@ -36,7 +36,7 @@ def lower_opset(model: ir.Model, opset: int) -> None:
 
 
 def _since(op: str, opset: int) -> int | None:
-    """The opset in which an operator got the form it has in ``opset``; None if it does not exist yet."""
+    """Return the opset that introduced the form an operator has in ``opset``; None if it does not exist yet."""
     try:
         return int(onnx.defs.get_schema(op, opset, "").since_version)
     except onnx.defs.SchemaError:
@@ -44,7 +44,7 @@ def _since(op: str, opset: int) -> int | None:
 
 
 def _axes_as_attribute(node: ir.Node) -> bool:
-    """Opset 18 moved the axes of every reduction but ReduceSum from an attribute to an input."""
+    """Undo opset 18's move of the axes of reductions (except ReduceSum) from an attribute to an input."""
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     if axes is not None:
         known = axes.const_value
@@ -57,7 +57,7 @@ def _axes_as_attribute(node: ir.Node) -> bool:
 
 
 def _split_without_count(node: ir.Node) -> bool:
-    """Opset 18 added the number of outputs; without it and without sizes, equal parts were already the meaning."""
+    """Remove the number of outputs, added in opset 18; without it and without sizes, parts are equal."""
     count = node.attributes.pop("num_outputs", None)
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     axis = node.attributes.get("axis")
@@ -84,4 +84,4 @@ _OLDER: dict[str, Callable[[ir.Node], bool]] = {
     "ScatterND": _scatter_without_extrema,
     "ScatterElements": _scatter_without_extrema,
 }
-"""Operator -> its rewrite from opset 18 to the form before; False where that form cannot say it."""
+"""Operator -> its rewrite from opset 18 to the older form; returns False if that form cannot express the node."""

@@ -1,4 +1,4 @@
-"""Which module and source line a value of an exported graph comes from, for the errors of a profile."""
+"""Module and source line of the values of an exported graph, for profile errors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 SCOPES, TRACE = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.stack_trace"
-"""Keys under which torch's exporter keeps them; they are cleared from the file, which is nobody's path."""
+"""Metadata keys of torch's exporter; they are removed from the file because they contain local paths."""
 KEY = "xarch.origins"
 STEPS = 6
-"""How far back a rewritten node looks for one that torch wrote."""
+"""Maximum number of steps from a rewritten node back to one that torch wrote."""
 
 _LINE = re.compile(r'File "(?:[^"]*?)([^"/\\]+[/\\][^"/\\]+)", line (\d+)')
 
 
 def keep_origins(model: ir.Model) -> None:
-    """Note the origin of every computed value in ``model.meta``, before its nodes' metadata are cleared."""
+    """Record the origin of every computed value in ``model.meta``, before node metadata are cleared."""
     model.meta[KEY] = {
         output.name: origin
         for node in model.graph.all_nodes()
@@ -28,13 +28,13 @@ def keep_origins(model: ir.Model) -> None:
 
 
 def origins(model: ir.Model) -> Mapping[str, str]:
-    """Value -> e.g. "blocks.0.attn, layers/attention.py:77"; empty before :func:`keep_origins`."""
+    """Return value -> e.g. "blocks.0.attn, layers/attention.py:77"; empty before :func:`keep_origins`."""
     kept: Mapping[str, str] = model.meta.get(KEY, {})
     return kept
 
 
 def _nearest(node: ir.Node) -> str:
-    """The origin of a node, or of what it reads where a pass wrote it."""
+    """Return the origin of a node, or of its inputs if a pass created it."""
     waiting = [node]
     for _ in range(STEPS):
         origin = next(filter(None, map(_own, waiting)), "")

@@ -1,7 +1,7 @@
-"""The parity gate: an exported graph reproduces the student in its runtime, or it is not an export.
+"""The parity gate: an export is accepted only if its graphs reproduce the student in the runtime.
 
-What is expected comes from the student, not from whoever wrote the graph: a graph none of whose outputs was compared
-with values computed here (:mod:`xarch.export.proof`) fails, and so does one with an output that is compared with
+Expected values come from the student, not from the author of the graph: a graph fails if none of its outputs was
+compared with values computed here (:mod:`xarch.export.proof`), or if one of its outputs was compared with
 nothing. Every case runs with the runtime's graph optimisations on (as shipped) and off (as written), because either
 can be wrong alone.
 """
@@ -25,11 +25,11 @@ from xarch.export.session import RuntimeFailure, Sessions
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Largest deviations the gate lets pass.
+    """Limits of the parity gate.
 
     Attributes:
-        output: ``rel_l2`` of outputs.
-        top1: smallest share of rows with the same arg-max, ties left out.
+        output: maximum ``rel_l2`` of outputs.
+        top1: minimum fraction of rows with the same arg-max, without ties.
     """
 
     output: float
@@ -41,12 +41,12 @@ LIMITS = {
     "float16": Limits(output=5e-3, top1=0.99),
     "int8": Limits(output=5e-2, top1=0.95),
 }
-"""By type of the weights."""
+"""Limits by dtype of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One limit that one output of one case misses."""
+    """A limit violated by an output of a case."""
 
     graph: str
     case: dict[str, int]
@@ -63,21 +63,21 @@ class Failure:
 
 
 Blame = Callable[[str], AbstractContextManager[object]]
-"""Around code of a plugin; takes what it is doing."""
+"""Context manager for calls into plugin code; takes a description of the call."""
 
 PROOF = "reference"
-"""Figure of a graph that nothing computed from the student stands behind."""
+"""Figure of a failure without a reference computed from the student."""
 
 
 @dataclass
 class _Proof:
-    """What is known of one graph's outputs.
+    """How the outputs of one graph were compared.
 
     Attributes:
-        taps: output -> student tap that it was compared with.
-        held_out: outputs compared on held-out data by what the graph declares.
-        compared: outputs compared with anything.
-        samples: sizes of the calls on held-out data.
+        taps: output -> student tap it was compared with.
+        held_out: outputs compared on held-out data through the graph's declarations.
+        compared: all compared outputs.
+        samples: batch sizes of the calls on held-out data.
     """
 
     taps: dict[str, str] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class _Proof:
             self.samples.add(case.shape["samples"])
 
     def described(self) -> dict[str, Any]:
-        """As ``parity.json`` holds it."""
+        """Return the entry for ``parity.json``."""
         by = {name: "held-out batches" if name in self.held_out else "a case" for name in self.taps}
         return {
             "proof": {name: {"tap": tap, "by": by[name]} for name, tap in self.taps.items()},
@@ -120,7 +120,7 @@ class _Gate:
                 seen = case.drive(sessions)
         except RuntimeFailure as e:
             self.failures.append(
-                Failure(case.graph, dict(case.shape), sessions.optimise, "", "runtime", e.what, "runs without error")
+                Failure(case.graph, dict(case.shape), sessions.optimise, "", "runtime", e.what, "no runtime error")
             )
             return
         finally:
@@ -172,16 +172,16 @@ class _Gate:
         self.cases[case.graph].append(entry)
 
     def require_proof(self, notes: Mapping[str, str]) -> None:
-        """Fail graphs that the student's own values do not reach, and outputs that nothing is compared with."""
+        """Fail graphs without a comparison to values of the student, and outputs without any comparison."""
         for name, graph in self.graphs.items():
             proof = self.proofs[name]
             if not proof.taps:
                 why = f"none ({notes[name]})" if name in notes else "none"
-                self.failures.append(Failure(name, {}, True, "", PROOF, why, "an output computed from the student"))
+                self.failures.append(Failure(name, {}, True, "", PROOF, why, "an output compared with the student"))
                 continue
             for output in graph.outputs:
                 if output not in proof.compared:
-                    self.failures.append(Failure(name, {}, True, output, PROOF, "none", "a value to compare it with"))
+                    self.failures.append(Failure(name, {}, True, output, PROOF, "none", "a reference value"))
 
     def result(self) -> dict[str, Any]:
         graphs: dict[str, Any] = {}
@@ -212,21 +212,21 @@ class _Gate:
 
 
 def _measured(measure: Measure, figure: float) -> dict[str, Any]:
-    """A measure's figure with its unit and limits, as ``parity.json`` holds it."""
+    """Return a measure's figure with its unit and limits, for ``parity.json``."""
     limits = {"minimum": measure.minimum, "maximum": measure.maximum, "unit": measure.unit or None}
     shown = figure if np.isfinite(figure) else None
     return {"value": shown, **{k: v for k, v in limits.items() if v is not None}}
 
 
 def _limit(measure: Measure) -> str:
-    """The limits in words; a measure without any still has to be a number."""
+    """Return the limits in words; a measure without limits must still be a number."""
     unit = f" {measure.unit}" if measure.unit else ""
     bounds = (("at least", measure.minimum), ("at most", measure.maximum))
     return " and ".join(f"{how} {bound:g}{unit}" for how, bound in bounds if bound is not None) or "a number"
 
 
 def _worst(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Measure -> its entry in the case where it is worst: lowest where a minimum is asked for, else highest."""
+    """Return measure -> its entry in the worst case: the lowest value if it has a minimum, else the highest."""
     worst: dict[str, Any] = {}
     for case in cases:
         for name, entry in case.get("measures", {}).items():
@@ -250,12 +250,12 @@ def measure_parity(
     notes: Mapping[str, str] | None = None,
     blame: Blame = lambda during: nullcontext(),
 ) -> dict[str, Any]:
-    """Run ``comparisons`` on ``folder/GRAPH.onnx`` and return what ``parity.json`` holds.
+    """Run ``comparisons`` on ``folder/GRAPH.onnx`` and return the contents of ``parity.json``.
 
     Args:
-        notes: graph -> why held-out data do not prove it, filled while ``comparisons`` are drawn; without notes the
+        notes: graph -> why held-out data cannot check it, filled while ``comparisons`` are drawn; without notes the
             graphs need no reference in a student (those of a teacher).
-        blame: around code of the case's author.
+        blame: wraps calls into the case author's code.
     """
     gate = _Gate(LIMITS[profile.dtype], graphs, blame)
     runs = [Sessions(folder, profile.provider, threads=threads, optimise=on) for on in (True, False)]
@@ -268,10 +268,10 @@ def measure_parity(
 
 
 def raise_unless_passed(parity: dict[str, Any], where: Path) -> None:
-    """End with the first failure in words.
+    """Raise an error for the first failure.
 
     Raises:
-        ParityError: naming graph, case, output, the figure seen and its limit.
+        ParityError: names graph, case, output, the measured figure and its limit.
     """
     if parity["passed"]:
         return
@@ -279,11 +279,11 @@ def raise_unless_passed(parity: dict[str, Any], where: Path) -> None:
     rest = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     if failures[0].figure == PROOF:
         raise ParityError(
-            f"nothing proves the export: {failures[0]}{rest}",
-            "say what the graph does: ExportGraph(reads={INPUT: BATCH KEY}, gives={OUTPUT: STUDENT TAP}), or give a "
-            "ParityCase with `batch` and `taps`; expected values of your own come on top of these",
+            f"the export has not been compared with the student: {failures[0]}{rest}",
+            "declare inputs and outputs: ExportGraph(reads={INPUT: BATCH KEY}, gives={OUTPUT: STUDENT TAP}), or add a "
+            "ParityCase with `batch` and `taps`; your own expected values are checked in addition",
         )
     raise ParityError(
         f"the export does not reproduce the student: {failures[0]}{rest}",
-        f"all figures are in {where / 'parity.json'}; the graphs were kept as *.onnx.rejected",
+        f"see {where / 'parity.json'} for all figures; the graphs are kept as *.onnx.rejected",
     )

@@ -1,4 +1,4 @@
-"""Deployment targets that are tested. A target is data: another one is another :class:`Profile` here or in a plugin."""
+"""Tested deployment profiles. A profile is data; add one as a :class:`Profile` here or in a plugin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from xarch.contracts.export import Profile
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-"""Operators that run a sub-graph per step: orders of magnitude slower than the same arithmetic written out, and
+"""Operators that run a subgraph per step: orders of magnitude slower than the same arithmetic unrolled, and
 absent from most accelerators."""
 
 NPU_OPS = frozenset({
@@ -20,13 +20,13 @@ NPU_OPS = frozenset({
     "Round", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub",
     "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
-"""Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, without those that
+"""Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, except those that
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
 cpu = Profile(
     name="cpu",
     provider="CPUExecutionProvider",
-    # what torch's exporter writes without conversion, and what onnxruntime reads since 1.14
+    # the version torch's exporter writes without conversion, and onnxruntime supports since 1.14
     max_opset=18,
     max_ir=8,
     forbidden_ops=CONTROL_FLOW,
@@ -37,7 +37,7 @@ cpu = Profile(
 
 npu = Profile(
     name="npu",
-    # no accelerator is needed to prove what the graphs compute
+    # the results of the graphs can be checked without an accelerator
     provider="CPUExecutionProvider",
     max_opset=17,
     max_ir=8,
@@ -49,8 +49,11 @@ npu = Profile(
     summary="accelerators: static shapes, opset 17, a list of operators, 32-bit indices; float32",
 )
 
-npu_fp16 = replace(npu, name="npu-fp16", dtype="float16", summary="as npu, weights and matrix products in float16")
+npu_fp16 = replace(npu, name="npu-fp16", dtype="float16", summary="like npu, weights and products in float16")
 
 npu_int8 = replace(
-    npu, name="npu-int8", dtype="int8", summary="as npu, weights and inputs of matrix products in 8 bits, calibrated"
+    npu,
+    name="npu-int8",
+    dtype="int8",
+    summary="like npu, weights and inputs of products in calibrated 8 bits",
 )

@@ -1,7 +1,7 @@
-"""What the student itself computes on held-out data: the reference that no author of an export supplies.
+"""Reference values computed by the student on held-out data, independent of the author of an export.
 
-Every graph that says what it reads and gives is compared with the student's taps on batches of several sizes, cut and
-joined from held-out data. Cases of an author get their expected values here too, where they name taps.
+Every graph that declares its inputs and outputs is compared with the student's taps on batches of several sizes, cut
+and joined from held-out data. Cases of an author that name taps also get their expected values here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Comparison:
 
     Attributes:
         case: with ``expected`` filled in.
-        taps: output -> student tap, for those that were computed here.
-        held_out: whether inputs and outputs are those that the graph declares, on held-out data.
+        taps: output -> student tap, for values computed here.
+        held_out: whether the case uses the graph's declared inputs and outputs on held-out data.
     """
 
     case: ParityCase
@@ -42,11 +42,11 @@ class Prover:
 
     Args:
         student: in eval mode.
-        graphs: what is exported.
+        graphs: the exported graphs.
         batches: held-out data, with the views of both sides.
 
     Attributes:
-        notes: graph -> why held-out data do not prove it, for its error.
+        notes: graph -> why held-out data cannot check it, for its error message.
     """
 
     def __init__(self, student: Student, graphs: Sequence[ExportGraph], batches: Iterable[Batch]) -> None:
@@ -63,7 +63,7 @@ class Prover:
                 )
 
     def held_out(self, graph: ExportGraph) -> Iterator[Comparison]:
-        """The graph on held-out batches, where it says what it reads and gives.
+        """Yield comparisons of the graph on held-out batches, if it declares its inputs and outputs.
 
         Raises:
             PlanError: a declared input, output, tap or shape does not exist or does not fit.
@@ -74,7 +74,7 @@ class Prover:
             yield Comparison(replace(case, expected=expected), dict(graph.gives), held_out=True)
 
     def inputs(self, graph: ExportGraph) -> Iterator[Cut]:
-        """Held-out inputs of a graph, without what is expected of them."""
+        """Yield held-out inputs of a graph, without expected values."""
         if not self._declared(graph):
             return
         keys = set(graph.reads.values())
@@ -89,25 +89,25 @@ class Prover:
             self.notes[graph.name] = str(e)
 
     def drives(self) -> Iterator[ParityCase]:
-        """Cases without expected values that drive every declared graph: what ranges are measured on."""
+        """Yield cases without expected values that run every declared graph, for calibration."""
         for graph in self.graphs.values():
             for cut in self.inputs(graph):
                 yield ParityCase(graph.name, cut.shape, _once(graph, cut.inputs))
 
     def complete(self, case: ParityCase) -> Comparison:
-        """An author's case with the values of its taps.
+        """Return an author's case with the values of its taps.
 
         Raises:
             PlanError: it names no graph of the export, taps without a batch, or an output twice.
         """
         graph = self.graphs.get(case.graph)
         if graph is None:
-            raise PlanError(f"a parity case is credited to {case.graph!r}, the graphs are {list(self.graphs)}")
+            raise PlanError(f"a parity case names the graph {case.graph!r}; the graphs are {list(self.graphs)}")
         if not case.taps:
             return Comparison(case, {})
         twice = sorted(set(case.taps) & set(case.expected))
         if case.batch is None or twice:
-            why = f"gives {twice} as taps and as expected values" if twice else "names taps and has no batch"
+            why = f"lists {twice} both as taps and as expected values" if twice else "names taps but has no batch"
             raise PlanError(f"a parity case of graph {case.graph!r} {why}")
         values = self._values(graph, case.batch.seen_by("student"), case.taps)
         for name, (axis, indices) in case.positions.items():
@@ -127,13 +127,13 @@ class Prover:
         return True
 
     def _values(self, graph: ExportGraph, batch: Batch, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
-        """Output -> what the student computes for it."""
+        """Return output -> the value the student computes for it."""
         model = self.models[graph.variant]
         known = model.taps()
         unknown = sorted(set(taps.values()) - set(known))
         if unknown:
             raise PlanError(
-                f"graph {graph.name!r} is to reproduce {unknown[0]!r}, which is no tap of the student",
+                f"graph {graph.name!r} declares {unknown[0]!r}, which is not a tap of the student",
                 f"its taps: {', '.join(list(known)[-12:])}",
             )
         model.module.eval()
@@ -145,14 +145,14 @@ class Prover:
             if key in batch.tensors or not any(key in b.tensors for b in self.batches):
                 raise
             raise PlanError(
-                f"graph {graph.name!r} reads {', '.join(sorted(batch.tensors))}, and the student also reads {key!r}",
-                "name it in the graph's `reads`, or give a ParityCase with `batch` and `taps`",
+                f"graph {graph.name!r} reads {', '.join(sorted(batch.tensors))}, but the student also reads {key!r}",
+                "add it to the graph's `reads`, or add a ParityCase with `batch` and `taps`",
             ) from e
         return {output: dense(found[tap], tap) for output, tap in taps.items()}
 
 
 def dense(value: Any, tap: str) -> np.ndarray:
-    """A tap's value as an array.
+    """Return a tap's value as an array.
 
     Raises:
         PlanError: it is structured and has no dense form.

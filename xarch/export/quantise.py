@@ -1,9 +1,9 @@
-"""8-bit integers for weights and for what enters a product with them, written as QuantizeLinear and DequantizeLinear.
+"""8-bit integers for weights and the inputs they are multiplied with, as QuantizeLinear and DequantizeLinear.
 
-Weights are symmetric with a scale per output channel, inputs asymmetric with the range that calibration saw, biases
+Weights are symmetric with a scale per output channel, inputs asymmetric with the calibrated range, biases
 32-bit with the product of both scales (gemmlowp's scheme, arXiv 1712.05877, section 2). Everything between products
-stays float32: an accelerator fuses what it can, a runtime that fuses nothing computes the same. Tables that are looked
-up (grids, embeddings) are stored in 8 bits too.
+stays float32: an accelerator fuses what it can, and a runtime that fuses nothing computes the same. Look-up tables
+(grids, embeddings) are also stored in 8 bits.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from xarch.export.lowering import fold_layout
 
 SINGLE = ir.DataType.FLOAT
 TABLE = 1024
-"""Elements from which a table is stored in 8 bits."""
+"""Number of elements from which a table is stored in 8 bits."""
 
 Range = tuple[float, float]
 
 
 def products(model: ir.Model) -> list[ir.Node]:
-    """Nodes that multiply a computed value by a constant weight."""
+    """Return the nodes that multiply a computed value by a constant weight."""
     fold_layout(model)
     return [node for node in model.graph if _is_product(node)]
 
@@ -33,10 +33,10 @@ def quantise(model: ir.Model, ranges: Mapping[str, Range]) -> int:
     """Rewrite ``model`` in place; its inputs and outputs stay float32.
 
     Args:
-        ranges: name of a weight -> (smallest, largest) number seen in what it is multiplied with.
+        ranges: name of a weight -> (minimum, maximum) of the values it is multiplied with.
 
     Returns:
-        How many products take 8-bit numbers.
+        The number of products with 8-bit inputs.
 
     Raises:
         KeyError: a weight has no range.
@@ -68,7 +68,7 @@ def _is_product(node: ir.Node) -> bool:
 
 
 def _output_axis(node: ir.Node) -> int:
-    """The axis of the weight that counts output channels."""
+    """Return the output-channel axis of a weight."""
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
@@ -78,7 +78,7 @@ def _output_axis(node: ir.Node) -> int:
 
 
 class _Quantiser:
-    """Makes quantised versions of values, each once."""
+    """Creates quantised versions of values, each once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -86,7 +86,7 @@ class _Quantiser:
         self.weights: dict[tuple[ir.Value, int], tuple[ir.Value, np.ndarray]] = {}
 
     def quantise_input(self, node: ir.Node, x: ir.Value, seen: Range) -> float:
-        """Put x through 8 bits on its way into ``node``; returns the scale."""
+        """Quantise the input x of ``node`` to 8 bits and return the scale."""
         if x not in self.inputs:
             low, high = min(seen[0], 0.0), max(seen[1], 0.0)
             scale = float(np.float32(max(high - low, 1e-8) / 255))
@@ -107,7 +107,7 @@ class _Quantiser:
         return scale
 
     def quantise_weight(self, node: ir.Node, weight: ir.Value, axis: int) -> np.ndarray:
-        """Store a weight in 8 bits; returns the scale of every output channel."""
+        """Store a weight in 8 bits and return the scale of every output channel."""
         if (weight, axis) not in self.weights:
             assert weight.const_value is not None
             numbers, scale = symmetric(weight.const_value.numpy(), axis)
@@ -117,7 +117,7 @@ class _Quantiser:
         return scale
 
     def quantise_bias(self, node: ir.Node, bias: ir.Value, scale: np.ndarray) -> None:
-        """Store a bias as whole multiples of the scale of the products it is added to."""
+        """Store a bias as integer multiples of the scale of the products it is added to."""
         if bias.const_value is None or bias.const_value.numpy().shape != scale.shape:
             return
         numbers = np.round(bias.const_value.numpy() / scale)
@@ -126,7 +126,7 @@ class _Quantiser:
         node.replace_input_with(2, restored)
 
     def quantise_tables(self) -> None:
-        """Constants that are looked up: pictures of GridSample by channel, rows of Gather by column."""
+        """Quantise look-up tables: images of GridSample per channel, rows of Gather per column."""
         for value in list(self.graph.initializers.values()):
             if value.dtype != SINGLE or value.const_value is None or value.const_value.size < TABLE:
                 continue
@@ -147,7 +147,7 @@ class _Quantiser:
                     )
 
     def _gather_small(self, node: ir.Node, name: str, numbers: np.ndarray, scale: np.ndarray) -> None:
-        """Gather 8-bit rows and restore those only."""
+        """Gather 8-bit rows and dequantise only those."""
         rows = node.outputs[0]
         assert rows.shape is not None
         node.replace_input_with(0, self.constant(name, numbers))
@@ -169,7 +169,7 @@ class _Quantiser:
             use.node.replace_input_with(use.idx, up.outputs[0])
 
     def _stored(self, name: str, numbers: np.ndarray, scale: np.ndarray, axis: int, before: ir.Node) -> ir.Value:
-        """A quantised constant and the node that restores it."""
+        """Add a quantised constant and the node that dequantises it."""
         parts = [
             self.constant(name, numbers),
             self.constant(f"{name}_scale", scale),
@@ -182,7 +182,7 @@ class _Quantiser:
         return made
 
     def constant(self, name: str, numbers: np.ndarray | np.generic) -> ir.Value:
-        """An initialiser, shared by name."""
+        """Return an initialiser, shared by name."""
         if name not in self.graph.initializers:
             tensor = ir.tensor(np.asarray(numbers), name=name)
             made = ir.Value(
@@ -193,7 +193,7 @@ class _Quantiser:
 
 
 def symmetric(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers from -127 to 127, and the scale of every entry of ``axis``."""
+    """Return integers from -127 to 127 and the scale of every entry along ``axis``."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.maximum(np.abs(weight).max(axis=others), 1e-12).astype(np.float32) / np.float32(127)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]

@@ -1,4 +1,4 @@
-"""A student leaves for one profile: graphs, shared weights, checks, parity, all or nothing."""
+"""Export of a student to one profile: graphs, shared weights, checks and parity, all or nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from xarch.files.atomic import new_folder, write_json
 
 T = TypeVar("T")
 WEIGHTS = "student.onnx.data"
-"""The one file all graphs of an export read their weights from."""
+"""The single weight file of all graphs of an export."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,19 @@ def export_profile(
     calibration: Sequence[Batch] = (),
     blame: Blame = lambda during: nullcontext(),
 ) -> ExportResult:
-    """Write ``out/GRAPH.onnx``, their shared weights, ``parity.json`` and ``profile.json``.
+    """Write ``out/GRAPH.onnx`` for every graph, the shared weights, ``parity.json`` and ``profile.json``.
 
-    The folder appears under its name only when it is complete. If the parity gate fails it appears as well, with
-    every graph renamed to ``GRAPH.onnx.rejected``, and nothing in it can be taken for an export.
+    The folder gets its name only when it is complete. If the parity gate fails, it is kept too, but with
+    every graph renamed to ``GRAPH.onnx.rejected``, so that it cannot be mistaken for an export.
 
     Args:
-        options: of the target's ``ExportOptions``.
-        batches: held-out data that the student and its graphs are compared on, with the views of both sides.
-        calibration: other held-out data, for profiles of 8-bit weights; default ``batches``.
+        options: values of the target's ``ExportOptions``.
+        batches: held-out data on which the student and its graphs are compared, with the views of both sides.
+        calibration: other held-out data, for profiles with 8-bit weights; default: ``batches``.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
-        say: gets a line of progress at each step.
-        graphs: exported instead of the adapter's own; proven in the same way.
-        blame: around calls of the adapter and what it returns; takes what it is doing.
+        say: receives a line of progress at each step.
+        graphs: exported instead of the adapter's graphs; checked in the same way.
+        blame: wraps calls into the adapter and its results; takes a description of the call.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
@@ -128,7 +128,7 @@ def _comparisons(
     profile: Profile,
     blame: Blame,
 ) -> Iterator[Comparison]:
-    """What every graph declares, on held-out data; then the cases of the target's author. One is held at a time."""
+    """Yield comparisons of every graph on held-out data, then the cases of the target's author, one at a time."""
     for graph in graphs:
         yield from guarded(prover.held_out(graph), blame, "the student's taps")
     with blame("parity_cases"):
@@ -140,7 +140,7 @@ def _comparisons(
 
 
 def guarded(items: Iterable[T], blame: Blame, during: str) -> Iterator[T]:
-    """``items``, drawn under ``blame``, which a generator's code needs at every step."""
+    """Iterate over ``items`` under ``blame``; a generator's code needs it at every step."""
     drawn = iter(items)
     while True:
         with blame(during):
@@ -242,19 +242,19 @@ def _reduce(
     cases: Callable[[], Iterable[ParityCase]],
     say: Callable[[str], None],
 ) -> dict[str, dict[str, int]]:
-    """Give graphs the weights that the profile asks for, in place; returns what was done to each."""
+    """Convert the weights of graphs to the profile's dtype, in place; return the changes to each graph."""
     if profile.dtype == "float16":
         return {name: {"float16_products": halve(model)} for name, model in models.items()}
     if profile.dtype != "int8":
         return {}
     with tempfile.TemporaryDirectory() as folder:
         ranges = calibrate(models, cases(), Path(folder), profile.provider, threads=torch.get_num_threads())
-    say(f"export {profile.name}: calibrated the inputs of {len(ranges)} weights")
+    say(f"export {profile.name}: calibrated inputs of {len(ranges)} weights")
     return {name: {"int8_products": quantise(model, ranges)} for name, model in models.items()}
 
 
 def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """``metadata_props``: keys under ``xarch.``, text as it is, everything else as JSON."""
+    """Build ``metadata_props``: keys prefixed with ``xarch.``, strings unchanged, everything else as JSON."""
     facts = {
         "version": __version__,
         "graph": graph.name,

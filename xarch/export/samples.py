@@ -13,19 +13,19 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph
 
 SIZES = (1, 2, 5)
-"""Samples of a call, where their number is free."""
+"""Batch sizes of calls with a free number of samples."""
 MANY = 64
-"""Samples of one further call, where there are so many."""
+"""Maximum batch size of one further call."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One call.
+    """Inputs of one call.
 
     Attributes:
-        shape: its sizes, for ``parity.json``.
-        inputs: of the graph, by name.
-        batch: the same values for the student, with the keys that the graph reads.
+        shape: sizes of the call, for ``parity.json``.
+        inputs: inputs of the graph, by name.
+        batch: the same values for the student, under the keys the graph reads.
     """
 
     shape: dict[str, int]
@@ -34,7 +34,7 @@ class Cut:
 
 
 def group(batches: Sequence[Batch]) -> Batch:
-    """The samples of the batches whose samples have one shape, joined; of several such groups the largest."""
+    """Join the samples of equal shape across batches; return the largest such group."""
     groups: dict[tuple[tuple[int, ...], ...], list[Batch]] = {}
     for batch in batches:
         groups.setdefault(tuple(tuple(t.shape[1:]) for t in batch.tensors.values()), []).append(batch)
@@ -44,8 +44,8 @@ def group(batches: Sequence[Batch]) -> Batch:
 
 
 def cuts(graph: ExportGraph, samples: Batch) -> Iterator[Cut]:
-    """Calls of ``graph`` on some of ``samples``: 1, 2, 5 and many of them, then with its other free dimensions cut to
-    an odd size. A graph of static shapes gets calls of its own size.
+    """Yield calls of ``graph`` on ``samples``: 1, 2, 5 and many of them, then with its other free dimensions cut to
+    an odd size. A graph with static shapes gets calls of its fixed size.
 
     Raises:
         ValueError: no sample fits the graph, with the reason.
@@ -55,7 +55,7 @@ def cuts(graph: ExportGraph, samples: Batch) -> Iterator[Cut]:
     own = [name for name in graph.reads if name not in shared]
     fixed = {len(graph.inputs[name]) for name in own if 0 not in graph.dynamic.get(name, {})}
     if len(fixed) > 1:
-        raise ValueError(f"its inputs take {sorted(fixed)} samples a call, which is not one number")
+        raise ValueError(f"its inputs have different numbers of samples per call: {sorted(fixed)}")
     total, free = len(samples), {s for name in own for a, s in graph.dynamic.get(name, {}).items() if a}
     if fixed:
         size = fixed.pop()
@@ -70,7 +70,7 @@ def cuts(graph: ExportGraph, samples: Batch) -> Iterator[Cut]:
 
 
 def _alike(samples: Batch, keys: Sequence[str]) -> Batch:
-    """The samples that have the first one's values of ``keys``."""
+    """Return the samples whose values of ``keys`` equal those of the first one."""
     same = torch.ones(len(samples), dtype=torch.bool)
     for key in keys:
         same &= (samples[key] == samples[key][:1]).flatten(1).all(1).cpu()
@@ -79,7 +79,7 @@ def _alike(samples: Batch, keys: Sequence[str]) -> Batch:
 
 
 def _spread(total: int, size: int) -> Tensor:
-    """``size`` rows spread over all; each again where there are fewer."""
+    """Return ``size`` rows spread over all, repeated if there are fewer."""
     if size == 1:
         return torch.tensor([total // 2])
     return torch.linspace(0, total - 1, size).long() if size <= total else torch.arange(size) % total
@@ -92,7 +92,7 @@ def _cut(graph: ExportGraph, samples: Batch, rows: Tensor, shared: Sequence[str]
         tensors[key] = value = _fitted(graph, name, value, sizes, shift=name in shared, odd=odd)
         example = graph.inputs[name]
         if value.is_floating_point() != example.is_floating_point():
-            raise ValueError(f"its input {name!r} is {example.dtype}, and the batch's {key!r} is {value.dtype}")
+            raise ValueError(f"its input {name!r} is {example.dtype}, but the batch's {key!r} is {value.dtype}")
         inputs[name] = (value[0] if name in shared else value).to(example.dtype).cpu().numpy()
     for name, example in graph.inputs.items():
         if name not in graph.reads:
@@ -103,14 +103,14 @@ def _cut(graph: ExportGraph, samples: Batch, rows: Tensor, shared: Sequence[str]
 
 
 def _fitted(graph: ExportGraph, name: str, value: Tensor, sizes: dict[str, int], *, shift: bool, odd: bool) -> Tensor:
-    """``value`` with the fixed dimensions of an input cut to its size; sizes of free ones go into ``sizes``.
+    """Cut ``value`` to the fixed dimensions of an input; sizes of free dimensions are added to ``sizes``.
 
     Raises:
         ValueError: it has other dimensions, or too few values along one.
     """
     example, dims = graph.inputs[name], graph.dynamic.get(name, {})
     if value.ndim != example.ndim + shift:
-        raise ValueError(f"its input {name!r} has {example.ndim} dimensions, the batch's tensor {value.ndim}")
+        raise ValueError(f"its input {name!r} has {example.ndim} dimensions, but the batch's tensor has {value.ndim}")
     for axis, size in enumerate(example.shape):
         if axis in dims:
             whole = (axis == 0 and not shift) or not odd
@@ -120,13 +120,13 @@ def _fitted(graph: ExportGraph, name: str, value: Tensor, sizes: dict[str, int],
             continue
         have = value.shape[axis + shift]
         if have < size:
-            raise ValueError(f"its input {name!r} takes {size} values along dimension {axis}, samples have {have}")
+            raise ValueError(f"its input {name!r} takes {size} values along dimension {axis}, but samples have {have}")
         value = value.narrow(axis + shift, 0, size)
     return value
 
 
 def resized(value: Tensor, dims: Mapping[int, str], sizes: Mapping[str, int]) -> Tensor:
-    """An example with its free dimensions cut or repeated to ``sizes``, so that values stay in their range."""
+    """Cut or repeat the free dimensions of an example to ``sizes``, so that values stay in their range."""
     for axis, symbol in dims.items():
         size = sizes.get(symbol, value.shape[axis])
         index = torch.arange(size, device=value.device) % value.shape[axis]

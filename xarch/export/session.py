@@ -1,4 +1,4 @@
-"""Graphs of one folder in onnxruntime, called by name."""
+"""onnxruntime sessions for the graphs of one folder, called by name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from xarch.errors import XarchError
 
-# For a process that imported onnxruntime before xarch, whose environment variable it has not seen.
+# In case onnxruntime was imported before xarch set its environment variable.
 ort.disable_telemetry_events()
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
-"""onnxruntime raises unrelated classes, one per status code, and ValueError for missing inputs."""
+"""Errors of onnxruntime: unrelated classes, one per status code, and ValueError for missing inputs."""
 
 
 def open_session(
     path: Path, provider: str, *, threads: int, optimise: bool = True, prepack: bool = True, profile: Path | None = None
 ) -> ort.InferenceSession:
-    """A session on one file.
+    """Open a session on one file.
 
     Args:
         threads: threads inside an operator.
-        prepack: copy weights into the layout of the matrix kernels. Products of matrices gain much; a single token
-            gains nothing, and without it weights stay mapped from the file and are shared between sessions.
-        profile: prefix of a file to write node timings to.
+        prepack: copy weights into the layout of the matrix kernels. Matrix products get much faster; a single token
+            does not, and without it weights stay memory-mapped and are shared between sessions.
+        profile: prefix of the file for node timings.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -50,11 +50,11 @@ def open_session(
 
 
 class RuntimeFailure(XarchError):
-    """The runtime refuses a graph or stops in the middle of it."""
+    """The runtime rejects a graph or fails while running it."""
 
 
 class Sessions:
-    """A ``Call``: opens each graph of ``folder`` on its first use.
+    """A ``Call`` that opens each graph of ``folder`` on first use.
 
     Attributes:
         calls: graph -> number of calls.
@@ -66,7 +66,7 @@ class Sessions:
         self.calls: Counter[str] = Counter()
 
     def __call__(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Named outputs of ``graph`` on named inputs.
+        """Run ``graph`` on named inputs and return its named outputs.
 
         Raises:
             RuntimeFailure: the runtime cannot load or run the graph on these inputs.

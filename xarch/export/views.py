@@ -1,7 +1,7 @@
-"""Fewer nodes between the arithmetic: a chain of views becomes one Reshape, or nothing.
+"""Removal of redundant view nodes: a chain of views becomes one Reshape, or nothing.
 
-torch writes taking token 0 of one token as a Gather, which copies, and its neighbours as Unsqueeze and Reshape. A
-runtime pays for every node, which counts when a call is a single token: about a third of a decode step's nodes only
+torch exports the selection of token 0 of one token as a Gather, which copies, and adjacent views as Unsqueeze and
+Reshape. Every node costs time, which matters if a call is a single token: about a third of a decode step's nodes only
 rename dimensions.
 """
 
@@ -20,11 +20,11 @@ _RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
 def merge_views(model: ir.Model) -> int:
-    """Rewrite every static view in place as one Reshape of the value at the root of its chain, and drop those that
-    change nothing. Only views whose shape is known on both ends are touched.
+    """Rewrite every static view in place as one Reshape of the value at the root of its chain, and remove views that
+    change nothing. Only views with known input and output shapes are changed.
 
     Returns:
-        How many nodes the graph lost.
+        The number of removed nodes.
     """
     graph = model.graph
     before = graph.num_nodes()
@@ -47,14 +47,14 @@ def merge_views(model: ir.Model) -> int:
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The sizes of a value, None unless all of them are known."""
+    """Return the sizes of a value, None unless all are known."""
     if value is None or value.shape is None or not all(isinstance(d, int) for d in value.shape):
         return None
     return tuple(value.shape.numpy())
 
 
 def _root(node: ir.Node) -> ir.Value:
-    """The value that the chain of views ending in ``node`` looks at."""
+    """Return the value at the root of the chain of views that ends in ``node``."""
     value = node.inputs[0]
     assert value is not None
     producer = value.producer()
@@ -66,7 +66,7 @@ def _root(node: ir.Node) -> ir.Value:
 
 
 def _is_view(node: ir.Node) -> bool:
-    """Whether a node gives the same elements in the same order under another shape."""
+    """Whether a node only changes the shape: same elements in the same order."""
     if node.domain != "" or not node.inputs or static_shape(node.inputs[0]) is None:
         return False
     if node.op_type in _RESHAPING:
@@ -87,7 +87,7 @@ def _is_view(node: ir.Node) -> bool:
 
 
 def _shape_constant(graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
-    """The initialiser that holds ``shape``."""
+    """Return the initialiser that contains ``shape``."""
     name = "shape_" + "x".join(map(str, shape))
     if name not in graph.initializers:
         tensor = ir.tensor(shape, dtype=ir.DataType.INT64, name=name)

@@ -1,9 +1,9 @@
-"""One file of weights for all graphs of an export: equal bytes are stored once, wherever they are used.
+"""One weight file for all graphs of an export: equal bytes are stored once.
 
 Large tensors leave the graphs as ONNX external data. The file is content-addressed while it is written: a tensor
-whose bytes are there already, from the same or another graph, becomes a second reference. Offsets are multiples of a
-memory page, so that a runtime can map the tensors instead of copying them. A matrix that is there transposed is read
-from there too: one graph multiplies by it as torch stores it, another one by a folded copy.
+whose bytes are already stored, by the same or another graph, becomes a second reference. Offsets are multiples of a
+memory page, so that a runtime can map the tensors instead of copying them. A matrix whose transpose is stored is
+also read from there: one graph multiplies by it as torch stores it, another by a folded copy.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 INLINE_BYTES = 1024
-"""Smaller tensors (shapes, axes, norms of tiny models) stay inside the graph."""
+"""Minimum size of an external tensor; smaller ones (shapes, axes, norms of tiny models) stay inside the graph."""
 
 ALIGNMENT = 4096
 
 MATRICES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""Types of matrices that may be read transposed; 8-bit ones belong to an axis."""
+"""Dtypes of matrices that may be read transposed; the scales of 8-bit matrices are bound to an axis."""
 
 
 class WeightStore:
-    """Streams tensors into ``path``; the file takes its name only when the block ends well.
+    """Streams tensors into ``path``; the file gets its name only if the block succeeds.
 
     Attributes:
-        bytes: size of the file so far.
-        saved: bytes that were asked for again and not stored again.
+        bytes: current size of the file.
+        saved: bytes not stored again because they were already present.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class WeightStore:
         self._places: dict[bytes, int] = {}
 
     def holds(self, tensor: np.ndarray) -> bool:
-        """Whether the bytes of ``tensor`` are there."""
+        """Whether the bytes of ``tensor`` are already stored."""
         return _digest(_view(tensor)) in self._places
 
     def __enter__(self) -> WeightStore:
@@ -85,14 +85,14 @@ def _view(numbers: np.ndarray) -> memoryview:
 
 
 def _bytes(tensor: ir.TensorProtocol) -> memoryview:
-    """The tensor as ONNX stores it, without a copy where its memory already looks like that."""
+    """Return the tensor as ONNX stores it, without a copy if its memory already has that layout."""
     if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
         return memoryview(tensor.tobytes())
     return _view(tensor.numpy())
 
 
 def externalise(model: ir.Model, store: WeightStore, *, transposed: bool = True) -> int:
-    """Move the tensors of ``model`` into ``store``, in place; returns how many bytes its graph refers to.
+    """Move the tensors of ``model`` into ``store``, in place; return the number of bytes its graph refers to.
 
     Args:
         transposed: whether a matrix may be read from a copy that another graph stores transposed.
@@ -124,7 +124,7 @@ def externalise(model: ir.Model, store: WeightStore, *, transposed: bool = True)
 
 
 def _read_transposed(graph: ir.Graph, store: WeightStore) -> None:
-    """Matrices whose transpose is stored and they are not: Gemm reads it the other way, all else through Transpose."""
+    """Read a matrix from its stored transpose: Gemm flips its flag, other nodes read it through a Transpose."""
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype not in MATRICES or len(tensor.shape) != 2 or tensor.nbytes < INLINE_BYTES:

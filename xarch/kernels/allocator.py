@@ -1,4 +1,4 @@
-"""Memory of freed tensors stays with the process, so that the next step does not fault its pages in again."""
+"""Keep freed memory in the process, so that the next step does not fault its pages in again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 from functools import cache
 
 LARGEST, KEPT = 128 << 20, 512 << 20
-"""Bytes of the largest block that is kept, and of everything that is kept at most."""
+"""Maximum bytes of one retained block, and of all retained memory."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep blocks; whether it took it (other allocators do not know the call).
+    """Make glibc's allocator retain blocks; return whether it is supported (other allocators lack the call).
 
     By default every block of some megabytes is a separate mapping, whose pages are zeroed on each first write: a
     third of a training step of a small network and two thirds of one of dense voxels. The process then holds up to half

@@ -63,7 +63,7 @@ class Backend:
             return f"takes {', '.join(sorted(str(d) for d in self.dtypes))}, not {dtype}"
         missing = sorted(self.lacks.intersection(features))
         if missing:
-            return f"cannot do {', '.join(missing)}"
+            return f"does not support {', '.join(missing)}"
         return self.available()
 
     def verdict(self, device: str) -> str | None:
@@ -219,7 +219,7 @@ def _choose(
             raise UsageError(
                 f"{op} has no backend {backend!r}", f"backends of {op}: {', '.join(b.name for b in backends(op))}"
             )
-        return _insist(table[backend], device, dtype, features, "backend="), "asked for by the call"
+        return _insist(table[backend], device, dtype, features, "backend="), "requested by the call"
     requested, origin = _request()
     if requested in table and not (tracing() and _reason(table[requested], device, dtype, features) is not None):
         return _insist(table[requested], device, dtype, features, origin), f"forced by {origin}"

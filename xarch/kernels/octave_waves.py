@@ -23,9 +23,9 @@ COSINE = [(2 * i - 1) * 2 * i for i in range(1, 8)]
 def octave_waves(x: Tensor, octaves: int) -> tuple[Tensor, Tensor]:
     """sin(2^k x) and cos(2^k x) for k = 0 ... octaves - 1, both [..., O, last dimension of x].
 
-    Exported in the form "polynomial" (see :data:`xarch.kernels.graph_forms.FORMS`) angles are brought to [-π/2, π/2]
-    by whole half turns and put into polynomials, all in float32: no Sin, and no angle of hundreds of radians that half
-    precision could not hold.
+    In the exported form "polynomial" (see :data:`xarch.kernels.graph_forms.FORMS`) angles are reduced to [-π/2, π/2]
+    by multiples of π and evaluated by polynomials, all in float32: no Sin, and no angle of hundreds of radians, which
+    half precision could not hold.
     """
     scale_O1 = torch.tensor([2.0**k for k in range(octaves)], dtype=x.dtype, device=x.device)[:, None]
     angle = x[..., None, :] * scale_O1

@@ -12,7 +12,7 @@ from xarch.kernels.precision import tracing
 def prefix_sum(x: Tensor) -> Tensor:
     """Inclusive prefix sums along the last dimension.
 
-    Exported in the form "doubling" (see :data:`xarch.kernels.graph_forms.FORMS`) each step adds the partial sums that
+    In the exported form "doubling" (see :data:`xarch.kernels.graph_forms.FORMS`) each step adds the partial sums that
     end twice as far back as in the step before (Hillis and Steele, Communications of the ACM 29:12, 1986).
     """
     if not (tracing() and graph_form("prefix_sum") == "doubling"):

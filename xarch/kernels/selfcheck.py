@@ -24,8 +24,8 @@ def agree(
     """Compare outputs and gradients by all inputs, as relative norms of the difference.
 
     Args:
-        fast, truth: take the inputs and return tensors; the truth gets them in float64.
-        inputs: leaves, all floating.
+        fast, truth: take the inputs and return tensors; ``truth`` receives them in float64.
+        inputs: floating-point leaf tensors.
 
     Raises:
         SelfCheckError: a result is not finite or off by more than ``tolerance``.

@@ -1,7 +1,7 @@
-"""What a run did, on one page: built from the files of a run folder alone, never from models.
+"""The one-page report of a run, built from the files of its run folder only; no model is loaded.
 
-Plugins add sections: ``registry.report(NAME, load="package.module:function")`` names a function from a
-:class:`RunInfo` to sections; those of a family are ``Family.report_sections``.
+Plugins add sections: ``registry.report(NAME, load="package.module:function")`` registers a function that maps a
+:class:`RunInfo` to sections. Families list theirs in ``Family.report_sections``.
 """
 
 from __future__ import annotations

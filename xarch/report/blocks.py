@@ -1,4 +1,4 @@
-"""What a report is made of; the page and its Markdown twin are two renderings of these."""
+"""The blocks of a report; they are rendered to HTML and to Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tone = Literal["", "good", "bad", "warn", "quiet"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text of a table cell with a tone."""
+    """The text of a table cell, with a tone."""
 
     text: str
     tone: Tone = ""
@@ -29,7 +29,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``align`` has one letter a column: l or r (numbers)."""
+    """A table; ``align`` has one letter per column: l, or r for numbers."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
@@ -38,17 +38,17 @@ class Table:
     kind: ClassVar[str] = "table"
 
     def cells(self) -> list[list[Cell]]:
-        """Every cell as a :class:`Cell`."""
+        """Return every cell as a :class:`Cell`."""
         return [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
 
     def side(self, column: int) -> str:
-        """ "l" or "r" for a column."""
+        """Return "l" or "r" for a column."""
         return self.align[column] if column < len(self.align) else "l"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture made by this package. ``text`` says the same in words, for Markdown and for screen readers."""
+    """A figure drawn by this package; ``text`` describes it, for Markdown and for screen readers."""
 
     svg: str
     text: str
@@ -59,7 +59,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Pictures side by side where there is room."""
+    """Figures, side by side if the page is wide enough."""
 
     figures: Sequence[Figure]
     kind: ClassVar[str] = "figures"
@@ -67,7 +67,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A command or a file, shown as it is."""
+    """A command or a file, shown verbatim."""
 
     text: str
     language: str = ""
@@ -76,7 +76,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One headline number."""
+    """One headline figure."""
 
     label: str
     value: str
@@ -86,7 +86,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Headline numbers in a row."""
+    """A row of headline figures."""
 
     tiles: Sequence[Tile]
     kind: ClassVar[str] = "tiles"
@@ -94,7 +94,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One station on the way from plan to bench."""
+    """One step of a run, from plan to bench."""
 
     label: str
     state: Literal["done", "undone", "failed", "open"]
@@ -103,7 +103,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """The way of a run and how far it came."""
+    """The steps of a run and how far it got."""
 
     steps: Sequence[Step]
     kind: ClassVar[str] = "steps"
@@ -111,7 +111,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of small squares: (label, is it marked); ``words`` say what marked and not marked mean."""
+    """A row of small squares: (label, marked); ``words`` explain marked and unmarked."""
 
     cells: Sequence[tuple[str, bool]]
     words: tuple[str, str]
@@ -121,10 +121,10 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture as the bytes of a PNG, JPEG or SVG file; it is shown as an image, so nothing in it runs.
+    """An image as the bytes of a PNG, JPEG or SVG file. It is embedded as an image, so scripts in it do not run.
 
     Raises:
-        ValueError: the bytes are none of these.
+        ValueError: the bytes are in none of these formats.
     """
 
     data: bytes
@@ -135,7 +135,7 @@ class Image:
 
     @property
     def media(self) -> str:
-        """Its media type."""
+        """The media type."""
         for start, media in _MEDIA.items():
             if self.data.lstrip()[: len(start)] == start:
                 return media
@@ -143,7 +143,7 @@ class Image:
 
     @property
     def url(self) -> str:
-        """A data URL."""
+        """The image as a data URL."""
         return f"data:{self.media};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
@@ -152,7 +152,7 @@ _MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"<svg": "image/sv
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One input and what the models made of it: (who, text or picture)."""
+    """One input and the output of each model: (model, text or picture)."""
 
     given: str | Image
     answers: tuple[tuple[str, str | Image], ...]
@@ -160,7 +160,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs and outputs side by side."""
+    """Inputs with their outputs, side by side."""
 
     samples: Sequence[Sample]
     kind: ClassVar[str] = "samples"
@@ -168,7 +168,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Markdown:
-    """Text of a plugin with its own formatting; HTML in it stays text and pictures in it are not fetched."""
+    """Formatted text of a plugin; HTML in it is escaped and images in it are not loaded."""
 
     text: str
     kind: ClassVar[str] = "markdown"
@@ -176,7 +176,7 @@ class Markdown:
 
 @dataclass(frozen=True)
 class Picture:
-    """Images side by side where there is room; ``text`` says what they show, for Markdown and screen readers."""
+    """Images, side by side if the page is wide enough; ``text`` describes them, for Markdown and screen readers."""
 
     images: Sequence[Image]
     text: str
@@ -186,7 +186,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away."""
+    """Collapsed blocks."""
 
     summary: str
     blocks: Sequence[Block]
@@ -198,12 +198,12 @@ Block = Text | Table | Figure | Figures | Code | Tiles | Steps | Strip | Samples
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the report."""
+    """A section of the report with its heading."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
 
     @property
     def anchor(self) -> str:
-        """Its id on the page."""
+        """The id of the section on the page."""
         return "".join(c if c.isalnum() else "-" for c in self.title.lower()).strip("-")

@@ -31,7 +31,7 @@ RESULT: Sections = (
     ("Quality over time", over_time),
     ("Samples", samples),
 )
-"""What came out; the sections of plugins follow, which show what the student makes."""
+"""The results, shown first; the sections of plugins come next and show outputs of the student."""
 DETAILS: Sections = (
     ("Training", training),
     ("Per site", per_site),
@@ -49,10 +49,10 @@ _BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "run
 
 
 def build_report(run: RunDir) -> None:
-    """Write report.html, report.md and, beside a saved student, its model card README.md.
+    """Write report.html, report.md and, next to a saved student, its model card README.md.
 
-    Reads the files of the run folder only. What is missing or damaged leaves out its section and is noted; a run that
-    failed gets a report that says what stopped it and how to go on.
+    Reads the files of the run folder only. If files are missing or damaged, their section is left out and a note is
+    added. The report of a failed run states the cause and how to resume.
     """
     files = read_run(run)
     sections = [*_made(RESULT, files), *plugin_sections(files, _renders), *_made(DETAILS, files)]
@@ -91,7 +91,7 @@ def _card(run: RunDir, files: RunInfo) -> str | None:
     try:
         return model_card(run)
     except _UNEXPECTED as e:
-        files.notes.append(f"the model card could not be made: {type(e).__name__}: {e}")
+        files.notes.append(f"the model card could not be written: {type(e).__name__}: {e}")
         return None
 
 
@@ -100,9 +100,9 @@ def _made(sections: Sections, files: RunInfo) -> list[Section]:
 
 
 def _guarded(name: str, make: Callable[[RunInfo], Section | None], files: RunInfo) -> Section | None:
-    """A section; files with unexpected content cost that section, never the report."""
+    """Build one section; unexpected file contents drop only this section."""
     try:
         return make(files)
     except _UNEXPECTED as e:
-        files.notes.append(f"section {name} could not be made from what the run's files hold: {type(e).__name__}: {e}")
+        files.notes.append(f"section {name} could not be built from the run's files: {type(e).__name__}: {e}")
         return None

@@ -13,8 +13,8 @@ from xarch.report.render_markdown import escape, fenced
 from xarch.report.wording import count, figure, number, size, with_unit
 
 _NO_LICENCE = (
-    "The teacher states no licence. The student's weights derive from it, so its terms apply: find them out before "
-    "passing the student on."
+    "The teacher states no licence. The student's weights are derived from it, so its terms apply: check them before "
+    "you redistribute the student."
 )
 
 _ONNX = """\
@@ -25,17 +25,17 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 session = ort.InferenceSession({path!r})
-inputs = dict(np.load({example!r}))  # an example; put your own arrays in their place
+inputs = dict(np.load({example!r}))  # example inputs; replace them with your own arrays
 outputs = session.run(None, inputs)
 print([(o.name, value.shape) for o, value in zip(session.get_outputs(), outputs)])
-print(session.get_modelmeta().custom_metadata_map.keys())  # what else a program needs to know"""
+print(session.get_modelmeta().custom_metadata_map.keys())  # further facts for the calling program"""
 
 
 def model_card(run: RunDir) -> str:
-    """Model card from the files of a run.
+    """Return the model card, built from the files of a run.
 
-    Front matter: base model, licence, tags, figures. Text: what it is, how it was made, figures with units, how to
-    load it in torch and onnxruntime, licence.
+    The front matter lists base model, licence, tags and figures. The text describes the student, how it was made, its
+    figures with units, how to load it in torch and onnxruntime, and the licence.
     """
     files = read_run(run)
     parts = [_front(files), *_what(files), *_method(files), *_figures(files), *_use(files), *_licence(files)]
@@ -74,7 +74,7 @@ def _what(files: RunInfo) -> list[str]:
     if sites:
         parts += [escape(f"New modules: {', '.join(sorted(sites, key=natural))}."), ""]
     if is_tiny(files):
-        parts += ["**A trial run on a cut model: not for use.**", ""]
+        parts += ["**A trial run with a truncated model. Do not use it.**", ""]
     return parts
 
 
@@ -89,7 +89,7 @@ def _method(files: RunInfo) -> list[str]:
         settings, read = files.settings(name), count(summary.get("units", stage.get("units")))
         kind = f"{settings.get('kind', '–')}, {settings.get('scope', '–')}"
         why = undone_of(summary)
-        undone = escape(f"; undone: {why}") if why else ""
+        undone = escape(f"; rolled back: {why}") if why else ""
         stages.append(f"1. {escape(name)} ({escape(kind)}): {read} {escape(unit)}s{undone}")
     parts = ["## How it was made", ""]
     if dig(plan, "data", "title"):
@@ -123,7 +123,10 @@ def _use(files: RunInfo) -> list[str]:
             continue
         graphs = list(table_of(profile, "graphs"))
         total = size(dig(profile, "bytes"))
-        parts += [f"ONNX for {escape(target)} ({total}): {escape(', '.join(graphs))}, beside this folder.", ""]
+        parts += [
+            f"ONNX for {escape(target)} ({total}): {escape(', '.join(graphs))}, in the parent folder.",
+            "",
+        ]
         if graphs:
             folder, first = f"export/{target}", graphs[0]
             code = _ONNX.format(path=f"{folder}/{first}.onnx", example=f"{folder}/examples/{first}.npz")
@@ -134,5 +137,5 @@ def _use(files: RunInfo) -> list[str]:
 def _licence(files: RunInfo) -> list[str]:
     details = table_of(files.plan, "teacher", "details")
     licence = details.get("licence")
-    text = f"The teacher is under {licence}; the student's weights derive from it." if licence else _NO_LICENCE
+    text = f"The teacher's licence is {licence}; the student's weights are derived from it." if licence else _NO_LICENCE
     return ["## Licence", "", escape(text), ""]

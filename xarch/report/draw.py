@@ -1,4 +1,4 @@
-"""Figures that sections of plugins may draw."""
+"""Drawing functions for the report sections of plugins."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xarch.report.wording import number
 
 
 def bars(name: str, values: Sequence[tuple[str, float]], title: str) -> Figure | None:
-    """Horizontal bars, e.g. of teacher, student and baselines; None if nothing is finite.
+    """Draw horizontal bars, e.g. teacher, student and baselines; return None if no value is finite.
 
     Args:
-        name: unique in the report, letters and hyphens.
-        values: (who, number) from top to bottom.
+        name: unique in the report; letters and hyphens only.
+        values: (label, number), from top to bottom.
     """
     svg = comparison_svg(name, values)
     said = ", ".join(f"{who} {number(value)}" for who, value in values)
@@ -23,10 +23,10 @@ def bars(name: str, values: Sequence[tuple[str, float]], title: str) -> Figure |
 
 
 def lines(name: str, series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str) -> Figure | None:
-    """Curves over ``unit``; None if nothing is finite.
+    """Draw curves over ``unit``; return None if no value is finite.
 
     Args:
-        name: unique in the report, letters and hyphens.
+        name: unique in the report; letters and hyphens only.
         series: label -> [(x, y)].
     """
     svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit)

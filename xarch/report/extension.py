@@ -1,4 +1,4 @@
-"""Sections of plugins: those registered as ``report``, and those of the student's family."""
+"""Report sections of plugins: those registered as ``report`` and those of the student's family."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xarch.report.files import RunInfo
 
 
 def plugin_sections(run: RunInfo, render: Callable[[Section], object]) -> list[Section]:
-    """Sections for a run; what fails becomes a note of ``run`` instead.
+    """Return the sections for a run; a section that fails is replaced by a note in ``run``.
 
     Args:
-        render: called with every section, to see that it can be shown.
+        render: called with every section, to verify that it can be rendered.
     """
     from xarch.registry.loader import get_registry
 
@@ -31,7 +31,7 @@ def plugin_sections(run: RunInfo, render: Callable[[Section], object]) -> list[S
                     render(section)
             sections += made
         except XarchError as e:
-            run.notes.append(f"no report section: {e.what}")
+            run.notes.append(f"report section left out: {e.what}")
     return sections
 
 
@@ -56,5 +56,5 @@ def _registered(registry: Registry, spec: Spec, run: RunInfo) -> Sequence[Any]:
 
 def _checked(section: Any) -> Section:
     if not isinstance(section, Section):
-        raise TypeError(f"a report section is a xarch.report.Section, got {type(section).__name__}")
+        raise TypeError(f"a report section must be a xarch.report.Section, got {type(section).__name__}")
     return section

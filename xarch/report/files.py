@@ -1,4 +1,4 @@
-"""Everything a report needs from a run folder, read once; what is missing or damaged is left out and noted."""
+"""Read everything a report needs from a run folder once; missing or damaged files are left out and noted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from xarch.files.run_dir import RunDir
 
 MAX_FILE = 1 << 28
-"""Bytes of the largest JSON file that is read."""
+"""Size limit of a JSON file in bytes."""
 
 
 _UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
@@ -20,7 +20,7 @@ _UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202
 
 @dataclass
 class StageMetrics:
-    """Figures of one stage over its steps: name -> [(step, value)], in order."""
+    """Figures of one stage: name -> [(step, value)], ordered by step."""
 
     units: dict[int, int] = field(default_factory=dict)
     values: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -28,18 +28,18 @@ class StageMetrics:
 
 @dataclass
 class RunInfo:
-    """The content of a run folder. Files that are missing or damaged are empty here.
+    """The contents of a run folder; missing or damaged files are represented as empty.
 
     Attributes:
-        path: the folder.
+        path: the run folder.
         plan, run, status: plan.json, run.json and status.json as plain data.
         stages: summary.json by stage folder, in order.
         metrics: the figures of metrics.jsonl by stage folder.
-        quality: curve.jsonl, figures over training time.
+        quality: curve.jsonl, evaluated figures over training time.
         parity, profile, bench: by export profile.
-        student_bytes: of model.safetensors, None if there is no student.
+        student_bytes: size of model.safetensors, None if there is no student.
         rejected: export profile -> graphs that failed the parity gate.
-        notes: what could not be read.
+        notes: problems found while reading and building.
     """
 
     path: Path
@@ -61,39 +61,39 @@ class RunInfo:
 
     @property
     def family(self) -> str:
-        """Family of the student, "" if nothing says it."""
+        """Family of the student, "" if unknown."""
         return str(dig(self.student, "family") or dig(self.plan, "student", "family", default=""))
 
     @property
     def method(self) -> str:
-        """Name of the method or recipe, "" for a configuration of its own."""
+        """Name of the method or recipe, "" for a custom configuration."""
         return str(dig(self.plan, "config", "recipe", default=""))
 
     @property
     def unit(self) -> str:
-        """What the budget counts, e.g. "token"."""
+        """Unit of the budget, e.g. "token"."""
         return str(dig(self.plan, "unit", default="sample"))
 
     @property
     def decisions(self) -> dict[str, Any]:
-        """What stages decided about the student's structure."""
+        """Decisions of the stages about the student's structure."""
         found = {k: v for summary in self.stages.values() for k, v in table_of(summary, "decisions").items()}
         return found | table_of(self.student, "decisions")
 
     def settings(self, stage: str) -> dict[str, Any]:
-        """The configuration of a stage, by its name."""
+        """The configuration of the stage called ``name``."""
         return table_of(self.plan, "config", "stages", stage)
 
     def unit_of(self, figure: str) -> str:
-        """Unit of an evaluated figure, "" if the metric does not say."""
+        """Unit of an evaluated figure, "" if the metric does not state one."""
         if figure == dig(self.eval, "metric"):
             return str(dig(self.eval, "unit", default=""))
         return str(dig(self.eval, "units", figure, default=""))
 
     def file(self, name: str) -> bytes | None:
-        """Content of a file of the run folder, e.g. a picture that eval.json names; None if it is not there.
+        """Return the contents of a file in the run folder, e.g. a picture named in eval.json; None if it is missing.
 
-        Links and names that lead out of the folder count as not there.
+        Links, and paths that leave the folder, count as missing.
         """
         path = self.path / name
         if path.is_symlink() or not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
@@ -102,7 +102,7 @@ class RunInfo:
 
 
 def read_run(run: RunDir) -> RunInfo:
-    """Read a run folder; never raises for what a run may lack."""
+    """Read a run folder; missing parts raise no error."""
     found = RunInfo(run.path)
     read = _Reader(run.path, found.notes)
     found.plan, found.run, found.status = read.json(run.plan), read.json(run.run_json), read.json(run.status)
@@ -127,7 +127,7 @@ def read_run(run: RunDir) -> RunInfo:
 
 
 def dig(data: Any, *keys: str, default: Any = None) -> Any:
-    """``data[k1][k2]...``, or ``default`` where anything on the way is missing or no mapping."""
+    """Return ``data[k1][k2]...``, or ``default`` if a level is missing or not a mapping."""
     for key in keys:
         if not isinstance(data, dict) or data.get(key) is None:
             return default
@@ -136,25 +136,25 @@ def dig(data: Any, *keys: str, default: Any = None) -> Any:
 
 
 def table_of(data: Any, *keys: str) -> dict[str, Any]:
-    """The mapping at ``data[k1][k2]...``, empty where there is none."""
+    """Return the mapping at ``data[k1][k2]...``, empty if there is none."""
     found = dig(data, *keys)
     return found if isinstance(found, dict) else {}
 
 
 def rows_of(data: Any, *keys: str) -> list[dict[str, Any]]:
-    """The mappings in the list at ``data[k1][k2]...``; anything else in it is left out."""
+    """Return the mappings in the list at ``data[k1][k2]...``; other items are skipped."""
     found = dig(data, *keys)
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
 
 def names_of(data: Any, *keys: str) -> list[str]:
-    """The strings in the list at ``data[k1][k2]...``."""
+    """Return the strings in the list at ``data[k1][k2]...``."""
     found = dig(data, *keys)
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def clean(value: Any) -> Any:
-    """JSON data in which characters that no file or page may hold, or that reorder text, are replaced."""
+    """Replace control characters and characters that reorder text in JSON data."""
     if isinstance(value, str):
         return _UNSAFE.sub("\ufffd", value)
     if isinstance(value, list):
@@ -165,7 +165,7 @@ def clean(value: Any) -> Any:
 
 
 def natural(name: str) -> list[Any]:
-    """Sort key under which blocks.10 comes after blocks.9."""
+    """Sort key that places blocks.10 after blocks.9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
@@ -200,12 +200,12 @@ class _Reader:
             self.notes.append(f"{self._name(path)} is not valid JSON: {e}")
             return {}
         if not isinstance(data, dict):
-            self.notes.append(f"{self._name(path)} holds no JSON object")
+            self.notes.append(f"{self._name(path)} contains no JSON object")
             return {}
         return dict(clean(data))
 
     def rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The objects of a file of JSON lines; a line cut by a crash is skipped."""
+        """Return the objects of a JSON Lines file; incomplete lines are skipped."""
         if not path.is_file():
             return
         damaged = 0
@@ -219,7 +219,7 @@ class _Reader:
             self.notes.append(f"{self._name(path)}: {damaged} lines could not be read")
 
     def metrics(self, path: Path) -> Iterator[tuple[str, StageMetrics]]:
-        """Figures by stage."""
+        """Return the logged figures of every stage."""
         found: dict[str, StageMetrics] = {}
         for row in self.rows(path):
             stage, step = row.get("stage"), row.get("step")

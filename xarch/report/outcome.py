@@ -1,4 +1,4 @@
-"""How a run ended: its gates, how far it came and what stopped it."""
+"""How a run ended: its gates, its progress and the cause of a failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOPPED = {
     "usage": "Invalid configuration",
     "out-of-memory": "Out of memory",
 }
-"""First word of status.json's reason -> headline."""
+"""First word of the reason in status.json -> headline."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Outcome:
     """The verdict.
 
     Attributes:
-        state: of status.json.
-        headline: one line for a person.
-        reason: what stopped it, in full.
-        resume: the command to go on, "" if the run is done.
-        gates: quality gates against the evaluated figures.
-        gate_problem: why gates could not be checked.
-        steps: stations of the run.
+        state: the state in status.json.
+        headline: one sentence for the reader.
+        reason: why the run stopped, in full.
+        resume: the command that resumes the run, "" if it is done.
+        gates: quality gates checked against the evaluated figures.
+        gate_problem: why the gates could not be checked.
+        steps: the steps of the run, in order.
     """
 
     state: str
@@ -49,17 +49,17 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether the run is done and keeps every gate."""
+        """Whether the run is done and every gate passed."""
         return self.state == "done" and all(g.passed for g in self.gates) and not self.gate_problem
 
     @property
     def tone(self) -> Tone:
-        """Colour of the verdict."""
+        """Tone of the verdict."""
         return "good" if self.good else "bad" if self.state == "failed" else "warn"
 
 
 def outcome_of(files: RunInfo) -> Outcome:
-    """The verdict of a run folder, finished or not."""
+    """Return the verdict on a run, finished or not."""
     state = str(files.status.get("state", "planned" if files.plan else "empty"))
     reason, resume = str(files.status.get("reason", "")), str(files.status.get("resume", ""))
     gates, problem = _gates(files)
@@ -68,17 +68,17 @@ def outcome_of(files: RunInfo) -> Outcome:
 
 
 def is_tiny(files: RunInfo) -> bool:
-    """Whether it is a trial run on a cut model, whose figures say nothing about quality."""
+    """Whether this is a trial run with a truncated model, whose figures do not measure quality."""
     return bool(dig(files.plan, "config", "tiny", default=False))
 
 
 def exports_of(files: RunInfo) -> list[str]:
-    """Names of the profiles that the run exports for."""
+    """Names of the profiles the run exports to."""
     return names_of(files.plan, "config", "export", "profiles")
 
 
 def undone_of(summary: dict[str, Any]) -> str:
-    """Why the changes of a stage were undone, "" if they were kept."""
+    """Why a stage was rolled back, "" if its result was kept."""
     said = summary.get("undone")
     if isinstance(said, str) and said:
         return said
@@ -93,7 +93,7 @@ def _gates(files: RunInfo) -> tuple[tuple[GateResult, ...], str]:
     try:
         gated = gateable(files.eval)
     except (KeyError, TypeError, AttributeError) as e:
-        return (), f"eval.json does not hold what gates are checked against: {e}"
+        return (), f"eval.json lacks the figures the gates need: {e}"
     results, problems = [], []
     for name, limit in limits.items():
         try:
@@ -106,7 +106,7 @@ def _gates(files: RunInfo) -> tuple[tuple[GateResult, ...], str]:
 def _headline(files: RunInfo, state: str, reason: str, gates: tuple[GateResult, ...]) -> str:
     if state == "done":
         if is_tiny(files):
-            return "Trial run done: the whole path works; its figures say nothing about quality"
+            return "Trial run done: every step works. Its figures do not measure quality"
         exported = "every export matches it" if exports_of(files) else "nothing was exported"
         missed = [g.name for g in gates if not g.passed]
         if missed:
@@ -114,18 +114,18 @@ def _headline(files: RunInfo, state: str, reason: str, gates: tuple[GateResult, 
         if gates:
             count = {1: "its quality gate", 2: "both quality gates"}.get(len(gates), f"all {len(gates)} quality gates")
             return f"Done: the student passes {count} and {exported}"
-        return f"Done: no quality gate was set, {exported}"
+        return f"Done: no quality gate is set, and {exported}"
     if state == "failed":
         return STOPPED.get(reason.split(":")[0], "Stopped by an error")
     return {
         "interrupted": "Interrupted; it can be resumed",
-        "running": "Not finished: this page shows what there was when it was made",
+        "running": "Not finished: this report shows the state when it was built",
         "planned": "Planned, not started",
-    }.get(state, "There is no plan in this folder")
+    }.get(state, "This folder contains no plan")
 
 
 def _steps(files: RunInfo, gates: tuple[GateResult, ...], state: str) -> tuple[Step, ...]:
-    """Stations in order. The first one that is not done, in a failed run, is where it stopped."""
+    """Return the steps in order. In a failed run the first step that is not done is where it stopped."""
     reached: list[tuple[str, bool, str]] = [("plan", bool(files.plan), "")]
     undone = set()
     for stage in rows_of(files.plan, "stages"):
@@ -133,7 +133,7 @@ def _steps(files: RunInfo, gates: tuple[GateResult, ...], state: str) -> tuple[S
         label = str(stage.get("name", "?"))
         if summary is not None and undone_of(summary):
             undone.add(label)
-        reached.append((label, summary is not None, "undone" if label in undone else ""))
+        reached.append((label, summary is not None, "rolled back" if label in undone else ""))
     reached.append(("student saved", bool(files.student), ""))
     reached.append(("evaluation", bool(files.eval), ""))
     limits = table_of(files.plan, "config", "gates")

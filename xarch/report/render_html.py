@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: no script, no font, no network."""
+"""The report as one self-contained page: no scripts, no external fonts, no network access."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def _template() -> Template:
 
 
 def to_html(title: str, subtitle: str, badge: tuple[str, str], sections: Sequence[Section]) -> str:
-    """The whole page.
+    """Return the whole page.
 
-    Everything is escaped but the SVG of figures, which this package makes itself and whose labels are text nodes. The
-    page's policy forbids scripts and every request, whatever a teacher or a data set may have put into a string.
+    Everything is escaped except the SVG of figures, which this package generates and whose labels are text nodes. The
+    page's content security policy blocks scripts and requests, so strings from teachers and data sets are harmless.
 
     Args:
-        badge: (words, tone) beside the title.
+        badge: (text, tone) next to the title.
     """
     return _template().render(title=title, subtitle=subtitle, badge=badge, sections=sections, own_svg=Markup)
 
 
 def _markdown(text: str) -> Markup:
-    """Formatted text of a plugin: tables and emphasis, but no HTML, no pictures and no links."""
+    """Render formatted text of a plugin: tables and emphasis, but no HTML, images or links."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
     return Markup(parser.render(text))

@@ -1,4 +1,4 @@
-"""The report as Markdown: the same content without pictures."""
+"""The report as Markdown: the same contents without pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$&#!])|(?<=\w)(:)(?=//)|(?<=www)(\.)|^([-
 
 
 def to_markdown(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The whole document. Text from teachers and data is escaped, so it can neither format nor link."""
+    """Return the whole document. Text from teachers and data is escaped, so it cannot add formatting or links."""
     lines = [f"# {escape(title)}", "", escape(subtitle), ""]
     for section in sections:
         lines += [f"## {escape(section.title)}", ""]
@@ -38,12 +38,12 @@ def to_markdown(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def escape(text: str) -> str:
-    """One line of plain text."""
+    """Escape plain text to one line of Markdown."""
     return _SPECIAL.sub(lambda m: "\\" + m.group(), " ".join(text.split()))
 
 
 def fenced(text: str, language: str = "") -> list[str]:
-    """Text as it is, in a fence that it cannot close."""
+    """Return the text verbatim, in a fence longer than any fence inside it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{language}", *text.rstrip("\n").split("\n"), fence]

@@ -1,4 +1,4 @@
-"""The page of a study: one table and one plot a metric, and every run."""
+"""The page of a study: one table and one plot per metric, and a list of all runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNIFICANT = 0.05
 
 
 def study_page(study: Mapping[str, Any]) -> str:
-    """report.html from the content of study.json."""
+    """Return report.html, built from the contents of study.json."""
     header, facts = study["header"], study["facts"]
     runs = [v for k, v in facts.items() if k.startswith("run ")]
     done = sum(r["state"] == "done" for r in runs)
@@ -29,7 +29,7 @@ def study_page(study: Mapping[str, Any]) -> str:
 
 
 def rows(metric: str, about: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[Cell]]:
-    """The table of one metric, columns as in :data:`HEAD`."""
+    """Return the table of one metric, with the columns of :data:`HEAD`."""
     made = []
     for summary in _summaries(metric, facts):
         test = summary.get("difference") or {}
@@ -62,13 +62,13 @@ def _metric(metric: str, about: Mapping[str, Any], facts: Mapping[str, Any], con
     unit = f"{metric} ({about['unit']})" if about["unit"] else metric
     better = {True: "higher is better", False: "lower is better", None: ""}[about["higher_is_better"]]
     notes = [better, f"teacher {number(about['teacher'])}" if known(about["teacher"]) else ""]
-    notes += ["differences are paired by seed; p of a two-sided paired t-test" if control else "no control is named"]
+    notes += ["differences are paired by seed; p: two-sided paired t-test" if control else "no control arm is set"]
     blocks: list[Block] = [Table(HEAD, rows(metric, about, facts), ALIGN, "; ".join(n for n in notes if n))]
     arms = [(s["arm"], list(s["values"].values())) for s in _summaries(metric, facts)]
     svg = dots_svg(f"dots-{metric}", arms, unit, about["teacher"])
     if svg is not None:
         words = "; ".join(f"{arm}: {', '.join(map(number, values))}" for arm, values in arms)
-        caption = "A dot is a seed, the bar their mean" + (
+        caption = "Each dot is a seed; the bar is the mean" + (
             "; the dashed line is the teacher." if known(about["teacher"]) else "."
         )
         blocks.append(Figure(svg, words, caption, wide=True))
@@ -84,7 +84,7 @@ def _runs(runs: list[Mapping[str, Any]]) -> Section:
         body.append([Cell(run["arm"]), Cell(str(run["seed"])), state, Cell(duration(run["seconds"])), Cell(note)])
     blocks: list[Block] = [Table(("arm", "seed", "state", "time", "note"), body, "lrlrl")]
     if any(run.get("gate") for run in runs):
-        blocks.append(Text("Runs that missed their quality gate are part of the tables.", "quiet"))
+        blocks.append(Text("Runs that missed a quality gate are included in the tables.", "quiet"))
     return Section("Runs", blocks)
 
 

@@ -1,4 +1,4 @@
-"""Names, units and numbers of a report."""
+"""Formatting of names, units and numbers in a report."""
 
 from __future__ import annotations
 
@@ -28,8 +28,19 @@ def size(value: Any) -> str:
 
 
 def figure(name: str, value: Any) -> str:
-    """A figure by its name: what is called bytes is a size, everything else a number."""
+    """Format a figure: as a size if its name ends in "bytes", else as a number."""
     return size(value) if name.split("_")[-1] == "bytes" else number(value)
+
+
+def rate(per_second: Any, unit: str) -> str:
+    """``rate(3113.2, "token")`` -> "3113 tokens/s"; "–" if there is no value."""
+    text = count(per_second)
+    return text if text == numbers.NONE else f"{text} {unit.removesuffix('s')}s/s"
+
+
+def plural(n: Any, noun: str) -> str:
+    """``plural(2, "thread")`` -> "2 threads"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def duration(value: Any) -> str:
@@ -38,12 +49,12 @@ def duration(value: Any) -> str:
 
 
 def words(name: str) -> str:
-    """``top1_agreement`` -> "top-1 agreement"."""
+    """Turn a key into words: ``top1_agreement`` -> "top-1 agreement"."""
     return " ".join(_SPELLED.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
 def with_unit(name: str, unit: str = "") -> str:
-    """Name and unit of a figure."""
+    """Return the name of a figure with its unit."""
     return f"{words(name)} ({unit})" if unit else words(name)
 
 

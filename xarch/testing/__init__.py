@@ -1,4 +1,4 @@
-"""What a plugin's tests import: a conformance class for every registered kind, to subclass.
+"""Conformance classes for the tests of plugins, one per registered kind; subclass them.
 
 The names load on first use; pytest collects a class only where a plugin subclasses it.
 """

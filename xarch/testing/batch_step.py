@@ -1,4 +1,4 @@
-"""Conformance of batch steps: what the plan proves about batches, and what a resumed run repeats."""
+"""Conformance of batch steps: declared tensors are correct, and a resumed run repeats its batches."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class BatchStepConformance:
     Class attributes:
         step: its name, or ``plugin:name``.
         options: of the step.
-        tensors: batch key -> layout and sizes that the data have; also the plan's view of them.
+        tensors: batch key -> layout and sizes of the data, as the plan sees them.
         data: facts of the data set.
-        models: batch keys that teacher and student read when the step runs them; empty where it runs neither.
+        models: batch keys that teacher and student read if the step runs them; empty if it runs neither.
 
-    Override :meth:`batch` for other values than normal numbers, :meth:`teacher` and :meth:`student` where it runs them.
+    Override :meth:`batch` for values that are not normal; :meth:`teacher`, :meth:`student` if it runs them.
     """
 
     step: ClassVar[str] = ""
@@ -40,7 +40,7 @@ class BatchStepConformance:
     samples: ClassVar[int] = 6
 
     def batch(self) -> Batch:
-        """A batch with the declared tensors."""
+        """Return a batch with the declared tensors."""
         generator = torch.Generator().manual_seed(0)
         made = {}
         for key, info in self.tensors.items():
@@ -75,7 +75,7 @@ class BatchStepConformance:
     def test_reads_only_what_it_declares(self) -> None:
         step, batch = self._made(), self.batch()
         reads = set(step.reads())
-        assert reads <= set(self.tensors), f"it reads {sorted(reads - set(self.tensors))}, which the test does not give"
+        assert reads <= set(self.tensors), f"it reads {sorted(reads - set(self.tensors))}, which the test lacks"
         kept = {k: v for k, v in batch.tensors.items() if k.split("@")[0] in reads | set(self.models)}
         alone = kept or {"index": torch.arange(self.samples)}
         try:
@@ -100,7 +100,7 @@ class BatchStepConformance:
             assert after.units > 0
 
     def test_depends_on_its_generator_alone(self) -> None:
-        """A resumed run and a second process make the same batch, whatever else has drawn random numbers."""
+        """A resumed run and a second process make the same batch, regardless of other random draws."""
         for training in (True, False):
             with random_state(1):
                 before = global_draws()

@@ -44,7 +44,7 @@ def assert_taps(model: TapModel, batch: Batch) -> None:
     taps = model.taps()
     with torch.no_grad():
         first, second = _record(model, batch, taps), _record(model, batch, taps)
-    assert sorted(first) == sorted(taps), f"not given: {sorted(set(taps) - set(first))}"
+    assert sorted(first) == sorted(taps), f"not pushed: {sorted(set(taps) - set(first))}"
     for name, value in first.items():
         assert_layout(taps[name], value, batch)
         if isinstance(value, Tensor):

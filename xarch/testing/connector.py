@@ -34,7 +34,7 @@ class ConnectorConformance:
         connector: its name, or ``plugin:name``.
         options: of ``through``.
         student, teacher: declarations of both sides; ``teacher = None`` where it needs none.
-        samples, sizes: of the batch; sizes of dimensions that the taps leave open.
+        samples, sizes: batch size, and sizes of dimensions that the taps leave free.
         data: facts of the data set.
     """
 
@@ -47,7 +47,7 @@ class ConnectorConformance:
     data: ClassVar[Mapping[str, Any]] = {}
 
     def value(self, generator: torch.Generator) -> Any:
-        """A value of the student's tap, float64."""
+        """Return a value of the student's tap, float64."""
         return random_value(self.student, self.samples, self.sizes, generator)
 
     def _made(self, device: str = "cpu") -> Connector:
@@ -69,7 +69,7 @@ class ConnectorConformance:
         kind = registered("connector", self.connector)
         with pytest.raises(UsageError):
             validated(kind.Options, {**self.options, "no_such_option": 1}, "options")
-        assert {"*", self.student.layout} & kind.accepts, "it refuses the tap of its own test"
+        assert {"*", self.student.layout} & kind.accepts, "it rejects the tap of its own test"
 
     def test_builds_on_the_meta_device(self) -> None:
         made = self._made("meta")
@@ -90,7 +90,7 @@ class ConnectorConformance:
         made, value = without_dropout(self._made()), self._value().requires_grad_(True)
         made(value, self._batch()).square().sum().backward()
         assert value.grad is not None
-        assert bool(value.grad.any()), "the student gets no gradient through it"
+        assert bool(value.grad.any()), "no gradient reaches the student through it"
         idle = [n for n, p in made.named_parameters() if p.grad is None]
         assert not idle, f"no gradient reaches {idle[0]}"
 

@@ -1,4 +1,4 @@
-"""Conformance of data providers: resuming, splits, and what the plan is told about batches."""
+"""Conformance of data providers: resuming, splits, and the declared tensors of a batch."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from xarch.registry.loader import get_registry
 FINITE: tuple[Split, ...] = ("validation", "calibration", "heldout")
 ALL: tuple[Split, ...] = ("train", *FINITE)
 POSITIONS = (0, 1, 3)
-"""Batches read before a stream is saved and opened anew."""
+"""Batches read before a stream is saved and reopened."""
 
 
 class DataConformance:
     """Subclass it with ``ref = "SCHEME:REF"``, or override :meth:`make_ref` to write data into a folder.
 
     Class attributes:
-        options, sample: of the data and of a sample, as a configuration gives them.
-        samples: of a batch.
-        splits: those that the provider has besides "train".
-        most: samples of a split that are compared with those of the others.
+        options, sample: options of the data and of a sample, as in a configuration.
+        samples: batch size.
+        splits: splits of the provider in addition to "train".
+        most: maximum number of samples per split that are compared with the other splits.
         workers: whether it can prepare samples in other processes.
-        seeded: whether another seed gives other training batches.
+        seeded: whether a different seed yields different training batches.
 
     Override :meth:`context` for data that need a teacher or a processor.
     """
@@ -50,12 +50,12 @@ class DataConformance:
     seeded: ClassVar[bool] = True
 
     def make_ref(self, folder: Path) -> str:
-        """Reference of a small data set."""
+        """Return the reference of a small data set."""
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
 
     def context(self, folder: Path) -> Mapping[str, Any]:
-        """Further fields of the request: ``teacher``, ``facts``, ``processors``."""
+        """Return further fields of the request: ``teacher``, ``facts``, ``processors``."""
         return {}
 
     def _splits(self) -> list[Split]:
@@ -63,7 +63,7 @@ class DataConformance:
 
     @pytest.fixture
     def opened(self, tmp_path: Path) -> tuple[DataProvider, DataRequest]:
-        """The provider and a request to vary."""
+        """Return the provider and a request to vary."""
         registry = get_registry()
         found: Resolved = resolve_data(registry, self.make_ref(tmp_path), self.options)
         request = DataRequest(
@@ -82,7 +82,7 @@ class DataConformance:
         assert info == again
         assert info.digest
         assert info.unit
-        assert info.tensors, "no tensor is declared, so the plan cannot prove a match with the data"
+        assert info.tensors, "no tensor is declared, so the plan cannot check matches with the data"
 
     def test_batches_are_as_declared(self, opened: tuple[DataProvider, DataRequest]) -> None:
         provider, request = opened
@@ -141,7 +141,7 @@ class DataConformance:
             most = self.most // self.samples + 1
             one, two = _read(provider.open(asked), most), _read(provider.open(asked), most)
             assert one, f"{split} has no batch"
-            assert [_keys(b) for b in one] == [_keys(b) for b in two], f"{split} has another order the second time"
+            assert [_keys(b) for b in one] == [_keys(b) for b in two], f"{split} has another order on the second pass"
 
     def test_splits_do_not_overlap(self, opened: tuple[DataProvider, DataRequest]) -> None:
         provider, request = opened
@@ -189,6 +189,6 @@ def _assert_same(a: Batch, b: Batch, told: str) -> None:
 
 
 def _keys(batch: Batch) -> list[bytes]:
-    """What identifies every sample: its content without its number."""
+    """Return a key for every sample: its contents without its index."""
     names = sorted(k for k in batch.tensors if k != "sample_id" and "@" not in k)
     return [b"".join(batch[n][i].contiguous().numpy().tobytes() for n in names) for i in range(len(batch))]

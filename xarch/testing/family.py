@@ -26,7 +26,7 @@ class FamilyConformance:
 
     @pytest.fixture
     def teacher(self, tmp_path: Path) -> Teacher:
-        """Its tiny teacher."""
+        """Return the tiny teacher of the family."""
         return load_teacher(self._family().tiny_teacher(tmp_path))
 
     def _family(self) -> Family:
@@ -63,7 +63,7 @@ class FamilyConformance:
                 assert key.endswith("?"), f"the example batch lacks {name!r}"
                 continue
             assert one[name].ndim == len(layout), f"{name}: {tuple(one[name].shape)} is not {layout}"
-            assert torch.equal(one[name], two[name]), f"{name} differs for one seed"
+            assert torch.equal(one[name], two[name]), f"{name} differs between two calls with the same seed"
         strange = set(one.tensors) - {key.removesuffix("?") for key in family.tensors}
         assert not strange, f"the example batch has {sorted(strange)}, which `tensors` does not declare"
 
@@ -72,9 +72,9 @@ class FamilyConformance:
         declared = {key.removesuffix("?") for key in family.tensors} | set(self._data(tmp_path).tensors)
         for place, name in family.places.items():
             if name.startswith(LABELS):
-                assert name.removeprefix(LABELS) in declared, f"place {place!r} is no tensor of its data: {name}"
+                assert name.removeprefix(LABELS) in declared, f"place {place!r} is not a tensor of its data: {name}"
             else:
-                assert name.replace("{}", "0") in taps, f"place {place!r} is no tap: {name}"
+                assert name.replace("{}", "0") in taps, f"place {place!r} is not a tap: {name}"
         assert not family.mask or family.mask in declared
 
     def test_the_metric_is_registered_for_it(self) -> None:

@@ -1,4 +1,4 @@
-"""Conformance of methods: a method is data, so its test is one and the same for all."""
+"""Conformance of methods: a method is data, so one test covers all of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class MethodConformance:
 
     Class attributes:
         method: its name, or ``plugin:name``.
-        targets: family -> target that stands for it, where the method names no target of its own.
-        values: dotted keys -> values of the test's conversion, e.g. a smaller batch.
+        targets: family -> target to use if the method names none.
+        values: dotted key -> value of the test's conversion, e.g. a smaller batch.
     """
 
     method: ClassVar[str] = ""
@@ -49,13 +49,13 @@ class MethodConformance:
 
 
 def head_of(method: str) -> Method:
-    """The head of a registered method."""
+    """Return the head of a registered method."""
     registry = get_registry()
     return read_method(str(registry.resolve(registry.get("method", method))), f"method {method}")
 
 
 def families_of(method: str) -> list[str]:
-    """The families that a method's test runs on: those it names, or all that have the places its matches name."""
+    """Return the families to test: those the method names, or all that have the places its matches use."""
     from xarch.config.load import load_config
 
     registry = get_registry()
@@ -73,14 +73,14 @@ def families_of(method: str) -> list[str]:
 
 
 def assert_head(method: str) -> None:
-    """Title, paper, families and control of a method are there and true."""
+    """Title, paper, families and control of a method are present and valid."""
     registry = get_registry()
     spec, head = registry.get("method", method), head_of(method)
     assert head.title, "its title is missing"
-    assert spec.summary or head.summary, "say in a line what it does"
+    assert spec.summary or head.summary, "its summary is missing"
     known = {s.name for s in registry.specs("family")} | {ANY_FAMILY}
     assert set(head.families) <= known, f"no plugin registers {sorted(set(head.families) - known)}"
-    assert set(head.families) == set(spec.accepts), "its registration names other families than its file"
+    assert set(head.families) == set(spec.accepts), "its registration and its file list different families"
     if head.control:
         names = {s.name for kind in ("method", "recipe") for s in registry.specs(kind)}
         assert head.control in names, f"its control {head.control!r} is neither a method nor a recipe"
@@ -115,7 +115,7 @@ def two_steps(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], l
 
 
 def units_per_sample(config: Any, stage: str) -> int:
-    """Budget units of a sample of a stage."""
+    """Return the budget units of a sample of a stage."""
     from xarch.planning.resolve import resolve_data
 
     data = resolve_data(get_registry(), config.data.ref, config.data.options)
@@ -152,11 +152,11 @@ def assert_runs(method: str, values: Mapping[str, Any], out: Path) -> None:
 
 
 def stage_names(planned: Any) -> set[str]:
-    """Names of a plan's stages."""
+    """Return the names of a plan's stages."""
     return {stage.name for stage in planned.stages}
 
 
 def words(report: Path) -> set[str]:
-    """The words of a report."""
+    """Return the words of a report."""
     text = report.read_text(encoding="utf-8")
     return set("".join(c if c.isalnum() or c in "_-" else " " for c in text).split())

@@ -1,4 +1,4 @@
-"""Conformance of metrics: a measurement changes nothing, and judges every model alike."""
+"""Conformance of metrics: evaluation has no side effects and treats all models equally."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class MetricConformance:
 
     Class attributes:
         metric: its name, or ``plugin:name``.
-        family: whose tiny teacher is measured, against itself.
+        family: its tiny teacher is evaluated against itself.
         options: of the metric.
-        needs_teacher: False for a metric that also judges a student alone (labels).
+        needs_teacher: False for a metric that can evaluate a student without a teacher (labels).
     """
 
     metric: ClassVar[str] = ""
@@ -40,7 +40,7 @@ class MetricConformance:
     samples: ClassVar[int] = 4
 
     def make_teacher(self, folder: Path) -> str:
-        """Reference of a small teacher."""
+        """Return the reference of a small teacher."""
         return family_named(self.family).tiny_teacher(folder)
 
     def batches(self, teacher: Teacher, folder: Path) -> list[Batch]:
@@ -73,7 +73,7 @@ class MetricConformance:
 
     @pytest.fixture
     def heldout(self, teacher: Teacher, tmp_path: Path) -> list[Batch]:
-        """What it is measured on."""
+        """Return the evaluation request."""
         return self.batches(teacher, tmp_path)
 
     def _made(self) -> Metric:
@@ -105,12 +105,12 @@ class MetricConformance:
     def test_a_model_equals_itself(self, teacher: Teacher, heldout: list[Batch]) -> None:
         found, _ = self._evaluate(self._made(), teacher, {"student": teacher, "start": teacher}, heldout)
         assert found.metric in found.student, "the headline metric is not among the student's figures"
-        assert found.student.keys() == found.baselines["start"].keys(), "models are judged by different names"
+        assert found.student.keys() == found.baselines["start"].keys(), "models have different figures"
         for name, value in found.student.items():
             assert math.isfinite(value), f"{name} is {value}"
-            assert value == pytest.approx(found.baselines["start"][name]), f"{name} differs for one and the same model"
+            assert value == pytest.approx(found.baselines["start"][name]), f"{name} differs for the same model"
             if name in found.teacher:
-                assert value == pytest.approx(found.teacher[name]), f"{name} differs for one and the same model"
+                assert value == pytest.approx(found.teacher[name]), f"{name} differs for the same model"
         assert found.n > 0
         assert all(math.isfinite(v) for v in found.gated.values())
 
@@ -126,13 +126,13 @@ class MetricConformance:
         assert all(torch.equal(v, b[k]) for b, was in zip(heldout, kept, strict=True) for k, v in was.items())
 
     def test_it_repeats(self, teacher: Teacher, heldout: list[Batch]) -> None:
-        """A run keeps one object for all its evaluations."""
+        """A run uses one metric object for all of its evaluations."""
         metric = self._made()
         one, told = self._evaluate(metric, teacher, {"student": teacher}, heldout)
         two, _ = self._evaluate(metric, teacher, {"student": teacher}, heldout)
         assert one.student == two.student
         assert one.gated == two.gated
-        assert told == sum(b.units for b in heldout), "progress was not told the units of every batch"
+        assert told == sum(b.units for b in heldout), "progress was not called with the units of every batch"
 
     def test_without_a_teacher(self, teacher: Teacher, heldout: list[Batch]) -> None:
         if self.needs_teacher:

@@ -22,14 +22,14 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None) -> Teacher:
 
 
 def family_named(name: str) -> Family:
-    """The object of a registered family."""
+    """Return the object of a registered family."""
     assert name, "name the family"
     made: Family = get_registry().create("family", name)
     return made
 
 
 def family_of(facts: Any) -> Family:
-    """The family that facts are of."""
+    """Return the family of facts."""
     names = [spec.name for spec in get_registry().specs("family")]
     found = [name for name in names if type(facts) is family_named(name).Facts]
     assert len(found) == 1, f"{type(facts).__name__} is the Facts of {' and '.join(found) or 'no registered family'}"
@@ -37,7 +37,7 @@ def family_of(facts: Any) -> Family:
 
 
 def tiny_configuration(family: str, folder: Path) -> dict[str, Any]:
-    """Values of a conversion of a family's tiny teacher, dotted keys; the target is missing."""
+    """Return the values (dotted keys) for a conversion of a family's tiny teacher, without the target."""
     made = family_named(family)
     return {
         "teacher": made.tiny_teacher(folder),

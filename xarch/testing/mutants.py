@@ -1,4 +1,4 @@
-"""Targets that lie, which the parity gate has to refuse: the kit runs them beside the real one."""
+"""Mutants of a target with wrong exports, which the parity gate must reject."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[ExportGraph], ExportGraph]
 
 
 class _Changed(nn.Module):
-    """A graph's module with something done to its inputs or its first output."""
+    """A graph's module with modified inputs or a modified first output."""
 
     def __init__(
         self, module: nn.Module, before: Callable[[Tensor], Tensor] | None, after: Callable[[Tensor], Tensor] | None
@@ -37,17 +37,17 @@ class _Changed(nn.Module):
 
 
 def adds_one(graph: ExportGraph) -> ExportGraph:
-    """Every number of its first output is 1 too large."""
+    """Adds 1 to every element of the first output."""
     return replace(graph, module=_Changed(graph.module, None, lambda y: y + 1))
 
 
 def reverses_the_last_axis(graph: ExportGraph) -> ExportGraph:
-    """The first output comes out backwards along its last axis (classes, colours, positions)."""
+    """Reverses the first output along its last axis (classes, colours, positions)."""
     return replace(graph, module=_Changed(graph.module, None, lambda y: y.flip(-1)))
 
 
 def reads_something_else(graph: ExportGraph) -> ExportGraph:
-    """The first input is taken from elsewhere: its values stand in another order, or nothing of it is read."""
+    """Replaces the first input: its values are reordered, or it is ignored."""
     name, example = next(iter(graph.inputs.items()))
     axes = [a for a, size in enumerate(example.shape) if size > 1 and a not in graph.dynamic.get(name, {})]
 
@@ -60,7 +60,7 @@ def reads_something_else(graph: ExportGraph) -> ExportGraph:
 MUTANTS: Mapping[str, Change] = {
     change.__name__.replace("_", " "): change for change in (adds_one, reverses_the_last_axis, reads_something_else)
 }
-"""What a mutant does -> the change of each of its graphs."""
+"""Name of a mutant -> the change of a graph."""
 
 
 def surviving_mutants(
@@ -72,12 +72,12 @@ def surviving_mutants(
     folder: Path,
     mutants: Mapping[str, Change] = MUTANTS,
 ) -> Iterator[str]:
-    """Mutants of a target that the parity gate lets pass; there must be none.
+    """Yield the mutants of a target that pass the parity gate; there must be none.
 
-    Each mutant exports one changed graph among the right ones, with the target's own cases.
+    Each mutant exports one changed graph along with the correct ones, with the target's own cases.
 
     Args:
-        batches: held-out data that the target passes the gate on.
+        batches: held-out data on which the target passes the gate.
         folder: an empty folder for the exports.
 
     Yields:

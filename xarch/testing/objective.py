@@ -1,4 +1,4 @@
-"""Conformance of objectives: what the engine relies on when it cuts batches, masks positions and adds up losses."""
+"""Conformance of objectives: what the engine relies on when it splits batches, masks positions and sums losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xarch.testing.values import (
 )
 
 GAP = 200.0
-"""Difference of logits at which a softmax has long been 0 or 1."""
+"""Difference of logits at which a softmax is saturated at 0 or 1."""
 COUPLED = "depends on the other samples of the batch; `couples` must say 'batch'"
 
 
@@ -39,9 +39,9 @@ class ObjectiveConformance:
         options: of the match.
         student, teacher: declarations of both sides; a mapping of name to Tap for the student's where taps are joined;
             ``teacher = None`` for a term of the student alone.
-        samples, sizes: of the batch; sizes of dimensions that the taps leave open.
+        samples, sizes: batch size, and sizes of dimensions that the taps leave free.
         data, constants: facts of the data set, and (teacher's, student's) constants.
-        smooth: whether it has a second-order smooth gradient everywhere (False leaves out the numerical check).
+        smooth: whether it is twice differentiable everywhere (False skips the numerical check).
 
     Structured forms: override :meth:`student_value` and :meth:`teacher_value`; labels and the like too.
     """
@@ -57,19 +57,19 @@ class ObjectiveConformance:
     smooth: ClassVar[bool] = True
 
     def student_value(self, generator: torch.Generator) -> Any:
-        """A value of the student's side, float64."""
+        """Return a value of the student's side, float64."""
         return self._value(self.student, generator)
 
     def teacher_value(self, generator: torch.Generator) -> Any:
-        """A value of the right side, float64; None where there is none."""
+        """Return a value of the right side, float64; None if there is none."""
         return None if self.teacher is None else self._value(self.teacher, generator)
 
     def batch(self) -> Batch:
-        """The batch; its tensors are those that the objective reads besides its two sides."""
+        """Return the batch, with the tensors the objective reads in addition to its two sides."""
         return Batch({"index": torch.arange(self.samples)}, self.samples)
 
     def aux(self, generator: torch.Generator) -> dict[str, Any]:
-        """Further values that a match would name."""
+        """Return auxiliary values, as named in ``aux`` of a match."""
         return {}
 
     def _value(self, tap: Any, generator: torch.Generator) -> Any:
@@ -113,12 +113,12 @@ class ObjectiveConformance:
         assert kind.joins or not isinstance(self.student, Mapping), "takes several student taps, but `joins` is False"
         if isinstance(self.student, Mapping):
             return
-        assert kind.takes(self.student, self.teacher), "it refuses the taps of its own test"
+        assert kind.takes(self.student, self.teacher), "it rejects the taps of its own test"
         assert kind.check(self.student, self.teacher) is None
         strange = Tap("strange", "hidden", "no-such-form")
         if not kind.takes(strange, self.teacher):
             return
-        assert any(a == "*" for a, _ in kind.accepts), "it takes a layout that nobody declared"
+        assert any(a == "*" for a, _ in kind.accepts), "it accepts a layout that no tap declared"
 
     def test_builds_on_the_meta_device(self) -> None:
         made = self._made("meta")
@@ -129,10 +129,10 @@ class ObjectiveConformance:
         made, sides = self._made().eval(), self._sides()
         before = [snapshot(s) for s in sides]
         loss, weight = self._loss(made, sides), self._weight(made, sides)
-        assert loss.shape == (self.samples,), f"{tuple(loss.shape)} is not one loss a sample"
+        assert loss.shape == (self.samples,), f"{tuple(loss.shape)} is not one loss per sample"
         assert loss.dtype in (torch.float32, torch.float64), f"computed in {loss.dtype}, wanted at least float32"
         assert bool(torch.isfinite(loss).all())
-        assert weight.shape == (self.samples,), f"{tuple(weight.shape)} is not one weight a sample"
+        assert weight.shape == (self.samples,), f"{tuple(weight.shape)} is not one weight per sample"
         assert bool((weight >= 0).all())
         for kept, side, what in zip(before, sides, ("the student", "the right side", "aux"), strict=True):
             assert_unchanged(kept, side, what)
@@ -168,26 +168,26 @@ class ObjectiveConformance:
             two = self._loss(made, (mixed[0], mixed[1], mixed[2]), mask=mask)
             weight = self._weight(made, (student, teacher, aux), mask=mask)
             if made.couples == "sample":
-                assert_close(one, two, f"positions that the mask ({layout}) leaves out count")
+                assert_close(one, two, f"positions outside the mask ({layout}) count")
                 empty = mask.reshape(self.samples, -1).sum(1) == 0
-                assert bool((weight[empty] == 0).all()), "a sample without a position counts"
-            assert_close(one.sum(), two.sum(), f"positions that the mask ({layout}) leaves out count")
+                assert bool((weight[empty] == 0).all()), "a sample without any position counts"
+            assert_close(one.sum(), two.sum(), f"positions outside the mask ({layout}) count")
             whole = torch.ones_like(mask)
             loss, count = self._loss(made, other, mask=whole), self._weight(made, other, mask=whole)
             plain, unmasked = self._loss(made, other), self._weight(made, other)
-            told = "a mask that leaves nothing out changes the loss"
+            told = "a mask that keeps every position changes the loss"
             assert_close(loss.sum() / count.sum(), plain.sum() / unmasked.sum(), told)
 
     def test_the_gradient_reaches_the_student_alone(self) -> None:
         made, sides = without_dropout(self._made()), self._sides()
         leaves = [t.requires_grad_(True) for t in tensors_of(sides[0])]
         self._loss(made, sides).sum().backward()
-        assert any(t.grad is not None and bool(t.grad.any()) for t in leaves), "the student gets no gradient"
+        assert any(t.grad is not None and bool(t.grad.any()) for t in leaves), "no gradient reaches the student"
         assert all(t.grad is None or bool(torch.isfinite(t.grad).all()) for t in leaves)
         assert not any(t.requires_grad for t in tensors_of(sides[1]))
 
     def test_the_gradient_is_that_of_the_loss(self) -> None:
-        """Against finite differences in float64."""
+        """The gradient agrees with finite differences in float64."""
         if not self.smooth:
             pytest.skip("it is not smooth everywhere")
         made, sides = self._made().eval(), self._sides()
@@ -220,7 +220,7 @@ class ObjectiveConformance:
         return [tap.layout[:n] for n in range(1, len(tap.layout)) if kind.masks(tap, tap.layout[:n])]
 
     def _mask(self, layout: str) -> Tensor:
-        """The first sample has no position at all, the others lack some."""
+        """Return a mask: the first sample has no position, the others lack some."""
         tap = self._first()
         shape = [self.samples, *(tap.shape.get(c, self.sizes.get(c, 3)) for c in layout[1:])]
         mask = (torch.rand(shape, generator=torch.Generator().manual_seed(5)) > 0.4).double()
@@ -233,7 +233,7 @@ class ObjectiveConformance:
 
 
 def _narrow(value: Any, at: int) -> Any:
-    """One sample of a value, as a batch of one."""
+    """Return one sample of a value as a batch of one."""
     if isinstance(value, Tensor):
         return value[at : at + 1]
     if isinstance(value, Mapping):
@@ -241,12 +241,12 @@ def _narrow(value: Any, at: int) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     narrow = getattr(value, "narrow", None)
-    assert narrow is not None, f"{type(value).__name__} needs narrow(start, stop), as the engine cuts batches"
+    assert narrow is not None, f"{type(value).__name__} needs narrow(start, stop), because the engine splits batches"
     return narrow(at, at + 1)
 
 
 def _mix(value: Any, other: Any, mask: Tensor) -> Any:
-    """``value`` where the mask counts, something far away elsewhere."""
+    """Return ``value`` inside the mask and distant values outside."""
     if isinstance(value, Mapping):
         return {k: _mix(v, other[k], mask) for k, v in value.items()}
     if not isinstance(value, Tensor) or value.shape[: mask.ndim] != mask.shape:

@@ -32,7 +32,7 @@ class OptimiserConformance:
     lr: ClassVar[float] = 0.02
 
     def module(self) -> nn.Module:
-        """What is trained: maps [8, 20] to [8, 16]."""
+        """Return the module to train; it maps [8, 20] to [8, 16]."""
         return nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 16))
 
     def _made(self, lr: float | None = None) -> tuple[nn.Module, list[nn.Parameter], torch.optim.Optimizer]:
@@ -42,9 +42,9 @@ class OptimiserConformance:
             module = self.module()
         taken = kind.takes(module)
         known = {n for n, _ in module.named_parameters()}
-        assert taken is None or taken <= known, "it takes parameters that are not there"
+        assert taken is None or taken <= known, "it selects parameters that do not exist"
         chosen = [p for n, p in module.named_parameters() if taken is None or n in taken]
-        assert chosen, "it takes nothing of the module; override `module`"
+        assert chosen, "it selects no parameter of the module; override `module`"
         rate = self.lr if lr is None else lr
         group = {"params": chosen, "multiple": 1.0, "weight_decay": 0.0, "lr": rate}
         return module, chosen, kind.build([group], rate, options, fused=False)
@@ -82,7 +82,7 @@ class OptimiserConformance:
             state = optimiser.state[parameter]
             assert all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()), f"{state.keys()}"
             numbers = sum(v.numel() for v in state.values() if v.shape == parameter.shape)
-            assert numbers == kept * parameter.numel(), f"keeps {numbers / parameter.numel():g} numbers, says {kept}"
+            assert numbers == kept * parameter.numel(), f"stores {numbers / parameter.numel():g} numbers, says {kept}"
 
     def test_a_saved_one_goes_on_the_same(self) -> None:
         module, _, optimiser = self._made()
@@ -106,7 +106,7 @@ class ScheduleConformance:
     Class attributes:
         schedule: its name, or ``plugin:name``.
         options: of the schedule.
-        falls: whether it ends at the final value; False for one that stays, or that ends where its options say.
+        falls: whether it ends at the final value; False if it stays constant or its options set the end.
         monotone: whether it never rises after the warm-up.
     """
 
@@ -131,7 +131,7 @@ class ScheduleConformance:
     @pytest.mark.parametrize("final", [0.0, 0.1])
     def test_it_ends_at_the_final_value(self, final: float) -> None:
         rates = self._rates(final)
-        assert all(0 <= r <= 1 + 1e-9 for r in rates), "a factor is between 0 and 1: the peak is the stage's own"
+        assert all(0 <= r <= 1 + 1e-9 for r in rates), "a factor must be between 0 and 1; the peak is set by the stage"
         assert max(rates) == pytest.approx(1.0, abs=0.01), "it never reaches the peak"
         if self.falls:
             assert rates[-1] == pytest.approx(final, abs=0.02), f"it ends at {rates[-1]:.3g}, not at {final:g}"
@@ -146,7 +146,7 @@ class ScheduleConformance:
         assert all(0 <= r <= 1 + 1e-9 for r in self._rates(0.0, steps))
 
     def test_where_it_falls(self) -> None:
-        """A stage that ends early goes on from there."""
+        """A stage that stops early continues its schedule from there."""
         made = self._made(0.0)
         start = made.falls_at(self.STEPS)
         assert 0 <= start <= self.STEPS

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".tmpl"
 MODULE = "module"
-"""Folder of a template that becomes the plugin's package."""
+"""Template folder that becomes the plugin's package."""
 
 
 TARGET = "target"
@@ -29,12 +29,12 @@ KINDS = (TARGET, "family", "objective", "connector", "batch-step", "method", "da
 
 
 def write_plugin(name: str, folder: Path, *, kind: str = TARGET, family: str = "") -> list[Path]:
-    """Write the package of plugin ``name`` into ``folder``; returns the files.
+    """Write the package of plugin ``name`` into ``folder`` and return the files.
 
     Args:
         name: letters, digits, ``-`` and ``_``, e.g. "rwkv7"; a leading "xarch-" is dropped.
         kind: one of :data:`KINDS`.
-        family: for a target: whose template is filled in; by default the only one that has one.
+        family: for a target: family whose template is used; default: the only one with a template.
 
     Raises:
         UsageError: the name cannot be a Python module, the folder exists, or the family has no template.
@@ -71,7 +71,7 @@ def write_plugin(name: str, folder: Path, *, kind: str = TARGET, family: str = "
 
 
 def _template(family: str) -> Traversable:
-    """The template folder of a family."""
+    """Return the template folder of a family."""
     registry = get_registry()
     names = [family] if family else [s.name for s in registry.specs("family")]
     able = {name: registry.create("family", name).template for name in names}
@@ -84,7 +84,7 @@ def _template(family: str) -> Traversable:
 
 
 def _files(folder: Traversable, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path in parts, text) of every template file."""
+    """Yield (path in parts, text) of every template file."""
     for item in sorted(folder.iterdir(), key=lambda i: i.name):
         if item.is_dir():
             yield from _files(item, (*above, item.name))

@@ -19,7 +19,7 @@ from xarch.testing.models import family_of
 
 
 class SourceConformance:
-    """Subclass it and give ``ref``, or override :meth:`make_ref` to write a model into a folder.
+    """Subclass it and set ``ref``, or override :meth:`make_ref` to write a model into a folder.
 
     Class attributes:
         ref: reference of a small model.
@@ -30,7 +30,7 @@ class SourceConformance:
     options: ClassVar[Mapping[str, Any]] = {}
 
     def make_ref(self, folder: Path) -> str:
-        """Reference of a small model."""
+        """Return the reference of a small model."""
         assert self.ref, f"{type(self).__name__} needs `ref` or `make_ref`"
         return self.ref
 
@@ -40,12 +40,12 @@ class SourceConformance:
 
     @pytest.fixture
     def source(self, tmp_path: Path) -> Any:
-        """The resolved adapter."""
+        """Return the resolved adapter."""
         return resolve_teacher(get_registry(), self.make_ref(tmp_path), self.options, lambda text: None)
 
     @pytest.fixture
     def teacher(self, source: Any) -> Teacher:
-        """The loaded model."""
+        """Return the loaded model."""
         loaded: Teacher = source.adapter.load(
             source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
         )

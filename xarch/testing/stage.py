@@ -22,9 +22,9 @@ class StageConformance:
     Class attributes:
         kind: its name, or ``plugin:name``.
         family, target: what is converted into what.
-        settings: the stage's configuration besides its kind: matches, trains, units, batch, options.
-        before: stages that run first, e.g. one that trains what this one decides about.
-        values: dotted keys -> further values of the conversion.
+        settings: the stage's configuration except its kind: matches, trains, units, batch, options.
+        before: stages that run first, e.g. one that trains the modules this one selects.
+        values: dotted key -> further value of the conversion.
     """
 
     kind: ClassVar[str] = ""
@@ -60,11 +60,11 @@ class StageConformance:
             validated(kind.Options, {**options, "no_such_option": 1}, "stages.tested.options")
 
     def test_it_runs_and_repeats(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A conversion with it is done, its figures are JSON, and the same seed gives the same student."""
+        """A conversion with it succeeds, its figures are JSON, and equal seeds yield equal students."""
         monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
         one, first = self._convert(tmp_path / "one", "run")
         assert one.status["state"] == "done"
         outcomes = sorted((one.path / "stages").glob("*-tested/*.json"))
         assert all(json.loads(f.read_text(encoding="utf-8")) is not None for f in outcomes)
         _, second = self._convert(tmp_path / "one", "again")
-        assert first == second, "two runs of one seed give different students"
+        assert first == second, "two runs with the same seed produce different students"

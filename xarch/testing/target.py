@@ -1,4 +1,4 @@
-"""Conformance of target adapters: a subclass names the adapter, and everything a conversion relies on is checked."""
+"""Conformance of target adapters: checks everything a conversion relies on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TargetConformance:
     Class attributes:
         adapter: the target's name, or ``plugin:name``.
         options: its options for the test teacher.
-        decisions: what stages would have decided, for targets with open choices.
+        decisions: decisions of earlier stages, for targets that need them.
         local: whether the student has sites; False for families whose stages are all global.
         family: family of the test teacher; by default the first one that the target accepts.
     """
@@ -100,7 +100,7 @@ class TargetConformance:
 
     def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
         sites = sites_of(student)
-        assert bool(sites) == self.local, "sites are what local stages train; declare `local` accordingly"
+        assert bool(sites) == self.local, "local stages train sites; set `local` accordingly"
         known = set(teacher.taps())
         for site in sites.values():
             assert set(site.inputs.values()) <= known
@@ -119,7 +119,7 @@ class TargetConformance:
         values = student.run_site(name, given, set(local), batch)
         torch.stack([v.float().square().mean() for v in values.values() if isinstance(v, Tensor)]).sum().backward()
         touched = {n for n, p in student.module.named_parameters() if p.grad is not None and bool(p.grad.any())}
-        assert touched, "no parameter of the site got a gradient"
+        assert touched, "no parameter of the site has a gradient"
         assert all(site.owns(n) for n in touched), f"{name} also trains {sorted(touched)[:3]}"
 
     def test_groups_name_real_parameters(self, student: Student) -> None:
@@ -138,7 +138,7 @@ class TargetConformance:
         assert all(torch.equal(one[n], two[n]) for n in names)
 
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The whole path: plan, stages, reload, evaluation, export and parity gate, with the default recipe."""
+        """A whole conversion with the default recipe: plan, stages, reload, evaluation, export and parity gate."""
         from xarch.api import convert
         from xarch.files.atomic import read_json
 

@@ -16,14 +16,14 @@ from xarch.registry.loader import get_registry
 
 M = TypeVar("M", bound=nn.Module)
 FREE = 3
-"""Size of a dimension that nobody fixes."""
+"""Default size of a free dimension."""
 
 
 def random_value(tap: Tap, samples: int, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-    """A normal value of a dense tap, float64.
+    """Return a normally distributed value of a dense tap, float64.
 
     Args:
-        sizes: of the dimensions that the tap leaves open.
+        sizes: sizes of the dimensions that the tap leaves free.
     """
     assert tap.dense, f"{tap.name}: {tap.layout} is a structured form; override the method that makes its values"
     shape = [samples, *(tap.shape.get(letter, sizes.get(letter, FREE)) for letter in tap.layout[1:])]
@@ -31,7 +31,7 @@ def random_value(tap: Tap, samples: int, sizes: Mapping[str, int], generator: to
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Every floating-point tensor of a value: of a tensor, mapping, sequence, or object with attributes."""
+    """Return every floating-point tensor in a tensor, mapping, sequence, or object with attributes."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, Mapping):
@@ -42,19 +42,19 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def snapshot(value: Any) -> list[Tensor]:
-    """Copies of every tensor of a value."""
+    """Return copies of every tensor of a value."""
     return [t.detach().clone() for t in tensors_of(value)]
 
 
 def assert_unchanged(before: list[Tensor], value: Any, what: str) -> None:
-    """No tensor of ``value`` was written to since :func:`snapshot`."""
+    """Assert that no tensor of ``value`` has changed since :func:`snapshot`."""
     now = tensors_of(value)
-    assert len(now) == len(before), f"{what} lost or got a tensor"
+    assert len(now) == len(before), f"{what} lost or gained a tensor"
     assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True)), f"{what} was changed in place"
 
 
 def without_dropout(module: M) -> M:
-    """The module in train mode, except that nothing is dropped: two passes may then be compared."""
+    """Put the module in train mode without dropout, so that two passes can be compared."""
     module.train()
     for part in module.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
@@ -63,7 +63,7 @@ def without_dropout(module: M) -> M:
 
 
 def assert_close(found: Tensor, wanted: Tensor, told: str, tolerance: float = 1e-6) -> None:
-    """Equal up to rounding; ``told`` says what it means if they are not."""
+    """Assert equality up to rounding; ``told`` is the message."""
     torch.testing.assert_close(
         found, wanted, rtol=tolerance, atol=tolerance, check_dtype=False, msg=lambda m: f"{told}: {m}"
     )
@@ -71,7 +71,7 @@ def assert_close(found: Tensor, wanted: Tensor, told: str, tolerance: float = 1e
 
 @contextlib.contextmanager
 def random_state(seed: int) -> Iterator[None]:
-    """Every global random generator at a seed; what they were comes back afterwards."""
+    """Seed every global random generator within the block and restore their states afterwards."""
     kept = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
     torch.manual_seed(seed)
     random.seed(seed)
@@ -85,7 +85,7 @@ def random_state(seed: int) -> Iterator[None]:
 
 
 def global_draws() -> tuple[float, float, float]:
-    """The next number of every global random generator, without moving them."""
+    """Return the next number of every global random generator without advancing them."""
     kept = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
     drawn = float(torch.rand(())), random.random(), float(np.random.random())
     torch.random.set_rng_state(kept[0])
@@ -95,10 +95,10 @@ def global_draws() -> tuple[float, float, float]:
 
 
 def registered(kind: str, name: str, layout: str = "") -> Any:
-    """What a plugin registered under a name.
+    """Return what a plugin registered under a name.
 
     Args:
-        layout: of the student, for objectives with an implementation per layout.
+        layout: layout of the student, for objectives with an implementation per layout.
     """
     assert name, f"name the {kind} that is tested"
     registry = get_registry()

@@ -69,10 +69,8 @@ class Validator:
         if keep == "better" and not self._as_good(after, before):
             trainable.restore(start)
             kept = "before"
-            outcome.undone = (
-                f"validation {self.figure} got worse, from {before:.5g} to {after:.5g}; its changes were undone"
-            )
-            say(f"stage {name}: {outcome.undone}")
+            outcome.undone = f"validation {self.figure} got worse, from {before:.5g} to {after:.5g}"
+            say(f"stage {name}: rolled back, {outcome.undone}")
         elif keep == "best" and self.best_step != step:
             trainable.restore(self.values)
             kept = "best" if self.best_step else "before"

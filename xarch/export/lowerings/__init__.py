@@ -1,8 +1,8 @@
-"""Rewrites that let an ordinary module leave for a profile that lacks some of its operators.
+"""Rewrites that let an ordinary module be exported to a profile that lacks some of its operators.
 
-Every lowering is an object in a file of its own: torch functions that are replaced while the module is traced, or a
-rewrite of the graph. An export applies those that its profile needs by itself, since the parity gate proves the result;
-:func:`apply` gives the same to whoever wants to look at a lowered module in torch.
+Every lowering is an object in its own file: torch functions that are replaced while the module is traced, or a
+rewrite of the graph. An export applies the ones its profile needs; the parity gate checks the result.
+:func:`apply` returns the lowered module in torch.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ LOWERINGS = (erf.LOWERING, sdpa.LOWERING, layer_norm.LOWERING, hard.LOWERING, ra
 
 
 def needed(profile: Profile) -> list[Lowering]:
-    """The lowerings that apply for a profile: those whose operators it lacks, and those that it asks for by name."""
+    """Return the lowerings for a profile: those whose operators it lacks and those it requests by name."""
     return [one for one in LOWERINGS if one.needed(profile) or one.name in profile.lowerings]
 
 
 def apply(module: nn.Module, profile: Profile) -> nn.Module:
-    """``module`` as it is exported to ``profile``: it computes the same with operators that the profile has.
+    """Return ``module`` as exported to ``profile``: the same computation with operators the profile has.
 
-    Weights are shared with ``module``, which stays as it is; the module itself is returned where nothing needs to be
-    rewritten. Rewrites of the graph (``rank``) show in the exported file only.
+    Weights are shared with ``module``, which is not changed; the module itself is returned if nothing has to be
+    rewritten. Rewrites of the graph (``rank``) appear only in the exported file.
     """
     functions = _functions(profile)
     return Lowered(module, functions) if functions else module
 
 
 def lowered(profile: Profile) -> AbstractContextManager[object]:
-    """Within the block torch functions run in the form that ``profile`` needs."""
+    """Run torch functions in the form ``profile`` needs within the block."""
     functions = _functions(profile)
     return _Replaced(functions) if functions else nullcontext()
 
 
 def rewrite(model: ir.Model, profile: Profile) -> int:
-    """Apply the needed rewrites of the graph in place; returns how many places changed."""
+    """Apply the required graph rewrites in place and return the number of changes."""
     return sum(one.graph(model, profile) for one in needed(profile) if one.graph is not None)
 
 
 def helping(operators: set[str]) -> list[Lowering]:
-    """Lowerings that replace some of these operators."""
+    """Return the lowerings that replace some of these operators."""
     return [one for one in LOWERINGS if operators & set(one.replaces)]
 
 

@@ -1,7 +1,7 @@
 """Exact GELU and the error function without Erf, which few accelerators have.
 
 For |x| >= 1 erf(x) = 1 - (a1 t + … + a5 t⁵) exp(-x²), t = 1 / (1 + p |x|) (Abramowitz and Stegun, 7.1.26), which is at
-most 1.4e-7 off. Nearer to 0 the difference from 1 would cancel in float32, so ten terms of the series at 0 stand there.
+most 1.4e-7 off. Closer to 0 the difference from 1 would cancel in float32, so ten terms of the series at 0 are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SERIES = tuple(2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n 
 
 
 def erf(input: Tensor) -> Tensor:
-    """The error function by an exponential and powers; largest error 2e-7."""
+    """Compute the error function from an exponential and powers; maximum error 2e-7."""
     size = input.abs()
     t = 1 / (1 + P * size)
     far = A[4] * t
@@ -39,7 +39,7 @@ def erf(input: Tensor) -> Tensor:
 
 
 def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
-    """GELU with this error function; the approximation by tanh stays what it is."""
+    """Compute GELU with this error function; the tanh approximation is unchanged."""
     if approximate != "none":
         return F.gelu(input, approximate=approximate)
     return 0.5 * input * (1 + erf(input * math.sqrt(0.5)))

@@ -1,4 +1,4 @@
-"""Hard sigmoid and hard swish as a clipped line, where HardSigmoid or HardSwish is missing."""
+"""Hard sigmoid and hard swish as a clipped line, for profiles without HardSigmoid or HardSwish."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from xarch.export.lowerings.lowering import Lowering
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """clip(x / 6 + 1 / 2, 0, 1)."""
+    """Return clip(x / 6 + 1 / 2, 0, 1)."""
     return (input / 6 + 0.5).clamp(0, 1)
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
-    """x times its hard sigmoid."""
+    """Return x times its hard sigmoid."""
     return input * hardsigmoid(input)
 
 

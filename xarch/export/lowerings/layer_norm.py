@@ -1,4 +1,4 @@
-"""Layer normalisation as means and a root, where LayerNormalization (opset 17) is missing."""
+"""Layer normalisation as means and a square root, for profiles without LayerNormalization (opset 17)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As ``torch.nn.functional.layer_norm``."""
+    """Replace ``torch.nn.functional.layer_norm``; same arguments and result."""
     axes = tuple(range(-len(normalized_shape), 0))
     centred = input - input.mean(axes, keepdim=True)
     scaled = centred / torch.sqrt((centred * centred).mean(axes, keepdim=True) + eps)

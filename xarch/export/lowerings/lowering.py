@@ -1,4 +1,4 @@
-"""What a lowering is."""
+"""The definition of a lowering."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Lowering:
     """One rewrite.
 
     Attributes:
-        name: e.g. "erf"; a profile may ask for it by this name.
-        summary: what becomes what.
+        name: e.g. "erf"; a profile may request it by this name.
+        summary: one line on what is replaced by what.
         replaces: operators of the plain form; a profile without one of them needs the rewrite.
-        functions: torch function -> one of the same signature.
-        graph: rewrites a model in place and returns how many places changed; it finds out itself what a profile needs.
+        functions: torch function -> replacement with the same signature.
+        graph: rewrites a model in place for a profile and returns the number of changes.
     """
 
     name: str
@@ -30,5 +30,5 @@ class Lowering:
     graph: Callable[[ir.Model, Profile], int] | None = None
 
     def needed(self, profile: Profile) -> bool:
-        """Whether a profile needs it."""
+        """Whether a profile needs this lowering."""
         return self.graph is not None or not profile.allows(*self.replaces)

@@ -1,8 +1,8 @@
-"""Values of more dimensions than a profile allows, where they are only looked at in another order.
+"""Rewrites of views and permutations with more dimensions than a profile allows.
 
-A fused projection is shaped to [batch, tokens, 3, heads, width], its axes are permuted, and three slices are taken:
-each slice is read from the projection directly. Windows of a picture are cut by a permutation of six axes, of which
-neighbours that stay together count as one. Both are written with the dimensions that are left.
+A fused projection is reshaped to [batch, tokens, 3, heads, width], its axes are permuted, and three slices are taken:
+each slice is read from the projection directly. Windows of an image are cut by a permutation of six axes, of which
+axes that stay adjacent count as one. Both are rewritten with the remaining dimensions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xarch.export.views import merge_views, static_shape
 
 
 def limit_rank(model: ir.Model, profile: Profile) -> int:
-    """Rewrite views, permutations and slices of high rank in place; returns how many."""
+    """Rewrite views, permutations and slices of high rank in place; return the number of rewrites."""
     if profile.max_rank is None:
         return 0
     done = 0
@@ -41,14 +41,14 @@ LOWERING = Lowering(
 
 
 class _View:
-    """``x`` looked at with shape ``shape`` and axes in the order ``perm``."""
+    """A view of ``x`` with shape ``shape`` and axes in the order ``perm``."""
 
     def __init__(self, x: ir.Value, shape: Sequence[int], perm: Sequence[int]) -> None:
         self.x, self.shape, self.perm = x, list(shape), list(perm)
 
     @staticmethod
     def of(value: ir.Value | None) -> _View | None:
-        """What a value of high rank looks at, or None where it is computed."""
+        """Return the view behind a value of high rank, or None if the value is computed."""
         shape, node = static_shape(value), None if value is None else value.producer()
         if shape is None or node is None:
             return None
@@ -62,7 +62,7 @@ class _View:
 
 
 def _splits(graph: ir.Graph, limit: int) -> int:
-    """Parts of one entry each as slices, which are rewritten next; not counted."""
+    """Replace splits into single entries by slices, which are rewritten next; not counted."""
     for node in list(graph):
         shape = static_shape(node.inputs[0]) if node.op_type == "Split" and node.domain == "" else None
         if shape is None or len(shape) <= limit or node.inputs[0] is None:
@@ -81,7 +81,7 @@ def _splits(graph: ir.Graph, limit: int) -> int:
 
 
 def _slices(graph: ir.Graph, limit: int) -> int:
-    """One entry along an axis of a permuted view: slice what is looked at, then view and permute the rest."""
+    """Rewrite one entry along an axis of a permuted view: slice the source, then reshape and permute the rest."""
     done = 0
     for node in list(graph):
         taken = _entry(node)
@@ -113,7 +113,7 @@ def _slices(graph: ir.Graph, limit: int) -> int:
 
 
 def _permutations(graph: ir.Graph, limit: int) -> int:
-    """A permutation between two views: axes that stay neighbours, and those of size 1, need none of their own."""
+    """Rewrite a permutation between two views: merge axes that stay adjacent and drop axes of size 1."""
     done = 0
     for node in list(graph):
         view = _View.of(node.outputs[0]) if node.op_type == "Transpose" else None
@@ -135,7 +135,7 @@ def _permutations(graph: ir.Graph, limit: int) -> int:
 
 
 def grouped(shape: Sequence[int], perm: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The shortest shape and order that say the same permutation."""
+    """Return the shortest shape and order that describe the same permutation."""
     order = [axis for axis in perm if shape[axis] != 1]
     runs: list[list[int]] = []
     alive = [axis for axis in range(len(shape)) if shape[axis] != 1]
@@ -150,7 +150,7 @@ def grouped(shape: Sequence[int], perm: Sequence[int]) -> tuple[list[int], list[
 
 
 def _entry(node: ir.Node) -> tuple[int, int] | None:
-    """(index, axis) of a node that takes one entry along one axis, else None."""
+    """Return (index, axis) of a node that selects one entry along one axis, else None."""
     shape = static_shape(node.inputs[0]) if node.inputs else None
     if shape is None or node.domain != "":
         return None
@@ -198,7 +198,7 @@ def _transpose(nodes: list[ir.Node], x: ir.Value, perm: list[int]) -> ir.Value:
 
 
 def _view_instead(graph: ir.Graph, node: ir.Node, x: ir.Value) -> None:
-    """Let a view look at ``x``, which has the elements of its input in the same order."""
+    """Make ``x`` the input of a view; it has the same elements in the same order."""
     shape = static_shape(node.outputs[0])
     if node.op_type == "Reshape":
         node.replace_input_with(0, x)

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention as two products and a Softmax, where the exporter's own form needs more.
+"""Scaled dot-product attention as two products and a Softmax, for profiles that lack the exporter's operators.
 
-The exporter guards rows without any key (IsNaN, Where) and builds causal masks by comparisons; here a mask is a number
-that is added.
+The exporter guards rows without any key (IsNaN, Where) and builds causal masks by comparison; here a mask is added
+to the scores.
 
 Legend: L queries, S keys, E head width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from xarch.export.lowerings.lowering import Lowering
 
 HIDDEN = -1e9
-"""Added where a mask hides a key: exp of it is 0 in float32, and no infinity meets another."""
+"""Score of a masked key: its exp is 0 in float32, and no infinities can cancel."""
 
 
 def sdpa(
@@ -30,7 +30,7 @@ def sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """As ``torch.nn.functional.scaled_dot_product_attention`` in eval mode, for rows that see at least one key."""
+    """Replace ``torch.nn.functional.scaled_dot_product_attention`` in eval mode, for rows with at least one key."""
     if enable_gqa:
         repeat = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)

@@ -1,4 +1,4 @@
-"""All levels of a hash grid in one go, for exporters: constants a level instead of operators a level.
+"""All levels of a hash grid at once, for exporters: constants per level instead of operators per level.
 
 Legend: N points, L levels, 8 corners, F features.
 """

@@ -74,8 +74,8 @@ def _no_compiler() -> str | None:
     if _compiler(wanted, os.environ.get("PATH", "")) is not None:
         return None
     if wanted:
-        return f"the C++ compiler of the environment variable CXX, {wanted!r}, is not found"
-    return f"no C++ compiler is found ({' or '.join(COMPILERS)})"
+        return f"the C++ compiler in the environment variable CXX, {wanted!r}, was not found"
+    return f"no C++ compiler was found ({' or '.join(COMPILERS)})"
 
 
 def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:

@@ -1,1 +1,1 @@
-"""Pictures as SVG whose colours follow the page's light or dark theme."""
+"""Plots as SVG; their colours follow the page's light or dark theme."""

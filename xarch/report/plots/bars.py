@@ -1,4 +1,4 @@
-"""A few numbers as bars."""
+"""Bar charts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROLE = {"teacher": "teacher", "student": "student"}
 
 
 def comparison_svg(name: str, values: Sequence[tuple[str, float]], text: Callable[[float], str] = number) -> str | None:
-    """Horizontal bars of teacher, student and baselines, each with its value as ``text`` writes it."""
+    """Draw horizontal bars of teacher, student and baselines, each labelled with its value formatted by ``text``."""
     values = [(who, v) for who, v in values if drawable(v)]
     if not values:
         return None
@@ -33,7 +33,7 @@ def comparison_svg(name: str, values: Sequence[tuple[str, float]], text: Callabl
 
 
 def sites_svg(name: str, values: Sequence[tuple[str, float]], chosen: Collection[str], unit: str) -> str | None:
-    """Vertical bars, one a site; chosen ones are filled, the others pale."""
+    """Draw one vertical bar per site; chosen sites are solid, the others pale."""
     drawn = [(site, v) for site, v in values if drawable(v)]
     if not drawn:
         return None

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to SVG that can stand inside a page."""
+"""Convert a matplotlib figure to SVG that can be embedded in a page."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ THEME = {
     "ground": "#08090a",
     **{f"heat{i}": f"#0a0b1{i}" for i in range(9)},
 }
-"""Role of a colour -> stand-in that becomes ``var(--ROLE)``, so that one SVG serves both themes."""
+"""Colour role -> placeholder that is replaced by ``var(--ROLE)``, so that one SVG works in both themes."""
 
 PIXELS = 1.45
-"""Pixels per point at full size: 9 point labels come out as 13 pixels."""
+"""Pixels per point at full size: a 9-point label is 13 pixels high."""
 
 SERIES = ("student", "baseline", "third", "teacher")
 _RC: dict[str, Any] = {
@@ -53,21 +53,21 @@ _RC: dict[str, Any] = {
 
 
 def drawable(value: float) -> bool:
-    """Whether a value can be drawn: finite, and far from where an axis would overflow."""
+    """Whether a value can be drawn: finite and small enough for an axis."""
     return abs(value) < 1e100
 
 
 def label(text: str, most: int = 22) -> str:
-    """A name short enough to stand beside an axis."""
+    """Shorten a name so that it fits next to an axis."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class Canvas:
-    """One figure with one pair of axes; use as a context, then :meth:`svg`.
+    """One figure with one pair of axes; a context manager. Call :meth:`svg` inside the block.
 
     Args:
-        name: unique on the page; keeps the ids of several pictures apart.
-        width, height: inches; a phone shows 3.5 inches at full size.
+        name: unique on the page; prefix of the SVG ids.
+        width, height: inches; a phone shows 3.5 inches at full scale.
     """
 
     def __init__(self, name: str, width: float = 3.3, height: float = 2.1) -> None:
@@ -89,17 +89,17 @@ class Canvas:
         self._rc.__exit__(None, None, None)
 
     def svg(self) -> str:
-        """The picture; called inside the context."""
+        """Return the SVG; call it inside the block."""
         out = io.StringIO()
         with warnings.catch_warnings():
-            # Labels stay text, so a glyph that matplotlib's own font lacks is the browser's to find.
+            # Labels stay text, so the browser supplies glyphs that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return _inline(out.getvalue(), self.name)
 
 
 def _inline(svg: str, name: str) -> str:
-    """Only the ``<svg>`` element, with its own ids, theme colours and a size that follows the page."""
+    """Return the ``<svg>`` element with unique ids, theme colours and a responsive size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

@@ -1,4 +1,4 @@
-"""Loss over the course of a stage."""
+"""Loss curves of a stage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from xarch.report.plots.canvas import SERIES, THEME, Canvas, drawable, label
 from xarch.report.wording import count
 
 POINTS = 300
-"""A curve is drawn with at most this many points, each the mean of its neighbours."""
+"""Maximum number of points per curve; each is the mean of its neighbours."""
 
 
 def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str) -> str | None:
-    """SVG of one or more curves over units of data; None if nothing can be drawn.
+    """Draw one or more curves over units of data; return None if nothing can be drawn.
 
     Args:
-        series: label -> (units, value) in order; values that are not finite are left out.
-        unit: what the horizontal axis counts.
+        series: label -> (units, value), in order; values that are not finite are skipped.
+        unit: unit of the horizontal axis.
     """
     drawn = {key: _thinned(points) for key, points in series.items()}
     drawn = {key: points for key, points in drawn.items() if len(points[0])}
@@ -57,7 +57,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndar
 
 
 def _smooth(y: np.ndarray) -> np.ndarray:
-    """Mean over a window of a tenth of the curve, shorter at its ends."""
+    """Return the moving average over a tenth of the curve; the window shrinks at both ends."""
     half = max(1, len(y) // 20)
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))

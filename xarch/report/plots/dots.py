@@ -1,4 +1,4 @@
-"""Values of several arms as dots, one a seed, with their means."""
+"""Dot plots: one dot per seed, with the mean of each arm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xarch.report.plots.canvas import THEME, Canvas, drawable, label
 
 
 def dots_svg(name: str, arms: Sequence[tuple[str, Sequence[float]]], unit: str, reference: float | None) -> str | None:
-    """One row an arm: a dot a seed and a tick at the mean; ``reference`` (the teacher) is a vertical line."""
+    """Draw one row per arm, one dot per seed and a tick at the mean; ``reference`` (the teacher) is a vertical line."""
     arms = [(arm, [v for v in values if drawable(v)]) for arm, values in arms]
     if not any(values for _, values in arms):
         return None

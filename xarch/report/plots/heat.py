@@ -1,4 +1,4 @@
-"""Values per site over stages or over the course of a stage, as a heat map."""
+"""Heat maps of values per site, over stages or over the steps of one stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEVELS = 9
 
 
 def heat_svg(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], sites: Sequence[str]) -> str | None:
-    """SVG with one row per entry and one column per site; missing values stay empty."""
+    """Draw one row per entry and one column per site; missing values stay empty."""
     grid = np.array([[values.get(s, math.nan) for s in sites] for _, values in rows], dtype=float)
     grid[~(np.abs(grid) < 1e100)] = math.nan
     if grid.size == 0 or np.isnan(grid).all():
@@ -44,7 +44,7 @@ def heat_svg(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], sites: 
 
 
 def level_edges(grid: np.ndarray) -> np.ndarray:
-    """Borders of the colour levels: even, or even in the logarithm where values span more than a factor of 20."""
+    """Return the boundaries of the colour levels: linear, or logarithmic if values span more than a factor of 20."""
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
     if low == high:
         pad = abs(low) * 0.05 or 0.5

@@ -1,4 +1,4 @@
-"""A figure over training time, through all stages."""
+"""A figure over training time, across all stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xarch.report.plots.canvas import THEME, Canvas, drawable, label
 
 NARROW = 0.12
-"""Share of the width below which a stage's name does not fit."""
+"""Fraction of the width that a stage needs for its name to fit."""
 
 
 def over_time_svg(
@@ -17,11 +17,11 @@ def over_time_svg(
     *,
     teacher: float | None = None,
 ) -> str | None:
-    """SVG of (seconds, value) with the stages marked; None with fewer than two points.
+    """Draw (seconds, value) with the stages marked; return None for fewer than two points.
 
     Args:
         stages: (name, start, end) in seconds.
-        teacher: its own value, as a dashed line.
+        teacher: the teacher's value, drawn as a dashed line.
     """
     drawn = [(x, y) for x, y in points if drawable(y)]
     if len(drawn) < 2:

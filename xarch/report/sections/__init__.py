@@ -1,1 +1,1 @@
-"""One file per part of the report: files of a run in, blocks out, None where there is nothing to show."""
+"""One file per section of the report. A section takes the files of a run and returns blocks, or None."""

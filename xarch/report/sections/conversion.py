@@ -1,4 +1,4 @@
-"""What was converted, into what, by which stages."""
+"""What was converted: teacher, student and stages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from xarch.report.outcome import undone_of
 from xarch.report.wording import count, duration, number, size, words
 
 MOST_SHOWN = 400
-"""Characters of a decision that are shown."""
+"""Maximum characters shown of a decision."""
 
 
 def conversion(files: RunInfo) -> Section | None:
-    """Teacher and student, and the plan as a table."""
+    """Show teacher and student, and the planned stages as a table."""
     plan = files.plan
     if not plan:
         return None
@@ -48,7 +48,7 @@ def _teacher(name: str, teacher: Any) -> list[str]:
 
 
 def _options(options: Any) -> str:
-    """``a=1, b.c=2``; what is not set is left out."""
+    """Format options as ``a=1, b.c=2``; unset options are left out."""
     return ", ".join(f"{k}={v}" for k, v in _flat(options)) or "default options"
 
 
@@ -80,7 +80,7 @@ def _stages(files: RunInfo) -> Table:
                 _took(summary),
             ]
         )
-    head = ["#", "stage", "kind, scope", "matches", "trains", f"{files.unit}s", "steps", "memory", "planned", "took"]
+    head = ["#", "stage", "kind, scope", "matches", "trains", f"{files.unit}s", "steps", "memory", "planned", "actual"]
     return Table(head, rows, "rllllrrrrr", "Planned memory and time are estimates.")
 
 
@@ -89,18 +89,18 @@ def _took(summary: dict[str, Any]) -> Cell | str:
         return Cell("not run", "quiet")
     took = duration(summary.get("seconds"))
     why = undone_of(summary)
-    return Cell(f"{took}, undone: {why}", "warn") if why else took
+    return Cell(f"{took}, rolled back: {why}", "warn") if why else took
 
 
 def _steps(stage: dict[str, Any], summary: dict[str, Any]) -> str:
-    """``212 of 620 (plateau)`` for a stage that ended early."""
+    """Return ``212 of 620 (plateau)`` for a stage that stopped early."""
     ended = table_of(summary, "ended")
     planned = number(stage.get("steps"))
     return f"{number(ended.get('step'))} of {planned} ({ended.get('reason')})" if ended else planned
 
 
 def _matches(stage: dict[str, Any]) -> str:
-    """Each match once: sites and layers differ in their number only."""
+    """List each match once; pairs that differ only in the number of their site or layer are counted."""
     seen: dict[str, int] = {}
     for match in rows_of(stage, "matches"):
         site, objective = match.get("site"), str(match.get("objective"))
@@ -113,16 +113,16 @@ def _matches(stage: dict[str, Any]) -> str:
         factor = "" if weight in (1, 1.0, None) else f" × {weight if isinstance(weight, int | float) else 'schedule'}"
         key = f"{match.get('match')}: {_numbered(arrow)} ({objective}{through}){factor}"
         seen[key] = seen.get(key, 0) + 1
-    return "; ".join(f"{key}, {n} times" if n > 1 else key for key, n in seen.items()) or "–"
+    return "; ".join(f"{key}, {n} pairs" if n > 1 else key for key, n in seen.items()) or "–"
 
 
 def _numbered(arrow: str) -> str:
-    """Numbers of layers as ``*``."""
+    """Replace layer numbers by ``*``."""
     return re.sub(r"(?<=\.)\d+(?=\.|$| )", "*", arrow)
 
 
 def decisions(files: RunInfo) -> Section | None:
-    """What stages decided about the student's structure."""
+    """Show the decisions of the stages about the student's structure."""
     rows = []
     for folder, summary in files.stages.items():
         for name, value in table_of(summary, "decisions").items():
@@ -132,13 +132,13 @@ def decisions(files: RunInfo) -> Section | None:
 
 
 def tensors(files: RunInfo) -> Section | None:
-    """How the student was initialised: tensors copied, mapped and new."""
+    """Show how the student was initialised: tensors copied, mapped and new."""
     student = table_of(files.plan, "student")
     kinds = {
-        "copied": "as they are",
-        "mapped": "computed from the teacher's",
+        "copied": "unchanged",
+        "mapped": "computed from teacher tensors",
         "new": "not from the teacher",
-        "unused": "of the teacher, not read",
+        "unused": "teacher tensors that are not used",
     }
     if not any(names_of(student, kind) for kind in kinds):
         return None
@@ -151,7 +151,7 @@ def tensors(files: RunInfo) -> Section | None:
 
 
 def _patterns(names: list[str]) -> dict[str, int]:
-    """Names that differ in numbers only, counted together: ``blocks.*.mlp.up.weight``."""
+    """Count names that differ only in numbers together: ``blocks.*.mlp.up.weight``."""
     counted: dict[str, int] = {}
     for name in names:
         pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -1,4 +1,4 @@
-"""Exported graphs: proof, files and speed."""
+"""Exported graphs: parity, files and speed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from xarch.report.blocks import Block, Cell, Details, Section, Table, Text
 from xarch.report.files import RunInfo, dig, rows_of, table_of
-from xarch.report.wording import count, duration, figure, number, size, words
+from xarch.report.wording import duration, figure, number, plural, rate, size, words
 
 PARITY_FIGURES = ("max_abs", "rel_l2", "cosine")
 
 
 def parity(files: RunInfo) -> Section | None:
-    """The student in torch against its exported graphs, worst case of each graph."""
+    """Compare the student in torch with its exported graphs; show the worst case of each graph."""
     rows: list[list[str | Cell]] = []
     measured: list[list[str | Cell]] = []
     blocks: list[Block] = []
@@ -42,10 +42,10 @@ def parity(files: RunInfo) -> Section | None:
     if not rows:
         return None
     head = ["", "profile", "graph", "cases", "max abs", "rel L2 (limit)", "cosine", "top-1"]
-    note = "Worst over all cases: held-out inputs of several sizes, optimised and unoptimised graphs."
+    note = "Worst of all cases: held-out inputs of several sizes, with graph optimisation on and off."
     tables: list[Block] = [Table(head, rows, "lllrrrrr", note)]
     if measured:
-        note = "Figures of whole cases, the worst of each graph."
+        note = "Figures computed over a whole case; the worst case of each graph."
         tables.append(Table(["", "profile", "graph", "measure", "value", "limit"], measured, "llllrl", note))
     return Section("Parity", [*tables, *blocks])
 
@@ -84,7 +84,7 @@ def _failure(failure: Any) -> str:
 
 
 def export_files(files: RunInfo) -> Section | None:
-    """Files, versions, operators and bytes of every target."""
+    """Show files, versions, operators and sizes of every profile."""
     rows: list[list[str | Cell]] = []
     operators: list[list[str | Cell]] = []
     notes = []
@@ -101,19 +101,19 @@ def export_files(files: RunInfo) -> Section | None:
         shared, total = dig(profile, "weights", "shared_bytes"), dig(profile, "bytes")
         facts = table_of(profile, "profile")
         if total:
-            shape = "static shapes" if facts.get("static") else "dynamic shapes where graphs allow"
+            shape = "static shapes" if facts.get("static") else "dynamic shapes where the graph allows them"
             note = f"{target}: {size(total)} on disk, {facts.get('provider', '')}, {facts.get('dtype', '')}, {shape}"
             notes.append(Text(note + (f"; sharing weights saves {size(shared)}." if shared else "."), "quiet"))
     if not rows:
         return None
-    head = ["profile", "file", "versions", "nodes", "graph", "weights it reads"]
+    head = ["profile", "file", "versions", "nodes", "graph", "weights read"]
     table = Table(head, rows, "lllrrr")
     more = Details("operators", [Table(["profile", "graph", "operator", "count"], operators, "lllr")])
     return Section("Export", [table, *notes, more])
 
 
 def latency(files: RunInfo) -> Section | None:
-    """Measured speed of the exports."""
+    """Show the measured speed of the exports."""
     calls: list[list[str | Cell]] = []
     speeds: list[list[str | Cell]] = []
     procedures: list[list[str | Cell]] = []
@@ -135,12 +135,12 @@ def latency(files: RunInfo) -> Section | None:
         head = ["profile", "graph", "p50 ms", "p90 ms", "p99 ms", "load", "weights", "nodes on"]
         blocks.append(Table(head, calls, "llrrrrrl"))
     if speeds:
-        head = ["profile", "graph", "student", "teacher's own ONNX", "student over teacher"]
-        note = "Units a second at the median latency; both measured in the same run."
+        head = ["profile", "graph", "student", "teacher ONNX", "speed-up"]
+        note = "Units per second at the median latency; student and teacher measured in the same run."
         blocks.append(Table(head, speeds, "llrrr", note))
     if procedures:
-        head = ["profile", "procedure", "p50 ms", "p90 ms", "student", "teacher's own ONNX", "student over teacher", ""]
-        blocks.append(Table(head, procedures, "llrrrrrl", "Procedures over several calls, at the median."))
+        head = ["profile", "procedure", "p50 ms", "p90 ms", "student", "teacher ONNX", "speed-up", "details"]
+        blocks.append(Table(head, procedures, "llrrrrrl", "A procedure makes several calls; speed is at the median."))
     return Section("Latency", [*blocks, *notes]) if blocks else None
 
 
@@ -148,24 +148,28 @@ def _speeds(target: str, graph: str, figures: dict[str, Any], bench: dict[str, A
     own, other = table_of(figures, "throughput"), table_of(bench, "teacher", "graphs", graph, "throughput")
     ratio = dig(bench, "teacher", "speed_up", graph)
     absent = dig(bench, "teacher", "absent")
-    mine, theirs = (f"{count(r.get('per_second'))} {r.get('unit', '')}/s" if r else "–" for r in (own, other))
-    times = f"{number(ratio, 3)} times" if ratio is not None else "–"
+    mine, theirs = (rate(r.get("per_second"), str(r.get("unit", ""))) for r in (own, other))
+    times = f"{number(ratio, 3)}×" if ratio is not None else "–"
     return [target, graph, mine, f"none: {absent}" if absent else theirs, times]
 
 
 def _procedure(target: str, name: str, figures: dict[str, Any], bench: dict[str, Any]) -> list[str | Cell]:
-    own, other = f"{number(dig(figures, 'per_second'), 3)} {dig(figures, 'unit', default='')}/s", "–"
-    if dig(bench, "teacher", "cases", name):
-        other = f"{number(dig(bench, 'teacher', 'cases', name, 'per_second'), 3)} {dig(figures, 'unit', default='')}/s"
+    unit = str(dig(figures, "unit", default=""))
+    own, other = (rate(dig(data, "per_second"), unit) for data in (figures, dig(bench, "teacher", "cases", name)))
     ratio = dig(bench, "teacher", "speed_up", name)
-    more = ", ".join(f"{words(str(k))} {figure(str(k), v)}" for k, v in table_of(figures, "figures").items())
+    more = ", ".join(f"{words(str(k))} {_whole(str(k), v)}" for k, v in table_of(figures, "figures").items())
     columns = [number(dig(figures, f"{p}_ms"), 3) for p in ("p50", "p90")]
-    return [target, name, *columns, own, other, f"{number(ratio, 3)} times" if ratio is not None else "–", more or "–"]
+    return [target, name, *columns, own, other, f"{number(ratio, 3)}×" if ratio is not None else "–", more or "–"]
+
+
+def _whole(name: str, value: Any) -> str:
+    """A figure of a procedure; counts are stored as floats and shown without decimals."""
+    return figure(name, int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _machine(target: str, bench: dict[str, Any]) -> list[Block]:
     machine = table_of(bench, "machine")
     parts = [str(machine["processor"])] if machine.get("processor") else []
-    parts += [f"{bench['threads']} threads"] if bench.get("threads") else []
+    parts += [plural(bench["threads"], "thread")] if bench.get("threads") else []
     parts += [f"load average {number(bench['load_average'], 3)}"] if bench.get("load_average") is not None else []
     return [Text(f"{target} measured on {', '.join(parts)}.", "quiet")] if parts else []

@@ -1,4 +1,4 @@
-"""Quality over training time: how fast the student came close."""
+"""Quality over training time: how fast the student approaches its final quality."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xarch.report.wording import duration, figure, number, percent, with_unit
 
 FIGURES = 3
 SHARES = (0.5, 0.9, 0.99)
-"""Parts of the whole gain whose time is told."""
+"""Fractions of the total gain whose time is reported."""
 
 
 def over_time(files: RunInfo) -> Section | None:
-    """Curves of the figures that changed, and where every stage ended; None without a curve."""
+    """Show curves of the figures that changed and the values after each stage; None without a curve."""
     rows = [r for r in files.quality if isinstance(r.get("seconds"), int | float) and table_of(r, "student")]
     if len(rows) < 2:
         return None
@@ -38,7 +38,7 @@ def over_time(files: RunInfo) -> Section | None:
 
 
 def _changing(rows: list[dict[str, Any]], metric: str) -> list[str]:
-    """Figures that every row has and that are not the same in all of them, the headline first."""
+    """Return the figures that every row has and that vary, headline figure first."""
     names = [
         name
         for name in rows[0]["student"]
@@ -49,7 +49,7 @@ def _changing(rows: list[dict[str, Any]], metric: str) -> list[str]:
 
 
 def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """(name, start, end) of every stage, in seconds of training."""
+    """Return (name, start, end) of every stage, in seconds of training."""
     ends: dict[str, float] = {str(r.get("stage")): float(r["seconds"]) for r in rows}
     spans, start = [], 0.0
     for folder, end in ends.items():
@@ -59,14 +59,14 @@ def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
 
 
 def _reached(rows: list[dict[str, Any]], name: str) -> str:
-    """``Reached 90 % of the total gain after 12 s``."""
+    """Describe how fast the figure approaches its final value."""
     first, last = (float(r["student"][name]) for r in (rows[0], rows[-1]))
     parts = []
     for share in SHARES:
         there = (r["seconds"] for r in rows if (r["student"][name] - first) / ((last - first) or 1.0) >= share)
         parts.append(f"{percent(share, 1)} after {duration(next(there, rows[-1]['seconds']))}")
     total = duration(rows[-1]["seconds"])
-    return f"From {number(first)} to {number(last)}: reached {', '.join(parts)} of the gain ({total} in total)."
+    return f"From {number(first)} to {number(last)}. Share of the total gain: {', '.join(parts)} ({total} in total)."
 
 
 def _ends(files: RunInfo, rows: list[dict[str, Any]], names: list[str]) -> Table:
@@ -77,5 +77,5 @@ def _ends(files: RunInfo, rows: list[dict[str, Any]], names: list[str]) -> Table
          *(figure(n, r["student"][n]) for n in names)]
         for folder, r in last.items()
     ]  # fmt: skip
-    note = "Seconds of initialisation and stages, without evaluation; figures of a few fixed held-out samples."
+    note = "Time counts initialisation and stages, not evaluation. Figures are for a few fixed held-out samples."
     return Table(head, body, "lrrr" + "r" * len(names), note)

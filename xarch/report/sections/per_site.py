@@ -1,4 +1,4 @@
-"""Figures of every site: how near its module came, what was measured to decide about it."""
+"""Figures per site: how closely its module matches, and the measurements behind decisions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from xarch.report.plots.heat import heat_svg
 from xarch.report.wording import number, with_unit
 
 MOMENTS = 5
-"""Rows of the heat map of one stage, from its first step to its last."""
+"""Number of heat-map rows for one stage, spread over its steps."""
 
 
 def per_site(files: RunInfo) -> Section | None:
-    """Figures that several stages measured, and losses over their course, as heat maps; others as bars."""
+    """Show figures of several stages, and losses over the steps of a stage, as heat maps; other figures as bars."""
     tables = _tables(files)
     maps = [_heat(f"table-{name}", _titled(files, name), rows) for name, rows in tables.items() if len(rows) > 1]
     for folder, metrics in files.metrics.items():
         rows = _course(metrics)
         if len(rows) > 1:
-            maps.append(_heat(f"course-{folder}", f"{folder}: loss over its course", rows))
+            maps.append(_heat(f"course-{folder}", f"{folder}: loss over the stage", rows))
     found = [m for m in maps if m is not None]
     narrow = [figure for figure, _ in found if not figure.wide]
     blocks: list[Block] = [Figures(narrow)] if narrow else []
@@ -39,7 +39,7 @@ def _titled(files: RunInfo, name: str) -> str:
 
 
 def _bars(files: RunInfo, name: str, folder: str, values: dict[str, float]) -> list[Block]:
-    """One bar a site; where stages dropped some sites, those that the student kept are strong."""
+    """Draw one bar per site; if stages dropped some sites, those in the student are solid."""
     ordered = sorted(values.items(), key=lambda item: natural(item[0]))
     kept = set(names_of(files.student, "sites"))
     marked = kept & values.keys() if not values.keys() <= kept else set()
@@ -48,11 +48,11 @@ def _bars(files: RunInfo, name: str, folder: str, values: dict[str, float]) -> l
     if svg is None:
         return []
     low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    text = f"{title} of {len(values)} sites: least {number(values[low])} ({low}), most {number(values[high])} ({high})."
-    caption = f"{folder}: {title}" + ("; strong bars are the sites of the student" if marked else "")
+    text = f"{title} of {len(values)} sites: min {number(values[low])} ({low}), max {number(values[high])} ({high})."
+    caption = f"{folder}: {title}" + ("; solid bars are sites of the student" if marked else "")
     rows = [[site, number(value), "in the student" if site in marked else ""] for site, value in ordered]
     table = Table(["site", title, ""], rows, "lrl")
-    return [Figure(svg, text, caption, wide=True), Details("as a table", [table])]
+    return [Figure(svg, text, caption, wide=True), Details("table", [table])]
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -65,7 +65,7 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _tables(files: RunInfo) -> dict[str, list[tuple[str, dict[str, float]]]]:
-    """Table name -> rows (stage, values); losses of different stages have different units, so they stay apart."""
+    """Table name -> rows (stage, values). Losses of different stages have different units, so each gets a table."""
     found: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for folder, summary in files.stages.items():
         for table, values in _numbers(summary).items():
@@ -75,7 +75,7 @@ def _tables(files: RunInfo) -> dict[str, list[tuple[str, dict[str, float]]]]:
 
 
 def _course(curve: StageMetrics) -> list[tuple[str, dict[str, float]]]:
-    """Rows (moment, site -> loss) of a stage whose sites train side by side."""
+    """Return rows (moment, site -> loss) of a stage whose sites are trained independently."""
     if "loss" not in curve.values:
         return []
     sites = {k.removeprefix("site."): dict(v) for k, v in curve.values.items() if k.startswith("site.")}

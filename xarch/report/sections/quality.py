@@ -1,4 +1,4 @@
-"""Teacher, student and baselines on held-out data, and what they write."""
+"""Teacher, student and baselines on held-out data, and samples of their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIGURES = 4
 
 
 def quality(files: RunInfo) -> Section | None:
-    """Bars and a table of every evaluated figure."""
+    """Show every evaluated figure as bars and in a table."""
     if not files.eval:
         return None
     who = _everyone(files)
@@ -36,11 +36,11 @@ def quality(files: RunInfo) -> Section | None:
     rows = [[with_unit(n, files.unit_of(n)), *(figure(n, f.get(n)) for f in who.values())] for n in names]
     better = "higher is better" if dig(files.eval, "higher_is_better", default=False) else "lower is better"
     n = dig(files.eval, "n")
-    note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} {files.unit}s held out." if n else ".")
+    note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} held-out {files.unit}s." if n else ".")
     blocks: list[Block] = [Figures(figures)] if figures else []
     blocks += [Table(["figure", *who], rows, "l" + "r" * len(who), note)]
     if is_tiny(files):
-        blocks.insert(0, Text("A trial run trains for a few steps: these figures say nothing about quality.", "warn"))
+        blocks.insert(0, Text("A trial run trains for a few steps only: these figures do not measure quality.", "warn"))
     return Section("Quality", blocks)
 
 
@@ -52,8 +52,8 @@ def _everyone(files: RunInfo) -> dict[str, dict[str, float]]:
 
 
 def samples(files: RunInfo) -> Section | None:
-    """What teacher and student make of the same inputs, texts and pictures (PNG files of the run folder); what a metric
-    shows in another form is for a section of its plugin."""
+    """Show outputs of teacher and student for the same inputs, as text or as PNG files of the run folder. Outputs in
+    another form are shown by a section of the metric's plugin."""
     shown = []
     for sample in rows_of(files.eval, "samples"):
         values = {str(k): v for k, v in ((k, _value(files, v)) for k, v in sample.items()) if v is not None}

@@ -1,4 +1,4 @@
-"""Data that was read, where it ran, how to do it again."""
+"""Data, timing, environment and the command that reproduces a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from xarch.report.blocks import Block, Cell, Code, Details, Section, Table, Text, Tone
 from xarch.report.files import RunInfo, dig, rows_of, table_of
-from xarch.report.wording import count, duration, number, percent, size, words
+from xarch.report.wording import duration, number, percent, rate, size, words
 
 
 def data(files: RunInfo) -> Section | None:
-    """What the streams of every stage read and skipped."""
+    """Show what the stages read from the data and what they skipped."""
     counted = {folder: _counters(summary) for folder, summary in files.stages.items()}
     counted = {folder: counters for folder, counters in counted.items() if counters}
     planned = table_of(files.plan, "data")
@@ -23,7 +23,7 @@ def data(files: RunInfo) -> Section | None:
         skipped = sum(v for c in counted.values() for n, v in c.items() if n.startswith("skipped"))
         seen = skipped + sum(c.get("read", 0) for c in counted.values())
         if seen:
-            text = f"{percent(skipped, seen)} of {number(seen)} could not be used."
+            text = f"Skipped {number(skipped)} of {number(seen)} ({percent(skipped, seen)})."
             blocks.append(Text(text, "warn" if skipped else "quiet"))
     facts = [[words(str(k)), str(v)] for k, v in table_of(planned, "size").items()]
     if planned.get("digest"):
@@ -39,7 +39,7 @@ def _counters(summary: dict[str, Any]) -> dict[str, int]:
 
 
 def timing(files: RunInfo) -> Section | None:
-    """Time of every stage against the plan."""
+    """Compare the time of every stage with the plan."""
     planned = {str(s.get("folder")): s for s in rows_of(files.plan, "stages")}
     rows: list[list[str | Cell]] = []
     unit = str(dig(files.plan, "unit", default="unit"))
@@ -48,21 +48,21 @@ def timing(files: RunInfo) -> Section | None:
         trained = dig(summary, "training", "seconds", default=took)
         speed = "–"
         if isinstance(trained, int | float) and isinstance(units, int) and trained > 0:
-            speed = f"{count(units / trained)} {unit}s/s"
+            speed = rate(units / trained, unit)
         rows.append([folder, duration(dig(planned, folder, "seconds")), duration(took), speed])
     if not rows:
         return None
     for target, profile in files.profile.items():
         for part, seconds in table_of(profile, "seconds").items():
             rows.append([f"export {target}: {part}", "", duration(seconds), ""])
-    return Section("Time", [Table(["part", "planned", "took", "speed"], rows, "lrrr")])
+    return Section("Time", [Table(["part", "planned", "actual", "speed"], rows, "lrrr")])
 
 
 _TONES: dict[str, Tone] = {"ok": "good", "not checked": "warn"}
 
 
 def environment(files: RunInfo) -> Section | None:
-    """Versions, machine, seeds, plugins, checks of the plan."""
+    """Show versions, machine, seeds, plugins and the checks of the plan."""
     run = files.run
     rows: list[list[str | Cell]] = []
     for key in ("xarch", "python", "platform", "machine", "device", "threads", "processes", "seed", "git", "started"):
@@ -76,24 +76,24 @@ def environment(files: RunInfo) -> Section | None:
         for c in rows_of(files.plan, "checks")
     ]
     if checks:
-        blocks.append(Details("checks of the plan", [Table(["check", "detail", ""], checks)]))
+        blocks.append(Details("plan checks", [Table(["check", "detail", ""], checks)]))
     estimates = table_of(files.plan, "estimates")
     if estimates:
-        text = f"Planned: {duration(estimates.get('seconds'))}, {size(estimates.get('peak_bytes'))} of memory at most, "
+        text = f"Planned: {duration(estimates.get('seconds'))}, {size(estimates.get('peak_bytes'))} peak memory, "
         blocks.append(Text(f"{text}{size(estimates.get('disk_bytes'))} on disk.", "quiet"))
     return Section("Environment", blocks) if blocks else None
 
 
 def reproduce(files: RunInfo) -> Section | None:
-    """The command and the configuration that give this run again."""
+    """Show the command and the configuration that reproduce this run."""
     command = str(dig(files.plan, "command", default=""))
     blocks: list[Block] = [Code(command, "sh")] if command else []
     if files.config_text:
-        blocks.append(Text("or, from the configuration in this folder:"))
+        blocks.append(Text("Or, with the configuration in this folder:"))
         blocks.append(Code("xarch convert config.yaml --out NEW_FOLDER", "sh"))
         blocks.append(Details("config.yaml", [Code(files.config_text, "yaml")]))
     origins = table_of(files.plan, "provenance")
     if origins:
         rows = [[str(k), str(v)] for k, v in origins.items()]
-        blocks.append(Details("where settings come from", [Table(["setting", "from"], rows)]))
+        blocks.append(Details("origin of settings", [Table(["setting", "origin"], rows)]))
     return Section("Reproduce", blocks) if blocks else None

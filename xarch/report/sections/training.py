@@ -1,4 +1,4 @@
-"""Loss over the course of every stage."""
+"""Loss curves of every stage."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from xarch.report.wording import number, percent, words
 
 
 def training(files: RunInfo) -> Section | None:
-    """Loss curves, validation before and after, figures at the end."""
+    """Show loss curves, validation before and after, and the figures at start and end."""
     figures = [f for f in (_figure(files, s, c) for s, c in files.metrics.items()) if f is not None]
     blocks: list[Block] = [Figures(figures)] if figures else []
     rows = [row for folder, summary in files.stages.items() for row in _validation(folder, summary)]
     if rows:
-        head = ["stage", "validation loss before", "after", "change", "kept"]
+        head = ["stage", "validation loss before", "after", "change", "result"]
         blocks.append(Table(head, rows, "lrrrl"))
     ends = [
         [folder, words(name.removeprefix("match.")), number(_first(files, folder, name)), number(value)]
@@ -25,19 +25,19 @@ def training(files: RunInfo) -> Section | None:
         for name, value in _ends(table_of(summary, "metrics")).items()
     ]
     if ends:
-        blocks.append(Table(["stage", "figure", "at its start", "at its end"], ends, "llrr"))
+        blocks.append(Table(["stage", "figure", "start", "end"], ends, "llrr"))
     return Section("Training", blocks) if blocks else None
 
 
 def _first(files: RunInfo, folder: str, name: str) -> float | None:
-    """The first logged value of a figure."""
+    """Return the first logged value of a figure."""
     metrics = files.metrics.get(folder)
     points = metrics.values.get(name, []) if metrics is not None else []
     return points[0][1] if points else None
 
 
 def _ends(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Figures worth a row: a single match is the loss itself, and validation has a table of its own."""
+    """Select figures for the table: a single match equals the loss, and validation has its own table."""
     matches = [name for name in metrics if name.startswith("match.")]
     hidden = {"grad_norm", *(matches if len(matches) < 2 else ())}
     return {k: v for k, v in metrics.items() if k not in hidden and not k.startswith("validation")}
@@ -60,19 +60,19 @@ def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
     if svg is None:
         return None
     first, last = losses[0][1], losses[-1][1]
-    text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at the last of {len(losses)}."
+    text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at step {len(losses)}."
     ended = table_of(files.stages.get(folder), "ended")
-    early = f"; ended at step {number(ended.get('step'))} of {number(ended.get('steps'))}: {ended.get('reason')}"
+    early = f"; stopped at step {number(ended.get('step'))} of {number(ended.get('steps'))}: {ended.get('reason')}"
     return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}{early if ended else ''}")
 
 
 def _validation(folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:
-    """From ``validation`` of the summary, or from its metrics."""
+    """Return the row of a stage, from ``validation`` in its summary or from its metrics."""
     metrics, found = table_of(summary, "metrics"), table_of(summary, "validation")
     before = found.get("before", metrics.get("validation_before"))
     after = found.get("after", metrics.get("validation_after"))
     if not isinstance(before, int | float) or not isinstance(after, int | float):
         return []
     why = undone_of(summary)
-    kept = Cell(f"undone: {why}", "warn") if why else Cell("the trained weights", "good")
+    kept = Cell(f"rolled back: {why}", "warn") if why else Cell("kept", "good")
     return [[folder, number(before), number(after), percent(after - before, abs(before)), kept]]

@@ -1,21 +1,21 @@
-"""The verdict at one glance."""
+"""The verdict at a glance."""
 
 from __future__ import annotations
 
 from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles, Tone
 from xarch.report.files import RunInfo, dig, table_of
 from xarch.report.outcome import Outcome, is_tiny, outcome_of
-from xarch.report.wording import count, duration, number, percent, size, with_unit, words
+from xarch.report.wording import count, duration, number, percent, rate, size, with_unit, words
 
 
 def verdict(files: RunInfo) -> Section:
-    """State, headline figures, gates, and the way on if the run did not end well."""
+    """Show state, headline figures and gates, and how to resume a run that did not finish."""
     outcome = outcome_of(files)
     blocks: list[Block] = [Text(outcome.headline, outcome.tone)]
     if outcome.reason:
         blocks.append(Text(outcome.reason, "quiet"))
     if outcome.resume and outcome.state != "done":
-        blocks += [Text("To go on:"), Code(outcome.resume, "sh")]
+        blocks += [Text("To resume:"), Code(outcome.resume, "sh")]
     tiles = [*_quality(files), *_size(files), *_speed(files), *_time(files)]
     if tiles:
         blocks.append(Tiles(tiles))
@@ -41,7 +41,7 @@ def _quality(files: RunInfo) -> list[Tile]:
 
 
 def _rivals(files: RunInfo, name: str) -> list[str]:
-    """The same figure of the teacher and of the first baseline: what it is worth."""
+    """Return the same figure of the teacher and of the first baseline, for comparison."""
     others = {"teacher": table_of(files.eval, "teacher"), **table_of(files.eval, "baselines")}
     return [f"{who} {number(f[name])}" for who, f in others.items() if isinstance(f, dict) and name in f][:2]
 
@@ -66,13 +66,13 @@ def _speed(files: RunInfo) -> list[Tile]:
         for name, figures in reversed(table_of(bench, "cases").items()):
             other = dig(bench, "teacher", "cases", name, "per_second")
             note = f"{target}, {name}" + (f"; teacher {count(other)}" if other else "")
-            return [Tile("speed", f"{number(dig(figures, 'per_second'), 3)} {dig(figures, 'unit')}/s", note)]
+            return [Tile("speed", rate(dig(figures, "per_second"), str(dig(figures, "unit", default=""))), note)]
         for name, figures in table_of(bench, "graphs").items():
-            rate = table_of(figures, "throughput")
-            if rate:
+            done = table_of(figures, "throughput")
+            if done:
                 other = dig(bench, "teacher", "graphs", name, "throughput", "per_second")
                 note = f"{target}, {name}" + (f"; teacher {count(other)}" if other else "")
-                return [Tile("speed", f"{count(rate.get('per_second'))} {rate.get('unit')}/s", note)]
+                return [Tile("speed", rate(done.get("per_second"), str(done.get("unit", ""))), note)]
             return [Tile("latency", f"{number(dig(figures, 'p50_ms'), 3)} ms", f"{target}, {name}, median")]
     return []
 
