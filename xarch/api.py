@@ -55,7 +55,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> Plan:
-    """Everything that will happen, without loading a weight.
+    """Plan a conversion without loading weights.
 
     Args:
         config: a YAML file, a packaged recipe or method, its content as plain data, a resolved configuration, or None
@@ -107,16 +107,16 @@ def convert(
     sets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Run a conversion, or go on with an interrupted one.
+    """Run a conversion, or resume an interrupted one.
 
     Args:
-        config: as for :func:`plan`, or a plan that was already made; not used with ``resume``.
+        config: as for :func:`plan`, or an existing plan; not used with ``resume``.
         out: the run folder; by default a new one under ``runs/``.
         resume: continue the run in ``out``.
-        reporter: whoever watches the run.
+        reporter: receives the run's events.
 
     Raises:
-        XarchError: with the exit code of what stopped it; the run folder tells how to go on.
+        XarchError: with the exit code of the failure; the run folder says how to resume.
     """
     from xarch.engine.distributed import open_run
     from xarch.planning.plan import Plan
@@ -125,7 +125,7 @@ def convert(
     registry = get_registry()
     if resume:
         if out is None:
-            raise UsageError("--resume needs --out RUN", "name the run folder to continue")
+            raise UsageError("--resume needs --out RUN", "pass the run folder to resume")
         run = RunDir.open(out)
         made = read_plan(run)
         if run.state() == "done":
@@ -146,13 +146,13 @@ def study(
     jobs: int | None = None,
     retry: bool = False,
 ) -> dict[str, Any]:
-    """Run the conversions of a study, arms × seeds, or what is missing of them; returns the content of study.json.
+    """Run the conversions of a study (arms × seeds), or the missing ones; return the content of study.json.
 
     Args:
         study: a YAML file, or its content as plain data.
         out: its folder; by default a new one under ``studies/``.
-        jobs: runs at a time, instead of the study's.
-        retry: also run what failed before.
+        jobs: number of parallel runs; overrides the study's.
+        retry: also run failed runs again.
 
     Raises:
         UsageError: the study or one of its configurations is wrong; nothing was run.
@@ -164,7 +164,7 @@ def study(
 
 
 def read_plan(run: RunDir) -> Plan:
-    """The plan of a run.
+    """Return the plan of a run.
 
     Raises:
         UsageError: plan.json was made by another version or is damaged.
@@ -176,19 +176,19 @@ def read_plan(run: RunDir) -> Plan:
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
-    """A student's module from a run folder or a student folder, in eval mode.
+    """Load a student's module from a run folder or a student folder, in eval mode.
 
     Raises:
-        UsageError: there is no student, or its files do not fit together.
+        UsageError: there is no student, or its files are inconsistent.
     """
     return load_student(path, device).module
 
 
 def load_student(path: Path | str, device: str = "cpu") -> Student:
-    """A student from a run folder or a student folder: frozen, in eval mode, with its taps.
+    """Load a student from a run folder or a student folder: frozen, in eval mode, with its taps.
 
     Raises:
-        UsageError: there is no student, or its files do not fit together.
+        UsageError: there is no student, or its files are inconsistent.
     """
     from xarch.hardware import choose_device
     from xarch.run import student_io
@@ -200,7 +200,7 @@ def load_student(path: Path | str, device: str = "cpu") -> Student:
 
 
 def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Teacher:
-    """A teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
+    """Load a teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
 
     Args:
         options: of its source adapter.
@@ -224,11 +224,11 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
 
 
 def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
-    """What a person can look at of the student in a run, as its family says: text, or the bytes of a PNG picture.
+    """Return a sample output of the student in a run, as defined by its family: text, or the bytes of a PNG image.
 
     Raises:
-        UsageError: there is no student, or the prompt or an option is wrong.
-        PlanError: its family has nothing of the kind.
+        UsageError: there is no student, or the prompt or an option is invalid.
+        PlanError: its family does not support it.
     """
     from xarch.planning.describe import family_of
     from xarch.run.student_io import student_folder
@@ -278,7 +278,7 @@ def export(
 
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
-    """Latency of a run's exports, or of any ONNX file."""
+    """Measure the latency of a run's exports, or of any ONNX file."""
     from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
     from xarch.hardware import choose_threads
@@ -310,7 +310,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
 
 
 def report(run_path: Path | str) -> Path:
-    """Build report.html and report.md of a run again; returns the page."""
+    """Rebuild report.html and report.md of a run; return the page."""
     from xarch.report.build import build_report
 
     run = RunDir.open(run_path)
@@ -319,7 +319,7 @@ def report(run_path: Path | str) -> Path:
 
 
 def inspect(ref: str) -> dict[str, Any]:
-    """Facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
+    """Return facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
 
     Raises:
         UsageError: it is none of these.
@@ -343,7 +343,7 @@ def inspect(ref: str) -> dict[str, Any]:
 
 
 def _inspect_spec(spec: Spec) -> dict[str, Any]:
-    """What a declaration says, and what the class behind it says of options, layouts and units."""
+    """Return the facts of a declaration, and the options, layouts and units of its class."""
     from xarch.registry.declare import RESOURCES
 
     registry = get_registry()
@@ -370,7 +370,7 @@ def _inspect_spec(spec: Spec) -> dict[str, Any]:
 
 
 def _doc(found: Any) -> str:
-    """The docstring of a class or function, without its indentation."""
+    """Return the docstring of a class or function, dedented."""
     import inspect
 
     return inspect.getdoc(found) or ""
