@@ -42,7 +42,9 @@ def check_architecture(header: GGUFHeader, where: str) -> None:
     """
     name = header.metadata.get("general.architecture")
     if name not in GGUF_ARCHITECTURES:
-        raise UsageError(f"{where}: GGUF architecture {name!r}, known are {', '.join(GGUF_ARCHITECTURES)}", ADVICE)
+        raise UsageError(
+            f"{where}: GGUF architecture {name!r} is not supported; known: {', '.join(GGUF_ARCHITECTURES)}", ADVICE
+        )
     check_keys(header, where)
     if any(tensor.startswith("rope_") for tensor in header.tensors):
         raise UsageError(f"{where} stores rotary factors as a tensor, which transformers' reader ignores", ADVICE)

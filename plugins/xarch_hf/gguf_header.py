@@ -92,7 +92,7 @@ class _Reader:
     def header(self) -> GGUFHeader:
         version = self.scalar("I")
         if version not in VERSIONS:
-            raise _Corrupt(f"version {version}, known are {', '.join(map(str, VERSIONS))}")
+            raise _Corrupt(f"version {version}, supported: {', '.join(map(str, VERSIONS))}")
         tensor_count, entry_count = self.count("tensors"), self.count("metadata entries")
         metadata: dict[str, Any] = {}
         for _ in range(entry_count):

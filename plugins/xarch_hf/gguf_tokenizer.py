@@ -95,7 +95,7 @@ def check_tokenizer(header: GGUFHeader, where: str) -> tuple[str, ...]:
     if kind is None:
         return ()
     if kind not in (BYTE_LEVEL, SENTENCEPIECE):
-        raise UsageError(f"{where}: tokenizer.ggml.model is {kind!r}, known are {BYTE_LEVEL}, {SENTENCEPIECE}", ADVICE)
+        raise UsageError(f"{where}: tokenizer.ggml.model is {kind!r}, expected {BYTE_LEVEL} or {SENTENCEPIECE}", ADVICE)
     unknown = sorted(set(stated) - READ - HARMLESS - {"remove_extra_whitespaces"})
     if unknown:
         raise UsageError(f"{where}: the key tokenizer.ggml.{unknown[0]} is not known here", ADVICE)

@@ -288,7 +288,7 @@ def test_the_plan_names_a_tensor_that_does_not_fit_and_both_shapes(tmp_path: Pat
         ({"attention.key_length_mla": 4}, r"llama\.attention\.key_length_mla \(4\) is not known"),
         ({"rope.dimension_sections": 4}, r"llama\.rope\.dimension_sections \(4\) is not known"),
         ({"attention.scale": 0.5}, r"llama\.attention\.scale is 0\.5, which is not read"),
-        ({"rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5 with scaling 'none', wanted yarn"),
+        ({"rope.scaling.attn_factor": 0.5}, "attn_factor is 0.5 with scaling 'none', expected yarn"),
         ({"logit_scale": 4.0}, r"llama\.logit_scale is 4\.0"),
     ],
 )
@@ -308,7 +308,7 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UsageError, match="GGUF architecture 'rwkv7', known are llama, qwen2, qwen3"):
+    with pytest.raises(UsageError, match="GGUF architecture 'rwkv7' is not supported; known: llama, qwen2, qwen3"):
         GGUFSource().describe(str(tmp_path / "m.gguf"), DecoderOptions())
 
 

@@ -81,7 +81,7 @@ def read_cameras(folder: Path) -> dict[int, ColmapCamera]:
         for _ in range(reader.take("<Q")[0]):
             number, model, width, height = reader.take("<IiQQ")
             if model not in MODELS:
-                raise UsageError(f"{reader.file} has camera model {model}, known are 0 to {max(MODELS)}")
+                raise UsageError(f"{reader.file} has camera model {model}, expected 0 to {max(MODELS)}")
             name, count = MODELS[model]
             cameras[number] = ColmapCamera(name, width, height, reader.take(f"<{count}d"))
         return cameras
