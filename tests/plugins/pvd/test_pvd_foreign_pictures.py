@@ -189,7 +189,7 @@ def test_files_of_splits_are_not_mixed_with_one_of_all(tmp_path: Path) -> None:
 def test_one_view_is_not_its_own_judge(tmp_path: Path) -> None:
     write(tmp_path, 1)
     assert len(open_posed(tmp_path)) == 1
-    with pytest.raises(UsageError, match="no view in its split 'test'"):
+    with pytest.raises(UsageError, match="no views in split 'test'"):
         open_posed(tmp_path, "test")
 
 
@@ -244,7 +244,7 @@ def test_a_mask_of_a_larger_picture_leaves_out_what_it_touches(tmp_path: Path) -
 
 def test_keys_that_change_rays_are_refused_and_others_named(tmp_path: Path) -> None:
     """h10: stated facts are read, known to be harmless, refused or named."""
-    with pytest.raises(UsageError, match="a rolling shutter, which is not read"):
+    with pytest.raises(UsageError, match="a rolling shutter, which is not supported"):
         open_posed(write(tmp_path / "a", rolling_shutter=[0, 0, 0.1, 0]))
     open_posed(write(tmp_path / "b", rolling_shutter=[0, 0, 0, 0], aabb_scale=16, is_fisheye=False))
     (warning,) = described(write(tmp_path / "c", frame=lambda i: {"warped_by": i})).warnings
