@@ -58,7 +58,7 @@ def test_the_engine_itself_refuses_to_cut(processes: Any, micro: int | None, sai
 def test_statistics_over_the_batch_couple_it_unless_they_are_frozen(tmp_path: Path) -> None:
     """vision 2.2, 2.13: a student with BatchNorm was cut without a word."""
     stage = {"matches": {"m": LAST}, "micro_batch": 2}
-    with pytest.raises(PlanError, match="norm takes statistics over the batch"):
+    with pytest.raises(PlanError, match="norm computes statistics over the batch"):
         planned(stage, student__target="normed")
     frozen = run(tmp_path, {**stage, "trains": {"layers": {}}}, student__target="normed")
     assert frozen.rows[0]["monitor.rows.m"] == 2
