@@ -80,7 +80,7 @@ def test_memory_that_runs_out_never_cuts_a_coupled_batch(tmp_path: Path) -> None
     whole = run(tmp_path / "b", {"matches": {"m": hungry}})
     assert [r["loss"] for r in cut.rows] == pytest.approx([r["loss"] for r in whole.rows], rel=1e-5)
     assert "micro-batches of 2" in cut.log
-    with pytest.raises(OutOfMemoryError, match="cannot be cut"):
+    with pytest.raises(OutOfMemoryError, match="cannot be split"):
         run(tmp_path / "c", {"matches": {"m": {**hungry, "options": {"most": 2, "coupled": True}}}})
 
 
