@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json
 from xarch.files.run_dir import RunDir
 from xarch.registry.loader import get_registry
+from xarch.run.inspection import read_plan, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xarch.contracts.model import Student, Teacher
     from xarch.engine.events import Reporter
     from xarch.planning.plan import Plan
-    from xarch.registry.declare import Spec
 
 Configuration = LoadedConfig | RunConfig | Mapping[str, Any] | str | None
 
@@ -34,10 +33,6 @@ class Run:
 
     path: Path
     status: dict[str, Any]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _resolved(
@@ -72,7 +67,7 @@ def plan(
     from xarch.planning.plan import Plan
 
     registry = get_registry()
-    describer = Describer(registry, _say)
+    describer = Describer(registry, say)
     resolved = _resolved(config, sets, overrides)
     with registry.attributed("while planning"):
         if resolved.needs_recipe:
@@ -83,7 +78,7 @@ def plan(
             name=resolved.name,
             provenance=resolved.provenance,
             command=command or f"xarch convert {resolved.name}",
-            say=_say,
+            say=say,
             describer=describer,
         )
     changing = registry.implementers("xarch_modify_plan")
@@ -160,19 +155,7 @@ def study(
     """
     from xarch.run.study.conduct import conduct
 
-    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: _say(event) if event else None)
-
-
-def read_plan(run: RunDir) -> Plan:
-    """Return the plan of a run.
-
-    Raises:
-        UsageError: plan.json was made by another version or is damaged.
-    """
-    from xarch.config.validation import validated
-    from xarch.planning.plan import Plan
-
-    return validated(Plan, read_json(run.plan), f"{run.plan} cannot be used: ", "make the run again")
+    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: say(event) if event else None)
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
@@ -215,7 +198,7 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
     from xarch.planning.resolve import resolve_teacher
 
     registry = get_registry()
-    source = resolve_teacher(registry, ref, options or {}, _say)
+    source = resolve_teacher(registry, ref, options or {}, say)
     with registry.guard(registry.get("source", source.name), f"load {ref}"):
         teacher: Teacher = source.adapter.load(
             source.ref, source.options, device=choose_device(device), dtype=torch.float32
@@ -283,7 +266,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     from xarch.bench.latency import bench_export, bench_model
     from xarch.hardware import choose_threads
 
-    say = reporter.message if reporter is not None else _say
+    tell = reporter.message if reporter is not None else say
     if Path(path).suffix == ".onnx":
         return dict(bench_model(Path(path), threads=choose_threads(threads)))
     run = RunDir.open(path)
@@ -299,7 +282,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
             folder,
             out,
             threads=choose_threads(threads),
-            say=say,
+            say=tell,
             cases=cases,
             teacher=teacher,
             teacher_cases=theirs,
@@ -316,98 +299,3 @@ def report(run_path: Path | str) -> Path:
     run = RunDir.open(run_path)
     build_report(run)
     return run.report_html
-
-
-def inspect(ref: str) -> dict[str, Any]:
-    """Return facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    path = Path(ref)
-    if path.suffix == ".onnx":
-        from xarch.export.check import inspect_onnx
-
-        return dict(inspect_onnx(path))
-    if (path / "plan.json").is_file():
-        run = RunDir.open(path)
-        made = read_plan(run)
-        return {"run": str(path), "state": run.state(), "plan": made.model_dump(mode="json")}
-    if (path / "config.json").is_file() and "target" in read_json(path / "config.json"):
-        return {"student": str(path), **read_json(path / "config.json")}
-    registry = get_registry()
-    named = [s for s in registry.specs() if ref in (s.name, s.qualified)]
-    if named:
-        return {"names": [_inspect_spec(s) for s in named]}
-    return _inspect_teacher(ref)
-
-
-def _inspect_spec(spec: Spec) -> dict[str, Any]:
-    """Return the facts of a declaration, and the options, layouts and units of its class."""
-    from xarch.registry.declare import RESOURCES
-
-    registry = get_registry()
-    facts = {"kind": spec.kind, "name": spec.name, "plugin": spec.plugin, "summary": spec.summary, **spec.data}
-    if spec.accepts and spec.kind != "teacher":
-        facts["families"] = list(spec.accepts)
-    if spec.kind in RESOURCES:
-        text = registry.resolve(spec)
-        if spec.kind == "method":
-            from xarch.config.method import read_method
-
-            facts |= read_method(text, spec.qualified).model_dump(mode="json")
-        return {**facts, "yaml": text}
-    if spec.kind == "teacher":
-        return facts
-    found = registry.resolve(spec)
-    options = getattr(found, "Options", None)
-    return {
-        **facts,
-        **_layouts(found),
-        "doc": _doc(found),
-        "options": options.model_json_schema() if options is not None else {},
-    }
-
-
-def _doc(found: Any) -> str:
-    """Return the docstring of a class or function, dedented."""
-    import inspect
-
-    return inspect.getdoc(found) or ""
-
-
-def _layouts(found: Any) -> dict[str, Any]:
-    """Layouts that an objective or a connector takes, tensors that a family reads; nothing for other kinds."""
-    told: dict[str, Any] = {}
-    accepts = getattr(found, "accepts", None)
-    if isinstance(accepts, frozenset):
-        told["layouts"] = sorted(" / ".join(pair) if isinstance(pair, tuple) else pair for pair in accepts)
-    for name in ("units", "unit", "metric", "mask"):
-        value = getattr(found, name, "")
-        if isinstance(value, str) and value:
-            told[name] = value
-    tensors = getattr(found, "tensors", None)
-    return {**told, "tensors": dict(tensors)} if isinstance(tensors, Mapping) else told
-
-
-def _inspect_teacher(ref: str) -> dict[str, Any]:
-    from xarch.planning.describe import Describer
-
-    registry = get_registry()
-    with registry.attributed(f"describe {ref}"):
-        described = Describer(registry, _say).reference(ref, {})
-    info = described.info
-    return {
-        "teacher": ref,
-        "title": info.title,
-        "family": info.family,
-        "parameters": info.parameters,
-        "weight_bytes": info.weight_bytes,
-        "facts": info.facts.to_json(),
-        "details": info.details,
-        "warnings": list(info.warnings),
-        "taps": [
-            {"name": t.name, "kind": t.kind, "layout": t.layout, "shape": dict(t.shape)}
-            for t in described.taps.values()
-        ],
-    }
