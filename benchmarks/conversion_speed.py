@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--time-limit", type=float, default=900, help="seconds per row")
     parser.add_argument("--out", type=Path, help="default: benchmarks/out/conversion_speed_DEVICE.json")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew instead of resuming")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again instead of resuming")
     parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch

@@ -70,7 +70,7 @@ def convolution(x_BLC: Tensor, weight_CK: Tensor, bias_C: Tensor | None, **rest:
 
 
 def loss(student: Any, kept: dict[str, Any], site: str, batch: Batch, stage: str) -> Tensor:
-    """Loss of one layer."""
+    """Return the loss of one layer."""
     leaf, compare = LOSSES[stage]
     with use_backend(NAME):
         own = student.run_site(site, {"input": kept[f"{site}.input"]}, {leaf}, batch)[leaf]

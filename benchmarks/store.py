@@ -65,7 +65,7 @@ def read(path: Path) -> Result:
 
 
 def write(path: Path, result: Result) -> None:
-    """Replace a file at once, so that an interrupt leaves the old or the new one."""
+    """Replace a file atomically, so that an interrupt leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".partial")
     fresh.write_text(result.text(), encoding="utf-8")
@@ -141,7 +141,7 @@ class Store:
 def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     """``--out`` and ``--fresh``, the same for every benchmark."""
     parser.add_argument("--out", type=Path, default=SCRATCH / f"{name}.json", help="result file [benchmarks/out/...]")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew instead of resuming")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again instead of resuming")
 
 
 def header(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json
 from xarch.files.run_dir import RunDir
 from xarch.registry.loader import get_registry
+from xarch.run.inspection import read_plan, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xarch.contracts.model import Student, Teacher
     from xarch.engine.events import Reporter
     from xarch.planning.plan import Plan
-    from xarch.registry.declare import Spec
 
 Configuration = LoadedConfig | RunConfig | Mapping[str, Any] | str | None
 
@@ -34,10 +33,6 @@ class Run:
 
     path: Path
     status: dict[str, Any]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _resolved(
@@ -55,7 +50,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> Plan:
-    """Everything that will happen, without loading a weight.
+    """Plan a conversion without loading weights.
 
     Args:
         config: a YAML file, a packaged recipe or method, its content as plain data, a resolved configuration, or None
@@ -72,7 +67,7 @@ def plan(
     from xarch.planning.plan import Plan
 
     registry = get_registry()
-    describer = Describer(registry, _say)
+    describer = Describer(registry, say)
     resolved = _resolved(config, sets, overrides)
     with registry.attributed("while planning"):
         if resolved.needs_recipe:
@@ -83,7 +78,7 @@ def plan(
             name=resolved.name,
             provenance=resolved.provenance,
             command=command or f"xarch convert {resolved.name}",
-            say=_say,
+            say=say,
             describer=describer,
         )
     changing = registry.implementers("xarch_modify_plan")
@@ -107,16 +102,16 @@ def convert(
     sets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Run a conversion, or go on with an interrupted one.
+    """Run a conversion, or resume an interrupted one.
 
     Args:
-        config: as for :func:`plan`, or a plan that was already made; not used with ``resume``.
+        config: as for :func:`plan`, or an existing plan; not used with ``resume``.
         out: the run folder; by default a new one under ``runs/``.
         resume: continue the run in ``out``.
-        reporter: whoever watches the run.
+        reporter: receives the run's events.
 
     Raises:
-        XarchError: with the exit code of what stopped it; the run folder tells how to go on.
+        XarchError: with the exit code of the failure; the run folder says how to resume.
     """
     from xarch.engine.distributed import open_run
     from xarch.planning.plan import Plan
@@ -125,7 +120,7 @@ def convert(
     registry = get_registry()
     if resume:
         if out is None:
-            raise UsageError("--resume needs --out RUN", "name the run folder to continue")
+            raise UsageError("--resume needs --out RUN", "pass the run folder to resume")
         run = RunDir.open(out)
         made = read_plan(run)
         if run.state() == "done":
@@ -146,13 +141,13 @@ def study(
     jobs: int | None = None,
     retry: bool = False,
 ) -> dict[str, Any]:
-    """Run the conversions of a study, arms × seeds, or what is missing of them; returns the content of study.json.
+    """Run the conversions of a study (arms × seeds), or the missing ones; return the content of study.json.
 
     Args:
         study: a YAML file, or its content as plain data.
         out: its folder; by default a new one under ``studies/``.
-        jobs: runs at a time, instead of the study's.
-        retry: also run what failed before.
+        jobs: number of parallel runs; overrides the study's.
+        retry: also run failed runs again.
 
     Raises:
         UsageError: the study or one of its configurations is wrong; nothing was run.
@@ -160,35 +155,23 @@ def study(
     """
     from xarch.run.study.conduct import conduct
 
-    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: _say(event) if event else None)
-
-
-def read_plan(run: RunDir) -> Plan:
-    """The plan of a run.
-
-    Raises:
-        UsageError: plan.json was made by another version or is damaged.
-    """
-    from xarch.config.validation import validated
-    from xarch.planning.plan import Plan
-
-    return validated(Plan, read_json(run.plan), f"{run.plan} cannot be used: ", "make the run again")
+    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: say(event) if event else None)
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:
-    """A student's module from a run folder or a student folder, in eval mode.
+    """Load a student's module from a run folder or a student folder, in eval mode.
 
     Raises:
-        UsageError: there is no student, or its files do not fit together.
+        UsageError: there is no student, or its files are inconsistent.
     """
     return load_student(path, device).module
 
 
 def load_student(path: Path | str, device: str = "cpu") -> Student:
-    """A student from a run folder or a student folder: frozen, in eval mode, with its taps.
+    """Load a student from a run folder or a student folder: frozen, in eval mode, with its taps.
 
     Raises:
-        UsageError: there is no student, or its files do not fit together.
+        UsageError: there is no student, or its files are inconsistent.
     """
     from xarch.hardware import choose_device
     from xarch.run import student_io
@@ -200,7 +183,7 @@ def load_student(path: Path | str, device: str = "cpu") -> Student:
 
 
 def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Teacher:
-    """A teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
+    """Load a teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
 
     Args:
         options: of its source adapter.
@@ -215,7 +198,7 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
     from xarch.planning.resolve import resolve_teacher
 
     registry = get_registry()
-    source = resolve_teacher(registry, ref, options or {}, _say)
+    source = resolve_teacher(registry, ref, options or {}, say)
     with registry.guard(registry.get("source", source.name), f"load {ref}"):
         teacher: Teacher = source.adapter.load(
             source.ref, source.options, device=choose_device(device), dtype=torch.float32
@@ -224,11 +207,11 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
 
 
 def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
-    """What a person can look at of the student in a run, as its family says: text, or the bytes of a PNG picture.
+    """Return a sample output of the student in a run, as defined by its family: text, or the bytes of a PNG image.
 
     Raises:
-        UsageError: there is no student, or the prompt or an option is wrong.
-        PlanError: its family has nothing of the kind.
+        UsageError: there is no student, or the prompt or an option is invalid.
+        PlanError: its family does not support it.
     """
     from xarch.planning.describe import family_of
     from xarch.run.student_io import student_folder
@@ -278,12 +261,12 @@ def export(
 
 
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
-    """Latency of a run's exports, or of any ONNX file."""
+    """Measure the latency of a run's exports, or of any ONNX file."""
     from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
     from xarch.hardware import choose_threads
 
-    say = reporter.message if reporter is not None else _say
+    tell = reporter.message if reporter is not None else say
     if Path(path).suffix == ".onnx":
         return dict(bench_model(Path(path), threads=choose_threads(threads)))
     run = RunDir.open(path)
@@ -299,7 +282,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
             folder,
             out,
             threads=choose_threads(threads),
-            say=say,
+            say=tell,
             cases=cases,
             teacher=teacher,
             teacher_cases=theirs,
@@ -310,104 +293,9 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
 
 
 def report(run_path: Path | str) -> Path:
-    """Build report.html and report.md of a run again; returns the page."""
+    """Rebuild report.html and report.md of a run; return the page."""
     from xarch.report.build import build_report
 
     run = RunDir.open(run_path)
     build_report(run)
     return run.report_html
-
-
-def inspect(ref: str) -> dict[str, Any]:
-    """Facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    path = Path(ref)
-    if path.suffix == ".onnx":
-        from xarch.export.check import inspect_onnx
-
-        return dict(inspect_onnx(path))
-    if (path / "plan.json").is_file():
-        run = RunDir.open(path)
-        made = read_plan(run)
-        return {"run": str(path), "state": run.state(), "plan": made.model_dump(mode="json")}
-    if (path / "config.json").is_file() and "target" in read_json(path / "config.json"):
-        return {"student": str(path), **read_json(path / "config.json")}
-    registry = get_registry()
-    named = [s for s in registry.specs() if ref in (s.name, s.qualified)]
-    if named:
-        return {"names": [_inspect_spec(s) for s in named]}
-    return _inspect_teacher(ref)
-
-
-def _inspect_spec(spec: Spec) -> dict[str, Any]:
-    """What a declaration says, and what the class behind it says of options, layouts and units."""
-    from xarch.registry.declare import RESOURCES
-
-    registry = get_registry()
-    facts = {"kind": spec.kind, "name": spec.name, "plugin": spec.plugin, "summary": spec.summary, **spec.data}
-    if spec.accepts and spec.kind != "teacher":
-        facts["families"] = list(spec.accepts)
-    if spec.kind in RESOURCES:
-        text = registry.resolve(spec)
-        if spec.kind == "method":
-            from xarch.config.method import read_method
-
-            facts |= read_method(text, spec.qualified).model_dump(mode="json")
-        return {**facts, "yaml": text}
-    if spec.kind == "teacher":
-        return facts
-    found = registry.resolve(spec)
-    options = getattr(found, "Options", None)
-    return {
-        **facts,
-        **_layouts(found),
-        "doc": _doc(found),
-        "options": options.model_json_schema() if options is not None else {},
-    }
-
-
-def _doc(found: Any) -> str:
-    """The docstring of a class or function, without its indentation."""
-    import inspect
-
-    return inspect.getdoc(found) or ""
-
-
-def _layouts(found: Any) -> dict[str, Any]:
-    """Layouts that an objective or a connector takes, tensors that a family reads; nothing for other kinds."""
-    told: dict[str, Any] = {}
-    accepts = getattr(found, "accepts", None)
-    if isinstance(accepts, frozenset):
-        told["layouts"] = sorted(" / ".join(pair) if isinstance(pair, tuple) else pair for pair in accepts)
-    for name in ("units", "unit", "metric", "mask"):
-        value = getattr(found, name, "")
-        if isinstance(value, str) and value:
-            told[name] = value
-    tensors = getattr(found, "tensors", None)
-    return {**told, "tensors": dict(tensors)} if isinstance(tensors, Mapping) else told
-
-
-def _inspect_teacher(ref: str) -> dict[str, Any]:
-    from xarch.planning.describe import Describer
-
-    registry = get_registry()
-    with registry.attributed(f"describe {ref}"):
-        described = Describer(registry, _say).reference(ref, {})
-    info = described.info
-    return {
-        "teacher": ref,
-        "title": info.title,
-        "family": info.family,
-        "parameters": info.parameters,
-        "weight_bytes": info.weight_bytes,
-        "facts": info.facts.to_json(),
-        "details": info.details,
-        "warnings": list(info.warnings),
-        "taps": [
-            {"name": t.name, "kind": t.kind, "layout": t.layout, "shape": dict(t.shape)}
-            for t in described.taps.values()
-        ],
-    }

@@ -1,4 +1,4 @@
-"""The core plugin: what the engine itself brings, registered like any other plugin's."""
+"""The core plugin: built-in adapters, registered like those of any other plugin."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SCHEDULES = (
 
 @hookimpl
 def xarch_register(registry: Declarations) -> None:
-    """What the vocabulary has without plugins, profiles to export to, and students of earlier runs as teachers."""
+    """Declare the built-in vocabulary, export profiles, and students of earlier runs as teachers."""
     registry.stage("gradient", load="xarch.engine.gradient:Gradient", summary="match taps by gradient descent")
     registry.stage("closed_form", load="xarch.engine.closed_form:ClosedForm", summary="solve each site, no gradient")
     for name, load, compares, units, paper, summary in OBJECTIVES:

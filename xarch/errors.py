@@ -1,4 +1,4 @@
-"""Errors a person can act on: what happened, what to do next, and the exit code it ends in."""
+"""Actionable errors: what happened, what to do next, and the exit code."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class PlanError(XarchError):
 
 
 class PluginError(XarchError):
-    """A plugin is missing, broken, ambiguous, or raised while it worked (exit code 4)."""
+    """A plugin is missing, broken or ambiguous, or raised an exception (exit code 4)."""
 
     exit_code = 4
     kind = "plugin"
 
 
 class DivergedError(XarchError):
-    """Loss or gradient norm left the finite numbers (exit code 5)."""
+    """Loss or gradient norm became NaN or infinite (exit code 5)."""
 
     exit_code = 5
     kind = "diverged"

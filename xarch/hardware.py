@@ -1,4 +1,4 @@
-"""Facts about this machine, and what a run uses of it: devices, threads, precision."""
+"""Facts about this machine, and the resources of a run: devices, threads, precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
@@ -41,7 +41,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_threads(wanted: int | None) -> int:
-    """Threads for CPU work: the wanted number, else OMP_NUM_THREADS, else every core of this process."""
+    """Return the number of CPU threads: the requested number, else OMP_NUM_THREADS, else every core of this process."""
     if wanted is not None:
         return wanted
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -49,7 +49,7 @@ def choose_threads(wanted: int | None) -> int:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bf16 autocast where asked for, or by default where the device computes in bf16; otherwise nothing."""
+    """Return a bf16 autocast context if requested, or by default if the device supports bf16; else a null context."""
     import torch
 
     wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
@@ -57,14 +57,14 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     lines = read(Path("/proc/cpuinfo")).splitlines()
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return named or platform.processor() or platform.machine()
 
 
 def memory_bytes() -> int | None:
-    """Physical memory; None where the system does not say."""
+    """Return the physical memory in bytes; None if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -72,14 +72,14 @@ def memory_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be allocated now; None where the system does not say."""
+    """Return the memory available now in bytes; None if unknown."""
     lines = read(Path("/proc/meminfo")).splitlines()
     kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), None)
     return None if kilobytes is None else 1024 * int(kilobytes)
 
 
 def memory_limit() -> int | None:
-    """Limit of this process's control group; None where there is none."""
+    """Return the memory limit of this process's cgroup; None without a limit."""
     limit = read(Path("/sys/fs/cgroup/memory.max")).strip()
     return int(limit) if limit.isdigit() else None
 
@@ -90,7 +90,7 @@ def load_average() -> float | None:
 
 
 def read(path: Path) -> str:
-    """A file of the system, "" where this system has none."""
+    """Return the content of a system file, "" if it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

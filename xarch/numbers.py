@@ -1,4 +1,4 @@
-"""Numbers as people read them; "–" for what is no number."""
+"""Human-readable numbers; "–" for anything that is not a number."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def figure(value: float) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """``digits`` significant digits, no exponent for everyday sizes; "–" for what is no number."""
+    """``digits`` significant digits, no exponent for everyday sizes; "–" for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     if math.isnan(value) or math.isinf(value):
@@ -68,5 +68,5 @@ def percent(part: float, whole: float) -> str:
 
 
 def known(value: Any) -> bool:
-    """Whether something is a finite number."""
+    """Return whether something is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

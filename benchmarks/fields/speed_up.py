@@ -5,7 +5,7 @@
 For each kind of student: CPU seconds of one thread until a picture quality is reached, 1 dB below the teacher's own
 against the scene, by conversion of the teacher and by training from pictures with the same optimiser and renderer. The
 conversion counts planning, start and stages; evaluation is outside of both. Training from pictures is counted with an
-occupancy grid of its own, with the teacher's grid as a gift, and (``mlp``) with uniform samples and no grid, as NeRFs
+occupancy grid of its own, given the teacher's grid, and (``mlp``) with uniform samples and no grid, as NeRFs
 were trained classically; the seconds of the teacher stand apart.
 
 Both sides are searched over the length of their schedule; the rays and samples a step of a training are fixed, so the
@@ -54,9 +54,9 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)
 STEPS = (100, 200, 400, 700, 1000, 1400, 2000)
 """Lengths of the trainings tried."""
 OCCUPANCY: dict[str, Literal["found", "given", "none"]] = {"own": "found", "given": "given", "uniform": "none"}
-"""Where a training has its occupancy grid from, by part."""
+"""Source of the occupancy grid of a training, by part."""
 LOOKS = 12
-"""How often a training is looked at."""
+"""How often a training is evaluated."""
 STRIDE = 3
 DROP_SECONDS = 45.0
 """Time after which the drop against the scene is stated."""

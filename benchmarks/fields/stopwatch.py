@@ -1,4 +1,4 @@
-"""CPU seconds of the parts of a conversion, and how fast the machine was while they passed."""
+"""CPU seconds of the parts of a conversion, and the speed of the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AFTER = ("save", "evaluate", "report")
 
 
 class Stopwatch(Reporter):
-    """Splits the CPU time of this process by what the run says it does.
+    """Splits the CPU time of this process by the phases the run reports.
 
     Attributes:
         parts: part -> CPU seconds: planning, start (the teacher is loaded, what it gives is copied, mapped or baked),
@@ -74,7 +74,7 @@ def machine_state() -> dict[str, float | None]:
     """Load average, and GFLOP per CPU second of a product of matrices.
 
     Where two hardware threads share a core a CPU second does less work while the other one is busy; the second figure
-    tells by how much.
+    shows by how much.
     """
     a = torch.ones(512, 512)
     best = 0.0

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--time-limit", type=float, help="seconds per run (default 120, quick 30)")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="per point (default half of what is free)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/out/kernels_DEVICE.json")
-    parser.add_argument("--fresh", action="store_true", help="measure everything anew instead of resuming")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again instead of resuming")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch

@@ -1,4 +1,4 @@
-"""No time is taken of a wrong result: outputs and gradients are first compared with float64."""
+"""Correctness gate: outputs and gradients are compared with float64 before anything is timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Relative norm of the error of the result and of each gradient."""
+    """Relative error norms of the result and of each gradient."""
 
     errors: dict[str, float]
     limit: float
@@ -24,7 +24,7 @@ class Verdict:
 
     @property
     def worst(self) -> float:
-        """Largest error; infinite if one is not a number."""
+        """Return the largest error; infinite if one is NaN."""
         return max((e if e == e else float("inf") for e in self.errors.values()), default=0.0)
 
 

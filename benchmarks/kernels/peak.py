@@ -14,7 +14,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Counts from its creation. Freed memory is first handed back to the system, so that it is not used unseen."""
+    """Measures from its creation. Freed memory is first returned to the system, so that its reuse is counted."""
 
     def __init__(self, device: str) -> None:
         self.device = device

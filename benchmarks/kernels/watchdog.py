@@ -1,4 +1,4 @@
-"""Ends a process whose run takes too long, and says how long it had taken: a lower bound of its time, never a guess."""
+"""Terminate a process that exceeds its time limit and report the elapsed time, a lower bound of its run time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OVER_TIME = 124
-"""Exit status of a process that was ended."""
+"""Exit status of a process terminated by the watchdog."""
 
 
 @contextmanager
 def at_most(seconds: float, name: str) -> Iterator[None]:
-    """Within the block a second thread waits; after ``seconds`` it prints what had passed and ends the process.
+    """Start a thread that, after ``seconds`` in the block, prints the elapsed time and terminates the process.
 
-    PyTorch lets go of the interpreter lock in its operators and in the backward pass, so the thread gets its turn.
+    PyTorch releases the interpreter lock in its operators and in the backward pass, so the thread can run.
     """
     start, cpu = time.perf_counter(), time.process_time()
     done = threading.Event()

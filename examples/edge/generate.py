@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or onnxruntime tells its maker what it is used for, from 1.29 on
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # disable the usage telemetry of onnxruntime (since 1.29)
 
 import numpy as np
 import onnxruntime as ort
@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, decoders
 
 def load(path, threads):
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads  # below: repacked weights help products of matrices, not a single token
+    options.intra_op_num_threads = threads  # next line: repacked weights speed up matrix products, not single tokens
     options.add_session_config_entry("session.disable_prepacking", "1" if path.stem == "decode_1" else "0")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def generate(graphs, facts, ids, args, stop):
-    """Yield token ids after the prompt ``ids``: it is read in whole chunks, what is left one token at a time."""
+    """Yield token ids after the prompt ``ids``, which is read in whole chunks, then one token at a time."""
     states = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in json.loads(facts["xarch.states"])}
     room, rng, position = json.loads(facts["xarch.context"]) or 2**31, np.random.default_rng(args.seed), 0
     for _ in range(args.tokens):
@@ -34,7 +34,7 @@ def generate(graphs, facts, ids, args, stop):
         best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
         weights = np.exp((logits[best] - logits[best[-1]]) / (args.temperature or 1))
         token = int(rng.choice(best, p=weights / weights.sum()))
-        if ids or token in stop:  # ids are left over when the states are full
+        if ids or token in stop:  # ids remain if the states are full
             return
         yield (ids := [token])[0]
 
@@ -43,7 +43,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("export", type=Path, help="folder with the .onnx files, e.g. runs/NAME/export/cpu")
 parser.add_argument("prompt")
 parser.add_argument("--tokenizer", help="a tokenizer.json; default: the one in the run's student folder")
-parser.add_argument("--chat", action="store_true", help="make the prompt a user's message (ChatML)")
+parser.add_argument("--chat", action="store_true", help="wrap the prompt as a user message (ChatML)")
 for name, default in {"tokens": 128, "temperature": 0.7, "top-k": 40, "seed": 0, "threads": 1}.items():
     parser.add_argument(f"--{name}", type=type(default), default=default)
 args = parser.parse_args()

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # or onnxruntime tells its maker what it is used for, from 1.29 on
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # disable the usage telemetry of onnxruntime (since 1.29)
 
 import numpy as np
 import onnxruntime
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation: float) -> tuple:
-    """Origins and unit directions [pixels, 3] of a camera that looks at the scene's middle, z up; angles in degrees."""
+    """Return origins and unit directions [pixels, 3] of a camera facing the scene's centre, z up; angles in degrees."""
     a, e = np.radians(azimuth), np.radians(elevation)
     back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     right = np.array([-np.sin(a), np.cos(a), 0.0])
@@ -25,7 +25,7 @@ def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation:
 
 
 def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.ndarray, colour: list) -> np.ndarray:
-    """Colours [pixels, 3]; a graph of static shapes gets its last rays filled up."""
+    """Return colours [pixels, 3]; for a graph with static shapes the last call is padded."""
     chunk = rays if isinstance(rays := session.get_inputs()[0].shape[0], int) else 1024
     parts = []
     for i in range(0, len(dirs), chunk):
@@ -38,13 +38,13 @@ def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("export", type=Path, help="export folder")
 parser.add_argument("png")
-parser.add_argument("--turntable", help="GIF of one turn")
-parser.add_argument("--size", type=int, help="pixels across; default the scene's")
+parser.add_argument("--turntable", help="write a turntable GIF")
+parser.add_argument("--size", type=int, help="width in pixels; default: the scene's")
 for name, default in {"frames": 24, "azimuth": 45.0, "elevation": 25.0}.items():
     parser.add_argument(f"--{name}", type=type(default), default=default)
 said = parser.parse_args()
 options = onnxruntime.SessionOptions()
-options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit sums on x86 would saturate without
+options.add_session_config_entry("session.x64quantprecision", "1")  # otherwise 8-bit sums saturate on x86
 session = onnxruntime.InferenceSession(str(said.export / "rays.onnx"), options, providers=["CPUExecutionProvider"])
 told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items() if v[:1] in "[{"}
 facts, colour = told["xarch.camera"], told["xarch.background"]

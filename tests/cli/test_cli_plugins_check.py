@@ -56,7 +56,7 @@ def test_every_declaration_is_resolved_and_typed(site: Site) -> None:
     assert found["objective abstract"] == (False, "does not implement forward")
     assert found["export number"] == (False, "int is not a Profile")
     assert "No such file" in found["recipe gone"][1]
-    assert found["recipe list"] == (False, "the top level should be a mapping")
+    assert found["recipe list"] == (False, "the top level must be a mapping")
     assert found["teacher t"] == (False, "ref should be SCHEME:REF")
     assert found["target later"][0]
     assert "not checked: needs not_here" in found["target later"][1]

@@ -210,7 +210,7 @@ def test_errors_say_where_and_what_was_meant(recipes: Recipes, tmp_path: Path, t
 
 
 def test_what_is_not_a_configuration_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the top level should be a mapping, not list"):
+    with pytest.raises(UsageError, match="the top level must be a mapping, not list"):
         load_config(write(tmp_path / "run.yaml", "- 1\n- 2"))
     with pytest.raises(UsageError, match="unknown recipe 'nope'"):
         load_config(write(tmp_path / "run.yaml", "recipe: nope"))

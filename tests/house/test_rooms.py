@@ -38,6 +38,7 @@ ABOVE = {"__init__", "__main__", "builtin"}
 """Modules that stand on all rooms; nothing imports them."""
 
 UPWARDS = {
+    ("export", "api"): "the package can be called as the public function of its name",
     ("config", "registry"): "the text of a recipe that a configuration names",
     ("planning", "export"): "a small copy is translated while planning",
     ("report", "run"): "gates are checked again from the files of a run",

@@ -74,7 +74,7 @@ def test_the_base_may_be_a_file_or_a_name(tmp_path: Path) -> None:
         ({"arms": {"a b": {}}}, "a name is letters"),
         ({"arms": {"a": {"set": {"seed": 1}}}}, "use `seeds`"),
         ({"axes": {"budget": []}}, "has no value"),
-        ({"arms": {"a": {}}, "seeds": [1, 1]}, "a seed is named twice"),
+        ({"arms": {"a": {}}, "seeds": [1, 1]}, "a seed is listed twice"),
         ({"arms": {"a": {}}, "sedes": [1]}, "sedes"),
         ({"arms": {"a": {}}, "executor": "slurm"}, "local"),
     ],

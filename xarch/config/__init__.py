@@ -1,1 +1,1 @@
-"""What a user asks for: the schema, and loading it with the origin of every value."""
+"""Configuration: the schema, and loading with the origin of every value."""

@@ -1,4 +1,4 @@
-"""Validation errors as sentences that name the key, the value, its origin, and what was probably meant."""
+"""Turns validation errors into sentences with the key, the value, its origin and a suggestion."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_SHOWN = 10
 
 
 def validation_error(error: ValidationError, merged: Merged) -> UsageError:
-    """The error to show for a configuration that the schema refuses."""
+    """Return the error to show for a configuration that the schema rejects."""
     problems: dict[Path, list[str]] = {}
     for item in error.errors(include_url=False):
         path = data_path(item["loc"], merged.tree, absent=item["type"] == "missing")
         problems.setdefault(path, []).append(_sentence(item, path, merged))
-    # One wrong key inside a union also makes the other alternatives complain about the whole value.
+    # One wrong key inside a union also makes the other alternatives reject the whole value.
     telling = [p for p in problems if not any(len(q) > len(p) and q[: len(p)] == p for q in problems)]
     lines = [_joined(path, problems[path], merged) for path in telling]
     return UsageError("\n".join(_limited(lines)), "`xarch new run` writes a file with every key and its meaning")
@@ -38,8 +38,8 @@ def unknown_key(path: Path, known: Sequence[str], origin: str) -> str:
 
 
 def data_path(loc: Sequence[str | int], tree: Any, *, absent: bool = False) -> Path:
-    """A pydantic location without the parts that name alternatives of a union; ``absent``: its last part is a key
-    that should be there."""
+    """Return a pydantic location without the parts that name union alternatives; ``absent``: its last part is a missing
+    key."""
     path: list[str | int] = []
     node = tree
     for step, key in enumerate(loc):
@@ -63,7 +63,7 @@ def _sentence(item: Any, path: Path, merged: Merged) -> str:
 
 
 def _joined(path: Path, texts: list[str], merged: Merged) -> str:
-    """One line for all complaints about one value (a union gives one for each alternative)."""
+    """Return one line for all errors about one value (a union reports one per alternative)."""
     first = texts[0]
     if first.startswith("unknown key"):
         return first
@@ -75,7 +75,7 @@ def _joined(path: Path, texts: list[str], merged: Merged) -> str:
 
 
 def _further_down(parent: Path, key: str) -> str:
-    """The full name of a field that sits one level deeper than where the user wrote it."""
+    """Return the full name of a field one level deeper than where the user wrote it."""
     return dotted(deeper_names(parent)[key]) if key in deeper_names(parent) else ""
 
 

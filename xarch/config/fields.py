@@ -1,4 +1,4 @@
-"""Walks the schema: which model sits at a path, and what its fields are called."""
+"""Schema lookups: the models at a path, and their field names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xarch.config.yaml_text import Path
 
 
 def models_at(path: Path, root: type[BaseModel] = RunConfig) -> list[type[BaseModel]]:
-    """The models that a value at ``path`` may be; empty where the schema takes anything or a plain value."""
+    """Return the models that a value at ``path`` may be; empty if the schema accepts anything or a plain value."""
     found: list[Any] = [root]
     for key in path:
         found = [inner for kind in found for inner in _step(kind, key)]
@@ -39,12 +39,12 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def field_names(path: Path) -> list[str]:
-    """Names the schema knows directly below ``path``."""
+    """Return the field names directly below ``path``."""
     return sorted({field.alias or name for model in models_at(path) for name, field in model.model_fields.items()})
 
 
 def deeper_names(path: Path) -> dict[str, Path]:
-    """Field name -> its path, for the fields one model further below ``path``."""
+    """Return field name -> its path, for the fields one model below ``path``."""
     found: dict[str, Path] = {}
     for name in field_names(path):
         for inner in field_names((*path, name)):

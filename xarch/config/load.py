@@ -26,13 +26,13 @@ _FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A configuration and how it came to be.
+    """A configuration with the origin of its values.
 
     Attributes:
         config: validated.
         provenance: dotted key of every leaf -> origin ("run.yaml:14", "recipe X:3", "env XARCH_SEED", "default", ...).
         name: short name for the run folder.
-        layers: what the user gave, without recipes, lowest first.
+        layers: the user's layers without recipes, lowest first.
     """
 
     config: RunConfig
@@ -42,14 +42,14 @@ class LoadedConfig:
 
     @property
     def needs_recipe(self) -> bool:
-        """Whether no recipe is named and no stage stands on its own: the target's default recipe is to be used."""
+        """Whether to use the target's default recipe: no recipe is named and no stage is self-contained."""
         return self.config.recipe is None and not self.config.stages
 
     def with_recipe(self, name: str) -> LoadedConfig:
-        """The same user values on top of the recipe ``name``.
+        """Return the user's values on top of the recipe ``name``.
 
         Raises:
-            UsageError: the recipe does not exist, or a user's key fits nothing in it.
+            UsageError: the recipe does not exist, or a user's key matches nothing in it.
         """
         return _resolve(self.layers, self.name, name)
 
@@ -65,11 +65,11 @@ def load_config(
     Args:
         config: path of a YAML file, name of a packaged recipe or method, its content as plain data, or None when flags
             say everything.
-        sets: ``a.b=c`` items, typed by YAML and then by the schema.
-        overrides: dotted key -> value of options that have their own flag; None values are ignored.
+        sets: ``a.b=c`` items, parsed as YAML and then converted by the schema.
+        overrides: dotted key -> value of options with their own flag; None values are ignored.
 
     Raises:
-        UsageError: a file, key or value is wrong; says which, where, and what was probably meant.
+        UsageError: a file, key or value is invalid; says which and where, with a suggestion.
     """
     base = _config_layer(config)
     layers = (*base, environment_layer(), flags_layer(overrides or {}), sets_layer(sets))
@@ -139,7 +139,7 @@ def _stages(merged: Merged) -> list[str]:
 
 
 def _stands_alone(merged: Merged, key: str) -> bool:
-    """Whether a stage says all of what it does, rather than changing a stage of a recipe."""
+    """Return whether a stage is self-contained, rather than changing a stage of a recipe."""
     stage = merged.tree["stages"][key]
     if not isinstance(stage, dict) or "kind" in stage:
         return True
@@ -150,17 +150,15 @@ def _stands_alone(merged: Merged, key: str) -> bool:
 
 
 def _check_stages(merged: Merged, known: Sequence[str], whole: Sequence[str]) -> None:
-    """A stage that is not in the recipe and says nothing about what it does is a misspelt one."""
+    """Reject misspelt stages: those that are neither in the recipe nor self-contained."""
     wrong = [key for key in _stages(merged) if key not in whole]
     if wrong:
         lines = [unknown_key(("stages", key), [*known, *whole], merged.origin(("stages", key))) for key in wrong]
-        raise UsageError(
-            "\n".join(lines), "a stage of your own needs `matches` and `trains`, or a `kind` other than gradient"
-        )
+        raise UsageError("\n".join(lines), "a new stage needs `matches` and `trains`, or a `kind` other than gradient")
 
 
 def _check_matches(merged: Merged) -> None:
-    """A match that says nothing about what it compares is a misspelt one."""
+    """Reject misspelt matches: those that are neither in the recipe nor say what they compare."""
     lines = []
     for key in _stages(merged):
         stage = merged.tree["stages"][key]
@@ -171,11 +169,11 @@ def _check_matches(merged: Merged) -> None:
         paths = [("stages", key, "matches", name) for name in wrong]
         lines += [unknown_key(path, known, merged.origin(path)) for path in paths]
     if lines:
-        raise UsageError("\n".join(lines), "a match of your own needs `student` and `objective`")
+        raise UsageError("\n".join(lines), "a new match needs `student` and `objective`")
 
 
 def _expand_amounts(merged: Merged) -> None:
-    """``2M`` and ``500k`` where the schema counts units."""
+    """Expand ``2M`` and ``500k`` where the schema expects units."""
     paths = [("budget",), *(("stages", key, "units") for key in _stages(merged))]
     for path in paths:
         parent: Any = merged.tree
@@ -200,7 +198,7 @@ def _validated(merged: Merged) -> RunConfig:
 
 
 def _restore_text(error: ValidationError, merged: Merged) -> bool:
-    """Where the schema wants text, take what the user typed: ``--set data.ref=1`` is the text "1"."""
+    """Restore the user's text where the schema expects text: ``--set data.ref=1`` is the text "1"."""
     changed = False
     for item in error.errors(include_url=False):
         path = tuple(item["loc"])

@@ -1,4 +1,4 @@
-"""The head of a method's file: what the method is, for lists, plans, reports and model cards."""
+"""Head of a method file: describes the method for lists, plans, reports and model cards."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ HEAD = "method"
 
 
 class Method(Model):
-    """A method: a recipe with a name of its own, its paper, the families it serves and its control."""
+    """A method: a named recipe with its paper, the families it supports and its control."""
 
-    title: str = Field(description="as people call it, e.g. OFA-KD")
-    summary: str = Field("", description="one line: what it does")
-    paper: str = Field("", description='where it comes from, e.g. "arXiv:2310.19444"')
-    families: list[str] = Field(default_factory=list, description="families of students it serves; none: any")
-    control: str = Field("", description="method or recipe that it is compared with")
+    title: str = Field(description="display name, e.g. OFA-KD")
+    summary: str = Field("", description="one-line description")
+    paper: str = Field("", description='source, e.g. "arXiv:2310.19444"')
+    families: list[str] = Field(default_factory=list, description="supported student families; none: any")
+    control: str = Field("", description="method or recipe used as control")
     figures: dict[str, Any] = Field(
-        default_factory=dict, description="what the paper reports, and what is to be reached"
+        default_factory=dict, description="figures reported by the paper, and those to reach"
     )
 
 
 def read_method(text: str, label: str) -> Method:
-    """The head of a method's file.
+    """Return the head of a method file.
 
     Raises:
-        UsageError: the file has no head, or a key or value of it is wrong.
+        UsageError: the file has no head, or one of its keys or values is invalid.
     """
     return head_of(parse_yaml(text, label), label)
 
 
 def head_of(document: Document, label: str) -> Method:
-    """The same, of a file that was parsed."""
+    """Return the head of a parsed method file."""
     data = document.data
     head = data.get(HEAD) if isinstance(data, dict) else None
     if not isinstance(head, dict):

@@ -24,7 +24,7 @@ PREFIX = "XARCH_SET__"
 
 
 def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
-    """``XARCH_SEED`` and its like, and ``XARCH_SET__a__b=c`` for any key ``a.b``."""
+    """Return values of ``XARCH_SEED`` and similar, and ``XARCH_SET__a__b=c`` for any key ``a.b``."""
     environ = os.environ if environ is None else environ
     found = [typed(path, environ[name], f"env {name}") for name, path in VARIABLES.items() if environ.get(name)]
     for name in sorted(environ):
@@ -34,7 +34,7 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
 
 
 def flags_layer(overrides: Mapping[str, Any]) -> Layer:
-    """Values of options that have a flag of their own (``--seed``), by dotted key; None means not given."""
+    """Return values of options with their own flag (``--seed``), by dotted key; None means not set."""
     found = [
         Assignment(joined_keys(tuple(k.split("."))), v, "command line") for k, v in overrides.items() if v is not None
     ]
@@ -42,10 +42,10 @@ def flags_layer(overrides: Mapping[str, Any]) -> Layer:
 
 
 def sets_layer(sets: Sequence[str]) -> Layer:
-    """``--set a.b=c``.
+    """Return the values of ``--set a.b=c`` items.
 
     Raises:
-        UsageError: there is no ``=`` or no key.
+        UsageError: ``=`` or the key is missing.
     """
     found = []
     for item in sets:
@@ -60,10 +60,10 @@ def sets_layer(sets: Sequence[str]) -> Layer:
 
 
 def typed(path: Path, text: str, origin: str) -> Assignment:
-    """A value typed as YAML would; what is not YAML, such as ``*`` or ``@x``, is text.
+    """Parse a value as YAML; invalid YAML, such as ``*`` or ``@x``, is text.
 
     Raises:
-        UsageError: the key has more parts than any configuration.
+        UsageError: the key has too many parts.
     """
     if len(path) > MAX_DEPTH:
         raise UsageError(f"a key has at most {MAX_DEPTH} parts, this one has {len(path)} ({origin[:60]}...)")
@@ -75,13 +75,13 @@ def typed(path: Path, text: str, origin: str) -> Assignment:
 
 
 def with_sets(config: RunConfig, sets: Sequence[str], keys: Sequence[str]) -> RunConfig:
-    """A finished run's configuration with ``--set`` values for what is done again.
+    """Return a finished run's configuration with ``--set`` values for what is repeated.
 
     Args:
-        keys: first parts of the keys that may change.
+        keys: first parts of the keys that may be changed.
 
     Raises:
-        UsageError: another key, or a value that the schema refuses.
+        UsageError: another key, or a value that the schema rejects.
     """
     data = config.model_dump(mode="json", by_alias=True)
     for assignment in sets_layer(sets).assignments:

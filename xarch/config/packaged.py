@@ -16,10 +16,10 @@ MAX_PACKAGED = 8
 
 
 def packaged(registry: Registry, name: str) -> Spec:
-    """The method or recipe called ``name``.
+    """Return the method or recipe called ``name``.
 
     Raises:
-        UsageError: nobody declares it; names what is near.
+        UsageError: it is not declared; suggests close names.
         PluginError: its plugin did not load, or two plugins declare it.
     """
     _, _, plain = name.rpartition(":")
@@ -38,7 +38,7 @@ def packaged(registry: Registry, name: str) -> Spec:
 
 
 def packaged_text(name: str) -> str:
-    """The YAML of a packaged recipe or method.
+    """Return the YAML of a packaged recipe or method.
 
     Raises:
         UsageError, PluginError: see :func:`packaged`.
@@ -50,11 +50,11 @@ def packaged_text(name: str) -> str:
 
 
 def method_of(name: str) -> Method | None:
-    """The head of the method called ``name``, or of the one that the recipe of this name starts from; None if neither
-    is a method.
+    """Return the head of the method called ``name``, or of the one that the recipe of this name extends; None if
+    neither is a method.
 
     Raises:
-        UsageError: a file is wrong.
+        UsageError: a file is invalid.
     """
     for following, document in reversed(_documents(name)):
         if _has_head(document):
@@ -63,14 +63,14 @@ def method_of(name: str) -> Method | None:
 
 
 def layer_of(label: str, document: Document) -> Layer:
-    """The configuration of a document without the head of a method, which is checked."""
+    """Return the configuration in a document, after checking and removing a method head."""
     if _has_head(document):
         head_of(document, label)
     return without_head(Layer.of_document(label, document))
 
 
 def without_head(layer: Layer) -> Layer:
-    """A layer without the head of a method; ``method: NAME`` names what it starts from as ``recipe: NAME`` does."""
+    """Return a layer without the method head; ``method: NAME`` names its base like ``recipe: NAME``."""
     kept = []
     for a in layer.assignments:
         if a.path == (HEAD,) and a.value is not None:
@@ -86,13 +86,13 @@ def _has_head(document: Document) -> bool:
 
 
 def _documents(name: str) -> list[tuple[str, Document]]:
-    """(name, file) of a recipe or method and those it starts from, lowest first."""
+    """Return (name, file) of a recipe or method and its bases, lowest first."""
     found: list[tuple[str, Document]] = []
     following: str | None = name
     while following is not None:
         seen = [before for before, _ in reversed(found)]
         if following in seen or len(seen) >= MAX_PACKAGED:
-            raise UsageError(f"recipes start from each other without end: {' > '.join([*seen, following])}")
+            raise UsageError(f"recipes extend each other in a cycle: {' > '.join([*seen, following])}")
         document = parse_yaml(packaged_text(following), f"recipe {following}")
         found.insert(0, (following, document))
         below = without_head(Layer.of_document(f"recipe {following}", document)).get(("recipe",))
@@ -101,10 +101,10 @@ def _documents(name: str) -> list[tuple[str, Document]]:
 
 
 def packaged_layers(name: str) -> tuple[Layer, ...]:
-    """A recipe or method and those it starts from, lowest first.
+    """Return the layers of a recipe or method and its bases, lowest first.
 
     Raises:
-        UsageError: they start from each other, or one of them does not exist.
+        UsageError: they extend each other in a cycle, or one of them does not exist.
     """
     layers = []
     for following, document in _documents(name):
@@ -115,7 +115,7 @@ def packaged_layers(name: str) -> tuple[Layer, ...]:
 
 
 def packaged_tree(name: str) -> dict[str, Any]:
-    """A packaged recipe or method, with those it starts from, as plain data that was not validated."""
+    """Return a packaged recipe or method, merged with its bases, as plain data without validation."""
     merged = Merged()
     for layer in packaged_layers(name):
         merged.apply(layer)

@@ -1,4 +1,4 @@
-"""Layers of a configuration, merged so that every value knows where it came from."""
+"""Layers of a configuration, merged while tracking the origin of every value."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One value given by a layer.
+    """One value set by a layer.
 
     Attributes:
-        path: where it goes.
+        path: its path in the configuration.
         value: a scalar, a list (replaced as a whole), or an empty mapping.
-        origin: where it was given, e.g. ``run.yaml:14``.
-        text: what the user typed, for values whose type only the schema knows.
+        origin: where it was set, e.g. ``run.yaml:14``.
+        text: the user's text, for values whose type is determined by the schema.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values from one place, and the origin of every key that this place mentions."""
+    """Values from one source, and the origin of every key in it."""
 
     label: str
     assignments: tuple[Assignment, ...]
@@ -41,20 +41,20 @@ class Layer:
 
     @classmethod
     def of_document(cls, label: str, document: Document) -> Layer:
-        """A layer from a file; the top level must be a mapping."""
+        """Create a layer from a file; the top level must be a mapping."""
         if not isinstance(document.data, dict):
-            raise UsageError(f"{label}: the top level should be a mapping, not {type(document.data).__name__}")
+            raise UsageError(f"{label}: the top level must be a mapping, not {type(document.data).__name__}")
         origins = {path: f"{label}:{line}" for path, line in document.lines.items()}
         found = tuple(Assignment(path, value, origins[path]) for path, value in leaves(document.data))
         return cls(label, found, origins)
 
     def get(self, path: Path) -> Assignment | None:
-        """The last assignment to exactly ``path``."""
+        """Return the last assignment to exactly ``path``."""
         return next((a for a in reversed(self.assignments) if a.path == path), None)
 
 
 def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every scalar, list and empty mapping of a nested mapping, with its path."""
+    """Yield every scalar, list and empty mapping of a nested mapping, with its path."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, (*path, key))
@@ -63,7 +63,7 @@ def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any
 
 
 def deep_leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Like :func:`leaves`, and through lists too."""
+    """Like :func:`leaves`, but also descends into lists."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from deep_leaves(item, (*path, key))
@@ -75,16 +75,16 @@ def deep_leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def dotted(path: Path) -> str:
-    """``stages.hidden.matches.0``."""
+    """Return a dotted path, e.g. ``stages.hidden.matches.0``."""
     return ".".join(str(p) for p in path)
 
 
 class Merged:
-    """The tree that layers give when applied in order, later ones winning.
+    """The tree that results from applying layers in order; later layers override earlier ones.
 
     Mappings merge key by key, lists and scalars are replaced; a list of matches becomes named ones (m0, m1, ...) that
-    replace all there were. Null removes a stage, match, batch step, phase, gate or any other named member that an
-    earlier layer brought; a null section is an empty one.
+    replace all existing ones. Null removes a stage, match, batch step, phase, gate or any other named member from an
+    earlier layer; a null section is an empty one.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Merged:
             self.texts[path] = a.text
 
     def _enter(self, node: Any, path: Path, origin: str) -> Any:
-        """The mapping or list at ``path``, made when there is none; what is in the way is replaced."""
+        """Return the mapping or list at ``path``, creating it if needed and replacing conflicting values."""
         key = path[-1]
         child = node.get(key) if isinstance(node, dict) else node[key]
         if not isinstance(child, (dict, list)):
@@ -157,7 +157,7 @@ class Merged:
 
     @staticmethod
     def _key(node: Any, key: Key, path: Path, origin: str) -> Key:
-        """``key`` as the node takes it: a number for a list."""
+        """Return ``key`` as used by the node: an integer for a list."""
         if not isinstance(node, list):
             return key
         if str(key) in map(str, range(len(node))):
@@ -170,7 +170,7 @@ class Merged:
             self.texts.pop(known, None)
 
     def has(self, path: Path) -> bool:
-        """Whether some layer gave a value at ``path``."""
+        """Return whether some layer set a value at ``path``."""
         node: Any = self.tree
         for key in path:
             if isinstance(node, dict) and key in node:
@@ -182,7 +182,7 @@ class Merged:
         return True
 
     def origin(self, path: Path) -> str:
-        """Where the value at ``path`` was given, or "default"."""
+        """Return where the value at ``path`` was set, or "default"."""
         if not self.has(path):
             short = path[:-1] if path and short_field(path[:-1]) == path[-1] else ()
             return self.origin(short) if short and self.has(short) else DEFAULT

@@ -1,4 +1,4 @@
-"""The configuration of a conversion. Unknown keys are errors; every field says what it means and in which unit."""
+"""The configuration of a conversion. Unknown keys are errors; every field has a description with its unit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Device = str
 
 
 class Model(BaseModel):
-    """Base: unknown keys are refused, defaults are validated."""
+    """Base class: unknown keys are rejected, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 def _without_null(data: Any, *fields: str) -> Any:
-    """The data of a model without the entries of these mappings that are null: null removes an inherited one."""
+    """Return the data of a model without null entries in these mappings: null removes an inherited entry."""
     if not isinstance(data, Mapping):
         return data
     kept = {f: {k: v for k, v in data[f].items() if v is not None} for f in fields if isinstance(data.get(f), Mapping)}
@@ -45,7 +45,7 @@ class Through(Model):
 
 
 class Match(Model):
-    """What is brought together: a student tap, what it is compared with, and how.
+    """A student tap, the right side it is compared with, and how.
 
     References on the right: ``same``, ``TAP`` of the teacher, ``TEACHER:TAP`` of one of ``teachers``, ``*:TAP`` of each
     of them, ``student:TAP``, ``ema:TAP``, ``self:TAP`` (the student at the stage's start), ``random:TAP`` (the
@@ -57,14 +57,16 @@ class Match(Model):
     map: Literal["target", "even", "last"] | dict[int, int] | None = Field(
         None, description="student layer j -> teacher layer i: target (its own map, the default), even, last or {j: i}"
     )
-    join: bool = Field(False, description="give the objective all student taps together instead of one by one")
+    join: bool = Field(False, description="pass all student taps to the objective together instead of one by one")
     through: Through | None = Field(None, description="connector, trained with the stage and dropped after it")
     objective: str = Field(description="name of a registered objective")
     weight: float | Ramp = 1.0
     mask: str | None = Field("auto", description="`batch:KEY`, null for none, or `auto`: the family's, where it fits")
-    detach: bool = Field(True, description="no gradient flows into a right side that is the student's own")
+    detach: bool = Field(True, description="stop gradients into a right side from the student")
     aux: dict[str, str] = Field(default_factory=dict, description="further values: argument -> reference as above")
-    options: dict[str, Any] = Field(default_factory=dict, description="of the objective; a number may be {start, end}")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the objective; a number may be {start, end}"
+    )
 
 
 class LearningRateSchedule(Model):
@@ -81,21 +83,25 @@ class LearningRateSchedule(Model):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but the name, for the schedule's own model."""
+        """Everything except the name, for the schedule's options model."""
         return dict(self.model_extra or {})
 
 
 class Optimiser(Model):
-    """How weights move, and the schedule."""
+    """Optimiser and learning-rate schedule."""
 
     algorithm: str = Field("adamw", description="registered optimiser: adamw, sgd, lamb, muon, ...")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, ge=0, description="largest gradient norm (per site in a local stage); 0 = off")
-    options: dict[str, Any] = Field(default_factory=dict, description="of the algorithm, e.g. {betas: [0.9, 0.95]}")
-    wrap: dict[str, dict[str, Any] | None] = Field(default_factory=dict, description="e.g. {sam: {rho: 0.05}}")
+    clip: float = Field(1.0, ge=0, description="maximum gradient norm (per site in a local stage); 0 = off")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the algorithm, e.g. {betas: [0.9, 0.95]}"
+    )
+    wrap: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict, description="optimiser wrappers, e.g. {sam: {rho: 0.05}}"
+    )
     schedule: LearningRateSchedule = Field(default_factory=LearningRateSchedule)
-    warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps that warm up linearly from 0")
+    warmup: float = Field(0.1, ge=0, le=1, description="fraction of the steps for linear warm-up from 0")
     final: float = Field(0.0, ge=0, description="learning rate at the end, as a fraction of the peak")
 
     @model_validator(mode="before")
@@ -112,7 +118,7 @@ class Group(Model):
 
 
 class BatchConfig(Model):
-    """How many samples an optimiser step takes, and what happens to them first."""
+    """Samples per optimiser step, and batch steps applied to them."""
 
     size: int = Field(1, ge=1, description="samples per optimiser step")
     steps: dict[str, dict[str, Any] | None] = Field(
@@ -128,7 +134,7 @@ class BatchConfig(Model):
 
 
 class Phase(Model):
-    """From a share of the stage on, some of its settings differ; optimiser and schedule run on."""
+    """Changes some settings from a given share of the stage on; optimiser and schedule continue."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
 
@@ -143,11 +149,11 @@ class Phase(Model):
 
 
 class Validation(Model):
-    """Figures on fixed validation batches before, after and during a stage."""
+    """Validation on fixed batches before, during and after a stage."""
 
     samples: int = Field(8, ge=1)
-    metric: str | None = Field(None, description="figure of a registered metric; default the stage's own loss")
-    every: int | None = Field(None, ge=1, description="optimiser steps between measurements; needed by `best`")
+    metric: str | None = Field(None, description="figure of a registered metric; default: the stage's loss")
+    every: int | None = Field(None, ge=1, description="optimiser steps between measurements; required by `best`")
     keep: Literal["last", "better", "best"] = Field(
         "better", description="`better`: undo the stage if it got worse; `best`: end with the best measured weights"
     )
@@ -155,12 +161,12 @@ class Validation(Model):
     @model_validator(mode="after")
     def _best(self) -> Validation:
         if self.keep == "best" and self.every is None:
-            raise ValueError("`keep: best` needs `every`: the optimiser steps between measurements")
+            raise ValueError("`keep: best` requires `every`, the optimiser steps between measurements")
         return self
 
 
 class EMA(Model):
-    """A moving average of the trained weights: the reference ``ema:TAP``, and what the stage ends with."""
+    """A moving average of the trained weights, for the reference ``ema:TAP`` and for the end of the stage."""
 
     decay: float = Field(0.999, gt=0, lt=1)
     adopt: bool = Field(True, description="validate and end the stage with the averaged weights")
@@ -179,17 +185,21 @@ class Limit(Model):
 
 
 class Plateau(Model):
-    """The loss no longer changes: its means over two windows in a row differ by little."""
+    """Plateau criterion: the mean losses of two consecutive windows differ little."""
 
-    window: int = Field(100, ge=1, description="optimiser steps in a window")
-    change: float = Field(0.01, gt=0, lt=1, description="relative change from window to window below which it is flat")
+    window: int = Field(100, ge=1, description="optimiser steps per window")
+    change: float = Field(0.01, gt=0, lt=1, description="relative change between windows below which the loss is flat")
 
 
 class Until(Model):
     """What ends a gradient stage before its budget is read; its unread budget is not passed on."""
 
-    plateau: Plateau | None = Field(None, description="of the loss, e.g. {window: 100, change: 0.01}; then lr decays")
-    seconds: float | None = Field(None, gt=0, description="of training; schedules are fitted to them; not repeatable")
+    plateau: Plateau | None = Field(
+        None, description="plateau of the loss, e.g. {window: 100, change: 0.01}; the learning rate then decays"
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="training seconds; schedules are fitted to them; not reproducible"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> Until:
@@ -199,31 +209,31 @@ class Until(Model):
 
 
 class Stage(Model):
-    """One step of the way from teacher to student."""
+    """One stage of a conversion."""
 
     kind: str = Field("gradient", description="gradient, closed_form, or any registered stage kind")
     scope: Literal["local", "global"] = "local"
     skip: bool = False
-    optional: bool = Field(False, description="leave the stage out where teacher or student lacks a tap it matches")
+    optional: bool = Field(False, description="skip the stage if teacher or student lacks a tap that it matches")
     requires: dict[str, Limit] = Field(
         default_factory=dict, description="start only if: SIDE.FIGURE -> {min, max}, e.g. teacher.top1: {min: 0.6}"
     )
-    sites: str = Field("*", description="glob over site names, for local stages")
+    sites: str = Field("*", description="glob pattern of site names, for local stages")
     matches: dict[str, Match] = Field(default_factory=dict, description="name -> match; null removes an inherited one")
     trains: dict[str, Group] = Field(
-        default_factory=dict, description="parameter group -> how it trains; `connectors`, `objectives` are groups too"
+        default_factory=dict, description="parameter group -> how it trains, including `connectors` and `objectives`"
     )
     share: float | None = Field(None, ge=0, description="share of the run's budget")
     units: int | None = Field(None, ge=0, description="tokens, images or rays; overrides `share`")
     epochs: float | None = Field(None, gt=0, description="passes over the training data, from the data's own size")
     until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
-    passes: int = Field(1, ge=1, description="how often the very same batches are read; they count once per pass")
+    passes: int = Field(1, ge=1, description="how many times the same batches are read; they count once per pass")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="a number, or {size: 100, steps: {…}}")
-    micro_batch: int | None = Field(None, ge=1, description="samples per forward; default the whole batch")
-    sample: dict[str, Any] = Field(default_factory=dict, description="what one sample is, e.g. {length: 512}")
-    phases: list[Phase] = Field(default_factory=list, description="settings that change on the way")
+    micro_batch: int | None = Field(None, ge=1, description="samples per forward pass; default: the whole batch")
+    sample: dict[str, Any] = Field(default_factory=dict, description="form of one sample, e.g. {length: 512}")
+    phases: list[Phase] = Field(default_factory=list, description="settings that change during the stage")
     optimiser: Optimiser = Field(default_factory=Optimiser)
-    ema: EMA | None = Field(None, description="a decay, or {decay: 0.999, adopt: true}")
+    ema: EMA | None = Field(None, description="moving average: a decay, or {decay: 0.999, adopt: true}")
     teacher_cache: Literal["auto", "off", "disk"] = "auto"
     validation: Validation | None = None
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps between checkpoints")
@@ -233,7 +243,7 @@ class Stage(Model):
     @model_validator(mode="before")
     @classmethod
     def _named_matches(cls, data: Any) -> Any:
-        """A list of matches is taken as m0, m1, ...; a name that is null is gone."""
+        """Name a list of matches m0, m1, ...; drop names that are null."""
         if isinstance(data, Mapping) and isinstance(data.get("matches"), list):
             data = {**data, "matches": {f"m{i}": m for i, m in enumerate(data["matches"])}}
         return _without_null(data, "matches")
@@ -253,25 +263,29 @@ class Data(Model):
 
 
 class CurveConfig(Model):
-    """The metric's figures on a few fixed held-out samples while the student trains; the seconds of it do not count."""
+    """Evaluates the metric on a few fixed samples during training; the time is not counted as training."""
 
-    samples: int = Field(2, ge=1, description="held-out samples, the same at every point")
-    every: int = Field(100, ge=1, description="optimiser steps between points; every stage also ends with one")
+    samples: int = Field(2, ge=1, description="samples, the same at every point")
+    every: int = Field(100, ge=1, description="optimiser steps between points; every stage also ends with a point")
     seconds: float | None = Field(None, gt=0, description="training seconds between points; instead of `every`")
 
 
 class Evaluate(Model):
     """Held-out evaluation."""
 
-    metric: str | None = Field(None, description="registered metric; default the target's or the student's family's")
+    metric: str | None = Field(
+        None, description="registered metric; default: that of the target or the student's family"
+    )
     metric_options: dict[str, Any] = Field(default_factory=dict)
     samples: int = Field(16, ge=1, description="held-out samples")
     batch: int = Field(2, ge=1)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
-    curve: CurveConfig | None = Field(None, description="quality over training time, e.g. {samples: 2, every: 100}")
+    curve: CurveConfig | None = Field(
+        None, description="quality curve over training time, e.g. {samples: 2, every: 100}"
+    )
     exports: bool = Field(
-        False, description="also judge the exported files; their figures and gates are exports.PROFILE.FIGURE"
+        False, description="also evaluate the exported files; their figures and gates are exports.PROFILE.FIGURE"
     )
 
 
@@ -279,8 +293,8 @@ class Export(Model):
     """ONNX export."""
 
     profiles: list[str] = Field(default_factory=lambda: ["cpu"])
-    options: dict[str, Any] = Field(default_factory=dict, description="of the target's export, e.g. prefill")
-    parity_samples: int = Field(8, ge=1, description="held-out samples that exports are compared on")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the target's export, e.g. prefill")
+    parity_samples: int = Field(8, ge=1, description="held-out samples on which exports are compared")
     bench: bool = True
 
 
@@ -295,12 +309,12 @@ class Runtime(Model):
     """Where and how it runs."""
 
     device: Device = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 autocast where the device has it")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default every core this process may use")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 autocast if the device supports it")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: every core this process may use")
     sharding: Literal["auto", "replicate", "fsdp2"] = "auto"
     on_nan: Literal["stop", "retry"] = "stop"
     oom_retries: int = Field(4, ge=0)
-    cache_gb: float = Field(4.0, ge=0, description="largest teacher cache on disk, GB")
+    cache_gb: float = Field(4.0, ge=0, description="maximum size of the teacher cache on disk, GB")
     cache: Literal["run", "shared"] = Field("run", description="shared: one teacher cache for many runs, by sample_id")
     tensorboard: bool = True
 
@@ -310,7 +324,7 @@ class TeacherConfig(Model):
 
     ref: str = Field(description="SCHEME:REF, or ema, self, random")
     options: dict[str, Any] = Field(default_factory=dict)
-    weight: float = Field(1.0, ge=0, description="where several are averaged (`*:TAP`)")
+    weight: float = Field(1.0, ge=0, description="weight when several are averaged (`*:TAP`)")
 
     @model_validator(mode="before")
     @classmethod
@@ -319,20 +333,20 @@ class TeacherConfig(Model):
 
 
 MODELS = ("student", "ema", "self", "random", "batch", "*")
-"""What references name besides teachers."""
+"""Names in references that are not teachers."""
 
 
 class RunConfig(Model):
     """A whole conversion."""
 
-    recipe: str | None = Field(None, description="packaged recipe or method this configuration starts from")
-    teacher: str = Field("", description="SCHEME:REF of what the student comes from; `none` for a student of its own")
+    recipe: str | None = Field(None, description="packaged recipe or method that this configuration extends")
+    teacher: str = Field("", description="SCHEME:REF of the main teacher; `none` to train without one")
     teacher_options: dict[str, Any] = Field(default_factory=dict)
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers by name")
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: Data = Field(default_factory=Data)
-    budget: int = Field(100_000, ge=0, description="the dial: training units (tokens, images, rays) over all stages")
-    stages: dict[str, Stage] = Field(default_factory=dict, description="in order")
+    budget: int = Field(100_000, ge=0, description="training units (tokens, images, rays) over all stages")
+    stages: dict[str, Stage] = Field(default_factory=dict, description="stages in order")
     gates: dict[str, Gate] = Field(default_factory=dict)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
@@ -345,5 +359,5 @@ class RunConfig(Model):
     def _names(cls, teachers: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
         taken = [name for name in teachers if name in MODELS or ":" in name]
         if taken:
-            raise ValueError(f"a teacher cannot be called {taken[0]!r}: references use it for something else")
+            raise ValueError(f"a teacher cannot be called {taken[0]!r}: the name is reserved in references")
         return teachers

@@ -1,4 +1,4 @@
-"""Short forms of a configuration, and which of its members have names and can be removed."""
+"""Short forms of a configuration, and its named members that can be removed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ SHORT = {
     ("stages", "*", "optimiser", "schedule"): "name",
     ("stages", "*", "matches", "*", "through"): "connector",
 }
-"""Models that may be written as one value, and the field that it stands for."""
 KEPT = (("stages", "*", "batch"), ("stages", "*", "ema"))
-"""A number given for one of them changes that field only; another schedule or connector replaces the whole model, whose
-options belong to the old one."""
+"""A number given for one of these changes only that field; another schedule or connector replaces the whole model,
+including its options."""
 NAMED = (
     ("stages", "*"),
     ("gates", "*"),
@@ -30,26 +29,26 @@ NAMED = (
     ("stages", "*", "batch", "steps", "*"),
     ("stages", "*", "optimiser", "wrap", "*"),
 )
-"""Members that null removes."""
+"""Members that can be removed with null."""
 
 
 def is_at(path: Path, pattern: tuple[str, ...]) -> bool:
-    """Whether a path is one that a pattern means."""
+    """Return whether a path matches a pattern."""
     return len(path) == len(pattern) and all(fnmatchcase(str(k), p) for k, p in zip(path, pattern, strict=True))
 
 
 def removable(path: Path) -> bool:
-    """Whether null at ``path`` removes a member that an earlier layer brought."""
+    """Return whether null at ``path`` removes a member of an earlier layer."""
     return any(is_at(path, pattern) for pattern in NAMED)
 
 
 def short_field(path: Path) -> str | None:
-    """The field that a single value at ``path`` stands for."""
+    """Return the field that a single value at ``path`` sets."""
     return next((name for pattern, name in SHORT.items() if is_at(path, pattern)), None)
 
 
 def written_out(path: Path, value: Any) -> Any:
-    """A value with every list of matches in it named m0, m1, ..."""
+    """Return a value with the entries of every list of matches named m0, m1, ..."""
     if is_at(path, ("stages", "*", "matches")) and isinstance(value, list):
         return {f"m{i}": item for i, item in enumerate(value)}
     if len(path) < 3 and isinstance(value, Mapping) and (not path or path[0] == "stages"):
@@ -58,7 +57,7 @@ def written_out(path: Path, value: Any) -> Any:
 
 
 def named_path(path: Path) -> Path:
-    """A path through a list of matches as it leads through the named ones."""
+    """Return a path through a list of matches as a path through the named ones."""
     if len(path) > 3 and is_at(path[:3], ("stages", "*", "matches")) and isinstance(path[3], int):
         return (*path[:3], f"m{path[3]}", *path[4:])
     return path

@@ -42,23 +42,23 @@ class StudyConfig(Model):
     """Arms × seeds of conversions, compared in one table."""
 
     base: str | dict[str, Any] = Field(
-        default_factory=dict, description="what all runs share: a YAML file, a recipe or method, or a configuration"
+        default_factory=dict, description="base of all runs: a YAML file, a recipe or method, or a configuration"
     )
     arms: dict[str, Arm] = Field(default_factory=dict, description="name -> {set: {key: value}}")
     axes: dict[str, list[Any]] = Field(default_factory=dict, description="dotted key -> values; all combinations run")
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
-    control: str | None = Field(None, description="the arm that the others are compared with, seed by seed")
+    control: str | None = Field(None, description="arm with which the others are compared, seed by seed")
     metrics: list[str] = Field(
-        default_factory=list, description="figures of eval.json, the gated ones included; default the headline"
+        default_factory=list, description="figures of eval.json, including gated ones; default: the headline"
     )
-    jobs: int = Field(1, ge=1, description="runs at a time")
-    threads: int = Field(1, ge=1, description="CPU threads of a run, unless the configuration says otherwise")
+    jobs: int = Field(1, ge=1, description="number of parallel runs")
+    threads: int = Field(1, ge=1, description="CPU threads per run, unless set in the configuration")
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="local, submitit or ray")
 
     @model_validator(mode="after")
     def _complete(self) -> StudyConfig:
         if not self.arms and not self.axes:
-            raise ValueError("give `arms`, `axes` or both: a study compares something")
+            raise ValueError("give `arms`, `axes` or both: a study needs something to compare")
         wrong = [name for name in self.arms if not NAME.match(name)]
         if wrong:
             raise ValueError(f"arm {wrong[0]!r}: a name is letters, digits, '.', '_', '+' and '-'")
@@ -67,35 +67,35 @@ class StudyConfig(Model):
             raise ValueError(f"axes.{empty[0]} has no value")
         keys = [key for arm in self.arms.values() for key in arm.set] + list(self.axes)
         if "seed" in keys:
-            raise ValueError("`seed` is no arm or axis: the runs of an arm differ in it; use `seeds`")
+            raise ValueError("`seed` cannot be an arm or axis value; use `seeds`")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed is named twice")
+            raise ValueError("a seed is listed twice")
         return self
 
 
 def load_study(study: Path | str | Mapping[str, Any]) -> tuple[StudyConfig, str, Path]:
-    """A study from a YAML file or from plain data.
+    """Load a study from a YAML file or plain data.
 
     Returns:
-        The study, its name (of the file) and the folder that relative files in it are looked up in.
+        The study, its name (from the file) and the folder against which relative paths are resolved.
 
     Raises:
-        UsageError: a file, key or value is wrong.
+        UsageError: a file, key or value is invalid.
     """
     if isinstance(study, Mapping):
         return validated(StudyConfig, study, "study"), "study", Path()
     path = Path(study)
     data = parse_yaml(read_yaml(path), path.name).data
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: the top level should be a mapping, not {type(data).__name__}")
+        raise UsageError(f"{path}: the top level must be a mapping, not {type(data).__name__}")
     return validated(StudyConfig, data, f"{path.name}: "), path.stem, path.parent
 
 
 def read_yaml(path: Path) -> str:
-    """The text of a configuration file.
+    """Return the text of a configuration file.
 
     Raises:
-        UsageError: it cannot be read, or is too large for one.
+        UsageError: it cannot be read, or is too large.
     """
     try:
         content = path.read_bytes()[: MAX_BYTES + 1]

@@ -1,4 +1,4 @@
-"""Data of a user or of a file against a model, with an error a person can act on."""
+"""Validation of user or file data against a model, with actionable errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from xarch.errors import UsageError
 
 M = TypeVar("M", bound=BaseModel)
 SHOWN = 80
-"""Characters of a wrong value that are shown."""
+"""Maximum number of characters shown of an invalid value."""
 
 
 def validated(model: type[M], data: Mapping[str, Any], where: str, hint: str = "") -> M:
-    """The model of some data.
+    """Validate data and return the model.
 
     Args:
-        where: what the data are, put before each wrong key with a dot, e.g. "student.options"; nothing is put between
-            where it ends with a space.
-        hint: what to do; by default the keys that exist.
+        where: path of the data, prefixed to each invalid key with a dot, e.g. "student.options"; without a dot if it
+            ends with a space.
+        hint: help text; by default the existing keys.
 
     Raises:
-        UsageError: unknown keys or wrong values, each named with what is wanted and the value seen.
+        UsageError: unknown keys or invalid values, each with the expected and the actual value.
     """
     try:
         return model.model_validate(dict(data))
@@ -33,7 +33,7 @@ def validated(model: type[M], data: Mapping[str, Any], where: str, hint: str = "
 
 
 def refusal(error: ValidationError, model: type[BaseModel], where: str, hint: str = "") -> UsageError:
-    """The error to show for data that a model refuses; arguments as for :func:`validated`."""
+    """Return the error to show for data that a model rejects; arguments as for :func:`validated`."""
     lines = []
     for item in error.errors():
         keys = ".".join(str(part) for part in item["loc"])

@@ -1,4 +1,4 @@
-"""A configuration as a file for people: every key with its meaning, what is not set as a comment with its default."""
+"""Writes a configuration as a commented file: every key with its description; unset keys as comments with defaults."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def render(resolved: LoadedConfig, *, recipes: Sequence[str] = ()) -> str:
-    """YAML with comments: values the user or a recipe gave are active, defaults are commented out.
+    """Return commented YAML: values set by the user or a recipe are active, defaults are commented out.
 
     Args:
-        recipes: names shown where no recipe is chosen.
+        recipes: names shown if no recipe is chosen.
     """
     given = [tuple(key.split(".")) for key, origin in resolved.provenance.items() if origin != DEFAULT]
     page = _Page(given)
@@ -34,14 +34,14 @@ def render(resolved: LoadedConfig, *, recipes: Sequence[str] = ()) -> str:
 
 
 class _Page:
-    """Writes models as YAML lines; a field's meaning is printed the first time the field appears."""
+    """Writes models as YAML lines; a field's description is printed the first time the field appears."""
 
     def __init__(self, given: Sequence[tuple[str, ...]]) -> None:
         self.given = {path[:i] for path in given for i in range(1, len(path) + 1)}
         self.described: set[tuple[type[BaseModel], str]] = set()
 
     def model(self, value: BaseModel, path: Path) -> Iterator[str]:
-        """The fields of a model, in the order of the schema."""
+        """Write the fields of a model, in schema order."""
         kind = type(value)
         first_time = not any(known is kind for known, _ in self.described)
         for name, field in kind.model_fields.items():
@@ -64,7 +64,7 @@ class _Page:
     def field(self, value: Any, path: Path, active: bool) -> Iterator[str]:
         indent, name = "  " * (len(path) - 1), path[-1]
         if isinstance(value, BaseModel):
-            # An empty section is allowed, so its keys can be uncommented one by one.
+            # Empty sections are allowed, so their keys can be uncommented one by one.
             yield f"{indent}{name}:" if active or not indent else f"{indent}# {name}:"
             yield from self.model(value, path)
         elif not active:
@@ -81,7 +81,7 @@ class _Page:
             yield f"{indent}{name}: {_flow(value)}"
 
     def entry(self, key: str, item: BaseModel, path: Path) -> Iterator[str]:
-        """One named stage, gate or group: whole when it is small, else field by field."""
+        """Write one named stage, gate or group: on one line if small, else field by field."""
         indent = "  " * (len(path) - 1)
         if not any(models_at((*path, name)) for name in type(item).model_fields):
             yield f"{indent}{_key(key)}: {_flow(item.model_dump(mode='json', exclude_defaults=True))}"

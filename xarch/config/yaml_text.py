@@ -1,4 +1,4 @@
-"""YAML as a configuration language: plain values with their lines, and nothing that runs, expands or surprises.
+"""YAML as a configuration language: plain values with line numbers; no code execution and bounded expansion.
 
 Differences from PyYAML's safe loader: ``1e-3`` is a number, ``off`` and ``no`` are text (as in YAML 1.2), dates stay
 text, duplicate keys, tags, merge keys, NaN and infinity are errors, and size, depth and expansion are bounded.
@@ -69,7 +69,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def dump_yaml(value: Any, *, flow: bool = False) -> str:
-    """``value`` as YAML that :func:`parse_yaml` reads back; ``flow`` puts it on one line."""
+    """Return ``value`` as YAML readable by :func:`parse_yaml`; ``flow`` puts it on one line."""
     width = 1_000_000 if flow else 100
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=width)
     return str(text).removesuffix("...\n")
@@ -79,7 +79,8 @@ def parse_yaml(text: str, where: str) -> Document:
     """Parse one YAML document; ``where`` names it in errors. An empty text is an empty mapping.
 
     Raises:
-        UsageError: it is not YAML, or is something a configuration must not be (see the module's description).
+        UsageError: it is not valid YAML, or contains something not allowed in a configuration (see the module
+            docstring).
     """
     if len(text) > MAX_BYTES:
         raise UsageError(f"{where} has {len(text)} characters; a configuration has at most {MAX_BYTES}")
@@ -109,7 +110,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 class _Builder:
-    """Turns nodes into values, counting what aliases expand to."""
+    """Converts nodes to values and limits alias expansion."""
 
     def __init__(self, where: str) -> None:
         self.where = where

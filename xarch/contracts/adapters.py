@@ -59,7 +59,7 @@ class SourceAdapter(ABC):
         """Return options for the same architecture cut to two layers, for ``--tiny``.
 
         Raises:
-            UsageError: this source cannot be cut.
+            UsageError: this source does not support it.
         """
         raise UsageError(f"{type(self).__name__} does not support --tiny; run without it")
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, also after a power cut."""
+"""Atomic files and folders: complete or absent, even after a power failure."""
 
 from __future__ import annotations
 

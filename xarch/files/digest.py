@@ -56,7 +56,7 @@ def file_digest(path: Path | str) -> str:
 
 
 def _remembered(note: Path) -> dict[str, object]:
-    """What an earlier call wrote; an unreadable note counts as none, since the digest can always be taken again."""
+    """Return the cached digest; an unreadable entry counts as missing, since the digest can be recomputed."""
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,7 +65,7 @@ def _remembered(note: Path) -> dict[str, object]:
 
 
 def _remember(note: Path, known: dict[str, object]) -> None:
-    """Keep a digest; a cache that cannot be written only costs time later."""
+    """Cache a digest; if the cache cannot be written, the digest is recomputed later."""
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, json.dumps(known) + "\n")

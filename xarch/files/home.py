@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def config_dir() -> Path:
-    """Folder of the user's settings; ``$XARCH_HOME/config`` where XARCH_HOME is set. Not created here."""
+    """Folder of the user's settings; ``$XARCH_HOME/config`` where XARCH_HOME is set. It is not created."""
     return _home("config")
 
 
 def cache_dir() -> Path:
-    """Folder of downloads and teacher caches; ``$XARCH_HOME/cache`` where XARCH_HOME is set. Not created here."""
+    """Folder of downloads and teacher caches; ``$XARCH_HOME/cache`` where XARCH_HOME is set. It is not created."""
     return _home("cache")
 
 

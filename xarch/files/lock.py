@@ -1,4 +1,4 @@
-"""One process at a time in a folder of the user's cache."""
+"""Lock of a folder in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ NOTICE_SECONDS = 1.0
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of ``folder``, which is made when missing; the system frees it when its holder dies.
-
-    ``say`` gets a line when another process has it and this one must wait.
+    """Hold the lock of ``folder``, which is created if missing; the system releases it when its holder dies. ``say`` is
+    called with a line if this process has to wait.
 
     Raises:
         UsageError: the folder cannot be written.

@@ -42,7 +42,7 @@ class RunDir:
         self.report_md = self.path / "report.md"
 
     def teacher_bench(self, profile: str) -> Path:
-        """Where the teacher's own graphs for one export profile lie, for the bench alone."""
+        """Return the folder of the teacher's graphs for one export profile, used only by the bench."""
         return self.bench_dir / "teacher" / profile
 
     @staticmethod
@@ -116,7 +116,7 @@ class RunDir:
 
     @staticmethod
     def cut_rows(file: Path, size: int) -> None:
-        """Forget lines written after a checkpoint, so that a resumed run writes them once."""
+        """Truncate lines written after a checkpoint, so that a resumed run writes them once."""
         if file.exists() and file.stat().st_size > size:
             os.truncate(file, size)
 

@@ -27,7 +27,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step is done."""
+        """Update the averages after a step."""
         self.updates += 1
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, parameter in self.parameters.items():
@@ -35,14 +35,14 @@ class EMA:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """The average is what the parameters are now."""
+        """Reset the averages to the current parameters."""
         self.updates = 0
         for name, parameter in self.parameters.items():
             self.averages[name].copy_(parameter.detach())
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the parameters have the averaged values; nested uses change nothing more."""
+        """Swap the averaged values into the parameters inside the context; nested uses have no effect."""
         if self._swapped:
             yield
             return
@@ -56,7 +56,7 @@ class EMA:
             self._set(own)
 
     def adopt(self) -> None:
-        """The parameters take the averaged values."""
+        """Copy the averaged values into the parameters."""
         self._set(self.averages)
 
     @torch.no_grad()
@@ -65,12 +65,12 @@ class EMA:
             parameter.copy_(values[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Averages by name and the number of updates under ``""``."""
+        """Return averages by name, and the number of updates under ``""``."""
         return {**self.averages, "": torch.tensor(self.updates)}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`state`; tensors are placed as the averages are."""
+        """Restore the result of :meth:`state`; tensors are placed like the averages."""
         self.updates = int(state[""])
         for name, average in self.averages.items():
             average.copy_(state[name])

@@ -1,4 +1,4 @@
-"""The optimisers that come with xarch, as registered kinds."""
+"""Built-in optimisers as registered kinds."""
 
 from __future__ import annotations
 

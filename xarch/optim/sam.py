@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is that of a nearby place where the loss is higher (arXiv 2010.01412)."""
+"""Sharpness-aware minimisation: the gradient is taken at a nearby point with higher loss (arXiv 2010.01412)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FAINTEST = 1e-12
 class SAMOptions(Options):
     """Options of ``sam``."""
 
-    rho: float = Field(0.05, gt=0, description="how far the parameters move together")
-    adaptive: bool = Field(False, description="in units of each weight (arXiv 2102.11600)")
+    rho: float = Field(0.05, gt=0, description="norm of the perturbation of all parameters")
+    adaptive: bool = Field(False, description="scale the perturbation by each weight (arXiv 2102.11600)")
 
 
 class SAM(OptimiserWrapper):
@@ -29,7 +29,7 @@ class SAM(OptimiserWrapper):
 
     @torch.no_grad()
     def perturb(self, parameters: Iterable[nn.Parameter], options: SAMOptions) -> list[tuple[nn.Parameter, Tensor]]:
-        """Moved parameters with the values they had: adding and subtracting would not give back every bit."""
+        """Perturb the parameters and return their old values: adding and subtracting would not restore every bit."""
         moving = [(p, p.grad, p.abs() if options.adaptive else None) for p in parameters if p.grad is not None]
         if not moving:
             return []

@@ -32,12 +32,12 @@ class LearningRate:
         return math.ceil(self.warmup * steps)
 
     def falls_at(self, steps: int) -> int:
-        """As :meth:`Schedule.falls_at`."""
+        """See :meth:`Schedule.falls_at`."""
         return self.schedule.falls_at(steps, self.options)
 
     @property
     def decay_share(self) -> float | None:
-        """As :meth:`Schedule.decay_share`."""
+        """See :meth:`Schedule.decay_share`."""
         return self.schedule.decay_share(self.options)
 
     def factor(self, step: float, steps: int) -> float:

@@ -1,1 +1,1 @@
-"""Everything that depends on an architecture is a plugin: declaration, isolated loading, lookup."""
+"""Plugins: declaration, isolated loading, lookup. Everything that depends on an architecture is a plugin."""

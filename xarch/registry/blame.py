@@ -1,4 +1,4 @@
-"""Whose error is it? What a plugin raises is shown as the plugin's, never as a failure of xarch."""
+"""Attributes exceptions raised by plugin code to the plugin, never to xarch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ HINT = "`-v` shows the plugin's traceback"
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of the traceback: type and message."""
+    """Return the last line of the traceback: type and message."""
     lines = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
 
 
 def passes(error: BaseException) -> bool:
-    """Whether an error is nobody's fault: made for the user, or memory that ran out, which the engine answers."""
+    """Return whether an error passes unchanged: errors for the user, and out-of-memory errors, which the engine
+    handles."""
     return isinstance(error, XarchError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @contextlib.contextmanager
 def plugin_errors(who: str) -> Iterator[None]:
-    """Turn what goes wrong inside into ``PluginError("WHO: TYPE: MESSAGE")``.
-
-    Errors made for the user pass, and so does running out of memory, which the engine answers itself.
+    """Convert exceptions to ``PluginError("WHO: TYPE: MESSAGE")``. Errors for the user pass, and so do out-of-memory
+    errors, which the engine handles.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def plugin_errors(who: str) -> Iterator[None]:
 
 
 class Owners:
-    """Finds the plugin that a traceback leads to.
+    """Finds the plugin responsible for a traceback.
 
     Args:
         plugins: every plugin that was found.
@@ -60,11 +60,11 @@ class Owners:
             else:
                 module = info.origin.partition(":")[0]
                 self._modules[module] = info
-                # A plugin whose module is deep inside a package owns all of it, but for modules of other plugins.
+                # A plugin owns its whole package, except for modules of other plugins.
                 self._modules.setdefault(module.partition(".")[0], info)
 
     def of(self, error: BaseException) -> PluginInfo | None:
-        """The plugin whose code is innermost on the traceback; None if only xarch and libraries are on it."""
+        """Return the plugin whose code is innermost on the traceback; None if it has only xarch and library frames."""
         found = None
         step = error.__traceback__
         while step is not None:

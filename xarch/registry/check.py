@@ -1,4 +1,4 @@
-"""Static checks of one plugin, in a process of its own, so that one that hangs or crashes is only a finding."""
+"""Static checks of one plugin in a separate process, so that a hang or crash is just a finding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BASES = {
     "data": "xarch.contracts.data:DataProvider",
     "metric": "xarch.contracts.metric:Metric",
 }
-"""Kind -> the class that its declarations name a subclass of."""
+"""Kind -> base class of what its declarations load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _about_spec(registry: Registry, spec: Spec) -> Finding:
 
 
 def _wrong(registry: Registry, spec: Spec, found: Any) -> str:
-    """What is wrong with an imported declaration, or ""."""
+    """Return what is wrong with an imported declaration, or ""."""
     import importlib
 
     if spec.kind in RESOURCES:
@@ -136,7 +136,7 @@ def _wrong(registry: Registry, spec: Spec, found: Any) -> str:
 
         top = parse_yaml(found, spec.load).data
         if not isinstance(top, dict):
-            return "the top level should be a mapping"
+            return "the top level must be a mapping"
         return "it has no `method:` head" if spec.kind == "method" and not isinstance(top.get("method"), dict) else ""
     if spec.kind == "teacher":
         return "" if ":" in str(found.get("ref", "")) else "ref should be SCHEME:REF"
@@ -156,7 +156,7 @@ def _wrong(registry: Registry, spec: Spec, found: Any) -> str:
 
 
 def _other_facts(registry: Registry, spec: Spec, found: Any) -> str:
-    """What a declaration says of a class that is not so, or ""."""
+    """Return a mismatch between a declaration and its class, or ""."""
     units = spec.data.get("units")
     if units and units != found.units:
         return f"is declared in {units!r}, its class says {found.units!r}"

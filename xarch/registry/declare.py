@@ -1,4 +1,4 @@
-"""Lazy declarations: what a plugin offers, without importing it; ``xarch_register`` receives one method per kind."""
+"""Lazy declarations: what a plugin provides, without importing it; one method per kind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Spec:
     """One registered thing.
 
     Attributes:
-        kind, name: what and how it is called; ``plugin:name`` picks one where two plugins claim a name.
+        kind, name: its kind and name; ``plugin:name`` selects one if two plugins use the same name.
         load: "module:attribute" imported on first use ("" for pure data, see ``data``).
         summary: one line for ``xarch list``.
         plugin: entry-point name of the owner; filled in by the loader.
@@ -72,17 +72,18 @@ class Spec:
         return f"{self.plugin}:{self.name}"
 
     def rivals(self, other: Spec) -> bool:
-        """Whether both claim the same name for the same thing."""
+        """Return whether both declare the same name for the same kind and layouts."""
         same = (self.kind, self.name) == (other.kind, other.name)
         return same and (set(self.layouts) & set(other.layouts) != set() or not (self.layouts or other.layouts))
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Every family it names."""
+        """All families it names."""
         return (*self.accepts, self.produces) if self.produces else self.accepts
 
     def serves(self, family: str) -> bool:
-        """Whether it is for teachers (targets) or students (metrics, methods, report sections) of this family."""
+        """Return whether it supports teachers (targets) or students (metrics, methods, report sections) of this
+        family."""
         anything = not self.accepts and self.kind in ("method", "report")
         return anything or ANY_FAMILY in self.accepts or family in self.accepts
 
@@ -93,7 +94,7 @@ RESOURCE = re.compile(r"[A-Za-z_][\w.]*:[\w./+-]+\Z")
 
 
 class Declarations:
-    """Collects the declarations of one plugin; nothing named here is imported before it is used.
+    """Collects the declarations of one plugin; nothing is imported before it is used.
 
     Every method takes ``load`` ("module:attribute"), ``summary`` (one line for ``xarch list``) and the optional
     ``extra`` (what to install for it), ``needs`` (modules it needs), ``api`` (plugin API it was written for) and
@@ -262,5 +263,5 @@ class Declarations:
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
-    """Several names; one string is one name, not its letters."""
+    """Return a tuple of names; a single string is one name."""
     return (names,) if isinstance(names, str) else tuple(names)

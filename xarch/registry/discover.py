@@ -1,4 +1,4 @@
-"""Finds plugins without importing them: entry points of installed distributions, and files given by hand."""
+"""Finds plugins without importing them: entry points of installed distributions, and plugin files."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Candidate:
 
 
 def discover(files: Iterable[str] = ()) -> list[Candidate]:
-    """Every plugin of this environment sorted by (distribution, name), the core first and plugin files last.
+    """Return all plugins of this environment sorted by (distribution, name), the core first and plugin files last.
 
-    Two distributions that use one name are both called ``DISTRIBUTION/NAME``; xarch's own names stay as they are.
+    If two distributions use the same name, both are called ``DISTRIBUTION/NAME``; xarch's own names are kept.
 
     Raises:
         UsageError: a plugin file does not exist.
@@ -56,7 +56,7 @@ def discover(files: Iterable[str] = ()) -> list[Candidate]:
 
 
 def files_from_environment() -> list[str]:
-    """Plugin files in XARCH_PLUGIN_FILES, separated like PATH."""
+    """Return the plugin files in XARCH_PLUGIN_FILES, separated like PATH."""
     return [f for f in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if f]
 
 

@@ -26,7 +26,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def xarch_register(registry: Declarations) -> None:
     """Declare sources, targets, objectives, stages, recipes, data, exports, metrics and named teachers.
 
-    Runs whenever xarch starts, so nothing heavy may be imported here: every declaration names a
+    Runs whenever xarch starts, so import nothing heavy here: every declaration names a
     ``"module:attribute"`` that is imported on first use.
     """
 
@@ -38,22 +38,22 @@ def xarch_modify_plan(plan: Plan) -> None:
 
 @hookspec
 def xarch_stage_started(run: Any, stage: PlannedStage) -> None:
-    """A stage is about to run. ``run`` is the run folder (``run.path`` is its path)."""
+    """Called before a stage runs. ``run`` is the run folder (``run.path`` is its path)."""
 
 
 @hookspec
 def xarch_stage_finished(run: Any, stage: PlannedStage, outcome: StageOutcome) -> None:
-    """A stage is done and its checkpoint is written."""
+    """Called when a stage is done and its checkpoint is written."""
 
 
 @hookspec
 def xarch_step_finished(run: Any, stage: PlannedStage, step: int, metrics: Mapping[str, float]) -> None:
-    """An optimiser step was logged. Called on the first process only, at the stage's logging interval."""
+    """Called when an optimiser step is logged, on rank 0 only, at the stage's logging interval."""
 
 
 @hookspec(firstresult=True)
 def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGraph]) -> Sequence[ExportGraph] | None:
-    """Replace the graphs a target gives for a profile, or None to leave them.
+    """Return replacements for the graphs of a target for a profile, or None to keep them.
 
     The first result wins. Checker and parity gate run on what was returned: each graph is compared
     with the student's taps as its ``reads`` and ``gives`` say, and by the target's own cases, so names, inputs and

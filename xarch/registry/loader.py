@@ -1,4 +1,4 @@
-"""Loads plugins one by one, so that a broken one costs only what it offers itself."""
+"""Loads plugins one by one, so that a broken plugin does not affect the others."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class PluginInfo:
         origin: where it was found: ``module`` of an entry point, or the path of a plugin file.
         distribution, version: who ships it; empty for a plugin file.
         state: one of :data:`STATES`.
-        detail: why it is in that state: the last traceback line, the missing extra, the other owner.
+        detail: reason for the state: the last traceback line, the missing extra, or the other owner.
         hooks: hooks it implements.
-        declared: number of things it registered.
+        declared: number of its declarations.
         load_ms: time to import and register it, in milliseconds.
         output: what it printed while it was imported.
         heavy: heavy libraries it imported while it was registered; there should be none.
@@ -68,7 +68,7 @@ class PluginInfo:
 
     @property
     def owner(self) -> str:
-        """How errors name it: plugin, distribution and version."""
+        """Its name in errors: plugin, distribution and version."""
         ships = f"{self.distribution} {self.version}".strip() or self.origin
         return f"plugin {self.name!r} ({ships})"
 
@@ -77,15 +77,15 @@ EVERYTHING = frozenset({"all", "*"})
 
 
 def state_file() -> Path:
-    """The file that holds the list."""
+    """Return the file with the list of disabled plugins."""
     return config_dir() / "plugins.json"
 
 
 def stored_disabled() -> list[str]:
-    """Names in the user's list, sorted.
+    """Return the names in the user's list, sorted.
 
     Raises:
-        UsageError: the file exists and is not what xarch writes.
+        UsageError: the file is not in the format that xarch writes.
     """
     path = state_file()
     if not path.is_file():
@@ -106,7 +106,7 @@ def disable(name: str) -> None:
     """Add ``name`` to the user's list.
 
     Raises:
-        UsageError: the core cannot be switched off.
+        UsageError: the core cannot be disabled.
     """
     if name == CORE:
         raise UsageError("the core plugin cannot be disabled: the engine's own stages and objectives live there")
@@ -114,7 +114,7 @@ def disable(name: str) -> None:
 
 
 def enable(name: str) -> None:
-    """Take ``name`` off the user's list."""
+    """Remove ``name`` from the user's list."""
     _write(set(stored_disabled()) - {name})
 
 
@@ -133,14 +133,14 @@ PREFIX = "xarch_"
 
 @functools.cache
 def get_registry() -> Registry:
-    """The registry of this process. ``get_registry.cache_clear()`` makes the next call load everything again."""
+    """Return the registry of this process. ``get_registry.cache_clear()`` makes the next call load everything again."""
     return load_registry(files_from_environment())
 
 
 def load_registry(files: Sequence[str] = (), *, only: str | None = None) -> Registry:
     """Load every plugin that is installed and not disabled, then the plugin ``files``.
 
-    With ``only``, load the core and the plugin of that name, also if it is disabled.
+    With ``only``, load only the core and the plugin with that name, even if it is disabled.
 
     Raises:
         PluginError: a plugin file fails, or any plugin does while XARCH_STRICT_PLUGINS=1.
@@ -174,7 +174,8 @@ _STRICT_HINT = "`-v` shows the plugin's traceback"
 
 
 class Manager(pluggy.PluginManager):
-    """Looks at ``xarch_*`` names only, so that registering a module never triggers its lazy attributes."""
+    """Plugin manager that inspects ``xarch_*`` names only, so that registering a module never triggers its lazy
+    attributes."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         return super().parse_hookimpl_opts(plugin, name) if name.startswith(PREFIX) else None
@@ -188,7 +189,7 @@ class _Outcome:
 
 
 def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Outcome:
-    """Load one plugin; whatever happens inside ends up in its info. Only Ctrl-C passes."""
+    """Load one plugin and record any failure in its info. Only KeyboardInterrupt propagates."""
     c = candidate
     info = PluginInfo(c.name, c.origin, c.distribution, c.version)
     by_hand = c.entry_point is None
@@ -230,7 +231,7 @@ def _heavy() -> set[str]:
 
 
 def _incompatible(c: Candidate) -> str:
-    """Why the distribution's own requirement excludes this xarch, or ""."""
+    """Return why the distribution's requirements exclude this xarch version, or ""."""
     from xarch._version import __version__
 
     if c.distribution == OWN_DISTRIBUTION:
@@ -290,7 +291,7 @@ def _hook_names(specs: ModuleType) -> Iterable[str]:
 
 
 def _with_state(registry: Registry, info: PluginInfo) -> PluginInfo:
-    """The plugin's state after all are loaded: a declaration may miss an extra, or be claimed by another plugin."""
+    """Return the plugin's state after loading all: a declaration may lack an extra, or conflict with another plugin."""
     if info.state != "ok":
         return info
     own = [s for s in registry.specs() if s.plugin == info.name]

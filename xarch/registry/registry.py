@@ -1,4 +1,4 @@
-"""Looks up what plugins declared, and imports it on first use."""
+"""Looks up declarations of plugins, and imports them on first use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_resource(load: str) -> str:
-    """The UTF-8 text of ``package:folder/file``; for a single-file plugin the folder of that file is the package.
+    """Return the UTF-8 text of ``package:folder/file``; for a single-file plugin, the package is the file's folder.
 
     Raises:
         UsageError: the path leaves the package.
@@ -46,18 +46,18 @@ def read_resource(load: str) -> str:
 
 _PLURALS = {"data": "data", "export": "profiles", "family": "families", "batch_step": "batch-steps"}
 PLURAL = {kind: _PLURALS.get(kind, f"{kind}s") for kind in KINDS}
-"""Kind -> what ``xarch list`` calls all of them."""
+"""Kind -> its plural in ``xarch list``."""
 SPOKEN = {"batch_step": "batch step", "stage": "stage kind", "wrapper": "optimiser wrapper", "export": "profile"}
 """Kinds by the words that people know them by."""
 
 
 class Registry:
-    """Every declaration of every plugin that loaded.
+    """All declarations of all loaded plugins.
 
     Args:
         manager: holds the hook implementations of the loaded plugins, under their names.
         plugins: one entry for every plugin that was found, loaded or not.
-        specs: what the loaded ones declared.
+        specs: declarations of the loaded ones.
     """
 
     def __init__(self, manager: pluggy.PluginManager, plugins: Iterable[PluginInfo], specs: Iterable[Spec]) -> None:
@@ -73,21 +73,21 @@ class Registry:
         return list(self._plugins.values())
 
     def specs(self, kind: str | None = None) -> list[Spec]:
-        """Declarations of one kind, or all, sorted by kind, name and owner."""
+        """Return declarations of one kind, or all, sorted by kind, name and owner."""
         chosen = [s for s in self._specs if kind is None or s.kind == kind]
         return sorted(chosen, key=lambda s: (KINDS.index(s.kind), s.name, s.plugin))
 
     def knowing(self, specs: Iterable[Spec]) -> Registry:
-        """The same registry with these declarations too."""
+        """Return a registry extended by these declarations."""
         more = [s for s in specs if s not in self._specs]
         return Registry(self._manager, self._plugins.values(), [*self._specs, *more])
 
     def versions(self) -> dict[str, str]:
-        """Loaded plugin -> version of its distribution, for the plan and run.json."""
+        """Return loaded plugin -> version of its distribution, for the plan and run.json."""
         return {p.name: p.version for p in self._plugins.values() if p.loaded}
 
     def owner(self, spec: Spec) -> str:
-        """How errors name a spec: plugin, distribution, version, kind and name."""
+        """Return the name of a spec in errors: plugin, distribution, version, kind and name."""
         info = self._plugins.get(spec.plugin)
         return f"{info.owner if info else f'plugin {spec.plugin!r}'} {spec.kind} {spec.name!r}"
 
@@ -115,7 +115,7 @@ class Registry:
         raise PluginError(f"{where}{': ' * bool(where)}{kind} {plain!r} is declared by {owners}", f"write {choices}")
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether a loaded plugin declares ``name`` or ``plugin:name``, once or several times."""
+        """Return whether a loaded plugin declares ``name`` or ``plugin:name``, once or more."""
         owner, _, plain = name.rpartition(":")
         return any(s.kind == kind and s.name == plain and owner in ("", s.plugin) for s in self._specs)
 
@@ -136,7 +136,8 @@ class Registry:
         return UsageError(what, hint)
 
     def status(self, spec: Spec) -> tuple[str, str]:
-        """(state, detail): "ok", or "incompatible", "missing-extra", "conflict" or "unknown-family" with the reason."""
+        """Return (state, detail): "ok", or "incompatible", "missing-extra", "conflict" or "unknown-family" with the
+        reason."""
         if spec.api != API_VERSION:
             return "incompatible", f"written for plugin API {spec.api}, this xarch has {API_VERSION}"
         absent = [m for m in spec.needs if not module_exists(m)]
@@ -169,8 +170,8 @@ class Registry:
         return self._resolved[key]
 
     def create(self, kind: str, name: str, *, where: str = "") -> Any:
-        """Look up, import and instantiate; an object that cannot be called is returned as it is. There is one object of
-        every family."""
+        """Look up, import and instantiate; an object that is not callable is returned unchanged. Each family has a
+        single instance."""
         spec = self.get(kind, name, where=where)
         if kind == "family":
             if spec.qualified not in self._families:
@@ -187,10 +188,10 @@ class Registry:
 
     @contextlib.contextmanager
     def guard(self, spec: Spec, during: str = "") -> Iterator[None]:
-        """Around adapter code: whatever it raises becomes a PluginError that names plugin, adapter and ``during``.
+        """Convert exceptions of adapter code to a PluginError that names plugin, adapter and ``during``.
 
-        If another plugin's code is innermost on the traceback, the error is that plugin's: a student that raises
-        within a stage kind of xarch is not a fault of xarch.
+        If another plugin's code is innermost on the traceback, the error is that plugin's: a student that raises within
+        a built-in stage kind is not blamed on xarch.
         """
         try:
             yield
@@ -205,8 +206,8 @@ class Registry:
 
     @contextlib.contextmanager
     def attributed(self, during: str) -> Iterator[None]:
-        """Around code that calls objects of several plugins: an error with a plugin's code on its traceback becomes
-        that plugin's PluginError; any other error is one of xarch and passes."""
+        """Attribute exceptions of code that calls several plugins: an exception with plugin code on its traceback
+        becomes that plugin's PluginError; any other passes as an xarch error."""
         try:
             yield
         except (Exception, SystemExit) as e:
@@ -232,7 +233,7 @@ class Registry:
             return caller(**arguments)
 
     def implementers(self, hook: str) -> Sequence[str]:
-        """Names of the plugins that implement a hook, in loading order."""
+        """Return the names of the plugins that implement a hook, in loading order."""
         return [i.plugin_name for i in getattr(self._manager.hook, hook).get_hookimpls()]
 
 
@@ -255,7 +256,7 @@ class _Blame:
 
 @contextlib.contextmanager
 def plugin_errors_of(who: _Blame) -> Any:
-    """Like :func:`plugin_errors`, with the culprit found on the traceback."""
+    """Like :func:`plugin_errors`, but find the responsible plugin on the traceback."""
     try:
         yield
     except (Exception, SystemExit) as e:
@@ -264,7 +265,7 @@ def plugin_errors_of(who: _Blame) -> Any:
 
 
 def module_exists(name: str) -> bool:
-    """Whether the top-level package of ``name`` is installed; nothing is imported."""
+    """Return whether the top-level package of ``name`` is installed, without importing it."""
     try:
         return importlib.util.find_spec(name.split(".")[0]) is not None
     except (ImportError, ValueError):
@@ -272,7 +273,7 @@ def module_exists(name: str) -> bool:
 
 
 def install_hint(spec: Spec, absent: Sequence[str]) -> str:
-    """The command that brings what a spec needs: an xarch extra, a requirement, or the modules themselves."""
+    """Return the command that installs what a spec needs: an xarch extra, a requirement, or the modules."""
     wanted = spec.extra or " ".join(absent)
     is_extra = bool(spec.extra) and wanted.isidentifier()
     return f"pip install 'xarch[{wanted}]'" if is_extra else f"pip install {wanted}"

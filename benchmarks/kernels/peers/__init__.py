@@ -1,1 +1,1 @@
-"""What the kernels are compared with. Each function takes the inputs by name and gives the result."""
+"""Peer implementations. Each function takes the inputs by name and returns the result."""

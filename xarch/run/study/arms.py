@@ -170,7 +170,7 @@ def _base(study: StudyConfig, folder: Path) -> dict[str, Any]:
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         data = parse_yaml(read_yaml(path), path.name).data
         if not isinstance(data, dict):
-            raise UsageError(f"{path}: the top level should be a mapping, not {type(data).__name__}")
+            raise UsageError(f"{path}: the top level must be a mapping, not {type(data).__name__}")
         return data
     return {"recipe": study.base}
 
