@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from xarch.config.load import load_config
 from xarch.config.provenance import deep_leaves, dotted
-from xarch.config.schema import RunConfig
+from xarch.config.schema import EMA, RunConfig, TeacherConfig
 from xarch.errors import PluginError, UsageError
 
 RECIPE = """\
@@ -157,6 +157,14 @@ def test_a_stage_of_a_file_stays_its_own_whatever_is_set(item: str, matches: set
         UsageError, match=r"unknown key stages\.own\.matches\.nly; did you mean stages\.own\.matches\.only"
     ):
         load_config(str(file), sets=["stages.own.matches.nly.weight=0"])
+
+
+def test_a_number_for_an_average_changes_its_decay_only(tmp_path: Path) -> None:
+    """``--set …ema=0.5`` adopted an average that the file only measures against."""
+    text = "stages:\n  own: {kind: closed_form, ema: {decay: 0.9, adopt: false}}\nteachers: {a: 'x:1'}\n"
+    got = load_config(write(tmp_path / "run.yaml", text), sets=["stages.own.ema=0.5", "teachers.a.weight=2"]).config
+    assert got.stages["own"].ema == EMA(decay=0.5, adopt=False)
+    assert got.teachers["a"] == TeacherConfig(ref="x:1", weight=2.0)
 
 
 def test_a_file_with_whole_stages_needs_no_recipe(tmp_path: Path) -> None:

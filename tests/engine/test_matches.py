@@ -139,6 +139,16 @@ def test_a_stream_hears_the_losses_of_every_match(tmp_path: Path) -> None:
     assert float(losses["b"].mean()) == pytest.approx(done.rows[-1]["match.b"], rel=1e-5)
 
 
+def test_a_stream_hears_the_losses_before_a_wrapper_moved_the_weights(tmp_path: Path) -> None:
+    """It heard those of SAM's second pass, as did the objectives' further figures."""
+    wrapped = {"lr": 0.02, "schedule": "constant", "wrap": {"sam": {"rho": 5.0}}}
+    stage = {"matches": {"m": {"student": "layers.2.output", "objective": "mse"}}, "optimiser": wrapped}
+    done = run(tmp_path, stage, data__options={"watch": True})
+    stream = __import__(done.conversion.sides.data.adapter.__class__.__module__).Noise
+    _, losses = stream.taken[-1]
+    assert float(losses["m"].mean()) == pytest.approx(done.rows[-1]["match.m"], rel=1e-5)
+
+
 def test_weights_and_options_follow_their_schedules(tmp_path: Path) -> None:
     scaled = {
         "student": "layers.2.output",

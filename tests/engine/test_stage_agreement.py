@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from tests.engine.lab import LAST, planned, run
+from tests.engine.lab import LAST, planned, registry, run
 from xarch.errors import PlanError, UsageError
+from xarch.matching.coupling import cuttable
 
 
 def test_a_group_that_trains_later_couples_the_batch_from_the_start() -> None:
@@ -86,3 +88,45 @@ def test_what_a_batch_step_runs_is_proven_by_the_plan(options: dict[str, Any], s
     step = {"teacher-labels": {"form": "value", "layout": "BLD", **options}}
     with pytest.raises(PlanError, match=r"stages\.s\.batch\.steps\.teacher-labels: .*" + said):
         planned({"matches": {"m": LAST}, "batch": {"size": 8, "steps": step}}, teachers={"mean": {"ref": "ema"}})
+
+
+def test_a_figure_that_does_not_exist_ends_the_run_before_its_first_stage(tmp_path: Path) -> None:
+    """A misspelt figure of the third stage was found when the third stage began."""
+    stage = {"matches": {"m": LAST}, "validation": {"metric": "msee"}}
+    with pytest.raises(UsageError, match=r"stages\.s\.validation\.metric: there is no figure 'msee'") as e:
+        run(tmp_path, stage)
+    assert "mse" in str(e.value.hint)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_statistics_of_the_batch_alone_couple_it_too() -> None:
+    """BatchNorm without running statistics was cut into micro-batches, frozen or not."""
+    target = registry().create("target", "normed")
+    facts = registry().create("source", "stack").describe("3", None).facts
+    student = target.build(facts, None, None, device="cpu")
+    student.module.norm = nn.BatchNorm1d(8, track_running_stats=False)
+    layers = student.param_groups()["layers"]
+    assert student.couples_batch
+    assert cuttable(student, layers, []) == "the student's module norm computes statistics over the batch"
+    student.module.norm = nn.BatchNorm1d(8)
+    assert cuttable(student, layers, []) is None
+
+
+def test_teachers_without_any_weight_cannot_be_averaged() -> None:
+    """It was an empty list in the first step."""
+    teachers = {"a": {"ref": "stack:3", "weight": 0.0}, "b": {"ref": "random", "weight": 0.0}}
+    match = {"student": "layers.2.output", "objective": "kl", "teacher": "*:layers.2.output"}
+    with pytest.raises(PlanError, match=r"matches\.m\.teacher: .* all have the weight 0"):
+        planned({"matches": {"m": match}}, teachers=teachers)
+
+
+def test_no_figure_is_required_of_an_average() -> None:
+    with pytest.raises(UsageError, match=r"stages\.s\.requires: 'mean\.mse' is not SIDE\.FIGURE"):
+        planned({"matches": {"m": LAST}, "requires": {"mean.mse": {"max": 1}}}, teachers={"mean": "ema"})
+
+
+def test_a_stage_that_changed_nothing_is_not_shown_as_done(tmp_path: Path) -> None:
+    """design §6: a stage whose matches had no weight was "✓"."""
+    found = run(tmp_path, {"matches": {"m": {**LAST, "weight": 0.0}}})
+    assert found.summary["undone"] == "it changed no tensor of the student"
+    assert "↶ s" in (tmp_path / "run" / "report.md").read_text()

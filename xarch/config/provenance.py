@@ -122,8 +122,8 @@ class Merged:
         if a.value == {} and isinstance(node, dict) and isinstance(node.get(last), dict):
             return
         if (
-            is_at(path, KEPT)
-            and isinstance(a.value, int)
+            any(is_at(path, pattern) for pattern in KEPT)
+            and isinstance(a.value, int | float)
             and isinstance(node, dict)
             and isinstance(node.get(last), dict)
         ):

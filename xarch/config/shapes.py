@@ -9,15 +9,15 @@ from typing import Any
 from xarch.config.yaml_text import Key, Path
 
 SHORT = {
+    ("teachers", "*"): "ref",
     ("stages", "*", "batch"): "size",
     ("stages", "*", "ema"): "decay",
     ("stages", "*", "optimiser", "schedule"): "name",
     ("stages", "*", "matches", "*", "through"): "connector",
 }
-"""Models that may be written as one value, and the field that it sets."""
-KEPT = ("stages", "*", "batch")
-"""A number given for it changes that field only; another schedule or connector replaces the whole model, whose options
-belong to the old one."""
+KEPT = (("stages", "*", "batch"), ("stages", "*", "ema"))
+"""A number given for one of these changes only that field; another schedule or connector replaces the whole model,
+including its options."""
 NAMED = (
     ("stages", "*"),
     ("gates", "*"),

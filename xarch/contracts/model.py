@@ -124,8 +124,9 @@ class Student(TapModel):
     @property
     def couples_batch(self) -> bool:
         """Return whether a sample's values depend on the other samples in train mode; by default whether a module keeps
-        running statistics. Batches of such a student are never split silently."""
-        return any(getattr(m, "track_running_stats", False) for m in self.module.modules())
+        running statistics or normalises over the batch. Batches of such a student are never split silently."""
+        kinds = (nn.modules.batchnorm._BatchNorm,)
+        return any(getattr(m, "track_running_stats", False) or isinstance(m, kinds) for m in self.module.modules())
 
     def variants(self) -> Mapping[str, TapModel]:
         """Return operating points besides the student itself (a budget, a head); each is evaluated and may be gated."""

@@ -86,6 +86,7 @@ class EngineMatches(StageMatches):
     cutting: dict[str, Any]
     _losses: dict[str, Tensor] = field(default_factory=dict)
     _samples: int = 0
+    _told: Batch | None = None
 
     def __post_init__(self) -> None:
         self.names = list(self.phases[0].matches)
@@ -118,7 +119,10 @@ class EngineMatches(StageMatches):
         for name, gradient in earlier.items():
             own = self.trained[name].grad
             self.trained[name].grad = gradient if own is None else own + gradient
-        self._losses, self._samples = losses, len(batch)
+        if batch is not self._told:
+            # A wrapper computes gradients once more with moved weights; what the step tells is of the weights it began
+            # with.
+            self._losses, self._samples, self._told = losses, len(batch), batch
         return figures.row(self.processes.sum_dict)
 
     def measure(self, batches: Iterable[Batch], progress: float = 1.0) -> dict[str, float]:
@@ -139,6 +143,7 @@ class EngineMatches(StageMatches):
         return out
 
     def after_step(self) -> None:
+        self._told = None
         for term in self.terms:
             with term.guard():
                 term.objective.after_step()

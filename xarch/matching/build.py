@@ -75,6 +75,7 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
     scheduled = scheduled_options(kind.Options, pair.settings.options, f"{where}.options")
     with registry.guard(spec, where):
         _comparable(pair, kind, left, right, where)
+        _weighed(pair, context, where)
         objective = kind(left, right, scheduled.at(0.0), context)
     return BuiltMatch(connector, objective, scheduled, _flat(left), spec)
 
@@ -128,4 +129,12 @@ def _arguments(pair: Pair, kind: type[Objective], where: str) -> None:
         raise PlanError(
             f"{where}.aux: objective {name!r} needs a further value {missing[0]!r}",
             f"{said}; write aux: {{{missing[0]}: TAP}}",
+        )
+
+
+def _weighed(pair: Pair, context: MatchContext, where: str) -> None:
+    if pair.several and not pair.joined and not any(context.weights.get(name, 1.0) for name in pair.right):
+        raise PlanError(
+            f"{where}.teacher: {pair.settings.teacher!r} averages teachers that all have the weight 0",
+            f"give one of them a weight: --set teachers.{next(iter(pair.right))}.weight=1",
         )

@@ -26,11 +26,14 @@ def cuttable(student: Student, trained: Collection[str], pairs: Iterable[Pair]) 
             return pair.coupled
     if not student.couples_batch:
         return None
-    tracking = {name: m for name, m in student.module.named_modules() if getattr(m, "track_running_stats", False)}
-    if not tracking:
+    named = dict(student.module.named_modules())
+    tracking = {name for name, m in named.items() if getattr(m, "track_running_stats", False)}
+    # Without running statistics it takes those of the batch in eval mode too.
+    always = {n for n, m in named.items() if isinstance(m, nn.modules.batchnorm._BatchNorm)} - tracking
+    if not tracking | always:
         return "the student couples the samples of a batch"
     still = {id(m) for part in frozen_parts(student.module, trained) for m in part.modules()}
-    moving = [name for name, m in tracking.items() if id(m) not in still]
+    moving = [name for name in named if name in always or (name in tracking and id(named[name]) not in still)]
     return f"the student's module {moving[0]} computes statistics over the batch" if moving else None
 
 

@@ -180,7 +180,7 @@ class StagePlanner:
         self._check_metric(where, stage)
         for figure in stage.requires:
             side, dot, rest = figure.partition(".")
-            known = [*SIDES, *self.config.teachers]
+            known = [*SIDES, *(n for n, given in self.config.teachers.items() if given.ref not in COPIES)]
             if not dot or not rest or side not in known:
                 raise UsageError(
                     f"{where}.requires: {figure!r} is not SIDE.FIGURE",

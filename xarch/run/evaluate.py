@@ -16,7 +16,7 @@ from xarch.contracts.model import Student, TapModel, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.engine.seeds import restore_rng, rng_state
-from xarch.errors import PluginError
+from xarch.errors import PluginError, UsageError
 from xarch.files.atomic import read_json, write_json
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
@@ -140,9 +140,9 @@ class Evaluator:
     def try_out(self, student: Student) -> None:
         """Check on one validation sample that the metric supports this student and measures all figures with a gate.
 
-        Raises:
-            UsageError: a gate names a figure that the metric does not measure.
-            PluginError: the metric failed.
+            Raises:
+        UsageError: a gate, or the validation of a stage, names a figure that the metric does not measure.
+        PluginError: the metric failed.
         """
         if self.plan.metric is None or not self.ranks.main:
             return
@@ -151,6 +151,16 @@ class Evaluator:
         assert found is not None
         check_export_gates(self.config)
         check(gateable(vars(self._with_variants(found))), before_export(self.config.gates))
+        self._check_validation(found.student)
+
+    def _check_validation(self, figures: Mapping[str, float]) -> None:
+        for name, stage in self.config.stages.items():
+            named = None if stage.validation is None or stage.skip else stage.validation.metric
+            if named is not None and named not in figures and not self.registry.has("metric", named):
+                raise UsageError(
+                    f"stages.{name}.validation.metric: there is no figure {named!r}",
+                    f"the run's metric gives {', '.join(sorted(figures))}; or name another registered metric",
+                )
 
     def baseline(self, student: Student, folder: Path) -> None:
         """Evaluate the student before any gradient step, and store the figures in the stage's folder."""

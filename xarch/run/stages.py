@@ -185,6 +185,9 @@ class StageRunner:
         state = self.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        if planned.trains and not changed and not outcome.undone:
+            outcome.undone = "it changed no tensor of the student"
+            self.say(f"stage {planned.name}: {outcome.undone}")
         said = {
             "metrics": outcome.metrics,
             "decisions": outcome.decisions,

@@ -44,6 +44,7 @@ def take_step(context: StageContext, batch: Batch, place: Place, *, monitored: b
     row = matches.backward(batch, place.progress)
     loss = row["loss"]
     _check(context, loss, None, batch, place.step)
+    seen = matches.monitor() if monitored else {}
     for moved in trainable.again():
         with moved:
             matches.backward(batch, place.progress)
@@ -52,7 +53,7 @@ def take_step(context: StageContext, batch: Batch, place: Place, *, monitored: b
     lr = trainable.step(context.rate.factor(place.lr_position, context.steps) * place.lr_scale)
     trainable.zero_grad()
     matches.after_step()
-    return {**row, "lr": lr, "grad_norm": norm, **(matches.monitor() if monitored else {})}
+    return {**row, "lr": lr, "grad_norm": norm, **seen}
 
 
 def _check(context: StageContext, loss: float, norm: float | None, batch: Batch, step: int) -> None:
