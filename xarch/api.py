@@ -1,4 +1,4 @@
-"""The Python interface: plan, convert, evaluate, export, bench, report, inspect, load, load_student, load_teacher."""
+"""The Python interface: plan, convert, evaluate, export, bench, report, load, load_student, load_teacher."""
 
 from __future__ import annotations
 

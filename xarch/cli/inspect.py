@@ -18,11 +18,11 @@ from xarch.registry.loader import get_registry
 @click.argument("ref")
 def command(session: Session, ref: str) -> None:
     """Describe REF: a teacher (SOURCE:REF), a run or student folder, an .onnx file, or a name from `xarch list`."""
-    from xarch import api
     from xarch.cli.document_view import show_document
+    from xarch.run.inspection import inspect
 
     _exists(ref)
-    document = api.inspect(ref)
+    document = inspect(ref)
 
     def human(console: Any) -> None:
         if "plan" in document:

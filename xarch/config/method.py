@@ -6,16 +6,16 @@ from typing import Any
 
 from pydantic import Field
 
-from xarch.config.schema import Model
 from xarch.config.validation import validated
 from xarch.config.yaml_text import Document, parse_yaml
+from xarch.contracts.options import Options
 from xarch.errors import UsageError
 
 HEAD = "method"
 """Top-level key of the head; the rest of the file is a recipe."""
 
 
-class Method(Model):
+class Method(Options):
     """A method: a named recipe with its paper, the families it supports and its control."""
 
     title: str = Field(description="display name, e.g. OFA-KD")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -85,11 +86,7 @@ def parse_yaml(text: str, where: str) -> Document:
     if len(text) > MAX_BYTES:
         raise UsageError(f"{where} has {len(text)} characters; a configuration has at most {MAX_BYTES}")
     try:
-        loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-        finally:
-            loader.dispose()
+        root = _composed(text)
         if root is None:
             return Document({})
         builder = _Builder(where)
@@ -98,6 +95,17 @@ def parse_yaml(text: str, where: str) -> Document:
         raise UsageError(f"{where}{_position(e)}: not valid YAML: {_problem(e)}") from e
     except RecursionError:
         raise UsageError(f"{where} is nested too deeply") from None
+
+
+@lru_cache(maxsize=64)
+def _composed(text: str) -> yaml.Node | None:
+    """Return the nodes of a document; recipes extend each other, so the same text is parsed many times."""
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    finally:
+        loader.dispose()
 
 
 def _position(error: yaml.YAMLError) -> str:
