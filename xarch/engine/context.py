@@ -157,7 +157,8 @@ class EngineContext(StageContext):
             if value is None or value.ndim != len(layout):
                 seen = "nothing" if value is None else f"a tensor of shape {list(value.shape)}"
                 raise PluginError(
-                    f"stages.{self.name}.batch.steps.{maker}: it declares the tensor {key!r} ({layout}) and made {seen}",
+                    f"stages.{self.name}.batch.steps.{maker}: it declares the tensor {key!r} ({layout}) and made "
+                    f"{seen}",
                     "what makes() declares is what a call has to put into the batch",
                 )
         return made
