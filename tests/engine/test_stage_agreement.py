@@ -152,3 +152,13 @@ def test_an_objective_without_a_loss_per_sample_is_named(tmp_path: Path) -> None
     match = {"student": "layers.2.output", "objective": "mean"}
     with pytest.raises(PluginError, match=r"'mean'.*matches\.m: forward\(\) returned a loss of shape \[\]"):
         run(tmp_path, {"matches": {"m": match}})
+
+
+@pytest.mark.parametrize("teacher", ["ema:same", "mean:layers.2.output"])
+def test_an_average_that_no_stage_keeps_is_refused_by_the_plan(teacher: str) -> None:
+    """It was found when the stage began."""
+    match = {"student": "layers.2.output", "objective": "pull", "teacher": teacher}
+    with pytest.raises(PlanError, match=r"stages\.s\.matches\.m reads the averaged student") as e:
+        planned({"matches": {"m": match}}, teachers={"mean": "ema"})
+    assert "stages.s.ema" in str(e.value.hint)
+    planned({"matches": {"m": match}, "ema": 0.9}, teachers={"mean": "ema"})

@@ -52,7 +52,9 @@ class Match(Model):
     teacher's architecture with random weights), ``batch:KEY``, null.
     """
 
-    student: str | list[str] = Field(description="student taps: name, glob, list, or with {j} for the student's layer")
+    student: str | list[str] = Field(
+        min_length=1, description="student taps: name, glob, list, or with {j} for the student's layer"
+    )
     teacher: str | None = Field("same", description="right side, with {i} for the teacher's layer")
     map: Literal["target", "even", "last"] | dict[int, int] | None = Field(
         None, description="student layer j -> teacher layer i: target (its own map, the default), even, last or {j: i}"

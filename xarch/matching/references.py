@@ -18,7 +18,8 @@ ALL = "*"
 BATCH = "batch"
 STUDENT = "student"
 SAME = "same"
-COPIES = ("ema", "self")
+EMA = "ema"
+COPIES = (EMA, "self")
 """Copies of the student: its EMA, and its state when the stage began. They have the student's taps."""
 RANDOM = "random"
 RESERVED = MODELS

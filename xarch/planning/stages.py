@@ -19,7 +19,7 @@ from xarch.errors import PlanError, UsageError
 from xarch.matching.coupling import cuttable
 from xarch.matching.pairing import Pair, pair_phases
 from xarch.matching.places import at_places
-from xarch.matching.references import COPIES, MAIN, RANDOM, STUDENT, MissingTap, near
+from xarch.matching.references import COPIES, EMA, MAIN, RANDOM, STUDENT, MissingTap, near
 from xarch.matching.schedules import phase_settings
 from xarch.optim.groups import CONNECTORS, OBJECTIVES, trained_groups
 from xarch.planning import estimate
@@ -108,6 +108,7 @@ class StagePlanner:
         coupled = ""
         if kind.trains:
             pairs = self._pairs(name, stage, described, context)
+            self._check_average(name, stage, pairs)
             trained = self._trained(name, stage, pairs)
             coupled = self._coupled(name, stage, pairs)
         costs = StageCosts(self, request, pairs, batches, context, units, steps)
@@ -232,6 +233,15 @@ class StagePlanner:
             registry=self.registry,
             context=context,
         )
+
+    def _check_average(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> None:
+        averages = {EMA, *(n for n, given in self.config.teachers.items() if given.ref == EMA)}
+        read = [p.match for p in pairs if any(p.reads(model) for model in averages)]
+        if read and stage.ema is None:
+            raise PlanError(
+                f"stages.{name}.matches.{read[0]} reads the averaged student, but the stage keeps no average",
+                f"--set stages.{name}.ema=0.999",
+            )
 
     def _trained(self, name: str, stage: Stage, pairs: Sequence[Pair]) -> dict[str, int]:
         """Return group -> number of parameters."""
