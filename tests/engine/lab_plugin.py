@@ -176,6 +176,28 @@ class OwnOutput(BatchStep):
         return batch.replace(said=context.student.collect(batch, {"layers.2.output"})["layers.2.output"])
 
 
+class Faulty(BatchStep):
+    """Goes wrong as ``how`` says."""
+
+    class Options(Options):
+        how: str = "nothing"
+
+    def makes(self, tensors):
+        return {"made": TensorInfo("BLD", dict(tensors["x"].shape))}
+
+    def __call__(self, batch, context):
+        if self.options.how == "memory":
+            raise torch.OutOfMemoryError("planted: not enough memory")
+        return batch if self.options.how == "nothing" else batch.replace(made=batch["x"].mean(1))
+
+
+class Mean(Seen):
+    """Forgets that every sample has a loss of its own."""
+
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
+        return (student - teacher).square().mean()
+
+
 class Normed(StackStudent):
     """A stack with batch statistics and dropout before its last layer."""
 
@@ -237,11 +259,12 @@ class Halving(StageKind):
 @hookimpl
 def xarch_register(registry):
     me = __name__
-    for name in ("Seen", "Coupled", "Hungry", "ByTarget", "Scaled", "Spread", "Pull"):
+    for name in ("Seen", "Coupled", "Hungry", "ByTarget", "Scaled", "Spread", "Pull", "Mean"):
         registry.objective(name.lower(), load=f"{me}:{name}", summary=name)
     registry.connector("norm-exit", load=f"{me}:NormExit", summary="an exit with batch statistics")
     registry.connector("line", load=f"{me}:Line", summary="a linear map")
     registry.batch_step("jitter", load=f"{me}:Jitter", summary="noise")
+    registry.batch_step("faulty", load=f"{me}:Faulty", summary="goes wrong")
     registry.batch_step("own-output", load=f"{me}:OwnOutput", summary="what the student says")
     registry.target("normed", load=f"{me}:NormedTarget", accepts=["stack"], produces="stack", summary="with statistics")
     registry.target("broken", load=f"{me}:BrokenTarget", accepts=["stack"], produces="stack", summary="with a bug")

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from tests.engine.lab import LAST, planned, registry, run
-from xarch.errors import PlanError, UsageError
+from xarch.errors import OutOfMemoryError, PlanError, PluginError, UsageError
 from xarch.matching.coupling import cuttable
 
 
@@ -130,3 +130,25 @@ def test_a_stage_that_changed_nothing_is_not_shown_as_done(tmp_path: Path) -> No
     found = run(tmp_path, {"matches": {"m": {**LAST, "weight": 0.0}}})
     assert found.summary["undone"] == "it changed no tensor of the student"
     assert "↶ s" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [
+        ("nothing", PluginError, r"steps\.faulty: it declares the tensor 'made' \(BLD\) and made nothing"),
+        ("layout", PluginError, r"steps\.faulty: .* made a tensor of shape \[8, 8\]"),
+        ("memory", OutOfMemoryError, "out of memory outside the training step: planted"),
+    ],
+)
+def test_a_faulty_batch_step_is_named(how: str, kind: type[Exception], said: str, tmp_path: Path) -> None:
+    """It was a KeyError of plugin 'core', a shape error of an objective, and a crash with exit code 1."""
+    stage = {"matches": {"m": LAST}, "batch": {"size": 8, "steps": {"faulty": {"how": how}}}}
+    with pytest.raises(kind, match=said):
+        run(tmp_path, stage)
+
+
+def test_an_objective_without_a_loss_per_sample_is_named(tmp_path: Path) -> None:
+    """The run ended with an error of torch.cat in plugin 'core'."""
+    match = {"student": "layers.2.output", "objective": "mean"}
+    with pytest.raises(PluginError, match=r"'mean'.*matches\.m: forward\(\) returned a loss of shape \[\]"):
+        run(tmp_path, {"matches": {"m": match}})

@@ -116,6 +116,9 @@ def test_a_teacher_labels_its_own_view(structured: bool) -> None:
     found = soft(batch, context(teachers={"big": teacher}))
     agrees(soft.makes({}), found)
     torch.testing.assert_close(found["soft"], other.softmax(-1))
+    own = torch.tensor([[0.0, 1.0, 3.0]])
+    found = soft(Batch({"x": x, "x@teacher": other, "x@big": own}, 1), context(teachers={"big": teacher}))
+    torch.testing.assert_close(found["soft"], own.softmax(-1))
     assert soft.work({}, student=1.0, teacher=7.0) == 7.0
     assert soft.taps() == {"big": {"logits"}}
 

@@ -15,6 +15,7 @@ SHORT = {
     ("stages", "*", "optimiser", "schedule"): "name",
     ("stages", "*", "matches", "*", "through"): "connector",
 }
+"""Models that may be written as one value, and the field that it sets."""
 KEPT = (("stages", "*", "batch"), ("stages", "*", "ema"))
 """A number given for one of these changes only that field; another schedule or connector replaces the whole model,
 including its options."""

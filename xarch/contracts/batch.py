@@ -49,9 +49,10 @@ class Batch:
         """Return the batch with every tensor on ``device``."""
         return Batch({k: v.to(device) for k, v in self.tensors.items()}, self.units, self.meta)
 
-    def seen_by(self, side: str) -> Batch:
-        """Return the batch as seen by ``side`` ("teacher", "student" or a model's name): ``NAME@side`` replaces
-        ``NAME``."""
+    def seen_by(self, *sides: str) -> Batch:
+        """Return the batch as a side ("teacher", "student" or a model's name) sees it: ``NAME@side`` replaces ``NAME``.
+        Of several sides, the first one that the batch has views for counts, else the last."""
+        side = next((s for s in sides if s and any(k.endswith("@" + s) for k in self.tensors)), sides[-1])
         plain = {k: v for k, v in self.tensors.items() if "@" not in k}
         own = {k.split("@")[0]: v for k, v in self.tensors.items() if k.endswith("@" + side)}
         return Batch({**plain, **own}, self.units, self.meta)

@@ -33,7 +33,7 @@ from xarch.engine.stage_checkpoints import EngineCheckpoints
 from xarch.engine.stopwatch import Stopwatch
 from xarch.engine.teacher import TeacherFeed
 from xarch.engine.terms import phase_of
-from xarch.errors import Interrupted, PlanError
+from xarch.errors import Interrupted, PlanError, PluginError
 from xarch.optim.schedules import LearningRate
 from xarch.planning.batches import PlannedBatches
 from xarch.planning.plan import PlannedStage
@@ -135,8 +135,8 @@ class EngineContext(StageContext):
         return self._prepared(batch, at, step, training=True, seed=(self.seed, "step", step))
 
     def _prepared(self, batch: Batch, at: float, step: int, *, training: bool, seed: Sequence[object]) -> Batch:
-        chosen = self.prepared[phase_of(self.phases, at)].steps
-        if not chosen:
+        planned = self.prepared[phase_of(self.phases, at)]
+        if not planned.steps:
             return batch
         moment = StepContext(
             student=self.student,
@@ -151,7 +151,17 @@ class EngineContext(StageContext):
             at=at,
         )
         with self._modes.evaluating():
-            return apply_steps(batch, chosen, moment)
+            made = apply_steps(batch, planned.steps, moment)
+        for key, maker in planned.made.items():
+            value, layout = made.get(key), planned.tensors[key].layout
+            if value is None or value.ndim != len(layout):
+                seen = "nothing" if value is None else f"a tensor of shape {list(value.shape)}"
+                raise PluginError(
+                    f"stages.{self.name}.batch.steps.{maker}: it declares the tensor {key!r} ({layout}) and made "
+                    f"{seen}",
+                    "what makes() declares is what a call has to put into the batch",
+                )
+        return made
 
     def _note(self, **figures: float) -> None:
         self._noted |= {name: float(value) for name, value in figures.items()}

@@ -47,8 +47,7 @@ class TeacherFeed:
         """
         if not wanted:
             return
-        own = model if any(key.endswith(f"@{model}") for key in batch.tensors) else ""
-        seen = batch.seen_by(own or ("student" if model in self.copies else "teacher"))
+        seen = batch.seen_by(model, "student" if model in self.copies else "teacher")
         cache = self.caches.get(model)
         if cache is None:
             self._live(model, seen, wanted, sink)

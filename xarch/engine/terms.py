@@ -76,7 +76,16 @@ class Term:
     def weights(self, seen: Batch, target: Any = None) -> Tensor:
         """Return the weight of each sample [B]; ``target`` is used only if the objective's ``weighs_target`` is set."""
         with self.guard():
-            return self.objective.weight(seen, target, mask=self.mask(seen))
+            weights = self.objective.weight(seen, target, mask=self.mask(seen))
+            return self._per_sample(weights, seen, "weight() returned a tensor")
+
+    def _per_sample(self, value: Tensor, seen: Batch, what: str) -> Tensor:
+        if value.shape != (len(seen),):
+            raise ValueError(
+                f"matches.{self.pair.match}: {what} of shape {list(value.shape)}, expected one number per sample, "
+                f"[{len(seen)}]"
+            )
+        return value
 
     def losses(self, student: Mapping[str, Any], right: Right, seen: Batch) -> Tensor:
         """Return the loss of each sample [B].
@@ -95,7 +104,7 @@ class Term:
             if self.connector is not None:
                 left = self.connector(left, seen)
             loss: Tensor = self.objective(left, target, seen, mask=self.mask(seen), **aux)
-        return loss
+            return self._per_sample(loss, seen, "forward() returned a loss")
 
 
 def detached(value: Any) -> Any:

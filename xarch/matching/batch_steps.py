@@ -119,7 +119,7 @@ class TeacherLabels(BatchStep):
     def __call__(self, batch: Batch, context: StepContext) -> Batch:
         chosen = context.teachers[self.options.teacher] if self.options.teacher else context.teacher
         assert chosen is not None, "the plan proved it"
-        value = chosen.collect(batch.seen_by("teacher"), {self.options.tap})[self.options.tap]
+        value = chosen.collect(batch.seen_by(self.options.teacher, "teacher"), {self.options.tap})[self.options.tap]
         # A structured value with a dense form provides `full()`.
         value = value if isinstance(value, Tensor) else value.full()
         if self.options.form == "argmax":

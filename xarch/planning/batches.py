@@ -29,10 +29,12 @@ class PlannedBatches:
     Attributes:
         tensors: key -> declaration.
         steps: the steps, built with validated options, in order.
+        made: key -> name of the last step that declares it.
     """
 
     tensors: Mapping[str, TensorInfo]
     steps: tuple[BatchStep, ...]
+    made: Mapping[str, str]
 
     def work(self, sample: Mapping[str, Any], *, student: float, teacher: float) -> float:
         """Return the multiply-adds of all steps per budget unit."""
@@ -53,6 +55,7 @@ def plan_batches(
     """
     tensors = dict(data.tensors)
     steps = []
+    origin: dict[str, str] = {}
     for key, given in stage.batch.steps.items():
         where = f"stages.{name}.batch.steps.{key}"
         spec = registry.get("batch_step", key, where=f"stages.{name}.batch.steps")
@@ -65,9 +68,11 @@ def plan_batches(
             if models is not None:
                 for model, taps in step.taps().items():
                     _prove_taps(model, taps, models, where)
-            tensors |= dict(step.makes(dict(tensors)))
+            made = dict(step.makes(dict(tensors)))
+        tensors |= made
+        origin |= dict.fromkeys(made, key)
         steps.append(step)
-    return PlannedBatches(tensors, tuple(steps))
+    return PlannedBatches(tensors, tuple(steps), origin)
 
 
 def _prove(key: str, layout: str, tensors: Mapping[str, TensorInfo], where: str) -> None:

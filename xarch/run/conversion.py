@@ -16,10 +16,11 @@ from xarch.contracts.model import Initialisation, Student
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter, Reporters
+from xarch.engine.guards import is_out_of_memory
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, PlanError, QualityError, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, XarchError
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
@@ -128,6 +129,16 @@ class Conversion:
         except XarchError as e:
             self._end("failed", f"{e.kind}: {e.what}")
             raise
+        except Exception as e:
+            if not is_out_of_memory(e):
+                self._end("failed", f"{type(e).__name__}: {e}")
+                raise
+            error = OutOfMemoryError(
+                f"out of memory outside the training step: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
+                f"use a smaller batch (`stages.NAME.batch`, `evaluate.batch`), then {self.resume_command}",
+            )
+            self._end("failed", f"{error.kind}: {error.what}")
+            raise error from e
         except BaseException as e:
             self._end("failed", f"{type(e).__name__}: {e}")
             raise
