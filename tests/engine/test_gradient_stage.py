@@ -229,7 +229,7 @@ def test_a_stage_starts_only_if_its_requirements_hold(tmp_path: Path) -> None:
     stage = {"matches": {"m": LAST}}
     run(tmp_path / "a", {**stage, "requires": {"teacher.mse": {"max": 0.1}, "student.stack_mse": {"min": 1e-6}}})
     with pytest.raises(
-        PlanError, match=r"stages\.s\.requires\.student\.mse: mse of student is .* wanted at most 1e-09"
+        PlanError, match=r"stages\.s\.requires\.student\.mse: mse of student is .* required at most 1e-09"
     ) as e:
         run(tmp_path / "b", {**stage, "requires": {"student.mse": {"max": 1e-9}}})
     assert e.value.exit_code == 3
