@@ -15,7 +15,7 @@ from xarch.export.run import export_profile
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
 
-QUICK = {("dm2", "cpu"), ("vm", "npu-int8")}
+QUICK = {("dm2", "cpu")}
 
 
 def rows() -> Iterator[Any]:
@@ -25,6 +25,11 @@ def rows() -> Iterator[Any]:
             yield pytest.param(
                 spec, profile, id=f"{spec.name}-{profile}", marks=[] if quick else [pytest.mark.slow]
             )  # fmt: skip
+
+
+def test_every_target_is_registered_for_some_profile() -> None:
+    specs = get_registry().specs("target")
+    assert [s.name for s in specs if not s.data.get("profiles") or not s.data.get("recipes")] == []
 
 
 @pytest.mark.parametrize(("spec", "profile"), list(rows()))

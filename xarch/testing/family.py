@@ -19,6 +19,10 @@ from xarch.testing.models import family_named, family_of, load_teacher, tiny_con
 LABELS = "batch:"
 
 
+ANY = "*"
+"""Layout of a tensor that has several."""
+
+
 class FamilyConformance:
     """Subclass it with ``family = "NAME"``."""
 
@@ -62,7 +66,7 @@ class FamilyConformance:
             if name not in one.tensors:
                 assert key.endswith("?"), f"the example batch lacks {name!r}"
                 continue
-            assert one[name].ndim == len(layout), f"{name}: {tuple(one[name].shape)} is not {layout}"
+            assert layout == ANY or one[name].ndim == len(layout), f"{name}: {tuple(one[name].shape)} is not {layout}"
             assert torch.equal(one[name], two[name]), f"{name} differs between two calls with the same seed"
         strange = set(one.tensors) - {key.removesuffix("?") for key in family.tensors}
         assert not strange, f"the example batch has {sorted(strange)}, which `tensors` does not declare"
@@ -89,7 +93,7 @@ class FamilyConformance:
         for key, layout in self._family().tensors.items():
             name = key.removesuffix("?")
             if name in info.tensors:
-                assert len(info.tensors[name].layout) == len(layout)
+                assert layout == ANY or len(info.tensors[name].layout) == len(layout)
             else:
                 assert key.endswith("?"), f"the data of its tiny run lack {name!r}"
 

@@ -117,7 +117,7 @@ def test_density_clips_masks_and_the_query_is_checked() -> None:
     assert float(outside["sigma"]) == 0.0
     with pytest.raises(UsageError, match="no intermediate feature"):
         ball.block1(torch.zeros(1, 3))
-    with pytest.raises(UsageError, match="asked for colour"):
+    with pytest.raises(UsageError, match="unknown field values colour"):
         ball.query(torch.zeros(1, 3), None, ("colour",))
     with pytest.raises(UsageError, match="needs directions"):
         ball.query(torch.zeros(1, 3), None, ("rgb",))

@@ -196,5 +196,6 @@ def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
         return points.seconds
 
     small, large = seconds("vm", resolution=16), seconds("vm", resolution=160)
-    assert large < 1.1 * small  # a hundred times the parameters
+    # A hundred times the parameters, which only the optimiser touches one and all.
+    assert large < 1.5 * small
     assert 1 < seconds("hash") < 300
