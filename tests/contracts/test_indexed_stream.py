@@ -87,6 +87,18 @@ def test_unusable_samples_are_counted_and_too_many_are_an_error() -> None:
         next(stream(Broken()))
 
 
+def test_bad_samples_at_the_beginning_do_not_condemn_a_good_data_set() -> None:
+    class Late(Numbers):
+        def __getitem__(self, index: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+            if index < 30:
+                raise SkipSample("early")
+            return super().__getitem__(index, generator)
+
+    found = stream(Late(1000), split="heldout", samples=100)
+    assert sum(len(batch) for batch in found) == 970
+    assert found.counters() == {"read": 970, "skipped: early": 30}
+
+
 def test_reading_draws_nothing_from_the_random_numbers_of_the_run() -> None:
     before = torch.get_rng_state()
     take(stream(), 3)

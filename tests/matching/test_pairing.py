@@ -361,6 +361,13 @@ def test_a_connector_stands_between_and_is_counted(pair) -> None:  # type: ignor
     assert found.parameters == found.connector_parameters
     with pytest.raises(UsageError, match=r"through\.options\.wdith"):
         pair({**match, "through": {"connector": "linear", "options": {"wdith": 3}}}, teachers=wide)
+    with pytest.raises(UsageError, match="options of a connector cannot change"):
+        pair({**match, "through": {"connector": "linear", "options": {"width": {"start": 3, "end": 4}}}}, teachers=wide)
+
+
+def test_sites_of_a_global_stage_are_refused(pair) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UsageError, match="selects nothing in a global stage"):
+        pair({"student": "blocks.0.output", "teacher": None}, sites="blocks.0")
 
 
 def test_unknown_options_are_refused_and_the_known_ones_listed(pair) -> None:  # type: ignore[no-untyped-def]

@@ -51,6 +51,20 @@ def test_random_weights_are_another_teacher(stack: StackCase) -> None:
     assert ends["same"] < ends["random"]
 
 
+def test_two_random_teachers_are_two(stack: StackCase) -> None:
+    tap, losses = "layers.2.output", {}
+    for name, second in (("same", "a"), ("other", "b")):
+        case = StackCase(stack.folder / name, stack.monkeypatch) if (stack.folder / name).mkdir() is None else stack
+        matches = {"one": {**MATCH, "teacher": f"a:{tap}"}, "two": {**MATCH, "teacher": f"{second}:{tap}"}}
+        case.convert(
+            teachers={"a": {"ref": "random"}, "b": {"ref": "random"}}, stages={"end": case.stage(matches=matches)}
+        )
+        first = json.loads((case.folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
+        losses[name] = (first["match.one"], first["match.two"])
+    assert losses["same"][0] == losses["same"][1]
+    assert losses["other"][0] != losses["other"][1]
+
+
 def test_the_target_gives_its_view_of_the_teacher_to_matches_and_metric(stack: StackCase) -> None:
     """encdec W8: a target could not adapt what the teacher gives."""
     stack.use(

@@ -105,7 +105,9 @@ class TargetAdapter(ABC):
         Raises:
             PlanError: this target needs a teacher.
         """
-        raise PlanError(f"{type(self).__name__} needs a teacher")
+        raise PlanError(
+            f"{type(self).__name__} needs a teacher", "--teacher SCHEME:REF; `xarch list sources` shows the schemes"
+        )
 
     @abstractmethod
     def build(self, facts: Any, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device) -> Student:

@@ -16,6 +16,8 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.data import BatchStream, DataRequest, Split
 from xarch.errors import UsageError
 
+FAR_TOO_MANY = 1000
+"""Unusable samples beyond the tolerated share after which reading stops before the end of a pass."""
 PREFETCH = 2
 """Number of batches that a worker prefetches."""
 
@@ -142,8 +144,9 @@ class IndexedStream(BatchStream):
     def _skip(self, why: str) -> None:
         self._skipped[why] += 1
         seen, lost = self._used + self._skipped.total(), self._skipped.total()
-        # A few bad samples at the very beginning say little about the overall share.
-        if lost > self.most_skipped * seen and lost >= min(20, max(1, self.most_skipped * len(self.indices))):
+        # The share is that of a whole pass, so that bad samples at its beginning do not condemn a good data set; far
+        # beyond it, the rest is not worth reading.
+        if lost > self.most_skipped * max(seen, len(self.indices)) or lost - self.most_skipped * seen > FAR_TOO_MANY:
             reasons = ", ".join(f"{count} {why}" for why, count in self._skipped.most_common(3))
             raise UsageError(
                 f"{self.request.ref}: {lost} of {seen} samples are unusable ({reasons}); "

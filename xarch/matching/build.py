@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xarch.contracts.connector import Connector
 from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.tap import Tap
-from xarch.errors import PlanError
+from xarch.errors import PlanError, UsageError
 from xarch.matching.schedules import ScheduledOptions, scheduled_options
 from xarch.registry.declare import Spec
 from xarch.registry.registry import Registry
@@ -66,7 +66,13 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
                 f"{where}: connector {through.connector!r} does not support student {left.name} ({left.layout})",
                 f"supported: {', '.join(sorted(made.accepts))}",
             )
-        options = scheduled_options(made.Options, through.options, f"{where}.through.options").at(0.0)
+        chosen = scheduled_options(made.Options, through.options, f"{where}.through.options")
+        if chosen.ramps:
+            raise UsageError(
+                f"{where}.through.options.{next(iter(chosen.ramps))}: options of a connector cannot change",
+                "give one number; options of objectives and weights of matches may be {start, end}",
+            )
+        options = chosen.at(0.0)
         with registry.guard(spec, where):
             connector = made(left, right, options, context)
             left = connector.tap

@@ -170,6 +170,11 @@ def pair_phases(
 
 def _chosen_sites(name: str, stage: Stage, student: Student) -> list[Site | None]:
     if stage.scope == "global":
+        if stage.sites != "*":
+            raise UsageError(
+                f"stages.{name}.sites: {stage.sites!r} selects nothing in a global stage, which runs the whole student",
+                f"--set stages.{name}.scope=local, or leave `sites` out",
+            )
         return [None]
     sites = sites_of(student)
     chosen: list[Site | None] = [site for key, site in sites.items() if fnmatchcase(key, stage.sites)]

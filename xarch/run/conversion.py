@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from xarch.config.schema import Gate
+from xarch.config.schema import Gate, RunConfig
 from xarch.contracts.model import Initialisation, Student
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
@@ -277,8 +277,20 @@ class Conversion:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
             raise QualityError(
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
-                f"raise the budget: `xarch convert … --set budget={self.config.budget * 2}`; {self.folder.report_html}",
+                f"train longer: `xarch convert … --set {_longer(self.config)}`; {self.folder.report_html}",
             )
+
+
+def _longer(config: RunConfig) -> str:
+    """Return the setting that doubles the training of a run."""
+    for name, stage in reversed(config.stages.items()):
+        if stage.epochs is not None:
+            return f"stages.{name}.epochs={2 * stage.epochs:g}"
+        if stage.units:
+            return f"stages.{name}.units={2 * stage.units}"
+        if stage.share:
+            break
+    return f"budget={2 * config.budget}"
 
 
 def _as_planned(plan: Plan, done: Initialisation) -> None:

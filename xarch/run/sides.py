@@ -75,8 +75,10 @@ def load_sides(plan: Plan, registry: Registry, device: torch.device, say: Say) -
         for name, planned in plan.teachers.items()
         if planned.ref not in (*COPIES, RANDOM)
     }
-    if names := _random_names(plan):
-        others |= dict.fromkeys(names, _random(plan, registry, target, device, say))
+    for number, name in enumerate(_random_names(plan), start=1):
+        # Teachers of different names are different ones; the unnamed one belongs to the run's own seed.
+        seed = config.seed if name == RANDOM else config.seed + number
+        others[name] = _random(plan, registry, target, device, say, seed)
     with registry.guard(spec, "processor"):
         processors = {"student": target.adapter.processor(teacher)}
     with registry.attributed("its processor"):
@@ -109,13 +111,13 @@ def _random_names(plan: Plan) -> list[str]:
     return [*named, RANDOM] if used else named
 
 
-def _random(plan: Plan, registry: Registry, target: Resolved, device: torch.device, say: Say) -> Teacher:
+def _random(plan: Plan, registry: Registry, target: Resolved, device: torch.device, say: Say, seed: int) -> Teacher:
     if plan.teacher is None:
         raise PlanError("random weights need an architecture, but there is no teacher")
     config = plan.config
     source = resolve_teacher(registry, plan.teacher.resolved, config.teacher_options, say, tiny=config.tiny)
     with registry.guard(registry.get("source", source.name), "random"):
-        made: Teacher = source.adapter.random(source.ref, source.options, device=device, seed=config.seed)
+        made: Teacher = source.adapter.random(source.ref, source.options, device=device, seed=seed)
     with registry.guard(registry.get("target", target.name), "view"):
         viewed: Teacher = target.adapter.view(made)
     return viewed
