@@ -46,8 +46,8 @@ def configuration(
         "student": {"target": "dm2"},
         "data": {"ref": data, "sample": {"length": length}},
         "stages": {
-            "matrix": stage | {"matches": [{"student": "matrix", "objective": "frobenius"}]},
-            "hidden": stage | {"matches": [{"student": "output", "objective": "l2"}]},
+            "matrix": stage | {"matches": {"mixing": {"student": "matrix", "objective": "frobenius"}}},
+            "hidden": stage | {"matches": {"blocks": {"student": "output", "objective": "l2"}}},
         },
         "evaluate": {"samples": 1, "batch": 1, "sample": {"length": 16}, "baseline": False},
         "export": {"profiles": []},
@@ -72,12 +72,12 @@ def through_xarch(folder: Path, config: dict[str, Any], device: str) -> dict[str
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for summary in run.glob("stages/*/summary.json"):
         stage = json.loads(summary.read_text())
-        losses = [r["match." + LEAF[stage["name"]]] for r in rows if r["stage"] == summary.parent.name and "loss" in r]
+        losses = [r["match." + MATCH[stage["name"]]] for r in rows if r["stage"] == summary.parent.name and "loss" in r]
         found[stage["name"]] = stage["training"] | {"units": stage["units"], "losses": losses}
     return found
 
 
-LEAF = {"matrix": "matrix", "hidden": "output"}
+MATCH = {"matrix": "mixing", "hidden": "blocks"}
 
 
 def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
     import torch
 
     from benchmarks.published_recipe import disagreement, step
-    from xarch import Batch
+    from xarch import Batch, DataRequest
     from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
     from xarch.registry.loader import get_registry
 
@@ -104,14 +104,13 @@ def through_published(config: dict[str, Any], device: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in STAGES:
         stream = data.adapter.open(
-            data.ref,
-            data.options,
-            split="train",
-            samples=1,
-            sample=config["data"]["sample"],
-            processors={"teacher": processor, "student": processor},
-            seed=0,
-            teacher=teacher,
+            DataRequest(
+                data.ref,
+                data.options,
+                sample=config["data"]["sample"],
+                processors={"teacher": processor, "student": processor},
+                teacher=teacher,
+            )
         )
         started = (time.monotonic(), time.process_time())
         adam = torch.optim.AdamW(trained, lr=1e-4, fused=True)

@@ -28,11 +28,13 @@ TOKENS = 2048
 
 def measure(depth: int, mode: str) -> float:
     """MiB of peak memory above weights, gradients and optimiser state."""
+    import contextlib
+
     import torch
-    from xarch.engine.local import SiteWalk
 
     from xarch import Batch
-    from xarch.engine.teacher import TeacherFeed
+    from xarch.engine.teacher import MAIN, TeacherFeed
+    from xarch.engine.walks import SiteStream
     from xarch.planning.resolve import resolve_target
     from xarch.registry.loader import get_registry
     from xarch_decoder.facts import DecoderFacts
@@ -52,7 +54,7 @@ def measure(depth: int, mode: str) -> float:
         inverse_frequencies=tuple(1e5 ** (-i / 32) for i in range(32)),
         max_positions=8192,
     )
-    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher("made", "made")
+    teacher = DecoderStudent(facts, [[Attention]] * depth).as_teacher("made", "made", None)
     target = resolve_target(get_registry(), "dm2", {})
     student = target.adapter.build(facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)
@@ -62,21 +64,23 @@ def measure(depth: int, mode: str) -> float:
     trained = [p for p in student.module.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=1e-4)
     sites = student.sites()
-    needs = {s: {f"{s}.input", f"{s}.mixer_out"} for s in sites}
-    walk = SiteWalk(student, needs, {s: {"mixer_out"} for s in sites})
+    stream = SiteStream({s: {f"{s}.input", f"{s}.mixer_out"} for s in sites})
+    feed = TeacherFeed({MAIN: teacher}, contextlib.nullcontext)
 
     def step(tokens: int) -> None:
         batch = Batch({"input_ids": torch.randint(0, facts.vocab, (1, tokens))}, tokens)
         losses = []
 
-        def on_site(site: str, values: dict, given: dict) -> None:
-            loss = (values["mixer_out"] - given[f"{site}.mixer_out"]).norm(dim=-1).mean()
-            if mode == "streamed":
-                loss.backward()
-            else:
-                losses.append(loss)
+        def on_site(site: str, given: dict) -> None:
+            with torch.enable_grad():
+                values = student.run_site(site, {"input": given[f"{site}.input"]}, {"mixer_out"}, batch)
+                loss = (values["mixer_out"] - given[f"{site}.mixer_out"]).norm(dim=-1).mean()
+                if mode == "streamed":
+                    loss.backward()
+                else:
+                    losses.append(loss)
 
-        walk.run(TeacherFeed(teacher, torch.no_grad), batch, on_site, grad=True)
+        stream.run(lambda taps, sink: feed.run(batch, taps, sink, MAIN), on_site)
         if losses:
             torch.stack(losses).sum().backward()
         adam.step()

@@ -57,10 +57,9 @@ def main() -> None:
 def ways(file: Path) -> dict[str, dict[str, Any]]:
     """The recipe as it is, and what takes its levels away."""
     chosen = {"recipe": "pvd-active", "teacher": f"field:{file}", "student.target": "mlp"}
-    matches = [m.model_dump(mode="json") for m in xarch.plan(overrides=chosen).config.stages["rays"].matches]
-    for match in matches:
-        match["options"] = {}
-        match["aux"] = {} if match["student"] == "samples.sigma_raw" else match["aux"]
+    planned = xarch.plan(overrides=chosen).config.stages["rays"].matches
+    matches = {name: match.model_dump(mode="json") | {"options": {}} for name, match in planned.items()}
+    matches["density"]["aux"] = {}
     without = {"stages.rays.sample": {"kind": "rays", "levels": []}, "stages.rays.matches": matches}
     return {"levels": {}, "without": without}
 

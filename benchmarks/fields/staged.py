@@ -43,7 +43,7 @@ RAYS_ALONE = {
     "stages.volume.skip": True,
     "stages.points.skip": True,
     "stages.rays.share": 1.0,
-    "stages.rays.matches": [{"student": "rays.rgb", "objective": "field-mse"}],
+    "stages.rays.matches": {"density": None, "colour": None},
 }
 """Rays alone: the colour of the ray is all that is matched, at the learning rates of the stage of points."""
 
