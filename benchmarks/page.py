@@ -14,6 +14,7 @@ TITLES = {
     "smollm2_hybrid": "SmolLM2-135M, 10 of 30 layers replaced: quality",
     "conversion_speed_cpu": "Matrix and hidden stages: speed",
     "matrix_memory": "Matrix stage: memory over tokens",
+    "engine_overhead": "Engine: CPU time of a step over a plain loop",
     "streamed_memory": "Local stages: memory over depth",
     "kernels_cpu": "Kernels: forward and backward",
     "fields_speed_up": "Fields: conversion against training from pictures",

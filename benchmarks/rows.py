@@ -161,6 +161,24 @@ def exponent(pairs: Sequence[tuple[float, float]]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
+def engine_overhead(result: Result) -> list[Row]:
+    """CPU time of a step of the engine over that of a plain loop, pair by pair."""
+    found = []
+    for (width,), points in grouped(result.points, "width").items():
+        ratios = sorted(p["ratio"] for p in points)
+        loop = statistics.median(p["loop_ms"] for p in points)
+        found.append(
+            Row(
+                f"step of a residual network of width {width}",
+                f"{statistics.median(ratios):.2f} times the plain loop",
+                spread(ratios, 2),
+                str(len(points)),
+                f"plain loop, {loop:.2f} CPU ms a step",
+            )
+        )
+    return found
+
+
 def streamed_memory(result: Result) -> list[Row]:
     """Streamed against summed losses, over the depth."""
     return [
@@ -312,6 +330,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "conversion_speed": conversion_speed,
     "matrix_memory": matrix_memory,
     "plan_accuracy": plan_accuracy,
+    "engine_overhead": engine_overhead,
     "streamed_memory": streamed_memory,
     "smollm2": smollm2,
     "fields_any_to_any": any_to_any,

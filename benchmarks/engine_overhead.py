@@ -1,0 +1,140 @@
+"""CPU time of an optimiser step of the engine against a plain loop over the same modules, data and losses.
+
+    python benchmarks/engine_overhead.py
+
+The family is that of ``examples/plugin``: an MLP teaches a residual network on scikit-learn's digits, by the teacher's
+distribution and the labels. Both ways read the same stream, run the same teacher and student, compute the same losses
+and step the same fused AdamW, in turn, ``--rounds`` times. The stream alone is measured too and taken
+from both, or it would hide the engine. Widths set the cost of a step; the bar is a ratio of 1.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "plugin")]
+os.environ["XARCH_PLUGIN_FILES"] = str(ROOT / "examples" / "plugin" / "xarch_rows" / "__init__.py")
+
+from benchmarks import page  # noqa: E402
+from benchmarks.store import Store, add_options, header  # noqa: E402
+
+WIDTHS = (128, 512)
+STEPS, BATCH = 150, 256
+
+
+def through_engine(teacher: str, width: int, folder: Path) -> float:
+    """CPU milliseconds of a step in a stage, without start and end of the run."""
+    import xarch
+
+    stage = {
+        "scope": "global",
+        "units": STEPS * BATCH,
+        "batch": BATCH,
+        "matches": {
+            "kd": {"student": "logits", "objective": "kl", "options": {"temperature": 2.0}},
+            "labels": {"student": "logits", "teacher": "batch:labels", "objective": "cross-entropy"},
+        },
+        "trains": {"all": {}},
+        "optimiser": {"lr": 1e-3, "clip": 1.0},
+        "checkpoint_every": STEPS,
+        "log_every": 10,
+    }
+    overrides: dict[str, Any] = {
+        "teacher": teacher,
+        "student.target": "rows-resnet",
+        "student.options": {"width": width},
+        "data.ref": "rows:digits",
+        "stages": {"distil": stage},
+        "evaluate.baseline": False,
+        "export.profiles": [],
+        "runtime.threads": 1,
+        "runtime.device": "cpu",
+        "runtime.tensorboard": False,
+    }
+    xarch.convert(overrides=overrides, out=folder)
+    [summary] = folder.glob("stages/*/summary.json")
+    return 1000 * float(json.loads(summary.read_text())["training"]["cpu_seconds"]) / STEPS
+
+
+def through_loop(teacher: str, width: int) -> float:
+    """CPU milliseconds of a step of the loop that one would write."""
+    import torch
+    import torch.nn.functional as F
+    from xarch_rows.data import TableData
+    from xarch_rows.source import RowSource
+    from xarch_rows.target import ResNetTarget
+
+    from xarch import DataRequest
+
+    path = teacher.partition(":")[2]
+    taught = RowSource().load(path, None, device=torch.device("cpu"), dtype=torch.float32)
+    target = ResNetTarget()
+    torch.manual_seed(0)
+    student = target.build(taught.facts, target.Options(width=width), {}, device=torch.device("cpu")).module.train()
+    adam = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=BATCH))
+    started = time.process_time()
+    for batch in islice(stream, STEPS):
+        with torch.no_grad():
+            *_, last = taught.module.hidden(batch["rows"])
+            target_BK = taught.module.head(last)
+        logits_BK = student(batch["rows"])
+        log_p, log_q = F.log_softmax(target_BK / 2, -1), F.log_softmax(logits_BK / 2, -1)
+        loss = 4 * (log_p.exp() * (log_p - log_q)).sum(-1).mean() + F.cross_entropy(logits_BK, batch["labels"])
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        adam.step()
+        loss.item()
+    return 1000 * (time.process_time() - started) / STEPS
+
+
+def through_stream() -> float:
+    """CPU milliseconds that a batch of the stream costs."""
+    from xarch_rows.data import TableData
+
+    from xarch import DataRequest
+
+    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=BATCH))
+    started = time.process_time()
+    for _ in islice(stream, STEPS):
+        pass
+    return 1000 * (time.process_time() - started) / STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, "engine_overhead")
+    arguments = parser.parse_args()
+    import torch
+    from xarch_rows.source import train_teacher
+
+    torch.set_num_threads(1)
+    settings = {"steps": STEPS, "batch": BATCH, "widths": list(WIDTHS)}
+    store = Store(arguments.out, header("engine_overhead", settings, threads=1), arguments.fresh)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = f"rows:{train_teacher('digits', str(Path(folder) / 'teacher.safetensors'))}"
+        for width in WIDTHS:
+            for number in range(arguments.rounds):
+                if store.find(width=width, round=number) is None:
+                    data = through_stream()
+                    loop = through_loop(teacher, width) - data
+                    engine = through_engine(teacher, width, Path(folder) / f"{width}-{number}") - data
+                    point = {"width": width, "round": number, "loop_ms": round(loop, 3), "engine_ms": round(engine, 3)}
+                    point["data_ms"] = round(data, 3)
+                    print(store.add({**point, "ratio": round(engine / loop, 3)}), flush=True)
+    page.show(store.finish())
+
+
+if __name__ == "__main__":
+    main()
