@@ -21,6 +21,7 @@ from xarch.engine.seeds import restore_rng, rng_state
 from xarch.engine.terms import Right, StageModules, StepFigures, Term, phase_of
 from xarch.engine.walks import Values, Walk
 from xarch.errors import OutOfMemoryError, PlanError
+from xarch.matching.references import STUDENT
 
 T = TypeVar("T")
 SMALLEST = 1e-12
@@ -91,6 +92,7 @@ class EngineMatches(StageMatches):
     def __post_init__(self) -> None:
         self.names = list(self.phases[0].matches)
         self._weighing = [t for t in self.terms if t.objective.weighs_target]
+        self._weighing_runs_student = any(r.model == STUDENT for t in self._weighing for r in t.references)
         size = self.phases[0].batch.size
         if not self.coupled:
             return
@@ -205,7 +207,7 @@ class EngineMatches(StageMatches):
                     weight = term.weights(seen, term.target(right)).sum().double()
                     totals[term.name] = totals.get(term.name, torch.zeros_like(weight)) + weight
 
-            with self.modes.undisturbed():
+            with self.modes.undisturbed() if self._weighing_runs_student else torch.no_grad():
                 self.walk.run(part.batch, part.seen, part.values, self._weighing, use, left=False)
 
     def _passes(self, parts: list[_Part], denominators: Mapping[str, float]) -> tuple[StepFigures, dict[str, Tensor]]:

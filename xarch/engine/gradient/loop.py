@@ -101,9 +101,10 @@ class _Stage:
         """Update the stopping rule; with early stopping enabled, all ranks use rank 0's figures."""
         context, rule = self.context, self.running.stopping_rule
         falling = rule.falling
-        seconds = context.clock.spent.seconds
+        seconds = 0.0
         if self.settings.until is not None:
-            loss, seconds = context.processes.of_main([loss, seconds])
+            # The clock of the processor takes milliseconds where there are many threads; only a limit needs it.
+            loss, seconds = context.processes.of_main([loss, context.clock.spent.seconds])
         rule.update(loss, seconds)
         if rule.falling and not falling and not rule.over:
             before, after = rule.means
