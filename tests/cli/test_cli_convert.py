@@ -168,7 +168,7 @@ def test_runs_that_are_none(here: Xarch) -> None:
         assert ended.code == 2, ended.err
         assert "nope is not a run folder" in ended.err
     ended = here("export", "nope", "--profile", "cpuu")
-    assert "export.profiles: unknown profile 'cpuu'; did you mean 'cpu'?" in ended.err
+    assert "unknown profile 'cpuu'; did you mean 'cpu'?" in ended.err
 
 
 def test_several_processes_need_one_folder(here: Xarch) -> None:

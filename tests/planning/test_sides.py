@@ -159,7 +159,7 @@ def test_a_recipe_that_lists_do_not_show_is_refused(case: StackCase) -> None:
 
 def test_an_error_in_describe_is_the_plugins(case: StackCase) -> None:
     """house A5: it ended as "xarch failed unexpectedly" where the default recipe was looked up, and in inspect."""
-    from xarch.api import inspect
+    from xarch.run.inspection import inspect
 
     case.use(DESCRIBED)
     for attempt in (

@@ -171,7 +171,7 @@ def test_voxels_leave_the_volume_stage_out_and_are_baked(tmp_path: Path) -> None
     run = convert(overrides=overrides, out=tmp_path / "run")
     plan = json.loads((run.path / "plan.json").read_text())
     assert [s["name"] for s in plan["stages"]] == ["points", "rays"]
-    assert any("stage volume is left out" in w for w in plan["warnings"])
+    assert any("stage volume is skipped" in w for w in plan["warnings"])
     assert plan["student"]["mapped"] == ["volume"]
     found = json.loads((run.path / "eval.json").read_text())
     assert found["baselines"]["before training"]["psnr_teacher"] > 22
