@@ -95,7 +95,7 @@ def limits(limit: Limit) -> str:
 
 def _stage(s: PlannedStage) -> list[str]:
     trained = ", ".join(f"{name} ({count(n)})" for name, n in s.trains.items()) or "-"
-    kind = f"{s.kind}, {s.scope}" if s.kind == "gradient" else s.kind
+    kind = f"{s.kind}, {s.scope}" if s.trains else s.kind
     return [
         str(s.index),
         s.name,
