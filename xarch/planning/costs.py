@@ -11,6 +11,7 @@ from xarch.contracts.adapters import SourceInfo
 from xarch.contracts.local import sites_of
 from xarch.contracts.objective import MatchContext
 from xarch.contracts.stage import StageKind, StageRequest
+from xarch.failures import is_machine_failure
 from xarch.hardware import process_bytes
 from xarch.matching.pairing import Pair
 from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
@@ -121,6 +122,8 @@ class StageCosts:
             except TooLong:
                 why = "too many operators to count"
             except Exception as e:  # Some code cannot run without data; the run itself has data.
+                if is_machine_failure(e):
+                    raise
                 why = f"the step does not run on the meta device ({type(e).__name__}: {str(e)[:120]})"
         return self._formula(), f"activations and work estimated by a rule of thumb: {why}"
 
