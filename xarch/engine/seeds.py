@@ -32,7 +32,7 @@ class RandomState:
 
     tensors: Mapping[str, Tensor]
     python: tuple[Any, ...]
-    numpy: tuple[Any, ...]
+    numpy: Any
 
     @classmethod
     def now(cls) -> RandomState:
