@@ -231,7 +231,12 @@ class Stage(Model):
     until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
     passes: int = Field(1, ge=1, description="how many times the same batches are read; they count once per pass")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="a number, or {size: 100, steps: {…}}")
-    micro_batch: int | None = Field(None, ge=1, description="samples per forward pass; default: the whole batch")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="samples per forward pass; default: the whole batch. Random numbers drawn in forward passes "
+        "(dropout, sampled gates) depend on it",
+    )
     sample: dict[str, Any] = Field(default_factory=dict, description="form of one sample, e.g. {length: 512}")
     phases: list[Phase] = Field(default_factory=list, description="settings that change during the stage")
     optimiser: Optimiser = Field(default_factory=Optimiser)

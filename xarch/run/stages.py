@@ -105,6 +105,9 @@ class StageRunner:
     ) -> dict[str, str]:
         assert_handover(found.state["hash_before"], combined_hash(before), planned.name)
         outcome = StageOutcome(**found.state["outcome"])
+        with self._hooks():
+            self.student.begin(planned.name, planned.config.options)
+            self.student.end(outcome)
         self._decide(outcome)
         self._load_delta(found.model)
         hashes = tensor_hashes(self.student.module.state_dict())
@@ -142,6 +145,8 @@ class StageRunner:
         if planned.config.requires and checkpoints.latest() is None and not self.config.tiny:
             check_requirements(planned, self.student, self.sides, self.evaluator)
         self.data_counters.clear()
+        with self._hooks():
+            self.student.begin(planned.name, planned.config.options)
         context, caches = self._context(planned, kind, checkpoints)
         self.registry.call("xarch_stage_started", run=self.run, stage=planned)
         seed_everything(context.seed)
@@ -165,6 +170,8 @@ class StageRunner:
         # An infinite figure (e.g. an infinite half-life) cannot be stored in JSON and is useless in a table.
         outcome.metrics = _stated(outcome.metrics)
         outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
+        with self._hooks():
+            self.student.end(outcome)
         self._decide(outcome)
         hashes = self._keep(planned, outcome, folder, checkpoints, before, caches, whole)
         for cache in caches.values() if self.ranks.main else ():
@@ -172,6 +179,10 @@ class StageRunner:
         self.reporter.stage_finished(planned.name, outcome)
         self.registry.call("xarch_stage_finished", run=self.run, stage=planned, outcome=outcome)
         return hashes
+
+    def _hooks(self) -> contextlib.AbstractContextManager[None]:
+        """Attribute errors of the student's hooks to its target."""
+        return self.registry.guard(self.registry.get("target", self.sides.target.name), "stage hooks")
 
     def _keep(
         self,
