@@ -84,6 +84,10 @@ _PUBLIC = {
     "timing": "xarch.bench.timing",
     "open_session": "xarch.export.session",
     # commands of plugins
+    "clean": "xarch.printable",
+    "make_console": "xarch.cli.console",
+    "progress_bar": "xarch.cli.console",
+    "say": "xarch.printable",
     "write_document": "xarch.cli.stdout",
     # files
     "cache_dir": "xarch.files.home",
@@ -120,6 +124,7 @@ if TYPE_CHECKING:
     from xarch.api import convert, export, load, load_student, load_teacher, plan, study
     from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
+    from xarch.cli.console import make_console, progress_bar
     from xarch.cli.stdout import write_document
     from xarch.config.validation import validated
     from xarch.contracts.adapters import SourceAdapter, SourceInfo, TargetAdapter
@@ -149,4 +154,5 @@ if TYPE_CHECKING:
     from xarch.files.safe_load import load_weights, save_weights
     from xarch.matching.objectives.dense import DenseObjective
     from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
+    from xarch.printable import clean, say
     from xarch.registry.hooks import hookimpl

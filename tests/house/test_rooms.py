@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "_version",
     "numbers",
+    "printable",
     "hardware",
     "files",
     "contracts",

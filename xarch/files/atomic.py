@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
+from xarch.printable import escaped
 
 
 def fsync_path(path: Path) -> None:
@@ -39,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Replace ``path`` by ``data`` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, escaped(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def finite(data: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.atomic import finite, read_json, sweep, write_json
+from xarch.printable import log_line
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
 
@@ -123,4 +124,4 @@ class RunDir:
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""
         with open(self.log, "a", encoding="utf-8") as f:
-            f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+            f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {log_line(text)}\n")
