@@ -144,8 +144,8 @@ def test_one_home_for_what_is_shown() -> None:
             if not isinstance(node, ast.Call):
                 continue
             text = ast.unparse(node)
-            if re.match(r"(rich\.console\.)?Console\(|rich\.progress\.Progress\(|print\(.*stderr|sys\.stderr\.write", text) or (
-                re.match(r"\w*console\.print\(", text) and "markup=True" in text
-            ):
+            if re.match(
+                r"(rich\.console\.)?Console\(|rich\.progress\.Progress\(|print\(.*stderr|sys\.stderr\.write", text
+            ) or (re.match(r"\w*console\.print\(", text) and "markup=True" in text):
                 wrong.append(f"{file.relative_to(ROOT)}: {text[:80]}")
     assert not wrong
