@@ -190,9 +190,11 @@ def _parquet(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) 
     import pyarrow.parquet as pq
 
     try:
+        schema = pq.read_schema(file.path)
+        _require_column(schema, field, file.name)
         # Repeated texts stay references: 256 rows that name one text of a gigabyte would become 256 gigabytes.
-        with pq.ParquetFile(file.path, read_dictionary=[field]) as table:
-            _require_column(table.schema_arrow, field, file.name)
+        plain = field in schema.names and _is_plain_text(schema.field(field).type)
+        with pq.ParquetFile(file.path, read_dictionary=[field] if plain else None) as table:
             path = field.split(".") if field not in table.schema_arrow.names else [field]
             _check_pages(table.metadata)
             number = 0
@@ -265,6 +267,12 @@ def _is_text(kind: Any) -> bool:
         return _is_text(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _is_text(kind.value_type)
+    return _is_plain_text(kind)
+
+
+def _is_plain_text(kind: Any) -> bool:
+    import pyarrow as pa
+
     is_one = (
         pa.types.is_string,
         pa.types.is_large_string,

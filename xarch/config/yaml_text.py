@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from xarch.errors import UsageError
-from xarch.files.limits import LARGEST, shown
+from xarch.files.limits import shown
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
@@ -23,7 +23,7 @@ MAX_NODES = 40_000
 """Values written out in one document; they are counted while it is read, which takes some 50 µs each."""
 MAX_DEPTH = 40
 LONGEST = 400
-"""Digits of a number that are looked at; its size is judged by them."""
+"""Digits of a whole number; the schema bounds its size."""
 
 Key = str | int
 Path = tuple[Key, ...]
@@ -205,7 +205,7 @@ class _Builder:
         text = node.value
         try:
             if kind == "int":
-                return self.bounded(node, int(text.replace("_", "")[:LONGEST], 16 if "x" in text else 10))
+                return int(self.bounded(text.replace("_", "")), 16 if "x" in text else 10)
             if kind == "float":
                 return self.finite(node, float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan")))
         except ValueError:
@@ -214,10 +214,10 @@ class _Builder:
             return text.lower() == "true"
         return None if kind == "null" else text
 
-    def bounded(self, node: yaml.Node, value: int) -> int:
-        if abs(value) > LARGEST:
-            raise self.fail(node, f"{shown(value)}; numbers lie within ±{LARGEST}")
-        return value
+    def bounded(self, digits: str) -> str:
+        if len(digits) > LONGEST:
+            raise ValueError
+        return digits
 
     def finite(self, node: yaml.Node, value: float) -> float:
         if not math.isfinite(value):

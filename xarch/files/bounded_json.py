@@ -63,6 +63,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     try:
         with open(path, "rb") as f:
             text = f.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", "check the path") from None
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
     if len(text) > max_bytes:

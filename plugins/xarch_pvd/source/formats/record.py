@@ -27,9 +27,9 @@ class FieldHead:
     arch: Annotated[str, Field(max_length=64)]
     options: dict[str, Any]
     aabb: Box
-    warp: Literal["aabb", "contract_inf", "contract_l2", "ndc"] = "aabb"
-    sigma_clip: tuple[LogDensity, LogDensity] | None = None
-    background: tuple[Colour, Colour, Colour] | None = None
+    warp: Literal["aabb", "contract_inf", "contract_l2", "ndc"]
+    sigma_clip: tuple[LogDensity, LogDensity] | None
+    background: tuple[Colour, Colour, Colour] | None
 
 
 MAX_OCCUPANCY = 1024
