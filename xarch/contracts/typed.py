@@ -38,7 +38,8 @@ def typed(kind: type[T], data: Any, where: str) -> T:
     if found is not None:
         raise UsageError(f"{where}: {found[0]} is {shown(found[1])}, beyond any number expected here")
     try:
-        return _adapter(kind).validate_python(data)
+        adapter: TypeAdapter[T] = _adapter(kind)
+        return adapter.validate_python(data)
     except ValidationError as e:
         faults = [
             f"{'.'.join(map(str, item['loc']))[:80]}: {item['msg'].removeprefix('Value error, ')}"
@@ -52,7 +53,7 @@ def typed(kind: type[T], data: Any, where: str) -> T:
 
 
 @lru_cache(maxsize=64)
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     if dataclasses.is_dataclass(kind):
         with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
     return TypeAdapter(kind)

@@ -31,8 +31,7 @@ def parse_json(
     """
     if len(text) > max_bytes:
         raise UsageError(f"{where} has {len(text)} bytes; at most {max_bytes} are read")
-    marks = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
-    if sum(text.count(mark) for mark in marks) > max_values:  # type: ignore[arg-type]
+    if _values(text) > max_values:
         raise UsageError(f"{where} has more than {max_values} values")
     try:
         plain = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -70,6 +69,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if len(text) > max_bytes:
         raise UsageError(f"{path} is larger than {max_bytes} bytes; at most so many are read")
     return text
+
+
+def _values(text: str | bytes) -> int:
+    """Return how many values a text has at most."""
+    if isinstance(text, bytes):
+        return sum(text.count(mark) for mark in (b"[", b"{", b","))
+    return sum(text.count(mark) for mark in ("[", "{", ","))
 
 
 def _refused(constant: str) -> None:
