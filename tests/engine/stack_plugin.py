@@ -308,6 +308,10 @@ class Trouble:
             raise ZeroDivisionError("planted bug")
         if kind == "memory":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        if kind == "space":
+            pages = int(open("/proc/self/statm").read().split()[0])
+            limit = pages * resource.getpagesize() + (1 << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         if kind == "full":
             # No file may grow beyond this from now on: what a full disk is to a writer, without one.
             resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
