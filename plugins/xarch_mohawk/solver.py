@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AllowInfNan, Field
 from torch import Tensor
 
 from xarch import Batch, Options, Solver
@@ -34,8 +34,8 @@ class SolverOptions(Options):
     ridge: float = Field(
         0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
     )
-    half_lives: list[float] = Field(
-        list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens; one is chosen per head"
+    half_lives: list[Annotated[float, AllowInfNan(True), Field(gt=0)]] = Field(
+        list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens, also .inf; one is chosen per head"
     )
 
 

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -309,7 +310,7 @@ class Trouble:
         if kind == "memory":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
         if kind == "space":
-            pages = int(open("/proc/self/statm").read().split()[0])
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + (1 << 20)
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         if kind == "full":
