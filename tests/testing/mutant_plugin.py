@@ -122,12 +122,12 @@ class RightConnector(Connector):
     def tap(self):
         return Tap("made", "hidden", "BLD", {"D": self.teacher_tap.shape["D"]})
 
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.linear(value)
 
 
 class CentresOverTheBatch(RightConnector):
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.linear(value - value.mean(0))
 
 

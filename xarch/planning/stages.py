@@ -336,7 +336,7 @@ def _match(pair: Pair) -> PlannedMatch:
         objective=pair.settings.objective,
         connector=through.connector if through else None,
         weight=pair.settings.weight,
-        mask=pair.mask,
+        mask=pair.masks[0].objective or pair.masks[0].connector,
         units=pair.units,
         parameters=pair.parameters,
         layouts=(
