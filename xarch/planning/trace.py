@@ -57,10 +57,13 @@ class Trace:
 
     Args:
         known: tensors that exist already: parameters and inputs.
+        cost: the cost so far.
+        seconds: time limit; by default ``SECONDS``.
     """
 
     known: Iterable[Tensor]
     cost: Cost = field(default_factory=Cost)
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         self._known = {_storage(t) for t in self.known}
@@ -69,7 +72,8 @@ class Trace:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Count everything executed inside the context."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved), _Counter(self.cost):
+        counter = _Counter(self.cost, SECONDS if self.seconds is None else self.seconds)
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved), counter:
             yield
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -88,10 +92,10 @@ def _storage(tensor: Tensor) -> int:
 class _Counter(TorchDispatchMode):
     """Counts operators as they are dispatched, in forward and backward."""
 
-    def __init__(self, cost: Cost) -> None:
+    def __init__(self, cost: Cost, seconds: float) -> None:
         super().__init__()
         self.cost = cost
-        self.until = time.monotonic() + SECONDS
+        self.until = time.monotonic() + seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
