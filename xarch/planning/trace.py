@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 SECONDS = 6.0
-"""Time limit of a trace, after which the plan falls back to a formula."""
+"""Processor time of a trace, after which the plan falls back to a formula; a busy machine does not count."""
 
 
 class TooLong(Exception):
@@ -95,13 +95,13 @@ class _Counter(TorchDispatchMode):
     def __init__(self, cost: Cost, seconds: float) -> None:
         super().__init__()
         self.cost = cost
-        self.until = time.monotonic() + seconds
+        self.until = time.thread_time() + seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         cost = self.cost
-        if time.monotonic() > self.until:
+        if time.thread_time() > self.until:
             raise TooLong
         if func._overloadpacket in flop_registry:
             cost.products += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) / 2
