@@ -105,7 +105,7 @@ def test_a_missing_tokenizer_is_found_before_convert(base: dict[str, Any]) -> No
     without = {**base, "export.profiles": []}
     checks = {check.name: check for check in plan(overrides=without).checks}
     assert checks["teacher's weights"].state == "ok"
-    with pytest.raises(UsageError, match="needs the teacher's tokenizer") as caught:
+    with pytest.raises(UsageError, match="needs the teacher's processor") as caught:
         plan(overrides={**without, "data.options": {}})
     assert "data.options.tokenizer=bytes" in (caught.value.hint or "")
 

@@ -153,8 +153,7 @@ def _prove_data(sides: Sides) -> None:
     main = sides.teacher
     if info.processor_hint and main is not None and main.info.processor is False:
         raise UsageError(
-            f"data.ref: {sides.config.data.ref} needs the teacher's tokenizer or image processor, and {main.ref} has "
-            "none",
+            f"data.ref: {sides.config.data.ref} needs the teacher's processor, and {main.ref} has none",
             info.processor_hint,
         )
     student = sides.student
