@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AllowInfNan, Field
+from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, Solver
@@ -34,8 +34,10 @@ class SolverOptions(Options):
     ridge: float = Field(
         0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
     )
-    half_lives: list[Annotated[float, AllowInfNan(True), Field(gt=0)]] = Field(
-        list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens, also .inf; one is chosen per head"
+    half_lives: list[Annotated[float, Field(gt=0, allow_inf_nan=True)]] = Field(
+        list(HALF_LIVES),
+        min_length=1,
+        description="candidate half-lives in tokens, .inf for no decay; one is chosen per head",
     )
 
 
