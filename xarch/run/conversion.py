@@ -18,7 +18,7 @@ from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, PlanError, QualityError, StopSignal, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, StopSignal, XarchError
 from xarch.failures import as_error, is_machine_failure
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
@@ -126,7 +126,8 @@ class Conversion:
                     error = Interrupted(f"stopped by {e.name} during {self.phase.now}")
                 if isinstance(error, Interrupted):
                     error.hint = error.hint or self.resume_command
-                self._end_by(e if error is None else error, report=not isinstance(e, StopSignal))
+                hasty = isinstance(e, StopSignal) or isinstance(error, OutOfMemoryError)
+                self._end_by(e if error is None else error, report=not hasty)
                 if error is None or error is e:
                     raise
                 raise error from e
@@ -228,7 +229,8 @@ class Conversion:
         error is the one to report.
 
         Args:
-            report: also rebuild the report. Who sent a signal waits for the end, perhaps only for seconds.
+            report: also rebuild the report. Who sent a signal waits for the end, perhaps only for seconds; and where
+                memory ran out, a library that starts a thread waits for ever for one that could not begin.
         """
         if isinstance(error, KeyboardInterrupt):
             with contextlib.suppress(Exception):
