@@ -271,15 +271,17 @@ def round_trips(result: Result) -> list[Row]:
 
 
 def speed_up(result: Result) -> list[Row]:
-    """Seconds to a quality, by conversion and from pictures; and what is lost after a longer conversion."""
+    """Seconds to a quality, by conversion and from pictures, best against best; what is lost after a longer one."""
     found = []
     for (arch,), at in grouped(result.points, "student").items():
         parts = {part: ps for (part,), ps in grouped(at, "part").items()}
         mine = of(parts.get("convert", []), "cpu_seconds")
         if mine:
-            rival = "; ".join(_training(part, parts[part], mine) for part in GRIDS if part in parts)
-            what = f"{arch}, until {result.facts['wanted']} dB to the scene"
-            found.append(Row(what, f"{mean(mine)} s", spread(mine), str(len(mine)), rival))
+            rival = [_training(part, parts[part], mine) for part in GRIDS if part in parts]
+            rival.append(f"the teacher's {result.facts['teacher']['cpu_seconds']:.0f} s are not counted")
+            what = f"{arch}, until {result.facts['wanted']} dB to the scene{_searched(parts['convert'])}"
+            figure = f"{mean(mine)} s{at_rate(parts['convert'])}"
+            found.append(Row(what, figure, spread(mine), str(len(mine)), "; ".join(rival)))
         if "drop" in parts:
             drop, seconds = of(parts["drop"], "drop"), of(parts["drop"], "cpu_seconds")
             figure = f"{mean(drop, 2)} dB below the teacher, {mean(seconds, 0)} s"
@@ -295,7 +297,26 @@ def _training(part: str, at: Points, mine: Sequence[float]) -> str:
     seconds = of(at, "cpu_seconds")
     over = "" if all(p["reached"] for p in at) else "over "
     ratio = statistics.mean(seconds) / max(statistics.mean(mine), 1e-9)
-    return f"from pictures, {GRIDS[part]}: {over}{mean(seconds, 0)} s ({over}{ratio:.1f}×, {len(at)} seeds)"
+    batch = f", {at[0]['rays']} rays × {at[0]['samples']}" if "rays" in at[0] else ""
+    taken = f"{over}{mean(seconds, 0)} s ({over}{ratio:.1f}×, {len(at)} seeds{batch}{_searched(at)})"
+    return f"from pictures, {GRIDS[part]}: {taken}"
+
+
+def _searched(at: Points) -> str:
+    """How many settings the first seed tried; further seeds start from its choice."""
+    return f", best of {len(at[0]['tried'])} settings" if len(at[0].get("tried", ())) > 1 else ""
+
+
+REFERENCE_GFLOPS = 100
+"""Rate of one core at which seconds are comparable: two hardware threads of one core halve what a CPU second does."""
+
+
+def at_rate(points: Points) -> str:
+    """The mean of the CPU seconds at :data:`REFERENCE_GFLOPS`, in brackets; empty where no rate was measured."""
+    if not all("gflops" in p for p in points):
+        return ""
+    seconds = statistics.mean(p["cpu_seconds"] * p["gflops"] / REFERENCE_GFLOPS for p in points)
+    return f" ({seconds:.1f} s at {REFERENCE_GFLOPS} GFLOP/s)"
 
 
 def staged(result: Result) -> list[Row]:
