@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.kernels.times import busy
 from benchmarks.store import Result
 
 Points = Sequence[dict[str, Any]]
@@ -86,6 +87,9 @@ def kernels(result: Result) -> list[Row]:
         figure = f"{_ms(cpu)} CPU ms, {ours['peak_mib']:.0f} MiB, {cpu / ours['floor_seconds']:.1f}× the limit"
         figure += f" ({ours['bound']})"
         clocks = f"{_ms(clock[0])} / {_ms(clock[1])} ms by the clock (least / median)"
+        if "most_cpu_seconds" in ours:
+            clocks = f"{_ms(cpu)}–{_ms(ours['most_cpu_seconds'])} CPU ms, {_ms(clock[0])} by the clock"
+        clocks += ", busy machine" if busy(ours) else ""
         repeats = f"{ours['repeats']} repeat{'s' if ours['repeats'] > 1 else ''}"
         found.append(Row(f"{op}, {shape}, {length} tokens", figure, clocks, repeats, _peer(at, cpu)))
     return found
@@ -97,7 +101,10 @@ def _peer(at: Points, cpu: float) -> str:
         best = min(peers, key=lambda p: p["forward_backward"]["cpu_seconds"])
         both = best["forward_backward"]
         ratio = both["cpu_seconds"] / cpu
-        return f"{best['contender']} {_ms(both['cpu_seconds'])} CPU ms ({ratio:.1f}×), {both['peak_mib']:.0f} MiB"
+        marked = ", busy machine" if busy(both) else ""
+        return (
+            f"{best['contender']} {_ms(both['cpu_seconds'])} CPU ms ({ratio:.1f}×), {both['peak_mib']:.0f} MiB{marked}"
+        )
     ended = [p for p in at if not p["ours"] and "at_least" in p.get("forward_backward", {})]
     if not ended:
         return ""
