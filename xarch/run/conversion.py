@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +106,7 @@ class Conversion:
         """
         torch.set_num_threads(self.plan.threads)
         self._write_head()
-        started = time.monotonic()
+        clock = Stopwatch()
         try:
             with self.registry.attributed("while it ran"), self.stop:
                 self._status("running")
@@ -144,7 +143,7 @@ class Conversion:
             raise
         finally:
             self.metrics.close()
-        status = self._end("done", "", seconds=round(time.monotonic() - started, 1))
+        status = self._end("done", "", **clock.spent.rounded())
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
         self.ranks.close()
