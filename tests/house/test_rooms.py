@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "_version",
     "numbers",
+    "threads",
     "hardware",
     "files",
     "contracts",

@@ -47,30 +47,44 @@ class Rates:
         return work / self.products
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly; matrix products in ``dtype``."""
-    a = torch.randn(512, 512, device=device).to(dtype)
-    long = torch.randn(1 << 22, device=device)
-    made, scaled = torch.empty_like(a), torch.empty_like(long)
-    products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds) * 512**3
-    traffic = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds) * 2 * long.numel() * FLOAT
-    return Rates(products * EFFICIENCY, traffic, OPERATOR_SECONDS.get(device.type, 6e-6))
+def measure_rates(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> Rates:
+    """Measure the rates of a device briefly; matrix products in ``dtype``.
+
+    On a CPU they are rates per second of ``threads`` cores' time, as on a machine without other work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.randn(512, 512, device=device).to(dtype)
+        long = torch.randn(1 << 22, device=device)
+        made, scaled = torch.empty_like(a), torch.empty_like(long)
+        products = _per_second(lambda: torch.mm(a, a, out=made), device, threads, seconds) * 512**3
+        numbers = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, threads, seconds) * long.numel()
+    finally:
+        torch.set_num_threads(before)
+    return Rates(products * EFFICIENCY, 2 * FLOAT * numbers, OPERATOR_SECONDS.get(device.type, 6e-6))
 
 
-def _per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return how often something runs per second, from the best of several short windows, since the machine may be
-    shared."""
+def _per_second(run: Callable[[], object], device: torch.device, threads: int, seconds: float) -> float:
+    """Return how often something runs per second, from the best of several short windows.
+
+    Time on a CPU is that of the process over the threads, which waiting for a busy core does not prolong.
+    """
+
+    def now() -> float:
+        return time.process_time() / threads if device.type == "cpu" else time.perf_counter()
+
     run()
     best = 0.0
     until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        done, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds / WINDOWS:
+    while best == 0 or time.perf_counter() < until:
+        done, start, window = 0, now(), time.perf_counter() + seconds / WINDOWS
+        while done == 0 or time.perf_counter() < window:
             run()
             done += 1
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-        best = max(best, done / (time.perf_counter() - start))
+        best = max(best, done / max(now() - start, 1e-9))
     return best
 
 
