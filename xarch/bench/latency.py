@@ -41,7 +41,7 @@ def bench_export(
     """Measure every graph of an export and every procedure over its graphs; write ``out_json``.
 
     Latencies are in milliseconds per call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms``
-    of a procedure; ``cpu_ms`` is the CPU time of a call. ``busy`` says why those by the clock are too long, if they are.
+    of a procedure; ``cpu_ms`` is the CPU time of a call. ``busy`` says why other times are too long, if they are.
     Entries of the same name in the folder ``teacher`` are measured next: ``teacher.graphs.NAME``,
     ``teacher.cases.NAME``; ``teacher.speed_up.NAME`` is the student's speed divided by the teacher's.
 
