@@ -105,7 +105,11 @@ def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume
     except XarchError as e:
         if not begun:
             raise
-        document = {**run_document(path), "error": error_document(e)}
+        try:
+            document = {**run_document(path), "error": error_document(e)}
+        except Exception:
+            # Whatever is wrong with the folder as well, the error of the run is the one to report.
+            raise e from e.__cause__
         session.emit(document, lambda console: show_verdict(document, console))
         if not session.json:
             raise

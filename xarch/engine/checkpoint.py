@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from xarch.errors import Interrupted, UsageError
-from xarch.files.atomic import new_folder, write_json
+from xarch.errors import UsageError
+from xarch.failures import is_machine_failure
+from xarch.files.atomic import new_folder, save_tensors, write_json
 from xarch.files.digest import sha256
 
 STEP = re.compile(r"step-(\d+)$")
@@ -62,25 +62,16 @@ class CheckpointFolder:
         """Write ``step-N`` and delete all but the newest few.
 
         Raises:
-            Interrupted: the disk is full; earlier checkpoints are intact.
+            OSError: it cannot be written; earlier checkpoints are intact.
         """
-        target = self.folder / f"step-{step}"
-        try:
-            with new_folder(target) as folder:
-                files = {}
-                for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
-                    save_file({k: _storable(v) for k, v in tensors.items()}, folder / name)
-                write_json(folder / "state.json", dict(state))
-                for file in sorted(folder.iterdir()):
-                    files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-                write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "final": final, "files": files})
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Interrupted(
-                    f"the disk is full: checkpoint {target} was not written, earlier checkpoints are intact",
-                    "free space and resume the run",
-                ) from e
-            raise
+        with new_folder(self.folder / f"step-{step}") as folder:
+            files = {}
+            for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
+                save_tensors({k: _storable(v) for k, v in tensors.items()}, folder / name)
+            write_json(folder / "state.json", dict(state))
+            for file in sorted(folder.iterdir()):
+                files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "final": final, "files": files})
         self._prune(step, final)
 
     def _prune(self, newest: int, final: bool) -> None:
@@ -121,6 +112,8 @@ class CheckpointFolder:
                     state=json.loads((folder / "state.json").read_text()),
                 )
             except (OSError, ValueError, KeyError, TypeError) as e:
+                if is_machine_failure(e):
+                    raise
                 self.say(f"checkpoint {folder} is damaged ({e}); using an earlier one")
         return None
 

@@ -15,12 +15,13 @@ from xarch.config.schema import Stage
 from xarch.contracts.batch import Batch
 from xarch.contracts.stage import StageMatches
 from xarch.engine.distributed import Distributed
-from xarch.engine.guards import is_out_of_memory, release_memory
+from xarch.engine.guards import release_memory
 from xarch.engine.modes import Modes
 from xarch.engine.seeds import restore_rng, rng_state
 from xarch.engine.terms import Right, StageModules, StepFigures, Term, phase_of
 from xarch.engine.walks import Values, Walk
 from xarch.errors import OutOfMemoryError, PlanError
+from xarch.failures import is_out_of_memory
 from xarch.matching.references import STUDENT
 
 T = TypeVar("T")

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from xarch.contracts.batch import CHANGED, Batch
 from xarch.contracts.model import Sink
+from xarch.failures import is_out_of_memory
+from xarch.files.atomic import save_tensors
 
 SAMPLE = "sample_id"
 
@@ -79,6 +81,8 @@ class TeacherCache:
         try:
             return load_file(file, device=str(device))
         except (OSError, SafetensorError) as e:
+            if is_out_of_memory(e):
+                raise
             self.say(f"teacher cache: {file.name} is damaged ({e}); recomputing it")
             file.unlink(missing_ok=True)
             return None
@@ -95,9 +99,11 @@ class TeacherCache:
         partial = self.folder / f".{key}.tmp-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(values, partial)
+            save_tensors(values, partial)
             os.replace(partial, self.folder / f"{key}.safetensors")
         except OSError as e:
+            if is_out_of_memory(e):
+                raise
             self._closed = True
             self.say(f"teacher cache: {e.strerror}; continuing without it")
             return

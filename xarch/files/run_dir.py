@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
-from xarch.files.atomic import finite, read_json, sweep, write_json
+from xarch.files.atomic import append_text, finite, naming, read_json, sweep, write_json
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
 
@@ -101,13 +101,21 @@ class RunDir:
         """Write status.json."""
         if state not in STATES:
             raise ValueError(f"unknown state {state!r}, one of {', '.join(STATES)}")
-        write_json(self.status, {"state": state, "reason": reason, "resume": resume, **more})
+        content = {"state": state, "reason": reason, "resume": resume, **more}
+        try:
+            write_json(self.status, content)
+        except OSError:
+            # A disk without room for a new file still lets an old one be overwritten in its own blocks.
+            if not self.status.is_file():
+                raise
+            with naming(self.status), open(self.status, "r+", encoding="utf-8") as f:
+                f.write(json.dumps(content) + "\n")
+                f.truncate()
 
     @staticmethod
     def append_row(file: Path, row: dict[str, Any]) -> None:
         """Append one line to a file of JSON lines."""
-        with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        append_text(file, json.dumps(finite(row), allow_nan=False) + "\n")
 
     @staticmethod
     def rows_size(file: Path) -> int:
@@ -122,5 +130,4 @@ class RunDir:
 
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""
-        with open(self.log, "a", encoding="utf-8") as f:
-            f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")

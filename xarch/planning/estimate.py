@@ -11,14 +11,14 @@ from torch import nn
 
 from xarch.contracts.tap import Tap
 from xarch.planning.plan import CachePlan
-from xarch.planning.trace import Cost
+from xarch.planning.trace import Cost, Trace
 
 EFFICIENCY = 0.85
 """Fraction of the peak matrix-product rate that a model reaches."""
-OPERATOR_SECONDS = {"cpu": 6e-6, "cuda": 8e-6}
-"""Overhead of an operator in seconds, where it is not measured."""
-PROCESS_BYTES = 500_000_000
-"""Memory of the interpreter with torch and its libraries, before any model is loaded."""
+STEP_OPERATORS, MATCH_OPERATORS = 120, 20
+"""What a step and each of its matches cost besides models and objectives (a batch is read, figures are logged), as a
+number of operators: it is the same kind of overhead, so it grows and shrinks with theirs on a machine. A plan opens no
+data, so batches that are costly to prepare are not counted."""
 FLOAT = 4
 WINDOWS = 10
 """Number of windows per measurement; the fastest counts."""
@@ -48,43 +48,49 @@ class Rates:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly; matrix products in ``dtype``.
-
-    On a CPU they are rates per second of ``threads`` cores' time, as on a machine without other work.
-    """
+    """Measure the rates of a device briefly, on a CPU with so many threads; matrix products in ``dtype``."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         a = torch.randn(512, 512, device=device).to(dtype)
         long = torch.randn(1 << 22, device=device)
         made, scaled = torch.empty_like(a), torch.empty_like(long)
-        products = _per_second(lambda: torch.mm(a, a, out=made), device, threads, seconds) * 512**3
-        numbers = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, threads, seconds) * long.numel()
+        products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds, threads) * 512**3
+        numbers = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds, threads) * long.numel()
+        return Rates(products * EFFICIENCY, 2 * FLOAT * numbers, _operator(device, seconds))
     finally:
         torch.set_num_threads(before)
-    return Rates(products * EFFICIENCY, 2 * FLOAT * numbers, OPERATOR_SECONDS.get(device.type, 6e-6))
 
 
-def _per_second(run: Callable[[], object], device: torch.device, threads: int, seconds: float) -> float:
-    """Return how often something runs per second, from the best of several short windows.
+def _operator(device: torch.device, seconds: float) -> float:
+    """Return the overhead of an operator in seconds: that of a small network's forward and backward pass."""
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(8)]
+    model = nn.Sequential(*layers).to(device)
+    x = torch.randn(2, 8, device=device)
+    trace = Trace([*model.parameters(), x])
+    with trace.recording():
+        model(x).sum().backward()
+    return 1.0 / (_per_second(lambda: model(x).sum().backward(), device, seconds) * trace.cost.operators)
 
-    Time on a CPU is that of the process over the threads, which waiting for a busy core does not prolong.
+
+def _per_second(run: Callable[[], object], device: torch.device, seconds: float, threads: int = 1) -> float:
+    """Return how often something runs per second on an idle machine, from the best of several short windows.
+
+    On a CPU the seconds are those of the processor, divided by the threads that share the work: a busy machine
+    lengthens the others.
     """
-
-    def now() -> float:
-        return time.process_time() / threads if device.type == "cpu" else time.perf_counter()
-
     run()
     best = 0.0
     until = time.perf_counter() + seconds
-    while best == 0 or time.perf_counter() < until:
-        done, start, window = 0, now(), time.perf_counter() + seconds / WINDOWS
-        while done == 0 or time.perf_counter() < window:
+    while time.perf_counter() < until:
+        done, start, spent = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < seconds / WINDOWS:
             run()
             done += 1
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-        best = max(best, done / max(now() - start, 1e-9))
+        cpu = (time.process_time() - spent) / threads
+        best = max(best, done / (cpu if device.type == "cpu" and cpu > 0 else time.perf_counter() - start))
     return best
 
 

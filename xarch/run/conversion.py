@@ -15,11 +15,11 @@ from xarch.contracts.model import Initialisation, Student
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter, Reporters
-from xarch.engine.guards import is_out_of_memory
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, XarchError
+from xarch.errors import Interrupted, PlanError, QualityError, XarchError
+from xarch.failures import as_error, is_machine_failure
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
@@ -123,30 +123,15 @@ class Conversion:
                 self._gates(before_export(self.config.gates))
                 self.delivery.deliver(self.student)
                 self._gates(self.config.gates)
-        except Interrupted as e:
-            self._end("interrupted", e.what)
-            raise Interrupted(e.what, self.resume_command) from e
-        except KeyboardInterrupt:
-            self._end("interrupted", "stopped immediately by a second interrupt")
-            raise
-        except XarchError as e:
-            self._end("failed", f"{e.kind}: {e.what}")
-            raise
-        except Exception as e:
-            if not is_out_of_memory(e):
-                self._end("failed", f"{type(e).__name__}: {e}")
-                raise
-            error = OutOfMemoryError(
-                f"out of memory outside the training step: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
-                f"use a smaller batch (`stages.NAME.batch`, `evaluate.batch`), then {self.resume_command}",
-            )
-            self._end("failed", f"{error.kind}: {error.what}")
-            raise error from e
+                self.metrics.close()
         except BaseException as e:
-            self._end("failed", f"{type(e).__name__}: {e}")
-            raise
-        finally:
-            self.metrics.close()
+            error = as_error(e, self.resume_command)
+            if isinstance(error, Interrupted):
+                error.hint = error.hint or self.resume_command
+            self._end_by(e if error is None else error)
+            if error is None or error is e:
+                raise
+            raise error from e
         status = self._end("done", "", **clock.spent.rounded())
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
@@ -187,8 +172,11 @@ class Conversion:
         try:
             with self.registry.attributed(f"export {profile}"):
                 self.delivery.export(self.student, profile)
-        finally:
-            self._report()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._report()
+            raise
+        self._report()
 
     def _reload(self) -> None:
         """Load teachers and the saved student, without the stages."""
@@ -220,12 +208,29 @@ class Conversion:
             self.reporter.finished(status)
         return status
 
+    def _end_by(self, error: BaseException) -> None:
+        """Record an error that ended the run. What fails here as well, after a full disk for example, is left out: the
+        error is the one to report."""
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(Exception):
+                self._status("interrupted", "stopped immediately by a second signal")
+            return
+        state = "interrupted" if isinstance(error, Interrupted) else "failed"
+        reason = f"{error.kind}: {error.what}" if isinstance(error, XarchError) else f"{type(error).__name__}: {error}"
+        reason = error.what if type(error) is Interrupted else reason
+        with contextlib.suppress(Exception):
+            self.metrics.close()
+        with contextlib.suppress(Exception):
+            self._end(state, reason)
+
     def _report(self) -> None:
         try:
             from xarch.report.build import build_report
 
             build_report(self.folder)
         except Exception as e:
+            if is_machine_failure(e):
+                raise
             # A finished run must keep its status; the report can be rebuilt from the same files.
             self.say(
                 f"the report could not be written ({type(e).__name__}: {e}); "

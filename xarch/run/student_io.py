@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from xarch._version import __version__
 from xarch.config.validation import validated
 from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
-from xarch.files.atomic import new_folder, read_json, write_json
+from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
 from xarch.planning.describe import family_of
 from xarch.planning.resolve import Resolved, resolve_target
 from xarch.registry.registry import Registry
@@ -76,7 +76,7 @@ def save_student(
         sites=list(sites_of(student)),
     )
     with new_folder(folder) as part:
-        save_file(tensors, part / "model.safetensors", {"format": "pt"})
+        save_tensors(tensors, part / "model.safetensors", {"format": "pt"})
         with registry.attributed("save its processor"):
             if teacher is not None and processor is teacher.processor():
                 teacher.save_processor(str(part))
