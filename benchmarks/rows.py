@@ -173,12 +173,12 @@ def exponent(pairs: Sequence[tuple[float, float]]) -> float:
 def engine_overhead(result: Result) -> list[Row]:
     """CPU time of a step of the engine over that of a plain loop, pair by pair."""
     found = []
-    for (width,), points in grouped(result.points, "width").items():
+    for (width, batch), points in grouped(result.points, "width", "batch").items():
         ratios = sorted(p["ratio"] for p in points)
         loop = statistics.median(p["loop_ms"] for p in points)
         found.append(
             Row(
-                f"step of a residual network of width {width}",
+                f"residual network of width {width}, batch of {batch}",
                 f"{statistics.median(ratios):.2f} times the plain loop",
                 spread(ratios, 2),
                 str(len(points)),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from xarch.config.schema import CurveConfig
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
-from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.seeds import RandomState
 from xarch.engine.stopwatch import Spent
 from xarch.files.run_dir import RunDir
 
@@ -83,10 +83,10 @@ class QualityCurve:
         """
         if self.run is None or self.chosen is None:
             return
-        state = rng_state()
+        state = RandomState.now()
         student.module.eval()
         found = self.measure(student, self.chosen.samples)
-        restore_rng(*state)
+        state.restore()
         if found is None:
             return
         row = {"stage": stage, "step": step, "units": units, **(self.before + spent).rounded(), "metric": found.metric}
