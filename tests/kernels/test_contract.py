@@ -227,7 +227,7 @@ def test_no_tokens(op: str, backend: str) -> None:
 )
 def test_only_results_of_half_precision_are_rounded(op: str, backend: str, dtype: torch.dtype) -> None:
     # Triton's interpreter cuts bfloat16 off instead of rounding it.
-    o, limit = OPS[op], 1e-2 if backend == "triton" else HALF[dtype]
+    o, limit = OPS[op], 5e-3 if (backend, dtype) == ("triton", torch.bfloat16) else HALF[dtype]
     dtypes = o.dtypes(dtype)
     rounded = [t.to(d).double() for t, d in zip(o.operands, dtypes, strict=True)]
     values, grads = results(o.call, backend, o.operands, dtypes, o.fixed)
