@@ -30,8 +30,6 @@ MUTANTS = {
         "gemm::unpack(dB, q, c.size, c.dB + offset, stride);",
     ),
 }
-CAUGHT_AT_LOAD = set(MUTANTS) - {"one token 0.5 % off", "one head of one token 10 % off", "dB of one token zero"}
-"""By the check before the first use alone, whose small chunks are 13; the others are of a later token or head."""
 PROGRAM = """
 import json, sys
 from pathlib import Path
@@ -81,4 +79,4 @@ def test_the_gate_refuses_every_mutant_and_not_the_kernel(tmp_path: Path) -> Non
         forward, both, check = lines[at : at + 3]
         assert all(("cpu_seconds" in line) == line["gate"]["passed"] for line in (forward, both))
         assert (forward["gate"]["passed"] and both["gate"]["passed"]) == (name is None), (name, forward, both)
-        assert check["refused"] == (name in CAUGHT_AT_LOAD), name
+        assert check["refused"] == (name is not None), name

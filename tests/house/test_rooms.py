@@ -16,6 +16,7 @@ ROOMS = (
     "_version",
     "numbers",
     "threads",
+    "printable",
     "hardware",
     "files",
     "contracts",

@@ -13,6 +13,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.failures import system_error
+from xarch.printable import escaped
 
 
 def fsync_path(path: Path) -> None:
@@ -85,7 +86,7 @@ def save_tensors(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, 
 
 def write_json(path: Path, data: Any) -> None:
     """Replace ``path`` by ``data`` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, escaped(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def finite(data: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.atomic import append_text, finite, naming, read_json, sweep, write_json
+from xarch.printable import log_line
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
 
@@ -130,4 +131,4 @@ class RunDir:
 
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""
-        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {log_line(text)}\n")

@@ -1,0 +1,1 @@
+"""Campaigns of faults: what broken, hostile or interrupted surroundings do to xarch."""
