@@ -264,6 +264,18 @@ def test_memory_that_runs_out_outside_a_gradient_step(moment: int, tmp_path: Pat
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("moment", [1, 30, 98, 105, 116])
+def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
+    """One MiB more than is in use: whatever asks for memory next fails, in any library."""
+    out = tmp_path / "run"
+    failed = convert(out, home=home, sabotage=f"space@{moment}")
+    assert failed.returncode in (0, 75), failed.stderr
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert student(out) == student(whole)
+
+
 @pytest.mark.parametrize("moment", [20, 109, 116], ids=["local", "global", "after the last stage"])
 def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
