@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -47,8 +49,9 @@ class Rates:
         return work / self.products
 
 
+@functools.cache
 def measure_rates(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly, on a CPU with so many threads; matrix products in ``dtype``."""
+    """Measure the rates of a device briefly, once per process, on a CPU with so many threads; matrix products in ``dtype``."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -67,7 +70,7 @@ def _operator(device: torch.device, seconds: float) -> float:
     layers = [nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(8)]
     model = nn.Sequential(*layers).to(device)
     x = torch.randn(2, 8, device=device)
-    trace = Trace([*model.parameters(), x])
+    trace = Trace([*model.parameters(), x], seconds=math.inf)
     with trace.recording():
         model(x).sum().backward()
     return 1.0 / (_per_second(lambda: model(x).sum().backward(), device, seconds) * trace.cost.operators)
