@@ -51,7 +51,7 @@ class Rates:
 
 @functools.cache
 def measure_rates(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly, once per process, on a CPU with so many threads; matrix products in ``dtype``."""
+    """Measure the rates of a device briefly, once per process; matrix products in ``dtype``, on a CPU ``threads``."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
