@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
+
 from xarch import Options, UsageError, validated
 from xarch_field.teacher import FieldModel
 from xarch_field.turntable import orbit, pictures, to_image
@@ -14,7 +16,7 @@ from xarch_field.turntable import orbit, pictures, to_image
 class PictureOptions(Options):
     """Options of ``xarch generate`` for a field."""
 
-    size: int | None = None
+    size: int | None = Field(None, ge=1, le=4096, description="pixels along the longer side")
 
 
 def picture(model: FieldModel, prompt: str, options: Mapping[str, Any]) -> bytes:
