@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
+from torch import Tensor
 
 from xarch._version import __version__
 from xarch.config.validation import validated
@@ -15,6 +17,7 @@ from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
 from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
+from xarch.files.header import weights_header
 from xarch.planning.describe import family_of
 from xarch.planning.resolve import Resolved, resolve_target
 from xarch.registry.registry import Registry
@@ -53,7 +56,8 @@ def save_student(
     teacher_facts: dict[str, Any] | None,
     processor: Any = None,
 ) -> None:
-    """Write config.json, model.safetensors and the processor's files; the folder appears atomically.
+    """Write config.json, model.safetensors and the processor's files; the folder appears atomically. Tensors that are
+    one in the module are stored once; the file's metadata map their further names to the stored one.
 
     Args:
         built_from: ``{"family", "facts"}`` from which the target builds it.
@@ -61,7 +65,7 @@ def save_student(
         teacher_facts: ref, title and fingerprint of the teacher; None without a teacher.
         processor: the student's.
     """
-    tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in student.module.state_dict().items()}
+    tensors, tied = _once(student.module.state_dict())
     config = StudentConfig(
         xarch=__version__,
         target=target.name,
@@ -76,13 +80,28 @@ def save_student(
         sites=list(sites_of(student)),
     )
     with new_folder(folder) as part:
-        save_tensors(tensors, part / "model.safetensors", {"format": "pt"})
+        save_tensors(tensors, part / "model.safetensors", {"format": "pt", **tied})
         with registry.attributed("save its processor"):
             if teacher is not None and processor is teacher.processor():
                 teacher.save_processor(str(part))
             elif processor is not None:
                 family_of(registry, student.family).save_processor(processor, part)
         write_json(part / "config.json", config.model_dump(mode="json"))
+
+
+def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors to store, on the CPU, and further name -> stored name of those that are the same tensor."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in names:
+            tied[name] = names[place]
+            continue
+        names[place] = name
+        tensors[name] = tensor.detach().to("cpu").contiguous().clone()
+    return tensors, tied
 
 
 def student_folder(path: Path) -> Path:
@@ -132,6 +151,8 @@ def load_student(folder: Path, registry: Registry, device: torch.device) -> tupl
     student, target = build_student(config, registry, torch.device("cpu"))
     try:
         weights = load_file(folder / "model.safetensors")
+        stored = weights_header(folder / "model.safetensors").metadata
+        weights |= {name: weights[kept] for name, kept in stored.items() if kept in weights and name not in weights}
         student.module.load_state_dict(weights, strict=True)
     except (OSError, RuntimeError, ValueError) as e:
         raise UsageError(f"{folder}/model.safetensors does not fit its config.json: {str(e).splitlines()[0]}") from e
