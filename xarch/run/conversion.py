@@ -23,6 +23,7 @@ from xarch.failures import as_error, is_machine_failure
 from xarch.files.atomic import read_json, write_json, write_text
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
+from xarch.kernels import keep_freed_memory
 from xarch.planning.describe import family_of
 from xarch.planning.feasibility import account_for
 from xarch.planning.plan import Plan
@@ -34,6 +35,7 @@ from xarch.run.gates import before_export, check, gateable
 from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
+from xarch.threads import Threads
 
 
 class _Log(Reporter):
@@ -134,6 +136,8 @@ class Conversion:
 
     def _run(self) -> dict[str, Any]:
         torch.set_num_threads(self.plan.threads)
+        keep_freed_memory()
+        self.say(str(Threads(self.plan.threads, self.plan.threads_why)))
         self._write_head()
         clock = Stopwatch()
         with self.registry.attributed("while it ran"):
