@@ -51,5 +51,6 @@ def tail_taps(facts: DecoderFacts) -> dict[str, Tap]:
     """Return the taps after the last block."""
     return {
         "final": Tap("final", "hidden", "BLD", {"D": facts.width}),
-        "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}),
+        # A cache stores the hidden states; the head need not be stored.
+        "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}, {"elements": "BLD", "D": facts.width}),
     }

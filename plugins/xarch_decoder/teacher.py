@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from xarch import Batch, Sink, Tap, TapModel, Teacher
+from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.model.decoder import MixerDecoder
 from xarch_decoder.model.mixer import ATTENTION
 from xarch_decoder.weights import attention_names
@@ -43,6 +44,12 @@ class StudentTeacher(Teacher):
 
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.student.work(sample)
+
+    def packed(self, name: str, value: Any) -> Any:
+        return value.x_BLD if isinstance(value, FactoredLogits) else value
+
+    def unpacked(self, name: str, stored: Tensor) -> Any:
+        return self.decoder.logits(stored) if name == "logits" else stored
 
     def constants(self) -> Mapping[str, Tensor]:
         return self.student.constants()

@@ -86,6 +86,12 @@ class HFTeacher(Teacher):
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.facts.work(sample)
 
+    def packed(self, name: str, value: Any) -> Any:
+        return value.x_BLD if isinstance(value, FactoredLogits) else value
+
+    def unpacked(self, name: str, stored: Tensor) -> Any:
+        return self._logits(stored) if name == "logits" else stored
+
     def constants(self) -> Mapping[str, Tensor]:
         """Return ``head.weight`` [V, D], the output projection."""
         return {"head.weight": self._weights["embed.weight" if self.facts.tied else "head.weight"]}
@@ -118,11 +124,13 @@ class HFTeacher(Teacher):
             yield f"blocks.{layer}.mixer_in", on_output(norm1, f"blocks.{layer}.mixer_in")
             yield f"blocks.{layer}.mixer_out", on_output(out, f"blocks.{layer}.mixer_out")
             yield f"blocks.{layer}.output", on_output(block, f"blocks.{layer}.output")
-        norm, head = self.module.get_submodule(stems["norm"]), self.module.get_submodule(stems["head"])
+        norm = self.module.get_submodule(stems["norm"])
         yield "final", on_output(norm, "final")
 
-        def logits(x_BLD: Tensor) -> FactoredLogits:
-            weight_VD, bias_V = head.get_parameter("weight"), getattr(head, "bias", None)
-            return FactoredLogits(x_BLD, weight_VD, bias_V, self.facts.final_softcap)
+        yield "logits", on_output(norm, "logits", self._logits)
 
-        yield "logits", on_output(norm, "logits", logits)
+    def _logits(self, x_BLD: Tensor) -> FactoredLogits:
+        head = self.module.get_submodule(str(self.architecture.stems["head"]))
+        return FactoredLogits(
+            x_BLD, head.get_parameter("weight"), getattr(head, "bias", None), self.facts.final_softcap
+        )

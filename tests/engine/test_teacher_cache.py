@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 from xarch.contracts.batch import CHANGED, Batch
-from xarch.contracts.model import Sink
+from xarch.contracts.model import Sink, TapModel
+from xarch.contracts.tap import Tap
+from xarch.engine.teacher import TeacherFeed
 from xarch.engine.teacher_cache import SharedTeacherCache, TeacherCache
+from xarch.errors import PluginError
 
 
 def _batch(seed: int) -> Batch:
@@ -102,3 +109,52 @@ def _give(cache: TeacherCache, batch: Batch, value: torch.Tensor) -> dict[str, t
     got: dict[str, torch.Tensor] = {}
     cache.push(batch, {"a"}, got.__setitem__, lambda sink: sink("a", value))
     return got
+
+
+@dataclass
+class _Scaled:
+    """A structured value: numbers, and a factor that all samples share."""
+
+    x: torch.Tensor
+    factor: float
+
+
+class _Structured(TapModel):
+    family, facts = "none", None
+
+    def __init__(self, packs: bool) -> None:
+        self.module, self.packs, self.runs = torch.nn.Identity(), packs, 0
+
+    def taps(self) -> dict[str, Tap]:
+        return {"a": Tap("a", "feature", "scaled", {}, {"elements": "BC", "C": 3})}
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        self.runs += 1
+        sink("a", _Scaled(batch["x"], 2.0))
+
+    def packed(self, name: str, value: _Scaled) -> object:
+        return value.x if self.packs else value
+
+    def unpacked(self, name: str, stored: torch.Tensor) -> _Scaled:
+        return _Scaled(stored, 2.0)
+
+
+def test_structured_values_are_stored_by_their_numbers(tmp_path: Path) -> None:
+    """encdec W21: factored logits were never cached, and a declared size of theirs crashed the cache."""
+    teacher = _Structured(packs=True)
+    assert teacher.taps()["a"].elements({}) == 3
+    feed = TeacherFeed({"": teacher}, contextlib.nullcontext, {"": TeacherCache(tmp_path, "t", 10**6, print)})
+    got: list[_Scaled] = []
+    for _ in range(2):
+        feed.run(_batch(0), {"a"}, lambda _, value: got.append(value))
+    assert teacher.runs == 1
+    assert torch.equal(got[0].x, got[1].x)
+    assert torch.equal(got[1].x, _batch(0)["x"])
+    assert got[1].factor == 2.0
+
+
+def test_a_value_that_is_not_packed_is_its_teachers_fault(tmp_path: Path) -> None:
+    caches = {"": TeacherCache(tmp_path, "t", 10**6, print)}
+    feed = TeacherFeed({"": _Structured(packs=False)}, contextlib.nullcontext, caches)
+    with pytest.raises(PluginError, match="packed\\(\\) returned a _Scaled, not a tensor"):
+        feed.run(_batch(0), {"a"}, lambda *_: None)

@@ -55,6 +55,18 @@ class TapModel(ABC):
         """Return tensors that objectives may read, e.g. ``classifier.weight``; by default none."""
         return {}
 
+    def packed(self, name: str, value: Any) -> Any:
+        """Return what a cache stores of a tap's value, one tensor [B, ...]; by default the value itself.
+
+        A structured value whose tap declares ``info["elements"]`` is stored by the tensor that this returns, and made
+        again by :meth:`unpacked`, bit for bit.
+        """
+        return value
+
+    def unpacked(self, name: str, stored: Tensor) -> Any:
+        """Return the value of a tap from the tensor of :meth:`packed`."""
+        return stored
+
     def collect(self, batch: Batch, wanted: Collection[str]) -> dict[str, Any]:
         """Run and return all requested values together."""
         values: dict[str, Any] = {}

@@ -19,7 +19,8 @@ class Tap:
             C channels, H and W image height and width, K classes, V vocabulary.
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
         info: further facts an objective or connector may need (prefix tokens, grid size). A structured form gives its
-            storage size under ``elements``: a layout with sizes in ``shape``, or a count of numbers per sample.
+            storage size under ``elements``: a layout with sizes in ``shape`` or ``info``, or a count of numbers per
+            sample; its model packs it, see ``TapModel.packed``.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Tap:
             return None
         total = 1
         for letter in layout[1:]:
-            size = self.shape.get(letter, sizes.get(letter))
+            size = self.shape.get(letter, self.info.get(letter, sizes.get(letter)))
             if size is None:
                 return None
             total *= size

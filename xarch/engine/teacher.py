@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Sink, TapModel
@@ -54,11 +56,13 @@ class TeacherFeed:
         if cache is None:
             self._live(model, seen, wanted, sink)
         else:
-            cache.push(seen, wanted, sink, lambda tee: self._live(model, seen, wanted, tee))
+            packed = _Packed(self.models[model], self._who(model))
+            live = packed.packing
+            cache.push(seen, wanted, packed.unpacking(sink), lambda tee: self._live(model, seen, wanted, live(tee)))
 
     def _live(self, model: str, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         given: set[str] = set()
-        who = f"teacher {model!r}" if model else "the teacher"
+        who = self._who(model)
         values = FiniteValues(sink, who, self.models[model])
 
         def note(name: str, value: object) -> None:
@@ -70,3 +74,37 @@ class TeacherFeed:
         missing = sorted(set(wanted) - given)
         if missing:
             raise PluginError(f"{who} did not produce the taps {', '.join(missing[:5])}")
+
+    def _who(self, model: str) -> str:
+        return f"teacher {model!r}" if model else "the teacher"
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Turns values into what a cache stores, and back.
+
+    Attributes:
+        model: the teacher.
+        who: the teacher, for messages.
+    """
+
+    model: TapModel
+    who: str
+
+    def packing(self, tee: Sink) -> Sink:
+        """Return a sink that passes the stored form on."""
+
+        def pack(name: str, value: Any) -> None:
+            stored = self.model.packed(name, value)
+            if not isinstance(stored, Tensor):
+                raise PluginError(
+                    f"{self.who} declares how much of {name} can be stored, but packed() returned a "
+                    f"{type(stored).__name__}, not a tensor"
+                )
+            tee(name, stored)
+
+        return pack
+
+    def unpacking(self, sink: Sink) -> Sink:
+        """Return a sink that takes the stored form."""
+        return lambda name, stored: sink(name, self.model.unpacked(name, stored))

@@ -111,7 +111,11 @@ class MixerDecoder(nn.Module):
             if "final" in tail:
                 probe.sink("final", final_BLD)
             if "logits" in tail:
-                probe.sink("logits", FactoredLogits(final_BLD, self.head_weight, self.head.bias, self.head.softcap))
+                probe.sink("logits", self.logits(final_BLD))
+
+    def logits(self, final_BLD: Tensor) -> FactoredLogits:
+        """Return the logits of normalised hidden states."""
+        return FactoredLogits(final_BLD, self.head_weight, self.head.bias, self.head.softcap)
 
     def advance(
         self, input_ids_BL: Tensor, position: int | Tensor, states: States, *, fixed: bool = False, last: bool = False

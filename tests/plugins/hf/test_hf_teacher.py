@@ -142,6 +142,18 @@ def test_logits_never_run_the_output_projection(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_logits_are_stored_as_hidden_states(tmp_path: Path) -> None:
+    """encdec W21: a cache keeps D numbers a token, and makes the same logits of them again."""
+    saved("phi", tmp_path)
+    made, given = teacher(tmp_path), batch()
+    value = made.collect(given, ["logits"])["logits"]
+    stored = made.packed("logits", value)
+    samples, length = given["input_ids"].shape
+    assert stored.numel() == samples * (made.taps()["logits"].elements({"L": length}) or 0)
+    assert torch.equal(made.unpacked("logits", stored).full(), value.full())
+
+
+@torch.no_grad()
 def test_values_are_free_as_soon_as_the_receiver_drops_them(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     made = teacher(tmp_path)
