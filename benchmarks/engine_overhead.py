@@ -4,8 +4,9 @@
 
 The family is that of ``examples/plugin``: an MLP teaches a residual network on scikit-learn's digits, by the teacher's
 distribution and the labels. Both ways read the same stream, run the same teacher and student, compute the same losses
-and step the same fused AdamW, in turn, ``--rounds`` times. The stream alone is measured too and taken
-from both, or it would hide the engine. Widths set the cost of a step; the bar is a ratio of 1.15.
+and step the same fused AdamW, in turn, ``--rounds`` times. The stream alone is measured too and taken from both, or it
+would hide the engine. Width and batch set the cost of a step, from a few milliseconds, where the interpreter is most of
+it, to many; the bar is a ratio of 1.15.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ os.environ["XARCH_PLUGIN_FILES"] = str(ROOT / "examples" / "plugin" / "xarch_row
 from benchmarks import page  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
 
-WIDTHS = (128, 512)
-STEPS, BATCH = 150, 256
+SIZES = ((32, 32), (128, 256), (512, 256))
+"""(width of the student, rows of a batch)."""
+STEPS = 150
 
 
-def through_engine(teacher: str, width: int, folder: Path) -> float:
+def through_engine(teacher: str, width: int, batch: int, folder: Path) -> float:
     """CPU milliseconds of a step in a stage, without start and end of the run."""
     import xarch
 
     stage = {
         "scope": "global",
-        "units": STEPS * BATCH,
-        "batch": BATCH,
+        "units": STEPS * batch,
+        "batch": batch,
         "matches": {
             "kd": {"student": "logits", "objective": "kl", "options": {"temperature": 2.0}},
             "labels": {"student": "logits", "teacher": "batch:labels", "objective": "cross-entropy"},
@@ -65,7 +67,7 @@ def through_engine(teacher: str, width: int, folder: Path) -> float:
     return 1000 * float(json.loads(summary.read_text())["training"]["cpu_seconds"]) / STEPS
 
 
-def through_loop(teacher: str, width: int) -> float:
+def through_loop(teacher: str, width: int, rows: int) -> float:
     """CPU milliseconds of a step of the loop that one would write."""
     import torch
     import torch.nn.functional as F
@@ -81,7 +83,7 @@ def through_loop(teacher: str, width: int) -> float:
     torch.manual_seed(0)
     student = target.build(taught.facts, target.Options(width=width), {}, device=torch.device("cpu")).module.train()
     adam = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=BATCH))
+    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=rows))
     started = time.process_time()
     for batch in islice(stream, STEPS):
         with torch.no_grad():
@@ -98,13 +100,13 @@ def through_loop(teacher: str, width: int) -> float:
     return 1000 * (time.process_time() - started) / STEPS
 
 
-def through_stream() -> float:
+def through_stream(rows: int) -> float:
     """CPU milliseconds that a batch of the stream costs."""
     from xarch_rows.data import TableData
 
     from xarch import DataRequest
 
-    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=BATCH))
+    stream = TableData().open(DataRequest("digits", TableData.Options(), samples=rows))
     started = time.process_time()
     for _ in islice(stream, STEPS):
         pass
@@ -120,17 +122,23 @@ def main() -> None:
     from xarch_rows.source import train_teacher
 
     torch.set_num_threads(1)
-    settings = {"steps": STEPS, "batch": BATCH, "widths": list(WIDTHS)}
+    settings = {"steps": STEPS, "sizes": list(SIZES)}
     store = Store(arguments.out, header("engine_overhead", settings, threads=1), arguments.fresh)
     with tempfile.TemporaryDirectory() as folder:
         teacher = f"rows:{train_teacher('digits', str(Path(folder) / 'teacher.safetensors'))}"
-        for width in WIDTHS:
+        for width, batch in SIZES:
             for number in range(arguments.rounds):
-                if store.find(width=width, round=number) is None:
-                    data = through_stream()
-                    loop = through_loop(teacher, width) - data
-                    engine = through_engine(teacher, width, Path(folder) / f"{width}-{number}") - data
-                    point = {"width": width, "round": number, "loop_ms": round(loop, 3), "engine_ms": round(engine, 3)}
+                if store.find(width=width, batch=batch, round=number) is None:
+                    data = through_stream(batch)
+                    loop = through_loop(teacher, width, batch) - data
+                    engine = through_engine(teacher, width, batch, Path(folder) / f"{width}-{batch}-{number}") - data
+                    point = {
+                        "width": width,
+                        "batch": batch,
+                        "round": number,
+                        "loop_ms": round(loop, 3),
+                        "engine_ms": round(engine, 3),
+                    }
                     point["data_ms"] = round(data, 3)
                     print(store.add({**point, "ratio": round(engine / loop, 3)}), flush=True)
     page.show(store.finish())

@@ -88,6 +88,7 @@ _PUBLIC = {
     # files
     "cache_dir": "xarch.files.home",
     "file_digest": "xarch.files.digest",
+    "sampled_digest": "xarch.files.digest",
     "weights_digest": "xarch.files.digest",
     "load_weights": "xarch.files.safe_load",
     "new_folder": "xarch.files.atomic",
@@ -142,7 +143,7 @@ if TYPE_CHECKING:
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
     from xarch.export.session import open_session
     from xarch.files.atomic import new_folder
-    from xarch.files.digest import file_digest, weights_digest
+    from xarch.files.digest import file_digest, sampled_digest, weights_digest
     from xarch.files.header import weights_header
     from xarch.files.home import cache_dir
     from xarch.files.lock import one_at_a_time

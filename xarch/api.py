@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from xarch.config.load import LoadedConfig, load_config
 from xarch.config.schema import RunConfig
 from xarch.errors import PluginError, UsageError
+from xarch.failures import translated
 from xarch.files.run_dir import RunDir
 from xarch.registry.loader import get_registry
 from xarch.run.inspection import read_plan, say
@@ -42,6 +43,7 @@ def _resolved(
     return config if isinstance(config, LoadedConfig) else load_config(config, sets=sets, overrides=overrides)
 
 
+@translated()
 def plan(
     config: Configuration = None,
     *,
@@ -92,6 +94,7 @@ def plan(
         raise PluginError(f"after xarch_modify_plan of {', '.join(changing)} the plan is wrong: {reasons}") from e
 
 
+@translated()
 def convert(
     config: Configuration | Plan = None,
     *,
@@ -166,6 +169,7 @@ def load(path: Path | str, device: str = "cpu") -> nn.Module:
     return load_student(path, device).module
 
 
+@translated()
 def load_student(path: Path | str, device: str = "cpu") -> Student:
     """Load a student from a run folder or a student folder: frozen, in eval mode, with its taps.
 
@@ -181,6 +185,7 @@ def load_student(path: Path | str, device: str = "cpu") -> Student:
     return student
 
 
+@translated()
 def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str = "cpu") -> Teacher:
     """Load a teacher by its reference (``hf:FOLDER``, ``run:DIR``, ``zoo:NAME``): frozen, in eval mode, float32.
 
@@ -205,6 +210,7 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
     return teacher
 
 
+@translated()
 def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
     """Return a sample output of the student in a run, as defined by its family: text, or the bytes of a PNG image.
 
@@ -235,6 +241,7 @@ def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str]
     return run, conversion
 
 
+@translated()
 def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str, Any]:
     """Evaluate the student of a run again and rewrite eval.json and the report."""
     run, conversion = _reopen(run_path, reporter)
@@ -242,6 +249,7 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
     return dict(run.read_evaluation()) if run.eval_json.exists() else {}
 
 
+@translated()
 def export(
     run_path: Path | str, profile: str = "cpu", reporter: Reporter | None = None, *, sets: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -261,6 +269,7 @@ def export(
     return read_parity(run.export_dir / profile)
 
 
+@translated()
 def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
     """Measure the latency of a run's exports, or of any ONNX file."""
     from xarch.bench.cases import cases_of
@@ -293,6 +302,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     return found
 
 
+@translated()
 def report(run_path: Path | str) -> Path:
     """Rebuild report.html and report.md of a run; return the page.
 

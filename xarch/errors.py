@@ -87,3 +87,10 @@ class Interrupted(XarchError):
 
     exit_code = 130
     kind = "interrupted"
+
+
+class StorageError(Interrupted):
+    """A file could not be written or read: full disk, quota, read-only or removed folder, failing device (exit code
+    130). What was complete before is intact, so the run can be resumed, or the command repeated."""
+
+    kind = "storage"

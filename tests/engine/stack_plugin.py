@@ -6,6 +6,7 @@ Nothing in it is a decoder, so these tests also show that the engine needs no ar
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
@@ -305,6 +306,11 @@ class Trouble:
             signal.raise_signal(getattr(signal, f"SIG{kind.upper()}"))
         if kind == "bug":
             raise ZeroDivisionError("planted bug")
+        if kind == "memory":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        if kind == "full":
+            # No file may grow beyond this from now on: what a full disk is to a writer, without one.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
         return kind
 
 
@@ -316,7 +322,7 @@ class Sabotage(Objective):
     def forward(self, student, teacher, batch, *, mask=None, **aux):
         due = "" if student.is_meta else Trouble.moment()  # the plan computes shapes, it trains nothing
         kind, _, at = os.environ.get("SABOTAGE", "").partition("@")
-        if kind == "oom" and len(batch) > int(at):
+        if kind == "oom" and not student.is_meta and len(batch) > int(at):
             raise torch.OutOfMemoryError("planted: not enough memory")
         loss = (student - teacher).square().flatten(1).mean(1)
         return loss * float("nan") if due == "nan" else loss

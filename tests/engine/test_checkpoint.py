@@ -11,7 +11,7 @@ import torch
 
 from xarch.engine import checkpoint as room
 from xarch.engine.checkpoint import CheckpointFolder, assert_handover
-from xarch.errors import Interrupted, UsageError
+from xarch.errors import UsageError
 
 
 def _save(store: CheckpointFolder, step: int, *, final: bool = False) -> None:
@@ -28,16 +28,17 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3"]
 
 
-def test_a_full_disk_interrupts_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointFolder(tmp_path, print)
     _save(store, 1)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(room, "save_file", full)
-    with pytest.raises(Interrupted, match="disk is full"):
+    monkeypatch.setattr(room, "save_tensors", full)
+    with pytest.raises(OSError, match="No space left") as caught:
         _save(store, 2)
+    assert caught.value.filename == str(tmp_path / "step-2")
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     found = store.latest()
     assert found is not None

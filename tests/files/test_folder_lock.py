@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xarch.errors import BusyError, UsageError
+from xarch.errors import BusyError, StorageError, UsageError
 from xarch.files import folder_lock as room
 from xarch.files.folder_lock import LOCK, FolderLock
 
@@ -90,7 +90,7 @@ def test_a_folder_that_was_removed_is_noticed(replaced: bool, tmp_path: Path) ->
     if replaced:
         folder.mkdir()
         FolderLock(folder).acquire()
-    with pytest.raises(UsageError, match="removed or replaced"):
+    with pytest.raises(StorageError, match="removed or replaced"):
         lock.check()
 
 

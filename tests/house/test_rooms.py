@@ -12,6 +12,7 @@ CORE = ROOT / "xarch"
 
 ROOMS = (
     "errors",
+    "failures",
     "_version",
     "numbers",
     "hardware",

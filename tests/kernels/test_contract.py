@@ -495,8 +495,34 @@ def test_a_library_that_fails_its_check_is_left_out_with_one_line(op: str, fault
 
 
 @needs_compiler
-def test_memory_that_runs_out_is_an_error(other_compiler) -> None:
-    assert select("matrix_distance", "cpu", torch.float32).name == "cpp"
-    other_compiler(functions_of("matrix_distance", 1))
-    with pytest.raises(MemoryError, match="no memory for 2 x 37 tokens"):
-        results(OPS["matrix_distance"].call, "cpp", OPS["matrix_distance"].operands, torch.float32, 2)
+@pytest.mark.parametrize("op", CPP)
+def test_memory_that_runs_out_is_an_error(op: str, other_compiler) -> None:
+    assert select(op, "cpu", torch.float32).name == "cpp"
+    other_compiler(functions_of(op, 1))
+    with pytest.raises(MemoryError, match=r"kernel \w+: no memory"):
+        results(OPS[op].call, "cpp", OPS[op].operands, torch.float32, 2)
+
+
+@needs_compiler
+def test_memory_that_runs_out_in_a_check_chooses_no_other_backend(monkeypatch) -> None:
+    """Another backend gives other bits, and a run would not know why."""
+
+    def check(device: str) -> None:
+        raise MemoryError("planted")
+
+    with dispatch.isolated():
+        dispatch.register("ssd", "greedy", priority=1000, check=check)(lambda: None)
+        with pytest.raises(MemoryError, match="planted"):
+            select("ssd", "cpu", torch.float32)
+
+
+def test_no_exception_leaves_a_function_that_c_calls() -> None:
+    """Each returns the status of its work, or a constant; an exception would end the process."""
+    for file in sorted(KERNELS.glob("*/kernel.cpp")):
+        text = file.read_text()
+        exported = text[text.index('extern "C"') :]
+        bodies = re.findall(r"^(?:extern \"C\" )?(\w+) (\w+)\([^)]*\) \{(.*?)\}$", exported, re.M | re.S)
+        assert bodies, file
+        for kind, name, body in bodies:
+            guarded = kind == "int" and body.strip().startswith("return parallel::status_of(")
+            assert guarded or re.fullmatch(r" return [\w:]+; ", body), f"{file.parent.name}: {name}"

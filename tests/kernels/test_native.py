@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xarch.kernels.native import BuildError, build, forget, library, why_not
+from xarch.kernels.native import BuildError, build, declare, forget, library, why_not
 
 PROBE = """
 #include "parallel.h"
@@ -104,6 +104,30 @@ def test_a_loop_gives_the_same_on_any_number_of_threads(probe):
     np.testing.assert_array_equal(one, run(probe, "sum", x, 7))
     np.testing.assert_allclose(one[0], x[: np.flatnonzero(one != one[0])[0]].sum(), rtol=1e-5)
     assert run(probe, "sum", x[:0]).size == 0
+
+
+THROWS = """
+#include "parallel.h"
+extern "C" int throws(int threads, int where) {
+    return parallel::status_of([=] {
+        parallel::parallel_for(8, threads, [=](int64_t i) { if (i == where) throw std::bad_alloc(); });
+    });
+}
+"""
+
+
+@needs_compiler
+def test_memory_that_runs_out_in_any_thread_is_a_memory_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "kernels"))
+    source = tmp_path / "throws.cpp"
+    source.write_text(THROWS)
+    throws = library("throws", [source]).throws
+    declare(throws, ctypes.c_int, ctypes.c_int)
+    for threads in (1, 4):
+        assert throws(threads, -1) == 0
+        for where in range(8):
+            with pytest.raises(MemoryError, match="kernel throws: no memory"):
+                throws(threads, where)
 
 
 @needs_compiler

@@ -59,6 +59,17 @@ def test_epochs_come_from_the_data() -> None:
         planned({"epochs": None})
 
 
+def test_checkpoints_and_rows_follow_the_length_of_a_stage() -> None:
+    """House rule: a long stage of quick steps spends its time on training; what is asked for is obeyed."""
+    intervals = []
+    for epochs in (4, 400, 40_000):
+        config = planned({"epochs": epochs}).stages[0].config
+        intervals.append((config.checkpoint_every, config.log_every))
+    assert intervals == [(50, 1), (500, 20), (1000, 2000)]
+    config = planned({"epochs": 400, "checkpoint_every": 7, "log_every": 3}).stages[0].config
+    assert (config.checkpoint_every, config.log_every) == (7, 3)
+
+
 def test_a_plan_has_one_place_for_settings() -> None:
     """house A2c: the report read one copy of the settings and the engine another."""
     made = planned()

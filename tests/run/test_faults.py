@@ -234,6 +234,29 @@ def test_out_of_memory_to_the_end(tmp_path: Path, home: Path) -> None:
     assert "single sample" in failed.stderr
 
 
+@pytest.mark.parametrize("moment", [3, 98], ids=["in a closed form", "in the stage of a plugin"])
+def test_memory_that_runs_out_outside_a_gradient_step(moment: int, tmp_path: Path, home: Path) -> None:
+    failed = convert(tmp_path / "run", home=home, sabotage=f"memory@{moment}")
+    assert failed.returncode == 75, failed.stderr
+    assert "--resume" in failed.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("moment", [20, 109, 116], ids=["local", "global", "after the last stage"])
+def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
+    out = tmp_path / "run"
+    stopped = convert(out, home=home, sabotage=f"full@{moment}")
+    assert stopped.returncode == 130, stopped.stderr
+    assert "(errno 27, EFBIG)" in stopped.stderr
+    assert "--resume" in stopped.stderr
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert str(out) in status["reason"]
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert student(out) == student(whole)
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 def test_a_plugins_bug_names_the_plugin(tmp_path: Path, home: Path) -> None:
     failed = convert(tmp_path / "run", home=home, sabotage="bug@20")
     assert failed.returncode == 4

@@ -12,7 +12,7 @@ import pytest
 from tests.run.stack_case import StackCase
 from xarch import api
 from xarch.engine.events import Reporter
-from xarch.errors import BusyError, UsageError, XarchError
+from xarch.errors import BusyError, StorageError, UsageError, XarchError
 from xarch.files.run_dir import RunDir
 from xarch.run import deciding
 from xarch.run.head import begin_run
@@ -54,10 +54,11 @@ def killed(stack: StackCase, monkeypatch: pytest.MonkeyPatch, when: str) -> Path
     def kill() -> None:
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Conversion, "_end", lambda *_, **__: None)
-        out = stack.folder / "run"
-        api.convert(overrides=stack.configuration(), out=out, reporter=Breaks(when, kill))
+    out = stack.folder / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversion, "_end_by", lambda *_: None)
+        with pytest.raises(Killed):
+            api.convert(overrides=stack.configuration(), out=out, reporter=Breaks(when, kill))
     return out
 
 
@@ -248,7 +249,7 @@ def test_what_decides_bits_is_compared(stack: StackCase, monkeypatch: pytest.Mon
     out = killed(stack, monkeypatch, "save")
     with monkeypatch.context() as patch:
         patch.setattr(deciding, "_version", lambda package: "0.1" if package == "torch" else "2")
-        with pytest.raises(UsageError, match="the torch is 0.1, was") as caught:
+        with pytest.raises(UsageError, match=r"the torch is 0\.1, was") as caught:
             api.convert(resume=True, out=out)
         assert "--force" in str(caught.value.hint)
         assert api.convert(resume=True, out=out, force=True).status["state"] == "done"
@@ -258,6 +259,6 @@ def test_what_decides_bits_is_compared(stack: StackCase, monkeypatch: pytest.Mon
 def test_a_folder_removed_in_the_middle_ends_the_run(stack: StackCase) -> None:
     out = stack.folder / "run"
     for when in ("stage", "save", "report"):
-        with pytest.raises(UsageError, match="was removed or replaced"):
+        with pytest.raises(StorageError, match="was removed or replaced"):
             api.convert(overrides=stack.configuration(), out=out, reporter=Breaks(when, lambda: shutil.rmtree(out)))
         assert not out.exists()

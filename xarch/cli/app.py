@@ -15,7 +15,8 @@ import click
 
 from xarch._version import __version__
 from xarch.cli import failure, stdout
-from xarch.errors import UsageError, XarchError
+from xarch.errors import UsageError
+from xarch.failures import as_error
 
 COMMANDS = {
     "list": "List pairs, targets, methods, recipes, objectives, profiles, plugins and more.",
@@ -108,8 +109,6 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name="xarch", standalone_mode=False, obj=shlex.join(["xarch", *arguments]))
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except XarchError as e:
-        return failure.end(e, **shown)
     except click.ClickException as e:
         context = getattr(e, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else "xarch --help"
@@ -118,8 +117,21 @@ def run(arguments: list[str]) -> int:
         click.echo("interrupted", err=True)
         return failure.INTERRUPTED
     except BrokenPipeError:
-        # The reader closed the pipe; keep Python from raising again during shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _silence()
         return 0
-    except Exception as e:
-        return failure.crash(e, **shown)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        # Panics of Rust libraries are no Exception.
+        error = as_error(e, f"repeat `{shlex.join(['xarch', *arguments])}`")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _silence()
+        return failure.crash(e, **shown) if error is None else failure.end(error, **shown)
+
+
+def _silence() -> None:
+    """Drop what standard output still holds: its reader is gone or its disk is full, and Python would fail again during
+    shutdown."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -113,7 +113,11 @@ def _run(
     except XarchError as e:
         if not begun or isinstance(e, BusyError):
             raise
-        document = {**run_document(path), "error": error_document(e)}
+        try:
+            document = {**run_document(path), "error": error_document(e)}
+        except Exception:
+            # Whatever is wrong with the folder as well, the error of the run is the one to report.
+            raise e from e.__cause__
         session.emit(document, lambda console: show_verdict(document, console))
         if not session.json:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
@@ -34,9 +35,11 @@ def show_error(error: XarchError, *, verbose: bool) -> None:
 
 def end(error: XarchError, *, as_json: bool, verbose: bool) -> int:
     """Report the error in the requested format and return the exit code."""
-    show_error(error, verbose=verbose)
-    if as_json:
-        stdout.write_document({"error": error_document(error)})
+    with contextlib.suppress(OSError):
+        # The terminal's file may be on the full disk that the error is about.
+        show_error(error, verbose=verbose)
+        if as_json:
+            stdout.write_document({"error": error_document(error)})
     return error.exit_code
 
 

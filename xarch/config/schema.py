@@ -238,8 +238,14 @@ class Stage(Model):
     ema: EMA | None = Field(None, description="moving average: a decay, or {decay: 0.999, adopt: true}")
     teacher_cache: Literal["auto", "off", "disk"] = "auto"
     validation: Validation | None = None
-    checkpoint_every: int = Field(50, ge=1, description="optimiser steps between checkpoints")
-    log_every: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="optimiser steps between checkpoints; default: a fortieth of the stage, from 50 to 1000"
+    )
+    log_every: int | None = Field(
+        None,
+        ge=1,
+        description="optimiser steps between rows of metrics.jsonl; default: 1, or more in stages of over 1000 steps",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="options of the stage kind or the solver")
 
     @model_validator(mode="before")

@@ -128,13 +128,15 @@ class IndexedStream(BatchStream):
         draws = _Draws(self.indices, self.request, self._drawn, self.endless)
         reader = _Reader(self.data, _Orders(self.indices, self.request.seed, self.endless))
         workers = self.request.workers
+        if not workers:
+            return (reader[draw] for draw in draws)
         return iter(
             DataLoader(
                 reader,
                 sampler=draws,
                 batch_size=None,
                 num_workers=workers,
-                prefetch_factor=PREFETCH if workers else None,
+                prefetch_factor=PREFETCH,
                 collate_fn=_as_it_is,
                 # A DataLoader draws its workers' seed; drawing it from the global generator would change the training.
                 generator=torch.Generator().manual_seed(self.request.seed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from xarch.errors import Interrupted, UsageError
-from xarch.files.atomic import new_folder, read_json, write_json
+from xarch.errors import UsageError
+from xarch.failures import is_machine_failure
+from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
 from xarch.files.manifest import seal, verify
 
 STEP = re.compile(r"step-(\d+)$")
@@ -69,22 +69,13 @@ class CheckpointFolder:
         """Write ``step-N`` and delete all but the newest few.
 
         Raises:
-            Interrupted: the disk is full; earlier checkpoints are intact.
+            OSError: it cannot be written; earlier checkpoints are intact.
         """
-        target = self.folder / f"step-{step}"
-        try:
-            with new_folder(target, parents=False) as folder:
-                for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
-                    save_file({k: _storable(v) for k, v in tensors.items()}, folder / name)
-                write_json(folder / "state.json", dict(state))
-                seal(folder, state=FORMAT, step=step, final=final, decided=self.decided())
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Interrupted(
-                    f"the disk is full: checkpoint {target} was not written, earlier checkpoints are intact",
-                    "free space and resume the run",
-                ) from e
-            raise
+        with new_folder(self.folder / f"step-{step}", parents=False) as folder:
+            for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
+                save_tensors({k: _storable(v) for k, v in tensors.items()}, folder / name)
+            write_json(folder / "state.json", dict(state))
+            seal(folder, state=FORMAT, step=step, final=final, decided=self.decided())
         self._prune(step, final)
 
     def _prune(self, newest: int, final: bool) -> None:
@@ -122,6 +113,8 @@ class CheckpointFolder:
                     state=read_json(folder / "state.json"),
                 )
             except (OSError, ValueError, KeyError, TypeError, SafetensorError, UsageError) as e:
+                if is_machine_failure(e):
+                    raise
                 why = e.what if isinstance(e, UsageError) else e
                 self.say(f"checkpoint {folder} is damaged ({why}); using an earlier one")
         return None

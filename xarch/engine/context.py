@@ -228,7 +228,7 @@ class EngineContext(StageContext):
         row = {**figures, **self._noted}
         self._noted = {}
         self.figures = {name: value for name, value in row.items() if math.isfinite(value)}
-        if step % self.settings.log_every == 0 or step >= steps:
+        if step % (self.settings.log_every or 1) == 0 or step >= steps:
             self.metrics.row(self.planned.folder, step, row, units)
             if self.processes.main:
                 self.on_step(step, row)

@@ -14,7 +14,7 @@ from typing import Any
 from xarch.config.schema import CurveConfig
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
-from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.seeds import RandomState
 from xarch.engine.stopwatch import Spent
 from xarch.files.manifest import entry_of
 from xarch.files.run_dir import NO_ROWS, RunDir
@@ -85,10 +85,10 @@ class QualityCurve:
         """
         if self.run is None or self.chosen is None:
             return
-        state = rng_state()
+        state = RandomState.now()
         student.module.eval()
         found = self.measure(student, self.chosen.samples)
-        restore_rng(*state)
+        state.restore()
         if found is None:
             return
         row = {"stage": stage, "step": step, "units": units, **(self.before + spent).rounded(), "metric": found.metric}

@@ -1,4 +1,4 @@
-"""Detection of non-finite numbers and out-of-memory errors on every device."""
+"""Detection of non-finite numbers, and memory freed before a retry."""
 
 from __future__ import annotations
 
@@ -55,16 +55,6 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _tensors(item)
-
-
-_CPU_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "defaultcpuallocator")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` reports a failed allocation."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _CPU_WORDS)
 
 
 def release_memory() -> None:

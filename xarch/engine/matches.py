@@ -15,12 +15,13 @@ from xarch.config.schema import Stage
 from xarch.contracts.batch import Batch
 from xarch.contracts.stage import StageMatches
 from xarch.engine.distributed import Distributed
-from xarch.engine.guards import is_out_of_memory, release_memory
+from xarch.engine.guards import release_memory
 from xarch.engine.modes import Modes
-from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.seeds import RandomState
 from xarch.engine.terms import Right, StageModules, StepFigures, Term, phase_of
 from xarch.engine.walks import Values, Walk
 from xarch.errors import OutOfMemoryError, PlanError
+from xarch.failures import is_out_of_memory
 from xarch.matching.references import STUDENT
 
 T = TypeVar("T")
@@ -245,7 +246,7 @@ class EngineMatches(StageMatches):
 
     def _retrying(self, attempt: Callable[[], T], mine: Batch) -> T:
         """Retry ``attempt`` with smaller micro-batches when memory runs out; the result is the same."""
-        state = rng_state()
+        state = RandomState.now()
         while True:
             try:
                 return attempt()
@@ -253,7 +254,7 @@ class EngineMatches(StageMatches):
                 if not is_out_of_memory(error):
                     raise
                 self._halve(error, len(mine))
-            restore_rng(*state)
+            state.restore()
 
     def _halve(self, error: Exception, samples: int) -> None:
         now = self._size(samples)

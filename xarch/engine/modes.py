@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from xarch.engine.seeds import restore_rng, rng_state
+from xarch.engine.seeds import RandomState
 
 
 class Modes:
@@ -53,7 +53,7 @@ class Modes:
         if self._measuring:
             yield
             return
-        state = rng_state()
+        state = RandomState.now()
         buffers = self._buffers()
         copies = [b.detach().clone() for b in buffers]
         self._measuring = True
@@ -65,7 +65,7 @@ class Modes:
             with torch.no_grad():
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)
-            restore_rng(*state)
+            state.restore()
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:

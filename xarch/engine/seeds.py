@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,42 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class RandomState:
+    """State of every random number generator, as cheap to take as possible: every step takes it.
+
+    Attributes:
+        tensors: states of torch's generators by device.
+        python, numpy: states of the other two.
+    """
+
+    tensors: Mapping[str, Tensor]
+    python: tuple[Any, ...]
+    numpy: Any
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """Return the present state."""
+        tensors = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["cuda"] = torch.cuda.get_rng_state()
+        return cls(tensors, random.getstate(), np.random.get_state(legacy=True))
+
+    def restore(self) -> None:
+        """Put every generator back into this state."""
+        torch.set_rng_state(self.tensors["cpu"].to(torch.uint8))
+        if "cuda" in self.tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.tensors["cuda"].to(torch.uint8))
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+
 def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return (tensors, JSON data) to pass to :func:`restore_rng`."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return tensors, {
+    state = RandomState.now()
+    version, internal, gauss = state.python
+    kind, keys, position, has_gauss, cached = state.numpy
+    return dict(state.tensors), {
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
     }
@@ -35,24 +64,21 @@ def rng_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def restore_rng(tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
     """Restore every generator to a saved state."""
-    torch.set_rng_state(tensors["cpu"].to(torch.uint8))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"].to(torch.uint8))
     version, internal, gauss = data["python"]
-    random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = data["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    numpy = (kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached)
+    RandomState(tensors, (version, tuple(internal), gauss), numpy).restore()
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed every generator inside the context, and restore its previous state on exit."""
-    state = rng_state()
+    state = RandomState.now()
     seed_everything(seed)
     try:
         yield
     finally:
-        restore_rng(*state)
+        state.restore()
 
 
 def generator(*parts: object) -> torch.Generator:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from xarch.errors import XarchError
+from xarch.failures import is_machine_failure
 
 # In case onnxruntime was imported before xarch set its environment variable.
 ort.disable_telemetry_events()
@@ -78,6 +79,8 @@ class Sessions:
             session, names = self._open[graph]
             return dict(zip(names, session.run(names, inputs), strict=True))
         except _RUNTIME_ERRORS as e:
+            if is_machine_failure(e):
+                raise
             raise RuntimeFailure(f"{graph}: {str(e).splitlines()[0]}") from e
 
     def _session(self, graph: str) -> tuple[ort.InferenceSession, list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
+from xarch.failures import system_error
 
 
 def fsync_path(path: Path) -> None:
@@ -24,18 +25,63 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add ``path`` to errors of writing and closing, which know only a descriptor."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is None and e.errno is not None:
+            e.filename = str(path)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` atomically."""
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(partial, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            with open(partial, "w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _discard(partial)
     fsync_path(path.parent)
+
+
+def _discard(partial: Path) -> None:
+    """Remove a partial file. Where that fails too, the error that left it is the one to report."""
+    with contextlib.suppress(OSError):
+        partial.unlink()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append ``text`` to a file."""
+    with naming(path), open(path, "a", encoding="utf-8") as f:
+        f.write(text)
+
+
+def save_tensors(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors.
+
+    Args:
+        tensors: name -> contiguous tensor on the CPU, no two in the same memory.
+
+    Raises:
+        OSError: the file cannot be written; safetensors itself raises an error of its own kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as e:
+        error = system_error(e, path)
+        if error is None:
+            raise
+        raise error from e
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -95,17 +141,18 @@ def new_folder(final: Path, *, parents: bool = True) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                fsync_path(file)
-        fsync_path(partial)
-        old = final.with_name(f".{final.name}.old-{os.getpid()}")
-        if final.exists():
-            os.replace(final, old)
-        os.replace(partial, final)
-        fsync_path(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with naming(final):
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    fsync_path(file)
+            fsync_path(partial)
+            old = final.with_name(f".{final.name}.old-{os.getpid()}")
+            if final.exists():
+                os.replace(final, old)
+            os.replace(partial, final)
+            fsync_path(final.parent)
+            shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -13,7 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from xarch.errors import BusyError, UsageError
+from xarch.errors import BusyError, StorageError, UsageError
 
 try:
     import fcntl
@@ -56,12 +56,14 @@ class FolderLock:
         """
         try:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        except OSError as e:
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
             raise UsageError(f"cannot lock {self.folder}: {e.strerror}", "a folder you may write is needed") from e
         try:
             self._take(file)
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(_self()).encode() + b"\n", 0)
+            # Who holds it is for others to read; on a full disk the lock works without.
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
+                os.pwrite(file, json.dumps(_self()).encode() + b"\n", 0)
         except BaseException:
             os.close(file)
             raise
@@ -99,7 +101,7 @@ class FolderLock:
         """Check that the folder is still the one that was locked.
 
         Raises:
-            UsageError: it was removed or replaced.
+            StorageError: it was removed or replaced.
         """
         if self._file is None:
             return
@@ -109,7 +111,7 @@ class FolderLock:
         except OSError:
             there = None
         if there is None or (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
-            raise UsageError(
+            raise StorageError(
                 f"{self.folder} was removed or replaced while xarch was writing it; nothing more is written",
                 "restore the folder and resume, or start again",
             )

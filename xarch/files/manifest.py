@@ -213,22 +213,34 @@ def _fault(file: Path, entry: Entry) -> Fault | None:
 
 def _write(path: Path, entries: Mapping[str, Entry], facts: Mapping[str, Any]) -> None:
     body = {"format": FORMAT, "files": dict(entries), **({"facts": dict(facts)} if facts else {})}
-    write_text(path, _text(body))
+    write_text(path, self_sealed(body))
 
 
-def _text(body: Mapping[str, Any]) -> str:
-    """The manifest with a digest of itself as its last line, since nothing else would show damage in it."""
+def self_sealed(body: Mapping[str, Any]) -> str:
+    """The text of a JSON file with a digest of itself as its last line, where no manifest can hold one."""
     plain = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
     own = hashlib.sha256(plain.encode("utf-8")).hexdigest()
     return f'{plain[:-2]},\n "sha256": "{own}"\n}}\n'
 
 
-def _read(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+def read_self_sealed(path: Path) -> dict[str, Any]:
+    """Return the content of a file written as :func:`self_sealed`.
+
+    Raises:
+        UsageError: it is missing, damaged or changed.
+    """
     data = read_json(path)
     body = {k: v for k, v in data.items() if k != "sha256"} if isinstance(data, dict) else {}
+    if self_sealed(body).encode() != path.read_bytes():
+        raise UsageError(f"{path} is damaged or was changed", RESTORE)
+    return body
+
+
+def _read(path: Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+    body = read_self_sealed(path)
     files, facts = body.get("files"), body.get("facts", {})
     if body.get("format", FORMAT) != FORMAT:
         raise UsageError(f"{path} has format {body['format']!r}, this xarch reads {FORMAT}", "convert again")
-    if not isinstance(files, dict) or not isinstance(facts, dict) or _text(body).encode() != path.read_bytes():
-        raise UsageError(f"{path} is damaged or was changed", "restore it from a copy, or convert again")
+    if not isinstance(files, dict) or not isinstance(facts, dict):
+        raise UsageError(f"{path} is not a manifest", RESTORE)
     return files, facts

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import BusyError, UsageError
-from xarch.files.atomic import finite, fsync_path, is_leftover, json_text, read_json, sweep_tree, write_text
+from xarch.files.atomic import (
+    append_text,
+    finite,
+    fsync_path,
+    is_leftover,
+    json_text,
+    naming,
+    read_json,
+    sweep_tree,
+    write_text,
+)
 from xarch.files.folder_lock import LOCK, FolderLock
 from xarch.files.manifest import (
     MANIFEST,
@@ -26,7 +36,9 @@ from xarch.files.manifest import (
     entry_of,
     files_below,
     raise_first,
+    read_self_sealed,
     sealed_faults,
+    self_sealed,
     verify,
 )
 
@@ -168,7 +180,8 @@ class RunDir:
         """
         from xarch.files.records import Status, typed
 
-        return typed(Status, self.read_json(self.status), self.status)
+        sealed = self.manifest.path.is_file()
+        return typed(Status, read_self_sealed(self.status) if sealed else read_json(self.status), self.status)
 
     def read_evaluation(self) -> dict[str, Any]:
         """The content of eval.json.
@@ -184,7 +197,17 @@ class RunDir:
         """Write status.json."""
         if state not in STATES:
             raise ValueError(f"unknown state {state!r}, one of {', '.join(STATES)}")
-        self.write_json(self.status, {"state": state, "reason": reason, "resume": resume, **more})
+        text = self_sealed({"state": state, "reason": reason, "resume": resume, **more})
+        self.lock.check()
+        try:
+            write_text(self.status, text)
+        except OSError:
+            # A disk without room for a new file still lets an old one be overwritten in its own blocks.
+            if not self.status.is_file():
+                raise
+            with naming(self.status), open(self.status, "r+", encoding="utf-8") as f:
+                f.write(text)
+                f.truncate()
 
     def check(self, file: Path) -> None:
         """Check a file of the run, or of its student or exports, against the manifest that covers it, if there is one.
@@ -193,7 +216,9 @@ class RunDir:
         Raises:
             UsageError: it is missing or damaged.
         """
-        if file.parent != self.path and (file.parent / MANIFEST).is_file():
+        if file == self.status:
+            self.read_status()
+        elif file.parent != self.path and (file.parent / MANIFEST).is_file():
             verify(file.parent, [file.name])
         elif file.suffix != ".jsonl" or self.manifest.knows(file):
             self.manifest.check(file)
@@ -224,7 +249,7 @@ class RunDir:
         files = [self.path / n for n in files_below(self.path, skip)]
         card = self.student / CARD
         growing = [f for f in files if f.suffix == ".jsonl" or f == self.log or self.tb in f.parents]
-        fixed = [f for f in files if f not in growing]
+        fixed = [f for f in files if f not in growing and f != self.status]
         self.manifest.replace([*fixed, *([card] if card.is_file() else [])], growing)
         self.set_status(**status)
 
@@ -241,7 +266,12 @@ class RunDir:
         """
         folders = [p for p in (self.student, *self.sealed_folders()) if p.is_dir()]
         chosen = [p for p in folders if checkpoints or self.stages_dir not in p.parents]
-        return self.manifest.faults() + [fault for folder in chosen for fault in sealed_faults(folder)]
+        found = self.manifest.faults()
+        try:
+            self.state()
+        except UsageError as e:
+            found.append(Fault(self.status, e.what, False))
+        return found + [fault for folder in chosen for fault in sealed_faults(folder)]
 
     def refuse_damage(self, found: Sequence[Fault]) -> None:
         """Raise the first fault of a file that cannot be made again from others.
@@ -264,8 +294,7 @@ class RunDir:
     def append_row(self, file: Path, row: dict[str, Any]) -> None:
         """Append one line to a file of JSON lines."""
         self.lock.check()
-        with open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        append_text(file, json.dumps(finite(row), allow_nan=False) + "\n")
 
     @staticmethod
     def rows_mark(file: Path) -> Entry:
@@ -294,8 +323,7 @@ class RunDir:
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""
         self.lock.check()
-        with open(self.log, "a", encoding="utf-8") as f:
-            f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
 
 def _begin(folder: Path, head: Mapping[str, str]) -> None:

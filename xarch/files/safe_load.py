@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xarch.errors import UsageError
-from xarch.files.atomic import fsync_path
+from xarch.files.atomic import fsync_path, save_tensors
 from xarch.files.digest import file_digest
 from xarch.files.header import looks_like_safetensors, weights_header
 from xarch.files.home import cache_dir
@@ -58,8 +58,6 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapp
     Raises:
         UsageError: the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     stored: dict[str, Tensor] = {}
     owners: set[int] = set()
@@ -74,7 +72,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapp
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         usual = partial.stat().st_mode
-        save_file(stored, partial, {"format": "pt", **(metadata or {})})
+        save_tensors(stored, partial, {"format": "pt", **(metadata or {})})
         # safetensors makes files that only their owner reads; a student is handed on like any other file.
         partial.chmod(usual)
         fsync_path(partial)

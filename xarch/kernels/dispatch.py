@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from xarch.errors import UsageError, XarchError
+from xarch.failures import is_out_of_memory
 from xarch.kernels.precision import tracing
 
 ENVIRONMENT = "XARCH_KERNELS"
@@ -292,6 +293,9 @@ def _checked(check: Callable[[str], None], device: str) -> str | None:
     except XarchError as e:
         return e.what
     except Exception as e:
+        if is_out_of_memory(e):
+            # Another backend would give other bits, and would not find more memory.
+            raise
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
     return None
 

@@ -11,6 +11,8 @@ from xarch.contracts.adapters import SourceInfo
 from xarch.contracts.local import sites_of
 from xarch.contracts.objective import MatchContext
 from xarch.contracts.stage import StageKind, StageRequest
+from xarch.failures import is_machine_failure
+from xarch.hardware import process_bytes
 from xarch.matching.pairing import Pair
 from xarch.matching.references import BATCH, COPIES, MAIN, RANDOM, STUDENT
 from xarch.matching.schedules import phase_settings
@@ -120,6 +122,8 @@ class StageCosts:
             except TooLong:
                 why = "too many operators to count"
             except Exception as e:  # Some code cannot run without data; the run itself has data.
+                if is_machine_failure(e):
+                    raise
                 why = f"the step does not run on the meta device ({type(e).__name__}: {str(e)[:120]})"
         return self._formula(), f"activations and work estimated by a rule of thumb: {why}"
 
@@ -149,7 +153,7 @@ class StageCosts:
         own = estimate.weight_bytes(module)
         copies = self._copies()
         made.memory = {
-            "process": estimate.PROCESS_BYTES,
+            "process": process_bytes(),
             "teachers": estimate.FLOAT * (sum(i.parameters for i in self._infos().values()) + self._random()),
             "student": own + copies * own,
             "gradients": estimate.FLOAT * (trained + extra),
@@ -212,8 +216,17 @@ class StageCosts:
             work = kind.work(self.request, student=student, teacher=teacher)
             made.times = {stage.kind: rates.of_work(work * self.units)}
             return
-        made.times = {"teacher": rates.of_work(teacher * forwards)}
+        overhead = estimate.STEP_OPERATORS + len(self.pairs) * estimate.MATCH_OPERATORS
+        made.times = {
+            "teacher": rates.of_work(teacher * forwards),
+            "engine": self.steps * overhead * rates.operator,
+        }
         if self.pairs:
+            if teacher:
+                # A teacher is not traced. It has about as many operators as the student's forward pass, a third of the
+                # step, and runs in every step whose values are not cached.
+                share = forwards / max(self.units, 1)
+                made.times["teacher"] += share * self.steps * micro * step.operators / 3 * rates.operator
             names = self.trained()
             sizes = {n: p.numel() for n, p in plan.student.module.named_parameters()}
             moved = sum(sizes[n] for n in names) + sum(p.parameters for p in self.pairs)

@@ -11,14 +11,14 @@ from torch import nn
 
 from xarch.contracts.tap import Tap
 from xarch.planning.plan import CachePlan
-from xarch.planning.trace import Cost
+from xarch.planning.trace import Cost, Trace
 
 EFFICIENCY = 0.85
 """Fraction of the peak matrix-product rate that a model reaches."""
-OPERATOR_SECONDS = {"cpu": 6e-6, "cuda": 8e-6}
-"""Overhead of an operator in seconds, where it is not measured."""
-PROCESS_BYTES = 500_000_000
-"""Memory of the interpreter with torch and its libraries, before any model is loaded."""
+STEP_OPERATORS, MATCH_OPERATORS = 120, 20
+"""What a step and each of its matches cost besides models and objectives (a batch is read, figures are logged), as a
+number of operators: it is the same kind of overhead, so it grows and shrinks with theirs on a machine. A plan opens no
+data, so batches that are costly to prepare are not counted."""
 FLOAT = 4
 WINDOWS = 10
 """Number of windows per measurement; the fastest counts."""
@@ -52,25 +52,41 @@ def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seco
     a = torch.randn(512, 512, device=device).to(dtype)
     long = torch.randn(1 << 22, device=device)
     made, scaled = torch.empty_like(a), torch.empty_like(long)
-    products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds) * 512**3
-    traffic = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds) * 2 * long.numel() * FLOAT
-    return Rates(products * EFFICIENCY, traffic, OPERATOR_SECONDS.get(device.type, 6e-6))
+    threads = torch.get_num_threads()
+    products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds, threads) * 512**3
+    traffic = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds, threads) * 2 * long.numel() * FLOAT
+    return Rates(products * EFFICIENCY, traffic, _operator(device, seconds))
 
 
-def _per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return how often something runs per second, from the best of several short windows, since the machine may be
-    shared."""
+def _operator(device: torch.device, seconds: float) -> float:
+    """Return the overhead of an operator in seconds: that of a small network's forward and backward pass."""
+    layers = [nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(8)]
+    model = nn.Sequential(*layers).to(device)
+    x = torch.randn(2, 8, device=device)
+    trace = Trace([*model.parameters(), x])
+    with trace.recording():
+        model(x).sum().backward()
+    return 1.0 / (_per_second(lambda: model(x).sum().backward(), device, seconds) * trace.cost.operators)
+
+
+def _per_second(run: Callable[[], object], device: torch.device, seconds: float, threads: int = 1) -> float:
+    """Return how often something runs per second on an idle machine, from the best of several short windows.
+
+    On a CPU the seconds are those of the processor, divided by the threads that share the work: a busy machine
+    lengthens the others.
+    """
     run()
     best = 0.0
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
-        done, start = 0, time.perf_counter()
+        done, start, spent = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - start < seconds / WINDOWS:
             run()
             done += 1
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-        best = max(best, done / (time.perf_counter() - start))
+        cpu = (time.process_time() - spent) / threads
+        best = max(best, done / (cpu if device.type == "cpu" and cpu > 0 else time.perf_counter() - start))
     return best
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,6 +37,10 @@ TINY_BATCH = 2
 PARTS = (CONNECTORS, OBJECTIVES)
 """Groups of ``trains`` that do not belong to the student."""
 SIDES = ("teacher", "student")
+CHECKPOINTS, LEAST_BETWEEN, MOST_BETWEEN = 40, 50, 1000
+"""Checkpoints per stage, and the limits of the steps between two."""
+ROWS = 1000
+"""Rows of metrics.jsonl per stage."""
 
 
 class StagePlanner:
@@ -101,6 +107,8 @@ class StagePlanner:
             raise UsageError(f"stages.{name}: the stage has no data budget", "set `share`, `epochs` or `units`")
         request = StageRequest(options, stage, each, budget, tuple(sites))
         units, steps = self._amount(name, kind, request)
+        stage = _with_intervals(stage, steps)
+        request = replace(request, settings=stage)
         batches = plan_batches(self.registry, name, stage, described, self._models())
         context = self._context(steps, described)
         pairs: list[Pair] = []
@@ -311,6 +319,18 @@ class StagePlanner:
         read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
         limit = self.config.runtime.cache_gb
         return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
+
+
+def _with_intervals(stage: Stage, steps: int) -> Stage:
+    """Fill in the steps between checkpoints and between rows of metrics.jsonl.
+
+    They follow from the number of steps alone, not from measured time: a retry after a divergence starts at the last
+    checkpoint, so its place decides the student.
+    """
+    between = min(max(LEAST_BETWEEN, math.ceil(steps / CHECKPOINTS)), MOST_BETWEEN)
+    rows = max(1, math.ceil(steps / ROWS))
+    update = {"checkpoint_every": stage.checkpoint_every or between, "log_every": stage.log_every or rows}
+    return stage.model_copy(update=update)
 
 
 def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xarch.errors import PluginError, XarchError
+from xarch.failures import is_machine_failure
 from xarch.registry.discover import CORE
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ def last_line(error: BaseException) -> str:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether an error passes unchanged: errors for the user, and out-of-memory errors, which the engine
-    handles."""
-    return isinstance(error, XarchError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    """Return whether an error passes unchanged: errors for the user, and failures of the machine, which are translated
+    where the command ends."""
+    return isinstance(error, XarchError) or is_machine_failure(error)
 
 
 @contextlib.contextmanager
 def plugin_errors(who: str) -> Iterator[None]:
-    """Convert exceptions to ``PluginError("WHO: TYPE: MESSAGE")``. Errors for the user pass, and so do out-of-memory
-    errors, which the engine handles.
+    """Convert exceptions to ``PluginError("WHO: TYPE: MESSAGE")``. Errors for the user pass, and so do failures of the
+    machine.
     """
     try:
         yield

@@ -19,6 +19,7 @@ from typing import Any
 import pluggy
 
 from xarch.errors import PluginError, UsageError
+from xarch.failures import is_out_of_memory
 from xarch.files.atomic import read_json, write_json
 from xarch.files.home import config_dir
 from xarch.registry import hooks as hookspecs
@@ -189,7 +190,7 @@ class _Outcome:
 
 
 def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Outcome:
-    """Load one plugin and record any failure in its info. Only KeyboardInterrupt propagates."""
+    """Load one plugin and record any failure in its info. KeyboardInterrupt and a shortage of memory propagate."""
     c = candidate
     info = PluginInfo(c.name, c.origin, c.distribution, c.version)
     by_hand = c.entry_point is None
@@ -207,6 +208,8 @@ def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Out
     except KeyboardInterrupt:
         raise
     except BaseException as e:
+        if is_out_of_memory(e):
+            raise
         if manager.has_plugin(c.name):
             manager.unregister(name=c.name)
         text = "".join(traceback.format_exception(type(e), e, e.__traceback__))

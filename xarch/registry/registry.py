@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from xarch.errors import PluginError, UsageError
+from xarch.failures import as_error
 from xarch.registry.blame import HINT, Owners, last_line, passes, plugin_errors
 from xarch.registry.declare import ANY_FAMILY, API_VERSION, KINDS, RESOURCES, Spec
+from xarch.registry.discover import CORE
 
 if TYPE_CHECKING:
     from xarch.registry.loader import PluginInfo
@@ -199,6 +201,8 @@ class Registry:
             if passes(e):
                 raise
             culprit, where = self._owners.of(e), f", {during}" if during else ""
+            if culprit is None and spec.plugin == CORE and as_error(e) is not None:
+                raise
             if culprit is None or culprit.name == spec.plugin:
                 raise PluginError(f"{self.owner(spec)}{where}: {last_line(e)}", HINT) from e
             within = f"in {spec.kind} {spec.name!r}"

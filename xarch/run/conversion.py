@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,11 +15,11 @@ from xarch.engine.checkpoint import kept_facts
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter, Reporters
-from xarch.engine.guards import is_out_of_memory
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, XarchError
+from xarch.errors import Interrupted, PlanError, QualityError, StorageError, XarchError
+from xarch.failures import as_error, is_machine_failure
 from xarch.files.manifest import whole
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
@@ -118,7 +117,7 @@ class Conversion:
         finished = known.get("state") == "done"
         if finished and not self.ranks.any(self._lacking()):
             return known
-        started = time.monotonic()
+        clock = Stopwatch()
         try:
             with self.registry.attributed("while it ran"), self.stop:
                 if finished and whole(self.folder.student):
@@ -130,37 +129,29 @@ class Conversion:
                 self._gates(before_export(self.config.gates))
                 self.delivery.deliver(self.student)
                 self._gates(self.config.gates)
-                status = {"state": "done", "reason": "", "resume": ""}
-                status["seconds"] = known.get("seconds") or round(time.monotonic() - started, 1)
+                took = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
+                status = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
                 self._finish(status)
-        except Interrupted as e:
-            self._end("interrupted", e.what)
-            raise Interrupted(e.what, self.resume_command) from e
-        except KeyboardInterrupt:
-            self._end("interrupted", "stopped immediately by a second interrupt")
-            raise
-        except XarchError as e:
-            self._end("failed", f"{e.kind}: {e.what}")
-            raise
-        except Exception as e:
-            if not is_out_of_memory(e):
-                self._end("failed", f"{type(e).__name__}: {e}")
-                raise
-            error = OutOfMemoryError(
-                f"out of memory outside the training step: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
-                f"use a smaller batch (`stages.NAME.batch`, `evaluate.batch`), then {self.resume_command}",
-            )
-            self._end("failed", f"{error.kind}: {error.what}")
-            raise error from e
         except BaseException as e:
-            self._end("failed", f"{type(e).__name__}: {e}")
-            raise
-        finally:
-            self.metrics.close()
+            error = self._removed() or as_error(e, self.resume_command)
+            if isinstance(error, Interrupted):
+                error.hint = error.hint or self.resume_command
+            self._end_by(e if error is None else error)
+            if error is None or error is e:
+                raise
+            raise error from e
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
         self.ranks.close()
         return status
+
+    def _removed(self) -> StorageError | None:
+        """Return the error of a run whose folder was removed, which explains all others."""
+        try:
+            self.folder.lock.check()
+        except StorageError as e:
+            return e
+        return None
 
     def _train(self) -> None:
         """Load all sides, run the stages that are not done, and save the student."""
@@ -236,8 +227,11 @@ class Conversion:
         """Rebuild the report at the end, whatever happens."""
         try:
             yield
-        finally:
-            self._report()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._report()
+            raise
+        self._report()
 
     def _reload(self) -> None:
         """Load teachers and the saved student, without the stages."""
@@ -260,10 +254,27 @@ class Conversion:
             self.reporter.finished(status)
         return status
 
+    def _end_by(self, error: BaseException) -> None:
+        """Record an error that ended the run. What fails here as well, after a full disk for example, is left out: the
+        error is the one to report."""
+        if isinstance(error, KeyboardInterrupt):
+            with contextlib.suppress(Exception):
+                self._status("interrupted", "stopped immediately by a second signal")
+            return
+        state = "interrupted" if isinstance(error, Interrupted) else "failed"
+        reason = f"{error.kind}: {error.what}" if isinstance(error, XarchError) else f"{type(error).__name__}: {error}"
+        reason = error.what if type(error) is Interrupted else reason
+        with contextlib.suppress(Exception):
+            self.metrics.close()
+        with contextlib.suppress(Exception):
+            self._end(state, reason)
+
     def _report(self) -> None:
         try:
             self._build_report()
         except Exception as e:
+            if is_machine_failure(e):
+                raise
             # The cause of a failure must not be hidden by one of its report.
             self.say(
                 f"the report could not be written ({type(e).__name__}: {e}); "

@@ -56,6 +56,7 @@ class Delivery:
         teacher = self.evaluator.teacher
         if self.ranks.main:
             self.reporter.phase("save", str(self.run.student))
+            self.run.lock.check()
             save_student(
                 self.run.student,
                 student,
@@ -124,6 +125,7 @@ class Delivery:
             graphs = list(adapter.export_graphs(student, profile, options))
         replaced = self.registry.call("xarch_export", student=student, profile=profile, graphs=graphs)
         samples = self.config.export.parity_samples
+        self.run.lock.check()
         export_profile(
             student,
             adapter,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from xarch.engine.events import Reporter
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.seeds import seed_everything
 from xarch.engine.signals import StopRequest
-from xarch.engine.stopwatch import Spent
+from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.teacher import Autocast
 from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import UsageError
@@ -146,7 +145,7 @@ class StageRunner:
         context, caches = self._context(planned, kind, checkpoints)
         self.registry.call("xarch_stage_started", run=self.run, stage=planned)
         seed_everything(context.seed)
-        started = time.monotonic()
+        whole = Stopwatch()
         if not kind.resumes:
             # Such a stage restarts from its beginning, so rows logged by an interrupted attempt must be removed.
             self.metrics.cut(self._metrics_end)
@@ -160,7 +159,7 @@ class StageRunner:
         outcome.metrics = _stated(outcome.metrics)
         outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
         self._decide(outcome)
-        hashes = self._keep(planned, outcome, folder, checkpoints, before, caches, started)
+        hashes = self._keep(planned, outcome, folder, checkpoints, before, caches, whole)
         for cache in caches.values() if self.ranks.main else ():
             cache.clear()
         self.reporter.stage_finished(planned.name, outcome)
@@ -175,7 +174,7 @@ class StageRunner:
         checkpoints: CheckpointFolder,
         before: dict[str, str],
         caches: dict[str, TeacherCache],
-        started: float,
+        whole: Stopwatch,
     ) -> dict[str, str]:
         """Write the stage's final checkpoint and its summary; return the hashes of the student's tensors."""
         ended, spent = outcome.ended, Spent(**outcome.training)
@@ -200,7 +199,7 @@ class StageRunner:
         summary = {
             "name": planned.name,
             "kind": planned.kind,
-            "seconds": round(time.monotonic() - started, 3),
+            **whole.spent.rounded(),
             "training": outcome.training,
             "units": units,
             "steps": taken,

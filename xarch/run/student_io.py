@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from xarch._version import __version__
 from xarch.config.validation import validated
 from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
-from xarch.files.atomic import new_folder, read_json, write_json
+from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
 from xarch.files.header import weights_header
 from xarch.files.manifest import seal, verify
 from xarch.files.run_dir import CARD
@@ -80,7 +80,7 @@ def save_student(
         sites=list(sites_of(student)),
     )
     with new_folder(folder) as part:
-        save_file(tensors, part / "model.safetensors", {"format": "pt"})
+        save_tensors(tensors, part / "model.safetensors", {"format": "pt"})
         with registry.attributed("save its processor"):
             if teacher is not None and processor is teacher.processor():
                 teacher.save_processor(str(part))

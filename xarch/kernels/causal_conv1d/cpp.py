@@ -18,7 +18,7 @@ from xarch.kernels.causal_conv1d.naive import causal_conv1d_naive
 from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.window import final_state
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import kernel, why_not
+from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -38,7 +38,7 @@ class _Call(ctypes.Structure):
 @kernel("causal_conv1d", Path(__file__).with_name("kernel.cpp"))
 def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.conv_forward, loaded.conv_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+        declare(function, ctypes.POINTER(_Call))
 
 
 def _check(_: str) -> None:

@@ -195,22 +195,26 @@ void with_taps(const Call& c, int64_t unit, const F& fn) {
 
 }  // namespace
 
-extern "C" void conv_forward(const Call* c) {
-    parallel::parallel_for(c->batch * slabs(*c), (int)c->threads, [c](int64_t unit) {
-        with_taps(*c, unit, [](const Sequence& s, int64_t from, int64_t to, auto K) { s.forward<K>(from, to); });
+extern "C" int conv_forward(const Call* c) {
+    return parallel::status_of([&] {
+        parallel::parallel_for(c->batch * slabs(*c), (int)c->threads, [c](int64_t unit) {
+            with_taps(*c, unit, [](const Sequence& s, int64_t from, int64_t to, auto K) { s.forward<K>(from, to); });
+        });
     });
 }
 
-extern "C" void conv_backward(const Call* c) {
-    const int64_t floats = (c->taps + 1) * c->channels, units = c->batch * slabs(*c);
-    parallel::parallel_for(units, (int)c->threads, [=](int64_t unit) {
-        float* sums = c->partial + unit * floats;
-        with_taps(*c, unit, [=](const Sequence& s, int64_t from, int64_t to, auto K) { s.backward<K>(from, to, sums); });
-    });
-    // In order of the units, whichever thread was first.
-    over_channels(floats, [=](int64_t at, auto n) {
-        vf sum{};
-        for (int64_t unit = 0; unit < units; ++unit) sum += get(c->partial + unit * floats + at, n);
-        put(c->dweight + at, sum, n);
+extern "C" int conv_backward(const Call* c) {
+    return parallel::status_of([&] {
+        const int64_t floats = (c->taps + 1) * c->channels, units = c->batch * slabs(*c);
+        parallel::parallel_for(units, (int)c->threads, [=](int64_t unit) {
+            float* sums = c->partial + unit * floats;
+            with_taps(*c, unit, [=](const Sequence& s, int64_t from, int64_t to, auto K) { s.backward<K>(from, to, sums); });
+        });
+        // In order of the units, whichever thread was first.
+        over_channels(floats, [=](int64_t at, auto n) {
+            vf sum{};
+            for (int64_t unit = 0; unit < units; ++unit) sum += get(c->partial + unit * floats + at, n);
+            put(c->dweight + at, sum, n);
+        });
     });
 }

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from xarch.kernels.dispatch import register
 from xarch.kernels.grid_encoding.naive import grid_encode_naive
 from xarch.kernels.grid_encoding.plain import grid_encode_plain
-from xarch.kernels.native import kernel, why_not
+from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FACTORS = 4
@@ -48,7 +48,7 @@ class _Call(ctypes.Structure):
 @kernel("grid_encoding", Path(__file__).with_name("kernel.cpp"))
 def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.grid_forward, loaded.grid_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+        declare(function, ctypes.POINTER(_Call))
 
 
 def _check(_: str) -> None:

@@ -116,27 +116,31 @@ void backward(const Call& call, const Group& g, int64_t from, int64_t to) {
 
 }  // namespace
 
-extern "C" void grid_forward(const Call* call) {
-    const int64_t blocks = (call->n + kPoints - 1) / kPoints;
-    parallel::parallel_for(blocks * call->groups, (int)call->threads, [&](int64_t job) {
-        const int64_t begin = job % blocks * kPoints;
-        forward(*call, call->group[job / blocks], begin, std::min(begin + kPoints, call->n));
+extern "C" int grid_forward(const Call* call) {
+    return parallel::status_of([&] {
+        const int64_t blocks = (call->n + kPoints - 1) / kPoints;
+        parallel::parallel_for(blocks * call->groups, (int)call->threads, [&](int64_t job) {
+            const int64_t begin = job % blocks * kPoints;
+            forward(*call, call->group[job / blocks], begin, std::min(begin + kPoints, call->n));
+        });
     });
 }
 
-extern "C" void grid_backward(const Call* call) {
-    if (call->threads == 1) {
-        parallel::parallel_for(call->groups, 1, [&](int64_t g) {
-            backward(*call, call->group[g], 0, call->group[g].channels);
+extern "C" int grid_backward(const Call* call) {
+    return parallel::status_of([&] {
+        if (call->threads == 1) {
+            parallel::parallel_for(call->groups, 1, [&](int64_t g) {
+                backward(*call, call->group[g], 0, call->group[g].channels);
+            });
+            return;
+        }
+        // Channels do not meet one another: each piece of work takes one vector of them through all points.
+        std::vector<std::pair<int64_t, int64_t>> jobs;
+        for (int64_t g = 0; g < call->groups; ++g)
+            for (int64_t channel = 0; channel < call->group[g].channels; channel += W) jobs.emplace_back(g, channel);
+        parallel::parallel_for((int64_t)jobs.size(), (int)call->threads, [&](int64_t job) {
+            const auto [g, channel] = jobs[job];
+            backward(*call, call->group[g], channel, std::min(channel + W, call->group[g].channels));
         });
-        return;
-    }
-    // Channels do not meet one another: each piece of work takes one vector of them through all points.
-    std::vector<std::pair<int64_t, int64_t>> jobs;
-    for (int64_t g = 0; g < call->groups; ++g)
-        for (int64_t channel = 0; channel < call->group[g].channels; channel += W) jobs.emplace_back(g, channel);
-    parallel::parallel_for((int64_t)jobs.size(), (int)call->threads, [&](int64_t job) {
-        const auto [g, channel] = jobs[job];
-        backward(*call, call->group[g], channel, std::min(channel + W, call->group[g].channels));
     });
 }

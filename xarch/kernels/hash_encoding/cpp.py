@@ -18,7 +18,7 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.hash_encoding.config import HashConfig, level_table
 from xarch.kernels.hash_encoding.naive import hash_encode_naive
 from xarch.kernels.hash_encoding.plain import hash_encode_plain
-from xarch.kernels.native import kernel, why_not
+from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.selfcheck import agree
 
 _FEATURES = 64
@@ -43,7 +43,7 @@ class _Call(ctypes.Structure):
 @kernel("hash_encoding", Path(__file__).with_name("kernel.cpp"))
 def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.hash_forward, loaded.hash_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+        declare(function, ctypes.POINTER(_Call))
 
 
 def _check(_: str) -> None:

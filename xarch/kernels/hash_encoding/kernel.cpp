@@ -134,20 +134,24 @@ void by_features(int64_t features, const Fn& fn) {
 
 }  // namespace
 
-extern "C" void hash_forward(const Call* call) {
-    const int64_t blocks = (call->n + kPoints - 1) / kPoints;
-    by_features(call->features, [&](auto f) {
-        parallel::parallel_for(blocks * call->levels, (int)call->threads, [&](int64_t job) {
-            const int64_t begin = job % blocks * kPoints;
-            forward<decltype(f)::value>(*call, job / blocks, begin, std::min(begin + kPoints, call->n));
+extern "C" int hash_forward(const Call* call) {
+    return parallel::status_of([&] {
+        const int64_t blocks = (call->n + kPoints - 1) / kPoints;
+        by_features(call->features, [&](auto f) {
+            parallel::parallel_for(blocks * call->levels, (int)call->threads, [&](int64_t job) {
+                const int64_t begin = job % blocks * kPoints;
+                forward<decltype(f)::value>(*call, job / blocks, begin, std::min(begin + kPoints, call->n));
+            });
         });
     });
 }
 
-extern "C" void hash_backward(const Call* call) {
-    by_features(call->features, [&](auto f) {
-        parallel::parallel_for(call->levels, (int)call->threads, [&](int64_t level) {
-            backward<decltype(f)::value>(*call, level);
+extern "C" int hash_backward(const Call* call) {
+    return parallel::status_of([&] {
+        by_features(call->features, [&](auto f) {
+            parallel::parallel_for(call->levels, (int)call->threads, [&](int64_t level) {
+                backward<decltype(f)::value>(*call, level);
+            });
         });
     });
 }

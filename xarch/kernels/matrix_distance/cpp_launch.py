@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xarch.kernels.native import kernel
+from xarch.kernels.native import declare, kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def visit(
     grads = [new(shape if gradient else (0,), dtype=torch.float32) for shape in shapes]
     if q_BLHE.numel() * state == 0:
         return _nothing(error, teacher, grads)
-    found = _library().matrix_distance(
+    _library().matrix_distance(
         ctypes.byref(
             _Problem(
                 batch,
@@ -97,8 +97,6 @@ def visit(
         ),
         torch.get_num_threads(),
     )
-    if found != 0:
-        raise MemoryError(f"matrix_distance: no memory for {batch} x {length} tokens and {heads} heads")
     return Visit(error.sqrt().float(), teacher.sqrt().float(), *grads)
 
 
@@ -108,8 +106,7 @@ def _nothing(error: Tensor, teacher: Tensor, grads: list[Tensor]) -> Visit:
 
 @kernel("matrix_distance", Path(__file__).with_name("kernel.cpp"))
 def _library(loaded: ctypes.CDLL) -> None:
-    function = loaded.matrix_distance
-    function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], ctypes.c_int
+    declare(loaded.matrix_distance, ctypes.POINTER(_Problem), ctypes.c_int)
 
 
 def _rows(t_BLGN: Tensor) -> Tensor:

@@ -146,9 +146,8 @@ void gather(const Problem& p, const Unit* units, int64_t parts) {
 
 // 0, or 1 if memory ran out.
 extern "C" int matrix_distance(const Problem* problem, int threads) {
-    const Problem& p = *problem;
-    std::atomic<int> failed{0};
-    try {
+    return parallel::status_of([=] {
+        const Problem& p = *problem;
         const int64_t parts = parts_of(p, threads), ratio = p.heads / p.groups;
         const bool gradient = p.dC != nullptr;
         std::vector<Unit> units;
@@ -161,17 +160,9 @@ extern "C" int matrix_distance(const Problem* problem, int threads) {
         const auto count = static_cast<int64_t>(units.size());
         std::atomic<int64_t> next{0};
         parallel::parallel_for(std::min<int64_t>(count, threads), threads, [&](int64_t) {
-            try {
-                Workspace workspace(p);
-                for (int64_t i; (i = next.fetch_add(1)) < count;) run(p, workspace, units[i], parts);
-            } catch (const std::bad_alloc&) {
-                failed = 1;
-            }
+            Workspace workspace(p);
+            for (int64_t i; (i = next.fetch_add(1)) < count;) run(p, workspace, units[i], parts);
         });
-        if (failed) return 1;
         parallel::parallel_for(p.batch * p.groups, threads, [&](int64_t i) { gather(p, &units[i * parts], parts); });
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-    return 0;
+    });
 }

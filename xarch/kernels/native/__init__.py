@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from xarch.kernels.native.build import BuildError, forget, kernel, library, why_not
+from xarch.kernels.native.build import BuildError, declare, forget, kernel, library, why_not
 
-__all__ = ["BuildError", "forget", "kernel", "library", "why_not"]
+__all__ = ["BuildError", "declare", "forget", "kernel", "library", "why_not"]

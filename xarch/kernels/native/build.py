@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from xarch.errors import XarchError
 from xarch.kernels.precision import tracing
@@ -81,8 +82,8 @@ def _no_compiler() -> str | None:
 def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     """The library ``name`` made of ``sources``; compiled, with a line on stderr, unless the cache has it.
 
-    Processes that need the same library at once compile it once. Functions must be declared ``extern "C"``; set their
-    ``argtypes`` before calling them.
+    Processes that need the same library at once compile it once. Functions must be declared ``extern "C"``, let no
+    exception out (``parallel::status_of``), and be passed to :func:`declare` before they are called.
 
     Raises:
         BuildError: no compiler, a compiler error, a cache that cannot be written, or a library that cannot be loaded.
@@ -128,6 +129,17 @@ def kernel(name: str, source: Path) -> Callable[[Callable[[ctypes.CDLL], None]],
         return load
 
     return decorate
+
+
+def declare(function: Any, *argtypes: Any) -> None:
+    """Declare a function of a library that returns 0, or another number if memory ran out, which raises MemoryError."""
+    function.argtypes, function.restype, function.errcheck = list(argtypes), ctypes.c_int, _raise_if_failed
+
+
+def _raise_if_failed(status: int, function: Any, arguments: Any) -> int:
+    if status != 0:
+        raise MemoryError(f"kernel {function.__name__}: no memory")
+    return status
 
 
 def forget() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import kernel, why_not
+from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selective_scan.naive import selective_scan_naive
@@ -49,10 +49,9 @@ def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.selective_scan_lanes, loaded.selective_scan_chunk):
         function.argtypes, function.restype = [], ctypes.c_int64
     pointer = ctypes.POINTER
-    loaded.selective_scan_forward.argtypes = [pointer(_Problem), pointer(_Sequence), ctypes.c_void_p, ctypes.c_void_p]
-    loaded.selective_scan_backward.argtypes = [pointer(_Problem), pointer(_Gradients), ctypes.c_void_p]
-    for function in (loaded.selective_scan_forward, loaded.selective_scan_backward):
-        function.restype = None
+    address = ctypes.c_void_p
+    declare(loaded.selective_scan_forward, pointer(_Problem), pointer(_Sequence), address, address)
+    declare(loaded.selective_scan_backward, pointer(_Problem), pointer(_Gradients), address)
 
 
 def _check(_: str) -> None:

@@ -8,12 +8,12 @@ int64_t selective_scan_lanes() { return simd::W; }
 int64_t selective_scan_chunk() { return scan::CHUNK; }
 
 // `kept` gets the state before each chunk, [B * G * blocks][chunks][N][lanes], or is null.
-void selective_scan_forward(const scan::Problem* p, const scan::Sequence* out, float* last, float* kept) {
-    scan::forward(*p, *out, last, kept);
+int selective_scan_forward(const scan::Problem* p, const scan::Sequence* out, float* last, float* kept) {
+    return parallel::status_of([=] { scan::forward(*p, *out, last, kept); });
 }
 
 // Writes all gradients; those by A, D and bias per sequence of the batch.
-void selective_scan_backward(const scan::Problem* p, const scan::Gradients* grad, const float* kept) {
-    scan::backward(*p, *grad, kept);
+int selective_scan_backward(const scan::Problem* p, const scan::Gradients* grad, const float* kept) {
+    return parallel::status_of([=] { scan::backward(*p, *grad, kept); });
 }
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xarch.kernels.dispatch import register
-from xarch.kernels.native import kernel, why_not
+from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -50,7 +50,7 @@ class _Call(ctypes.Structure):
 @kernel("ssd", Path(__file__).with_name("kernel.cpp"))
 def _library(loaded: ctypes.CDLL) -> None:
     for function in (loaded.ssd_forward, loaded.ssd_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Call)], None
+        declare(function, ctypes.POINTER(_Call))
 
 
 def _check(_: str) -> None:

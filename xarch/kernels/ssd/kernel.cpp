@@ -353,10 +353,14 @@ static int64_t units(const Call& c) {
     return c.batch * c.groups * ((c.heads / c.groups + c.slice - 1) / c.slice);
 }
 
-extern "C" void ssd_forward(const Call* c) {
-    parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).forward(); });
+extern "C" int ssd_forward(const Call* c) {
+    return parallel::status_of([c] {
+        parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).forward(); });
+    });
 }
 
-extern "C" void ssd_backward(const Call* c) {
-    parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).backward(); });
+extern "C" int ssd_backward(const Call* c) {
+    return parallel::status_of([c] {
+        parallel::parallel_for(units(*c), (int)c->threads, [c](int64_t i) { Unit(*c, i).backward(); });
+    });
 }

@@ -1,0 +1,1 @@
+"""Faults: what kills, signals, full disks, short memory, flipped bits and second processes do to a run."""
