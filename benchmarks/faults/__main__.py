@@ -26,6 +26,7 @@ from benchmarks.faults import process
 from benchmarks.faults.models import CONFIGS, Model
 from benchmarks.faults.trials import LEVELS_MIB, TRIALS, flippable
 from benchmarks.store import Result, Store, add_options, header
+from xarch.files.home import cache_dir
 
 
 def main() -> int:
@@ -41,6 +42,8 @@ def main() -> int:
     add_options(parser, "faults")
     chosen = parser.parse_args()
     store = Store(chosen.out, header("faults", {"configs": CONFIGS}, threads=1), chosen.fresh)
+    # Compiled kernels are the user's; everything else that is cached is the campaign's.
+    os.environ.setdefault("XARCH_KERNELS_CACHE", str(cache_dir() / "kernels"))
     os.environ["XARCH_HOME"] = str((chosen.work / store.key / "home").resolve())
     process.warm_up()
     end, complete = time.monotonic() + chosen.seconds, True

@@ -1,4 +1,4 @@
-"""The two conversions of the campaign, of seconds each: their inputs, phases, and what two equal runs have in common."""
+"""The two conversions of the campaign: their inputs, phases, and what two equal runs have in common."""
 
 from __future__ import annotations
 
