@@ -37,6 +37,8 @@ _PUBLIC = {
     "LocalStudent": "xarch.contracts.local",
     "Options": "xarch.contracts.options",
     "validated": "xarch.config.validation",
+    "typed": "xarch.contracts.typed",
+    "Size": "xarch.contracts.typed",
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
@@ -84,17 +86,29 @@ _PUBLIC = {
     "timing": "xarch.bench.timing",
     "open_session": "xarch.export.session",
     # commands of plugins
+    "clean": "xarch.printable",
+    "make_console": "xarch.cli.console",
+    "progress_bar": "xarch.cli.console",
+    "say": "xarch.printable",
     "write_document": "xarch.cli.stdout",
     # files
+    "BoundedLoader": "xarch.config.yaml_text",
     "cache_dir": "xarch.files.home",
+    "check_stored_archive": "xarch.files.limits",
     "file_digest": "xarch.files.digest",
     "sampled_digest": "xarch.files.digest",
     "weights_digest": "xarch.files.digest",
     "load_weights": "xarch.files.safe_load",
     "new_folder": "xarch.files.atomic",
     "one_at_a_time": "xarch.files.lock",
+    "parse_json": "xarch.files.bounded_json",
+    "parse_yaml": "xarch.config.yaml_text",
+    "read_bounded": "xarch.files.bounded_json",
+    "read_bounded_json": "xarch.files.bounded_json",
     "save_weights": "xarch.files.safe_load",
+    "too_dense": "xarch.files.limits",
     "weights_header": "xarch.files.header",
+    "zip_members": "xarch.files.limits",
     # errors
     "XarchError": "xarch.errors",
     "UsageError": "xarch.errors",
@@ -121,8 +135,10 @@ if TYPE_CHECKING:
     from xarch.api import convert, export, load, load_student, load_teacher, plan, study
     from xarch.bench.graph import graph_metadata
     from xarch.bench.timing import Timing, measure, timing
+    from xarch.cli.console import make_console, progress_bar
     from xarch.cli.stdout import write_document
     from xarch.config.validation import validated
+    from xarch.config.yaml_text import BoundedLoader, parse_yaml
     from xarch.contracts.adapters import SourceAdapter, SourceInfo, TargetAdapter
     from xarch.contracts.batch import Batch
     from xarch.contracts.batch_step import BatchStep, StepContext
@@ -140,14 +156,18 @@ if TYPE_CHECKING:
     from xarch.contracts.options import Options
     from xarch.contracts.stage import StageContext, StageKind, StageOutcome, StageRequest
     from xarch.contracts.tap import Tap
+    from xarch.contracts.typed import Size, typed
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
     from xarch.export.session import open_session
     from xarch.files.atomic import new_folder
+    from xarch.files.bounded_json import parse_json, read_bounded, read_bounded_json
     from xarch.files.digest import file_digest, sampled_digest, weights_digest
     from xarch.files.header import weights_header
     from xarch.files.home import cache_dir
+    from xarch.files.limits import check_stored_archive, too_dense, zip_members
     from xarch.files.lock import one_at_a_time
     from xarch.files.safe_load import load_weights, save_weights
     from xarch.matching.objectives.dense import DenseObjective
     from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
+    from xarch.printable import clean, say
     from xarch.registry.hooks import hookimpl

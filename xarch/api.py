@@ -14,8 +14,9 @@ from xarch.config.schema import RunConfig
 from xarch.errors import PluginError, UsageError
 from xarch.failures import translated
 from xarch.files.run_dir import RunDir
+from xarch.printable import say
 from xarch.registry.loader import get_registry
-from xarch.run.inspection import read_plan, say
+from xarch.run.inspection import read_plan
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,1 +1,1 @@
-"""Faults: what kills, signals, full disks, short memory, flipped bits and second processes do to a run."""
+"""Campaigns of faults: what broken, hostile or interrupted surroundings do to xarch."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
-from xarch import Tap
+from pydantic import Field
+
+from xarch import Size, Tap, UsageError, typed
 from xarch_decoder.taps import teacher_taps
+
+Layers = Annotated[int, Field(ge=1, le=2048)]
+Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
+Positions = Annotated[int, Field(ge=1, le=1 << 40)]
+Token = Annotated[int, Field(ge=0, le=1 << 24)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -36,17 +44,17 @@ class DecoderFacts:
         eos: every end-of-text token; the first one is appended to whole texts.
     """
 
-    layers: int
-    width: int
-    vocab: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
+    layers: Layers
+    width: Size
+    vocab: Vocabulary
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    mlp_width: Size
     mlp: Literal["gated", "plain"] = "gated"
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     norm: Literal["rms", "layer"] = "rms"
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Field(ge=0, le=1)] = 1e-5
     block: Literal["sequential", "parallel"] = "sequential"
     shared_norm: bool = False
     qkv_bias: bool = False
@@ -55,16 +63,16 @@ class DecoderFacts:
     head_bias: bool = False
     qk_norm: bool = False
     scale: float = 0.125
-    inverse_frequencies: tuple[float, ...] = ()
+    inverse_frequencies: Annotated[tuple[float, ...], Field(max_length=1 << 16)] = ()
     rotary_gain: float = 1.0
-    windows: tuple[int | None, ...] = ()
-    softcap: float | None = None
-    final_softcap: float | None = None
+    windows: Annotated[tuple[Positions | None, ...], Field(max_length=2048)] = ()
+    softcap: Positive | None = None
+    final_softcap: Positive | None = None
     tied: bool = True
     embed_gain: float = 1.0
-    max_positions: int = 2048
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
+    max_positions: Positions = 2048
+    bos: Token | None = None
+    eos: Annotated[tuple[Token, ...], Field(max_length=4096)] = ()
 
     def window(self, layer: int) -> int | None:
         """Return the sliding window of a layer, or None for full attention."""
@@ -80,16 +88,22 @@ class DecoderFacts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DecoderFacts:
-        """Invert :meth:`to_json`; unknown keys are an error."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise ValueError(f"decoder facts: unknown keys {unknown}")
-        data = dict(data)
-        data["inverse_frequencies"] = tuple(data.get("inverse_frequencies", ()))
-        data["windows"] = tuple(data.get("windows", ()))
-        data["eos"] = tuple(data.get("eos", ()))
-        return cls(**data)
+        """Invert :meth:`to_json`.
+
+        Raises:
+            UsageError: unknown keys, other types, or numbers that are out of bounds or contradict one another.
+        """
+        facts = typed(cls, data, "decoder facts")
+        if facts.heads % facts.kv_heads:
+            raise UsageError(f"decoder facts: {facts.heads} heads cannot share {facts.kv_heads} key heads")
+        if 2 * len(facts.inverse_frequencies) > facts.head_dim:
+            raise UsageError(
+                f"decoder facts: {len(facts.inverse_frequencies)} rotary frequencies need a head of twice as many "
+                f"values, it has {facts.head_dim}"
+            )
+        if len(facts.windows) not in (0, facts.layers):
+            raise UsageError(f"decoder facts: {len(facts.windows)} windows for {facts.layers} layers")
+        return facts
 
     def tiny(self) -> DecoderFacts:
         """Return the same architecture with two layers, a narrow MLP and a small vocabulary, for trial exports."""

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
 
-from xarch import Tap
+from pydantic import Field
+
+from xarch import Tap, typed
 from xarch_field.taps import EMPTY, EMPTY_EDITED, POINT_WORK, evaluated, field_taps
+
+Pixels = Annotated[int, Field(ge=1, le=1 << 16)]
+Coordinate = Annotated[float, Field(ge=-1e9, le=1e9)]
+Distance = Annotated[float, Field(ge=0, le=1e9)]
+Corner = tuple[Coordinate, Coordinate, Coordinate]
+Shade = Annotated[float, Field(ge=0, le=1)]
+Rows = Annotated[tuple[Coordinate, ...], Field(min_length=12, max_length=12)]
+World = Annotated[tuple[Coordinate, ...], Field(max_length=13)]
+LogDensity = Annotated[float, Field(ge=-1e4, le=90)]
+"""Its exponential is a finite float32."""
+Cells = Annotated[int, Field(ge=1, le=1024)]
+Steps = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
 @dataclass(frozen=True)
@@ -28,22 +42,27 @@ class ViewFacts:
             does, with a scale that no file records.
     """
 
-    width: int = 100
-    height: int = 100
-    focal: float = 1.39
-    radius: tuple[float, float] = (3.2, 3.2)
-    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    poses: tuple[tuple[float, ...], ...] = ()
-    world: tuple[float, ...] = ()
+    width: Pixels = 100
+    height: Pixels = 100
+    focal: Annotated[float, Field(gt=0, le=1e6)] = 1.39
+    radius: tuple[Distance, Distance] = (3.2, 3.2)
+    target: Corner = (0.0, 0.0, 0.0)
+    poses: Annotated[tuple[Rows, ...], Field(max_length=100_000)] = ()
+    world: World = ()
     world_of: str = "folder"
+
+    def __post_init__(self) -> None:
+        if len(self.world) not in (0, 13):
+            raise ValueError(f"a map between worlds has 13 numbers, this one {len(self.world)}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ViewFacts:
-        """Build from plain data; unknown keys are an error."""
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"view facts: unknown keys {unknown}")
-        return cls(**{k: _tuples(v) for k, v in data.items()})
+        """Build from plain data.
+
+        Raises:
+            UsageError: unknown keys, other types, or numbers beyond their bounds.
+        """
+        return typed(cls, data, "view facts")
 
 
 @dataclass(frozen=True)
@@ -66,15 +85,15 @@ class FieldFacts:
     """
 
     arch: str
-    aabb: tuple[tuple[float, float, float], tuple[float, float, float]]
+    aabb: tuple[Corner, Corner]
     options: dict[str, Any] = field(default_factory=dict)
     warp: str = "aabb"
-    warp_parameters: tuple[float, ...] = ()
-    sigma_clip: tuple[float, float] = (-2.0, 7.0)
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    occupancy: int = 64
+    warp_parameters: Annotated[tuple[float, ...], Field(max_length=3)] = ()
+    sigma_clip: tuple[LogDensity, LogDensity] = (-2.0, 7.0)
+    background: tuple[Shade, Shade, Shade] = (1.0, 1.0, 1.0)
+    occupancy: Cells = 64
     feature: bool = True
-    samples: int = 128
+    samples: Steps = 128
     edits: tuple[str, ...] = ()
     inherits: tuple[str, ...] | None = None
     views: ViewFacts = field(default_factory=ViewFacts)
@@ -85,12 +104,12 @@ class FieldFacts:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FieldFacts:
-        """Invert :meth:`to_json`; unknown keys are an error."""
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"field facts: unknown keys {unknown}")
-        known = {k: _tuples(v) if k not in ("options", "views") else v for k, v in data.items()}
-        return cls(**{**known, "views": ViewFacts.from_json(data.get("views", {}))})
+        """Invert :meth:`to_json`.
+
+        Raises:
+            UsageError: unknown keys, other types, or numbers beyond their bounds.
+        """
+        return typed(cls, data, "field facts")
 
     def tiny(self) -> FieldFacts:
         """Return the same field with a coarse occupancy grid and few samples, for trial exports."""
@@ -112,7 +131,3 @@ class FieldFacts:
         matter was erased.
         """
         return EMPTY_EDITED if self.edits else EMPTY
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value

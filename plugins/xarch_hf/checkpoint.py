@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch import UsageError, file_digest, load_weights, weights_header
+from xarch import UsageError, file_digest, load_weights, read_bounded_json, weights_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_JSON_BYTES = 64 << 20
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
@@ -127,7 +125,7 @@ def licence(folder: Path) -> str | None:
             head = f.read(20_000)
     except OSError:
         return None
-    front = re.match(r"---\s*\n(.*?)\n---", head, re.S)
+    front = re.match(r"---[ \t]*\n(.*?)\n---", head, re.S)
     found = re.search(r"^license:\s*['\"]?([\w.+-]+)", front.group(1), re.M) if front else None
     return found.group(1) if found else None
 
@@ -138,12 +136,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UsageError: the file is too large, unreadable or not JSON.
     """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UsageError(f"{path} has {path.stat().st_size} bytes, but the limit is {MAX_JSON_BYTES}")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"{path} is not valid JSON: {e}") from e
+    return read_bounded_json(path)
 
 
 def _index_names(index: Path) -> set[str]:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from xarch import PlanError, UsageError, cache_dir, file_digest, new_folder, one_at_a_time, save_weights
+from xarch import PlanError, UsageError, cache_dir, file_digest, new_folder, one_at_a_time, save_weights, say
 from xarch_hf.checkpoint import SAFETENSORS
 from xarch_hf.gguf_config import gguf_config
 from xarch_hf.gguf_header import GGUFHeader, gguf_header
 from xarch_hf.gguf_tokenizer import gguf_tokenizer
 from xarch_hf.model import make_config
-from xarch_hf.quiet import quiet, say
+from xarch_hf.quiet import quiet
 from xarch_hf.tokenizer import save_tokenizer
 from xarch_hf.wording import brief, few
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 
 
@@ -21,8 +20,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def say(text: str) -> None:
-    """Print a line to stderr; stdout is reserved for ``--json``."""
-    print(text, file=sys.stderr, flush=True)

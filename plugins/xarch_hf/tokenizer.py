@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xarch import UsageError
+from xarch import UsageError, read_bounded_json
 from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+ALL_FILES = (*FILES, "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja")
+MAX_BYTES = 128 << 20
+"""Four times the largest tokenizer.json of a published model."""
+MAX_SMALL_BYTES = 32 << 20
+MAX_VALUES = 8_000_000
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -27,12 +32,35 @@ def load_tokenizer(folder: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
+    check_files(folder)
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as e:
-        # Several libraries with their own exception types parse tokenizer files; all mean the same here.
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            tokenizer("a")
+            return tokenizer
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:
+        # Several libraries with their own exception types parse tokenizer files, and a panic of the tokenizers library
+        # is not even an Exception; all mean the same here.
         raise UsageError(f"the tokenizer in {folder} cannot be read: {brief(e)}", "download it again") from e
+
+
+def check_files(folder: Path) -> None:
+    """Check the sizes of a tokenizer's files, and the JSON among them, before a library holds them in memory.
+
+    A chat template is only passed on with the tokenizer: it is never rendered.
+
+    Raises:
+        UsageError: a file is too large, or not JSON although it should be.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.name in ALL_FILES and file.is_file():
+            limit = MAX_BYTES if file.name in FILES else MAX_SMALL_BYTES
+            if file.stat().st_size > limit:
+                raise UsageError(f"{file} has {file.stat().st_size} bytes, but the limit is {limit}")
+            if file.suffix == ".json":
+                read_bounded_json(file, max_bytes=limit, max_values=MAX_VALUES)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

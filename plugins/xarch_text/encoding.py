@@ -50,7 +50,13 @@ class Encoder:
     def _plain(self, text: str) -> list[int]:
         if self.tokenizer is None:
             return list(text.encode("utf-8"))
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as e:
+            # A panic of the tokenizers library is no Exception; tokenizer.json decides whether there is one.
+            raise UsageError(f"the tokenizer fails on a text: {type(e).__name__}: {str(e)[:200]}") from e
         return list(encoded["input_ids"])
 
     def _opening(self) -> list[int]:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
+from xarch_text.tally import Unreadable
+
 _HIDDEN = frozenset({"script", "style", "template", "noscript", "head"})
 _BLOCKS = frozenset(
     re.findall(
@@ -14,8 +16,11 @@ _BLOCKS = frozenset(
         "p pre section table td th tr ul",
     )
 )
-_EMPTY_LINES = re.compile(r"[ \t]*\n([ \t]*\n)+")
-_LINE_END = re.compile(r"[ \t]+\n")
+# Tried only at the start of a run of spaces: from every space of a long run, the search would be quadratic.
+_EMPTY_LINES = re.compile(r"(?<![ \t])[ \t]*+\n(?:[ \t]*+\n)+")
+_LINE_END = re.compile(r"(?<![ \t])[ \t]++\n")
+MAX_HELD = 1 << 20
+"""Characters of an unfinished tag, or of trailing white space, that are held; each is looked at with every chunk."""
 
 
 def without_tags(chunks: Iterator[str]) -> Iterator[str]:
@@ -23,6 +28,8 @@ def without_tags(chunks: Iterator[str]) -> Iterator[str]:
     page = _Page()
     for chunk in chunks:
         page.feed(chunk)
+        if len(page.rawdata) > MAX_HELD:
+            raise Unreadable("corrupt", "a web page with a tag that does not end")
         yield page.take()
     page.close()
     yield page.take()
@@ -66,7 +73,7 @@ class _Page(HTMLParser):
             text = text.lstrip()
         ready = text.rstrip()
         self._started = self._started or bool(ready)
-        self._parts = [text[len(ready) :]]
+        self._parts = [text[len(ready) :][-MAX_HELD:]]
         return ready
 
 

@@ -37,7 +37,10 @@ class TextOptions(Options):
         "auto", description="kind of the files; `auto`: by extension, else by their first bytes"
     )
     max_document_chars: int = Field(
-        32_768, ge=256, description="longer documents are read and tokenized in pieces of at most this many characters"
+        32_768,
+        ge=256,
+        le=1 << 26,
+        description="longer documents are read and tokenized in pieces of at most this many characters",
     )
     validation: float = Field(0.04, ge=0, lt=1, description="fraction of documents for decisions during training")
     heldout: float = Field(0.08, ge=0, lt=1, description="fraction of documents for the final figures")
@@ -50,8 +53,12 @@ class TextOptions(Options):
     separator: Literal["eos", "bos", "none"] = Field("eos", description="special token after every document")
     cross_documents: bool = Field(False, description="let context cross document boundaries within a row")
     shuffle: bool = Field(True, description="read training documents in a random order determined by the seed")
-    interleave: int = Field(8, ge=1, description="training documents read in parallel; rows alternate between them")
-    shuffle_records: int = Field(1024, ge=1, description="number of records of a file that are shuffled together")
+    interleave: int = Field(
+        8, ge=1, le=1 << 16, description="training documents read in parallel; rows alternate between them"
+    )
+    shuffle_records: int = Field(
+        1024, ge=1, le=1 << 24, description="number of records of a file that are shuffled together"
+    )
     skip_limit: float = Field(
         0.2, ge=0, le=1, description="maximum share of unusable documents before an error is raised"
     )

@@ -17,6 +17,8 @@ from xarch_text.train import TrainStream
 
 DEFAULT_LENGTH = 512
 
+MAX_LENGTH = 1 << 24
+
 
 class TextData(DataProvider):
     """Text as rows of tokens.
@@ -106,6 +108,6 @@ def _length(sample: Mapping[str, Any]) -> int:
     length = sample.get("length", DEFAULT_LENGTH)
     if unknown:
         raise UsageError(f"a sample of text has no {unknown[0]!r}", "for example {length: 512}")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 2:
-        raise UsageError(f"sample length is {length!r}, expected a whole number of tokens, at least 2")
+    if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MAX_LENGTH:
+        raise UsageError(f"sample length is {str(length)[:40]}, expected a whole number of tokens, 2 to {MAX_LENGTH}")
     return length

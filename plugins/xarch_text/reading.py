@@ -7,14 +7,35 @@ import contextlib
 import gzip
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
+from xarch import too_dense
 from xarch_text.corpus import TextFile
 from xarch_text.html_text import without_tags
 from xarch_text.kinds import MAYBE_RECORDS, UTF_16, looks_like_records, named
 from xarch_text.tally import Unreadable
 
 CHUNK = 1 << 16
+
+
+class Unpacked(gzip.GzipFile):
+    """The content of a gzip file, which ends in :class:`Unreadable` where it is out of proportion to the file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self.packed = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(size))
+
+    def _checked(self, data: bytes) -> bytes:
+        if too_dense(self.packed, self.tell()):
+            raise Unreadable("corrupt", "gzip that unpacks out of all proportion")
+        return data
 
 
 @contextlib.contextmanager
@@ -25,7 +46,7 @@ def opened(file: TextFile) -> Iterator[BinaryIO]:
         Unreadable: it cannot be opened, or data read inside the block is damaged.
     """
     try:
-        with gzip.open(file.path, "rb") if file.compressed else open(file.path, "rb") as stream:
+        with Unpacked(file.path) if file.compressed else open(file.path, "rb") as stream:
             yield stream  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise Unreadable("corrupt") from e

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from xarch import UsageError
+from xarch import UsageError, too_dense
 from xarch_text.corpus import TextFile
 from xarch_text.kinds import HEAD, array_start, json_layout
 from xarch_text.reading import CHUNK, opened, refuse_named
 from xarch_text.tally import Unreadable
 
 MAX_LINE = 1 << 26
-"""Maximum bytes of a JSON line; longer lines are skipped without being held in memory."""
+"""Maximum bytes of a JSON line or a text; longer ones are skipped, lines without being held in memory."""
+MAX_VALUES = 1_000_000
+"""Maximum values of one record; each needs some 60 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _json_array(stream: BinaryIO, path: list[str], wanted: Wanted, number: int, 
             end = len(held)
         if end == len(held):
             # An element at the end of the buffer may continue beyond it.
-            if ended or len(held) > MAX_LINE:
+            if ended or len(held) > MAX_LINE or _values(held) > MAX_VALUES:
                 raise Unreadable("corrupt" if ended else "too_long")
             size = min(2 * size, MAX_LINE)
             more()
@@ -143,12 +145,20 @@ def _json_array(stream: BinaryIO, path: list[str], wanted: Wanted, number: int, 
 
 def _parsed(number: int, line: bytes, path: list[str], after: dict[str, int]) -> Record:
     try:
-        value = json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        if _values(text) > MAX_VALUES:
+            return Record(number, None, "too_long", after)
+        value = json.loads(text)
     except UnicodeDecodeError:
         return Record(number, None, "not_utf8", after)
     except (ValueError, RecursionError):
         return Record(number, None, "invalid_json" if line.strip() else "empty", after)
     return _found(number, value, path, after)
+
+
+def _values(text: str) -> int:
+    """Return how many values a JSON text has at most."""
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _found(number: int, value: Any, path: list[str], after: dict[str, int]) -> Record:
@@ -177,13 +187,16 @@ def _checked(number: int, value: Any, after: dict[str, int]) -> Record:
 
 
 def _parquet(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) -> Iterator[Record]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file.path) as table:
-            _require_column(table.schema_arrow, field, file.name)
+        schema = pq.read_schema(file.path)
+        _require_column(schema, field, file.name)
+        # Repeated texts stay references: 256 rows that name one text of a gigabyte would become 256 gigabytes.
+        plain = field in schema.names and _is_plain_text(schema.field(field).type)
+        with pq.ParquetFile(file.path, read_dictionary=[field] if plain else None) as table:
             path = field.split(".") if field not in table.schema_arrow.names else [field]
+            _check_pages(table.metadata)
             number = 0
             for group in range(table.num_row_groups):
                 rows = table.metadata.row_group(group).num_rows
@@ -196,15 +209,34 @@ def _parquet(file: TextFile, field: str, wanted: Wanted, start: dict[str, int]) 
                         for i in range(max(0, start["record"] - number), batch.num_rows):
                             n = number + i
                             after = {"record": n + 1, "at": 0}
-                            wants = wanted(n)
-                            yield _cell(n, column[i].as_py(), path, after) if wants else Record(n, None, "", after)
+                            yield _cell(n, column[i], path, after) if wanted(n) else Record(n, None, "", after)
                     number += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    except (UsageError, Unreadable, MemoryError):
+        raise
+    except Exception as e:
+        # Arrow's errors, and those of Python's for names, sizes and texts that a damaged file makes up.
         raise Unreadable("corrupt") from e
 
 
-def _cell(number: int, value: Any, path: list[str], after: dict[str, int]) -> Record:
-    return _found(number, value, path[1:], after)
+def _check_pages(metadata: Any) -> None:
+    """Raise Unreadable if a column unpacks to far more than is stored."""
+    for g in range(metadata.num_row_groups):
+        group = metadata.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            if too_dense(column.total_compressed_size, column.total_uncompressed_size):
+                raise Unreadable("corrupt", "Parquet that unpacks out of all proportion")
+
+
+def _cell(number: int, cell: Any, path: list[str], after: dict[str, int]) -> Record:
+    try:
+        inner = getattr(cell, "value", cell)
+        buffer = inner.as_buffer() if hasattr(inner, "as_buffer") and inner.is_valid else None
+        if buffer is not None and buffer.size > MAX_LINE:
+            return Record(number, None, "too_long", after)
+        return _found(number, cell.as_py(), path[1:], after)
+    except UnicodeDecodeError:
+        return Record(number, None, "not_utf8", after)
 
 
 def _require_column(schema: Any, field: str, name: str) -> None:
@@ -235,6 +267,12 @@ def _is_text(kind: Any) -> bool:
         return _is_text(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return _is_text(kind.value_type)
+    return _is_plain_text(kind)
+
+
+def _is_plain_text(kind: Any) -> bool:
+    import pyarrow as pa
+
     is_one = (
         pa.types.is_string,
         pa.types.is_large_string,

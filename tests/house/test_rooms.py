@@ -15,6 +15,7 @@ ROOMS = (
     "failures",
     "_version",
     "numbers",
+    "printable",
     "hardware",
     "files",
     "contracts",

@@ -14,6 +14,7 @@ import click
 from xarch.cli import stdout
 from xarch.errors import XarchError
 from xarch.files.home import cache_dir
+from xarch.printable import clean
 
 INTERRUPTED = 130
 
@@ -27,10 +28,11 @@ def show_error(error: XarchError, *, verbose: bool) -> None:
     """Print kind, cause and hint to standard error; with ``verbose`` also the plugin's traceback."""
     cause = error.__cause__
     if verbose and cause is not None:
-        click.echo("".join(traceback.format_exception(type(cause), cause, cause.__traceback__)), err=True, nl=False)
-    click.echo(f"{click.style('error', fg='red', bold=True)} ({error.kind}): {error.what}", err=True)
+        lines = traceback.format_exception(type(cause), cause, cause.__traceback__)
+        click.echo(clean("".join(lines)), err=True, nl=False)
+    click.echo(f"{click.style('error', fg='red', bold=True)} ({error.kind}): {clean(error.what)}", err=True)
     if error.hint and not (verbose and error.hint.startswith("`-v`")):
-        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {error.hint}", err=True)
+        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {clean(error.hint)}", err=True)
 
 
 def end(error: XarchError, *, as_json: bool, verbose: bool) -> int:
@@ -45,7 +47,7 @@ def end(error: XarchError, *, as_json: bool, verbose: bool) -> int:
 
 def crash(error: BaseException, *, as_json: bool, verbose: bool) -> int:
     """Report an unexpected error: a short message, with the traceback in a file or, with ``verbose``, on the screen."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = clean("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     summary = traceback.format_exception_only(type(error), error)[-1].strip()
     hint = None
     if verbose:

@@ -84,7 +84,7 @@ def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
     for what, rows in document.items():
         if what == "not_loaded" or (not rows and len(document) > 2):
             continue
-        console.print(f"[bold]{what}[/bold]")
+        console.print(what, style="bold")
         if not rows:
             console.print("  none")
             continue
@@ -92,8 +92,8 @@ def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
         whole = ("name", "source", "target", "plugin", "state")
         console.print(table(_columns(what, narrow), [_cells(what, row, narrow) for row in rows], whole=whole))
     for row in document["not_loaded"]:
-        console.print(f"[red]not loaded[/red]  {row['plugin']}: {row['state']}: ", end="")
-        console.print(row["detail"], markup=False)
+        console.print("not loaded", style="red", end="")
+        console.print(f"  {row['plugin']}: {row['state']}: {row['detail']}")
 
 
 def _columns(what: str, narrow: bool) -> list[str]:

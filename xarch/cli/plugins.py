@@ -92,7 +92,7 @@ def check(session: Session, name: str | None, timeout: int) -> None:
 
     def human(console: Any) -> None:
         for report in reports:
-            console.print(f"[bold]{report.plugin}[/bold]")
+            console.print(report.plugin, style="bold")
             lines = [["ok" if f.ok else "failed", f.check, f.detail] for f in report.findings]
             console.print(table(["", "check", "detail"], lines))
 

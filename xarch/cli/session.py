@@ -15,6 +15,7 @@ import click
 
 from xarch.cli import stdout
 from xarch.errors import UsageError
+from xarch.printable import clean, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ class Session:
 
     def note(self, text: str) -> None:
         """Print one line in addition to the result."""
-        click.echo(text, err=True)
+        say(text)
 
     def overrides(self, **more: Any) -> dict[str, Any]:
         """Return the options that set configuration values, by dotted key."""
@@ -131,12 +132,26 @@ def _start(name: str, uses: tuple[str, ...], shared: Mapping[str, Any]) -> Sessi
     if session.json:
         sys.stdout, original = sys.stderr, sys.stdout
         context.call_on_close(lambda: setattr(sys, "stdout", original))
-    logging.basicConfig(level=logging.DEBUG if session.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    _log_to_stderr(logging.DEBUG if session.verbose else logging.WARNING)
+    context.call_on_close(lambda: logging.captureWarnings(False))
     add_plugin_files(shared["plugins"])
     for key in SHARED:
         if key not in uses and shared["sets" if key == "set" else key]:
             session.note(f"note: --{key} has no effect on `xarch {name}`")
     return session
+
+
+class _CleanFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return str(clean(super().format(record)))
+
+
+def _log_to_stderr(level: int) -> None:
+    """Send log records and Python's warnings to standard error, cleaned."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_CleanFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
 
 
 def add_plugin_files(files: tuple[str, ...]) -> None:

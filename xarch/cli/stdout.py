@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from xarch.printable import escaped
+
 _document: TextIO | None = None
 
 
@@ -21,7 +23,7 @@ def claim() -> None:
 
 def write_document(data: Any, stream: TextIO | None = None) -> None:
     """Write the JSON document to the reserved output, or to ``stream`` if none was reserved."""
-    text = json.dumps(data, indent=1, ensure_ascii=False, default=str) + "\n"
+    text = escaped(json.dumps(data, indent=1, ensure_ascii=False, default=str)) + "\n"
     out = _document or stream or sys.stdout
     out.write(text)
     out.flush()

@@ -64,6 +64,8 @@ def show(study: dict[str, Any], console: Console) -> None:
 @contextlib.contextmanager
 def _watching(console: Console) -> Iterator[Callable[[str, Progress], None]]:
     """Print one line per event and the progress of the study: below the lines on a terminal, periodically elsewhere."""
+    from rich.text import Text
+
     live = console.is_terminal and not console.is_dumb_terminal
     status = console.status("") if live else contextlib.nullcontext()
     printed = time.monotonic()
@@ -74,7 +76,7 @@ def _watching(console: Console) -> Iterator[Callable[[str, Progress], None]]:
             if event:
                 console.print(event, markup=False, highlight=False)
             if shown is not None:
-                shown.update(str(progress))
+                shown.update(Text(str(progress)))
             elif event or time.monotonic() - printed > LINE_SECONDS:
                 console.print(str(progress), markup=False, highlight=False, style="dim")
                 printed = time.monotonic()

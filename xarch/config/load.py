@@ -182,7 +182,7 @@ def _expand_amounts(merged: Merged) -> None:
         value = parent.get(path[-1]) if isinstance(parent, dict) else None
         amount = _AMOUNT.match(value) if isinstance(value, str) else None
         if amount:
-            parent[path[-1]] = round(float(amount[1]) * _FACTOR[amount[2].replace("K", "k")])
+            parent[path[-1]] = round(min(float(amount[1]), 1e15) * _FACTOR[amount[2].replace("K", "k")])
 
 
 def _validated(merged: Merged) -> RunConfig:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
+
+from xarch.contracts.options import Options
 
 Device = str
+UNITS = 10**15
+"""Largest budget, in tokens, images or rays."""
+STEPS = 10**12
+SAMPLES = 10**6
+SECONDS = 1e9
+"""Thirty years."""
 
 
-class Model(BaseModel):
-    """Base class: unknown keys are rejected, defaults are validated."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+class Model(Options):
+    """Base class of the parts of a configuration."""
 
 
 def _without_null(data: Any, *fields: str) -> Any:
@@ -93,7 +99,7 @@ class Optimiser(Model):
     """Optimiser and learning-rate schedule."""
 
     algorithm: str = Field("adamw", description="registered optimiser: adamw, sgd, lamb, muon, ...")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    lr: float = Field(1e-3, gt=0, le=1e6, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, ge=0, description="maximum gradient norm (per site in a local stage); 0 = off")
     options: dict[str, Any] = Field(
@@ -122,7 +128,7 @@ class Group(Model):
 class BatchConfig(Model):
     """Samples per optimiser step, and batch steps applied to them."""
 
-    size: int = Field(1, ge=1, description="samples per optimiser step")
+    size: int = Field(1, ge=1, le=SAMPLES, description="samples per optimiser step")
     steps: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict, description="batch steps in order: registered name -> its options; null removes one"
     )
@@ -153,9 +159,11 @@ class Phase(Model):
 class Validation(Model):
     """Validation on fixed batches before, during and after a stage."""
 
-    samples: int = Field(8, ge=1)
+    samples: int = Field(8, ge=1, le=SAMPLES)
     metric: str | None = Field(None, description="figure of a registered metric; default: the stage's loss")
-    every: int | None = Field(None, ge=1, description="optimiser steps between measurements; required by `best`")
+    every: int | None = Field(
+        None, ge=1, le=STEPS, description="optimiser steps between measurements; required by `best`"
+    )
     keep: Literal["last", "better", "best"] = Field(
         "better", description="`better`: undo the stage if it got worse; `best`: end with the best measured weights"
     )
@@ -189,7 +197,7 @@ class Limit(Model):
 class Plateau(Model):
     """Plateau criterion: the mean losses of two consecutive windows differ little."""
 
-    window: int = Field(100, ge=1, description="optimiser steps per window")
+    window: int = Field(100, ge=1, le=STEPS, description="optimiser steps per window")
     change: float = Field(0.01, gt=0, lt=1, description="relative change between windows below which the loss is flat")
 
 
@@ -200,7 +208,7 @@ class Until(Model):
         None, description="plateau of the loss, e.g. {window: 100, change: 0.01}; the learning rate then decays"
     )
     seconds: float | None = Field(
-        None, gt=0, description="training seconds; schedules are fitted to them; not reproducible"
+        None, gt=0, le=SECONDS, description="training seconds; schedules are fitted to them; not reproducible"
     )
 
     @model_validator(mode="after")
@@ -225,13 +233,19 @@ class Stage(Model):
     trains: dict[str, Group] = Field(
         default_factory=dict, description="parameter group -> how it trains, including `connectors` and `objectives`"
     )
-    share: float | None = Field(None, ge=0, description="share of the run's budget")
-    units: int | None = Field(None, ge=0, description="tokens, images or rays; overrides `share`")
-    epochs: float | None = Field(None, gt=0, description="passes over the training data, from the data's own size")
+    share: float | None = Field(None, ge=0, le=1e6, description="share of the run's budget")
+    units: int | None = Field(None, ge=0, le=UNITS, description="tokens, images or rays; overrides `share`")
+    epochs: float | None = Field(
+        None, gt=0, le=1e6, description="passes over the training data, from the data's own size"
+    )
     until: Until | None = Field(None, description="end early: {plateau: {window: 100, change: 0.01}, seconds: 20}")
-    passes: int = Field(1, ge=1, description="how many times the same batches are read; they count once per pass")
+    passes: int = Field(
+        1, ge=1, le=1_000_000, description="how many times the same batches are read; they count once per pass"
+    )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="a number, or {size: 100, steps: {…}}")
-    micro_batch: int | None = Field(None, ge=1, description="samples per forward pass; default: the whole batch")
+    micro_batch: int | None = Field(
+        None, ge=1, le=SAMPLES, description="samples per forward pass; default: the whole batch"
+    )
     sample: dict[str, Any] = Field(default_factory=dict, description="form of one sample, e.g. {length: 512}")
     phases: list[Phase] = Field(default_factory=list, description="settings that change during the stage")
     optimiser: Optimiser = Field(default_factory=Optimiser)
@@ -239,11 +253,15 @@ class Stage(Model):
     teacher_cache: Literal["auto", "off", "disk"] = "auto"
     validation: Validation | None = None
     checkpoint_every: int | None = Field(
-        None, ge=1, description="optimiser steps between checkpoints; default: a fortieth of the stage, from 50 to 1000"
+        None,
+        ge=1,
+        le=STEPS,
+        description="optimiser steps between checkpoints; default: a fortieth of the stage, from 50 to 1000",
     )
     log_every: int | None = Field(
         None,
         ge=1,
+        le=STEPS,
         description="optimiser steps between rows of metrics.jsonl; default: 1, or more in stages of over 1000 steps",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="options of the stage kind or the solver")
@@ -267,15 +285,19 @@ class Data(Model):
     ref: str = Field("", description="PROVIDER:REF")
     sample: dict[str, Any] = Field(default_factory=dict, description="default for stages, e.g. {length: 512}")
     options: dict[str, Any] = Field(default_factory=dict)
-    workers: int = Field(0, ge=0, description="processes that prepare samples; 0: none")
+    workers: int = Field(0, ge=0, le=1024, description="processes that prepare samples; 0: none")
 
 
 class CurveConfig(Model):
     """Evaluates the metric on a few fixed samples during training; the time is not counted as training."""
 
-    samples: int = Field(2, ge=1, description="samples, the same at every point")
-    every: int = Field(100, ge=1, description="optimiser steps between points; every stage also ends with a point")
-    seconds: float | None = Field(None, gt=0, description="training seconds between points; instead of `every`")
+    samples: int = Field(2, ge=1, le=SAMPLES, description="samples, the same at every point")
+    every: int = Field(
+        100, ge=1, le=STEPS, description="optimiser steps between points; every stage also ends with a point"
+    )
+    seconds: float | None = Field(
+        None, gt=0, le=SECONDS, description="training seconds between points; instead of `every`"
+    )
 
 
 class Evaluate(Model):
@@ -285,8 +307,8 @@ class Evaluate(Model):
         None, description="registered metric; default: that of the target or the student's family"
     )
     metric_options: dict[str, Any] = Field(default_factory=dict)
-    samples: int = Field(16, ge=1, description="held-out samples")
-    batch: int = Field(2, ge=1)
+    samples: int = Field(16, ge=1, le=SAMPLES, description="held-out samples")
+    batch: int = Field(2, ge=1, le=SAMPLES)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
     curve: CurveConfig | None = Field(
@@ -302,7 +324,7 @@ class Export(Model):
 
     profiles: list[str] = Field(default_factory=lambda: ["cpu"])
     options: dict[str, Any] = Field(default_factory=dict, description="options of the target's export, e.g. prefill")
-    parity_samples: int = Field(8, ge=1, description="held-out samples on which exports are compared")
+    parity_samples: int = Field(8, ge=1, le=SAMPLES, description="held-out samples on which exports are compared")
     bench: bool = True
 
 
@@ -318,11 +340,13 @@ class Runtime(Model):
 
     device: Device = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 autocast if the device supports it")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: every core this process may use")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads; default: every core this process may use"
+    )
     sharding: Literal["auto", "replicate", "fsdp2"] = "auto"
     on_nan: Literal["stop", "retry"] = "stop"
-    oom_retries: int = Field(4, ge=0)
-    cache_gb: float = Field(4.0, ge=0, description="maximum size of the teacher cache on disk, GB")
+    oom_retries: int = Field(4, ge=0, le=64)
+    cache_gb: float = Field(4.0, ge=0, le=1e6, description="maximum size of the teacher cache on disk, GB")
     cache: Literal["run", "shared"] = Field("run", description="shared: one teacher cache for many runs, by sample_id")
     tensorboard: bool = True
 
@@ -353,13 +377,13 @@ class RunConfig(Model):
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers by name")
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: Data = Field(default_factory=Data)
-    budget: int = Field(100_000, ge=0, description="training units (tokens, images, rays) over all stages")
+    budget: int = Field(100_000, ge=0, le=UNITS, description="training units (tokens, images, rays) over all stages")
     stages: dict[str, Stage] = Field(default_factory=dict, description="stages in order")
     gates: dict[str, Gate] = Field(default_factory=dict)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
     runtime: Runtime = Field(default_factory=Runtime)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     tiny: bool = False
 
     @field_validator("teachers")

@@ -13,6 +13,7 @@ from xarch.config.schema import Model
 from xarch.config.validation import validated
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError
+from xarch.files.bounded_json import read_bounded
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 
@@ -98,11 +99,6 @@ def read_yaml(path: Path) -> str:
         UsageError: it cannot be read, or is too large.
     """
     try:
-        content = path.read_bytes()[: MAX_BYTES + 1]
-        if len(content) > MAX_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_BYTES} bytes: it is not a configuration")
-        return content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist", "give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"{path} cannot be read: {e}") from e
+        return read_bounded(path, MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from e

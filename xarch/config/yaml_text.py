@@ -15,10 +15,15 @@ from typing import Any
 import yaml
 
 from xarch.errors import UsageError
+from xarch.files.limits import shown
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
+MAX_NODES = 40_000
+"""Values written out in one document; they are counted while it is read, which takes some 50 µs each."""
 MAX_DEPTH = 40
+LONGEST = 400
+"""Digits of a whole number; the schema bounds its size."""
 
 Key = str | int
 Path = tuple[Key, ...]
@@ -39,7 +44,33 @@ class Document:
     lines: dict[Path, int] = field(default_factory=dict)
 
 
-class _Loader(yaml.SafeLoader):
+class TooLarge(yaml.MarkedYAMLError):
+    """A document beyond the limits."""
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops as soon as a document has more values or levels than are read."""
+
+    _values = 0
+    _levels = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node and what is below it.
+
+        Raises:
+            yaml.YAMLError: too many values, nested too deeply, or not valid.
+        """
+        self._values += 1
+        self._levels += 1
+        if self._values > MAX_NODES or self._levels > 2 * MAX_DEPTH:
+            limit = f"more than {MAX_NODES} values" if self._values > MAX_NODES else "nested too deeply"
+            raise TooLarge(problem=limit, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
+
+
+class _Loader(BoundedLoader):
     """Recognises null, true/false, integers and floats; everything else is text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own class attribute)
@@ -85,12 +116,17 @@ def parse_yaml(text: str, where: str) -> Document:
     """
     if len(text) > MAX_BYTES:
         raise UsageError(f"{where} has {len(text)} characters; a configuration has at most {MAX_BYTES}")
+    if text.count(",") > MAX_VALUES:
+        # Tokens are scanned ahead of the values that are counted.
+        raise UsageError(f"{where} has more than {MAX_VALUES} values")
     try:
         root = _composed(text)
         if root is None:
             return Document({})
         builder = _Builder(where)
         return Document(builder.build(root, ()), builder.lines)
+    except TooLarge as e:
+        raise UsageError(f"{where}{_position(e)}: {_problem(e)}") from e
     except yaml.YAMLError as e:
         raise UsageError(f"{where}{_position(e)}: not valid YAML: {_problem(e)}") from e
     except RecursionError:
@@ -169,14 +205,19 @@ class _Builder:
         text = node.value
         try:
             if kind == "int":
-                return int(text.replace("_", ""), 16 if "x" in text else 10)
+                return int(self.bounded(text.replace("_", "")), 16 if "x" in text else 10)
             if kind == "float":
                 return self.finite(node, float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan")))
         except ValueError:
-            raise self.fail(node, f"{text!r} is not a number") from None
+            raise self.fail(node, f"{shown(text)} is not a number") from None
         if kind == "bool":
             return text.lower() == "true"
         return None if kind == "null" else text
+
+    def bounded(self, digits: str) -> str:
+        if len(digits) > LONGEST:
+            raise ValueError
+        return digits
 
     def finite(self, node: yaml.Node, value: float) -> float:
         if not math.isfinite(value):

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from xarch.files.limits import LARGEST, absurd_number, shown
 
 
 class Options(BaseModel):
-    """Base of all options: unknown keys are errors, defaults are validated, and ``xarch inspect`` shows the schema."""
+    """Base of all options: unknown keys are errors, defaults are validated, and ``xarch inspect`` shows the schema.
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    Every number is finite and at most 2**53; an option whose number decides sizes states a limit of its own.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _within_limits(cls, data: Any) -> Any:
+        found = absurd_number(data, floats=False)
+        if found is not None:
+            raise ValueError(f"numbers here lie within ±{LARGEST}, {found[0] or 'this one'} is {shown(found[1])}")
+        return data

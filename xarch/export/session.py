@@ -34,7 +34,8 @@ def open_session(
         profile: prefix of the file for node timings.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Errors are raised; printed by the library, they would carry names of the file to the terminal as they are.
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = (

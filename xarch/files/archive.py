@@ -9,11 +9,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from xarch.errors import UsageError
+from xarch.files.limits import too_dense, zip_members
 
 MAX_MEMBER_BYTES = 64 << 30
-MAX_MEMBERS = 100_000
-MAX_RATIO = 200
-"""Largest ratio of unpacked to packed size that is believed; weights hardly compress."""
 
 _BLOCK = 1 << 20
 
@@ -41,9 +39,7 @@ def extract_member(archive: Path, member: str, target: Path, *, max_bytes: int =
 
 
 def _find(opened: zipfile.ZipFile, archive: Path, member: str) -> zipfile.ZipInfo:
-    members = opened.infolist()
-    if len(members) > MAX_MEMBERS:
-        raise UsageError(f"{archive.name} has {len(members)} members, at most {MAX_MEMBERS} are read")
+    members = zip_members(opened, archive.name)
     found = [m for m in members if m.filename == member]
     if len(found) != 1:
         times = "no" if not found else str(len(found))
@@ -61,7 +57,7 @@ def _check(info: zipfile.ZipInfo, archive: Path, max_bytes: int) -> None:
         raise UsageError(f"{archive.name}: {name!r} is a link or a special file, wanted a plain one")
     if info.file_size > max_bytes:
         raise UsageError(f"{archive.name}: {name!r} has {info.file_size} bytes, at most {max_bytes} are unpacked")
-    if info.file_size > MAX_RATIO * max(info.compress_size, 1):
+    if too_dense(info.compress_size, info.file_size):
         raise UsageError(f"{archive.name}: {name!r} unpacks from {info.compress_size} to {info.file_size} bytes")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.failures import system_error
+from xarch.printable import escaped
 
 
 def fsync_path(path: Path) -> None:
@@ -91,7 +92,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def json_text(data: Any) -> str:
     """The text that :func:`write_json` writes."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return escaped(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def finite(data: Any) -> Any:

@@ -5,7 +5,6 @@ Format: 8 bytes of little-endian header length N, N bytes of JSON (name -> dtype
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
+from xarch.files.bounded_json import parse_json
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 500_000
 MAX_RANK = 16
 
 ITEM_BYTES = {
@@ -122,10 +123,9 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
             raise ValueError("a name appears twice")
         return table
 
-    try:
-        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as e:
-        raise _bad(path, f"its header is not valid: {e}") from e
+    fields = parse_json(
+        raw, f"the header of {path}", max_bytes=MAX_HEADER_BYTES, max_values=8 * MAX_TENSORS, pairs=unique
+    )
     if not raw.startswith(b"{") or not isinstance(fields, dict):
         raise _bad(path, "its header is not a JSON object")
     return fields

@@ -8,7 +8,6 @@ the one before. A write that was cut short has left one of the two.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
-from xarch.files.atomic import read_json, write_text
+from xarch.files.atomic import json_text, read_json, write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -218,7 +217,7 @@ def _write(path: Path, entries: Mapping[str, Entry], facts: Mapping[str, Any]) -
 
 def self_sealed(body: Mapping[str, Any]) -> str:
     """The text of a JSON file with a digest of itself as its last line, where no manifest can hold one."""
-    plain = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    plain = json_text(body).rstrip("\n")
     own = hashlib.sha256(plain.encode("utf-8")).hexdigest()
     return f'{plain[:-2]},\n "sha256": "{own}"\n}}\n'
 

@@ -41,6 +41,7 @@ from xarch.files.manifest import (
     self_sealed,
     verify,
 )
+from xarch.printable import log_line
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
 PLAN = "plan.json"
@@ -323,7 +324,7 @@ class RunDir:
     def say(self, text: str) -> None:
         """Append a timestamped line to log.txt."""
         self.lock.check()
-        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+        append_text(self.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {log_line(text)}\n")
 
 
 def _begin(folder: Path, head: Mapping[str, str]) -> None:

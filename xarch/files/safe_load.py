@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +14,10 @@ from xarch.files.atomic import fsync_path, save_tensors
 from xarch.files.digest import file_digest
 from xarch.files.header import looks_like_safetensors, weights_header
 from xarch.files.home import cache_dir
+from xarch.files.limits import check_stored_archive
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_PICKLE_BYTES = 256 << 20
-"""Largest pickle stream inside an archive; the tensors' bytes are not part of it."""
 
 
 def load_weights(path: Path | str, *, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -101,7 +98,7 @@ def _converted(path: Path, allow_pickle: bool) -> Path:
         )
     copy = cache_dir() / "unpickled" / f"{file_digest(path)}.safetensors"
     if not copy.is_file():
-        _check_archive(path)
+        check_stored_archive(path)
         copy.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "xarch.files.unpickle", str(path.resolve()), str(copy.resolve())]
         # Python imports from the folder it is started in, which may be that of the checkpoint: start it elsewhere.
@@ -113,21 +110,6 @@ def _converted(path: Path, allow_pickle: bool) -> Path:
                 "no unsafe way of reading it is tried; convert it to safetensors where you trust it",
             )
     return copy
-
-
-def _check_archive(path: Path) -> None:
-    """torch stores its archives uncompressed, so members larger than the file are a bomb."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as e:
-        raise UsageError(f"{path} is damaged: {e}", "download or write it again") from e
-    if sum(m.file_size for m in members) > path.stat().st_size:
-        raise UsageError(f"{path} unpacks to more than its own size", "torch does not write such files; do not use it")
-    if sum(m.file_size for m in members if m.filename.endswith(".pkl")) > MAX_PICKLE_BYTES:
-        raise UsageError(f"{path} holds a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB besides its tensors")
 
 
 def _environment() -> dict[str, str]:

@@ -6,12 +6,15 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from xarch.hardware import process_bytes
 from xarch.planning.plan import Estimates, PlannedExport, PlannedStage
 from xarch.planning.sides import Sides
 
 BENCH_SECONDS = 3.0
 """Maximum measuring time per graph."""
 BENCH_CALLS = 52
+EXPORTER_BYTES = 350_000_000
+"""What the exporter and its graphs take besides weights."""
 FILE_BYTES_PER_SECOND = 1.5e8
 """Number of passes over a graph's weights: written, read back, checked and loaded into a runtime."""
 
@@ -57,9 +60,15 @@ class Totals:
         return Estimates(
             seconds=sum(parts.values()),
             parts=parts,
-            peak_bytes=max([s.memory_bytes for s in stages], default=4 * (held + parameters)),
+            peak_bytes=max([s.memory_bytes for s in stages] + [self._after_stages(4 * held, 4 * parameters, exports)]),
             disk_bytes=4 * parameters * (1 + len(exports)) + caches,
         )
+
+    def _after_stages(self, teachers: int, student: int, exports: Sequence[PlannedExport]) -> int:
+        """Bytes of the evaluation, or of the export if there is one: it holds the student's weights, their copy in the
+        graph and the file's."""
+        held = process_bytes() + teachers + student
+        return held + 2 * student + EXPORTER_BYTES if exports else held
 
     def _evaluation(self, stages: Sequence[PlannedStage]) -> float:
         """Seconds for teacher, student and its variants once, the student before training, and the curve's points."""

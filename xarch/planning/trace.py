@@ -16,6 +16,8 @@ from torch.utils.flop_counter import flop_registry
 
 SECONDS = 6.0
 """Time limit of a trace, after which the plan falls back to a formula."""
+HIDING = 4.0
+"""Multiply-adds of a matrix product that hide the traffic of a byte: only what exceeds its arithmetic counts."""
 
 
 class TooLong(Exception):
@@ -30,7 +32,7 @@ class Cost:
         saved: bytes of activations that the backward pass needs, without parameters and inputs.
         transient: bytes of the largest temporary values.
         products: multiply-adds of matrix products and convolutions.
-        traffic: bytes that operators read and write.
+        traffic: bytes that operators read and write, without those behind the arithmetic of matrix products.
         operators: number of operators executed.
     """
 
@@ -99,12 +101,15 @@ class _Counter(TorchDispatchMode):
         cost = self.cost
         if time.monotonic() > self.until:
             raise TooLong
+        products = 0.0
         if func._overloadpacket in flop_registry:
-            cost.products += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) / 2
+            products = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result) / 2
+            cost.products += products
         if not func.is_view:
             made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            cost.traffic += sum(t.numel() * t.element_size() for t in (*made, *read))
+            moved = sum(t.numel() * t.element_size() for t in (*made, *read))
+            cost.traffic += max(moved - products / HIDING, 0.0)
             cost.transient = max(cost.transient, sum(t.numel() * t.element_size() for t in made))
             cost.operators += 1
         return result

@@ -11,12 +11,10 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.run_dir import RunDir
+from xarch.printable import clean
 
 MAX_FILE = 1 << 28
 """Size limit of a JSON file in bytes."""
-
-
-_UNSAFE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 @dataclass
@@ -152,17 +150,6 @@ def names_of(data: Any, *keys: str) -> list[str]:
     """Return the strings in the list at ``data[k1][k2]...``."""
     found = dig(data, *keys)
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
-
-
-def clean(value: Any) -> Any:
-    """Replace control characters and characters that reorder text in JSON data."""
-    if isinstance(value, str):
-        return _UNSAFE.sub("\ufffd", value)
-    if isinstance(value, list):
-        return [clean(v) for v in value]
-    if isinstance(value, dict):
-        return {clean(k): clean(v) for k, v in value.items()}
-    return value
 
 
 def natural(name: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from inspect import getdoc
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 from xarch.files.atomic import read_json
 from xarch.files.manifest import raise_first, verify
 from xarch.files.run_dir import RunDir
+from xarch.printable import say
 from xarch.registry.loader import get_registry
 
 if TYPE_CHECKING:
     from xarch.planning.plan import Plan
     from xarch.registry.declare import Spec
-
-
-def say(text: str) -> None:
-    """Print a line for a person; standard output stays free for the result."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def read_plan(run: RunDir) -> Plan:

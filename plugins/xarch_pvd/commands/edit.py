@@ -24,15 +24,14 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
 
     OUT stores the complete fields and the list of edits: nothing is lost, and OUT can be the teacher of any conversion.
     """
-    from rich.console import Console
 
-    from xarch import write_document
+    from xarch import make_console, write_document
     from xarch_pvd.export.saving import format_of, save
     from xarch_pvd.source.reference import open_field
     from xarch_pvd.source.source import kind_of
 
     format_of(out, "xarch")
-    console = Console(stderr=True)
+    console = make_console()
     with console.status(f"writing {out}"):
         before = open_field(field, allow_pickle=allow_pickle)
         after = open_field(field, allow_pickle=allow_pickle, edits=edits)
@@ -44,13 +43,11 @@ def edit(field: str, edits: str, out: Path, allow_pickle: bool, as_json: bool) -
     if as_json:
         names = record.details["edits"]
         write_document({"file": str(out), "edits": names, "aabb": box, "warp": record.warp, "occupied": share})
-    console.print(f"{out}: {kind_of(record)}, {out.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
-    console.print(f"  box       {_box(before.record.aabb)} -> {_box(record.aabb)}", highlight=False, soft_wrap=True)
-    console.print(f"  occupied  {share:.1%} of the box", highlight=False, soft_wrap=True)
-    console.print(f"look  xarch pvd render {out} --out picture.png", highlight=False, soft_wrap=True)
-    console.print(
-        f"next  xarch convert --teacher field:{out} --to vm --data views:teacher", highlight=False, soft_wrap=True
-    )
+    console.print(f"{out}: {kind_of(record)}, {out.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+    console.print(f"  box       {_box(before.record.aabb)} -> {_box(record.aabb)}", soft_wrap=True)
+    console.print(f"  occupied  {share:.1%} of the box", soft_wrap=True)
+    console.print(f"look  xarch pvd render {out} --out picture.png", soft_wrap=True)
+    console.print(f"next  xarch convert --teacher field:{out} --to vm --data views:teacher", soft_wrap=True)
 
 
 def _box(aabb: tuple[float, ...]) -> str:

@@ -35,22 +35,20 @@ def render(
     as_json: bool,
 ) -> None:
     """Render a field: FIELD_OR_RUN is a file, `demo` or a run folder."""
-    from rich.console import Console
-    from rich.progress import Progress
 
-    from xarch import write_document
+    from xarch import make_console, progress_bar, write_document
     from xarch_field.turntable import checked_out, orbit, pictures, write_pictures
     from xarch_pvd.source.reference import field_of, open_field
 
     turn = checked_out(out)
     opened = open_field(field, allow_pickle=allow_pickle, edits=edits)
     cameras = orbit(opened.views, azimuth, elevation, count=frames if turn else 1, size=size, radius=radius)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as bar:
+    console = make_console()
+    with progress_bar(console) as bar:
         task = bar.add_task("rendering", total=len(cameras))
         seen = list(bar.track(pictures(field_of(opened.record), cameras, samples), task_id=task, total=len(cameras)))
     write_pictures(seen, out)
     if as_json:
         height, width = seen[0].shape[:2]
         write_document({"file": str(out), "width": width, "height": height, "frames": len(seen)})
-    console.print(f"{out}: {len(seen)} pictures" if turn else str(out), highlight=False, soft_wrap=True)
+    console.print(f"{out}: {len(seen)} pictures" if turn else str(out), soft_wrap=True)

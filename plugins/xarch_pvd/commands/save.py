@@ -45,9 +45,8 @@ def save(
     voxels (.npz), a mesh (.ply) or xarch's own format (.safetensors). Fields that the format does not support are
     baked into voxels first.
     """
-    from rich.console import Console
 
-    from xarch import write_document
+    from xarch import make_console, write_document
     from xarch_pvd.export.saving import SavingOptions, format_of
     from xarch_pvd.export.saving import save as write
     from xarch_pvd.source.reference import open_field
@@ -55,14 +54,14 @@ def save(
 
     kind = format_of(out, named)
     options = SavingOptions(resolution, degree, level, not full, linear, not no_check)
-    console = Console(stderr=True)
+    console = make_console()
     with console.status(f"writing {out}"):
         opened = open_field(field, allow_pickle=allow_pickle, edits=edits)
         found = write(opened, out, kind, options)
     if as_json:
         write_document({"file": str(out), **found})
     for line in lines(found, kind_of(opened.record), out):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def lines(found: dict[str, Any], kind: str, out: Path) -> list[str]:

@@ -27,13 +27,12 @@ import click
 )
 def train(folder: str, out: Path, arch: str, preset: str, steps: int, seed: int, downscale: int, kind: str) -> None:
     """Train a field from posed images (Blender, LLFF, COLMAP or NSVF folder); use it as --teacher field:OUT."""
-    from rich.console import Console
-    from rich.progress import Progress
 
+    from xarch import make_console, progress_bar
     from xarch_pvd.train.train import train_from_pictures
 
-    console = Console(stderr=True)
-    with Progress(console=console) as bar:
+    console = make_console()
+    with progress_bar(console, transient=False) as bar:
         task = bar.add_task(f"training {arch}", total=steps)
 
         def show(step: int, _: int, loss: float) -> None:

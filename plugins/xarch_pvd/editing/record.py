@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import Options, UsageError, typed, validated
 from xarch_field import RadianceField
 from xarch_field.facts import ViewFacts
 from xarch_field.model.densities import build as build_occupancy
@@ -20,11 +21,18 @@ from xarch_pvd.editing.build import Edits, edited, matter_box, others_of
 from xarch_pvd.editing.cameras import views_after
 from xarch_pvd.editing.fields import EDITED, EditedField
 from xarch_pvd.editing.matter import settle
-from xarch_pvd.editing.schema import plain, read_edits
-from xarch_pvd.source.formats.record import FieldFile
+from xarch_pvd.editing.schema import MAX_EDITS, plain, read_edits
+from xarch_pvd.source.formats.record import FieldFile, FieldHead
 from xarch_pvd.targets.representations.records import from_file
 
 PART_RESOLUTION = 64
+
+
+class EditedOptions(Options):
+    """Options of the record of an edited field."""
+
+    edits: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_EDITS)
+    parts: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_EDITS + 1)
 
 
 def edited_record(
@@ -108,16 +116,14 @@ def _module(part: FieldFile) -> RadianceField:
 
 
 def _parts(record: FieldFile) -> list[FieldFile]:
-    try:
-        return [_part(record, i, head) for i, head in enumerate(record.options["parts"])]
-    except (KeyError, TypeError, AttributeError) as e:
-        raise UsageError(f"the edited field is damaged: {type(e).__name__}: {e}", "recreate the edited field") from e
+    said = validated(EditedOptions, record.options, "options of an edited field", "recreate the edited field")
+    return [_part(record, i, head) for i, head in enumerate(said.parts)]
 
 
-def _part(record: FieldFile, index: int, head: Mapping[str, Any]) -> FieldFile:
+def _part(record: FieldFile, index: int, head: dict[str, Any]) -> FieldFile:
     prefix = f"parts.{index}."
     tensors = {n.removeprefix(prefix): t for n, t in record.tensors.items() if n.startswith(prefix)}
-    return FieldFile.from_head(head, tensors)
+    return FieldFile.from_head(typed(FieldHead, head, f"part {index} of an edited field"), tensors)
 
 
 def _tensors(part: FieldFile) -> dict[str, Tensor]:

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
-from xarch import Options, UsageError, validated
+from xarch import Options, UsageError, parse_yaml, validated
 
 Vector = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 MAX_BYTES, MAX_EDITS, MAX_DEPTH = 1 << 20, 64, 8
@@ -146,11 +145,9 @@ def _parsed(text: str, where: str) -> Any:
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(f"{where}: {path} cannot be read: {e}", "write the edits as a YAML list") from e
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as e:
-        at = getattr(e, "problem_mark", None)
-        line = f" in line {at.line + 1}" if at is not None else ""
-        raise UsageError(f"{source} is not valid YAML{line}: {getattr(e, 'problem', None) or e}", _example()) from e
+        return parse_yaml(text, source).data
+    except UsageError as e:
+        raise UsageError(e.what, _example()) from e
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,10 +123,9 @@ def _checkpoint(path: Path) -> Path:
 
 
 def _student(folder: Path, home: Path) -> OpenedField:
-    field = xarch.load(folder)
-    if not isinstance(field, RadianceField):
+    student = xarch.load_student(folder)
+    field, facts = student.module, student.facts
+    if not isinstance(field, RadianceField) or not isinstance(facts, FieldFacts):
         raise UsageError(f"{folder} is not a radiance field: its student is a {type(field).__name__}")
-    # Loading has already validated the folder.
-    facts = FieldFacts.from_json(json.loads((home / "config.json").read_text(encoding="utf-8"))["facts"])
     details = {"format": "student of a run", "run": folder.name}
     return OpenedField(to_file(field, details=details), facts.views, home / "model.safetensors")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
-from xarch import cache_dir, one_at_a_time
+from xarch import cache_dir, one_at_a_time, say
 from xarch_field.facts import ViewFacts
 from xarch_pvd.source.field_file import save_field_file
 from xarch_pvd.targets.representations import OPTIONS, build_field
@@ -25,14 +24,10 @@ def demo_field() -> Path:
     file = cache_dir() / "fields" / f"demo-{VERSION}.safetensors"
     if file.is_file():
         return file
-    with one_at_a_time(file.parent, _say):
+    with one_at_a_time(file.parent, say):
         if not file.is_file():
             _train(file)
     return file
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _train(file: Path) -> None:
@@ -44,9 +39,9 @@ def _train(file: Path) -> None:
 
     def show(step: int, steps: int, loss: float) -> None:
         if step % 200 == 0:
-            _say(f"field:demo: step {step} of {steps}, loss {loss:.4f}")
+            say(f"field:demo: step {step} of {steps}, loss {loss:.4f}")
 
-    _say("field:demo: training once on images of a procedural scene (a minute or two)")
+    say("field:demo: training once on images of a procedural scene (a minute or two)")
     spent = train_field(field, pixels, TrainingOptions(steps=STEPS, seed=SEED), progress=show)
     radius = (scene.RADIUS, scene.RADIUS)
     views = ViewFacts(width=SIZE, height=SIZE, focal=cameras[0].fx / SIZE, radius=radius)

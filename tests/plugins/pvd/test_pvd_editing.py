@@ -371,7 +371,7 @@ def test_other_edits_are_another_teacher(tmp_path: Path) -> None:
         ),
         ([{"erase": 3}], r"edits\[0\]\.erase is 3, expected its options"),
         ([SLAB | BALL], "expected one edit"),
-        ("[{erase: {box: ", "not valid YAML in line 1"),
+        ("[{erase: {box: ", "edits:1:16: not valid YAML"),
         ("missing.yaml", "missing.yaml does not exist"),
         ({"erase": {}}, "expected a list of edits"),
     ],

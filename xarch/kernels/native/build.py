@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -23,6 +22,7 @@ from typing import Any
 
 from xarch.errors import XarchError
 from xarch.kernels.precision import tracing
+from xarch.printable import say
 
 FLAGS = (
     "-O3",
@@ -166,10 +166,10 @@ def _build(name: str, compiler: str, sources: Sequence[Path], path: Path) -> Non
 def _compile(name: str, compiler: str, sources: Sequence[Path], path: Path) -> None:
     fresh = path.with_suffix(f".{os.getpid()}.so")
     command = [compiler, *FLAGS, f"-I{HEADERS}", *map(str, sources), "-o", str(fresh)]
-    print(f"compiling the kernel {name} with {Path(compiler).name} (once) ...", file=sys.stderr, end="", flush=True)
+    say(f"compiling the kernel {name} with {Path(compiler).name} (once) ...", end="")
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    print(f" {time.perf_counter() - begin:.0f} s" if done.returncode == 0 else " failed", file=sys.stderr, flush=True)
+    say(f" {time.perf_counter() - begin:.0f} s" if done.returncode == 0 else " failed")
     if done.returncode != 0:
         fresh.unlink(missing_ok=True)
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -8,7 +8,6 @@ Intrinsics are ``camera_angle_x`` (radians) or ``fl_x``/``fl_y``, ``cx``/``cy``,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xarch import UsageError
+from xarch import UsageError, read_bounded_json
 from xarch_pvd.data.datasets.pictures import find_picture, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages
 from xarch_pvd.data.datasets.sizes import view_size
@@ -24,6 +23,7 @@ from xarch_pvd.data.datasets.splits import SPLITS, check_split, held_out, listed
 from xarch_pvd.data.datasets.transforms_keys import check_keys
 
 MAX_BYTES = 256 << 20
+LARGEST = 1e12
 LENS = ("k1", "k2", "p1", "p2")
 PINHOLES = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
@@ -100,12 +100,7 @@ def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedI
 
 
 def _json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{file} has more than {MAX_BYTES} bytes")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"{file} is not valid JSON: {e}") from e
+    document = read_bounded_json(file, max_bytes=MAX_BYTES)
     if not isinstance(document, dict):
         raise UsageError(f"{file} holds a {type(document).__name__}, expected an object with frames")
     return document
@@ -191,7 +186,7 @@ def _lens(said: Mapping[str, Any], where: str) -> list[float]:
 def _matrix(rows: Any, where: str) -> list[list[float]]:
     try:
         matrix = [[float(v) for v in row] for row in rows]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = []
     if len(matrix) not in (3, 4) or any(len(row) != 4 for row in matrix):
         raise UsageError(f"{where}: transform_matrix is not a 4x4 matrix")
@@ -203,13 +198,13 @@ def _box(value: Any, file: Path) -> tuple[float, float, float, float, float, flo
         return None
     try:
         (x0, y0, z0), (x1, y1, z1) = ([float(v) for v in corner] for corner in value)
-    except (TypeError, ValueError) as e:
-        raise UsageError(f"{file}: aabb is {value!r}, expected two corners of three numbers") from e
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UsageError(f"{file}: aabb is {str(value)[:80]}, expected two corners of three numbers") from e
     return (x0, y0, z0, x1, y1, z1)
 
 
 def _number(said: Mapping[str, Any], name: str, usual: float, where: str) -> float:
     value = said.get(name, usual)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{where}: {name} is {value!r}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        raise UsageError(f"{where}: {name} is {str(value)[:40]}, expected a number")
     return float(value)

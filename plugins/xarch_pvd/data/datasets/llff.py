@@ -17,6 +17,7 @@ from xarch_pvd.data.datasets.pictures import is_picture
 from xarch_pvd.data.datasets.posed import PosedImages, intrinsics
 from xarch_pvd.data.datasets.sizes import view_size
 from xarch_pvd.data.datasets.splits import held_out
+from xarch_pvd.source.formats.npz_file import read_npy
 
 NEAREST = 0.75
 
@@ -31,10 +32,7 @@ def read_llff(path: Path, split: str = "train", downscale: int = 1, *, recentre:
         UsageError: the file is not a table [N,17], or the number of images differs.
     """
     file = path / "poses_bounds.npy"
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise UsageError(f"{file} cannot be read: {e}") from e
+    rows = read_npy(file)
     if rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
         raise UsageError(f"{file} holds {rows.dtype} {rows.shape}, expected finite numbers [N, 17]")
     table = torch.from_numpy(rows.astype(np.float64))

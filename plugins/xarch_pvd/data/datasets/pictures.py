@@ -12,7 +12,10 @@ from torch import Tensor
 
 from xarch import UsageError
 
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 27
+"""Twelve thousand by eleven thousand; a picture needs sixteen bytes a pixel while it is read."""
+OTHERS = frozenset({"EPS", "WMF", "FPX", "MIC", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "PALM", "XVTHUMB"})
+"""Kinds of Pillow that are no pictures of a camera, or are drawn by another program (PostScript by Ghostscript)."""
 FIRST = (".png", ".jpg", ".jpeg")
 """Suffixes tried first for a name without one."""
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -24,7 +27,15 @@ def suffixes() -> frozenset[str]:
     """Return the lower-case suffixes of every image format that Pillow reads."""
     from PIL import Image
 
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _kinds())
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in OTHERS)
 
 
 def is_picture(path: Path) -> bool:
@@ -53,17 +64,20 @@ def read_picture(path: Path, width: int, height: int) -> Tensor:
     Raises:
         UsageError: the image is missing, damaged or too large, or has values of unknown range or another shape.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_kinds()) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UsageError(f"{path} has {opened.width}x{opened.height} pixels, but the limit is {MAX_PIXELS}")
             stored = _values(opened, path)
     except FileNotFoundError as e:
         raise UsageError(f"{path} does not exist", "put the images at the paths given by their cameras") from e
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UsageError(f"{path} is not a readable image: {e}") from e
+    except (UsageError, MemoryError):
+        raise
+    except Exception as e:
+        # Pillow's readers raise whatever the bytes of a damaged picture lead to.
+        raise UsageError(f"{path} is not a readable image: {e or type(e).__name__}") from e
     rows, columns = stored.shape[:2]
     if (rows, columns) == (height, width):
         return torch.from_numpy(stored)
@@ -112,7 +126,9 @@ def _values(opened: Any, path: Path) -> np.ndarray:
         )
     alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
     straight = opened.convert("LA" if opened.mode == "La" else "RGBA") if opened.mode in ("La", "RGBa") else opened
-    return np.asarray(straight.convert("RGBA" if alpha else "RGB"), dtype=np.float32) / 255
+    values = np.array(straight.convert("RGBA" if alpha else "RGB"), dtype=np.float32)
+    values /= 255
+    return values
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -121,12 +137,14 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         UsageError: the file is missing or not an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_kinds()) as opened:
             return opened.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+    except MemoryError:
+        raise
+    except Exception as e:
         raise UsageError(
             f"{path} does not exist or is not an image; its size is needed because no file records it"
         ) from e

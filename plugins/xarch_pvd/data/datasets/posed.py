@@ -73,6 +73,16 @@ class PosedImages:
             raise UsageError(f"the {self.kind} data set has no views in split {self.split!r}")
         if tuple(self.c2w.shape) != (count, 4, 4) or not bool(torch.isfinite(self.c2w).all()):
             raise UsageError(f"cameras are {tuple(self.c2w.shape)} or not finite, expected [{count}, 4, 4]")
+        numbers = (
+            self.fx,
+            self.fy,
+            self.cx,
+            self.cy,
+            self.distortion,
+            torch.tensor(self.box or (), dtype=torch.float64),
+        )
+        if not all(bool(torch.isfinite(n).all()) for n in numbers):
+            raise UsageError(f"a camera or the box of the {self.kind} data set has numbers that are not finite")
         turned = self.c2w[:, :3, :3].double()
         error = float((turned.transpose(1, 2) @ turned - torch.eye(3, dtype=torch.float64)).abs().max())
         if error > 1e-2:

@@ -8,6 +8,8 @@ from pathlib import Path
 from xarch import UsageError
 from xarch_pvd.data.datasets.pictures import picture_size
 
+MAX_SIDE = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class ViewSize:
@@ -31,8 +33,10 @@ def view_size(picture: Path, width: int, height: int, downscale: int = 1) -> Vie
         downscale: integer number of pixels averaged to one; the remainder at the edges is cropped.
 
     Raises:
-        UsageError: the image has another aspect ratio than the camera.
+        UsageError: the image has another aspect ratio than the camera, or the camera no or an absurd size.
     """
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise UsageError(f"the camera of {picture} has {width}x{height} pixels, expected 1 to {MAX_SIDE} a side")
     wide, high = picture_size(picture) if picture.is_file() else (width, height)
     if wide >= width and high >= height and wide // width == high // height:
         factor = wide // width

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, validated
 from xarch_pvd.source.formats.record import FieldFile, need
 from xarch_pvd.targets.representations.mlp_field import MLPField, MLPOptions
 
@@ -31,7 +31,7 @@ def world_mlp(record: FieldFile) -> WorldMLP:
     known = {k: v for k, v in record.options.items() if k in MLPOptions.model_fields}
     low, high = record.aabb[:3], record.aabb[3:]
     field = WorldMLP(
-        MLPOptions.model_validate(known),
+        validated(MLPOptions, known, f"options of a {record.arch} field"),
         bound=record.bound,
         aabb=[list(low), list(high)],
         occupancy=record.occupancy,

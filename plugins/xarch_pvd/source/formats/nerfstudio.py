@@ -24,25 +24,35 @@ state dict. The world is nerfstudio's; ``details["dataparser"]`` holds the trans
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, read_bounded_json, typed
 from xarch_pvd.source.formats.occupancy import cubic
 from xarch_pvd.source.formats.pickle_file import tensors_of
 from xarch_pvd.source.formats.plain_yaml import read_plain_yaml
-from xarch_pvd.source.formats.record import FieldFile, chain, need, number
+from xarch_pvd.source.formats.record import Coordinate, FieldFile, chain, need, number
 
 UNIT = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
 VANILLA_BOX = (-1.5, -1.5, -1.5, 1.5, 1.5, 1.5)
 """The box of nerfstudio's Blender parser; vanilla NeRF stores none."""
+Row = tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 COLOURS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class Dataparser:
+    """dataparser_transforms.json: how the cameras of the images came to stand where they did."""
+
+    transform: tuple[Row, Row, Row]
+    scale: Annotated[float, Field(gt=0, le=1e9)]
 
 
 def is_nerfstudio(loaded: Mapping[str, Any]) -> bool:
@@ -244,13 +254,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _dataparser(path: Path) -> dict[str, Any] | None:
     for folder in (path.parent, path.parent.parent):
         file = folder / "dataparser_transforms.json"
-        if file.is_file() and file.stat().st_size < 1 << 20:
-            try:
-                said = json.loads(file.read_text(encoding="utf-8"))
-                rows = [[float(v) for v in row] for row in said["transform"]]
-                return {"transform": rows, "scale": float(said["scale"])}
-            except (ValueError, TypeError, KeyError) as e:
-                raise UsageError(
-                    f"{file} cannot be read: {e}", "expected {transform: 3x4 numbers, scale: number}"
-                ) from e
+        if file.is_file():
+            said = typed(Dataparser, read_bounded_json(file, max_bytes=1 << 20), str(file))
+            return {"transform": [list(row) for row in said.transform], "scale": said.scale}
     return None

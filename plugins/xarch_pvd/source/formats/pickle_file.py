@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, check_stored_archive
 
 MAX_PICKLE_BYTES = 64 << 20
 """Largest pickle stream inside an archive, excluding the bytes of tensors."""
@@ -81,21 +81,9 @@ def tensors_of(table: Any, path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def _check_size(path: Path, archive: bool) -> None:
     size = path.stat().st_size
-    if not archive:
-        if size > MAX_LEGACY_BYTES:
-            raise UsageError(f"{path} has {size} bytes in one pickle stream, but the limit is {MAX_LEGACY_BYTES}")
-        return
-    try:
-        with zipfile.ZipFile(path) as opened:
-            members = opened.infolist()
-    except zipfile.BadZipFile as e:
-        raise UsageError(f"{path} is damaged: {e}", "download or recreate the file") from e
-    if sum(m.file_size for m in members) > size:
-        raise UsageError(
-            f"{path} unpacks to more than its own size", "torch does not write such files; do not use this one"
-        )
-    if sum(m.file_size for m in members if m.filename.endswith(".pkl")) > MAX_PICKLE_BYTES:
-        raise UsageError(f"{path} has a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB besides its tensors")
+    if not archive and size > MAX_LEGACY_BYTES:
+        raise UsageError(f"{path} has {size} bytes in one pickle stream, but the limit is {MAX_LEGACY_BYTES}")
+    check_stored_archive(path, pickle_bytes=MAX_PICKLE_BYTES)
 
 
 def _numpy_globals() -> list[Any]:

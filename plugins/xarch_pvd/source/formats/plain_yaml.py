@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from xarch import UsageError
+from xarch import BoundedLoader, UsageError
 
 MAX_BYTES = 1 << 20
 
 
-class PlainLoader(yaml.SafeLoader):
+class PlainLoader(BoundedLoader):
     """Objects become dicts of their attributes, tuples become lists, classes and functions become their names."""
 
 

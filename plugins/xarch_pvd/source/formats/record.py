@@ -5,14 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, typed
 
-WARPS = ("aabb", "contract_inf", "contract_l2", "ndc")
+Coordinate = Annotated[float, Field(ge=-1e9, le=1e9)]
+Box = tuple[Coordinate, Coordinate, Coordinate, Coordinate, Coordinate, Coordinate]
+LogDensity = Annotated[float, Field(ge=-1e4, le=90)]
+"""Its exponential is a finite float32."""
+Colour = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class FieldHead:
+    """Everything about a field but its tensors, occupancy and details, as JSON data; see :class:`FieldFile`."""
+
+    arch: Annotated[str, Field(max_length=64)]
+    options: dict[str, Any]
+    aabb: Box
+    warp: Literal["aabb", "contract_inf", "contract_l2", "ndc"]
+    sigma_clip: tuple[LogDensity, LogDensity] | None
+    background: tuple[Colour, Colour, Colour] | None
+
+
+MAX_OCCUPANCY = 1024
+"""Cells per axis of an occupancy grid: a gigabyte of bool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +53,7 @@ class FieldFile:
             c = 2, 1, 0; cp: the same without planes; hash+vm: those of both; tensors: ``volume`` [C,X,Y,Z].
             Foreign variants keep the names of their own code, without its prefix.
         aabb: (x0, y0, z0, x1, y1, z1) in the file's world.
-        warp: mapping of world points into the field, one of ``WARPS``.
+        warp: mapping of world points into the field, see :mod:`xarch_field.model.warp`.
         sigma_clip: (lowest, highest) log-density, or None if the field clips nothing.
         occupancy: bool [H,H,H] over the field's unit cube (the warped box) in x, y, z order, True where the field may
             be non-empty; None if the file has no grid.
@@ -51,17 +72,21 @@ class FieldFile:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.warp not in WARPS:
-            raise UsageError(f"warp is {self.warp!r}, expected one of {', '.join(WARPS)}")
-        low, high = self.aabb[:3], self.aabb[3:]
-        if len(self.aabb) != 6 or not all(a < b for a, b in zip(low, high, strict=True)):
-            raise UsageError(f"the box {self.aabb} is empty or not finite, expected (x0, y0, z0, x1, y1, z1)")
+        head = typed(FieldHead, self.head(), "a field's record")
+        low, high = head.aabb[:3], head.aabb[3:]
+        if not all(a < b for a, b in zip(low, high, strict=True)):
+            raise UsageError(f"the box {self.aabb} is empty, expected (x0, y0, z0, x1, y1, z1)")
+        if head.sigma_clip is not None and head.sigma_clip[0] >= head.sigma_clip[1]:
+            raise UsageError(f"sigma_clip is {head.sigma_clip}, expected (lowest, highest) log-density")
         grid = self.occupancy
-        if grid is not None and (grid.dtype != torch.bool or grid.ndim != 3 or len(set(grid.shape)) != 1):
-            raise UsageError(f"occupancy is {grid.dtype} {tuple(grid.shape)}, expected bool [H,H,H]")
+        cubic = grid is None or (grid.dtype == torch.bool and grid.ndim == 3 and len(set(grid.shape)) == 1)
+        if grid is not None and not (cubic and 1 <= grid.shape[0] <= MAX_OCCUPANCY):
+            raise UsageError(
+                f"occupancy is {grid.dtype} {tuple(grid.shape)}, expected bool [H,H,H] with H of 1 to {MAX_OCCUPANCY}"
+            )
 
     def head(self) -> dict[str, Any]:
-        """Return everything except tensors, occupancy and details as JSON data for :meth:`from_head`."""
+        """Return everything except tensors, occupancy and details as JSON data, see :class:`FieldHead`."""
         return {
             "arch": self.arch,
             "options": dict(self.options),
@@ -73,23 +98,23 @@ class FieldFile:
 
     @classmethod
     def from_head(
-        cls, head: Mapping[str, Any], tensors: dict[str, Tensor], details: Mapping[str, Any] | None = None
+        cls, head: FieldHead, tensors: dict[str, Tensor], details: Mapping[str, Any] | None = None
     ) -> FieldFile:
         """Invert :meth:`head`; a tensor named ``occupancy`` is the grid.
 
         Raises:
-            KeyError, TypeError: the description is incomplete or malformed.
+            UsageError: the box is empty, or the occupancy is no cubic grid.
         """
         grid = tensors.pop("occupancy", None)
         return cls(
-            arch=head["arch"],
-            options=head["options"],
+            arch=head.arch,
+            options=head.options,
             tensors=tensors,
-            aabb=tuple(head["aabb"]),
-            warp=head["warp"],
-            sigma_clip=None if head["sigma_clip"] is None else tuple(head["sigma_clip"]),
+            aabb=head.aabb,
+            warp=head.warp,
+            sigma_clip=head.sigma_clip,
             occupancy=None if grid is None else grid.to(torch.bool),
-            background=None if head["background"] is None else tuple(head["background"]),
+            background=head.background,
             details=details or {},
         )
 

@@ -17,7 +17,8 @@ the other form's colour by least squares over fixed directions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_field import spherical_harmonics
-from xarch_pvd.source.formats.npz_file import read_npz, write_npz
+from xarch_pvd.source.formats.npz_file import ArrayHeader, read_npz, write_npz
 from xarch_pvd.source.formats.occupancy import cubic
 from xarch_pvd.source.formats.record import FieldFile, need
 from xarch_pvd.source.formats.svox2_density import line_of
@@ -34,6 +35,7 @@ from xarch_pvd.source.formats.svox2_density import line_of
 NAMES = ("links", "density_data", "sh_data", "radius", "center", "basis_type")
 HARMONICS = 1
 MAX_DEGREE = 4
+MAX_SIDE = 1 << 14
 DIRECTIONS = 64
 CLIP = (-2.0, 7.0)
 CHUNK = 1 << 16
@@ -46,29 +48,22 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
         UsageError: the file is damaged, or has another basis, links beyond the data, or inconsistent shapes.
     """
     path = Path(path)
-    arrays = read_npz(path, NAMES)
-    missing = sorted({"links", "density_data", "sh_data"} - set(arrays))
-    if missing:
-        raise UsageError(f"{path} is not a svox2 grid: it lacks {', '.join(missing)}")
+    arrays = read_npz(path, NAMES, partial(_check, path))
     basis = int(arrays.get("basis_type", np.array(HARMONICS)).reshape(-1)[0])
     if basis != HARMONICS:
         raise UsageError(f"{path} has basis_type {basis}, expected {HARMONICS} (spherical harmonics)")
     links, density, harmonics = arrays["links"], arrays["density_data"], arrays["sh_data"]
-    if links.ndim != 3 or links.dtype.kind != "i" or min(links.shape) < 2:
-        raise UsageError(f"{path}: links are {links.dtype} {links.shape}, expected int32 [X, Y, Z]")
-    degree = math.isqrt(harmonics.shape[-1] // 3) if harmonics.ndim == 2 else 0
-    fits = density.shape == (len(harmonics), 1) and harmonics.shape == (len(density), 3 * degree**2)
-    if not fits or not 1 <= degree <= MAX_DEGREE or len(density) == 0:
-        raise UsageError(f"{path}: density_data {density.shape} and sh_data {harmonics.shape} are not [K,1], [K,3*d²]")
+    degree = math.isqrt(harmonics.shape[-1] // 3)
     if links.max() >= len(density):
         raise UsageError(f"{path}: links refer to row {links.max()}, but there are {len(density)}")
     radius, center = (_three(arrays.get(n), usual, path, n) for n, usual in (("radius", 1.0), ("center", 0.0)))
     if min(radius) <= 0:
         raise UsageError(f"{path}: radius is {radius}, expected positive numbers")
     tensors = {
-        "links": torch.from_numpy(links.astype(np.int32)),
-        "density_data": torch.from_numpy(density.astype(np.float32)),
-        "sh_data": torch.from_numpy(harmonics.astype(np.float32)),
+        # Far below zero an int64 would wrap around to a row.
+        "links": torch.from_numpy(links.clip(min=-1).astype(np.int32)),
+        "density_data": torch.from_numpy(density.astype(np.float32, copy=False)),
+        "sh_data": torch.from_numpy(harmonics.astype(np.float32, copy=False)),
     }
     low, high = ([c + s * r for c, r in zip(center, radius, strict=True)] for s in (-1, 1))
     return FieldFile(
@@ -79,6 +74,30 @@ def read_svox2_npz(path: Path | str) -> FieldFile:
         occupancy=_occupied(tensors["links"], tensors["density_data"]),
         details={"format": "svox2", "rows": len(density), "samples": links.size},
     )
+
+
+def _check(path: Path, headers: Mapping[str, ArrayHeader]) -> None:
+    """Check presence, shapes and types of all arrays.
+
+    Raises:
+        UsageError: one is missing or does not fit.
+    """
+    missing = sorted({"links", "density_data", "sh_data"} - set(headers))
+    if missing:
+        raise UsageError(f"{path} is not a svox2 grid: it lacks {', '.join(missing)}")
+    texts = sorted(name for name, header in headers.items() if not header.numeric())
+    if texts:
+        raise UsageError(f"{path}: {texts[0]} holds {headers[texts[0]].dtype}, expected numbers")
+    links, density, harmonics = headers["links"], headers["density_data"].shape, headers["sh_data"].shape
+    if len(links.shape) != 3 or links.dtype.kind != "i" or not 2 <= min(links.shape) <= max(links.shape) <= MAX_SIDE:
+        raise UsageError(f"{path}: links are {links.dtype} {links.shape}, expected int32 [X, Y, Z], 2 to {MAX_SIDE}")
+    degree = math.isqrt(harmonics[-1] // 3) if len(harmonics) == 2 else 0
+    fits = density == (harmonics[0], 1) and harmonics[1] == 3 * degree**2 if degree else False
+    if not fits or degree > MAX_DEGREE or density[0] == 0:
+        raise UsageError(f"{path}: density_data {density} and sh_data {harmonics} are not [K,1], [K,3*d²]")
+    for name, counts in (("basis_type", (1,)), ("radius", (1, 3)), ("center", (1, 3))):
+        if name in headers and headers[name].elements not in counts:
+            raise UsageError(f"{path}: {name} has shape {headers[name].shape}, expected {counts[-1]} numbers")
 
 
 def write_svox2_npz(record: FieldFile, path: Path | str) -> None:

@@ -10,6 +10,8 @@ The first and last sample of an axis lie on the faces of the box. Options of the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,12 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError
-from xarch_pvd.source.formats.npz_file import read_npz, write_npz
+from xarch_pvd.source.formats.npz_file import ArrayHeader, read_npz, write_npz
 from xarch_pvd.source.formats.occupancy import cubic
-from xarch_pvd.source.formats.record import FieldFile, need
+from xarch_pvd.source.formats.record import MAX_OCCUPANCY, FieldFile, need
 
 NAMES = ("sigma", "sigma_raw", "rgb", "sh", "aabb", "order", "sigma_clip", "background", "occupancy")
+MAX_SIDE = 1 << 14
 CONSTANT = 0.28209479177387814
 """The constant spherical harmonic of degree 0."""
 MAX_DEGREE = 4
@@ -36,30 +39,26 @@ def read_voxels_npz(path: Path | str) -> FieldFile:
         UsageError: the file is damaged, or an array is missing or has another shape.
     """
     path = Path(path)
-    arrays = read_npz(path, NAMES)
+    arrays = read_npz(path, NAMES, partial(_check, path))
     order = str(arrays["order"].reshape(-1)[0]) if "order" in arrays and arrays["order"].size else "xyz"
     if order != "xyz":
         raise UsageError(f"{path} has order {order!r}, expected 'xyz'")
-    if "aabb" not in arrays or arrays["aabb"].size != 6:
-        raise UsageError(f"{path} has no aabb of six numbers")
     x0, y0, z0, x1, y1, z1 = (float(v) for v in arrays["aabb"].reshape(-1))
     box = (x0, y0, z0, x1, y1, z1)
-    clip = _numbers(arrays, "sigma_clip", 2, path)
+    clip = _numbers(arrays, "sigma_clip")
     occupancy = arrays.get("occupancy")
     grid = None if occupancy is None else torch.from_numpy(occupancy != 0)
-    if grid is not None and grid.ndim != 3:
-        raise UsageError(f"{path}: occupancy has shape {tuple(grid.shape)}, expected [H, H, H]")
     name = "sigma_raw" if "sigma_raw" in arrays else "sigma"
-    if name not in arrays or arrays[name].ndim != 3 or min(arrays[name].shape) < 2:
-        raise UsageError(f"{path} has no sigma or sigma_raw [X, Y, Z]; it holds {', '.join(sorted(arrays))}")
-    density = torch.from_numpy(arrays[name].astype(np.float32))
+    density = torch.from_numpy(arrays.pop(name).astype(np.float32, copy=False))
     if name == "sigma":
         diagonal = math.dist(box[:3], box[3:])
+        if not FAINTER < diagonal < math.inf:
+            raise UsageError(f"{path}: aabb is {box}, an empty box or one without end")
         density, faint = density.clamp(min=FAINTER / diagonal).log(), math.log(FAINT / diagonal)
         clip = clip or (math.log(FAINTER / diagonal), max(7.0, float(density.max())))
         if grid is None:
             grid = _cells(density > faint)
-    colour = _colour(arrays, density.shape, path)
+    colour = _colour(arrays, density.shape)
     shape = list(density.shape)
     return FieldFile(
         arch="tensors",
@@ -71,7 +70,7 @@ def read_voxels_npz(path: Path | str) -> FieldFile:
         aabb=box,
         sigma_clip=None if clip is None else (clip[0], clip[1]),
         occupancy=None if grid is None else cubic(grid),
-        background=_background(arrays, path),
+        background=_background(arrays),
         details={"format": "xarch voxels", "density": name},
     )
 
@@ -113,20 +112,44 @@ def write_voxels_npz(record: FieldFile, path: Path | str, *, half: bool = True, 
     write_npz(Path(path), arrays)
 
 
-def _colour(arrays: dict[str, np.ndarray], shape: torch.Size, path: Path) -> Tensor:
+def _check(path: Path, headers: Mapping[str, ArrayHeader]) -> None:
+    """Check presence, shapes and types of all arrays.
+
+    Raises:
+        UsageError: one is missing or does not fit.
+    """
+    texts = sorted(name for name, header in headers.items() if name != "order" and not header.numeric())
+    if texts:
+        raise UsageError(f"{path}: {texts[0]} holds {headers[texts[0]].dtype}, expected numbers")
+    for name, count in (("aabb", 6), ("sigma_clip", 2), ("background", 3)):
+        if name in headers and (headers[name].elements != count or headers[name].dtype.kind == "b"):
+            raise UsageError(f"{path}: {name} has {headers[name].elements} values, expected {count} numbers")
+    if "aabb" not in headers:
+        raise UsageError(f"{path} has no aabb of six numbers")
+    volume = headers.get("sigma_raw", headers.get("sigma"))
+    if volume is None or len(volume.shape) != 3 or not 2 <= min(volume.shape) <= max(volume.shape) <= MAX_SIDE:
+        seen = "it holds " + ", ".join(sorted(headers)) if volume is None else f"its shape is {volume.shape}"
+        raise UsageError(f"{path} has no sigma or sigma_raw [X, Y, Z] of 2 to {MAX_SIDE} samples; {seen}")
+    grid = headers.get("occupancy")
+    if grid is not None and (len(grid.shape) != 3 or not 1 <= min(grid.shape) <= max(grid.shape) <= MAX_OCCUPANCY):
+        raise UsageError(f"{path}: occupancy has shape {grid.shape}, expected [H, H, H], 1 to {MAX_OCCUPANCY}")
+    if "sh" in headers:
+        degree = math.isqrt(headers["sh"].shape[-1]) if len(headers["sh"].shape) == 5 else 0
+        if headers["sh"].shape != (*volume.shape, 3, degree**2) or not 1 <= degree <= MAX_DEGREE:
+            raise UsageError(f"{path}: sh has shape {headers['sh'].shape}, expected {(*volume.shape, 3)} and degree²")
+    elif "rgb" not in headers:
+        raise UsageError(f"{path} has no colour: neither sh nor rgb")
+    elif headers["rgb"].shape != (*volume.shape, 3):
+        raise UsageError(f"{path}: rgb has shape {headers['rgb'].shape}, expected {(*volume.shape, 3)}")
+
+
+def _colour(arrays: dict[str, np.ndarray], shape: torch.Size) -> Tensor:
     """Return harmonics [3*d²,X,Y,Z], grouped by colour channel."""
     if "sh" in arrays:
-        values = torch.from_numpy(arrays["sh"].astype(np.float32))
-        degree = math.isqrt(values.shape[-1]) if values.ndim == 5 else 0
-        if tuple(values.shape) != (*shape, 3, degree**2) or not 1 <= degree <= MAX_DEGREE:
-            raise UsageError(f"{path}: sh has shape {tuple(values.shape)}, expected {(*shape, 3)} and degree²")
+        values = torch.from_numpy(arrays.pop("sh").astype(np.float32, copy=False))
         return values.permute(3, 4, 0, 1, 2).reshape(-1, *shape)
-    if "rgb" in arrays:
-        values = torch.from_numpy(arrays["rgb"].astype(np.float32))
-        if tuple(values.shape) != (*shape, 3):
-            raise UsageError(f"{path}: rgb has shape {tuple(values.shape)}, expected {(*shape, 3)}")
-        return (torch.logit(values.clamp(1e-3, 1 - 1e-3)) / CONSTANT).permute(3, 0, 1, 2)
-    raise UsageError(f"{path} has no colour: neither sh nor rgb")
+    values = torch.from_numpy(arrays.pop("rgb").astype(np.float32, copy=False))
+    return (torch.logit(values.clamp(1e-3, 1 - 1e-3)) / CONSTANT).permute(3, 0, 1, 2)
 
 
 def _cells(full: Tensor) -> Tensor:
@@ -137,14 +160,10 @@ def _cells(full: Tensor) -> Tensor:
     return full
 
 
-def _background(arrays: dict[str, np.ndarray], path: Path) -> tuple[float, float, float] | None:
-    numbers = _numbers(arrays, "background", 3, path)
+def _background(arrays: dict[str, np.ndarray]) -> tuple[float, float, float] | None:
+    numbers = _numbers(arrays, "background")
     return None if numbers is None else (numbers[0], numbers[1], numbers[2])
 
 
-def _numbers(arrays: dict[str, np.ndarray], name: str, count: int, path: Path) -> tuple[float, ...] | None:
-    if name not in arrays:
-        return None
-    if arrays[name].size != count or arrays[name].dtype.kind not in "fiu":
-        raise UsageError(f"{path}: {name} has {arrays[name].size} values, expected {count} numbers")
-    return tuple(float(v) for v in arrays[name].reshape(-1))
+def _numbers(arrays: dict[str, np.ndarray], name: str) -> tuple[float, ...] | None:
+    return tuple(float(v) for v in arrays[name].reshape(-1)) if name in arrays else None

@@ -31,8 +31,8 @@ class VMOptions(Preset):
         "npu-vm": {"resolution": 128, "density_rank": 8, "colour_rank": 24},
     }
     resolution: Resolution = Field(64, description="samples per axis")
-    density_rank: int = Field(8, ge=1, description="density channels per plane")
-    colour_rank: int = Field(16, ge=1, description="colour channels per plane")
+    density_rank: int = Field(8, ge=1, le=4096, description="density channels per plane")
+    colour_rank: int = Field(16, ge=1, le=4096, description="colour channels per plane")
     feature_clip: tuple[float, float] | None = Field(None, description="feature bounds, for files that clip features")
     start: Literal["teacher", "random"] = Field(
         "teacher", description="initialisation; `teacher`: fitted to the teacher"
@@ -47,8 +47,8 @@ class CPOptions(VMOptions):
         "paper": {"resolution": 500, "density_rank": 96, "colour_rank": 288},
     }
     resolution: Resolution = Field(128, description="samples per axis")
-    density_rank: int = Field(32, ge=1, description="density channels per line")
-    colour_rank: int = Field(64, ge=1, description="colour channels per line")
+    density_rank: int = Field(32, ge=1, le=4096, description="density channels per line")
+    colour_rank: int = Field(64, ge=1, le=4096, description="colour channels per line")
 
 
 class FactorField(FeatureField):

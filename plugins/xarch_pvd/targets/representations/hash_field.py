@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from xarch.kernels import HashConfig, hash_encode
@@ -24,10 +24,18 @@ class HashOptions(Preset):
     levels: int = Field(8, ge=1, le=32)
     features: int = Field(2, ge=1, le=8, description="channels per level")
     log2_size: int = Field(15, ge=4, le=24, description="log2 of the maximum rows per level")
-    base: int = Field(16, ge=2, description="cells per axis of the coarsest level")
-    finest: float = Field(256, ge=2, description="cells per axis of the finest level")
-    hidden: int = Field(64, ge=1)
-    sizes: tuple[int, ...] = Field((), description="rows of each level, for files that specify them")
+    base: int = Field(16, ge=2, le=1 << 16, description="cells per axis of the coarsest level")
+    finest: float = Field(256, ge=2, le=1 << 20, description="cells per axis of the finest level")
+    hidden: int = Field(64, ge=1, le=1 << 14)
+    sizes: tuple[Annotated[int, Field(ge=1, le=1 << 28)], ...] = Field(
+        (), max_length=32, description="rows of each level, for files that specify them"
+    )
+
+    @model_validator(mode="after")
+    def _one_size_a_level(self) -> HashOptions:
+        if self.sizes and len(self.sizes) != self.levels:
+            raise ValueError(f"there are {len(self.sizes)} sizes for {self.levels} levels")
+        return self
 
 
 class Table(nn.Module):

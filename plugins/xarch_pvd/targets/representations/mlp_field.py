@@ -27,10 +27,12 @@ class MLPOptions(Preset):
         "npu-mlp": {"layers": 6, "width": 128, "frequencies": 8, "output": 16, "skip": 2, "skip_by": "add"},
     }
     layers: int = Field(4, ge=2, le=16)
-    width: int = Field(128, ge=8)
+    width: int = Field(128, ge=8, le=1 << 16)
     frequencies: int = Field(7, ge=1, le=16, description="octaves of the encoding")
-    output: int = Field(16, ge=1, description="width of the input of sigma_net (28 to match a `paper` hash field)")
-    skip: int = Field(0, ge=0, description="layer that reads the encoding again; 0: none")
+    output: int = Field(
+        16, ge=1, le=1 << 16, description="width of the input of sigma_net (28 to match a `paper` hash field)"
+    )
+    skip: int = Field(0, ge=0, le=16, description="layer that reads the encoding again; 0: none")
     skip_by: Literal["concat", "add"] = Field(
         "concat",
         description="`add`: the skip input goes through its own layer and is added, without Concat in the graph",

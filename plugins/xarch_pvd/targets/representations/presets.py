@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import Field, field_validator, model_validator
 
 from xarch import Options
 
-Samples = Annotated[int, Ge(2)]
+Samples = Annotated[int, Ge(2), Le(1 << 14)]
 Resolution = Samples | tuple[Samples, Samples, Samples]
 """Samples per axis, or along x, y and z."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_field import RadianceField
-from xarch_pvd.source.formats.record import FieldFile, numbered
+from xarch_pvd.source.formats.record import FieldFile, FieldHead, numbered
 from xarch_pvd.targets.representations import FIELDS, OPTIONS, build_field, options_of
 from xarch_pvd.targets.representations.factor_fields import FactorField
 
@@ -34,31 +34,64 @@ def from_file(record: FieldFile) -> RadianceField:
             return edited_field(record)
 
         return foreign_field(record)
-    known = OPTIONS[record.arch].model_fields
-    options = options_of(record.arch, {k: v for k, v in record.options.items() if k in known}, "the file's options")
-    low, high = record.aabb[:3], record.aabb[3:]
-    field = build_field(
-        record.arch,
-        options,
-        aabb=[list(low), list(high)],
-        warp=record.warp,
-        sigma_clip=record.sigma_clip or NO_CLIP,
-        background=record.background or (1.0, 1.0, 1.0),
-        occupancy=record.occupancy,
-    )
-    tensors = {k: v.float() for k, v in record.tensors.items()}
-    if issubclass(FIELDS[record.arch], FactorField):
-        tensors = _joined(tensors)
-    elif record.arch == "tensors" and "volume" in tensors:
-        tensors["volume"] = tensors["volume"].permute(1, 2, 3, 0).contiguous()
-    wanted = dict(field.named_parameters())
-    for name, parameter in wanted.items():
-        given = tensors.get(name)
-        if given is None or given.shape != parameter.shape:
-            seen = "missing" if given is None else str(list(given.shape))
-            raise UsageError(f"tensor {name} of a {record.arch} field is {seen}, expected {list(parameter.shape)}")
-        parameter.data.copy_(given)
+    check_shapes(record, {name: t.shape for name, t in record.tensors.items()}, f"a {record.arch} field")
+    field = _untrained(record, record.occupancy)
+    tensors = _of_module(record.arch, {k: v.float() for k, v in record.tensors.items()})
+    for name, parameter in field.named_parameters():
+        parameter.data.copy_(tensors[name])
     return field
+
+
+def check_shapes(head: FieldHead | FieldFile, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Compare the tensors of a file with those of the module that its options describe, before memory is taken.
+
+    The modules of foreign kinds consist of the tensors of their file, so there is nothing to compare.
+
+    Args:
+        shapes: tensor name -> shape, from the header of the file.
+        where: name of the file in errors.
+
+    Raises:
+        UsageError: an option is invalid, or a tensor is missing or has another shape.
+    """
+    if head.arch not in OPTIONS:
+        return
+    with torch.device("meta"):
+        wanted = {name: p.shape for name, p in _untrained(head).named_parameters()}
+        try:
+            stored = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
+            found = {name: t.shape for name, t in _of_module(head.arch, stored).items()}
+        except (RuntimeError, IndexError) as e:
+            raise UsageError(f"{where}: tensors of a {head.arch} field do not fit together: {e}") from e
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            seen = str(list(found[name])) if name in found else "missing"
+            raise UsageError(f"{where}: tensor {name} of a {head.arch} field is {seen}, expected {list(shape)}")
+
+
+def _untrained(head: FieldHead | FieldFile, occupancy: Tensor | None = None) -> RadianceField:
+    """Build the module with new weights; on the meta device if it is the default."""
+    known = OPTIONS[head.arch].model_fields
+    given = {k: v for k, v in head.options.items() if k in known}
+    low, high = head.aabb[:3], head.aabb[3:]
+    return build_field(
+        head.arch,
+        options_of(head.arch, given, "the file's options"),
+        aabb=[list(low), list(high)],
+        warp=head.warp,
+        sigma_clip=head.sigma_clip or NO_CLIP,
+        background=head.background or (1.0, 1.0, 1.0),
+        occupancy=occupancy,
+    )
+
+
+def _of_module(arch: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file as those of the module."""
+    if issubclass(FIELDS[arch], FactorField):
+        return _joined(tensors)
+    if arch == "tensors" and "volume" in tensors:
+        return {**tensors, "volume": tensors["volume"].permute(1, 2, 3, 0).contiguous()}
+    return tensors
 
 
 def to_file(
