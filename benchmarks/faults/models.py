@@ -131,14 +131,20 @@ def make_inputs(name: str, folder: Path) -> None:
 
 
 def logged(run: Path) -> list[str]:
-    """The lines of a run's log by which phases are known."""
+    """The lines of a run's log by which phases are known; figures and paths, which differ between runs, are left out."""
     try:
         lines = (run / "log.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    words = ("load", "evaluate", "stage", "save", "export", "bench", "report")
-    texts = [line.partition(" ")[2] for line in lines]
-    return [t.split(" (")[0].split("/work/")[0] for t in texts if t.startswith(words) and "done" not in t]
+    found = []
+    for line in lines:
+        text = line.partition(" ")[2].split(" (")[0]
+        word = text.partition(" ")[0]
+        if word in ("load", "save"):
+            found.append(word)
+        elif word in ("evaluate", "stage", "export", "bench", "report") and ":" not in text and "done" not in text:
+            found.append(text)
+    return found
 
 
 def digests(run: Path) -> dict[str, str]:
