@@ -131,7 +131,7 @@ def make_inputs(name: str, folder: Path) -> None:
 
 
 def logged(run: Path) -> list[str]:
-    """The lines of a run's log by which phases are known; figures and paths, which differ between runs, are left out."""
+    """The lines of a run's log by which phases are known, without figures and paths, which differ between runs."""
     try:
         lines = (run / "log.txt").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
