@@ -89,6 +89,19 @@ class Interrupted(XarchError):
     kind = "interrupted"
 
 
+class StopSignal(KeyboardInterrupt):
+    """Raised where the main thread is when a signal asks this process to stop. Code on the way up cleans up as for
+    Ctrl-C; where the command ends, it becomes :class:`Interrupted`.
+
+    Args:
+        name: of the signal.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class StorageError(Interrupted):
     """A file could not be written or read: full disk, quota, read-only or removed folder, failing device (exit code
     130). What was complete before is intact, so the run can be resumed, or the command repeated."""

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from xarch.errors import OutOfMemoryError, StorageError, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, StopSignal, StorageError, XarchError
 
 _MEMORY_WORDS = (
     "out of memory",
@@ -75,11 +75,13 @@ def is_machine_failure(error: BaseException) -> bool:
 
 
 def as_error(error: BaseException, command: str = "") -> XarchError | None:
-    """Return the error for the user, None if ``error`` is neither one nor a failure of the machine.
+    """Return the error for the user, None if ``error`` is neither one, nor a signal, nor a failure of the machine.
 
     Args:
         command: to be run when the cause is removed.
     """
+    if isinstance(error, StopSignal):
+        return Interrupted(f"stopped by {error.name}", command or None)
     if isinstance(error, OutOfMemoryError | StorageError):
         if error.hint and "xarch " not in error.hint:
             error.hint = _then(error.hint, command)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +34,7 @@ class SolverOptions(Options):
     ridge: float = Field(
         0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
     )
-    half_lives: list[float] = Field(
+    half_lives: list[Annotated[float, Field(gt=0, allow_inf_nan=True)]] = Field(
         list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens; one is chosen per head"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import pytest
 
 from tests.cli.cli_process import Xarch
@@ -21,6 +22,7 @@ from xarch.errors import (
 )
 
 RAISING = """
+import signal
 import click
 from xarch import hookimpl
 from xarch import errors
@@ -36,6 +38,10 @@ def xarch_commands(group):
             raise KeyboardInterrupt
         if kind == "abort":
             raise click.Abort
+        if kind == "term":
+            signal.raise_signal(signal.SIGTERM)
+        if kind == "full":
+            raise OSError(28, "No space left on device", "/there")
         if kind == "cause":
             try:
                 raise LookupError("deep inside")
@@ -74,13 +80,41 @@ def test_exit_codes(site: Site, raising: None, capsys: pytest.CaptureFixture[str
     assert run(site, "raising", "go", error.__name__) == code
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"error ({error.kind}): what happened\nhelp: what to do\n"
+    again = ", then repeat `xarch raising go OutOfMemoryError`" if error is OutOfMemoryError else ""
+    assert shown.err == f"error ({error.kind}): what happened\nhelp: what to do{again}\n"
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "abort"])
 def test_interrupts(site: Site, raising: None, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     assert run(site, "raising", "go", kind) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_a_signal_ends_any_command_with_how_to_repeat_it(
+    site: Site, raising: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(site, "raising", "go", "term") == 130
+    shown = "error (interrupted): stopped by SIGTERM\nhelp: to start again: xarch raising go term"
+    assert capsys.readouterr().err.strip() == shown
+
+
+def test_a_full_disk_ends_any_command_with_how_to_repeat_it(
+    site: Site, raising: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(site, "raising", "go", "full") == 130
+    shown = "error (storage): No space left on device: /there (errno 28, ENOSPC)"
+    hint = "help: free space on that disk, then repeat `xarch raising go full`"
+    assert capsys.readouterr().err.strip() == f"{shown}\n{hint}"
+
+
+def test_a_full_disk_under_the_terminals_file_is_no_second_failure(
+    site: Site, raising: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(click, "echo", full)
+    assert run(site, "raising", "go", "full") == 130
 
 
 def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,7 @@ class StopAt(Reporter):
 
     def step(self, step: int, steps: int, metrics: Any, units: int) -> None:
         if step == self.at and self.conversion is not None:
-            self.conversion.stop.received = "SIGTERM"
+            self.conversion.stop.request("SIGTERM")
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_a_stage_that_changed_nothing_is_not_shown_as_done(tmp_path: Path) -> No
     [
         ("nothing", PluginError, r"steps\.faulty: it declares the tensor 'made' \(BLD\) and made nothing"),
         ("layout", PluginError, r"steps\.faulty: .* made a tensor of shape \[8, 8\]"),
-        ("memory", OutOfMemoryError, "out of memory outside the training step: planted"),
+        ("memory", OutOfMemoryError, "out of memory: planted"),
     ],
 )
 def test_a_faulty_batch_step_is_named(how: str, kind: type[Exception], said: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.export.export_models import PlainStudent, PlainTarget
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, Profile
-from xarch.errors import ParityError, PlanError
+from xarch.errors import DivergedError, ParityError, PlanError
 from xarch.export.calibration import calibrate
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import violations
@@ -193,6 +193,19 @@ def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
         assert 0 < np.abs(seen[name] - wanted).max() / np.abs(wanted).max() < 0.05
     problems = fits(model, SIN)
     assert problems == []
+
+
+def test_a_value_that_is_not_finite_is_named_in_calibration(tmp_path: Path) -> None:
+    """A minimum and a maximum with NaN would just be dropped."""
+    graph = layers(SIN)
+    cases = [*single_graph_cases([graph])]
+    graph.inputs["x"][0, 0] = float("inf")
+    (tmp_path / "calibration").mkdir()
+    with pytest.raises(DivergedError, match=r"calibration of graph 'layers': first non-finite: .*first\.weight"):
+        calibrate(
+            {"layers": to_onnx(graph, SIN)}, [*cases, *single_graph_cases([graph])], tmp_path / "calibration",
+            cpu.provider, threads=1,
+        )  # fmt: skip
 
 
 class _Rows(torch.nn.Module):

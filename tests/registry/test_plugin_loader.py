@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -174,6 +175,44 @@ def test_a_plugin_file_given_by_hand_must_work(site: Site, tmp_path: Path) -> No
     with pytest.raises(PluginError, match="OSError: disk"):
         load_registry([str(tmp_path / "bad.py")])
     assert "xarch_plugin_file_bad" not in sys.modules
+
+
+def test_a_plugin_that_takes_long_is_named_while_it_loads(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("xarch.registry.watch.SLOW_SECONDS", 0.05)
+    plugin = "import time; time.sleep(0.3)\nfrom xarch import hookimpl\n@hookimpl\ndef xarch_register(registry): pass"
+    site.install("xarch-slow", "slow", plugin)
+    assert info(load_registry(), "slow").state == "ok"
+    said = capfd.readouterr().err
+    assert "xarch: loading plugin 'slow' (xarch-slow" in said
+    assert "takes more than 0.05 s; XARCH_DISABLE_PLUGINS=slow leaves it out" in said
+
+
+def test_a_quick_plugin_is_not_named(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    leave = os._exit
+    load_registry()
+    assert capfd.readouterr().err == ""
+    assert os._exit is leave
+
+
+def test_a_plugin_that_ends_the_process_is_named(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    site.install("xarch-gone", "gone", "import os; os._exit(7)")
+    child = os.fork()
+    if child == 0:
+        load_registry()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    said = capfd.readouterr().err
+    assert "xarch: plugin 'gone' (xarch-gone" in said
+    assert "ended this process by os._exit(7) while it was loading; XARCH_DISABLE_PLUGINS=gone leaves it out" in said
+
+
+def test_a_process_that_a_plugin_forks_may_end_itself(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    plugin = "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nraise LookupError('not found')"
+    site.install("xarch-forks", "forks", plugin)
+    assert info(load_registry(), "forks").state == "failed"
+    assert "os._exit" not in capfd.readouterr().err
 
 
 def test_ctrl_c_while_loading_passes(site: Site) -> None:

@@ -15,6 +15,7 @@ import click
 
 from xarch._version import __version__
 from xarch.cli import failure, stdout
+from xarch.engine.signals import StopRequest
 from xarch.errors import UsageError
 from xarch.failures import as_error
 
@@ -106,14 +107,19 @@ def run(arguments: list[str]) -> int:
         "verbose": bool({"-v", "--verbose"} & set(itertools.takewhile(lambda a: a != "--", arguments))),
     }
     try:
-        code = cli.main(arguments, prog_name="xarch", standalone_mode=False, obj=shlex.join(["xarch", *arguments]))
+        with StopRequest():
+            code = cli.main(arguments, prog_name="xarch", standalone_mode=False, obj=shlex.join(["xarch", *arguments]))
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as e:
         context = getattr(e, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else "xarch --help"
         return failure.end(UsageError(e.format_message(), hint), **shown)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as e:
+        # click raises its own error from the exception of a signal.
+        stopped = as_error(e.__cause__ or e, f"to start again: {shlex.join(['xarch', *arguments])}")
+        if stopped is not None:
+            return failure.end(stopped, **shown)
         click.echo("interrupted", err=True)
         return failure.INTERRUPTED
     except BrokenPipeError:

@@ -244,7 +244,11 @@ class Stage(Model):
     )
     batch: BatchConfig = Field(default_factory=BatchConfig, description="a number, or {size: 100, steps: {…}}")
     micro_batch: int | None = Field(
-        None, ge=1, le=SAMPLES, description="samples per forward pass; default: the whole batch"
+        None,
+        ge=1,
+        le=SAMPLES,
+        description="samples per forward pass; default: the whole batch. Random numbers drawn in forward passes "
+        "(dropout, sampled gates) depend on it",
     )
     sample: dict[str, Any] = Field(default_factory=dict, description="form of one sample, e.g. {length: 512}")
     phases: list[Phase] = Field(default_factory=list, description="settings that change during the stage")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
+
+if TYPE_CHECKING:
+    from xarch.contracts.stage import StageOutcome
 
 Sink = Callable[[str, Any], None]
 """Called with (tap name, value) as soon as the value exists, while the model is still running."""
@@ -131,6 +134,22 @@ class Student(TapModel):
     def variants(self) -> Mapping[str, TapModel]:
         """Return operating points besides the student itself (a budget, a head); each is evaluated and may be gated."""
         return {}
+
+    def begin(self, stage: str, options: Mapping[str, Any]) -> None:
+        """Prepare for a stage: switch on what only this stage uses (sampled gates, a temperature).
+
+        Called before every stage that runs, also when it resumes, and in the same order when a finished stage is
+        restored. Before the first stage and after :meth:`end` a student computes what it would compute if it were
+        saved now, so that figures before, between and after stages are those of the model. Tensors stay as they are:
+        checkpoints restore them.
+
+        Args:
+            stage: its name in the configuration.
+            options: its ``options`` there.
+        """
+
+    def end(self, outcome: StageOutcome) -> None:
+        """Undo :meth:`begin`, once the stage has left its final weights and before its decisions are applied."""
 
     def finish(self) -> None:
         """Fold helper parameters into weights and merge adapters; called once after the last stage."""

@@ -67,7 +67,8 @@ class EngineMatches(StageMatches):
         trained: name -> parameter that receives gradients.
         averaged: swaps in the averaged weights if the stage adopts them.
         on_progress: called with the stage's progress before gradients are computed.
-        cutting: how batches are split after running out of memory, saved in checkpoints: "micro_batch" and "halvings".
+        cutting: how batches are split after running out of memory, saved in checkpoints: "micro_batch", "halvings",
+            and "redrawn" once it has been said that random numbers differ for it.
 
     Raises:
         PlanError: the configuration splits batches that may not be split.
@@ -245,11 +246,20 @@ class EngineMatches(StageMatches):
         return figures, {match: torch.cat(those) for match, those in losses.items()}
 
     def _retrying(self, attempt: Callable[[], T], mine: Batch) -> T:
-        """Retry ``attempt`` with smaller micro-batches when memory runs out; the result is the same."""
+        """Retry ``attempt`` with smaller micro-batches when memory runs out. The result is the same, unless a forward
+        pass draws random numbers: those of a part are not those the part had within the whole."""
         state = RandomState.now()
         while True:
             try:
-                return attempt()
+                result = attempt()
+                if self.cutting.get("halvings") and not self.cutting.get("redrawn") and state.moved():
+                    self.cutting["redrawn"] = True
+                    self.limit.say(
+                        f"stage {self.limit.name} draws random numbers in its forward passes: micro-batches of "
+                        f"{self.cutting['micro_batch']} draw others than whole batches, so from here on the result is "
+                        "not that of a run with enough memory"
+                    )
+                return result
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -42,6 +42,13 @@ class RandomState:
             tensors["cuda"] = torch.cuda.get_rng_state()
         return cls(tensors, random.getstate(), np.random.get_state(legacy=True))
 
+    def moved(self) -> bool:
+        """Return whether a generator has drawn since."""
+        now = RandomState.now()
+        same = all(torch.equal(state, now.tensors[device]) for device, state in self.tensors.items())
+        numpy = zip(self.numpy, now.numpy, strict=True)
+        return not (same and self.python == now.python and all(np.array_equal(a, b) for a, b in numpy))
+
     def restore(self) -> None:
         """Put every generator back into this state."""
         torch.set_rng_state(self.tensors["cpu"].to(torch.uint8))

@@ -10,6 +10,7 @@ import torch
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import Sink, TapModel
+from xarch.engine.guards import FiniteValues
 from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import PluginError
 
@@ -43,6 +44,7 @@ class TeacherFeed:
                 several ``NAME@MODEL`` where the batch has such views.
 
         Raises:
+            DivergedError: a value is not finite.
             PluginError: the teacher finished without producing every requested tap.
         """
         if not wanted:
@@ -56,14 +58,15 @@ class TeacherFeed:
 
     def _live(self, model: str, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         given: set[str] = set()
+        who = f"teacher {model!r}" if model else "the teacher"
+        values = FiniteValues(sink, who, self.models[model])
 
         def note(name: str, value: object) -> None:
             given.add(name)
-            sink(name, value)
+            values(name, value)
 
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.autocast(), values.checked():
             self.models[model].run(batch, wanted, note)
         missing = sorted(set(wanted) - given)
         if missing:
-            who = f"teacher {model!r}" if model else "the teacher"
             raise PluginError(f"{who} did not produce the taps {', '.join(missing[:5])}")

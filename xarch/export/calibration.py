@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from xarch.contracts.export import ParityCase
-from xarch.errors import PlanError
+from xarch.errors import DivergedError, PlanError
 from xarch.export.quantise import Range, products
 from xarch.export.session import Sessions
 from xarch.export.weights import WeightStore, externalise
@@ -31,7 +31,8 @@ def calibrate(
         Name of a weight -> (minimum, maximum) of the values it is multiplied with.
 
     Raises:
-        PlanError: no case reaches a product, or an input of a product is not finite.
+        PlanError: no case reaches a product.
+        DivergedError: an input of a product is not finite.
     """
     watched: dict[str, dict[str, str]] = {}
     with WeightStore(folder / "weights.data") as store:
@@ -44,6 +45,11 @@ def calibrate(
         outputs = sessions(graph, inputs)
         for weight, name in watched[graph].items():
             numbers = inputs[name] if name in inputs else outputs[name]
+            if not np.isfinite(numbers).all():
+                raise DivergedError(
+                    f"calibration of graph {graph!r}: first non-finite: {name}, the input of weight {weight}",
+                    "the student gives NaN or infinity on this data; check its figures in eval.json",
+                )
             low, high = ranges.get(weight, (math.inf, -math.inf))
             ranges[weight] = min(low, float(numbers.min())), max(high, float(numbers.max()))
         return outputs
@@ -54,7 +60,7 @@ def calibrate(
         missing = [w for w in weights if not all(map(math.isfinite, ranges.get(w, (math.nan,))))]
         if missing:
             raise PlanError(
-                f"graph {graph!r} cannot be quantised: calibration found no finite inputs for {missing[0]}",
+                f"graph {graph!r} cannot be quantised: calibration found no inputs for {missing[0]}",
                 "add held-out data with --set export.parity_samples=N, or export to a float target",
             )
     return ranges

@@ -27,6 +27,7 @@ from xarch.registry.blame import last_line
 from xarch.registry.declare import API_VERSION, Declarations, Spec
 from xarch.registry.discover import CORE, OWN_DISTRIBUTION, Candidate, discover, files_from_environment
 from xarch.registry.registry import Registry
+from xarch.registry.watch import watched
 
 STATES = ("ok", "disabled", "incompatible", "missing-extra", "failed", "conflict", "unknown-family")
 
@@ -202,7 +203,7 @@ def _attempt(manager: Manager, candidate: Candidate, disabled: set[str]) -> _Out
         mismatch = _incompatible(c)
         if mismatch:
             return _Outcome(replace(info, state="incompatible", detail=mismatch), [])
-        with contextlib.redirect_stdout(printed):
+        with watched(info.owner, c.name), contextlib.redirect_stdout(printed):
             module = _import(c)
             hooks = _register(manager, c.name, module, registration)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, PlanError, QualityError, StorageError, XarchError
+from xarch.errors import Interrupted, PlanError, QualityError, StopSignal, StorageError, XarchError
 from xarch.failures import as_error, is_machine_failure
 from xarch.files.manifest import whole
 from xarch.files.run_dir import RunDir
@@ -55,6 +55,18 @@ class _Log(Reporter):
         self.run.say(text)
 
 
+class _Phase(Reporter):
+    """Remembers what the run is doing, for the message of a stop."""
+
+    now = "its start"
+
+    def phase(self, name: str, detail: str = "") -> None:
+        self.now = name
+
+    def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
+        self.now = f"stage {name}"
+
+
 class Conversion:
     """Executes a plan in a run folder.
 
@@ -76,7 +88,8 @@ class Conversion:
         self.config = plan.config
         self.ranks = Distributed(cpu=plan.device == "cpu")
         watchers = [_Log(run), reporter or Reporter()] if self.ranks.main else []
-        self.reporter: Reporter = Reporters(*watchers)
+        self.phase = _Phase()
+        self.reporter: Reporter = Reporters(self.phase, *watchers)
         self.device = choose_device(plan.device, self.ranks.local_rank)
         self.metrics = MetricsLog(run if self.ranks.main else None, tensorboard=self.config.runtime.tensorboard)
         self.stop = StopRequest()
@@ -108,38 +121,42 @@ class Conversion:
             BusyError: another process is writing the run.
             XarchError: with the exit code of the failure; status.json and the report are written first.
         """
-        with self.folder.held() if self.ranks.main else contextlib.nullcontext():
-            return self._run()
+        with self.folder.held() if self.ranks.main else contextlib.nullcontext(), self.stop:
+            # Outside what records errors: damage to a finished run does not make it a failed one.
+            known = self.folder.read_status() if self.folder.status.exists() else {}
+            finished = known.get("state") == "done"
+            if finished and not self.ranks.any(self._lacking()):
+                return known
+            try:
+                return self._run(known if finished else {})
+            except BaseException as e:
+                error = self._removed() or as_error(e, self.resume_command)
+                if isinstance(e, StopSignal):
+                    error = Interrupted(f"stopped by {e.name} during {self.phase.now}")
+                if isinstance(error, Interrupted):
+                    error.hint = error.hint or self.resume_command
+                self._end_by(e if error is None else error, report=not isinstance(e, StopSignal))
+                if error is None or error is e:
+                    raise
+                raise error from e
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Run, or build again what is missing; ``known`` is the status of a finished run."""
         torch.set_num_threads(self.plan.threads)
-        known = self.folder.read_status() if self.folder.status.exists() else {}
-        finished = known.get("state") == "done"
-        if finished and not self.ranks.any(self._lacking()):
-            return known
         clock = Stopwatch()
-        try:
-            with self.registry.attributed("while it ran"), self.stop:
-                if finished and whole(self.folder.student):
-                    self._reload()
-                else:
-                    self._status("running")
-                    self._train()
-                self.evaluator.evaluate(self.student)
-                self._gates(before_export(self.config.gates))
-                self.delivery.deliver(self.student)
-                self._gates(self.config.gates)
-                took = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
-                status = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
-                self._finish(status)
-        except BaseException as e:
-            error = self._removed() or as_error(e, self.resume_command)
-            if isinstance(error, Interrupted):
-                error.hint = error.hint or self.resume_command
-            self._end_by(e if error is None else error)
-            if error is None or error is e:
-                raise
-            raise error from e
+        with self.registry.attributed("while it ran"):
+            if known and whole(self.folder.student):
+                self._reload()
+            else:
+                self._status("running")
+                self._train()
+            self.evaluator.evaluate(self.student)
+            self._gates(before_export(self.config.gates))
+            self.delivery.deliver(self.student)
+            self._gates(self.config.gates)
+            took = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
+            status = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
+            self._finish(status)
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
         self.ranks.close()
@@ -254,9 +271,13 @@ class Conversion:
             self.reporter.finished(status)
         return status
 
-    def _end_by(self, error: BaseException) -> None:
+    def _end_by(self, error: BaseException, *, report: bool) -> None:
         """Record an error that ended the run. What fails here as well, after a full disk for example, is left out: the
-        error is the one to report."""
+        error is the one to report.
+
+        Args:
+            report: also rebuild the report. Who sent a signal waits for the end, perhaps only for seconds.
+        """
         if isinstance(error, KeyboardInterrupt):
             with contextlib.suppress(Exception):
                 self._status("interrupted", "stopped immediately by a second signal")
@@ -267,7 +288,10 @@ class Conversion:
         with contextlib.suppress(Exception):
             self.metrics.close()
         with contextlib.suppress(Exception):
-            self._end(state, reason)
+            if report:
+                self._end(state, reason)
+            else:
+                self.reporter.finished(self._status(state, reason))
 
     def _report(self) -> None:
         try:
@@ -324,8 +348,8 @@ class Conversion:
         return deciding(self.folder, self.plan, self.registry, data=self.sides.digest, processes=self.ranks.world)
 
     def _raise_if_stopped(self, when: str) -> None:
-        """Raise if a stop was requested. With several processes only optimiser steps check, or the other ranks would
-        hang.
+        """Raise if a stop was requested and deferred, or dropped by a library. With several processes only optimiser
+        steps check, or the other ranks would hang.
 
         Raises:
             Interrupted: a signal came.

@@ -136,13 +136,19 @@ class Delivery:
             calibration=list(self.evaluator.batches("calibration", samples)) if profile.dtype == "int8" else (),
             out=self.run.export_dir / name,
             metadata={"xarch.teacher": self.config.teacher, "xarch.target": self.plan.student.target},
-            say=self.reporter.message,
+            say=self._say,
             blame=self._blame,
         )
         if self.config.evaluate.exports:
             self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
+
+    def _say(self, text: str) -> None:
+        """Display a line; between two steps of an export is also a place to stop, should a library have dropped the
+        exception."""
+        self.reporter.message(text)
+        self.evaluator.raise_if_stopped("during the export")
 
     def _evaluate(self, student: Student, name: str) -> None:
         """Evaluate the exported files with the run's metric."""

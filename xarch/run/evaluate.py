@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,9 @@ from xarch.contracts.metric import Evaluation, EvaluationRequest
 from xarch.contracts.model import Student, TapModel, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
+from xarch.engine.guards import first_nonfinite
 from xarch.engine.seeds import restore_rng, rng_state
-from xarch.errors import PluginError, UsageError
+from xarch.errors import DivergedError, PluginError, UsageError, XarchError
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, resolve_metric
@@ -118,12 +120,45 @@ class Evaluator:
         )
         state = rng_state()
         with self.registry.guard(self.registry.get("metric", name), "evaluate"), torch.no_grad():
-            evaluation = resolved.adapter.evaluate(request)
+            try:
+                evaluation = resolved.adapter.evaluate(request)
+            except XarchError as e:
+                if e.exit_code != DivergedError.exit_code:
+                    raise
+                raise DivergedError(f"{e.what}; first non-finite: {self._origin(request)}", e.hint) from e
         if not isinstance(evaluation, Evaluation):
             raise PluginError(f"metric {name!r} returned {type(evaluation).__name__}, expected an Evaluation")
+        self._require_numbers(name, evaluation, request)
         if quiet:
             restore_rng(*state)
         return evaluation
+
+    def _require_numbers(self, metric: str, found: Evaluation, request: EvaluationRequest) -> None:
+        """Check the figures of an evaluation.
+
+        Raises:
+            DivergedError: one is not finite; names the first module that is not, too.
+        """
+        tables = {"teacher": found.teacher, "student": found.student, **found.baselines}
+        for who, figures in tables.items():
+            for figure, value in figures.items():
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"metric {metric}: {figure} of the {who} is {value}; first non-finite: {self._origin(request)}",
+                        "lower the learning rate of the last stage, or replace a damaged teacher",
+                    )
+
+    def _origin(self, request: EvaluationRequest) -> str:
+        """Return the first part of the models that is not finite on the first batch of an evaluation."""
+        batch = next(iter(request.batches()), None)
+        models = {"teacher": request.teacher, **request.students}
+        for who, model in models.items():
+            if model is None or batch is None:
+                continue
+            found = first_nonfinite(model, batch.seen_by("teacher" if model is request.teacher else "student"))
+            if found is not None:
+                return f"{found} of the {who}"
+        return "the metric; all modules are finite on its first batch"
 
     def _metric(self, name: str) -> Resolved:
         """Return the run's single instance of a metric, which may cache the teacher's outputs."""

@@ -11,6 +11,7 @@ import torch
 from xarch.config.schema import RunConfig
 from xarch.contracts.data import BatchStream, DataRequest, Split
 from xarch.contracts.model import Teacher
+from xarch.engine.guards import require_finite_weights
 from xarch.errors import PlanError
 from xarch.planning.describe import COPIES, RANDOM, Describer
 from xarch.planning.plan import Plan, PlannedTeacher
@@ -63,6 +64,7 @@ def load_sides(plan: Plan, registry: Registry, device: torch.device, say: Say) -
 
     Raises:
         UsageError, PlanError, PluginError: an adapter rejected its input or failed.
+        DivergedError: a weight of a teacher is NaN or infinite.
     """
     config = plan.config
     target = resolve_target(registry, plan.student.target, config.student.options, tiny=config.tiny)
@@ -104,6 +106,7 @@ def _load(
     source = resolve_teacher(registry, planned.resolved, options, say, tiny=config.tiny)
     with registry.guard(registry.get("source", source.name), f"load {planned.ref}"):
         teacher: Teacher = source.adapter.load(source.ref, source.options, device=device, dtype=torch.float32)
+    require_finite_weights(teacher, f"the teacher {planned.ref}")
     return teacher
 
 

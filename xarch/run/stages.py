@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from xarch.engine.context import EngineContext
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
+from xarch.engine.guards import first_nonfinite_tensor
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.seeds import seed_everything
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.teacher import Autocast
 from xarch.engine.teacher_cache import TeacherCache
-from xarch.errors import UsageError
+from xarch.errors import DivergedError, UsageError
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.run_dir import NO_ROWS, RunDir
 from xarch.planning.plan import Plan, PlannedStage
@@ -105,6 +107,9 @@ class StageRunner:
     ) -> dict[str, str]:
         assert_handover(found.state["hash_before"], combined_hash(before), planned.name)
         outcome = StageOutcome(**found.state["outcome"])
+        with self._hooks():
+            self.student.begin(planned.name, planned.config.options)
+            self.student.end(outcome)
         self._decide(outcome)
         self._load_delta(found.model)
         hashes = tensor_hashes(self.student.module.state_dict())
@@ -142,6 +147,8 @@ class StageRunner:
         if planned.config.requires and checkpoints.latest() is None and not self.config.tiny:
             check_requirements(planned, self.student, self.sides, self.evaluator)
         self.data_counters.clear()
+        with self._hooks():
+            self.student.begin(planned.name, planned.config.options)
         context, caches = self._context(planned, kind, checkpoints)
         self.registry.call("xarch_stage_started", run=self.run, stage=planned)
         seed_everything(context.seed)
@@ -151,13 +158,22 @@ class StageRunner:
             self.metrics.cut(self._metrics_end)
             self.curve.cut(self._curve_end)
         spec = self.registry.get("stage", planned.kind)
-        with self.registry.guard(spec, f"stage {planned.name!r}"):
+        # A stage that saves checkpoints stops after one. Others restart from their beginning, so they stop at once, but
+        # several processes stop together.
+        waits = kind.resumes or self.ranks.world > 1
+        with (
+            self.stop.deferred() if waits else contextlib.nullcontext(),
+            self.registry.guard(spec, f"stage {planned.name!r}"),
+        ):
             outcome = kind.run(context)
         outcome.training = outcome.training or context.clock.spent.rounded()
         context.finish()
-        # A non-finite figure (e.g. an infinite half-life) cannot be stored in JSON and is useless in a table.
+        _require_numbers(planned.name, {"": outcome.metrics, **outcome.per_site})
+        # An infinite figure (e.g. an infinite half-life) cannot be stored in JSON and is useless in a table.
         outcome.metrics = _stated(outcome.metrics)
         outcome.per_site = {name: _stated(row) for name, row in outcome.per_site.items()}
+        with self._hooks():
+            self.student.end(outcome)
         self._decide(outcome)
         hashes = self._keep(planned, outcome, folder, checkpoints, before, caches, whole)
         for cache in caches.values() if self.ranks.main else ():
@@ -165,6 +181,10 @@ class StageRunner:
         self.reporter.stage_finished(planned.name, outcome)
         self.registry.call("xarch_stage_finished", run=self.run, stage=planned, outcome=outcome)
         return hashes
+
+    def _hooks(self) -> contextlib.AbstractContextManager[None]:
+        """Attribute errors of the student's hooks to its target."""
+        return self.registry.guard(self.registry.get("target", self.sides.target.name), "stage hooks")
 
     def _keep(
         self,
@@ -187,6 +207,12 @@ class StageRunner:
         state = self.student.module.state_dict()
         hashes = tensor_hashes(state)
         changed = {k: v for k, v in state.items() if before.get(k) != hashes[k]}
+        broken = first_nonfinite_tensor(changed.items())
+        if broken is not None:
+            raise DivergedError(
+                f"stage {planned.name} left NaN or infinity in the student; first non-finite: {broken}",
+                "the stage is not marked as done; change its settings in a new run",
+            )
         if planned.trains and not changed and not outcome.undone:
             outcome.undone = "it changed no tensor of the student"
             self.say(f"stage {planned.name}: {outcome.undone}")
@@ -260,6 +286,21 @@ class StageRunner:
             data_counters=self.data_counters,
         )
         return builder.build()
+
+
+def _require_numbers(stage: str, tables: Mapping[str, Mapping[str, float]]) -> None:
+    """Check the figures of a stage.
+
+    Raises:
+        DivergedError: one is not a number.
+    """
+    for table, figures in tables.items():
+        for name, value in figures.items():
+            if math.isnan(value):
+                raise DivergedError(
+                    f"stage {stage}: {f'{table} of ' if table else ''}{name} is not a number",
+                    "the values it was computed from are not finite; check the stage's options",
+                )
 
 
 def _stated(figures: dict[str, float]) -> dict[str, float]:

@@ -112,7 +112,7 @@ class Study:
         waiting = [r for r in self.runs if self._to_run(self.outcomes[r.name])]
         try:
             executor = make_executor(self.config.executor) if waiting else None
-            with StopRequest() as stop, contextlib.closing(executor or _Nothing()):
+            with StopRequest() as stop, stop.deferred(), contextlib.closing(executor or _Nothing()):
                 if executor is not None:
                     self._work(executor, waiting, stop)
         finally:
