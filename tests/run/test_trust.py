@@ -56,7 +56,7 @@ def killed(stack: StackCase, monkeypatch: pytest.MonkeyPatch, when: str) -> Path
 
     out = stack.folder / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Conversion, "_end_by", lambda *_: None)
+        patch.setattr(Conversion, "_end_by", lambda *_, **__: None)
         with pytest.raises(Killed):
             api.convert(overrides=stack.configuration(), out=out, reporter=Breaks(when, kill))
     return out
