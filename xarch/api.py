@@ -219,15 +219,18 @@ def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | No
         UsageError: there is no student, or the prompt or an option is invalid.
         PlanError: its family does not support it.
     """
+    from xarch.config.validation import validated
     from xarch.planning.describe import family_of
-    from xarch.run.student_io import student_folder
+    from xarch.run.student_io import read_student_config, student_folder
 
     registry = get_registry()
+    folder = student_folder(Path(path))
+    name = read_student_config(folder).family
+    family = family_of(registry, name)
+    chosen = validated(family.GenerateOptions, options or {}, "generate")
     student = load_student(path, device)
-    family = family_of(registry, student.family)
-    with registry.guard(registry.get("family", student.family), "generate"):
-        processor = family.load_processor(student_folder(Path(path)))
-        return family.generate(student, processor, prompt, options or {})
+    with registry.guard(registry.get("family", name), "generate"):
+        return family.generate(student, family.load_processor(folder), prompt, chosen)
 
 
 def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str] = ()) -> Any:

@@ -6,8 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xarch import Batch, BenchCase, DataInfo, Family
+from pydantic import Field
+
+from xarch import Batch, BenchCase, DataInfo, Family, Options
 from xarch_decoder.facts import DecoderFacts
+
+
+class TextGeneration(Options):
+    """Options of ``xarch generate`` for a decoder."""
+
+    tokens: int = Field(64, ge=1, description="tokens to continue by")
 
 
 class DecoderFamily(Family):
@@ -18,6 +26,7 @@ class DecoderFamily(Family):
     tensors: ClassVar[Mapping[str, str]] = {"input_ids": "BL", "segment_ids?": "BL", "loss_mask?": "BL"}
     mask = "loss_mask"
     metric = "perplexity"
+    GenerateOptions = TextGeneration
     places: ClassVar[Mapping[str, str]] = {
         "logits": "logits",
         "hidden": "blocks.{}.output",
@@ -57,11 +66,11 @@ class DecoderFamily(Family):
 
         return sections(run)
 
-    def generate(self, model: Any, processor: Any, prompt: str, options: Mapping[str, Any]) -> str:
-        """Return text continued greedily by ``tokens`` tokens (default 64)."""
+    def generate(self, model: Any, processor: Any, prompt: str, options: TextGeneration) -> str:
+        """Return the prompt, continued greedily."""
         from xarch_decoder.generation import continue_text
 
-        return continue_text(model, processor, prompt, int(options.get("tokens", 64)))
+        return continue_text(model, processor, prompt, options.tokens)
 
     def example_batch(self, facts: DecoderFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random tokens."""

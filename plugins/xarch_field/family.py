@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xarch import Batch, DataInfo, Family
+from pydantic import Field
+
+from xarch import Batch, DataInfo, Family, Options
 from xarch_field.facts import FieldFacts
+
+
+class PictureOptions(Options):
+    """Options of ``xarch generate`` for a field."""
+
+    size: int | None = Field(None, ge=1, le=4096, description="pixels along the longer side; default: the views' own")
 
 
 class FieldFamily(Family):
@@ -26,19 +34,17 @@ class FieldFamily(Family):
         "jitter?": "R",
     }
     metric = "field-psnr"
+    GenerateOptions = PictureOptions
 
     def accepts(self, facts: FieldFacts, data: DataInfo) -> str | None:
         """Accept all data: fields read points and rays of their own scene."""
         return None
 
-    def generate(self, model: Any, processor: Any, prompt: str, options: Mapping[str, Any]) -> bytes:
-        """Render the scene as PNG; the prompt is "AZIMUTH ELEVATION" in degrees, "" for a front view.
-
-        Option ``size``: pixels along the longer side.
-        """
+    def generate(self, model: Any, processor: Any, prompt: str, options: PictureOptions) -> bytes:
+        """Render the scene as PNG; the prompt is "AZIMUTH ELEVATION" in degrees, "" for a front view."""
         from xarch_field.generation import picture
 
-        return picture(model, prompt, options)
+        return picture(model, prompt, options.size)
 
     def example_batch(self, facts: FieldFacts, samples: int = 9, seed: int = 0) -> Batch:
         """Return points of the box and rays through its middle."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from xarch import Options, SourceAdapter, SourceInfo, UsageError
+from xarch_decoder.weights import weight_shapes
 from xarch_hf import hub
 from xarch_hf.checkpoint import CheckpointFolder, find_checkpoint, licence
 from xarch_hf.model import Described, describe_folder, load_module, random_module
@@ -160,7 +161,8 @@ def source_info(
     """Return the information that the plan and ``inspect`` show about a decoder."""
     facts = described.facts
     warnings = []
-    if local and not has_tokenizer(folder):
+    tokenizer = has_tokenizer(folder) if local else None
+    if tokenizer is False:
         warnings.append(f"{folder} has no tokenizer: text cannot be read with this teacher")
     known = licence(folder)
     return SourceInfo(
@@ -178,6 +180,8 @@ def source_info(
         },
         warnings=(*warnings, *described.notes),
         constants={"head.weight": (facts.vocab, facts.width)},
+        weights=tuple(weight_shapes(facts)),
+        processor=tokenizer,
     )
 
 

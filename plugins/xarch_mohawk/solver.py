@@ -35,7 +35,9 @@ class SolverOptions(Options):
         0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
     )
     half_lives: list[Annotated[float, Field(gt=0, allow_inf_nan=True)]] = Field(
-        list(HALF_LIVES), min_length=1, description="candidate half-lives in tokens; one is chosen per head"
+        list(HALF_LIVES),
+        min_length=1,
+        description="candidate half-lives in tokens, .inf for no decay; one is chosen per head",
     )
 
 

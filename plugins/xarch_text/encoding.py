@@ -7,6 +7,9 @@ from typing import Any
 from xarch import UsageError
 from xarch_text.library import Piece
 
+NO_TOKENIZER = "put tokenizer.json beside its weights, or use `--set data.options.tokenizer=bytes` if it reads bytes"
+"""What to do where a teacher has no tokenizer."""
+
 
 class Encoder:
     """Encodes pieces as token ids; special tokens mark only document boundaries and are never parsed from the text.
@@ -25,7 +28,7 @@ class Encoder:
         if how == "teacher" and tokenizer is None:
             raise UsageError(
                 "the teacher has no tokenizer, so text cannot be tokenized",
-                "put tokenizer.json beside its weights, or use `--set data.options.tokenizer=bytes` if it reads bytes",
+                NO_TOKENIZER,
             )
         self.tokenizer = tokenizer if how == "teacher" else None
         self.vocab = vocab

@@ -8,7 +8,7 @@ from typing import Any
 
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, sampled_digest
 from xarch_text.corpus import STDLIB, Corpus, find_corpus
-from xarch_text.encoding import Encoder
+from xarch_text.encoding import NO_TOKENIZER, Encoder
 from xarch_text.fixed import FixedStream
 from xarch_text.library import Library
 from xarch_text.options import TextOptions
@@ -52,6 +52,7 @@ class TextData(DataProvider):
             {"files": len(corpus.files), "bytes": corpus.bytes},
             tensors={key: TensorInfo("BL", {"L": length}) for key in ("input_ids", "segment_ids")},
             facts={"length": length},
+            processor_hint=NO_TOKENIZER if options.tokenizer == "teacher" else "",
             warnings=tuple(_left_out(corpus, request.ref)),
         )
 

@@ -179,6 +179,9 @@ def test_several_processes_need_one_folder(here: Xarch) -> None:
 
 def test_a_family_that_shows_nothing_says_so(here: Xarch, done: Path) -> None:
     ended = here("generate", "done", "hello", "--set", "tokens=3")
+    assert ended.code == 2
+    assert "generate.tokens: unknown key" in ended.err
+    ended = here("generate", "done", "hello")
     assert ended.code == 3
     assert "StackFamily does not support `xarch generate`" in ended.err
     assert here("generate", "done", "--set", "a.b=3").code == 2

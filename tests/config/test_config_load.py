@@ -193,13 +193,11 @@ MATCH = HIDDEN + "matches:\n      - {student: a, objective: l2, "
         (HIDDEN + "scope: lokal", "stages.hidden.scope: input should be 'local' or 'global', not 'lokal'"),
         (HIDDEN + "matches: [{objective: l2}]", "stages.hidden.matches.m0.student is required (run.yaml:3)"),
         (MATCH + "wieght: 2}", "matches.m0.wieght; did you mean stages.hidden.matches.m0.weight? (run.yaml:4)"),
-        (
-            MATCH + "weight: heavy}",
-            "weight: input should be a valid number, unable to parse string as a number or input",
-        ),
+        (MATCH + "weight: heavy}", "m0.weight: input should be a number or {start, end, shape}, not 'heavy'"),
+        (MATCH + "map: {a: 1}}", "matches.m0.map.a: a key should be an integer, not 'a'"),
         (MATCH + "weight: {start: 1, ned: 2}}", "weight.ned; did you mean stages.hidden.matches.m0.weight.end?"),
-        ("stages: 3", "stages: input should be a valid dictionary, not 3 (run.yaml:1)"),
-        ("budget: 2MB", "unable to parse string as an integer, not '2MB'"),
+        ("stages: 3", "stages: input should be a mapping, not 3 (run.yaml:1)"),
+        ("budget: 2MB", "budget: input should be an integer, not '2MB'"),
     ],
 )
 def test_errors_say_where_and_what_was_meant(recipes: Recipes, tmp_path: Path, text: str, message: str) -> None:

@@ -8,76 +8,19 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.leaving_plugin import SETTINGS, STACK
 from xarch.api import convert, export
 from xarch.errors import ParityError, QualityError, UsageError
 from xarch.files.atomic import read_json
 from xarch.registry.loader import get_registry
 
-STACK = Path(__file__).parents[1] / "engine" / "stack_plugin.py"
-PLUGIN = """
-import sys
-
-import torch
-from torch import nn
-from xarch import ExportGraph, Options, hookimpl
-
-Low = sys.modules["xarch_plugin_file_stack_plugin"].LowTarget
-
-
-class Exported(nn.Module):
-    def __init__(self, layers, off):
-        super().__init__()
-        self.layers, self.off = layers, off
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x + self.off
-
-
-class Choices(Options):
-    off: float = 0.0
-
-
-class Leaving(Low):
-    ExportOptions = Choices
-
-    def export_graphs(self, student, profile, options):
-        module, x = Exported(student.module.layers, options.off), torch.randn(2, 4, 8)
-        return [ExportGraph("model", module, {"x": x}, ["y"], {"x": {0: "rows"}}, reads={"x": "x"},
-                            gives={"y": f"layers.{student.facts.layers - 1}.output"})]
-
-
-@hookimpl
-def xarch_register(registry):
-    registry.target("leaving", load=f"{__name__}:Leaving", accepts=["stack"], produces="stack")
-"""
-
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    plugin = tmp_path / "leaving.py"
-    plugin.write_text(PLUGIN)
-    monkeypatch.setenv("XARCH_PLUGIN_FILES", f"{STACK}:{plugin}")
+    monkeypatch.setenv("XARCH_PLUGIN_FILES", f"{STACK}:{Path(__file__).with_name('leaving_plugin.py')}")
     monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
     get_registry.cache_clear()
-    match = {"student": "layers.2.output", "objective": "mse"}
-    yield {
-        "teacher": "stack:3",
-        "student.target": "leaving",
-        "data.ref": "noise:8",
-        "budget": 64,
-        "stages": {
-            "s": {"scope": "global", "batch": 4, "share": 1.0, "matches": {"end": match}, "trains": {"all": {}}}
-        },
-        "evaluate.metric": "stack_mse",
-        "evaluate.exports": True,
-        "evaluate.baseline": False,
-        "export.bench": False,
-        "runtime.device": "cpu",
-        "runtime.threads": 1,
-        "runtime.tensorboard": False,
-    }
+    yield SETTINGS
     get_registry.cache_clear()
 
 

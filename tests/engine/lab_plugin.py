@@ -120,7 +120,7 @@ class NormExit(Connector):
     def tap(self):
         return self.student_tap
 
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.out(self.drop(self.norm(value.flatten(0, 1)))).view(value.shape)
 
 
@@ -135,7 +135,7 @@ class Line(Connector):
     def tap(self):
         return self.student_tap
 
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.out(value)
 
 
@@ -164,6 +164,21 @@ class Jitter(BatchStep):
             at=context.progress,
         )
         return moved.replace(made=made * 0)
+
+
+class Padding(BatchStep):
+    """Fills the second half of every sample, and masks it."""
+
+    def reads(self):
+        return {"x": "BLD"}
+
+    def makes(self, tensors):
+        return {"mask": TensorInfo("BL", dtype="float32")}
+
+    def __call__(self, batch, context):
+        mask = torch.ones(batch["x"].shape[:2])
+        mask[:, mask.shape[1] // 2 :] = 0.0
+        return batch.replace(x=batch["x"].masked_fill(mask[..., None] == 0, 1e4), mask=mask)
 
 
 class OwnOutput(BatchStep):
@@ -264,6 +279,7 @@ def xarch_register(registry):
     registry.connector("norm-exit", load=f"{me}:NormExit", summary="an exit with batch statistics")
     registry.connector("line", load=f"{me}:Line", summary="a linear map")
     registry.batch_step("jitter", load=f"{me}:Jitter", summary="noise")
+    registry.batch_step("padding", load=f"{me}:Padding", summary="padding and its mask")
     registry.batch_step("faulty", load=f"{me}:Faulty", summary="goes wrong")
     registry.batch_step("own-output", load=f"{me}:OwnOutput", summary="what the student says")
     registry.target("normed", load=f"{me}:NormedTarget", accepts=["stack"], produces="stack", summary="with statistics")

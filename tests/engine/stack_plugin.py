@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -308,6 +309,10 @@ class Trouble:
             raise ZeroDivisionError("planted bug")
         if kind == "memory":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        if kind == "space":
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + (1 << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         if kind == "full":
             # No file may grow beyond this from now on: what a full disk is to a writer, without one.
             resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))

@@ -104,6 +104,13 @@ def test_micro_batches_give_what_whole_batches_give(stage: dict[str, Any], tmp_p
         assert torch.allclose(cut.weights[name], value, atol=1e-5), name
 
 
+def test_a_mask_counts_from_the_phase_that_gives_it(tmp_path: Path) -> None:
+    """The mask of the first phase, none here, was used in every phase."""
+    phases = [{"from": 0.5, "set": {"batch.steps.padding": {}}}]
+    found = run(tmp_path, {"matches": {"m": LAST}, "phases": phases}).rows
+    assert max(row["loss"] for row in found) < 1e2
+
+
 @pytest.mark.parametrize("stage", CUT[:2], ids=["global", "local"])
 def test_losses_and_denominators_see_the_same_view(stage: dict[str, Any], tmp_path: Path) -> None:
     """house A3, encdec W2: ``mask@student`` was seen by the loss and not by its denominator."""

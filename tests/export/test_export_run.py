@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tests.export.export_models import (
     make_student,
 )
 from xarch.contracts.export import Profile
-from xarch.errors import ParityError, PlanError
+from xarch.engine.signals import StopRequest
+from xarch.errors import ParityError, PlanError, StopSignal
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
 
@@ -59,6 +61,26 @@ def test_files_of_an_export(exported: Exported) -> None:
     assert json.loads((out / "parity.json").read_text()) == result.parity
     assert json.loads((out / "profile.json").read_text()) == result.profile
     assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("step", ["trace", "externalise", "check_file", "measure_parity"])
+def test_a_signal_stops_an_export_in_the_middle_and_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the tracing of torch's exporter too, where a library's own handlers are on the way up."""
+    student = make_student()
+
+    def stopped(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    if step == "trace":
+        forward = torch.nn.Embedding.forward
+        monkeypatch.setattr(torch.nn.Embedding, "forward", lambda *given: (stopped(), forward(*given))[1])
+    else:
+        monkeypatch.setattr(f"xarch.export.run.{step}", stopped)
+    with StopRequest(), pytest.raises(StopSignal):
+        export(student, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_graphs_share_one_copy_of_the_weights_and_the_tied_embedding(exported: Exported) -> None:

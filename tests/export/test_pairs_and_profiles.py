@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from xarch.contracts.batch import Batch
 from xarch.contracts.data import DataRequest
 from xarch.export.run import export_profile
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
+from xarch.testing.mutants import surviving_mutants
 
 QUICK = {("dm2", "cpu")}
 
@@ -32,8 +34,8 @@ def test_every_target_is_registered_for_some_profile() -> None:
     assert [s.name for s in specs if not s.data.get("profiles") or not s.data.get("recipes")] == []
 
 
-@pytest.mark.parametrize(("spec", "profile"), list(rows()))
-def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, profile: str, tmp_path: Path) -> None:
+def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
+    """A target's adapter, a small student of it, and held-out batches of its family."""
     registry = get_registry()
     family = registry.create("family", spec.families[0])
     source = resolve_teacher(registry, family.tiny_teacher(tmp_path), {}, lambda text: None)
@@ -57,12 +59,26 @@ def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, pro
         teacher=teacher,
         facts=teacher.facts,
     )
-    batches = list(islice(data.adapter.open(request), 2))
+    return target.adapter, student, list(islice(data.adapter.open(request), 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in get_registry().specs("target")])
+def test_no_mutant_of_a_targets_graphs_passes_the_gate(spec: Any, tmp_path: Path) -> None:
+    adapter, student, batches = small_student(spec, tmp_path)
+    profile = get_registry().create("export", "cpu")
+    given = (adapter, student, profile, adapter.ExportOptions(), batches)
+    assert list(surviving_mutants(*given, tmp_path / "mutants")) == []
+
+
+@pytest.mark.parametrize(("spec", "profile"), list(rows()))
+def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, profile: str, tmp_path: Path) -> None:
+    adapter, student, batches = small_student(spec, tmp_path)
     result = export_profile(
         student,
-        target.adapter,
-        registry.create("export", profile),
-        options=target.adapter.ExportOptions(),
+        adapter,
+        get_registry().create("export", profile),
+        options=adapter.ExportOptions(),
         batches=batches,
         out=tmp_path / "out",
         metadata={},

@@ -78,6 +78,23 @@ def test_pooling_is_a_mean_over_positions() -> None:
     torch.testing.assert_close(connector(value("BCHW"), batch()), want)
 
 
+@pytest.mark.parametrize("name", ["pool", "exit"])
+@pytest.mark.parametrize(("layout", "mask"), [("BLD", "BL"), ("BCHW", "BH"), ("BCHW", "BHW")])
+def test_pooling_leaves_out_masked_positions(name: str, layout: str, mask: str) -> None:
+    torch.manual_seed(0)
+    connector = made(name, tap(layout), LOGITS).eval()
+    assert connector.masks(tap(layout), mask)
+    given = value(layout)
+    sizes = [given.shape[layout.index(letter)] for letter in mask]
+    counted = torch.zeros(sizes)
+    counted[:, :1] = 1.0
+    axis = layout.index(mask[1])
+    short = given.narrow(axis, 0, 1)
+    padded = torch.cat([short, torch.full_like(given.narrow(axis, 1, sizes[1] - 1), float("inf"))], axis)
+    torch.testing.assert_close(connector(padded, batch(), mask=counted), connector(short, batch()))
+    assert connector(padded, batch(), mask=torch.zeros(sizes)).isfinite().all()
+
+
 def test_an_exit_to_labels_has_the_classes_of_the_data() -> None:
     connector = made("exit", tap("BCHW"), LABELS, {"classes": 12})
     assert (connector.tap.layout, connector.tap.shape["K"]) == ("BK", 12)

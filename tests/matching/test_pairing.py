@@ -17,7 +17,7 @@ from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
-from xarch.matching.pairing import Pair, pair_stage
+from xarch.matching.pairing import Masks, Pair, pair_stage
 from xarch.matching.references import MissingTap
 from xarch.registry.declare import Declarations
 from xarch.registry.registry import Registry
@@ -337,16 +337,25 @@ def test_every_further_teacher(pair) -> None:  # type: ignore[no-untyped-def]
 
 def test_masks(pair) -> None:  # type: ignore[no-untyped-def]
     """house A3: losses of hidden states counted padding, and a mask that does not fit was nobody's business."""
-    assert [p.mask for p in pair({"student": "blocks.0.output", "map": "even"})] == ["mask"]
-    assert pair({"student": "blocks.0.output", "map": "even"}, mask="")[0].mask is None
-    assert pair({"student": "blocks.0.output", "map": "even", "mask": None})[0].mask is None
-    assert pair({"student": "logits"})[0].mask is None
+    both = (Masks("mask", None),)
+    assert [p.masks for p in pair({"student": "blocks.0.output", "map": "even"})] == [both]
+    assert pair({"student": "blocks.0.output", "map": "even"}, mask="")[0].masks == (Masks(),)
+    assert pair({"student": "blocks.0.output", "map": "even", "mask": None})[0].masks == (Masks(),)
+    assert pair({"student": "logits"})[0].masks == (Masks(),)
     with pytest.raises(PlanError, match=r"'mask' \(BL\) does not select positions of logits \(BK\)"):
         pair({"student": "logits", "mask": "batch:mask"})
     with pytest.raises(PlanError, match="batches have no tensor 'nope'"):
         pair({"student": "logits", "mask": "batch:nope"})
     with pytest.raises(UsageError, match="should be batch:KEY"):
         pair({"student": "logits", "mask": "mask"})
+
+
+@pytest.mark.parametrize("mask", ["auto", "batch:mask"])
+def test_a_connector_that_pools_has_the_mask_of_its_positions(pair, mask: str) -> None:  # type: ignore[no-untyped-def]
+    """Pooling counted padded positions; what it gives has no positions left for the objective to mask."""
+    match = {"student": "blocks.0.output", "teacher": "logits", "map": "even", "mask": mask}
+    assert pair({**match, "through": "pool"})[0].masks == (Masks(None, "mask"),)
+    assert pair({**match, "through": "linear", "teacher": "blocks.0.output"})[0].masks == (Masks("mask", None),)
 
 
 def test_a_connector_stands_between_and_is_counted(pair) -> None:  # type: ignore[no-untyped-def]

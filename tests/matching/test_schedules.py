@@ -55,3 +55,18 @@ def test_phases_add_to_each_other_in_the_order_of_their_beginnings() -> None:
 def test_what_a_phase_cannot_set_is_refused(key: str, value: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         phase_settings(stage({"from": 0.5, "set": {key: value}}), "stages.s")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("heavy", r"kd\.weight: input should be a number or \{start, end, shape\} \(seen 'heavy'\)"),
+        ({"start": 1}, r"kd\.weight\.end is required"),
+        ({"start": 1, "ned": 2}, r"kd\.weight\.ned: unknown key; did you mean 'end'\?"),
+    ],
+)
+def test_a_wrong_value_in_a_phase_is_told_without_internals(value: object, message: str) -> None:
+    """It named the alternatives of a union: "weight.float: …; weight.Ramp: …"."""
+    with pytest.raises(UsageError, match=message) as caught:
+        phase_settings(stage({"from": 0.5, "set": {"matches.kd.weight": value}}), "stages.s")
+    assert caught.value.what.count("kd.weight.float") == caught.value.what.count("Ramp") == 0

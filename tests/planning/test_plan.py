@@ -100,6 +100,16 @@ def test_a_forbidden_operator_stops_the_plan(base: dict[str, Any]) -> None:
         trial_operators(target.adapter, facts, target.options, replace(cpu, forbidden_ops=frozenset({"Gemm"})), given)
 
 
+def test_a_missing_tokenizer_is_found_before_convert(base: dict[str, Any]) -> None:
+    """The plan only warned; the conversion then needed it. And the teacher's tensors are accounted for by name."""
+    without = {**base, "export.profiles": []}
+    checks = {check.name: check for check in plan(overrides=without).checks}
+    assert checks["teacher's weights"].state == "ok"
+    with pytest.raises(UsageError, match="needs the teacher's processor") as caught:
+        plan(overrides={**without, "data.options": {}})
+    assert "data.options.tokenizer=bytes" in (caught.value.hint or "")
+
+
 def test_planning_loads_no_weights(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     registry = get_registry()
     source = registry.resolve(registry.get("source", "hf"))

@@ -151,6 +151,20 @@ def test_wrong_settings_are_found_while_planning(stage: dict[str, Any], message:
         planned(stage)
 
 
+def test_a_stage_without_a_budget_takes_no_step() -> None:
+    """It took one step all the same. Without any other stage the student would stay as it was built."""
+    for nothing in ({"units": 0}, {"share": 0.0}):
+        with pytest.raises(PlanError, match=r"no stage trains the student.*stage s is skipped: its budget is 0"):
+            planned({**nothing, "epochs": None})
+    with pytest.raises(PlanError, match="its budget is 0"):
+        planned({"share": 1.0, "epochs": None}, budget=0)
+    idle = {**{k: v for k, v in STAGE.items() if k != "epochs"}, "units": 0}
+    made = planned(stages={"s": STAGE, "idle": idle})
+    assert [s.name for s in made.stages] == ["s"]
+    assert any("stage idle is skipped: its budget is 0" in w for w in made.warnings)
+    assert planned({"units": 1, "epochs": None}).stages[0].steps == 1
+
+
 def test_another_kind_says_itself_what_it_reads() -> None:
     """house 1.3: kinds were told apart by their names."""
     kind = {"kind": "counting", "epochs": None, "matches": None, "trains": None, "batch": 1}

@@ -101,7 +101,7 @@ def test_stages_bring_the_student_closer(whole: Path) -> None:
 # Moments: 6 observations of the closed-form stage, 3 sites in each of 30 local steps, the stage of the plugin, the
 # validations and 15 steps of the global stage, and one after every stage.
 MOMENTS = [1, 4, 6, 7, 8, 21, 30, 45, 58, 70, 85, 96, 97, 98, 99, 100, 101, 104, 109, 116]
-QUICK = (4, 45, 98, 109)
+QUICK = (45, 109)
 
 
 @pytest.mark.parametrize("call", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MOMENTS])
@@ -199,7 +199,14 @@ def test_a_long_validation_before_a_stage_can_be_interrupted(validated: Path, tm
     assert summary(out) == summary(validated)
 
 
-@pytest.mark.parametrize(("trouble", "code"), [("int@120", 130), ("term@120", 130), ("kill@120", -9)])
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        ("int@120", 130),
+        pytest.param("term@120", 130, marks=pytest.mark.slow),
+        pytest.param("kill@120", -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_long_validation_after_a_stage_can_be_interrupted(
     trouble: str, code: int, validated: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -255,6 +262,18 @@ def test_memory_that_runs_out_outside_a_gradient_step(moment: int, tmp_path: Pat
     assert failed.returncode == 75, failed.stderr
     assert "--resume" in failed.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("moment", [1, 30, 98, 105, 116])
+def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
+    """One MiB more than is in use: whatever asks for memory next fails, in any library."""
+    out = tmp_path / "run"
+    failed = convert(out, home=home, sabotage=f"space@{moment}")
+    assert failed.returncode in (0, 75), failed.stderr
+    assert convert(out, "--resume", home=home).returncode == 0
+    assert student(out) == student(whole)
 
 
 @pytest.mark.parametrize("moment", [20, 109, 116], ids=["local", "global", "after the last stage"])
@@ -365,7 +384,7 @@ def test_a_curve_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, ho
 
 # Moments of the two plateau stages: before and at the plateaus, while the rate falls, at the borders.
 @pytest.mark.parametrize(
-    "call", [pytest.param(m, marks=[] if m in (28, 40) else [pytest.mark.slow]) for m in (12, 22, 28, 40, 46, 52, 58)]
+    "call", [pytest.param(m, marks=[] if m == 28 else [pytest.mark.slow]) for m in (12, 22, 28, 40, 46, 52, 58)]
 )
 def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
     call: int, short: Path, tmp_path: Path, home: Path
@@ -381,16 +400,16 @@ def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
 
 def test_spent_seconds_end_a_stage_also_across_a_resume(tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
-    long = ("stages.local.units=32_000_000", "stages.local.until.seconds=4", "stages.local.log_every=1000000")
+    long = ("stages.local.units=32_000_000", "stages.local.until.seconds=2", "stages.local.log_every=1000000")
     assert convert(out, *long, home=home, sabotage="term@20").returncode == 130
     newest = max((out / "stages" / "02-local" / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
     state = json.loads((newest / "state.json").read_text())
-    assert 0 < state["engine"]["training"]["seconds"] < 4
+    assert 0 < state["engine"]["training"]["seconds"] < 2
     resumed = convert(out, "--resume", home=home)
     assert resumed.returncode == 0, resumed.stderr
     summary = json.loads((out / "stages" / "02-local" / "summary.json").read_text())
     assert summary["ended"]["reason"] == "time"
-    assert summary["training"]["seconds"] >= 4
+    assert summary["training"]["seconds"] >= 2
 
 
 def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Path) -> None:
@@ -400,29 +419,29 @@ def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Pat
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_equal_one(short: Path, tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize("sharding", ["replicate", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(sharding: str, short: Path, tmp_path: Path, home: Path) -> None:
     from safetensors.torch import load_file
 
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     env = {**os.environ, "XARCH_HOME": str(home), "OMP_NUM_THREADS": "1", "XARCH_DISABLE_PLUGINS": "hf,text,mohawk"}
-    for sharding in ("replicate", "fsdp2"):
-        out = tmp_path / sharding
-        command = [*torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out), *FLAT]
-        started = subprocess.Popen(
-            [*command, f"runtime.sharding={sharding}"],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            _, said = started.communicate()
-        finally:
-            end(started)  # also the workers, if this test ran out of time
-        assert started.returncode == 0, said[-3000:]
-        one, two = (load_file(r / "student" / "model.safetensors") for r in (short, out))
-        for name in one:
-            assert (one[name] - two[name]).abs().max() < 1e-4, (sharding, name)
-        for mine, theirs in zip(curve(out), curve(short), strict=True):
-            assert mine["student"]["mse"] == pytest.approx(theirs["student"]["mse"], rel=1e-2)
-            assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])
+    out = tmp_path / sharding
+    command = [*torchrun, "--standalone", "--nproc-per-node", "2", str(PROGRAM), str(out), *FLAT]
+    started = subprocess.Popen(
+        [*command, f"runtime.sharding={sharding}"],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, said = started.communicate()
+    finally:
+        end(started)  # also the workers, if this test ran out of time
+    assert started.returncode == 0, said[-3000:]
+    one, two = (load_file(r / "student" / "model.safetensors") for r in (short, out))
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-4, (sharding, name)
+    for mine, theirs in zip(curve(out), curve(short), strict=True):
+        assert mine["student"]["mse"] == pytest.approx(theirs["student"]["mse"], rel=1e-2)
+        assert (mine["stage"], mine["step"]) == (theirs["stage"], theirs["step"])

@@ -20,6 +20,7 @@ def read(case: StackCase, name: str) -> Any:
 
 
 def test_a_student_of_its_own_without_a_teacher_becomes_one(stack: StackCase) -> None:
+    """encdec W23: `xarch.load` gives a bare module; there was no public way to a student or a teacher."""
     import xarch
 
     run = stack.convert(

@@ -39,6 +39,7 @@ def starts(out: Path) -> dict[str, int]:
 
 
 def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
+    """vision 2.18: variants times seeds, means, paired differences were made by hand."""
     found = conduct(study(jobs=2, metrics=["top1", "kl"]), tmp_path / "out", command=STUB)
     assert set(starts(tmp_path / "out")) == {"none/seed-0", "none/seed-1", "kd/seed-0", "kd/seed-1"}
     kd = found["facts"]["arm kd top1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.testing import mutant_models as models
 from tests.testing import mutant_plugin as mutants
 from xarch import TensorInfo
 from xarch.testing import (
@@ -15,6 +16,9 @@ from xarch.testing import (
     ObjectiveConformance,
     OptimiserConformance,
     ScheduleConformance,
+    SourceConformance,
+    StageConformance,
+    TargetConformance,
 )
 
 
@@ -32,6 +36,11 @@ over(BatchStepConformance, "step", mutants.STEPS, tensors=tensors)
 over(MetricConformance, "metric", mutants.METRICS, family="kit")
 over(ScheduleConformance, "schedule", (mutants.RightSchedule, mutants.EndsHigh))
 over(OptimiserConformance, "algorithm", (mutants.ForgetsItsCount,))
+# A whole conversion has checks of its own; these faults are found before it.
+over(TargetConformance, "adapter", models.TARGETS, test_tiny_conversion_to_verified_onnx=None)
+for source in models.SOURCES:
+    over(SourceConformance, "_", (source,), ref=f"{mutants.name_of(source)}:2")
+over(StageConformance, "kind", models.STAGES, family="kit", target="right-target")
 for data in mutants.DATA:
     over(DataConformance, "_", (data,), ref=f"{mutants.name_of(data)}:rows")
 

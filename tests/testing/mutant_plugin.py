@@ -27,6 +27,7 @@ from xarch import (
     OptimiserKind,
     Options,
     Schedule,
+    SourceInfo,
     Tap,
     TensorInfo,
     hookimpl,
@@ -122,13 +123,34 @@ class RightConnector(Connector):
     def tap(self):
         return Tap("made", "hidden", "BLD", {"D": self.teacher_tap.shape["D"]})
 
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.linear(value)
 
 
 class CentresOverTheBatch(RightConnector):
-    def forward(self, value, batch):
+    def forward(self, value, batch, *, mask=None):
         return self.linear(value - value.mean(0))
+
+
+class RightPooling(RightConnector):
+    @classmethod
+    def masks(cls, student, layout):
+        return layout == "BL"
+
+    @property
+    def tap(self):
+        return Tap("made", "hidden", "BD", {"D": self.teacher_tap.shape["D"]})
+
+    def forward(self, value, batch, *, mask=None):
+        if mask is None:
+            return self.linear(value.mean(1))
+        kept = torch.where(mask[..., None] != 0, value, 0.0).sum(1)
+        return self.linear(kept / mask.sum(1, keepdim=True).clamp_min(1))
+
+
+class CountsPadding(RightPooling):
+    def forward(self, value, batch, *, mask=None):
+        return self.linear(value.mean(1))
 
 
 class DeclaresAnotherWidth(RightConnector):
@@ -256,9 +278,17 @@ class KitFacts(stack.StackFacts):
 
 class KitTeacher(stack.StackTeacher):
     family = "kit"
+    fingerprint = "kit-teacher"
 
 
 class KitSource(stack.StackSource):
+    def tiny(self, options):
+        return options
+
+    def describe(self, ref, options):
+        facts = KitFacts(layers=int(ref))
+        return SourceInfo("kit", facts, facts.layers * (facts.width**2 + facts.width), 0, "kit")
+
     def load(self, ref, options, *, device, dtype):
         return KitTeacher(KitFacts(layers=int(ref)))
 
@@ -397,7 +427,7 @@ OBJECTIVES = (
     TakesAnyOption,
     RealTensors,
 )
-CONNECTORS = (RightConnector, CentresOverTheBatch, DeclaresAnotherWidth)
+CONNECTORS = (RightConnector, RightPooling, CentresOverTheBatch, CountsPadding, DeclaresAnotherWidth)
 STEPS = (
     RightStep,
     GlobalRandomState,

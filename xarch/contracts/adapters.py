@@ -37,6 +37,7 @@ class SourceInfo:
         constants: name -> shape of what ``Teacher.constants`` will return.
         weights: names that ``Teacher.weights`` will have, if the headers list them; the plan then checks that the
             student's initialisation accounts for each. None: checked when the weights are loaded.
+        processor: whether the teacher has a tokenizer or image processor; None: known when it is loaded.
     """
 
     family: str
@@ -48,6 +49,7 @@ class SourceInfo:
     warnings: tuple[str, ...] = ()
     constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     weights: tuple[str, ...] | None = None
+    processor: bool | None = None
 
 
 class SourceAdapter(ABC):

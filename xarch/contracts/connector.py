@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.objective import Coupling, MatchContext
@@ -39,6 +39,16 @@ class Connector(nn.Module, ABC):
         """See :attr:`Objective.couples`."""
         return "batch" if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules()) else "sample"
 
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        """Return whether it combines positions of ``student`` and needs a mask of this layout to leave out those that
+        do not count, such as padding; by default no."""
+        return False
+
     @abstractmethod
-    def forward(self, value: Any, batch: Batch) -> Any:
-        """Return the student's value in the form declared by :attr:`tap`."""
+    def forward(self, value: Any, batch: Batch, *, mask: Tensor | None = None) -> Any:
+        """Return the student's value in the form declared by :attr:`tap`.
+
+        Args:
+            mask: 0/1 weights of the positions of ``value``, in a layout accepted by :meth:`masks`; None counts all.
+        """

@@ -47,6 +47,8 @@ class DataInfo:
         facts: facts for objectives, batch steps and the plan: ``classes``, ``class_counts`` (a list), ``samples``
             ({split: number}), ``length`` (longest sample) and any others.
         warnings: warnings to show in the plan, e.g. about skipped files.
+        processor_hint: what to do where the teacher has no tokenizer or image processor, if batches cannot be made
+            without one; "" if they can.
     """
 
     title: str
@@ -56,6 +58,7 @@ class DataInfo:
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    processor_hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from pydantic import BaseModel
+
 from xarch.contracts.batch import Batch
 from xarch.contracts.bench import BenchCase
 from xarch.contracts.data import DataInfo
+from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
 
@@ -51,6 +54,7 @@ class Family(ABC):
         places: family-independent name -> name in this family, for use in matches: "logits"; "hidden" with {} for the
             layer ("blocks.{}.output"); "labels" ("batch:labels").
         constants: names that ``Teacher.constants`` may return in this family.
+        GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
     """
 
@@ -61,6 +65,7 @@ class Family(ABC):
     metric: ClassVar[str] = ""
     places: ClassVar[Mapping[str, str]] = {}
     constants: ClassVar[Sequence[str]] = ()
+    GenerateOptions: ClassVar[type[BaseModel]] = Options
     template: ClassVar[str] = ""
 
     def accepts(self, facts: Any, data: DataInfo) -> str | None:
@@ -88,12 +93,13 @@ class Family(ABC):
         """Return report sections for a run whose student is of this family; ``run`` is a ``xarch.report.RunInfo``."""
         return ()
 
-    def generate(self, model: Any, processor: Any, prompt: str, options: Mapping[str, Any]) -> Any:
+    def generate(self, model: Any, processor: Any, prompt: str, options: Any) -> Any:
         """Return a sample output to look at, for ``xarch generate``: text, or the bytes of a PNG image.
 
         Args:
             model: a loaded student or teacher (``TapModel``).
             processor: its tokenizer or image processor, None without one.
+            options: validated ``GenerateOptions``.
 
         Raises:
             PlanError: this family does not support it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -39,6 +39,34 @@ class Evaluation:
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few inputs with both outputs for inspection: texts, and images as PNG files in the run folder."""
+
+    def of(self, model: str) -> Mapping[str, float]:
+        """Return the figures of "student", "teacher" or a baseline; none if it was not evaluated."""
+        if model == "student":
+            return self.student
+        return self.teacher if model == "teacher" else self.baselines.get(model, {})
+
+
+def named_figure(
+    name: str, model: str, measured: Callable[[str | None], Evaluation | None], asked: Sequence[str | None]
+) -> tuple[float, Evaluation, str | None] | None:
+    """Find a figure: of the run's metric, or the headline of the metric of that name.
+
+    Args:
+        model: "student", "teacher" or a baseline.
+        measured: metric -> its evaluation; None as the metric is the run's, as the result that there is none.
+        asked: metrics to ask in order: None, then ``name``; or only the one that gave the figure before.
+
+    Returns:
+        The figure, its evaluation and the metric that gave it; None if none does.
+    """
+    for metric in asked:
+        found = measured(metric)
+        figures = {} if found is None else found.of(model)
+        key = name if name in figures or found is None or metric is None else found.metric
+        if found is not None and key in figures:
+            return figures[key], found, metric
+    return None
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,12 @@ class Term:
     guard: Callable[[], contextlib.AbstractContextManager[None]]
     name: str
     weight: float = 1.0
+    phase: int = 0
 
     def at(self, stage: Stage, phase: int, progress: float) -> None:
         """Set weight and options to their values at ``progress`` of the stage, in phase ``phase``."""
         settings = stage.matches[self.pair.match]
-        self.weight = value_at(settings.weight, progress)
+        self.weight, self.phase = value_at(settings.weight, progress), phase
         options = self.options[phase]
         if options.ramps or len(self.options) > 1:
             self.objective.options = options.at(progress)
@@ -71,7 +72,11 @@ class Term:
 
     def mask(self, seen: Batch) -> Tensor | None:
         """Return the mask of the positions that count."""
-        return None if self.pair.mask is None else seen[self.pair.mask]
+        return self._masked(self.pair.masks[self.phase].objective, seen)
+
+    @staticmethod
+    def _masked(key: str | None, seen: Batch) -> Tensor | None:
+        return None if key is None else seen[key]
 
     def weights(self, seen: Batch, target: Any = None) -> Tensor:
         """Return the weight of each sample [B]; ``target`` is used only if the objective's ``weighs_target`` is set."""
@@ -102,7 +107,7 @@ class Term:
         with self.guard():
             left: Any = values if pair.joined else next(iter(values.values()))
             if self.connector is not None:
-                left = self.connector(left, seen)
+                left = self.connector(left, seen, mask=self._masked(pair.masks[self.phase].connector, seen))
             loss: Tensor = self.objective(left, target, seen, mask=self.mask(seen), **aux)
             return self._per_sample(loss, seen, "forward() returned a loss")
 

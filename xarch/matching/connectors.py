@@ -16,7 +16,7 @@ from xarch.contracts.objective import MatchContext
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
-from xarch.matching.objectives.dense import feature_letter, features, rows
+from xarch.matching.objectives.dense import counts_positions, feature_letter, features, mean_over, rows
 
 
 class WidthOptions(Options):
@@ -86,7 +86,7 @@ class Linear(DenseConnector):
     def tap(self) -> Tap:
         return self.resized()
 
-    def forward(self, value: Tensor, batch: Batch) -> Tensor:
+    def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
         moved = value.movedim(self.axis, -1).to(self.linear.weight.dtype)
         made: Tensor = self.linear(self.norm(moved))
         return made.movedim(-1, self.axis)
@@ -120,13 +120,13 @@ class Conv1x1(DenseConnector):
     def tap(self) -> Tap:
         return self.resized()
 
-    def forward(self, value: Tensor, batch: Batch) -> Tensor:
+    def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
         made: Tensor = self.norm(self.convolution(value.to(self.convolution.weight.dtype)))
         return made
 
 
 class Pooled(DenseConnector):
-    """Base class: mean over positions; output layout follows the right side's features, e.g. "BK"."""
+    """Base class: mean over the positions that count; output layout follows the right side's features, e.g. "BK"."""
 
     fallback = "D"
     """Letter of the features if the right side has none."""
@@ -137,9 +137,13 @@ class Pooled(DenseConnector):
         tap = self.student_tap
         return Tap(tap.name, tap.kind, tap.layout[0] + letter, {letter: self.wanted}, tap.info)
 
-    def pooled(self, value: Tensor) -> Tensor:
-        """[B, F]."""
-        return rows(value, self.student_tap.layout).mean(1)
+    @classmethod
+    def masks(cls, student: Tap, layout: str) -> bool:
+        return counts_positions(student, layout)
+
+    def pooled(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, F]; zeros for a sample of which no position counts."""
+        return mean_over(rows(value, self.student_tap.layout), mask)
 
 
 class Pool(Pooled):
@@ -149,8 +153,8 @@ class Pool(Pooled):
         super().__init__(student, teacher, options, context)
         self.linear = nn.Linear(self.own, self.wanted, bias=options.bias)
 
-    def forward(self, value: Tensor, batch: Batch) -> Tensor:
-        made: Tensor = self.linear(self.pooled(value))
+    def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
+        made: Tensor = self.linear(self.pooled(value, mask))
         return made
 
 
@@ -180,6 +184,6 @@ class Exit(Pooled):
     def right_width(self, teacher: Tap | None) -> int | None:
         return super().right_width(teacher) or self.context.data.get("classes")
 
-    def forward(self, value: Tensor, batch: Batch) -> Tensor:
-        made: Tensor = self.linear(self.before(self.pooled(value)))
+    def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
+        made: Tensor = self.linear(self.before(self.pooled(value, mask)))
         return made

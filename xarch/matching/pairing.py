@@ -14,10 +14,10 @@ from xarch.config.schema import Match, Stage
 from xarch.contracts.data import TensorInfo
 from xarch.contracts.local import Site, sites_of
 from xarch.contracts.model import Student
-from xarch.contracts.objective import MatchContext, Objective
+from xarch.contracts.objective import MatchContext
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
-from xarch.matching.build import build_match
+from xarch.matching.build import BuiltMatch, build_match
 from xarch.matching.layers import Found, expand
 from xarch.matching.references import (
     BATCH,
@@ -35,6 +35,23 @@ __all__ = ["Pair", "Reference", "pair_phases", "pair_stage"]
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Keys, in the batch as seen by the student, of the masks of positions to count; None counts all.
+
+    Attributes:
+        objective, connector: mask of each. They differ if the connector combines positions, e.g. to one value a sample.
+    """
+
+    objective: str | None = None
+    connector: str | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """Both keys."""
+        return {key for key in (self.objective, self.connector) if key}
+
+
+@dataclass(frozen=True)
 class Pair:
     """One comparison of a stage: the student side, the right side, and how they are compared.
 
@@ -45,7 +62,7 @@ class Pair:
         student: the student's taps under their local (site) or full names; several only if joined.
         right: right side: empty, one reference under "", or several by student tap (joined), by right tap (joined with
             a pattern) or by teacher (``*:TAP``).
-        mask: key, in the batch as seen by the student, of the mask of positions to count; None for all.
+        masks: masks before the first phase and in every phase: its batch steps may give or remove one.
         aux: argument -> reference of a further value.
         settings: the match as configured.
         objective_parameters, connector_parameters: parameter counts of its modules.
@@ -58,7 +75,7 @@ class Pair:
     site: str | None
     student: Mapping[str, Tap]
     right: Mapping[str, Reference]
-    mask: str | None
+    masks: tuple[Masks, ...]
     aux: Mapping[str, Reference]
     settings: Match
     objective_parameters: int = 0
@@ -83,9 +100,9 @@ class Pair:
 
     def reads(self, model: str) -> set[str]:
         """Return the taps that this pair reads from a model ("" for the main teacher), or batch keys including its
-        mask."""
+        masks."""
         found = {r.name for r in (*self.right.values(), *self.aux.values()) if r.model == model}
-        return found | {self.mask} if model == BATCH and self.mask else found
+        return found.union(*(masks.keys for masks in self.masks)) if model == BATCH else found
 
     def declared(self) -> tuple[Tap | Mapping[str, Tap], Tap | Mapping[str, Tap] | None]:
         """Return the declarations of both sides, from which objectives and connectors are built."""
@@ -164,7 +181,9 @@ def pair_phases(
                 "they are made once for the stage",
                 "use a stage of its own for other modules",
             )
-        pairs.append(replace(first, coupled=next((p.coupled for p in (first, *later) if p.coupled), "")))
+        every = (first, *later)
+        coupled = next((p.coupled for p in every if p.coupled), "")
+        pairs.append(replace(first, coupled=coupled, masks=tuple(p.masks[0] for p in every)))
     return pairs
 
 
@@ -223,7 +242,7 @@ class _Pairing:
                 for argument, ref in match.aux.items()
             }
             taps = {f.name: available[f.name] for f in group}
-            drafts.append(Pair(key, key, self.site.name if self.site else None, taps, right, None, aux, match))
+            drafts.append(Pair(key, key, self.site.name if self.site else None, taps, right, (), aux, match))
         if not drafts:
             raise PlanError(
                 f"{where}: none of the student's taps {', '.join(f.name for f in found[:3])} is of a layer that the "
@@ -258,41 +277,51 @@ class _Pairing:
         context = replace(self.context, match=pair.match)
         built = build_match(pair, self.registry, context, where)
         with self.registry.guard(built.spec, where):
-            mask = self._mask(pair.settings, built.left, type(built.objective), where)
+            masks = self._masks(pair, built, where)
             parts = [m for m in (built.connector, built.objective) if m is not None]
             coupling = [type(m).__name__ for m in parts if m.couples == "batch"]
             units = built.objective.units
         return replace(
             pair,
-            mask=mask,
+            masks=(masks,),
             objective_parameters=count_of(built.objective),
             connector_parameters=count_of(built.connector) if built.connector else 0,
             coupled=f"matches.{pair.match} ({coupling[0]}) compares the samples of a batch" if coupling else "",
             units=units,
         )
 
-    def _mask(self, match: Match, left: Sequence[Tap], objective: type[Objective], where: str) -> str | None:
-        tensors = seen_tensors(self.tensors)
+    def _masks(self, pair: Pair, built: BuiltMatch, where: str) -> Masks:
+        match, tensors = pair.settings, seen_tensors(self.tensors)
         if match.mask is None:
-            return None
+            return Masks()
         if match.mask == "auto":
             known = self.mask if self.mask in tensors else ""
-            fits = bool(known) and all(objective.masks(tap, tensors[known].layout) for tap in left)
-            return known if fits else None
+            return _fitting(known, tensors[known].layout, pair, built) if known else Masks()
         address = parse(match.mask, f"{where}.mask")
         if address is None or address.model != BATCH:
             raise UsageError(f"{where}.mask: {match.mask!r} should be batch:KEY, auto or null", None)
         key = address.name
         if key not in tensors:
             raise PlanError(f"{where}.mask: batches have no tensor {key!r}", near(key, tensors, "tensors"))
-        wrong = [tap for tap in left if not objective.masks(tap, tensors[key].layout)]
-        if wrong:
+        layout = tensors[key].layout
+        masks = _fitting(key, layout, pair, built)
+        if not masks.keys:
+            wrong = next(tap for tap in built.left if not built.objective.masks(tap, layout))
             raise PlanError(
-                f"{where}.mask: {key!r} ({tensors[key].layout}) does not select positions of {wrong[0].name} "
-                f"({wrong[0].layout}) for objective {match.objective!r}",
+                f"{where}.mask: {key!r} ({layout}) does not select positions of {wrong.name} ({wrong.layout}) for "
+                f"objective {match.objective!r}",
                 "a mask has the first dimensions of the tap, e.g. BL for BLD; `mask: null` counts everything",
             )
-        return key
+        return masks
+
+
+def _fitting(key: str, layout: str, pair: Pair, built: BuiltMatch) -> Masks:
+    """Return the mask for the modules of a pair whose positions it selects."""
+    before = next(iter(pair.student.values()))
+    return Masks(
+        objective=key if all(built.objective.masks(tap, layout) for tap in built.left) else None,
+        connector=key if built.connector is not None and built.connector.masks(before, layout) else None,
+    )
 
 
 def count_of(module: nn.Module) -> int:

@@ -77,7 +77,7 @@ def scheduled_options(model: type[BaseModel], options: Mapping[str, Any], where:
     try:
         return ScheduledOptions(model, options)
     except ValidationError as e:
-        raise refusal(e, model, where) from e
+        raise refusal(e, model, options, where) from e
 
 
 def phase_index(phases: list[Phase], progress: float) -> int:

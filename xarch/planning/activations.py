@@ -124,17 +124,20 @@ class StepTrace:
             if not pair.joined:
                 left = next(iter(left.values()))
             if parts.connector is not None:
-                left = parts.connector(left, self.batch)
+                left = parts.connector(left, self.batch, mask=self._mask(pair.masks[0].connector))
             own = next(iter(pair.student))
             right: Any = {k: self._other(r, pair, k or own, plain) for k, r in pair.right.items()}
             if not pair.several:
                 right = right.get("")
             aux = {k: self._other(r, pair, own, plain) for k, r in pair.aux.items()}
-            mask = self.batch[pair.mask] if pair.mask else None
+            mask = self._mask(pair.masks[0].objective)
             losses.append(parts.objective(left, right, self.batch, mask=mask, **aux).sum())
         total = torch.stack(losses).sum()
         if total.requires_grad:
             total.backward()
+
+    def _mask(self, key: str | None) -> Tensor | None:
+        return None if key is None else self.batch[key]
 
     def _other(self, reference: Reference, pair: Pair, own: str, plain: Mapping[str, Any]) -> Any:
         """Return a value of the right side: from the batch, from the student, or built from the tap's declaration."""

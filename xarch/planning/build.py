@@ -80,7 +80,8 @@ def build_plan(
         if not active and start.new and sides.teacher is not None:
             raise PlanError(
                 f"no stage trains the student, but {len(start.new)} of its tensors do not come from the teacher: "
-                f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}",
+                f"{', '.join(start.new[:3])}{', ...' if len(start.new) > 3 else ''}"
+                + "".join(f"; {reason}" for reason in left_out),
                 "add a stage, or use a recipe with stages: `xarch list recipes`",
             )
         stages = [planner.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
@@ -140,6 +141,7 @@ def _prove_data(sides: Sides) -> None:
     """Check that tensors, layouts and sizes of the data fit every model that reads them.
 
     Raises:
+        UsageError: the data need a tokenizer or image processor that the teacher does not have.
         PlanError: they do not fit, with the reason.
     """
     registry, info = sides.registry, sides.data.info
@@ -148,6 +150,12 @@ def _prove_data(sides: Sides) -> None:
         if teacher is not None:
             prove_tensors(teacher.family, teacher.info.family, info, "teacher", who)
             prove_accepted(teacher.family, registry, teacher.info.family, teacher.info.facts, info, who)
+    main = sides.teacher
+    if info.processor_hint and main is not None and main.info.processor is False:
+        raise UsageError(
+            f"data.ref: {sides.config.data.ref} needs the teacher's processor, and {main.ref} has none",
+            info.processor_hint,
+        )
     student = sides.student
     family = family_of(registry, student.family)
     prove_tensors(family, student.family, info, "student", "the student")

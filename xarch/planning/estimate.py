@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,11 +50,15 @@ class Rates:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly; matrix products in ``dtype``."""
+    """Measure the rates of a device briefly, once per process; matrix products in ``dtype``."""
+    return _measured(device, dtype, seconds, torch.get_num_threads())
+
+
+@functools.cache
+def _measured(device: torch.device, dtype: torch.dtype, seconds: float, threads: int) -> Rates:
     a = torch.randn(512, 512, device=device).to(dtype)
     long = torch.randn(1 << 22, device=device)
     made, scaled = torch.empty_like(a), torch.empty_like(long)
-    threads = torch.get_num_threads()
     products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds, threads) * 512**3
     traffic = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds, threads) * 2 * long.numel() * FLOAT
     return Rates(products * EFFICIENCY, traffic, _operator(device, seconds))
@@ -63,7 +69,7 @@ def _operator(device: torch.device, seconds: float) -> float:
     layers = [nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8)) for _ in range(8)]
     model = nn.Sequential(*layers).to(device)
     x = torch.randn(2, 8, device=device)
-    trace = Trace([*model.parameters(), x])
+    trace = Trace([*model.parameters(), x], seconds=math.inf)
     with trace.recording():
         model(x).sum().backward()
     return 1.0 / (_per_second(lambda: model(x).sum().backward(), device, seconds) * trace.cost.operators)

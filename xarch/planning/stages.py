@@ -72,11 +72,15 @@ class StagePlanner:
         return {STUDENT: self.student.taps(), **kept}
 
     def active(self) -> tuple[list[tuple[str, Stage]], list[str]]:
-        """Return the stages that run, and why optional ones are skipped."""
+        """Return the stages that run, and why others are left out: optional ones, and those without a budget."""
         chosen: list[tuple[str, Stage]] = []
         left_out: list[str] = []
         for name, stage in self.config.stages.items():
             if stage.skip:
+                continue
+            kind: StageKind = self.registry.create("stage", stage.kind, where=f"stages.{name}.kind")
+            if kind.trains and self._given(stage) == 0:
+                left_out.append(f"stage {name} is skipped: its budget is 0 units of training data")
                 continue
             try:
                 if stage.optional:
@@ -301,8 +305,6 @@ class StagePlanner:
                 f"stages.{name}: `units` and `epochs` are mutually exclusive",
                 f"remove one: --set stages.{name}.units=null or --set stages.{name}.epochs=null",
             )
-        if stage.units is not None:
-            return stage.units
         if stage.epochs is not None:
             samples = dict(described.facts.get("samples") or {}).get("train")
             if not samples:
@@ -311,7 +313,13 @@ class StagePlanner:
                     "set `share` or `units` instead",
                 )
             return round(stage.epochs * samples * each)
-        return None if stage.share is None else int(self.config.budget * stage.share)
+        return self._given(stage)
+
+    def _given(self, stage: Stage) -> int | None:
+        """Return the stage's budget if the configuration alone fixes it, in units."""
+        if stage.units is not None or stage.epochs is not None or stage.share is None:
+            return stage.units
+        return int(self.config.budget * stage.share)
 
     def _cache(self, stage: Stage, pairs: Sequence[Pair], costs: StageCosts, samples: int) -> CachePlan:
         if not pairs:
@@ -356,7 +364,7 @@ def _match(pair: Pair) -> PlannedMatch:
         objective=pair.settings.objective,
         connector=through.connector if through else None,
         weight=pair.settings.weight,
-        mask=pair.mask,
+        mask=pair.masks[0].objective or pair.masks[0].connector,
         units=pair.units,
         parameters=pair.parameters,
         layouts=(

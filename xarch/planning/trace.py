@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 SECONDS = 6.0
-"""Time limit of a trace, after which the plan falls back to a formula."""
+"""Processor time of a trace, after which the plan falls back to a formula; a busy machine does not count."""
 HIDING = 4.0
 """Multiply-adds of a matrix product that hide the traffic of a byte: only what exceeds its arithmetic counts."""
 
@@ -59,10 +59,13 @@ class Trace:
 
     Args:
         known: tensors that exist already: parameters and inputs.
+        cost: the cost so far.
+        seconds: time limit; by default ``SECONDS``.
     """
 
     known: Iterable[Tensor]
     cost: Cost = field(default_factory=Cost)
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         self._known = {_storage(t) for t in self.known}
@@ -71,7 +74,8 @@ class Trace:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Count everything executed inside the context."""
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved), _Counter(self.cost):
+        counter = _Counter(self.cost, SECONDS if self.seconds is None else self.seconds)
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved), counter:
             yield
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -90,16 +94,16 @@ def _storage(tensor: Tensor) -> int:
 class _Counter(TorchDispatchMode):
     """Counts operators as they are dispatched, in forward and backward."""
 
-    def __init__(self, cost: Cost) -> None:
+    def __init__(self, cost: Cost, seconds: float) -> None:
         super().__init__()
         self.cost = cost
-        self.until = time.monotonic() + SECONDS
+        self.until = time.thread_time() + seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         cost = self.cost
-        if time.monotonic() > self.until:
+        if time.thread_time() > self.until:
             raise TooLong
         products = 0.0
         if func._overloadpacket in flop_registry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xarch.contracts.metric import Evaluation
+from xarch.contracts.metric import Evaluation, named_figure
 from xarch.contracts.model import Student, TapModel
 from xarch.errors import PlanError
 from xarch.planning.plan import PlannedStage
@@ -13,7 +13,6 @@ from xarch.run.evaluate import Evaluator
 from xarch.run.sides import RunSides
 
 STUDENT = "student"
-TEACHER = "teacher"
 
 
 def check_requirements(planned: PlannedStage, student: Student, sides: RunSides, evaluator: Evaluator) -> None:
@@ -33,7 +32,7 @@ def check_requirements(planned: PlannedStage, student: Student, sides: RunSides,
         if seen is None:
             raise PlanError(
                 f"{where}: no metric measures {figure!r} of {side}",
-                f"figures: {', '.join(sorted(_figures(measured.by(None), side))) or 'none'}",
+                f"figures: {', '.join(sorted(measured.names(side))) or 'none'}",
             )
         low, high = limit.min, limit.max
         if (low is not None and not seen >= low) or (high is not None and not seen <= high):
@@ -55,22 +54,17 @@ class _Measured:
 
     def by(self, metric: str | None) -> Evaluation | None:
         """Return the evaluation of a metric; None means the run's metric."""
+        if metric is not None and not self.evaluator.registry.has("metric", metric):
+            return None
         if metric not in self.found:
             self.found[metric] = self.evaluator.measure(self.models, metric=metric, split="validation", quiet=True)
         return self.found[metric]
 
     def figure(self, side: str, name: str) -> float | None:
-        """Return a figure of the run's metric, or the headline of the metric with that name."""
-        seen = _figures(self.by(None), side).get(name)
-        if seen is None and any(spec.name == name for spec in self.evaluator.registry.specs("metric")):
-            other = self.by(name)
-            seen = None if other is None else _figures(other, side).get(other.metric)
-        return seen
+        found = named_figure(name, side, self.by, (None, name))
+        return None if found is None else found[0]
 
-
-def _figures(found: Evaluation | None, side: str) -> Mapping[str, float]:
-    if found is None:
-        return {}
-    if side == STUDENT:
-        return found.student
-    return found.teacher if side == TEACHER else found.baselines.get(side, {})
+    def names(self, side: str) -> Mapping[str, float]:
+        """Return the figures of the run's metric."""
+        found = self.by(None)
+        return {} if found is None else found.of(side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from xarch._version import __version__
 from xarch.config.validation import validated
@@ -58,6 +60,7 @@ def save_student(
     processor: Any = None,
 ) -> None:
     """Write config.json, model.safetensors, the processor's files and their manifest; the folder appears atomically.
+    Tensors that are one in the module are stored once; the file's metadata map their further names to the stored one.
 
     Args:
         built_from: ``{"family", "facts"}`` from which the target builds it.
@@ -65,7 +68,7 @@ def save_student(
         teacher_facts: ref, title and fingerprint of the teacher; None without a teacher.
         processor: the student's.
     """
-    tensors = {k: v.detach().to("cpu").contiguous().clone() for k, v in student.module.state_dict().items()}
+    tensors, tied = _once(student.module.state_dict())
     config = StudentConfig(
         xarch=__version__,
         target=target.name,
@@ -80,7 +83,7 @@ def save_student(
         sites=list(sites_of(student)),
     )
     with new_folder(folder) as part:
-        save_tensors(tensors, part / "model.safetensors", {"format": "pt"})
+        save_tensors(tensors, part / "model.safetensors", {"format": "pt", **tied})
         with registry.attributed("save its processor"):
             if teacher is not None and processor is teacher.processor():
                 teacher.save_processor(str(part))
@@ -88,6 +91,21 @@ def save_student(
                 family_of(registry, student.family).save_processor(processor, part)
         write_json(part / "config.json", config.model_dump(mode="json"))
         seal(part, leave_out=(CARD,))
+
+
+def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors to store, on the CPU, and further name -> stored name of those that are the same tensor."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in names:
+            tied[name] = names[place]
+            continue
+        names[place] = name
+        tensors[name] = tensor.detach().to("cpu").contiguous().clone()
+    return tensors, tied
 
 
 def student_folder(path: Path) -> Path:
@@ -141,7 +159,9 @@ def load_student(folder: Path, registry: Registry, device: torch.device) -> tupl
     _compare_shapes(build_student(config, registry, torch.device("meta"))[0], weights)
     student, target = build_student(config, registry, torch.device("cpu"))
     try:
-        student.module.load_state_dict(load_file(weights), strict=True)
+        found = load_file(weights)
+        found |= {name: found[kept] for name, kept in _tied(weights).items()}
+        student.module.load_state_dict(found, strict=True)
     except (RuntimeError, ValueError, SafetensorError) as e:
         raise UsageError(f"{weights} does not fit its config.json: {str(e).splitlines()[0]}") from e
     student.module.to(device).eval().requires_grad_(False)
@@ -156,6 +176,7 @@ def _compare_shapes(student: Student, weights: Path) -> None:
     """
     wanted = {name: tuple(value.shape) for name, value in student.module.state_dict().items()}
     stored = {name: entry.shape for name, entry in weights_header(weights).tensors.items()}
+    stored |= {name: stored[kept] for name, kept in _tied(weights).items()}
     other = sorted(n for n in wanted.keys() | stored.keys() if wanted.get(n) != stored.get(n))
     if other:
         raise UsageError(
@@ -163,3 +184,9 @@ def _compare_shapes(student: Student, weights: Path) -> None:
             f"wanted {wanted.get(other[0])} ({len(other)} tensors differ)",
             "convert again",
         )
+
+
+def _tied(weights: Path) -> dict[str, str]:
+    """Return name -> stored name of tensors that are stored once under another name."""
+    header = weights_header(weights)
+    return {n: kept for n, kept in header.metadata.items() if kept in header.tensors and n not in header.tensors}

@@ -103,6 +103,20 @@ class ConnectorConformance:
             part = made(value[at : at + 1], self._batch(1)).detach()
             assert_close(part, whole[at : at + 1], "it depends on the other samples; `couples` must say 'batch'")
 
+    def test_masked_positions_do_not_count(self) -> None:
+        """For a connector that combines positions: what a mask leaves out may hold anything."""
+        made, value = without_dropout(self._made()), self._value()
+        layout = self.student.layout
+        masked = next((m for n in range(2, len(layout)) if made.masks(self.student, m := layout[:n])), None)
+        if masked is None:
+            return
+        mask = torch.ones(value.shape[: len(masked)], dtype=value.dtype)
+        mask[:, -1] = 0.0
+        other = value.clone()
+        other[:, -1] = 1e6
+        told = "what the mask leaves out changes the result"
+        assert_close(made(other, self._batch(), mask=mask), made(value, self._batch(), mask=mask), told)
+
     def test_a_saved_one_comes_back(self) -> None:
         made, value = self._made(), self._value()
         with torch.no_grad():

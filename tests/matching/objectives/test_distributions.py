@@ -117,6 +117,7 @@ def test_labels_on_masked_positions_do_not_count() -> None:
 
 @pytest.mark.parametrize("balance", ["effective-number", "inverse"])
 def test_class_weights_from_the_counts_of_the_data(balance: str) -> None:
+    """vision 2.6: facts of the data (counts of classes) had no reader; an objective got two taps and a dict."""
     counts = [1000, 500, 100, 50, 10, 5]
     context = MatchContext("m", data={"class_counts": counts})
     found = objective("cross-entropy", tap("BK"), declared("B"), context, balance=balance, beta=0.99)

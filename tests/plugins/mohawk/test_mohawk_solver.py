@@ -13,7 +13,7 @@ from xarch import Batch
 from xarch_decoder.model.decoder import make_sequence
 from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit, decay_bias
 from xarch_mohawk.ridge import RidgeFit
-from xarch_mohawk.solver import MixerSolver
+from xarch_mohawk.solver import MixerSolver, SolverOptions
 from xarch_mohawk.student import DM2Student
 from xarch_mohawk.target import DM2Target
 
@@ -141,3 +141,11 @@ def test_solver_asks_for_what_it_uses():
     refit = target.solver(student, "blocks.0", {"fit": "refit"})
     assert isinstance(refit, MixerSolver)
     assert set(refit.inputs) == {"blocks.0.mixer_in", "blocks.0.mixer_out"}
+
+
+def test_an_infinite_half_life_is_a_candidate_and_no_half_life_is_not() -> None:
+    assert SolverOptions().half_lives == list(HALF_LIVES)
+    assert math.inf in HALF_LIVES
+    for wrong in (math.nan, 0.0, -1.0):
+        with pytest.raises(ValueError, match="half_lives"):
+            SolverOptions(half_lives=[wrong])

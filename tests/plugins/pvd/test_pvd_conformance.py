@@ -14,6 +14,7 @@ from xarch.testing.models import load_teacher
 class TestViews(DataConformance):
     ref = "views:teacher"
     workers = False
+    most = 16
 
     def context(self, folder: Path) -> Mapping[str, Any]:
         teacher = load_teacher(get_registry().create("family", "radiance-field").tiny_teacher(folder))

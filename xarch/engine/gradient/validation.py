@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from xarch.config.schema import Validation
-from xarch.contracts.metric import Evaluation
+from xarch.contracts.metric import Evaluation, named_figure
 from xarch.contracts.stage import StageContext, StageOutcome
+from xarch.errors import PluginError
 
 BEST = "best|"
 LOSS = "loss"
@@ -134,14 +135,12 @@ class Validator:
         return total / max(len(batches), 1)
 
     def _metric(self, name: str) -> float:
-        """Return a figure of the run's metric, or the headline of the metric with that name."""
-        found = self.context.evaluate(self.settings.samples, metric=name if self._by_name else None)
-        if not self._by_name and name not in found.student:
-            self._by_name = True
-            found = self.context.evaluate(self.settings.samples, metric=name)
-        self.higher = found.higher_is_better
-        return _figure(found, name)
+        def measured(metric: str | None) -> Evaluation:
+            return self.context.evaluate(self.settings.samples, metric=metric)
 
-
-def _figure(found: Evaluation, name: str) -> float:
-    return found.student[name if name in found.student else found.metric]
+        found = named_figure(name, "student", measured, (name,) if self._by_name else (None, name))
+        if found is None:
+            raise PluginError(f"metric {name!r} gave neither the figure {name!r} nor its headline figure")
+        value, evaluation, metric = found
+        self._by_name, self.higher = metric is not None, evaluation.higher_is_better
+        return value

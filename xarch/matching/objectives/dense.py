@@ -32,6 +32,12 @@ def position_letters(layout: str) -> str:
     return layout[1:].replace(feature_letter(layout), "") if len(layout) > 1 else ""
 
 
+def counts_positions(tap: Tap, layout: str) -> bool:
+    """Return whether a mask of this layout selects samples or positions of a dense tap: "B", "BH" or "BHW" for
+    "BCHW"."""
+    return tap.dense and (tap.layout[0] + position_letters(tap.layout)).startswith(layout)
+
+
 def features(tap: Tap) -> int | None:
     """Return the number of features per position of a tap, None if the architecture does not fix it; 1 for a scalar."""
     letter = feature_letter(tap.layout)
@@ -81,6 +87,16 @@ def spread(mask: Tensor | None, value_BP: Tensor) -> Tensor:
     return mask_BM[:, :, None].expand(-1, -1, value_BP.shape[1] // mask_BM.shape[1]).flatten(1)
 
 
+def mean_over(value_BPF: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over the counted positions [B, F]; zeros where none counts."""
+    if mask is None:
+        return value_BPF.mean(1)
+    counted_BP1 = spread(mask, value_BPF[..., 0])[..., None]
+    # Masked-out values may be anything, including infinities in padding.
+    kept_BPF = torch.where(counted_BP1 != 0, value_BPF * counted_BP1, 0.0)
+    return kept_BPF.sum(1) / counted_BP1.sum(1).clamp_min(FAINTEST)
+
+
 class DenseObjective(Objective):
     """Base class: compares two values of the same rank position by position, in float32. Subclasses implement
     :meth:`positions`. Without a mask a sample's loss is the mean over its positions and counts once; with one it is the
@@ -107,7 +123,7 @@ class DenseObjective(Objective):
 
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
-        return student.dense and (student.layout[0] + position_letters(student.layout)).startswith(layout)
+        return counts_positions(student, layout)
 
     @abstractmethod
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
