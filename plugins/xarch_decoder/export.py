@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -27,16 +27,23 @@ EXAMPLE_PAST = 5
 PAST = "past"
 """Name of the free dimension of growing states."""
 
+Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
+
 
 class DecoderExport(Options):
     """Export options of a decoder student."""
 
-    prefill: list[int] = Field(default=[64], description="tokens per call, one graph each; empty: decode only")
+    prefill: list[Tokens] = Field(
+        default=[64], max_length=64, description="tokens per call, one graph each; empty: decode only"
+    )
     logits: Literal["last", "all"] = Field(
         "last", description="positions whose logits a prefill call returns; `all` computes the head for each of them"
     )
     context: int | None = Field(
-        None, ge=2, description="cache capacity in tokens for static shapes; default the teacher's, at most 1024"
+        None,
+        ge=2,
+        le=1 << 24,
+        description="cache capacity in tokens for static shapes; default the teacher's, at most 1024",
     )
 
 

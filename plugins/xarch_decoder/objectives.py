@@ -25,7 +25,7 @@ IGNORED = -100
 class Chunked(Options):
     """Options of every loss over a vocabulary."""
 
-    chunk: int = Field(256, ge=1, description="number of tokens whose logits are held at a time")
+    chunk: int = Field(256, ge=1, le=1 << 24, description="number of tokens whose logits are held at a time")
 
 
 class KLOptions(DivergenceOptions, Chunked):
@@ -36,7 +36,9 @@ class CrossEntropyOptions(Chunked):
     """Options of ``cross-entropy`` on factored logits."""
 
     smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over the vocabulary")
-    ahead: int = Field(1, ge=0, description="offset of a label in tokens after its position; 0 for shifted labels")
+    ahead: int = Field(
+        1, ge=0, le=1 << 16, description="offset of a label in tokens after its position; 0 for shifted labels"
+    )
 
 
 class VocabularyObjective(Objective):

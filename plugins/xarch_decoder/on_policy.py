@@ -26,7 +26,7 @@ class OnPolicyOptions(Options):
         None, ge=1, description="tokens sampled after the prompt; default up to the end of the row"
     )
     temperature: float = Field(0.9, gt=0)
-    top_k: int | None = Field(128, ge=1, description="sample from the k most likely tokens; null: from all")
+    top_k: int | None = Field(128, ge=1, le=1 << 24, description="sample from the k most likely tokens; null: from all")
 
 
 class OnPolicy(BatchStep):

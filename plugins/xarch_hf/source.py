@@ -29,7 +29,7 @@ PICKLE_HINT = (
 class DecoderOptions(Options):
     """Options of every decoder source."""
 
-    layers: int | None = Field(None, ge=1, description="keep only this many of the first layers")
+    layers: int | None = Field(None, ge=1, le=2048, description="keep only this many of the first layers")
 
 
 class HFOptions(DecoderOptions):

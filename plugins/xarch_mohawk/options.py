@@ -19,7 +19,7 @@ class Layers(Options):
         None, ge=1, description="replace every n-th layer, starting at n // 2: 3 means 1, 4, 7, ..."
     )
     choose: Literal["kl"] | None = Field(None, description="let a stage of kind kl_probe choose `count` layers")
-    count: int | None = Field(None, ge=1, description="number of layers for `choose`")
+    count: int | None = Field(None, ge=1, le=2048, description="number of layers for `choose`")
 
     @model_validator(mode="before")
     @classmethod
@@ -77,8 +77,10 @@ class DM2Options(Options):
     """Options of the target ``dm2``."""
 
     layers: Layers = Field(Layers(), description="`all`, or one of replace, keep, every, choose")
-    state_size: int | None = Field(None, ge=1, description="state size N; default the width of an attention head")
-    conv: int = Field(4, ge=2, description="taps of the convolution over x, B and C")
+    state_size: int | None = Field(
+        None, ge=1, le=1 << 16, description="state size N; default the width of an attention head"
+    )
+    conv: int = Field(4, ge=2, le=1024, description="taps of the convolution over x, B and C")
     rope: bool = Field(True, description="rotate C and B by position, as the teacher rotates queries and keys")
 
     @field_validator("layers", mode="before")

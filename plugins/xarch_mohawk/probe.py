@@ -25,7 +25,7 @@ from xarch_mohawk.student import DM2Student
 class ProbeOptions(Options):
     """Options of a ``kl_probe`` stage."""
 
-    tokens: int = Field(1024, ge=1, description="number of training tokens to measure on")
+    tokens: int = Field(1024, ge=1, le=10**12, description="number of training tokens to measure on")
 
 
 class KLProbe(StageKind):

@@ -61,6 +61,8 @@ def shop(site: Site) -> Site:
 
 
 def test_pairs_are_joined_by_family(shop: Site) -> None:
+    """encdec W20: "npu … ready" was shown for every target, whatever it exports; now a target
+    declares its profiles, and `tests/export/test_pairs_and_profiles.py` builds each of them."""
     pairs = {(p["source"], p["target"]): p for p in document("list", "pairs")["pairs"]}
     assert ("img", "good") not in pairs
     assert ("run", "good") in pairs

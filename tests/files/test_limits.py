@@ -107,11 +107,9 @@ class Sized(Options):
     more: dict[str, Any] = Field({})
 
 
-@pytest.mark.parametrize(
-    "data", [{"width": 10**30}, {"rate": 10**400}, {"more": {"a": [1, -(10**17)]}}, {"rate": "nan"}]
-)
+@pytest.mark.parametrize("data", [{"width": 10**30}, {"rate": 10**400}, {"more": {"a": [1, -(10**17)]}}])
 def test_options_take_no_absurd_number(data: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=str(LARGEST) if "nan" not in data.values() else "finite"):
+    with pytest.raises(ValueError, match=str(LARGEST)):
         Sized.model_validate(data)
 
 

@@ -43,7 +43,10 @@ def test_no_gates_no_results() -> None:
     assert check({"kl": 0.1}, {}) == []
 
 
-@given(st.floats(allow_nan=True), st.floats(allow_nan=False), st.floats(allow_nan=False))
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.floats(allow_nan=True), FINITE, FINITE)
 def test_passing_means_being_within(value: float, low: float, high: float) -> None:
     [result] = check({"x": value}, {"x": Gate(min=low, max=high)})
     assert isinstance(result, GateResult)

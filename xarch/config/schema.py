@@ -19,7 +19,9 @@ SECONDS = 1e9
 
 
 class Model(Options):
-    """Base class of the parts of a configuration."""
+    """Base class of the parts of a configuration, whose numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def _without_null(data: Any, *fields: str) -> Any:

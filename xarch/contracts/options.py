@@ -12,10 +12,10 @@ from xarch.files.limits import LARGEST, absurd_number, shown
 class Options(BaseModel):
     """Base of all options: unknown keys are errors, defaults are validated, and ``xarch inspect`` shows the schema.
 
-    Every number is finite and at most 2**53; an option whose number decides sizes states a limit of its own.
+    Every whole number is at most 2**53; an option whose number decides sizes states a limit of its own.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True)
 
     @model_validator(mode="before")
     @classmethod

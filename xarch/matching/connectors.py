@@ -22,7 +22,7 @@ from xarch.matching.objectives.dense import counts_positions, feature_letter, fe
 class WidthOptions(Options):
     """Options of connectors that change the width."""
 
-    width: int | None = Field(None, ge=1, description="output features; default: those of the right side")
+    width: int | None = Field(None, ge=1, le=1 << 20, description="output features; default: those of the right side")
     bias: bool = True
 
 
@@ -161,8 +161,10 @@ class Pool(Pooled):
 class ExitOptions(WidthOptions):
     """Options of ``exit``."""
 
-    width: int | None = Field(None, ge=1, description="classes; default: those of the right side, else of the data")
-    hidden: int = Field(0, ge=0, description="width of the hidden layer; 0: none")
+    width: int | None = Field(
+        None, ge=1, le=1 << 20, description="classes; default: those of the right side, else of the data"
+    )
+    hidden: int = Field(0, ge=0, le=1 << 20, description="width of the hidden layer; 0: none")
     norm: Literal["none", "layer", "batch"] = Field("layer", description="normalisation of the pooled features")
     dropout: float = Field(0.0, ge=0, lt=1)
 

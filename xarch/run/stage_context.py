@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from xarch.config.schema import Stage
 from xarch.config.validation import validated
 from xarch.contracts.data import DataInfo
@@ -19,52 +17,32 @@ from xarch.contracts.tap import Tap
 from xarch.engine.assembly import EMA_COPY, SELF_COPY, Assembled, StageParts, assemble, copies_read
 from xarch.engine.checkpoint import CheckpointFolder
 from xarch.engine.context import EngineContext
-from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Distributed
-from xarch.engine.events import Reporter
-from xarch.engine.metrics import MetricsLog
-from xarch.engine.signals import StopRequest
-from xarch.engine.teacher import MAIN, Autocast, TeacherFeed
+from xarch.engine.teacher import MAIN, TeacherFeed
 from xarch.engine.teacher_cache import SharedTeacherCache, TeacherCache
 from xarch.files.home import cache_dir
-from xarch.files.run_dir import RunDir
 from xarch.matching.pairing import Pair, pair_phases
 from xarch.matching.references import RANDOM
 from xarch.matching.schedules import phase_settings
 from xarch.optim.schedules import LearningRate
 from xarch.planning.batches import PlannedBatches, plan_batches
 from xarch.planning.describe import Describer, family_of
-from xarch.planning.plan import Plan, PlannedStage
-from xarch.registry.registry import Registry
-from xarch.run.evaluate import Evaluator
-from xarch.run.sides import RunSides
+from xarch.planning.plan import PlannedStage
+from xarch.run.parts import RunParts
 
 
 @dataclass
-class ContextBuilder:
+class ContextBuilder(RunParts):
     """Builder of the context of one stage.
 
     Attributes:
-        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator, autocast: those
-        of the run. planned, kind: the planned stage and its kind. folder: folder of its checkpoints. metrics_start,
-            curve_start: positions of the two logs at its beginning. data_counters: updated by its stream.
+        planned, kind: the planned stage and its kind.
+        folder: folder of its checkpoints.
+        metrics_start, curve_start: positions of the two logs at its beginning.
+        data_counters: updated by its stream.
     """
 
-    plan: Plan
     planned: PlannedStage
     kind: StageKind
-    run: RunDir
-    registry: Registry
-    reporter: Reporter
-    ranks: Distributed
-    device: torch.device
-    metrics: MetricsLog
-    curve: QualityCurve
-    stop: StopRequest
-    student: Student
-    sides: RunSides
-    evaluator: Evaluator
-    autocast: Autocast
     folder: CheckpointFolder
     metrics_start: Mapping[str, Any]
     curve_start: Mapping[str, Any]

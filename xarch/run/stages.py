@@ -13,57 +13,33 @@ import torch
 from torch import Tensor
 
 from xarch.config.schema import RunConfig
-from xarch.contracts.model import Student
 from xarch.contracts.stage import StageKind, StageOutcome
 from xarch.engine.checkpoint import Checkpoint, CheckpointFolder, assert_handover
 from xarch.engine.context import EngineContext
-from xarch.engine.curve import QualityCurve
-from xarch.engine.distributed import Distributed
-from xarch.engine.events import Reporter
 from xarch.engine.guards import first_nonfinite_tensor
-from xarch.engine.metrics import MetricsLog
 from xarch.engine.seeds import seed_everything
-from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.engine.teacher import Autocast
 from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import DivergedError, UsageError
 from xarch.files.digest import combined_hash, tensor_hashes
-from xarch.files.run_dir import NO_ROWS, RunDir
-from xarch.planning.plan import Plan, PlannedStage
-from xarch.registry.registry import Registry
-from xarch.run.evaluate import Evaluator
+from xarch.files.run_dir import NO_ROWS
+from xarch.planning.plan import PlannedStage
+from xarch.run.parts import RunParts
 from xarch.run.requirements import check_requirements
-from xarch.run.sides import RunSides
 from xarch.run.stage_context import ContextBuilder
 
 
 @dataclass
-class StageRunner:
+class StageRunner(RunParts):
     """Runs one stage after the other on the run's student.
 
     Attributes:
-        plan, run, registry, reporter, ranks, device, metrics, curve, stop, student, sides, evaluator: those of the run.
         initialising: time spent on the student's initialisation.
-        autocast: precision of forward passes.
         decided: what decides bits, kept with every checkpoint.
         decisions: decisions of the stages so far.
     """
 
-    plan: Plan
-    run: RunDir
-    registry: Registry
-    reporter: Reporter
-    ranks: Distributed
-    device: torch.device
-    metrics: MetricsLog
-    curve: QualityCurve
-    stop: StopRequest
-    student: Student
-    sides: RunSides
-    evaluator: Evaluator
     initialising: Spent
-    autocast: Autocast
     decided: Callable[[], dict[str, Any]]
 
     def __post_init__(self) -> None:
@@ -265,21 +241,9 @@ class StageRunner:
         self, planned: PlannedStage, kind: StageKind, checkpoints: CheckpointFolder
     ) -> tuple[EngineContext, dict[str, TeacherCache]]:
         builder = ContextBuilder(
-            plan=self.plan,
+            **self.shared(),
             planned=planned,
             kind=kind,
-            run=self.run,
-            registry=self.registry,
-            reporter=self.reporter,
-            ranks=self.ranks,
-            device=self.device,
-            metrics=self.metrics,
-            curve=self.curve,
-            stop=self.stop,
-            student=self.student,
-            sides=self.sides,
-            evaluator=self.evaluator,
-            autocast=self.autocast,
             folder=checkpoints,
             metrics_start=self._metrics_end,
             curve_start=self._curve_end,

@@ -24,6 +24,9 @@ def _prepare_pictures(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "x" * 200
+    (folder / "bombs").mkdir()
+    for side in (4000, 11_000, 65_535, 2**31 - 1):
+        (folder / "bombs" / f"{side}.png").write_bytes(_png(side, side if side < 2**31 - 1 else 1))
     rgb.save(folder / "a.jpg", exif=exif)
     rgb.save(folder / "a.png")
     Image.fromarray(values).save(folder / "b.png", exif=exif)
@@ -37,13 +40,11 @@ def _prepare_pictures(folder: Path) -> None:
 def _pictures_case(rng: random.Random, prepared: Path, folder: Path) -> None:
     from xarch_pvd.data.datasets.pictures import picture_size, read_mask, read_picture
 
-    source = rng.choice(sorted(prepared.iterdir()))
+    source = rng.choice(sorted(p for p in prepared.iterdir() if p.is_file()))
     file = folder / source.name
     if rng.random() < 0.05:
-        file = folder / "bomb.png"
-        side = rng.choice((11_000, 30_000, 65_535, 2**31 - 1))
-        file.write_bytes(_png(side, side if side < 2**31 - 1 else 1))
-        width = side
+        file = rng.choice(sorted((prepared / "bombs").iterdir()))
+        width = 0
     elif rng.random() < 0.1:
         content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 12\n%%EndComments\n(x) show\nshowpage\n"
         file.write_bytes(content)
@@ -64,7 +65,7 @@ def _png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = zlib.compress(b"\0" * min((width + 1) * height, 200_000_000), 1)
+    rows = zlib.compress(b"\0" * min((width + 1) * height, 20_000_000), 1)
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 

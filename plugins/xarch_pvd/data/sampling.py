@@ -20,14 +20,14 @@ class ViewOptions(Options):
     visible: float = Field(0.5, ge=0, le=1, description="share of points sampled where cameras see matter")
     background: Literal["random", "scene"] = Field("random", description="colour behind training rays")
     poses: Literal["random", "given"] = Field("random", description="`given`: the folder's training cameras")
-    downscale: int = Field(1, ge=1, description="integer divisor of the size of the folder's images")
+    downscale: int = Field(1, ge=1, le=1 << 16, description="integer divisor of the size of the folder's images")
     format: Literal["auto", "blender", "colmap", "llff", "nsvf"] = Field(
         "auto", description="format of the folder; `auto` looks for transforms*.json, then COLMAP, LLFF, NSVF"
     )
     world_scale: float | None = Field(
         None, gt=0, description="torch-ngp or PVD field: the --scale used in training (their default is 0.33)"
     )
-    rays_per_view: int = Field(512, ge=1, description="rays sampled per camera")
+    rays_per_view: int = Field(512, ge=1, le=1 << 24, description="rays sampled per camera")
 
 
 class FieldSample(Options):

@@ -22,9 +22,9 @@ MEASURED, RAYS = 16_384, 256
 class FieldExport(Options):
     """Export options of a field."""
 
-    samples: int | None = Field(None, ge=2, description="steps per ray; default the scene's")
-    points: int = Field(4096, ge=1, description="points per call for static shapes")
-    rays: int = Field(256, ge=1, description="rays per call for static shapes")
+    samples: int | None = Field(None, ge=2, le=1 << 16, description="steps per ray; default the scene's")
+    points: int = Field(4096, ge=1, le=1 << 24, description="points per call for static shapes")
+    rays: int = Field(256, ge=1, le=1 << 24, description="rays per call for static shapes")
     grids: Literal["auto", "grid_sample", "gather"] = Field(
         "auto",
         description="operators for planes and lines: GridSample, or Gather and arithmetic; auto: the first supported",

@@ -29,7 +29,7 @@ class FieldOptions(Options):
     edits: str | list[Any] = Field(
         [], description="edits (erase, crop, affine, compose): a list, or a YAML file with one"
     )
-    samples: int = Field(128, ge=8, description="steps per ray")
+    samples: int = Field(128, ge=8, le=1 << 16, description="steps per ray")
 
 
 class FieldSource(SourceAdapter):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from xarch import UsageError
 
-MAX_PIXELS = 1 << 27
-"""Twelve thousand by eleven thousand; a picture needs sixteen bytes a pixel while it is read."""
+MAX_PIXELS = 100_000_000
+"""Ten thousand by ten thousand; a picture needs some twenty bytes a pixel while it is read."""
 OTHERS = frozenset({"EPS", "WMF", "FPX", "MIC", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "PALM", "XVTHUMB"})
 """Kinds of Pillow that are no pictures of a camera, or are drawn by another program (PostScript by Ghostscript)."""
 FIRST = (".png", ".jpg", ".jpeg")
