@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.kernels.times import busy
 from benchmarks.store import Result
 
 Points = Sequence[dict[str, Any]]
@@ -83,9 +84,14 @@ def kernels(result: Result) -> list[Row]:
         if ours is None:
             continue
         cpu, clock = ours["cpu_seconds"], (ours["seconds"], ours["median_seconds"])
-        figure = f"{_ms(cpu)} CPU ms, {ours['peak_mib']:.0f} MiB, {cpu / ours['floor_seconds']:.1f}× the limit"
-        figure += f" ({ours['bound']})"
+        figure = f"{_ms(cpu)} CPU ms, {ours['peak_mib']:.0f} MiB, "
+        times = cpu / ours["floor_seconds"]
+        # A kernel that is faster does less than was counted, so the count is no limit.
+        figure += f"{times:.1f}× the limit ({ours['bound']})" if times >= 1 else "less work than was counted"
         clocks = f"{_ms(clock[0])} / {_ms(clock[1])} ms by the clock (least / median)"
+        if "most_cpu_seconds" in ours:
+            clocks = f"{_ms(cpu)}–{_ms(ours['most_cpu_seconds'])} CPU ms, {_ms(clock[0])} by the clock"
+        clocks += ", busy machine" if busy(ours) else ""
         repeats = f"{ours['repeats']} repeat{'s' if ours['repeats'] > 1 else ''}"
         found.append(Row(f"{op}, {shape}, {length} tokens", figure, clocks, repeats, _peer(at, cpu)))
     return found
@@ -97,7 +103,10 @@ def _peer(at: Points, cpu: float) -> str:
         best = min(peers, key=lambda p: p["forward_backward"]["cpu_seconds"])
         both = best["forward_backward"]
         ratio = both["cpu_seconds"] / cpu
-        return f"{best['contender']} {_ms(both['cpu_seconds'])} CPU ms ({ratio:.1f}×), {both['peak_mib']:.0f} MiB"
+        marked = ", busy machine" if busy(both) else ""
+        return (
+            f"{best['contender']} {_ms(both['cpu_seconds'])} CPU ms ({ratio:.1f}×), {both['peak_mib']:.0f} MiB{marked}"
+        )
     ended = [p for p in at if not p["ours"] and "at_least" in p.get("forward_backward", {})]
     if not ended:
         return ""
@@ -254,7 +263,8 @@ def exported(result: Result) -> list[Row]:
         speed = p["mpoints_per_cpu_second"]
         what = ", ".join(filter(None, (p["target"], p["preset"], form)))
         rival = "" if i == 0 else f"{speed / first:.2f}× hash"
-        found.append(Row(what, f"{speed:.2f} M points/CPU s, {p['bytes'] / 1e6:.1f} MB", rival=rival))
+        between = spread(p["between"], 2) if "between" in p else ""
+        found.append(Row(what, f"{speed:.2f} M points/CPU s, {p['bytes'] / 1e6:.1f} MB", between, rival=rival))
     return found
 
 
@@ -271,15 +281,17 @@ def round_trips(result: Result) -> list[Row]:
 
 
 def speed_up(result: Result) -> list[Row]:
-    """Seconds to a quality, by conversion and from pictures; and what is lost after a longer conversion."""
+    """Seconds to a quality, by conversion and from pictures, best against best; what is lost after a longer one."""
     found = []
     for (arch,), at in grouped(result.points, "student").items():
         parts = {part: ps for (part,), ps in grouped(at, "part").items()}
         mine = of(parts.get("convert", []), "cpu_seconds")
         if mine:
-            rival = "; ".join(_training(part, parts[part], mine) for part in GRIDS if part in parts)
-            what = f"{arch}, until {result.facts['wanted']} dB to the scene"
-            found.append(Row(what, f"{mean(mine)} s", spread(mine), str(len(mine)), rival))
+            rival = [_training(part, parts[part], mine) for part in GRIDS if part in parts]
+            rival.append(f"the teacher's {result.facts['teacher']['cpu_seconds']:.0f} s are not counted")
+            what = f"{arch}, until {result.facts['wanted']} dB to the scene{_searched(parts['convert'])}"
+            figure = f"{mean(mine)} s{at_rate(parts['convert'])}"
+            found.append(Row(what, figure, spread(mine), str(len(mine)), "; ".join(rival)))
         if "drop" in parts:
             drop, seconds = of(parts["drop"], "drop"), of(parts["drop"], "cpu_seconds")
             figure = f"{mean(drop, 2)} dB below the teacher, {mean(seconds, 0)} s"
@@ -295,7 +307,26 @@ def _training(part: str, at: Points, mine: Sequence[float]) -> str:
     seconds = of(at, "cpu_seconds")
     over = "" if all(p["reached"] for p in at) else "over "
     ratio = statistics.mean(seconds) / max(statistics.mean(mine), 1e-9)
-    return f"from pictures, {GRIDS[part]}: {over}{mean(seconds, 0)} s ({over}{ratio:.1f}×, {len(at)} seeds)"
+    batch = f", {at[0]['rays']} rays × {at[0]['samples']}" if "rays" in at[0] else ""
+    taken = f"{over}{mean(seconds, 0)} s ({over}{ratio:.1f}×, {len(at)} seeds{batch}{_searched(at)})"
+    return f"from pictures, {GRIDS[part]}: {taken}"
+
+
+def _searched(at: Points) -> str:
+    """How many settings the first seed tried; further seeds start from its choice."""
+    return f", best of {len(at[0]['tried'])} settings" if len(at[0].get("tried", ())) > 1 else ""
+
+
+REFERENCE_GFLOPS = 100
+"""Rate of one core at which seconds are comparable: two hardware threads of one core halve what a CPU second does."""
+
+
+def at_rate(points: Points) -> str:
+    """The mean of the CPU seconds at :data:`REFERENCE_GFLOPS`, in brackets; empty where no rate was measured."""
+    if not all("gflops" in p for p in points):
+        return ""
+    seconds = statistics.mean(p["cpu_seconds"] * p["gflops"] / REFERENCE_GFLOPS for p in points)
+    return f" ({seconds:.1f} s at {REFERENCE_GFLOPS} GFLOP/s)"
 
 
 def staged(result: Result) -> list[Row]:

@@ -10,9 +10,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from xarch._version import __version__
+from xarch.threads import wait_passively
 
 # onnxruntime sends what it is used for to its maker since 1.29; xarch sends nothing anywhere. Read when it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Before anything imports torch.
+wait_passively()
 
 _PUBLIC = {
     # running conversions

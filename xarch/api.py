@@ -278,11 +278,13 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     """Measure the latency of a run's exports, or of any ONNX file."""
     from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
-    from xarch.hardware import choose_threads
+    from xarch.threads import choose_threads
 
     tell = reporter.message if reporter is not None else say
+    chosen = choose_threads(threads)
+    tell(f"bench: {chosen}")
     if Path(path).suffix == ".onnx":
-        return dict(bench_model(Path(path), threads=choose_threads(threads)))
+        return dict(bench_model(Path(path), threads=chosen.count))
     run = RunDir.open(path)
     made = read_plan(run)
     cases = cases_of(get_registry(), made.student.family, f"{made.student.plugin}:{made.student.target}")
@@ -293,7 +295,7 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
         for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
             figures = bench_export(
                 folder,
-                threads=choose_threads(threads),
+                threads=chosen.count,
                 say=tell,
                 cases=cases,
                 teacher=run.teacher_bench(folder.name),

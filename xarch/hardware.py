@@ -1,4 +1,4 @@
-"""Facts about this machine, and the resources of a run: devices, threads, precision."""
+"""Facts about this machine, and the resources of a run: devices, precision. Threads: :mod:`xarch.threads`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from xarch.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-
-
-def cores() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -39,14 +34,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             f"device {name!r} cannot be used: {str(e).splitlines()[0]}", "`xarch doctor` lists the devices"
         ) from e
     return device
-
-
-def choose_threads(wanted: int | None) -> int:
-    """Return the number of CPU threads: the requested number, else OMP_NUM_THREADS, else every core of this process."""
-    if wanted is not None:
-        return wanted
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else cores()
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -27,10 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from benchmarks import page  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
-from xarch.bench.machine import load_average  # noqa: E402
 from xarch.export.profiles import cpu  # noqa: E402
 from xarch.export.run import export_teacher  # noqa: E402
 from xarch.export.session import open_session  # noqa: E402
+from xarch.hardware import load_average  # noqa: E402
 from xarch_field.facts import FieldFacts  # noqa: E402
 from xarch_field.student import FieldStudent  # noqa: E402
 from xarch_pvd.export.graphs import FieldExport, field_graphs  # noqa: E402
@@ -101,8 +101,10 @@ def measured(arch: str, preset: str, forms: dict[str, str], points: int, calls: 
             wall.append(time.perf_counter() - b)
         size = sum(f.stat().st_size for f in files if f.suffix in (".onnx", ".data"))
         nodes = nodes_of(Path(folder) / "out" / "points.onnx")
+    rates = sorted(points / seconds / 1e6 for seconds in cpu_seconds[2:])
     return {
-        "mpoints_per_cpu_second": round(points / statistics.median(cpu_seconds[2:]) / 1e6, 4),
+        "mpoints_per_cpu_second": round(statistics.median(rates), 4),
+        "between": [round(rates[0], 4), round(rates[-1], 4)],
         "mpoints_per_wall_second": round(points / statistics.median(wall[2:]) / 1e6, 4),
         "nodes": nodes,
         "parameters": sum(p.numel() for p in field.parameters()),

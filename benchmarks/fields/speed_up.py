@@ -8,12 +8,12 @@ conversion counts planning, start and stages; evaluation is outside of both. Tra
 occupancy grid of its own, given the teacher's grid, and (``mlp``) with uniform samples and no grid, as NeRFs
 were trained classically; the seconds of the teacher stand apart.
 
-Both sides are searched over the length of their schedule; the rays and samples a step of a training are fixed, so the
-trainings are tuned less than they could be. A conversion is repeated with growing budgets, a training with growing
-numbers of steps, each schedule ending at its own end, until one reaches the quality; only that one counts. A training
-is evaluated while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds
-start with the schedule of the first one. PSNR is that of every third ray of four views that nobody trained on. Points
-are written as they are measured, and an interrupted run resumes.
+Both sides are searched: a conversion over its budget and the points of a step, a training over its steps, the rays of
+a step and the samples of a ray. For each batch the schedule grows, each ending at its own end, until one reaches the
+quality or takes longer than the best one so far; all that was tried is stored, and the fastest counts. A training is
+evaluated while it runs and counts only until it reaches the quality; a conversion counts in full. Further seeds start
+with the batch and the schedule of the first one. PSNR is that of every third ray of four views that nobody trained on.
+Points are written as they are measured, and an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,8 +52,12 @@ BELOW = 1.0
 """dB below the teacher that have to be reached."""
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.0)
 """Budgets of the conversions tried, as shares of the recipe's."""
+POINTS = (4096, 2048, 8192)
+"""Points a step of the conversions tried; the first is the recipe's."""
 STEPS = (100, 200, 400, 700, 1000, 1400, 2000)
 """Lengths of the trainings tried."""
+BATCHES = ((512, 64), (512, 48), (256, 64), (1024, 64), (1024, 128))
+"""Rays a step and samples a ray of the trainings tried."""
 OCCUPANCY: dict[str, Literal["found", "given", "none"]] = {"own": "found", "given": "given", "uniform": "none"}
 """Source of the occupancy grid of a training, by part."""
 LOOKS = 12
@@ -95,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["XARCH_HOME"] = str(arguments.work.resolve())
     file, judge = demo.demo_field(), Judge()
-    settings = {"size": demo.SIZE, "steps": arguments.steps, "cap": arguments.cap, "below": BELOW}
+    settings = {"size": demo.SIZE, "steps": arguments.steps, "cap": arguments.cap, "below": BELOW, "batches": BATCHES}
     store = Store(arguments.out, header("fields_speed_up", settings, threads=1), arguments.fresh)
     teacher = from_file(load_field_file(file)[0])
     quality = judge(teacher)
@@ -111,60 +116,82 @@ def main() -> None:
             continue
         first = store.find(student=arch, part=part, seed=0)
         if part == "convert":
-            shares = SHARES if first is None else [s for s in SHARES if s >= first["curve"][-1]["share"]]
-            row = conversion(arch, seed, file, judge, quality - BELOW, shares, arguments.work)
+            convert = functools.partial(converted, arch, seed, file, judge, arguments.work)
+            batches = POINTS if point_stages(conversion_of(arch, seed, file)) else POINTS[:1]
+            row = fastest(convert, batches, SHARES, quality - BELOW, first and (first["points"], first["share"]))
         elif part == "drop" and arch in ("vm", "cp"):
             reached = store.find(student=arch, part="convert", seed=seed)
             if reached is None:
                 parser.error("--parts drop needs convert, measured before or in the same command")
-            rate = reached["curve"][-1]
-            share = rate["share"] * DROP_SECONDS / rate["cpu_seconds"]
-            row = converted(arch, seed, file, judge, share, arguments.work)
+            share = reached["share"] * DROP_SECONDS / reached["cpu_seconds"]
+            row = converted(arch, seed, file, judge, arguments.work, reached["points"], share, math.inf)
             row["drop"] = round(quality - row["psnr"], 2)
         elif part in ("own", "given") or (part == "uniform" and arch == "mlp"):
             given = teacher.occupancy if part == "given" else None
-            chosen = tuple(int(n) for n in arguments.steps.split(","))
-            lengths = chosen if first is None else tuple(n for n in chosen if n >= first["steps"])
-            goal = (quality - BELOW, arguments.cap)
-            attempt = functools.partial(trained, arch, seed, pixels, judge, goal, part, given)
-            row = training(attempt, lengths, arguments.cap)
+            lengths = tuple(int(n) for n in arguments.steps.split(","))
+            train = functools.partial(trained, arch, seed, pixels, judge, quality - BELOW, arguments.cap, part, given)
+            start = first and ((first["rays"], first["samples"]), first["steps"])
+            row = fastest(train, BATCHES, lengths, quality - BELOW, start)
         else:
             continue
         store.add({**case, **row})
-        print({**case, **{k: v for k, v in row.items() if k not in ("curve", "parts")}}, flush=True)
+        print({**case, **{k: v for k, v in row.items() if k not in ("curve", "parts", "tried")}}, flush=True)
     page.show(store.finish())
 
 
-def conversion(
-    arch: str, seed: int, file: Path, judge: Judge, wanted: float, shares: Sequence[float], work: Path
+def fastest(
+    attempt: Callable[[Any, Any, float], dict[str, Any]],
+    batches: Sequence[Any],
+    lengths: Sequence[Any],
+    wanted: float,
+    start: tuple[Any, Any] | None,
 ) -> dict[str, Any]:
-    """Growing budgets until one reaches the quality."""
-    curve = []
-    for share in shares:
-        curve.append(converted(arch, seed, file, judge, share, work))
-        if curve[-1]["psnr"] >= wanted:
-            break
-    return {"reached": curve[-1]["psnr"] >= wanted, "cpu_seconds": curve[-1]["cpu_seconds"], "curve": curve}
+    """The attempt that reached the quality in the least time; without one, the one of the best quality.
+
+    Args:
+        attempt: takes a batch, a length, and seconds after which it may give up; its row has ``psnr``, ``cpu_seconds``.
+        start: the only batch that is tried, and the first length; None searches all of them.
+    """
+    if start is not None:
+        batches, lengths = [start[0]], [n for n in lengths if n >= start[1]]
+    tried: list[dict[str, Any]] = []
+    best: dict[str, Any] | None = None
+    for batch in batches:
+        for length in lengths:
+            row = attempt(batch, length, math.inf if best is None else best["cpu_seconds"])
+            tried.append(row)
+            if best is None or row["cpu_seconds"] < best["cpu_seconds"]:
+                best = row if row["psnr"] >= wanted else best
+            if row["psnr"] >= wanted or row["cpu_seconds"] >= (math.inf if best is None else best["cpu_seconds"]):
+                break
+    kept = ("points", "share", "rays", "samples", "steps", "cpu_seconds", "psnr")
+    chosen = best or max(tried, key=lambda row: row["psnr"])
+    return {**chosen, "reached": best is not None, "tried": [{k: t[k] for k in kept if k in t} for t in tried]}
 
 
-def converted(arch: str, seed: int, file: Path, judge: Judge, share: float, work: Path) -> dict[str, Any]:
-    """One whole conversion with a share of the recipe's budget."""
-    chosen: dict[str, Any] = {"teacher": f"field:{file}", "student.target": arch, "seed": seed}
+def converted(
+    arch: str, seed: int, file: Path, judge: Judge, work: Path, points: int, share: float, _: float
+) -> dict[str, Any]:
+    """One whole conversion with a share of the recipe's budget; it is never given up."""
+    chosen = conversion_of(arch, seed, file)
+    stages = point_stages(chosen)
     chosen["budget"] = max(1, int(xarch.plan(overrides=chosen).config.budget * share))
-    run, row = timed(chosen, work / f"{arch}-{seed}-{share:.3f}-{os.getpid()}")
+    chosen |= {f"stages.{name}.batch": points for name in stages}
+    run, row = timed(chosen, work / f"{arch}-{seed}-{points}-{share:.3f}-{os.getpid()}")
     found = json.loads((run.path / "eval.json").read_text())["student"]
     field: Any = xarch.load(run.path)
-    return {"share": share, "psnr": round(judge(field), 2), "psnr_teacher": round(found["psnr_teacher"], 2), **row}
+    psnrs = {"psnr": round(judge(field), 2), "psnr_teacher": round(found["psnr_teacher"], 2)}
+    return {"points": points, "share": share, **psnrs, **row}
 
 
-def training(attempt: Callable[[int], dict[str, Any]], lengths: Sequence[int], cap: float) -> dict[str, Any]:
-    """Trainings of growing length until one reaches the goal, or the seconds after which it is given up."""
-    tried: list[dict[str, Any]] = []
-    for steps in lengths:
-        tried.append(attempt(steps))
-        if tried[-1]["reached"] or tried[-1]["cpu_seconds"] >= cap:
-            break
-    return {**tried[-1], "tried": [{k: t[k] for k in ("steps", "cpu_seconds", "psnr")} for t in tried]}
+def conversion_of(arch: str, seed: int, file: Path) -> dict[str, Any]:
+    return {"teacher": f"field:{file}", "student.target": arch, "seed": seed}
+
+
+def point_stages(chosen: dict[str, Any]) -> list[str]:
+    """Stages of a conversion that train on points."""
+    stages = xarch.plan(overrides=chosen).config.stages
+    return [name for name in ("volume", "points") if name in stages and not stages[name].skip]
 
 
 def trained(
@@ -172,38 +199,35 @@ def trained(
     seed: int,
     pixels: Pixels,
     judge: Judge,
-    goal: tuple[float, float],
+    wanted: float,
+    cap: float,
     part: str,
     given: Tensor | None,
+    batch: tuple[int, int],
     steps: int,
+    best: float,
 ) -> dict[str, Any]:
-    """One training from pictures."""
+    """One training from pictures, given up after ``cap`` seconds or those of the best one so far."""
     torch.manual_seed(seed)
     field = build_field(arch, OPTIONS[arch].model_validate({}), aabb=scene.BOX)
     if given is not None:
         field.set_occupancy(given)
     curve: list[tuple[float, float]] = []
+    cap = min(cap, best)
 
     def look(step: int, seconds: float) -> bool:
-        if step % max(steps // LOOKS, 1) and seconds < goal[1]:
+        if step % max(steps // LOOKS, 1) and seconds < cap:
             return False
         curve.append((round(seconds, 1), round(judge(field), 2)))
-        return curve[-1][1] >= goal[0] or seconds >= goal[1]
+        return curve[-1][1] >= wanted or seconds >= cap
 
     state = machine_state()
-    options = TrainingOptions(steps=steps, seed=seed, occupancy=OCCUPANCY[part])
+    rays, samples = batch
+    options = TrainingOptions(steps=steps, rays=rays, samples=samples, seed=seed, occupancy=OCCUPANCY[part])
     train_field(field, pixels, options, until=look)
     seconds, psnr_reached = curve[-1]
-    reached = psnr_reached >= goal[0]
-    return {
-        "reached": reached,
-        "cpu_seconds": seconds,
-        "psnr": psnr_reached,
-        "steps": steps,
-        "cap": goal[1],
-        "curve": curve,
-        **state,
-    }
+    found = {"rays": rays, "samples": samples, "steps": steps, "cpu_seconds": seconds, "psnr": psnr_reached}
+    return {**found, "curve": curve, **state}
 
 
 if __name__ == "__main__":

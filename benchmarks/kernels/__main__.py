@@ -6,8 +6,9 @@
 
 Every point has its own process: peak memory of the first run (inputs, results, gradients and workspace), then the
 result and all gradients against float64 (the naive backend, for long cases the plain-PyTorch one), and only if they are
-right the time, fastest of the repeats. Beside it stands the shortest time at the machine's limits, which are measured
-first. A run that does not finish in the time limit is ended: what had passed is a lower bound of its time, marked as
+right the time: a first run that is not counted, then five repeats, the same for all, in processes whose allocator keeps
+freed memory. Beside it stands the shortest time at the machine's limits, which are measured first. Ratios are of CPU
+times. A run that does not finish in the time limit is ended: what had passed is a lower bound of its time, marked as
 such; nothing is extrapolated, and it is tried on more tokens only where the project promises a ratio. The result in
 ``benchmarks/out`` is written after every point, and an interrupted run resumes; if code has changed since, only the
 operations that use it are measured again. ``python -m benchmarks publish kernels_cpu`` makes it the published one.
@@ -15,6 +16,7 @@ operations that use it are measured again. ``python -m benchmarks publish kernel
 Peers that are not installed are left out. On a CPU:
 
     pip install --no-deps mambapy mamba-stock mambax minimamba accelerated-scan assoc-scan mamba-scan-lite
+    pip install wheel setuptools
     MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-build-isolation --no-deps mamba-ssm
 
 On a GPU: ``pip install --no-build-isolation causal-conv1d mamba-ssm`` (with nvcc, or wheels of your own).
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", choices=OPERATIONS, metavar="OP", help=", ".join(OPERATIONS))
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE")
     parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="names or parts of names; default: all")
     parser.add_argument("--time-limit", type=float, help="seconds per run (default 120, quick 30)")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="per point (default half of what is free)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/out/kernels_DEVICE.json")
@@ -100,7 +103,12 @@ def _run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
     )
     name = f"kernels_{arguments.device}{'_quick' if quick else ''}.json"
-    settings = {"dtype": arguments.dtype, "seconds_per_pass": bound.budget, "time_limit": bound.seconds}
+    settings = {
+        "dtype": arguments.dtype,
+        "seconds_per_pass": bound.budget,
+        "time_limit": bound.seconds,
+        "allocator": fresh.KEEP_FREED_MEMORY,
+    }
     digests = {o.name: code.digest(o.name) for o in chosen}
     head = header("kernels", settings, threads=arguments.threads, device=arguments.device, code=digests)
     store = Store(arguments.out or SCRATCH / name, head, arguments.fresh)
@@ -110,9 +118,9 @@ def _run(arguments: argparse.Namespace) -> None:
     cases_by_operation = {o.name: (o, c) for o, c in todo}.values()
     absent = {o.name: o.refused(c) | {p.name: r for p in o.peers if (r := p.absent(c))} for o, c in cases_by_operation}
     store.note(left_out=store.facts.get("left_out", {}) | absent)
-    for point in sweep(todo, store, bound, store.facts["limits"]):
-        both = point.get("forward_backward", {}).get("seconds")
-        figure = f"{both * 1e3:10.2f} ms" if both else point["status"]
+    for point in sweep(todo, store, bound, store.facts["limits"], arguments.contenders or [""]):
+        both = point.get("forward_backward", {}).get("cpu_seconds")
+        figure = f"{both * 1e3:10.2f} CPU ms" if both else point["status"]
         console.print(
             f"{point['op']:16s} {point['shape']:18s} {point['length']:6d}  {point['contender']:42s} {figure}",
             highlight=False,

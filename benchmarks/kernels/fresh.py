@@ -16,6 +16,9 @@ from benchmarks.kernels.watchdog import OVER_TIME
 ROOT = Path(__file__).resolve().parents[2]
 
 
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**31), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""For every contender alike: glibc would fault the pages of large tensors in again with every run, which takes half of
+the time of scans that materialise their states. Other allocators ignore it."""
 GRACE = 1800
 """Seconds for all that has no limit of its own: imports, the warm-up, float64, repeats."""
 
@@ -53,6 +56,7 @@ def point(case: Case, contender: str, limits: Limits, truth: Path) -> dict[str, 
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONWARNINGS": "ignore",
         "XARCH_KERNELS": "",
+        **KEEP_FREED_MEMORY,
     }
     command = [
         sys.executable,

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from benchmarks.kernels.case import Case
 from benchmarks.kernels.contender import Contender, Inputs
-from benchmarks.kernels.gate import Verdict, compare
+from benchmarks.kernels.gate import Verdict, compare, compare_rival, limits_of, row_errors
 from benchmarks.kernels.operation import Operation
 from benchmarks.kernels.peak import Peak
 from benchmarks.kernels.watchdog import at_most
 
+REPEATS = 5
+"""Timed runs of a pass, the same for every contender, after the first one, which is not counted."""
 WARM_UP = (64, 256)
 """Tokens of the call that loads code and starts threads before memory is counted; the first that a contender takes."""
 
@@ -32,7 +34,7 @@ def measure(
     """Print the results of both passes.
 
     Args:
-        budget: seconds of repeats per pass.
+        budget: seconds of repeats per pass; a longer contender is repeated as often.
         seconds: after so many the first run of a pass ends the process, with what had passed as a lower bound.
         truths: folder that keeps the float64 results of the case for the next contender.
     """
@@ -44,15 +46,19 @@ def measure(
         name = "forward_backward" if backward else "forward"
         with at_most(seconds, name):
             found, taken, mib = first(operation, contender, case, backward)
-        verdict = compare(found, kept_reference(operation, case, backward, truths), case.dtype)
-        del found
+        truth = kept_reference(operation, case, backward, truths)
+        if contender.ours:
+            verdict = compare(found, truth, kept_limits(operation, case, backward, truth, truths))
+        else:
+            verdict = compare_rival(found, truth, case.dtype)
+        del found, truth
         line: dict[str, Any] = {
             "pass": name,
             "peak_mib": round(mib, 1),
             "gate": gate_json(operation, case, verdict),
         }
         if verdict.passed:
-            line |= repeat(operation, contender, case, backward, budget, taken)
+            line |= repeat(operation, contender, case, backward, budget, taken[0])
         print(json.dumps(line), flush=True)
 
 
@@ -126,6 +132,21 @@ def kept_reference(operation: Operation, case: Case, backward: bool, folder: Pat
     return load_file(path, device=case.device)
 
 
+def kept_limits(
+    operation: Operation, case: Case, backward: bool, truth: dict[str, Tensor], folder: Path | None
+) -> dict[str, float]:
+    """Limits of our own backends from the plain-PyTorch form, computed by the first of them and read by the others."""
+    path = None if folder is None else folder / ("both.json" if backward else "forward.json")
+    if path is not None and path.is_file():
+        return dict(json.loads(path.read_text()))
+    plain = Contender("torch", lambda inputs: operation.ours(inputs, "torch"))
+    found, _ = run(operation, plain, tensors(operation, case), backward)
+    limits = limits_of(row_errors(found, truth), case.dtype)
+    if path is not None:
+        path.write_text(json.dumps(limits))
+    return limits
+
+
 def _keep(tensors: dict[str, Tensor], path: Path) -> None:
     """Written under another name first: a process may be ended at any moment."""
     partial = path.with_suffix(".partial")
@@ -141,32 +162,30 @@ def gate_json(operation: Operation, case: Case, verdict: Verdict) -> dict[str, A
     return {
         "passed": verdict.passed,
         "truth": f"{truth_backend(operation, case)}, float64",
-        "limit": verdict.limit,
-        "errors": {n: float(f"{e:.2e}") for n, e in verdict.errors.items()},
+        "limits": {n: float(f"{e:.1e}") for n, e in verdict.limits.items()},
+        "errors": {n: float(f"{e:.1e}") for n, e in verdict.errors.items()},
     }
 
 
 def repeat(
-    operation: Operation,
-    contender: Contender,
-    case: Case,
-    backward: bool,
-    budget: float,
-    already: tuple[float, float],
+    operation: Operation, contender: Contender, case: Case, backward: bool, budget: float, first_seconds: float
 ) -> dict[str, Any]:
-    """Fastest and median run. A first run longer than the budget is the only one."""
+    """Least, median and most of :data:`REPEATS` runs; a short run is the mean of several calls, to fill the budget."""
     inputs = tensors(operation, case)
-    times = [already]
-    if already[0] < budget:
-        times = []
-        stop = time.perf_counter() + budget
-        while len(times) < 3 or (time.perf_counter() < stop and len(times) < 50):
-            times.append(run(operation, contender, inputs, backward)[1])
+    calls = max(1, min(50, int(budget / REPEATS / first_seconds)))
+    times = []
+    for _ in range(REPEATS):
+        done = [run(operation, contender, inputs, backward)[1] for _ in range(calls)]
+        times.append([statistics.fmean(part) for part in zip(*done, strict=True)])
+    wall, cpu = (sorted(part) for part in zip(*times, strict=True))
     return {
-        "seconds": min(wall for wall, _ in times),
-        "median_seconds": statistics.median(wall for wall, _ in times),
-        "cpu_seconds": min(cpu for _, cpu in times),
-        "repeats": len(times),
+        "seconds": wall[0],
+        "median_seconds": statistics.median(wall),
+        "cpu_seconds": cpu[0],
+        "median_cpu_seconds": statistics.median(cpu),
+        "most_cpu_seconds": cpu[-1],
+        "repeats": REPEATS,
+        "calls": calls,
     }
 
 

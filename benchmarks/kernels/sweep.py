@@ -45,14 +45,24 @@ def cases(
 
 
 def sweep(
-    todo: Sequence[tuple[Operation, Case]], store: Store, limits: fresh.Limits, rates: dict[str, float]
+    todo: Sequence[tuple[Operation, Case]],
+    store: Store,
+    limits: fresh.Limits,
+    rates: dict[str, float],
+    named: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """Measure what is missing, write it, and yield every point."""
+    """Measure what is missing, write it, and yield every point.
+
+    Args:
+        named: parts of names; only contenders with one of them in their own take part.
+    """
     for operation, case in todo:
         default = True
         with tempfile.TemporaryDirectory() as truths:
             for contender in operation.contenders(case):
                 is_default, default = contender.ours and default, default and not contender.ours
+                if not any(part in contender.name for part in named):
+                    continue
                 point = store.find(**case.as_json(), contender=contender.name)
                 if point is None:
                     if contender.absent(case) is not None:
@@ -98,4 +108,5 @@ def add_floor(point: dict[str, Any], operation: Operation, case: Case, rates: di
             point[name]["work"] = asdict(work)
             point[name]["floor_seconds"] = least.seconds
             point[name]["bound"] = least.bound
-            point[name]["times_floor"] = round(point[name]["seconds"] / least.seconds, 2)
+            clock = "cpu_seconds" if case.device == "cpu" else "seconds"
+            point[name]["times_floor"] = round(point[name][clock] / least.seconds, 2)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.kernels.bars import Bar
+from benchmarks.kernels.times import busy, clock
 from benchmarks.store import Result
 
 
@@ -33,7 +34,7 @@ def points(op: str, shape: str, found: list[dict[str, Any]]) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for length in dict.fromkeys(p["length"] for p in found):
         rows = [p for p in found if p["length"] == length]
-        ours = next((_get(p, "forward_backward", "seconds") for p in rows if p["default"]), None)
+        ours = next((_get(p, "forward_backward", clock(p)) for p in rows if p["default"]), None)
         for i, point in enumerate(rows):
             name = f"[bold]{point['contender']}[/bold]" if point["ours"] else point["contender"]
             note = "" if point["status"] == "done" else f" ({point['status']})"
@@ -55,16 +56,15 @@ def points(op: str, shape: str, found: list[dict[str, Any]]) -> Table:
 
 def promises(bars: list[Bar]) -> Table:
     table = Table(title="bars", title_justify="left", header_style="bold")
-    for head in ("what", "against", "wanted", "measured", "by CPU time", "met"):
+    for head in ("what", "against", "wanted", "measured", "by the clock", "met"):
         table.add_column(head, overflow="fold")
     for bar in bars:
         sign = "<=" if bar.at_most else ">="
         met = {None: "not measured", True: "yes", False: "[red]no[/red]"}[bar.met]
-        measured, by_cpu = _plain(bar.value, "g"), _plain(bar.by_cpu_time, "g")
+        measured = _plain(bar.value, "g")
         if bar.at_least is not None:
             measured = f">= {bar.at_least:g} (did not finish in {bar.ended_after_s:.0f} s)"
-            by_cpu = f">= {bar.at_least_by_cpu_time:g}"
-        table.add_row(bar.what, bar.against, f"{sign} {bar.wanted:g}", measured, by_cpu, met)
+        table.add_row(bar.what, bar.against, f"{sign} {bar.wanted:g}", measured, _plain(bar.by_clock, "g"), met)
     return table
 
 
@@ -73,19 +73,22 @@ def _get(point: dict[str, Any], name: str, key: str) -> Any:
 
 
 def _ms(point: dict[str, Any], name: str) -> str:
-    """Milliseconds of a pass; with a sign before it where the pass was ended by then."""
-    seconds, ended = _get(point, name, "seconds"), _get(point, name, "at_least")
+    """Milliseconds of a pass, of the CPU on one; > where it was ended by then, * where the machine was busy."""
+    seconds, ended = _get(point, name, clock(point)), _get(point, name, "at_least")
     if ended is not None:
-        return f"> {ended['seconds'] * 1e3:.0f}"
-    return "" if seconds is None else f"{seconds * 1e3:.2f}"
+        return f"> {ended[clock(point)] * 1e3:.0f}"
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.2f}" + ("*" if point["device"] == "cpu" and busy(point[name]) else "")
 
 
 def _of(point: dict[str, Any], ours: float | None) -> str:
     """How many times as long as our own default both passes take."""
-    seconds, ended = _get(point, "forward_backward", "seconds"), _get(point, "forward_backward", "at_least")
+    key = clock(point)
+    seconds, ended = _get(point, "forward_backward", key), _get(point, "forward_backward", "at_least")
     if ours is None or (seconds is None and ended is None):
         return ""
-    return f"> {ended['seconds'] / ours:.0f}" if ended is not None else f"{seconds / ours:.2f}"
+    return f"> {ended[key] / ours:.0f}" if ended is not None else f"{seconds / ours:.2f}"
 
 
 def _plain(value: float | None, form: str) -> str:

@@ -253,5 +253,6 @@ def test_measure_warms_up_and_counts() -> None:
 
 
 def test_percentiles() -> None:
-    found = timing([float(i) for i in range(1, 102)])
+    found = timing([float(i) for i in range(1, 102)], [2.0, 3.0, 4.0])
     assert (found.p50_ms, found.p90_ms, found.p99_ms, found.min_ms, found.runs) == (51, 91, 100, 1, 101)
+    assert found.cpu_ms == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import re
 from pathlib import Path
@@ -128,6 +130,116 @@ def test_a_wrong_contender_or_one_of_ours_is_no_rival() -> None:
     points = [point("cpp", 1.0, ours=True), point("wrong", None), point("slow", 4.0), point("fast", 2.0)]
     (row,) = rows.kernels(Result(HEADER, {}, points))
     assert row.rival.startswith("fast 2000 CPU ms (2.0×)")
+
+
+def readme(command: str) -> str:
+    """The row of README's table of measurements that a command measured."""
+    text = (store.ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith("|") and line.endswith(f"| `{command}` |"))
+    return row
+
+
+def test_every_figure_of_the_readme_has_its_check_here() -> None:
+    text = (store.ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Measured\n")[2].partition("\n\n**")[0]
+    commands = [line.split("|")[-2].strip(" `") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert set(commands) == {SMOLLM2, FIELDS, KERNELS}
+
+
+SMOLLM2 = "python benchmarks/smollm2_hybrid.py"
+FIELDS = "python benchmarks/fields/any_to_any.py"
+KERNELS = "python -m benchmarks.kernels --threads 1"
+
+
+def test_the_readme_says_what_the_result_of_smollm2_says() -> None:
+    points = read(store.RESULTS / "smollm2_hybrid.json").points
+    after, before = (rows.of(points, side, "perplexity_ratio") for side in ("student", "before_training"))
+    row = readme(SMOLLM2)
+    assert f"perplexity {rows.spread(after, 3)} times the teacher's" in row
+    assert f"{rows.spread(before, 3)} before training" in row
+    assert f"{len(points)} seeds" in row
+
+
+def test_the_readme_says_what_the_result_of_the_fields_says() -> None:
+    result = read(store.RESULTS / "fields_any_to_any.json")
+    teachers, row = result.facts["teachers"], readme(FIELDS)
+    other = [p for p in result.points if p["source"] != p["target"]]
+    pairs = rows.grouped(other, "source", "target")
+    gain = [
+        float(rows.mean(rows.of(at, "psnr_truth"))) - round(teachers[source]["psnr_truth"], 1)
+        for (source, _), at in pairs.items()
+    ]
+    psnr, seconds = rows.spread(rows.of(other, "psnr_teacher")), rows.spread(rows.of(other, "cpu_seconds"), 0)
+    assert f"{len(pairs)} pairs of different kinds" in row
+    assert f"{psnr} dB to the teacher in {seconds} CPU seconds" in row
+    trained = [t["cpu_seconds"] for t in teachers.values()]
+    assert f"trained in {rows.spread(trained, 0)} s before" in row
+    assert f"{-min(gain):.1f} dB below to {max(gain):.1f} above" in row
+
+
+def test_the_readme_says_what_the_result_of_the_kernels_says() -> None:
+    result = read(store.RESULTS / "kernels_cpu.json")
+    at = [p for p in result.points if (p["op"], p["shape"], p["length"]) == ("ssd", "dm2-smollm2-135m", 2048)]
+    timed = [p for p in at if "cpu_seconds" in p.get("forward_backward", {})]
+    (ours,) = (p["forward_backward"] for p in timed if p["default"])
+    rival = min((p for p in timed if not p["ours"]), key=lambda p: p["forward_backward"]["cpu_seconds"])
+    row = readme(KERNELS)
+    assert f"| {1e3 * ours['cpu_seconds']:.0f} CPU ms |" in row
+    assert f"| {1e3 * rival['forward_backward']['cpu_seconds']:.0f} CPU ms, " in row
+    assert f"`{rival['contender'].rpartition('.')[2]}`" in row
+    assert "the fastest peer" in row
+
+
+def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
+    text = (store.ROOT / "README.md").read_text(encoding="utf-8")
+    said = text.partition("**The first figure has an untrained rival")[2].partition("(from notes)")[0]
+    notes = page.NOTES.read_text(encoding="utf-8")
+    for figure in re.findall(r"\d+\.\d+|\b\d{2,}\b", said):
+        assert figure in notes, figure
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_the_digest_of_a_published_result_is_that_of_its_settings(path: Path) -> None:
+    header = read(path).header
+    assert header["digest"] == hashlib.sha256(json.dumps(header["settings"], sort_keys=True).encode()).hexdigest()[:12]
+    assert header.get("commit") or header.get("added"), "neither a commit nor the one that added the file is recorded"
+
+
+FIELD_BENCHMARKS = ("round_trips", "staged", "any_to_any", "active_levels", "edited", "speed_up", "exported")
+
+
+@pytest.mark.parametrize("name", FIELD_BENCHMARKS)
+def test_a_benchmark_measures_apart_from_the_published_results(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With its default options it opens a store in the scratch folder that knows none of the published points."""
+    module = importlib.import_module(f"benchmarks.fields.{name}")
+    before = {path: path.read_bytes() for path in PUBLISHED}
+    opened: list[Store] = []
+
+    class Stopped(Exception):
+        pass
+
+    class First(Store):
+        def __init__(self, path: Path, header: dict[str, Any], fresh: bool = False) -> None:
+            assert path.parent == store.SCRATCH
+            super().__init__(tmp_path / path.name, header, fresh)
+            opened.append(self)
+            raise Stopped
+
+    monkeypatch.setattr(module, "Store", First)
+    monkeypatch.setattr("sys.argv", [str(module.__file__)])
+    monkeypatch.setattr("xarch_pvd.train.demo.demo_field", lambda: tmp_path / "demo")
+    monkeypatch.setenv("XARCH_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    if hasattr(module, "Judge"):
+        monkeypatch.setattr(module, "Judge", lambda: None)
+    with pytest.raises(Stopped):
+        module.main()
+    assert not opened[0].points
+    assert opened[0].result.header["date"] == store.today()
+    assert not opened[0].result.header["finished"]
+    assert {path: path.read_bytes() for path in PUBLISHED} == before
 
 
 @pytest.mark.parametrize("name", ["README.md", "benchmarks/notes.md", "benchmarks/RESULTS.md"])

@@ -98,7 +98,7 @@ def serve() -> int:
         importlib.import_module(module)
     # So are the machine's rates, measured once for all plans.
     torch.set_num_threads(1)
-    importlib.import_module("xarch.planning.estimate").measure_rates(torch.device("cpu"))
+    importlib.import_module("xarch.planning.estimate").measure_rates(torch.device("cpu"), torch.float32, 1)
     # Half of so small a conversion's time is drawing, and nobody looks at these pictures.
     canvas = importlib.import_module("xarch.report.plots.canvas")
     canvas.MplFigure.savefig = lambda figure, file, **options: file.write("<svg></svg>")

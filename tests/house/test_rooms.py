@@ -15,6 +15,7 @@ ROOMS = (
     "failures",
     "_version",
     "numbers",
+    "threads",
     "printable",
     "hardware",
     "files",

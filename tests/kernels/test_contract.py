@@ -227,7 +227,7 @@ def test_no_tokens(op: str, backend: str) -> None:
 )
 def test_only_results_of_half_precision_are_rounded(op: str, backend: str, dtype: torch.dtype) -> None:
     # Triton's interpreter cuts bfloat16 off instead of rounding it.
-    o, limit = OPS[op], 1e-2 if backend == "triton" else HALF[dtype]
+    o, limit = OPS[op], 5e-3 if (backend, dtype) == ("triton", torch.bfloat16) else HALF[dtype]
     dtypes = o.dtypes(dtype)
     rounded = [t.to(d).double() for t, d in zip(o.operands, dtypes, strict=True)]
     values, grads = results(o.call, backend, o.operands, dtypes, o.fixed)
@@ -241,11 +241,17 @@ def test_only_results_of_half_precision_are_rounded(op: str, backend: str, dtype
 
 @pytest.mark.parametrize(("op", "backend"), STATES)
 def test_a_carried_state_continues_the_sequence(op: str, backend: str) -> None:
-    """Pieces of several lengths, an empty one too, then single tokens."""
+    """Pieces of several lengths, an empty one too, then single tokens; in float64 to its last digits."""
+    for dtype, limit in ((torch.float32, 1.5e-6), (torch.float64, 1e-14)):
+        if dtype == torch.float32 or backend in ("torch", "naive"):
+            _carry(op, backend, dtype, limit)
+
+
+def _carry(op: str, backend: str, dtype: torch.dtype, limit: float) -> None:
     o = OPS[op]
     assert o.state is not None
     assert o.step is not None
-    operands = [t.float() for t in o.operands]
+    operands = [t.to(dtype) for t in o.operands]
     dim, ys = o.tokens[0], []
     for start, stop in ((0, 1), (1, 18), (18, 18), (18, 33)):
         y, operands[o.state] = o.call(backend, *o.cut(start, stop, operands))
@@ -254,7 +260,7 @@ def test_a_carried_state_continues_the_sequence(op: str, backend: str) -> None:
         token = [x.select(o.tokens[i], 0) if i in o.tokens else x for i, x in enumerate(o.cut(t, t + 1, operands))]
         y, operands[o.state] = o.step(*token)
         ys.append(y.unsqueeze(dim))
-    assert_close([torch.cat(ys, dim), operands[o.state]], TRUTH[op][0], 1e-5)
+    assert_close([torch.cat(ys, dim), operands[o.state]], TRUTH[op][0], limit)
 
 
 @pytest.mark.parametrize(("op", "backend"), STATES)
@@ -272,7 +278,7 @@ def test_packed_documents_equal_separate_calls(op: str, backend: str) -> None:
         # The state before the first token belongs to the first document.
         y, state = o.call("naive", *o.cut(start, stop, zero if i else operands))
         ys.append(y)
-    assert_close([packed, last], [torch.cat(ys, o.tokens[0]), state], 1e-5)
+    assert_close([packed, last], [torch.cat(ys, o.tokens[0]), state], 6e-6)
 
 
 @pytest.mark.parametrize(
@@ -332,8 +338,7 @@ def test_autocast_does_not_reach_the_islands(op: str, backend: str) -> None:
     want = results(o.call, backend, o.operands, torch.float32, o.fixed)
     with torch.autocast("cpu", torch.bfloat16):
         got = results(o.call, backend, o.operands, torch.float32, o.fixed)
-    # The derivatives of PyTorch's own operators follow the block they run in.
-    for a, b in zip(*((t[0] if op == "mixing_matrix" else t[0] + t[1]) for t in (got, want)), strict=True):
+    for a, b in zip(*(t[0] + t[1] for t in (got, want)), strict=True):
         assert torch.equal(a, b)
 
 

@@ -45,7 +45,7 @@ def test_stages_add_up_and_nothing_is_trained_in_vain(base: dict[str, Any]) -> N
 
 
 def test_the_iterations_of_muon_cost_time(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype: Rates(1e9, 1e12, 0.0))
+    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype, threads: Rates(1e9, 1e12, 0.0))
     base = {**base, "export.profiles": []}
     spent = {}
     for algorithm in ("adamw", "muon"):

@@ -25,6 +25,7 @@ from xarch.files.manifest import verify
 from xarch.files.records import Absent, typed
 from xarch.hardware import load_average
 from xarch.numbers import count
+from xarch.threads import busy
 
 FOREIGN_SECONDS = 300.0
 """Time limit in seconds for a file that xarch did not write in this run."""
@@ -42,7 +43,8 @@ def bench_export(
     """Measure every graph of an export and every procedure over its graphs.
 
     Latencies are in milliseconds per call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms``
-    of a procedure. Entries of the same name in the folder ``teacher`` are measured next: ``teacher.graphs.NAME``,
+    of a procedure; ``cpu_ms`` is the CPU time of a call. ``busy`` says why other times are too long, if they are.
+    Entries of the same name in the folder ``teacher`` are measured next: ``teacher.graphs.NAME``,
     ``teacher.cases.NAME``; ``teacher.speed_up.NAME`` is the student's speed divided by the teacher's.
 
     Args:
@@ -68,6 +70,7 @@ def bench_export(
         "threads": threads,
         "machine": machine(),
         "load_average": load_average(),
+        "busy": busy(threads),
         "graphs": {},
         "cases": {},
     }
@@ -121,7 +124,7 @@ def _rate(figures: dict[str, Any]) -> float:
 def _told(figures: dict[str, Any]) -> str:
     known = figures.get("throughput") or figures
     rate = f", {count(known['per_second'])} {known['unit']}/s" if "per_second" in known else ""
-    return f"{figures['p50_ms']:.2f} ms{rate}"
+    return f"{figures['p50_ms']:.2f} ms, {figures['cpu_ms']:.2f} CPU ms{rate}"
 
 
 def work_of(metadata: dict[str, str]) -> dict[str, Any] | None:
@@ -151,4 +154,10 @@ def bench_model(
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"the process exited with code {done.returncode}"])[-1]
         raise UsageError(f"{path} cannot be measured: {reason}")
-    return {"provider": provider, "threads": threads, "machine": machine(), **json.loads(done.stdout)}
+    return {
+        "provider": provider,
+        "threads": threads,
+        "machine": machine(),
+        "busy": busy(threads),
+        **json.loads(done.stdout),
+    }

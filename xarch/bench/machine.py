@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 
 from xarch._version import __version__
-from xarch.hardware import cores, memory_bytes, processor
+from xarch.hardware import memory_bytes, processor
+from xarch.threads import cores
 
 
 def machine() -> dict[str, Any]:

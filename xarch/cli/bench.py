@@ -12,7 +12,9 @@ from xarch.errors import UsageError
 
 @define("bench", uses=("out",))
 @click.argument("path", type=click.Path(path_type=Path), metavar="RUN|MODEL.onnx")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all available cores.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; default: the cores that other work leaves free."
+)
 def command(session: Session, path: Path, threads: int | None) -> None:
     """Measure every export of a run, or one ONNX file. With --out, also write the figures to DIR/bench.json."""
     from xarch import api

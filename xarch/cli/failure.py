@@ -51,7 +51,8 @@ def crash(error: BaseException, *, as_json: bool, verbose: bool) -> int:
     summary = traceback.format_exception_only(type(error), error)[-1].strip()
     hint = None
     if verbose:
-        click.echo(text, err=True, nl=False)
+        with contextlib.suppress(OSError):
+            click.echo(text, err=True, nl=False)
     else:
         file = _save(text)
         hint = f"traceback in {file}" if file else "use `-v` to show the traceback"

@@ -46,11 +46,17 @@ def devices() -> list[dict[str, Any]]:
     """List the CPU, with its usable cores and threads, and every accelerator visible to torch."""
     import torch
 
-    from xarch.hardware import choose_threads, cores, processor
+    from xarch.hardware import processor
+    from xarch.threads import choose_threads, cores, waiting
 
     features = torch.backends.cpu.get_cpu_capability()
     found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": processor(), "facts": f"{cores()} cores, {choose_threads(None)} threads, {features}"}
+        {
+            "device": "cpu",
+            "name": processor(),
+            "facts": f"{cores()} cores, {choose_threads(None)}, {features}",
+            "threads wait": waiting(),
+        }
     ]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)

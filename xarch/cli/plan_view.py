@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xarch.cli.tables import table
 from xarch.config.provenance import DEFAULT
 from xarch.numbers import count, duration, size
+from xarch.threads import Threads, busy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,10 +82,12 @@ def _tail(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "check", f"{c.state}: {c.name}: {c.detail}"
     for text in plan.warnings:
         yield "warning", text
-    rough, where = plan.estimates, f"{plan.device}, {plan.threads} thread{'s' if plan.threads != 1 else ''}"
+    rough, where = plan.estimates, f"{plan.device}, {Threads(plan.threads, plan.threads_why)}"
     needs = f"{size(rough.peak_bytes)} memory, {size(rough.disk_bytes)} disk"
     parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in rough.parts.items() if seconds >= 1)
     yield "estimate", f"{duration(rough.seconds)}{f' ({parts})' if parts else ''}, {needs} ({where})"
+    if plan.device == "cpu" and (why := busy(plan.threads)):
+        yield "estimate", f"{why}; the time above is that of a machine without other work"
 
 
 def limits(limit: Limit) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,29 @@ def without_autocast(device: torch.device) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b [..., I, K] of [..., I, J] and [..., J, K] whose gradients autocast does not lower either.
+
+    The derivative of PyTorch's own product runs in the block that calls ``backward``, autocast included.
+    """
+    return a @ b if tracing() else _Product.apply(a, b)
+
+
+class _Product(torch.autograd.Function):
+    """Differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with without_autocast(a.device):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return _Product.apply(grad, b.mT), _Product.apply(a.mT, grad)
 
 
 def tracing() -> bool:

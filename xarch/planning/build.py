@@ -6,7 +6,7 @@ from __future__ import annotations
 from xarch._version import __version__
 from xarch.config.schema import RunConfig
 from xarch.errors import PlanError, PluginError, UsageError
-from xarch.hardware import choose_device, choose_threads
+from xarch.hardware import choose_device
 from xarch.planning.describe import (
     COPIES,
     DescribedTeacher,
@@ -22,6 +22,7 @@ from xarch.planning.sides import Sides, start_of
 from xarch.planning.stages import StagePlanner, coupling_checks
 from xarch.planning.totals import Totals
 from xarch.registry.registry import Registry
+from xarch.threads import choose_threads
 
 
 def default_recipe(config: RunConfig, describer: Describer) -> str:
@@ -71,11 +72,11 @@ def build_plan(
     """
     sides = Sides.of(config, describer or Describer(registry, say))
     target, student, start, described = sides.target, sides.student, sides.start, sides.data.info
-    device = choose_device(config.runtime.device)
+    device, threads = choose_device(config.runtime.device), choose_threads(config.runtime.threads)
     _prove_data(sides)
     metric = choose_metric(sides)
     with registry.attributed("while planning"):
-        planner = StagePlanner(sides, device)
+        planner = StagePlanner(sides, device, threads.count)
         active, left_out = planner.active()
         if not active and start.new and sides.teacher is not None:
             raise PlanError(
@@ -129,7 +130,8 @@ def build_plan(
         warnings=[*sides.warnings(), *left_out],
         estimates=totals.estimates(stages, exports, metric),
         device=str(device),
-        threads=choose_threads(config.runtime.threads),
+        threads=threads.count,
+        threads_why=threads.why,
         command=command,
         provenance=provenance,
         plugins=registry.versions(),

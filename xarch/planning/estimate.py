@@ -49,19 +49,20 @@ class Rates:
         return work / self.products
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.2) -> Rates:
-    """Measure the rates of a device briefly, once per process; matrix products in ``dtype``."""
-    return _measured(device, dtype, seconds, torch.get_num_threads())
-
-
 @functools.cache
-def _measured(device: torch.device, dtype: torch.dtype, seconds: float, threads: int) -> Rates:
-    a = torch.randn(512, 512, device=device).to(dtype)
-    long = torch.randn(1 << 22, device=device)
-    made, scaled = torch.empty_like(a), torch.empty_like(long)
-    products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds, threads) * 512**3
-    traffic = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds, threads) * 2 * long.numel() * FLOAT
-    return Rates(products * EFFICIENCY, traffic, _operator(device, seconds))
+def measure_rates(device: torch.device, dtype: torch.dtype, threads: int, seconds: float = 0.2) -> Rates:
+    """Measure the rates of a device briefly, once per process; matrix products in ``dtype``, on a CPU ``threads``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.randn(512, 512, device=device).to(dtype)
+        long = torch.randn(1 << 22, device=device)
+        made, scaled = torch.empty_like(a), torch.empty_like(long)
+        products = _per_second(lambda: torch.mm(a, a, out=made), device, seconds, threads) * 512**3
+        numbers = _per_second(lambda: torch.mul(long, 2.0, out=scaled), device, seconds, threads) * long.numel()
+        return Rates(products * EFFICIENCY, 2 * FLOAT * numbers, _operator(device, seconds))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _operator(device: torch.device, seconds: float) -> float:

@@ -180,6 +180,7 @@ class Plan(Record):
     estimates: Estimates
     device: str
     threads: int
+    threads_why: str = Field("", description="why so many: requested, or what other work leaves free")
     command: str
     provenance: dict[str, str]
     plugins: dict[str, str] = Field(description="plugin -> distribution version")

@@ -49,16 +49,17 @@ class StagePlanner:
     Args:
         sides: the plan's models and data.
         device: device of the run; its rates are measured briefly.
+        threads: CPU threads of the run.
     """
 
-    def __init__(self, sides: Sides, device: torch.device) -> None:
+    def __init__(self, sides: Sides, device: torch.device, threads: int) -> None:
         self.sides, self.config, self.registry = sides, sides.config, sides.registry
         self.student, self.taps = sides.student, sides.taps()
         self.data: DataProvider = sides.data.adapter.adapter
         self.bf16 = self.config.runtime.precision == "bf16" or (
             self.config.runtime.precision == "auto" and device.type == "cuda"
         )
-        self.rates = estimate.measure_rates(device, torch.bfloat16 if self.bf16 else torch.float32)
+        self.rates = estimate.measure_rates(device, torch.bfloat16 if self.bf16 else torch.float32, threads)
 
     @property
     def rate(self) -> float:

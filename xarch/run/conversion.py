@@ -18,11 +18,12 @@ from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, PlanError, QualityError, StopSignal, StorageError, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, StopSignal, StorageError, XarchError
 from xarch.failures import as_error, is_machine_failure
 from xarch.files.manifest import whole
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
+from xarch.kernels import keep_freed_memory
 from xarch.planning.describe import family_of
 from xarch.planning.feasibility import account_for
 from xarch.planning.plan import Plan
@@ -34,6 +35,7 @@ from xarch.run.gates import before_export, check, gateable
 from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
+from xarch.threads import Threads
 
 
 class _Log(Reporter):
@@ -135,7 +137,8 @@ class Conversion:
                     error = Interrupted(f"stopped by {e.name} during {self.phase.now}")
                 if isinstance(error, Interrupted):
                     error.hint = error.hint or self.resume_command
-                self._end_by(e if error is None else error, report=not isinstance(e, StopSignal))
+                hasty = isinstance(e, StopSignal) or isinstance(error, OutOfMemoryError)
+                self._end_by(e if error is None else error, report=not hasty)
                 if error is None or error is e:
                     raise
                 raise error from e
@@ -143,6 +146,8 @@ class Conversion:
     def _run(self, known: dict[str, Any]) -> dict[str, Any]:
         """Run, or build again what is missing; ``known`` is the status of a finished run."""
         torch.set_num_threads(self.plan.threads)
+        keep_freed_memory()
+        self.say(str(Threads(self.plan.threads, self.plan.threads_why)))
         clock = Stopwatch()
         with self.registry.attributed("while it ran"):
             if known and whole(self.folder.student):
@@ -276,7 +281,8 @@ class Conversion:
         error is the one to report.
 
         Args:
-            report: also rebuild the report. Who sent a signal waits for the end, perhaps only for seconds.
+            report: also rebuild the report. Who sent a signal waits for the end, perhaps only for seconds; and where
+                memory ran out, a library that starts a thread waits for ever for one that could not begin.
         """
         if isinstance(error, KeyboardInterrupt):
             with contextlib.suppress(Exception):

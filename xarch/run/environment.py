@@ -41,6 +41,7 @@ def environment(plan: Plan, world: int) -> dict[str, Any]:
         "git": git,
         "device": plan.device,
         "threads": plan.threads,
+        "threads_why": plan.threads_why,
         "processes": world,
         "plugins": plan.plugins,
         "seed": plan.config.seed,

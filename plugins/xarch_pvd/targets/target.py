@@ -9,7 +9,6 @@ import torch
 from pydantic import BaseModel
 
 from xarch import Batch, ExportGraph, Initialisation, ParityCase, PlanError, Profile, Student, TargetAdapter, Teacher
-from xarch.kernels import keep_freed_memory
 from xarch_field.facts import FieldFacts
 from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
@@ -62,7 +61,6 @@ class FieldTarget(TargetAdapter):
             raise PlanError(
                 f"target {self.arch} converts radiance fields, but the teacher is a {type(teacher).__name__}"
             )
-        keep_freed_memory()
         return start(teacher, _own(student))
 
     def recipe(self, facts: FieldFacts, options: BaseModel) -> str:

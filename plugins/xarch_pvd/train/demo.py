@@ -17,6 +17,8 @@ from xarch_pvd.train.training import Pixels, TrainingOptions, train_field
 DEMO = "demo"
 VERSION = 2
 VIEWS, SIZE, STEPS, SEED = 40, 100, 1200, 0
+SAMPLES = 128
+"""Those of the field that all figures of the demo are of, twice the default."""
 
 
 def demo_field() -> Path:
@@ -42,7 +44,7 @@ def _train(file: Path) -> None:
             say(f"field:demo: step {step} of {steps}, loss {loss:.4f}")
 
     say("field:demo: training once on images of a procedural scene (a minute or two)")
-    spent = train_field(field, pixels, TrainingOptions(steps=STEPS, seed=SEED), progress=show)
+    spent = train_field(field, pixels, TrainingOptions(steps=STEPS, samples=SAMPLES, seed=SEED), progress=show)
     radius = (scene.RADIUS, scene.RADIUS)
     views = ViewFacts(width=SIZE, height=SIZE, focal=cameras[0].fx / SIZE, radius=radius)
     details = {"scene": "procedural", "views": VIEWS, "steps": STEPS, "cpu_seconds": round(spent, 1)}

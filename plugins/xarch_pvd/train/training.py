@@ -40,7 +40,8 @@ class TrainingOptions:
     Attributes:
         steps: optimiser steps.
         rays: rays per step.
-        samples: steps per ray.
+        samples: steps per ray. With 64 a hash field reached 30.0 dB in 49 CPU s and one of planes and lines 31.0 in 46;
+            with 128 it was 29.8 in 84 and 31.0 in 89 (the procedural scene, 1500 steps).
         grid_lr, net_lr: learning rates of grids and of layers, cosine to 3 %; defaults depend on the representation.
         occupancy: ``found`` from the images, ``given`` by the field and kept, or ``none`` (everything is occupied).
         resolution: cells of the occupancy grid per axis.
@@ -53,7 +54,7 @@ class TrainingOptions:
 
     steps: int = 1500
     rays: int = 1024
-    samples: int = 128
+    samples: int = 64
     grid_lr: float | None = None
     net_lr: float | None = None
     occupancy: Literal["found", "given", "none"] = "found"

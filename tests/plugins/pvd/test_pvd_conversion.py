@@ -188,7 +188,7 @@ def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
 ) -> None:
     # Each plan measures the machine for a moment, which a moment of load would change.
     rates = Rates(products=2e10, traffic=1e10, operator=6e-6)
-    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype: rates)
+    monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype, threads: rates)
 
     def seconds(target: str, **options: Any) -> float:
         given = configuration(tmp_path, target) | {"student.options": options, "teacher_options": {}}

@@ -173,8 +173,8 @@ def check(run: Callable[..., Any], device: str) -> None:
     Raises:
         SelfCheckError: they differ.
     """
-    segments_BL = (torch.arange(150, device=device) // 90)[None]
-    q, k = waves(1, 150, 2, 24, phase=0.1, device=device), waves(1, 150, 1, 24, phase=0.2, device=device)
+    segments_BL = (torch.arange(260, device=device) // 150)[None]
+    q, k = waves(1, 260, 2, 24, phase=0.1, device=device), waves(1, 260, 1, 24, phase=0.2, device=device)
 
     def call(function: Callable[..., Any]) -> Callable[..., Any]:
         def outputs(C: Tensor, B: Tensor, log_a: Tensor, D: Tensor) -> list[Tensor]:
@@ -186,6 +186,6 @@ def check(run: Callable[..., Any], device: str) -> None:
 
         return outputs
 
-    shapes = [(1, 150, 2, 20), (1, 150, 2, 20), (1, 150, 2), (2,)]
+    shapes = [(1, 260, 2, 20), (1, 260, 2, 20), (1, 260, 2), (2,)]
     operands = [waves(*shape, phase=i, device=device) for i, shape in enumerate(shapes)]
     agree(call(run), call(matrix_distance_naive), operands, tolerance=TOLERANCE)

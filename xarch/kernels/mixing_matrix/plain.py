@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.mixing_matrix.support import comparable
-from xarch.kernels.precision import LOG_FLOOR, island_dtype
+from xarch.kernels.precision import LOG_FLOOR, island_dtype, product
 
 
 @register("mixing_matrix", "torch", priority=10)
@@ -30,7 +30,7 @@ def mixing_matrix_plain(
     wide = torch.float32 if log_a_BLH.device.type == "mps" else torch.float64
     S_BHL = log_a_BLH.to(wide).clamp(min=LOG_FLOOR).cumsum(1).transpose(1, 2)
     decay_BHLL = (S_BHL[:, :, :, None] - S_BHL[:, :, None, :]).clamp(LOG_FLOOR, 0.0).to(dtype).exp()
-    inner_BGLL = C_BLGN.to(dtype).transpose(1, 2) @ B_BLGN.to(dtype).permute(0, 2, 3, 1)
+    inner_BGLL = product(C_BLGN.to(dtype).transpose(1, 2), B_BLGN.to(dtype).permute(0, 2, 3, 1))
     M_BHLL = (decay_BHLL.unflatten(1, (groups, -1)) * inner_BGLL[:, :, None]).flatten(1, 2)
     if D_H is not None:
         M_BHLL = M_BHLL + torch.diag_embed(D_H.to(dtype)[:, None].expand(-1, length))

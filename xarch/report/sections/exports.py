@@ -172,4 +172,5 @@ def _machine(target: str, bench: dict[str, Any]) -> list[Block]:
     parts = [str(machine["processor"])] if machine.get("processor") else []
     parts += [plural(bench["threads"], "thread")] if bench.get("threads") else []
     parts += [f"load average {number(bench['load_average'], 3)}"] if bench.get("load_average") is not None else []
-    return [Text(f"{target} measured on {', '.join(parts)}.", "quiet")] if parts else []
+    busy = f" {bench['busy'].capitalize()}; only CPU time is comparable." if bench.get("busy") else ""
+    return [Text(f"{target} measured on {', '.join(parts)}.{busy}", "quiet")] if parts else []
