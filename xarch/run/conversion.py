@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from xarch.config.schema import Gate, RunConfig
+from xarch.config.schema import Gate
 from xarch.contracts.model import Initialisation, Student
 from xarch.engine.checkpoint import kept_facts
 from xarch.engine.curve import QualityCurve
@@ -31,7 +31,7 @@ from xarch.registry.registry import Registry
 from xarch.run.deciding import deciding, refuse_changes
 from xarch.run.deliver import Delivery
 from xarch.run.evaluate import Evaluator
-from xarch.run.gates import before_export, check, gateable
+from xarch.run.gates import before_export, check, gateable, longer
 from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
@@ -159,7 +159,7 @@ class Conversion:
             self._gates(before_export(self.config.gates))
             self.delivery.deliver(self.student)
             self._gates(self.config.gates)
-            took = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
+            took: dict[str, Any] = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
             status = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
             self._finish(status)
         # Only after success: after an error, another rank may never reach a barrier.
@@ -372,20 +372,8 @@ class Conversion:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
             raise QualityError(
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
-                f"train longer: `xarch convert … --set {_longer(self.config)}`; {self.folder.report_html}",
+                f"train longer: `xarch convert … --set {longer(self.config)}`; {self.folder.report_html}",
             )
-
-
-def _longer(config: RunConfig) -> str:
-    """Return the setting that doubles the training of a run."""
-    for name, stage in reversed(config.stages.items()):
-        if stage.epochs is not None:
-            return f"stages.{name}.epochs={2 * stage.epochs:g}"
-        if stage.units:
-            return f"stages.{name}.units={2 * stage.units}"
-        if stage.share:
-            break
-    return f"budget={2 * config.budget}"
 
 
 def _as_planned(plan: Plan, done: Initialisation) -> None:
