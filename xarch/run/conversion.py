@@ -160,7 +160,7 @@ class Conversion:
             self.delivery.deliver(self.student)
             self._gates(self.config.gates)
             took: dict[str, Any] = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
-            status = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
+            status: dict[str, Any] = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
             self._finish(status)
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
