@@ -15,6 +15,7 @@ TITLES = {
     "conversion_speed_cpu": "Matrix and hidden stages: speed",
     "matrix_memory": "Matrix stage: memory over tokens",
     "engine_overhead": "Engine: CPU time of a step over a plain loop",
+    "faults": "Faults: what becomes of a run",
     "streamed_memory": "Local stages: memory over depth",
     "kernels_cpu": "Kernels: forward and backward",
     "fields_speed_up": "Fields: conversion against training from pictures",

@@ -356,6 +356,22 @@ def plan_accuracy(result: Result) -> list[Row]:
     return found
 
 
+def faults(result: Result) -> list[Row]:
+    """Trials of each kind that ended as they should, with the phases they met."""
+    made = []
+    for (model, kind), points in grouped(result.points, "model", "kind").items():
+        good = [p for p in points if p["outcome"] in ("as undisturbed", "named")]
+        skipped = [p for p in points if p["outcome"].startswith("skipped")]
+        lost = [p for p in points if p["outcome"].startswith("LOST")]
+        other = len(points) - len(good) - len(skipped) - len(lost)
+        figure = f"{len(good)} as they should be" + (f", {len(skipped)} skipped" if skipped else "")
+        phases = len({p["phase"] for p in points})
+        what = "files" if kind == "flip" else "limits" if kind == "memory" else "phases"
+        rival = f"{len(lost)} lost, {other} with another exit code"
+        made.append(Row(f"{model}: {kind}", figure, f"{phases} {what}", str(len(points)), rival))
+    return made
+
+
 ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "kernels": kernels,
     "conversion_speed": conversion_speed,
@@ -363,6 +379,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "plan_accuracy": plan_accuracy,
     "engine_overhead": engine_overhead,
     "streamed_memory": streamed_memory,
+    "faults": faults,
     "smollm2": smollm2,
     "fields_any_to_any": any_to_any,
     "fields_active_levels": active_levels,

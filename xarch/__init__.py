@@ -99,6 +99,7 @@ _PUBLIC = {
     "cache_dir": "xarch.files.home",
     "check_stored_archive": "xarch.files.limits",
     "file_digest": "xarch.files.digest",
+    "sampled_digest": "xarch.files.digest",
     "weights_digest": "xarch.files.digest",
     "load_weights": "xarch.files.safe_load",
     "new_folder": "xarch.files.atomic",
@@ -163,7 +164,7 @@ if TYPE_CHECKING:
     from xarch.export.session import open_session
     from xarch.files.atomic import new_folder
     from xarch.files.bounded_json import parse_json, read_bounded, read_bounded_json
-    from xarch.files.digest import file_digest, weights_digest
+    from xarch.files.digest import file_digest, sampled_digest, weights_digest
     from xarch.files.header import weights_header
     from xarch.files.home import cache_dir
     from xarch.files.limits import check_stored_archive, too_dense, zip_members

@@ -13,7 +13,6 @@ from xarch.config.load import LoadedConfig, load_config
 from xarch.config.schema import RunConfig
 from xarch.errors import PluginError, UsageError
 from xarch.failures import translated
-from xarch.files.atomic import read_json
 from xarch.files.run_dir import RunDir
 from xarch.printable import say
 from xarch.registry.loader import get_registry
@@ -102,24 +101,26 @@ def convert(
     *,
     out: Path | str | None = None,
     resume: bool = False,
+    force: bool = False,
     reporter: Reporter | None = None,
     sets: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Run a conversion, or resume an interrupted one.
+    """Run a conversion, or resume an interrupted one. A finished run gets what it lacks: a report, an export, ...
 
     Args:
         config: as for :func:`plan`, or an existing plan; not used with ``resume``.
         out: the run folder; by default a new one under ``runs/``.
         resume: continue the run in ``out``.
+        force: resume although kernels, versions or data differ, so that the student will not be the same bit for bit.
         reporter: receives the run's events.
 
     Raises:
         XarchError: with the exit code of the failure; the run folder says how to resume.
     """
-    from xarch.engine.distributed import open_run
     from xarch.planning.plan import Plan
     from xarch.run.conversion import Conversion
+    from xarch.run.head import begin_run
 
     registry = get_registry()
     if resume:
@@ -127,14 +128,12 @@ def convert(
             raise UsageError("--resume needs --out RUN", "pass the run folder to resume")
         run = RunDir.open(out)
         made = read_plan(run)
-        if run.state() == "done":
-            return Run(run.path, read_json(run.status))
     else:
         made = config if isinstance(config, Plan) else plan(config, sets=sets, overrides=overrides)
-        run = open_run(out, made.name)
+        run = begin_run(made, out)
     if reporter is not None:
         reporter.plan_ready(made)
-    status = Conversion(made, run, registry, reporter).run()
+    status = Conversion(made, run, registry, reporter, force=force).run()
     return Run(run.path, status)
 
 
@@ -251,7 +250,7 @@ def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str
     """Evaluate the student of a run again and rewrite eval.json and the report."""
     run, conversion = _reopen(run_path, reporter)
     conversion.evaluate_again()
-    return dict(read_json(run.eval_json))
+    return dict(run.read_evaluation()) if run.eval_json.exists() else {}
 
 
 @translated()
@@ -269,7 +268,9 @@ def export(
     """
     run, conversion = _reopen(run_path, reporter, sets)
     conversion.export_again(profile)
-    return dict(read_json(run.export_dir / profile / "parity.json"))
+    from xarch.export.stored import read_parity
+
+    return read_parity(run.export_dir / profile)
 
 
 @translated()
@@ -289,19 +290,19 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
     cases = cases_of(get_registry(), made.student.family, f"{made.student.plugin}:{made.student.target}")
     theirs = None if made.teacher is None else cases_of(get_registry(), made.teacher.family)
     found = {}
-    run.bench_dir.mkdir(exist_ok=True)
-    for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
-        out = run.bench_dir / f"{folder.name}.json"
-        teacher = run.teacher_bench(folder.name)
-        found[folder.name] = bench_export(
-            folder,
-            out,
-            threads=chosen.count,
-            say=tell,
-            cases=cases,
-            teacher=teacher,
-            teacher_cases=theirs,
-        )
+    with run.held():
+        run.bench_dir.mkdir(exist_ok=True)
+        for folder in sorted(p.parent for p in run.export_dir.glob("*/parity.json")):
+            figures = bench_export(
+                folder,
+                threads=chosen.count,
+                say=tell,
+                cases=cases,
+                teacher=run.teacher_bench(folder.name),
+                teacher_cases=theirs,
+            )
+            run.write_json(run.bench_dir / f"{folder.name}.json", figures)
+            found[folder.name] = figures
     if not found:
         raise UsageError(f"{run.path} has no export", f"xarch export {run.path} --profile cpu")
     return found
@@ -309,9 +310,15 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
 
 @translated()
 def report(run_path: Path | str) -> Path:
-    """Rebuild report.html and report.md of a run; return the page."""
+    """Rebuild report.html and report.md of a run; return the page.
+
+    Raises:
+        UsageError: a file that it is made from is damaged.
+    """
     from xarch.report.build import build_report
 
     run = RunDir.open(run_path)
-    build_report(run)
+    run.refuse_damage(run.faults(checkpoints=False))
+    with run.held():
+        build_report(run)
     return run.report_html

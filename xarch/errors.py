@@ -68,6 +68,13 @@ class QualityError(XarchError):
     kind = "quality"
 
 
+class BusyError(XarchError):
+    """Another process is writing the run or study (exit code 8)."""
+
+    exit_code = 8
+    kind = "busy"
+
+
 class OutOfMemoryError(XarchError):
     """Memory ran out after the allowed retries (exit code 75)."""
 

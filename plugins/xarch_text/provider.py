@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError
+from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, sampled_digest
 from xarch_text.corpus import STDLIB, Corpus, find_corpus
 from xarch_text.encoding import NO_TOKENIZER, Encoder
 from xarch_text.fixed import FixedStream
@@ -43,7 +43,7 @@ class TextData(DataProvider):
         corpus = find_corpus(request.ref, options.extensions, options.read_as)
         lines = [f"{corpus.digest} {options.field} {options.separator} {options.read_as}"]
         if request.ref != STDLIB:
-            lines += [f"{f.name} {f.path.stat().st_mtime_ns}" for f in corpus.files]
+            lines.append(sampled_digest((f.name, f.path) for f in corpus.files))
         digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
         return DataInfo(
             corpus.title,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +28,7 @@ from xarch.errors import UsageError
 from xarch.export.profiles import cpu
 from xarch.export.run import export_profile, export_teacher
 from xarch.export.session import open_session
+from xarch.files.manifest import seal
 from xarch_decoder.bench import language_cases
 
 
@@ -47,10 +49,17 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def as_an_export(folder: Path) -> None:
+    """Make a teacher's folder look like an export that passed."""
+    profile = {"profile": {"name": "cpu", "provider": cpu.provider}, "graphs": {}}
+    for name, content in (("parity.json", {"passed": True, "graphs": {}}), ("profile.json", profile)):
+        (folder / name).write_text(json.dumps(content))
+    seal(folder)
+
+
 def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=said.append, cases=language_cases)
-    assert json.loads((tmp_path / "cpu.json").read_text()) == result
+    result = bench_export(export, threads=1, say=said.append, cases=language_cases)
     assert (result["provider"], result["threads"]) == ("CPUExecutionProvider", 1)
     assert result["machine"]["versions"].keys() == {"xarch", "onnxruntime", "numpy", "python"}
     assert result["graphs"].keys() == {"decode_1", "prefill_8"}
@@ -80,8 +89,7 @@ def test_procedures_of_student_and_teacher_are_compared_by_name(tmp_path: Path) 
     """encdec W10: a procedure over several graphs (an encoder, then a loop) is timed, and beside the teacher's."""
     for name, times in (("cpu", 1), ("teacher", 60)):
         export_teacher([worked(times, 500)], cpu, tmp_path / name, print)
-    for name, content in (("parity.json", {"passed": True}), ("profile.json", {"profile": {"provider": cpu.provider}})):
-        (tmp_path / "cpu" / name).write_text(json.dumps(content))
+    as_an_export(tmp_path / "cpu")
     x = np.ones((500, 64), np.float32)
 
     def cases(graphs: Sequence[str], folder: Path) -> Iterator[BenchCase]:
@@ -91,7 +99,6 @@ def test_procedures_of_student_and_teacher_are_compared_by_name(tmp_path: Path) 
 
     result = bench_export(
         tmp_path / "cpu",
-        tmp_path / "b.json",
         threads=1,
         say=print,
         cases=cases,
@@ -153,13 +160,10 @@ def worked(times: int, rows: int) -> ExportGraph:
 def test_speeds_are_told_by_the_unit_and_beside_the_teachers(tmp_path: Path) -> None:
     """The teacher does forty times the arithmetic on half the rows a call."""
     export_teacher([worked(1, 2000)], cpu, tmp_path / "cpu", print)
-    for name, content in (("parity.json", {"passed": True}), ("profile.json", {"profile": {"provider": cpu.provider}})):
-        (tmp_path / "cpu" / name).write_text(json.dumps(content))
+    as_an_export(tmp_path / "cpu")
     export_teacher([worked(40, 1000)], cpu, tmp_path / "teacher", print)
     said: list[str] = []
-    result = bench_export(
-        tmp_path / "cpu", tmp_path / "b.json", threads=1, say=said.append, teacher=tmp_path / "teacher"
-    )
+    result = bench_export(tmp_path / "cpu", threads=1, say=said.append, teacher=tmp_path / "teacher")
     own, other = result["graphs"]["double"], result["teacher"]["graphs"]["double"]
     assert (own["inputs"], other["inputs"]) == ({"x": [2000, 64]}, {"x": [1000, 64]})
     for figures, rows in ((own, 2000), (other, 1000)):
@@ -173,16 +177,27 @@ def test_speeds_are_told_by_the_unit_and_beside_the_teachers(tmp_path: Path) -> 
 
 def test_a_teacher_without_graphs_says_why(export: Path, tmp_path: Path) -> None:
     (tmp_path / "absent.json").write_text('{"reason": "it needs BitwiseXor"}')
-    result = bench_export(export, tmp_path / "cpu.json", threads=1, say=print, teacher=tmp_path)
+    seal(tmp_path)
+    result = bench_export(export, threads=1, say=print, teacher=tmp_path)
     assert result["teacher"] == {"absent": "it needs BitwiseXor"}
 
 
 def test_bench_refuses_a_rejected_export(export: Path, tmp_path: Path) -> None:
-    (tmp_path / "parity.json").write_text('{"passed": false}')
+    (tmp_path / "parity.json").write_text('{"passed": false, "graphs": {}}')
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UsageError, match="no export that passed"):
-            bench_export(folder, tmp_path / "out.json", threads=1, say=print)
-    assert not (tmp_path / "out.json").exists()
+            bench_export(folder, threads=1, say=print)
+
+
+@pytest.mark.parametrize("name", ["decode_1.onnx", "student.onnx.data", "profile.json", "examples/decode_1.npz"])
+def test_bench_names_a_file_with_a_flipped_bit(name: str, export: Path, tmp_path: Path) -> None:
+    shutil.copytree(export, tmp_path / "cpu")
+    file = tmp_path / "cpu" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{name} is damaged"):
+        bench_export(tmp_path / "cpu", threads=1, say=print)
 
 
 def test_bench_of_any_file(product: Path) -> None:

@@ -53,13 +53,13 @@ MODULES = (
 def main(arguments: list[str]) -> int:
     from xarch import errors
     from xarch.config.load import load_config
-    from xarch.engine.distributed import open_run
     from xarch.files.atomic import read_json
     from xarch.files.run_dir import RunDir
     from xarch.planning.build import build_plan
     from xarch.planning.plan import Plan
     from xarch.registry.loader import load_registry
     from xarch.run.conversion import Conversion
+    from xarch.run.head import begin_run
 
     torch.set_num_threads(1)
     out, *rest = arguments
@@ -83,8 +83,8 @@ def main(arguments: list[str]) -> int:
                     "runtime.tensorboard": False,
                 },
             )
-            run = open_run(out, "stack")
             plan = build_plan(resolved.config, registry, name="stack", provenance={}, command="", say=print)
+            run = begin_run(plan, out)
         Conversion(plan, run, registry).run()
     except errors.XarchError as e:
         print(f"{e.kind}: {e}", file=sys.stderr)

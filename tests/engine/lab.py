@@ -21,6 +21,7 @@ from xarch.planning.plan import Plan
 from xarch.registry.loader import load_registry
 from xarch.registry.registry import Registry
 from xarch.run.conversion import Conversion
+from xarch.run.head import begin_run
 
 HERE = Path(__file__).parent
 LAST = {"student": "layers.2.output", "objective": "seen"}
@@ -92,7 +93,7 @@ def planned(stage: Mapping[str, Any], **changes: Any) -> Plan:
 def run(folder: Path, stage: Mapping[str, Any], **changes: Any) -> Finished:
     """A whole conversion with one stage ``s``."""
     plan = planned(stage, **changes)
-    conversion = Conversion(plan, RunDir.create(folder / "run", "lab"), registry())
+    conversion = Conversion(plan, begin_run(plan, folder / "run"), registry())
     conversion.run()
     return Finished(folder / "run", conversion)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -68,14 +67,24 @@ def test_any_damage_falls_back_to_the_one_before(file: str, harm: str, tmp_path:
 def test_progress_of_another_format_is_told_and_passed_over(tmp_path: Path) -> None:
     said: list[str] = []
     store = CheckpointFolder(tmp_path, said.append)
-    _save(store, 1)
-    manifest = tmp_path / "step-1" / "manifest.json"
-    older = {**json.loads(manifest.read_text()), "format": 2}
-    manifest.write_text(json.dumps(older))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "FORMAT", 2)
+        _save(store, 1)
     assert store.latest() is None
-    assert "step-1 has format 2, this xarch resumes from 3" in said[0]
-    manifest.write_text(json.dumps({**older, "final": True}))
-    assert store.latest() is not None
+    assert "step-1 has format 2, this xarch resumes from 4" in said[0]
+
+
+def test_what_decides_bits_is_kept_with_the_newest_sound_checkpoint(tmp_path: Path) -> None:
+    for stage, steps in (("01-a", (9, 10)), ("02-b", (2,))):
+        (tmp_path / stage / "checkpoints").mkdir(parents=True)
+        for step in steps:
+            facts = {"stage": stage, "step": step}
+            _save(CheckpointFolder(tmp_path / stage / "checkpoints", print, lambda facts=facts: facts), step)
+    assert room.kept_facts(tmp_path) == {"stage": "02-b", "step": 2}
+    manifest = tmp_path / "02-b" / "checkpoints" / "step-2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("02-b", "02-c"))
+    assert room.kept_facts(tmp_path) == {"stage": "01-a", "step": 10}
+    assert room.kept_facts(tmp_path / "none") is None
 
 
 def test_another_student_is_refused_at_a_stage_border() -> None:

@@ -13,8 +13,8 @@ import torch
 from tests.engine.lab import LAST, Finished, planned, registry, resume, run
 from xarch.engine.events import Reporter
 from xarch.errors import Interrupted, PlanError, PluginError
-from xarch.files.run_dir import RunDir
 from xarch.run.conversion import Conversion
+from xarch.run.head import begin_run
 
 EXIT = {**LAST, "through": "norm-exit"}
 
@@ -199,7 +199,8 @@ def test_validation_batches_follow_the_student(tmp_path: Path) -> None:
     }
     whole = run(tmp_path / "a", stage)
     watch = StopAt(3)
-    watch.conversion = Conversion(planned(stage), RunDir.create(tmp_path / "run", "lab"), registry(), watch)
+    plan = planned(stage)
+    watch.conversion = Conversion(plan, begin_run(plan, tmp_path / "run"), registry(), watch)
     with pytest.raises(Interrupted):
         watch.conversion.run()
     resumed = resume(tmp_path)
@@ -211,9 +212,8 @@ def test_validation_batches_follow_the_student(tmp_path: Path) -> None:
 def test_everything_goes_on_bit_for_bit(at: int, undisturbed: Finished, tmp_path: Path) -> None:
     """Connectors, averages, phases, batch steps, wrappers, two optimisers and the best weights, across a resume."""
     watch = StopAt(at)
-    watch.conversion = Conversion(
-        planned(EVERYTHING, **CHANGES), RunDir.create(tmp_path / "run", "lab"), registry(), watch
-    )
+    plan = planned(EVERYTHING, **CHANGES)
+    watch.conversion = Conversion(plan, begin_run(plan, tmp_path / "run"), registry(), watch)
     with pytest.raises(Interrupted):
         watch.conversion.run()
     resumed = resume(tmp_path)

@@ -54,6 +54,7 @@ def test_files_of_an_export(exported: Exported) -> None:
         "student.onnx.data",
         "parity.json",
         "profile.json",
+        "manifest.json",
         "examples",
     }
     assert result.graphs == ["step_1", "step_4"]
@@ -162,6 +163,7 @@ def test_planted_mismatch_is_rejected(tmp_path: Path) -> None:
         "student.onnx.data",
         "parity.json",
         "profile.json",
+        "manifest.json",
     }
     parity = json.loads((out / "parity.json").read_text())
     assert parity["passed"] is False

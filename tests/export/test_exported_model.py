@@ -16,6 +16,7 @@ from xarch.errors import PlanError
 from xarch.export.exported_model import ExportedModel
 from xarch.export.profiles import cpu
 from xarch.export.run import export_profile
+from xarch.files.manifest import seal
 
 
 class Net(nn.Module):
@@ -69,5 +70,6 @@ def test_graphs_that_say_nothing_cannot_be_judged(tmp_path: Path) -> None:
     described = json.loads((out / "profile.json").read_text())
     described["graphs"]["g"]["gives"] = {}
     (out / "profile.json").write_text(json.dumps(described))
+    seal(out)
     with pytest.raises(PlanError, match="none of the graphs g declares inputs and outputs"):
         ExportedModel(out, student, threads=1)

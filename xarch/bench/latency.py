@@ -19,7 +19,10 @@ from xarch.bench.machine import machine
 from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
 from xarch.export.examples import load_examples
-from xarch.files.atomic import read_json, write_json
+from xarch.export.stored import passed, read_profile
+from xarch.files.atomic import read_json
+from xarch.files.manifest import verify
+from xarch.files.records import Absent, typed
 from xarch.hardware import load_average
 from xarch.numbers import count
 from xarch.threads import busy
@@ -30,7 +33,6 @@ FOREIGN_SECONDS = 300.0
 
 def bench_export(
     export_dir: Path,
-    out_json: Path,
     *,
     threads: int,
     say: Callable[[str], None],
@@ -38,7 +40,7 @@ def bench_export(
     teacher: Path | None = None,
     teacher_cases: Cases | None = None,
 ) -> dict[str, Any]:
-    """Measure every graph of an export and every procedure over its graphs; write ``out_json``.
+    """Measure every graph of an export and every procedure over its graphs.
 
     Latencies are in milliseconds per call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms``
     of a procedure; ``cpu_ms`` is the CPU time of a call. ``busy`` says why other times are too long, if they are.
@@ -49,17 +51,19 @@ def bench_export(
         cases, teacher_cases: the procedures of student and teacher.
 
     Raises:
-        UsageError: the folder contains no accepted export.
+        UsageError: the folder contains no accepted export, or a damaged file.
     """
-    export_dir = Path(export_dir)
-    parity = export_dir / "parity.json"
-    if not parity.is_file() or not read_json(parity)["passed"]:
+    if not passed(export_dir):
         raise UsageError(f"{export_dir} contains no export that passed the parity gate", "run `xarch export` again")
-    provider = read_json(export_dir / "profile.json")["profile"]["provider"]
+    verify(export_dir)
+    provider = read_profile(export_dir)["profile"]["provider"]
     student = _Side(export_dir, provider, threads, cases)
-    absent = teacher / "absent.json" if teacher is not None else None
-    rival = None
-    if teacher is not None and teacher.is_dir() and not (absent and absent.is_file()):
+    rival = absent = None
+    if teacher is not None and teacher.is_dir():
+        verify(teacher)
+        file = teacher / "absent.json"
+        absent = typed(Absent, read_json(file), file)["reason"] if file.is_file() else None
+    if teacher is not None and teacher.is_dir() and absent is None:
         rival = _Side(teacher, provider, threads, teacher_cases)
     result: dict[str, Any] = {
         "provider": provider,
@@ -70,8 +74,8 @@ def bench_export(
         "graphs": {},
         "cases": {},
     }
-    if absent is not None and absent.is_file():
-        result["teacher"] = {"absent": read_json(absent)["reason"]}
+    if absent is not None:
+        result["teacher"] = {"absent": absent}
     for kind, names in (("graphs", student.graphs), ("cases", student.cases)):
         for name in names:
             figures = result[kind][name] = student.measure(kind, name)
@@ -82,7 +86,6 @@ def bench_export(
                 compared.setdefault(kind, {})[name] = other
                 compared.setdefault("speed_up", {})[name] = round(_rate(figures) / _rate(other), 3)
                 say(f"bench: teacher {name} {_told(other)}")
-    write_json(out_json, result)
     return result
 
 

@@ -13,7 +13,7 @@ from xarch.cli.failure import error_document, show_error
 from xarch.cli.resolve import configuration, make_plan
 from xarch.cli.session import Session, define
 from xarch.engine.events import Reporter
-from xarch.errors import UsageError, XarchError
+from xarch.errors import BusyError, UsageError, XarchError
 
 if TYPE_CHECKING:
     from xarch.planning.plan import Plan
@@ -24,8 +24,11 @@ ASK_ABOVE_SECONDS = 900
 @define("convert", uses=("set", "out", "device", "seed"))
 @configuration
 @click.option("--resume", is_flag=True, help="Resume the run in --out, or start it if there is none.")
+@click.option(
+    "--force", is_flag=True, help="With --resume: go on although kernels, versions or data differ; not bit for bit."
+)
 @click.option("-y", "--yes", is_flag=True, help="Start long runs without confirmation.")
-def command(session: Session, config: str | None, resume: bool, yes: bool, **flags: Any) -> None:
+def command(session: Session, config: str | None, resume: bool, force: bool, yes: bool, **flags: Any) -> None:
     """Convert a model according to CONFIG: a YAML file, the name of a recipe or method, or a plan.json.
 
     Without CONFIG, pass --teacher, --to and --data. The run folder (--out; by default a new one under runs/) contains
@@ -34,14 +37,16 @@ def command(session: Session, config: str | None, resume: bool, yes: bool, **fla
     if session.out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("several processes need a common run folder", "pass --out RUN")
     if resume:
-        _resume(session, config, flags)
+        _resume(session, config, flags, force=force)
         return
+    if force:
+        raise UsageError("--force is for --resume only", "xarch convert --resume --force --out RUN")
     plan = make_plan(session, config, flags)
     _announce(session, plan, yes)
     _run(session, session.out, plan=plan)
 
 
-def _resume(session: Session, config: str | None, flags: dict[str, Any]) -> None:
+def _resume(session: Session, config: str | None, flags: dict[str, Any], *, force: bool) -> None:
     """Resume the run in ``--out`` (or in the folder passed as CONFIG).
 
     If a configuration is passed as well, the run must have that configuration, so that a job restarted by a scheduler
@@ -59,16 +64,17 @@ def _resume(session: Session, config: str | None, flags: dict[str, Any]) -> None
     if exists and plan is not None:
         _same_configuration(plan, session.out)
     if exists:
-        _run(session, session.out, resume=True)
+        _run(session, session.out, resume=True, force=force)
     else:
         _run(session, session.out, plan=plan)
 
 
 def _same_configuration(plan: Plan, out: Path) -> None:
     from xarch.config.provenance import deep_leaves, dotted
-    from xarch.files.atomic import read_json
+    from xarch.files.run_dir import RunDir
+    from xarch.run.inspection import read_plan
 
-    stored = {dotted(p): v for p, v in deep_leaves(read_json(out / "plan.json").get("config", {}))}
+    stored = {dotted(p): v for p, v in deep_leaves(read_plan(RunDir.open(out)).config.model_dump(mode="json"))}
     wanted = {dotted(p): v for p, v in deep_leaves(plan.config.model_dump(mode="json"))}
     changed = sorted(k for k in stored.keys() | wanted.keys() if stored.get(k) != wanted.get(k))
     if changed:
@@ -90,7 +96,9 @@ def _announce(session: Session, plan: Plan, yes: bool) -> None:
         click.confirm("Start?", default=True, abort=True, err=True)
 
 
-def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume: bool = False) -> None:
+def _run(
+    session: Session, out: Path | None, *, plan: Plan | None = None, resume: bool = False, force: bool = False
+) -> None:
     from xarch import api
     from xarch.cli.ui import watched
     from xarch.cli.verdict import run_document, show_verdict
@@ -101,9 +109,9 @@ def _run(session: Session, out: Path | None, *, plan: Plan | None = None, resume
     begun = _Begun()
     try:
         with watched(session.reporter()) as reporter:
-            api.convert(plan, out=path, resume=resume, reporter=Reporters(begun, reporter))
+            api.convert(plan, out=path, resume=resume, force=force, reporter=Reporters(begun, reporter))
     except XarchError as e:
-        if not begun:
+        if not begun or isinstance(e, BusyError):
             raise
         try:
             document = {**run_document(path), "error": error_document(e)}

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xarch.cli.tables import table
+from xarch.config.validation import validated
+from xarch.export.stored import read_parity
 from xarch.files.atomic import read_json
+from xarch.files.run_dir import RunDir
 from xarch.numbers import count, figure, size
 
 if TYPE_CHECKING:
@@ -17,17 +20,19 @@ if TYPE_CHECKING:
 
 def run_document(path: Path) -> dict[str, Any]:
     """Return the results of a run for scripts; missing parts are None or empty."""
-    evaluation = _json(path / "eval.json")
+    run = RunDir(path)
+    evaluation = run.read_evaluation() if run.eval_json.is_file() else None
+    status = run.read_status() if run.status.is_file() else None
     return {
         "run": str(path),
-        "status": _json(path / "status.json"),
+        "status": status,
         "evaluation": evaluation,
-        "gates": _gates(path, evaluation),
-        "export": {f.parent.name: _export(f) for f in sorted(path.glob("export/*/parity.json"))},
-        "bench": {f.stem: _json(f) for f in sorted(path.glob("bench/*.json"))},
+        "gates": _gates(run, evaluation),
+        "export": {f.parent.name: _export(f.parent) for f in sorted(path.glob("export/*/parity.json"))},
+        "bench": {f.stem: run.read_json(f) for f in sorted(path.glob("bench/*.json"))},
         "student": _student(path / "student"),
         "report": str(path / "report.html") if (path / "report.html").is_file() else None,
-        "next": _next(path),
+        "next": _next(path, status or {}),
     }
 
 
@@ -40,28 +45,24 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"next  {command}", markup=False, soft_wrap=True)
 
 
-def _json(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
-
-
-def _gates(path: Path, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _gates(run: RunDir, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
     from xarch.config.schema import Gate
     from xarch.run.gates import check, gateable
 
-    plan = _json(path / "plan.json")
-    if evaluation is None or plan is None or plan["config"].get("tiny"):
+    plan = run.read_json(run.plan) if run.plan.is_file() else None
+    config = plan.get("config") if isinstance(plan, dict) else None
+    if evaluation is None or not isinstance(config, dict) or config.get("tiny"):
         return []
-    gates = {name: Gate.model_validate(gate) for name, gate in plan["config"].get("gates", {}).items()}
+    gates = {n: validated(Gate, gate, f"{run.plan}: gates.{n}") for n, gate in (config.get("gates") or {}).items()}
     figures = gateable(evaluation)
     known = {name: gate for name, gate in gates.items() if name in figures}
     return [asdict(result) for result in check(figures, known)]
 
 
-def _export(parity_file: Path) -> dict[str, Any]:
-    parity = read_json(parity_file)
-    folder = parity_file.parent
+def _export(folder: Path) -> dict[str, Any]:
+    parity = read_parity(folder)
     files = sorted(f for f in folder.iterdir() if f.suffix in (".onnx", ".rejected", ".data"))
     return {
         "passed": parity["passed"],
@@ -86,16 +87,17 @@ def _worst(parity: Mapping[str, Any]) -> float | None:
 
 
 def _student(folder: Path) -> dict[str, Any] | None:
-    config = _json(folder / "config.json")
     weights = folder / "model.safetensors"
-    if config is None or not weights.is_file():
+    if not (folder / "config.json").is_file() or not weights.is_file():
+        return None
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
         return None
     return {"path": str(folder), "parameters": config.get("parameters"), "bytes": weights.stat().st_size}
 
 
-def _next(path: Path) -> list[str]:
+def _next(path: Path, status: Mapping[str, Any]) -> list[str]:
     """Suggest commands: resume a stopped run, or use the files of a finished one."""
-    status = _json(path / "status.json") or {}
     name = shlex.quote(str(path))
     if status.get("state") != "done":
         return [status["resume"]] if status.get("resume") else []

@@ -39,7 +39,7 @@ def validated(model: type[M], data: Mapping[str, Any], where: str, hint: str = "
         UsageError: unknown keys or invalid values, each with the expected and the actual value.
     """
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(dict(data) if isinstance(data, Mapping) else data)
     except ValidationError as e:
         raise refusal(e, model, data, where, hint) from e
 

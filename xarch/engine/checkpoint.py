@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.failures import is_machine_failure
-from xarch.files.atomic import new_folder, save_tensors, write_json
-from xarch.files.digest import sha256
+from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
+from xarch.files.manifest import seal, verify
 
 STEP = re.compile(r"step-(\d+)$")
 KEEP = 2
-FORMAT = 3
-"""Format of the ``state.json`` of a stage in progress; final checkpoints are the same in every format."""
+FORMAT = 4
+"""Format of ``state.json``."""
 
 
 @dataclass
@@ -44,11 +45,17 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """Checkpoint folder of one stage."""
+    """Checkpoint folder of one stage.
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    Args:
+        say: receives a line about each checkpoint that cannot be used.
+        decided: returns facts that are kept with every checkpoint, see :func:`kept_facts`.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None], decided: Callable[[], dict[str, Any]] = dict) -> None:
         self.folder = folder
         self.say = say
+        self.decided = decided
 
     def save(
         self,
@@ -64,14 +71,11 @@ class CheckpointFolder:
         Raises:
             OSError: it cannot be written; earlier checkpoints are intact.
         """
-        with new_folder(self.folder / f"step-{step}") as folder:
-            files = {}
+        with new_folder(self.folder / f"step-{step}", parents=False) as folder:
             for name, tensors in (("model.safetensors", model), ("trainer.safetensors", trainer)):
                 save_tensors({k: _storable(v) for k, v in tensors.items()}, folder / name)
             write_json(folder / "state.json", dict(state))
-            for file in sorted(folder.iterdir()):
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-            write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "final": final, "files": files})
+            seal(folder, state=FORMAT, step=step, final=final, decided=self.decided())
         self._prune(step, final)
 
     def _prune(self, newest: int, final: bool) -> None:
@@ -91,31 +95,46 @@ class CheckpointFolder:
         for step in sorted(self._steps(), reverse=True):
             folder = self.folder / f"step-{step}"
             try:
-                manifest = json.loads((folder / "manifest.json").read_text())
-                if final_only and not manifest["final"]:
+                facts = verify(folder, ())
+                if final_only and not facts["final"]:
                     continue
-                if not manifest["final"] and manifest["format"] != FORMAT:
+                if facts["state"] != FORMAT:
                     self.say(
-                        f"checkpoint {folder} has format {manifest['format']}, this xarch resumes from {FORMAT}; "
+                        f"checkpoint {folder} has format {facts['state']}, this xarch resumes from {FORMAT}; "
                         "using an earlier one, or restarting the stage"
                     )
                     continue
-                for name, facts in manifest["files"].items():
-                    file = folder / name
-                    if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
-                        raise ValueError(f"{name} does not match its manifest")
+                verify(folder)
                 return Checkpoint(
-                    step=manifest["step"],
-                    final=manifest["final"],
+                    step=facts["step"],
+                    final=facts["final"],
                     model=load_file(folder / "model.safetensors"),
                     trainer=load_file(folder / "trainer.safetensors"),
-                    state=json.loads((folder / "state.json").read_text()),
+                    state=read_json(folder / "state.json"),
                 )
-            except (OSError, ValueError, KeyError, TypeError) as e:
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError, UsageError) as e:
                 if is_machine_failure(e):
                     raise
-                self.say(f"checkpoint {folder} is damaged ({e}); using an earlier one")
+                why = e.what if isinstance(e, UsageError) else e
+                self.say(f"checkpoint {folder} is damaged ({why}); using an earlier one")
         return None
+
+
+def kept_facts(stages: Path) -> dict[str, Any] | None:
+    """Return the ``decided`` facts of the newest sound checkpoint of a run, None without one.
+
+    Args:
+        stages: the run's folder of stages.
+    """
+    for folder in sorted(stages.glob("*/checkpoints"), reverse=True):
+        for step in sorted((p for p in folder.glob("step-*") if STEP.match(p.name)), key=_number, reverse=True):
+            with contextlib.suppress(UsageError, KeyError):
+                return dict(verify(step, ())["decided"])
+    return None
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])
 
 
 def _storable(tensor: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ class EngineContext(StageContext):
     open_stream: OpenStream
     measure: Evaluate
     on_step: Callable[[int, Mapping[str, float]], object]
-    metrics_start: int
-    curve_start: int
+    metrics_start: Mapping[str, Any]
+    curve_start: Mapping[str, Any]
     data_counters: dict[str, int]
     clock: Stopwatch = field(default_factory=Stopwatch)
     figures: dict[str, float] = field(default_factory=dict)

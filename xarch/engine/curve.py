@@ -8,14 +8,16 @@ evaluations.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from xarch.config.schema import CurveConfig
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
 from xarch.engine.seeds import RandomState
 from xarch.engine.stopwatch import Spent
-from xarch.files.run_dir import RunDir
+from xarch.files.manifest import entry_of
+from xarch.files.run_dir import NO_ROWS, RunDir
 
 START = "start"
 """Stage name in the first row."""
@@ -45,22 +47,22 @@ class QualityCurve:
         """Whether a curve is enabled; the same on every rank."""
         return self.chosen is not None
 
-    def begin(self, student: Student, spent: Spent) -> int:
+    def begin(self, student: Student, spent: Spent) -> Mapping[str, Any]:
         """Write the first row, or reuse the one of an interrupted process with its seconds; return the position after
         it."""
         self.before = spent
         if self.run is None or self.chosen is None:
-            return 0
+            return NO_ROWS
         try:
             with open(self.run.curve, "rb") as f:
                 line = f.readline()
             row = json.loads(line)
             self.before = Spent(row["seconds"], row["cpu_seconds"])
-            return len(line)
-        except (OSError, ValueError, KeyError):
-            self.cut(0)
+            return entry_of(self.run.curve, len(line))
+        except (OSError, ValueError, KeyError, TypeError):
+            self.cut(NO_ROWS)
             self.point(START, 0, 0, student, Spent())
-            return self.size()
+            return self.mark()
 
     def due(self, step: int, before: float, now: float) -> bool:
         """Return whether a point is due after ``step``, ``now`` seconds into the stage (``before`` at the previous
@@ -92,11 +94,15 @@ class QualityCurve:
         row = {"stage": stage, "step": step, "units": units, **(self.before + spent).rounded(), "metric": found.metric}
         self.run.append_row(self.run.curve, {**row, "student": found.student, "teacher": found.teacher})
 
-    def size(self) -> int:
-        """Return the position in curve.jsonl, for checkpoints."""
-        return self.run.rows_size(self.run.curve) if self.run is not None else 0
+    def mark(self) -> Mapping[str, Any]:
+        """Return the position in curve.jsonl and the digest of what is before it, for checkpoints."""
+        return self.run.rows_mark(self.run.curve) if self.run is not None else NO_ROWS
 
-    def cut(self, size: int) -> None:
-        """Truncate curve.jsonl to a position."""
+    def cut(self, mark: Mapping[str, Any]) -> None:
+        """Truncate curve.jsonl to a position.
+
+        Raises:
+            UsageError: what is before it has changed.
+        """
         if self.run is not None:
-            self.run.cut_rows(self.run.curve, size)
+            self.run.cut_rows(self.run.curve, mark)

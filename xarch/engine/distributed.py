@@ -22,8 +22,8 @@ from xarch.errors import UsageError
 from xarch.files.run_dir import RunDir
 
 
-def open_run(out: Path | str | None, name: str) -> RunDir:
-    """Create a new run folder on rank 0 and open it on all ranks.
+def open_run(out: Path | str | None, name: str, head: Mapping[str, str]) -> RunDir:
+    """Create a new run folder on rank 0, with the files ``head``, and open it on all ranks.
 
     Raises:
         UsageError: several processes were started without a common folder, or the folder is in use.
@@ -31,7 +31,7 @@ def open_run(out: Path | str | None, name: str) -> RunDir:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and out is None:
         raise UsageError("several processes need one run folder", "name it with --out")
     if os.environ.get("RANK", "0") == "0":
-        return RunDir.create(out, name)
+        return RunDir.create(out, name, head)
     assert out is not None
     return RunDir(out)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xarch.files.run_dir import RunDir
+from xarch.files.run_dir import NO_ROWS, RunDir
 
 
 class MetricsLog:
@@ -37,14 +37,18 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
 
-    def size(self) -> int:
-        """Return the position in metrics.jsonl, for checkpoints."""
-        return self.run.rows_size(self.run.metrics) if self.run is not None else 0
+    def mark(self) -> Mapping[str, Any]:
+        """Return the position in metrics.jsonl and the digest of what is before it, for checkpoints."""
+        return self.run.rows_mark(self.run.metrics) if self.run is not None else NO_ROWS
 
-    def cut(self, size: int) -> None:
-        """Truncate metrics.jsonl to a position."""
+    def cut(self, mark: Mapping[str, Any]) -> None:
+        """Truncate metrics.jsonl to a position.
+
+        Raises:
+            UsageError: what is before it has changed.
+        """
         if self.run is not None:
-            self.run.cut_rows(self.run.metrics, size)
+            self.run.cut_rows(self.run.metrics, mark)
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -43,8 +43,8 @@ class EngineCheckpoints(StageCheckpoints):
         context.cutting.clear()
         context.cutting.update(engine["cutting"])
         context.figures = dict(engine["figures"])
-        context.metrics.cut(engine["metrics_size"])
-        context.curve.cut(engine["curve_size"])
+        context.metrics.cut(engine["metrics"])
+        context.curve.cut(engine["curve"])
         trainer = {k: v for k, v in found.trainer.items() if not k.startswith(RNG)}
         return SavedStep(found.step, found.model, trainer, found.state["facts"])
 
@@ -59,8 +59,8 @@ class EngineCheckpoints(StageCheckpoints):
                 "training": vars(context.clock.spent),
                 "cutting": context.cutting,
                 "figures": context.figures,
-                "metrics_size": context.metrics.size(),
-                "curve_size": context.curve.size(),
+                "metrics": dict(context.metrics.mark()),
+                "curve": dict(context.curve.mark()),
             }
             self.folder.save(
                 step,

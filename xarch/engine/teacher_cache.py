@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,8 +22,10 @@ from xarch.contracts.batch import CHANGED, Batch
 from xarch.contracts.model import Sink
 from xarch.failures import is_out_of_memory
 from xarch.files.atomic import save_tensors
+from xarch.files.digest import weights_digest
 
 SAMPLE = "sample_id"
+DIGEST = "sha256"
 
 
 class TeacherCache:
@@ -79,8 +81,13 @@ class TeacherCache:
         if not file.exists():
             return None
         try:
-            return load_file(file, device=str(device))
-        except (OSError, SafetensorError) as e:
+            with safe_open(file, "pt") as opened:
+                known = (opened.metadata() or {}).get(DIGEST)
+            values = load_file(file, device=str(device))
+            if weights_digest(values) != known:
+                raise ValueError("its content is not what was written")
+            return values
+        except (OSError, ValueError, SafetensorError) as e:
             if is_out_of_memory(e):
                 raise
             self.say(f"teacher cache: {file.name} is damaged ({e}); recomputing it")
@@ -98,8 +105,8 @@ class TeacherCache:
             return
         partial = self.folder / f".{key}.tmp-{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(values, partial)
+            self._make()
+            save_tensors(values, partial, {DIGEST: weights_digest(values)})
             os.replace(partial, self.folder / f"{key}.safetensors")
         except OSError as e:
             if is_out_of_memory(e):
@@ -111,6 +118,10 @@ class TeacherCache:
             partial.unlink(missing_ok=True)
         self._used += size
         self.writes += 1
+
+    def _make(self) -> None:
+        # Without parents: a run folder that was removed meanwhile must not come back.
+        self.folder.mkdir(exist_ok=True)
 
     def clear(self) -> None:
         """Remove every entry."""
@@ -148,6 +159,9 @@ class SharedTeacherCache(TeacherCache):
 
     def _sample_key(self, number: int, wanted: Collection[str]) -> str:
         return hashlib.sha256("\0".join([self.fingerprint, *sorted(wanted), str(number)]).encode()).hexdigest()
+
+    def _make(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
         """Do nothing: other runs use the entries."""

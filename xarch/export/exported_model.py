@@ -16,7 +16,8 @@ from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
 from xarch.export.examples import load_examples
 from xarch.export.session import Sessions
-from xarch.files.atomic import read_json
+from xarch.export.stored import read_profile
+from xarch.files.manifest import verify
 
 
 class ExportedModel(TapModel):
@@ -29,10 +30,12 @@ class ExportedModel(TapModel):
 
     Raises:
         PlanError: no graph declares its outputs.
+        UsageError: a file of the export is damaged.
     """
 
     def __init__(self, folder: Path, student: TapModel, *, threads: int) -> None:
-        described = read_json(folder / "profile.json")
+        verify(folder)
+        described = read_profile(folder)
         self.graphs: dict[str, dict[str, Any]] = {
             name: entry
             for name, entry in described["graphs"].items()

@@ -35,6 +35,7 @@ from xarch.export.proof import Comparison, Prover
 from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
 from xarch.files.atomic import new_folder, write_json
+from xarch.files.manifest import seal
 
 T = TypeVar("T")
 WEIGHTS = "student.onnx.data"
@@ -115,6 +116,7 @@ def export_profile(
                 os.replace(folder / f"{name}.onnx", folder / f"{name}.onnx.rejected")
         write_json(folder / "parity.json", parity)
         write_json(folder / "profile.json", described)
+        seal(folder)
     raise_unless_passed(parity, Path(out))
     say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
     return ExportResult(names, parity, described)
@@ -164,6 +166,7 @@ def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, s
         cases = (Comparison(case, {}) for case in single_graph_cases(graphs))
         parity = measure_parity(folder, graphs, cases, profile, threads=torch.get_num_threads())
         raise_unless_passed(parity, Path(out))
+        seal(folder)
 
 
 def _check_names(graphs: Sequence[ExportGraph]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,7 +87,12 @@ def save_tensors(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, 
 
 def write_json(path: Path, data: Any) -> None:
     """Replace ``path`` by ``data`` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    write_text(path, escaped(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """The text that :func:`write_json` writes."""
+    return escaped(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def finite(data: Any) -> Any:
@@ -104,20 +110,34 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UsageError: it is missing or not JSON.
+        UsageError: it is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror}") from e
+    except RecursionError:
+        raise UsageError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as e:
         raise UsageError(f"{path} is not valid JSON: {e}") from e
 
 
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number in JSON")
+
+
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A folder that appears under its final name only when the block ends well; an older one is replaced."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+def new_folder(final: Path, *, parents: bool = True) -> Iterator[Path]:
+    """A folder that appears under its final name only when the block ends well; an older one is replaced.
+
+    Args:
+        parents: make missing folders above it. In a run folder they are not made: one that was removed meanwhile must
+            not come back in parts.
+    """
+    if parents:
+        final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.tmp-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -139,10 +159,20 @@ def new_folder(final: Path) -> Iterator[Path]:
         raise
 
 
+LEFTOVERS = re.compile(r"\..+\.tmp-\w+$|\.tmp[A-Za-z0-9]{6}$")
+"""Names of interrupted writes: of this module, and of safetensors, which writes beside its target."""
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is that of an interrupted write."""
+    return LEFTOVERS.match(path.name) is not None
+
+
 def sweep(folder: Path) -> list[str]:
     """Remove what interrupted writes left behind in ``folder``; returns the names removed.
 
-    A folder whose replacement was cut between the two renames is put back.
+    A folder whose replacement was cut between the two renames is put back. Only the holder of the folder's lock may
+    do this: what a living process is writing looks the same.
     """
     removed = []
     for item in sorted(folder.glob(".*.old-*")):
@@ -152,10 +182,21 @@ def sweep(folder: Path) -> list[str]:
         else:
             shutil.rmtree(item, ignore_errors=True)
         removed.append(item.name)
-    for item in sorted(folder.glob(".*.tmp-*")):
-        if item.is_dir():
+    for item in sorted(folder.iterdir()):
+        if not is_leftover(item):
+            continue
+        if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item, ignore_errors=True)
         else:
             item.unlink(missing_ok=True)
         removed.append(item.name)
+    return removed
+
+
+def sweep_tree(folder: Path) -> list[str]:
+    """:func:`sweep` a folder and all folders below it; links are not followed."""
+    removed = sweep(folder)
+    for item in sorted(folder.iterdir()):
+        if item.is_dir() and not item.is_symlink():
+            removed += sweep_tree(item)
     return removed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,9 @@ from xarch.files.atomic import write_text
 from xarch.files.home import cache_dir
 
 BLOCK = 1 << 20
+SETTLED_NS = 2_000_000_000
+SAMPLES, SAMPLE_BYTES = 4096, 4096
+"""Number and size of the blocks that represent a data set's content."""
 
 
 def sha256(path: Path) -> str:
@@ -35,7 +39,10 @@ def sha256(path: Path) -> str:
 
 
 def file_digest(path: Path | str) -> str:
-    """sha256 of a file, taken from the user's cache while its size and modification time are the same.
+    """sha256 of a file, taken from the user's cache while the file is the same one, by number, size and times.
+
+    The time of change cannot be set by programs that restore times, such as tar and rsync. A file that was changed just
+    now is not remembered: another change within the clock's resolution would not be seen.
 
     Raises:
         UsageError: the file cannot be read.
@@ -45,14 +52,53 @@ def file_digest(path: Path | str) -> str:
         status = real.stat()
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
-    seen = {"path": str(real), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    seen = {"path": str(real), "device": status.st_dev, "inode": status.st_ino, "size": status.st_size}
+    seen |= {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
     note = cache_dir() / "digests" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
     known = _remembered(note)
     if {key: known.get(key) for key in seen} == seen:
         return str(known["sha256"])
+    settled = time.time_ns() - status.st_ctime_ns > SETTLED_NS
     value = sha256(real)
-    _remember(note, {**seen, "sha256": value})
+    if settled:
+        _remember(note, {**seen, "sha256": value})
     return value
+
+
+def sampled_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """sha256 over names, sizes and samples of the content of many files: small ones whole, of others blocks spread over
+    them, at most some thousand blocks altogether.
+
+    Args:
+        files: (name, path) of each, in order.
+
+    Raises:
+        UsageError: a file cannot be read.
+    """
+    known = list(files)
+    share = max(1, SAMPLES // max(len(known), 1))
+    every = -(-len(known) // SAMPLES)
+    digest = hashlib.sha256()
+    for number, (name, path) in enumerate(known):
+        try:
+            size = path.stat().st_size
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            if number % max(every, 1) == 0:
+                with open(path, "rb") as file:
+                    for place in _places(size, min(share, 16)):
+                        file.seek(place)
+                        digest.update(file.read(SAMPLE_BYTES))
+        except OSError as e:
+            raise UsageError(f"cannot read {path}: {e.strerror}") from e
+    return digest.hexdigest()
+
+
+def _places(size: int, count: int) -> list[int]:
+    """Where blocks are read: all of a small file, else evenly from the first to the last."""
+    if size <= count * SAMPLE_BYTES:
+        return list(range(0, size, SAMPLE_BYTES))
+    last = size - SAMPLE_BYTES
+    return sorted({last * i // max(count - 1, 1) for i in range(count)})
 
 
 def _remembered(note: Path) -> dict[str, object]:

@@ -29,6 +29,7 @@ ENVIRONMENT = "XARCH_KERNELS"
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
 _VERDICTS: dict[tuple[Backend, str], str | None] = {}
+_USES: dict[tuple[str, str, torch.dtype, frozenset[str]], Use] = {}
 _REQUESTED: ContextVar[str | None] = ContextVar("xarch_kernels_backend", default=None)
 _LOG = logging.getLogger(__name__)
 
@@ -202,8 +203,40 @@ def describe(device: torch.device | str = "cpu", dtype: torch.dtype = torch.floa
     return choices
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Use:
+    """A choice that was left to the environment: the backend that ran calls of one kind."""
+
+    op: str
+    device: str
+    dtype: str
+    features: tuple[str, ...]
+    backend: str
+
+
+def uses() -> list[Use]:
+    """The backends that ran in this process, except where a call or :func:`use_backend` named one."""
+    return sorted(_USES.values())
+
+
+def now(use: Use) -> str | None:
+    """The backend that runs such calls in this process; None if it does not know the operation.
+
+    Raises:
+        UsageError: no backend can run them.
+    """
+    if use.op not in _REGISTRY:
+        return None
+    return _choose(use.op, use.device, getattr(torch, use.dtype), use.features, None)[0].name
+
+
 def _chosen_name(op: str, device: str, dtype: torch.dtype, features: Collection[str], backend: str | None) -> str:
-    return _choose(op, device, dtype, features, backend)[0].name
+    name = _choose(op, device, dtype, features, backend)[0].name
+    if backend is None and _REQUESTED.get() is None and not tracing():
+        kind = (op, device, dtype, frozenset(features))
+        if kind not in _USES or _USES[kind].backend != name:
+            _USES[kind] = Use(op, device, str(dtype).removeprefix("torch."), tuple(sorted(features)), name)
+    return name
 
 
 # torch.compile runs this while it traces, instead of tracing into locks, environment and compilers. The public

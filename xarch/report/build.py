@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from xarch.files.atomic import write_text
-from xarch.files.run_dir import RunDir
+from xarch.files.run_dir import CARD, RunDir
 from xarch.report.blocks import Section, Text
 from xarch.report.card import model_card
 from xarch.report.extension import plugin_sections
@@ -48,13 +48,17 @@ DETAILS: Sections = (
 _BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "not finished"}
 
 
-def build_report(run: RunDir) -> None:
+def build_report(run: RunDir, status: Mapping[str, Any] | None = None) -> None:
     """Write report.html, report.md and, next to a saved student, its model card README.md.
+
+    Args:
+        status: shown instead of status.json, for a run that will be done when its report is written.
 
     Reads the files of the run folder only. If files are missing or damaged, their section is left out and a note is
     added. The report of a failed run states the cause and how to resume.
     """
     files = read_run(run)
+    files.status = files.status if status is None else dict(status)
     sections = [*_made(RESULT, files), *plugin_sections(files, _renders), *_made(DETAILS, files)]
     card = _card(run, files)
     if files.notes:
@@ -63,10 +67,10 @@ def build_report(run: RunDir) -> None:
     subtitle = _subtitle(files)
     outcome = outcome_of(files)
     page = to_html(title, subtitle, (_BADGE.get(outcome.state, outcome.state), outcome.tone), sections)
-    write_text(run.report_html, page)
-    write_text(run.report_md, to_markdown(title, subtitle, sections))
+    run.write_text(run.report_html, page)
+    run.write_text(run.report_md, to_markdown(title, subtitle, sections))
     if card is not None:
-        write_text(run.student / "README.md", card)
+        run.write_text(run.student / CARD, card)
 
 
 def _renders(section: Section) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xarch.errors import UsageError
 from xarch.files.run_dir import RunDir
 from xarch.printable import clean
 
@@ -102,7 +103,7 @@ class RunInfo:
 def read_run(run: RunDir) -> RunInfo:
     """Read a run folder; missing parts raise no error."""
     found = RunInfo(run.path)
-    read = _Reader(run.path, found.notes)
+    read = _Reader(run, found.notes)
     found.plan, found.run, found.status = read.json(run.plan), read.json(run.run_json), read.json(run.status)
     found.config_text = read.text(run.config)
     for folder in _folders(run.stages_dir):
@@ -163,11 +164,21 @@ def _folders(parent: Path) -> list[Path]:
 
 
 class _Reader:
-    def __init__(self, root: Path, notes: list[str]) -> None:
-        self.root, self.notes = root, notes
+    def __init__(self, run: RunDir, notes: list[str]) -> None:
+        self.run, self.root, self.notes = run, run.path, notes
+
+    def sound(self, path: Path) -> bool:
+        """Whether a file is there and as its manifest says; if it is not, it is noted and left out."""
+        try:
+            if path.is_file():
+                self.run.check(path)
+                return True
+        except UsageError as e:
+            self.notes.append(e.what)
+        return False
 
     def text(self, path: Path) -> str:
-        if not path.is_file():
+        if not self.sound(path):
             return ""
         try:
             if path.stat().st_size > MAX_FILE:
@@ -193,7 +204,7 @@ class _Reader:
 
     def rows(self, path: Path) -> Iterator[dict[str, Any]]:
         """Return the objects of a JSON Lines file; incomplete lines are skipped."""
-        if not path.is_file():
+        if not self.sound(path):
             return
         damaged = 0
         with open(path, encoding="utf-8", errors="replace") as f:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import yaml
 
-from xarch.config.schema import Gate, RunConfig
+from xarch.config.schema import Gate
 from xarch.contracts.model import Initialisation, Student
+from xarch.engine.checkpoint import kept_facts
 from xarch.engine.curve import QualityCurve
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
-from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, StopSignal, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, StopSignal, StorageError, XarchError
 from xarch.failures import as_error, is_machine_failure
-from xarch.files.atomic import read_json, write_json, write_text
+from xarch.files.manifest import whole
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
 from xarch.kernels import keep_freed_memory
@@ -28,10 +28,10 @@ from xarch.planning.describe import family_of
 from xarch.planning.feasibility import account_for
 from xarch.planning.plan import Plan
 from xarch.registry.registry import Registry
+from xarch.run.deciding import deciding, refuse_changes
 from xarch.run.deliver import Delivery
-from xarch.run.environment import environment
 from xarch.run.evaluate import Evaluator
-from xarch.run.gates import before_export, check, gateable
+from xarch.run.gates import before_export, check, gateable, longer
 from xarch.run.sides import RunSides, load_sides
 from xarch.run.stages import StageRunner
 from xarch.run.student_io import load_student
@@ -77,13 +77,16 @@ class Conversion:
         run: its folder; finished parts are not repeated.
         registry: the loaded plugins.
         reporter: receives the run's events.
+        force: resume although what decides bits has changed.
     """
 
     student: Student
     sides: RunSides
 
-    def __init__(self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None) -> None:
-        self.plan, self.folder, self.registry = plan, run, registry
+    def __init__(
+        self, plan: Plan, run: RunDir, registry: Registry, reporter: Reporter | None = None, *, force: bool = False
+    ) -> None:
+        self.plan, self.folder, self.registry, self.force = plan, run, registry, force
         self.config = plan.config
         self.ranks = Distributed(cpu=plan.device == "cpu")
         watchers = [_Log(run), reporter or Reporter()] if self.ranks.main else []
@@ -114,16 +117,22 @@ class Conversion:
         return f"xarch convert --resume --out {shlex.quote(str(self.folder.path))}"
 
     def run(self) -> dict[str, Any]:
-        """Run to the end; return the content of status.json.
+        """Run to the end, or build again what a finished run lacks; return the content of status.json.
 
         Raises:
+            BusyError: another process is writing the run.
             XarchError: with the exit code of the failure; status.json and the report are written first.
         """
-        with self.stop:
+        with self.folder.held() if self.ranks.main else contextlib.nullcontext(), self.stop:
+            # Outside what records errors: damage to a finished run does not make it a failed one.
+            known = self.folder.read_status() if self.folder.status.exists() else {}
+            finished = known.get("state") == "done"
+            if finished and not self.ranks.any(self._lacking()):
+                return known
             try:
-                return self._run()
+                return self._run(known if finished else {})
             except BaseException as e:
-                error = as_error(e, self.resume_command)
+                error = self._removed() or as_error(e, self.resume_command)
                 if isinstance(e, StopSignal):
                     error = Interrupted(f"stopped by {e.name} during {self.phase.now}")
                 if isinstance(error, Interrupted):
@@ -134,29 +143,71 @@ class Conversion:
                     raise
                 raise error from e
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Run, or build again what is missing; ``known`` is the status of a finished run."""
         torch.set_num_threads(self.plan.threads)
         keep_freed_memory()
         self.say(str(Threads(self.plan.threads, self.plan.threads_why)))
-        self._write_head()
         clock = Stopwatch()
         with self.registry.attributed("while it ran"):
-            self._status("running")
-            self._load()
-            if not any(self.folder.stages_dir.glob("*/checkpoints/*")):
-                self.evaluator.try_out(self.student)
-            decisions = self._stages().run_all()
-            self.student = self.delivery.save(self.student, decisions)
+            if known and whole(self.folder.student):
+                self._reload()
+            else:
+                self._status("running")
+                self._train()
             self.evaluator.evaluate(self.student)
             self._gates(before_export(self.config.gates))
             self.delivery.deliver(self.student)
             self._gates(self.config.gates)
-            self.metrics.close()
-        status = self._end("done", "", **clock.spent.rounded())
+            took: dict[str, Any] = {k: known[k] for k in ("seconds", "cpu_seconds") if k in known}
+            status: dict[str, Any] = {"state": "done", "reason": "", "resume": "", **(took or clock.spent.rounded())}
+            self._finish(status)
         # Only after success: after an error, another rank may never reach a barrier.
         self.ranks.barrier()
         self.ranks.close()
         return status
+
+    def _removed(self) -> StorageError | None:
+        """Return the error of a run whose folder was removed, which explains all others."""
+        try:
+            self.folder.lock.check()
+        except StorageError as e:
+            return e
+        return None
+
+    def _train(self) -> None:
+        """Load all sides, run the stages that are not done, and save the student."""
+        self._load()
+        if not any(self.folder.stages_dir.glob("*/checkpoints/*")):
+            self.evaluator.try_out(self.student)
+        decisions = self._stages().run_all()
+        self.student = self.delivery.save(self.student, decisions)
+
+    def _lacking(self) -> bool:
+        """Return whether a finished run lacks a product.
+
+        Raises:
+            UsageError: a file is damaged, or is missing and nothing can build it again.
+        """
+        if not self.ranks.main:
+            return False
+        found = self.folder.faults(checkpoints=False)
+        self.folder.refuse_damage(found)
+        products = [self.folder.student, self.folder.report_html, self.folder.report_md]
+        products += [self.folder.eval_json] if self.plan.metric is not None else []
+        products += [self.folder.export_dir / name for name in self.config.export.profiles]
+        if self.config.export.bench:
+            products += [self.folder.bench_dir / f"{name}.json" for name in self.config.export.profiles]
+        return bool(found) or not all(p.exists() for p in products)
+
+    def _finish(self, status: dict[str, Any]) -> None:
+        """Write the report, then seal the run; that it is done is written last."""
+        if self.ranks.main:
+            self.reporter.phase("report")
+            self.metrics.close()
+            self._build_report(status)
+            self.reporter.finished(status)
+            self.folder.seal(status)
 
     def _stages(self) -> StageRunner:
         return StageRunner(
@@ -174,24 +225,30 @@ class Conversion:
             evaluator=self.evaluator,
             initialising=self.initialising,
             autocast=self.autocast,
+            decided=self.decided,
         )
 
     def evaluate_again(self) -> None:
         """Evaluate the saved student again and rebuild the report."""
-        with self.registry.attributed("while it evaluated"):
-            self._reload()
-            self.folder.eval_json.unlink(missing_ok=True)
-            self.evaluator.evaluate(self.student)
-        self._report()
+        with self.folder.held():
+            with self.registry.attributed("while it evaluated"):
+                self._reload()
+                self.folder.eval_json.unlink(missing_ok=True)
+                self.evaluator.evaluate(self.student)
+            self._report()
         self._gates(before_export(self.config.gates))
 
     def export_again(self, profile: str) -> None:
         """Export the saved student for ``profile`` again and rebuild the report."""
-        with self.registry.attributed(f"export {profile}"):
+        with self.folder.held(), self._reporting(), self.registry.attributed(f"export {profile}"):
             self._reload()
+            self.delivery.export(self.student, profile)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Rebuild the report at the end, whatever happens."""
         try:
-            with self.registry.attributed(f"export {profile}"):
-                self.delivery.export(self.student, profile)
+            yield
         except BaseException:
             with contextlib.suppress(Exception):
                 self._report()
@@ -204,15 +261,6 @@ class Conversion:
         self._load_sides()
         self.student, target, _ = load_student(self.folder.student, self.registry, self.device)
         self.delivery.target = target
-
-    def _write_head(self) -> None:
-        if not self.ranks.main or self.folder.plan.exists():
-            return
-        write_text(
-            self.folder.config, yaml.safe_dump({**self.config.model_dump(mode="json"), "recipe": None}, sort_keys=False)
-        )
-        write_json(self.folder.plan, self.plan.model_dump(mode="json"))
-        write_json(self.folder.run_json, environment(self.plan, self.ranks.world))
 
     def _status(self, state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         resume = self.resume_command if state in ("running", "interrupted", "failed") else ""
@@ -253,17 +301,20 @@ class Conversion:
 
     def _report(self) -> None:
         try:
-            from xarch.report.build import build_report
-
-            build_report(self.folder)
+            self._build_report()
         except Exception as e:
             if is_machine_failure(e):
                 raise
-            # A finished run must keep its status; the report can be rebuilt from the same files.
+            # The cause of a failure must not be hidden by one of its report.
             self.say(
                 f"the report could not be written ({type(e).__name__}: {e}); "
                 f"rebuild it with `xarch report {self.folder.path}`"
             )
+
+    def _build_report(self, status: Mapping[str, Any] | None = None) -> None:
+        from xarch.report.build import build_report
+
+        build_report(self.folder, status)
 
     def _load_sides(self) -> None:
         """Load teachers, their view, processors and data."""
@@ -293,6 +344,14 @@ class Conversion:
                 account_for(done, teacher.weights())
         self.initialising = watch.spent
         self.student.module.eval().requires_grad_(False)
+        if self.ranks.main:
+            changed = refuse_changes(kept_facts(self.folder.stages_dir), self.decided(), force=self.force)
+            for line in changed:
+                self.say(f"resumed with --force although {line}")
+
+    def decided(self) -> dict[str, Any]:
+        """Return what decides the student's bits, for checkpoints."""
+        return deciding(self.folder, self.plan, self.registry, data=self.sides.digest, processes=self.ranks.world)
 
     def _raise_if_stopped(self, when: str) -> None:
         """Raise if a stop was requested and deferred, or dropped by a library. With several processes only optimiser
@@ -307,26 +366,14 @@ class Conversion:
     def _gates(self, gates: Mapping[str, Gate]) -> None:
         if not self.ranks.main or not gates or self.config.tiny or not self.folder.eval_json.exists():
             return
-        results = check(gateable(read_json(self.folder.eval_json)), gates)
+        results = check(gateable(self.folder.read_evaluation()), gates)
         missed = [r for r in results if not r.passed]
         if missed:
             text = "; ".join(f"{r.name} is {r.value:.4g}, wanted {r.limit}" for r in missed)
             raise QualityError(
                 f"the student misses {'a gate' if len(missed) == 1 else 'gates'}: {text}",
-                f"train longer: `xarch convert … --set {_longer(self.config)}`; {self.folder.report_html}",
+                f"train longer: `xarch convert … --set {longer(self.config)}`; {self.folder.report_html}",
             )
-
-
-def _longer(config: RunConfig) -> str:
-    """Return the setting that doubles the training of a run."""
-    for name, stage in reversed(config.stages.items()):
-        if stage.epochs is not None:
-            return f"stages.{name}.epochs={2 * stage.epochs:g}"
-        if stage.units:
-            return f"stages.{name}.units={2 * stage.units}"
-        if stage.share:
-            break
-    return f"budget={2 * config.budget}"
 
 
 def _as_planned(plan: Plan, done: Initialisation) -> None:

@@ -12,8 +12,10 @@ from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
-from xarch.files.atomic import read_json, write_json
+from xarch.export.stored import passed
+from xarch.files.atomic import new_folder, write_json
 from xarch.files.digest import combined_hash, tensor_hashes
+from xarch.files.manifest import seal, verify, whole
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, export_options
@@ -54,6 +56,7 @@ class Delivery:
         teacher = self.evaluator.teacher
         if self.ranks.main:
             self.reporter.phase("save", str(self.run.student))
+            self.run.lock.check()
             save_student(
                 self.run.student,
                 student,
@@ -79,27 +82,29 @@ class Delivery:
             return
         for name in self.config.export.profiles:
             self.evaluator.raise_if_stopped(f"before the export {name}")
-            parity = self.run.export_dir / name / "parity.json"
-            if not (parity.exists() and read_json(parity)["passed"]):
+            folder = self.run.export_dir / name
+            if not (passed(folder) and whole(folder)):
                 self.export(student, name)
-            elif self.config.evaluate.exports and not self.evaluator.knows_export(name):
+            verify(folder)
+            if self.config.evaluate.exports and not self.evaluator.knows_export(name):
                 self._evaluate(student, name)
-            if self.config.export.bench:
+            file = self.run.bench_dir / f"{name}.json"
+            if self.config.export.bench and not (file.exists() and self.run.manifest.knows(file)):
                 from xarch.bench.cases import cases_of
                 from xarch.bench.latency import bench_export
 
                 teacher = self.evaluator.teacher
                 self.reporter.phase("bench", name)
                 self.run.bench_dir.mkdir(exist_ok=True)
-                bench_export(
-                    self.run.export_dir / name,
-                    self.run.bench_dir / f"{name}.json",
+                figures = bench_export(
+                    folder,
                     cases=cases_of(self.registry, student.family, self._target),
                     teacher=self.run.teacher_bench(name),
                     teacher_cases=None if teacher is None else cases_of(self.registry, teacher.family),
                     threads=self.plan.threads,
                     say=self.reporter.message,
                 )
+                self.run.write_json(file, figures)
 
     def export(self, student: Student, name: str) -> None:
         """Export the student for one profile, including the checker and the parity gate.
@@ -111,6 +116,8 @@ class Delivery:
         from xarch.export.run import export_profile
 
         self.reporter.phase("export", name)
+        # Figures of an export that is replaced are those of another one.
+        (self.run.bench_dir / f"{name}.json").unlink(missing_ok=True)
         profile = self.registry.create("export", name)
         adapter = self.target.adapter
         options = export_options(adapter, self.config)
@@ -118,6 +125,7 @@ class Delivery:
             graphs = list(adapter.export_graphs(student, profile, options))
         replaced = self.registry.call("xarch_export", student=student, profile=profile, graphs=graphs)
         samples = self.config.export.parity_samples
+        self.run.lock.check()
         export_profile(
             student,
             adapter,
@@ -174,8 +182,9 @@ class Delivery:
                 self.reporter.phase("export", f"{profile.name}, teacher")
                 export_teacher(graphs, profile, folder, self.reporter.message)
         except (PlanError, ParityError) as e:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "absent.json", {"reason": e.what})
+            with new_folder(folder) as part:
+                write_json(part / "absent.json", {"reason": e.what})
+                seal(part)
 
 
 def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:

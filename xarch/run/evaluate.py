@@ -19,7 +19,6 @@ from xarch.engine.events import Reporter
 from xarch.engine.guards import first_nonfinite
 from xarch.engine.seeds import restore_rng, rng_state
 from xarch.errors import DivergedError, PluginError, UsageError, XarchError
-from xarch.files.atomic import read_json, write_json
 from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, resolve_metric
@@ -205,7 +204,7 @@ class Evaluator:
         self.reporter.phase("evaluate", "the student before any gradient step")
         found = self.measure({"student": student})
         if found is not None:
-            write_json(file, found.student)
+            self.run.write_json(file, found.student)
 
     def evaluate(self, student: Student) -> None:
         """Evaluate the finished student and its variants into eval.json, unless already done."""
@@ -217,21 +216,21 @@ class Evaluator:
             return
         found = self._with_variants(found)
         for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
-            found.baselines["before training"] = read_json(file)
-        write_json(self.run.eval_json, vars(found))
+            found.baselines["before training"] = self.run.read_json(file)
+        self.run.write_json(self.run.eval_json, vars(found))
 
     def knows_export(self, profile: str) -> bool:
         """Return whether eval.json has the figures of an exported file."""
-        return self.run.eval_json.exists() and profile in read_json(self.run.eval_json).get("exports", {})
+        return self.run.eval_json.exists() and profile in self.run.read_evaluation().get("exports", {})
 
     def evaluate_export(self, profile: str, model: TapModel) -> None:
         """Evaluate an exported file into eval.json."""
         self.reporter.phase("evaluate", f"the export {profile}")
         found = self.measure({"student": model})
         if found is not None and self.run.eval_json.exists():
-            document = read_json(self.run.eval_json)
+            document = self.run.read_evaluation()
             document.setdefault("exports", {})[profile] = found.student
-            write_json(self.run.eval_json, document)
+            self.run.write_json(self.run.eval_json, document)
 
     def _judged(self, student: Student) -> dict[str, TapModel]:
         with self.registry.attributed("its variants"):

@@ -89,3 +89,15 @@ def describe(gate: Gate) -> str:
     parts = [f">= {gate.min:g}"] if gate.min is not None else []
     parts += [f"<= {gate.max:g}"] if gate.max is not None else []
     return " and ".join(parts) or "any number"
+
+
+def longer(config: RunConfig) -> str:
+    """Return the setting that doubles the training of a run."""
+    for name, stage in reversed(config.stages.items()):
+        if stage.epochs is not None:
+            return f"stages.{name}.epochs={2 * stage.epochs:g}"
+        if stage.units:
+            return f"stages.{name}.units={2 * stage.units}"
+        if stage.share:
+            break
+    return f"budget={2 * config.budget}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xarch.files.atomic import read_json
+from xarch.files.manifest import raise_first, verify
 from xarch.files.run_dir import RunDir
 from xarch.printable import say
 from xarch.registry.loader import get_registry
@@ -26,14 +27,15 @@ def read_plan(run: RunDir) -> Plan:
     from xarch.config.validation import validated
     from xarch.planning.plan import Plan
 
-    return validated(Plan, read_json(run.plan), f"{run.plan} cannot be used: ", "make the run again")
+    data = run.read_json(run.plan)
+    return validated(Plan, data, f"{run.plan} cannot be used: ", "make the run again")
 
 
 def inspect(ref: str) -> dict[str, Any]:
     """Return facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is none of these, or a file of a run or student is damaged.
     """
     path = Path(ref)
     if path.suffix == ".onnx":
@@ -42,10 +44,14 @@ def inspect(ref: str) -> dict[str, Any]:
         return dict(inspect_onnx(path))
     if (path / "plan.json").is_file():
         run = RunDir.open(path)
+        raise_first(run.faults())
         made = read_plan(run)
         return {"run": str(path), "state": run.state(), "plan": made.model_dump(mode="json")}
-    if (path / "config.json").is_file() and "target" in read_json(path / "config.json"):
-        return {"student": str(path), **read_json(path / "config.json")}
+    if (path / "config.json").is_file():
+        found = read_json(path / "config.json")
+        if isinstance(found, dict) and "target" in found:
+            verify(path)
+            return {"student": str(path), **found}
     registry = get_registry()
     named = [s for s in registry.specs() if ref in (s.name, s.qualified)]
     if named:

@@ -33,6 +33,7 @@ class RunSides:
         data: the provider.
         processors: "teacher" and "student" -> tokenizer or image processor, None without one.
         facts: facts of the data set.
+        digest: identity of its content.
     """
 
     registry: Registry
@@ -44,6 +45,7 @@ class RunSides:
     data: Resolved
     processors: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
     def open(self, split: Split, samples: int, sample: Mapping[str, Any], seed: int) -> BatchStream:
         """Open batches of ``samples`` samples of a split, on the CPU.
@@ -87,8 +89,10 @@ def load_sides(plan: Plan, registry: Registry, device: torch.device, say: Say) -
         processors["teacher"] = None if teacher is None else teacher.processor()
     described = Describer(registry, say).data(config, None if teacher is None else teacher.facts)
     request = replace(described.request, processors=processors, teacher=teacher)
-    facts = described.info.facts
-    return RunSides(registry, target, teacher, viewed, others, request, described.adapter, processors, facts)
+    info = described.info
+    return RunSides(
+        registry, target, teacher, viewed, others, request, described.adapter, processors, info.facts, info.digest
+    )
 
 
 def _load(

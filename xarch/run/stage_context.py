@@ -44,8 +44,8 @@ class ContextBuilder(RunParts):
     planned: PlannedStage
     kind: StageKind
     folder: CheckpointFolder
-    metrics_start: int
-    curve_start: int
+    metrics_start: Mapping[str, Any]
+    curve_start: Mapping[str, Any]
     data_counters: dict[str, int]
 
     def build(self) -> tuple[EngineContext, dict[str, TeacherCache]]:

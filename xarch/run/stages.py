@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from xarch.engine.seeds import seed_everything
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.engine.teacher_cache import TeacherCache
 from xarch.errors import DivergedError, UsageError
-from xarch.files.atomic import write_json
 from xarch.files.digest import combined_hash, tensor_hashes
+from xarch.files.run_dir import NO_ROWS
 from xarch.planning.plan import PlannedStage
 from xarch.run.parts import RunParts
 from xarch.run.requirements import check_requirements
@@ -35,15 +35,18 @@ class StageRunner(RunParts):
 
     Attributes:
         initialising: time spent on the student's initialisation.
+        decided: what decides bits, kept with every checkpoint.
         decisions: decisions of the stages so far.
     """
 
     initialising: Spent
+    decided: Callable[[], dict[str, Any]]
 
     def __post_init__(self) -> None:
         self.decisions: dict[str, Any] = {}
         self.data_counters: dict[str, int] = {}
-        self._metrics_end = self._curve_end = 0
+        self._metrics_end: Mapping[str, Any] = NO_ROWS
+        self._curve_end: Mapping[str, Any] = NO_ROWS
 
     @property
     def config(self) -> RunConfig:
@@ -61,7 +64,7 @@ class StageRunner(RunParts):
         trained = False
         for planned in self.plan.stages:
             folder = self.run.stage(planned.index, planned.name)
-            checkpoints = CheckpointFolder(folder / "checkpoints", self.say)
+            checkpoints = CheckpointFolder(folder / "checkpoints", self.say, self.decided)
             kind: StageKind = self.registry.create("stage", planned.kind)
             found = checkpoints.latest(final_only=True)
             if found is not None:
@@ -87,10 +90,10 @@ class StageRunner(RunParts):
         self._load_delta(found.model)
         hashes = tensor_hashes(self.student.module.state_dict())
         assert_handover(found.state["hash_after"], combined_hash(hashes), f"after {planned.name}")
-        self._metrics_end, self._curve_end = found.state["metrics_size"], found.state["curve_size"]
+        self._metrics_end, self._curve_end = found.state["metrics"], found.state["curve"]
         self.curve.before += Spent(**found.state["summary"]["training"])
         if self.ranks.main and not (folder / "summary.json").exists():
-            write_json(folder / "summary.json", found.state["summary"])
+            self.run.write_json(folder / "summary.json", found.state["summary"])
         self.say(f"stage {planned.name} is already done")
         return hashes
 
@@ -214,7 +217,7 @@ class StageRunner(RunParts):
             if caches
             else None,
         }
-        self._metrics_end, self._curve_end = self.metrics.size(), self.curve.size()
+        self._metrics_end, self._curve_end = self.metrics.mark(), self.curve.mark()
         if self.ranks.main:
             checkpoints.save(
                 taken,
@@ -225,12 +228,12 @@ class StageRunner(RunParts):
                     "hash_before": combined_hash(before),
                     "hash_after": combined_hash(hashes),
                     "outcome": said,
-                    "metrics_size": self._metrics_end,
-                    "curve_size": self._curve_end,
+                    "metrics": dict(self._metrics_end),
+                    "curve": dict(self._curve_end),
                     "summary": summary,
                 },
             )
-            write_json(folder / "summary.json", summary)
+            self.run.write_json(folder / "summary.json", summary)
         self.ranks.barrier()
         return hashes
 

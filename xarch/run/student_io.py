@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,11 +19,13 @@ from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
 from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
 from xarch.files.header import weights_header
+from xarch.files.manifest import seal, verify
+from xarch.files.run_dir import CARD
 from xarch.planning.describe import family_of
 from xarch.planning.resolve import Resolved, resolve_target
 from xarch.registry.registry import Registry
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 
 
 class StudentConfig(BaseModel):
@@ -30,7 +33,7 @@ class StudentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     xarch: str
     target: str
     plugin: str = Field(description="that registers the target")
@@ -56,8 +59,8 @@ def save_student(
     teacher_facts: dict[str, Any] | None,
     processor: Any = None,
 ) -> None:
-    """Write config.json, model.safetensors and the processor's files; the folder appears atomically. Tensors that are
-    one in the module are stored once; the file's metadata map their further names to the stored one.
+    """Write config.json, model.safetensors, the processor's files and their manifest; the folder appears atomically.
+    Tensors that are one in the module are stored once; the file's metadata map their further names to the stored one.
 
     Args:
         built_from: ``{"family", "facts"}`` from which the target builds it.
@@ -87,6 +90,7 @@ def save_student(
             elif processor is not None:
                 family_of(registry, student.family).save_processor(processor, part)
         write_json(part / "config.json", config.model_dump(mode="json"))
+        seal(part, leave_out=(CARD,))
 
 
 def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,12 +124,13 @@ def read_student_config(folder: Path) -> StudentConfig:
     """Read config.json of a student folder.
 
     Raises:
-        UsageError: its format is not the one of this xarch version.
+        UsageError: its format is not the one of this xarch version, or it is damaged.
     """
     data = read_json(folder / "config.json")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         seen = data.get("format") if isinstance(data, dict) else None
         raise UsageError(f"{folder}/config.json has format {seen!r}, this xarch reads {FORMAT}", "convert again")
+    verify(folder, ["config.json"])
     return validated(StudentConfig, data, f"{folder}/config.json: ", "convert again")
 
 
@@ -144,17 +149,44 @@ def load_student(folder: Path, registry: Registry, device: torch.device) -> tupl
     """Return (student in eval mode, its adapter, config.json) from a student folder or the run that contains it.
 
     Raises:
-        UsageError: not a student folder, or the weights do not fit its configuration.
+        UsageError: not a student folder, a damaged file, or weights that do not fit its configuration.
     """
     folder = student_folder(folder)
+    verify(folder)
     config = read_student_config(folder)
+    weights = folder / "model.safetensors"
+    # A configuration may claim any size: compared with the file before memory is taken.
+    _compare_shapes(build_student(config, registry, torch.device("meta"))[0], weights)
     student, target = build_student(config, registry, torch.device("cpu"))
     try:
-        weights = load_file(folder / "model.safetensors")
-        stored = weights_header(folder / "model.safetensors").metadata
-        weights |= {name: weights[kept] for name, kept in stored.items() if kept in weights and name not in weights}
-        student.module.load_state_dict(weights, strict=True)
-    except (OSError, RuntimeError, ValueError) as e:
-        raise UsageError(f"{folder}/model.safetensors does not fit its config.json: {str(e).splitlines()[0]}") from e
+        found = load_file(weights)
+        found |= {name: found[kept] for name, kept in _tied(weights).items()}
+        student.module.load_state_dict(found, strict=True)
+    except (RuntimeError, ValueError, SafetensorError) as e:
+        raise UsageError(f"{weights} does not fit its config.json: {str(e).splitlines()[0]}") from e
     student.module.to(device).eval().requires_grad_(False)
     return student, target, config
+
+
+def _compare_shapes(student: Student, weights: Path) -> None:
+    """Compare the tensors of a student on ``meta`` with the header of its file.
+
+    Raises:
+        UsageError: names or shapes differ.
+    """
+    wanted = {name: tuple(value.shape) for name, value in student.module.state_dict().items()}
+    stored = {name: entry.shape for name, entry in weights_header(weights).tensors.items()}
+    stored |= {name: stored[kept] for name, kept in _tied(weights).items()}
+    other = sorted(n for n in wanted.keys() | stored.keys() if wanted.get(n) != stored.get(n))
+    if other:
+        raise UsageError(
+            f"{weights} does not fit its config.json: {other[0]} has shape {stored.get(other[0])}, "
+            f"wanted {wanted.get(other[0])} ({len(other)} tensors differ)",
+            "convert again",
+        )
+
+
+def _tied(weights: Path) -> dict[str, str]:
+    """Return name -> stored name of tensors that are stored once under another name."""
+    header = weights_header(weights)
+    return {n: kept for n, kept in header.metadata.items() if kept in header.tensors and n not in header.tensors}

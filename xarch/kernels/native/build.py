@@ -107,6 +107,11 @@ def library(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     return loaded
 
 
+def loaded() -> bool:
+    """Whether this process has loaded a compiled library."""
+    return bool(_LOADED)
+
+
 def kernel(name: str, source: Path) -> Callable[[Callable[[ctypes.CDLL], None]], Callable[[], ctypes.CDLL]]:
     """Decorator that turns a function which declares argument types into one that returns the library.
 

@@ -16,7 +16,8 @@ from xarch._version import __version__
 from xarch.config.study import StudyConfig, load_study
 from xarch.engine.signals import StopRequest
 from xarch.errors import Interrupted, UsageError, XarchError
-from xarch.files.atomic import read_json, write_json, write_text
+from xarch.files.atomic import read_json, sweep, write_json, write_text
+from xarch.files.folder_lock import LOCK, FolderLock
 from xarch.files.run_dir import RunDir
 from xarch.numbers import duration
 from xarch.report.study import study_page
@@ -129,7 +130,7 @@ class Study:
         Raises:
             UsageError: it belongs to another configuration.
         """
-        stored = read_json(run.mark) if run.mark.is_file() else {}
+        stored = _stored(run.mark) if run.mark.is_file() else {}
         same = stored.get("digest") == run.digest
         if run.folder.is_dir() and not same:
             raise UsageError(
@@ -256,6 +257,19 @@ class Study:
             )
 
 
+def _stored(mark: Path) -> dict[str, Any]:
+    """Return the study's own facts about a run.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    found = read_json(mark)
+    wanted = {"digest": str, "state": str, "reason": str, "exit_code": int}
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), kind) for k, kind in wanted.items()):
+        raise UsageError(f"{mark} is damaged: it does not hold {', '.join(wanted)}", "remove it and start again")
+    return found
+
+
 class _Nothing:
     def close(self) -> None:
         """Do nothing: no executor was created."""
@@ -278,7 +292,10 @@ def conduct(
             kept and interrupted ones are resumed.
         jobs: number of parallel runs; overrides the file.
         retry: also run failed runs again. watch: called with events and progress.
-        command: command that runs a conversion. Raises:
+        command: command that runs a conversion.
+
+    Raises:
+        BusyError: another process runs this study.
         UsageError: the study or one of its configurations is wrong; nothing was run.
         StudyFailed, Interrupted: see :meth:`Study.run`.
     """
@@ -290,21 +307,35 @@ def conduct(
     with _begun(path):
         runs = runs_of(config, arms, folder, path)
         _copy(study, config, folder, path / "study.yaml")
-    made = Study(config, name, path, arms, runs, retry, command)
-    if watch is not None:
-        made.watch = watch
-    return made.run()
+        made = Study(config, name, path, arms, runs, retry, command)
+        if watch is not None:
+            made.watch = watch
+        return made.run()
 
 
 @contextlib.contextmanager
 def _begun(path: Path) -> Iterator[None]:
-    if path.is_dir() and any(path.iterdir()) and not (path / "configs").is_dir():
+    """Make the folder of a study, or hold the existing one.
+
+    Raises:
+        UsageError: it is not a study. BusyError: another process runs it.
+    """
+    if path.is_dir() and any(p.name != LOCK for p in path.iterdir()) and not (path / "configs").is_dir():
         raise UsageError(f"{path} exists and is not a study", "choose another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"cannot create {path}: {e.strerror}", "choose another --out") from e
-    yield
+    lock = FolderLock(path)
+    lock.acquire()
+    try:
+        # Not below the runs: each has a lock of its own, and its process may live.
+        for folder in (path, path / "configs", *path.glob("runs/*")):
+            if folder.is_dir():
+                sweep(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def _copy(study: Path | str | Mapping[str, Any], config: StudyConfig, folder: Path, to: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from xarch.config.study import StudyConfig
 from xarch.errors import QualityError
-from xarch.files.atomic import finite, read_json
+from xarch.files.atomic import finite
 from xarch.files.run_dir import RunDir
 from xarch.numbers import known, number
 from xarch.run.study.arms import StudyArm, StudyRun
@@ -56,11 +56,11 @@ def read_outcome(folder: Path) -> Outcome:
     run = RunDir(folder)
     if not run.status.is_file():
         return Outcome("interrupted" if run.plan.is_file() else "waiting")
-    status = read_json(run.status)
-    state, reason = str(status.get("state", "")), str(status.get("reason", ""))
+    status = run.read_status()
+    state, reason = status["state"], str(status.get("reason", ""))
     missed = state == "failed" and reason.startswith(f"{QualityError.kind}:")
     if state == "done" or (missed and run.eval_json.is_file()):
-        found = read_json(run.eval_json) if run.eval_json.is_file() else {}
+        found = run.read_evaluation() if run.eval_json.is_file() else {}
         figures = {**found.get("student", {}), **found.get("gated", {})}
         return Outcome(
             "done",

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, sampled_digest
 from xarch_field import Camera
 from xarch_pvd.data.datasets.distortion import undistort
 from xarch_pvd.data.datasets.lens import LensCamera
@@ -179,7 +179,7 @@ class PosedImages:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of cameras, sizes and names; images are distinguished only by name."""
+        """Return the SHA-256 of cameras, sizes, names, and samples of the images' content."""
         state = hashlib.sha256()
         for numbers in (self.c2w, self.fx, self.fy, self.cx, self.cy, self.distortion):
             state.update(numbers.contiguous().numpy().tobytes())
@@ -188,6 +188,8 @@ class PosedImages:
                 [self.kind, self.split, self.names, self.widths, self.heights, [str(m and m.name) for m in self.masks]]
             ).encode()
         )
+        files = zip(self.names, self.files, strict=True)
+        state.update(sampled_digest((name, file) for name, file in files if file.is_file()).encode())
         return state.hexdigest()
 
     def over(self, picture: Tensor, background: tuple[float, float, float] | None = None) -> Tensor:
