@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
@@ -38,7 +38,7 @@ def typed(kind: type[T], data: Any, where: str) -> T:
     if found is not None:
         raise UsageError(f"{where}: {found[0]} is {shown(found[1])}, beyond any number expected here")
     try:
-        adapter: TypeAdapter[T] = _adapter(kind)
+        adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
         return adapter.validate_python(data)
     except ValidationError as e:
         faults = [
@@ -55,5 +55,5 @@ def typed(kind: type[T], data: Any, where: str) -> T:
 @lru_cache(maxsize=64)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     if dataclasses.is_dataclass(kind):
-        with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(kind)
+        with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(cast(Any, kind))
     return TypeAdapter(kind)
