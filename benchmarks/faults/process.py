@@ -24,7 +24,7 @@ MODULES = (
     "xarch.report.build",
     "xarch.export.run",
 )
-POLL = 0.002
+POLL = 0.01
 
 
 def warm_up() -> None:
@@ -61,6 +61,10 @@ class Command:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of it and its descendants; 0 once it ended."""
+        return _cpu_ticks(self.pid) / os.sysconf("SC_CLK_TCK")
+
     def wait(self, seconds: float) -> int:
         """Return the exit code; a command that takes longer is killed and counts as -9."""
         end = time.monotonic() + seconds
@@ -81,6 +85,16 @@ class Command:
         lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("error (")]
         return (errors or lines or [""])[-1][:240]
+
+
+def _cpu_ticks(pid: int) -> int:
+    """Clock ticks of a process, of the children it waited for, and of those that run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15])) + sum(_cpu_ticks(int(child)) for child in children)
 
 
 def start(arguments: Sequence[object], output: Path, before: Callable[[], None] | None = None) -> Command:
