@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.process import POLL, Command, start
+from benchmarks.faults.process import POLL, Command, import_like, start
+from xarch.files.atomic import write_text
 
 CONFIGS = {
     "decoder": """
@@ -75,9 +78,18 @@ class Model:
             SystemExit: that run failed.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        make_inputs(self.name, self.work / "inputs")
-        self.config.write_text(CONFIGS[self.name].format(work=self.work.resolve()), encoding="utf-8")
-        command = self.convert(self.whole)
+        known, modules = self.work / "phases.json", self.work / "modules.txt"
+        if not known.is_file():
+            make_inputs(self.name, self.work / "inputs")
+            self.config.write_text(CONFIGS[self.name].format(work=self.work.resolve()), encoding="utf-8")
+            shutil.rmtree(self.whole, ignore_errors=True)
+            write_text(known, json.dumps(self._timed(modules)))
+        import_like(modules)
+        self.phases = [(line, seconds) for line, seconds in json.loads(known.read_text(encoding="utf-8"))]
+
+    def _timed(self, modules: Path) -> list[tuple[str, float]]:
+        """Convert without faults; return the phases with their CPU seconds."""
+        command = self.convert(self.whole, modules=modules)
         seen, spent = {"": 0.0}, 0.0
         while command.poll() is None:
             spent = max(spent, command.cpu_seconds())
@@ -87,7 +99,7 @@ class Model:
         if command.code != 0:
             raise SystemExit(f"the undisturbed {self.name} run failed: {command.said()}")
         ends = [*list(seen.values())[1:], spent]
-        self.phases = [(line, end - at) for (line, at), end in zip(seen.items(), ends, strict=True)]
+        return [(line, end - at) for (line, at), end in zip(seen.items(), ends, strict=True)]
 
     def convert(self, out: Path, **more: object) -> Command:
         """Start the conversion, or resume it by the command that a stopped run names."""
