@@ -107,7 +107,7 @@ _PUBLIC = {
     "parse_json": "xarch.files.bounded_json",
     "parse_yaml": "xarch.config.yaml_text",
     "read_bounded": "xarch.files.bounded_json",
-    "read_bounded_json": "xarch.files.bounded_json",
+    "read_json": "xarch.files.bounded_json",
     "save_weights": "xarch.files.safe_load",
     "too_dense": "xarch.files.limits",
     "weights_header": "xarch.files.header",
@@ -163,7 +163,7 @@ if TYPE_CHECKING:
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
     from xarch.export.session import open_session
     from xarch.files.atomic import new_folder
-    from xarch.files.bounded_json import parse_json, read_bounded, read_bounded_json
+    from xarch.files.bounded_json import parse_json, read_bounded, read_json
     from xarch.files.digest import file_digest, sampled_digest, weights_digest
     from xarch.files.header import weights_header
     from xarch.files.home import cache_dir

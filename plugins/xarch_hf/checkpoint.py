@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch import UsageError, file_digest, load_weights, read_bounded_json, weights_header
+from xarch import UsageError, file_digest, load_weights, read_json, weights_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,15 +128,6 @@ def licence(folder: Path) -> str | None:
     front = re.match(r"---[ \t]*\n(.*?)\n---", head, re.S)
     found = re.search(r"^license:\s*['\"]?([\w.+-]+)", front.group(1), re.M) if front else None
     return found.group(1) if found else None
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of bounded size.
-
-    Raises:
-        UsageError: the file is too large, unreadable or not JSON.
-    """
-    return read_bounded_json(path)
 
 
 def _index_names(index: Path) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xarch import UsageError, read_bounded_json
+from xarch import UsageError, read_json
 from xarch_hf.quiet import quiet
 from xarch_hf.wording import brief
 
@@ -60,7 +60,7 @@ def check_files(folder: Path) -> None:
             if file.stat().st_size > limit:
                 raise UsageError(f"{file} has {file.stat().st_size} bytes, but the limit is {limit}")
             if file.suffix == ".json":
-                read_bounded_json(file, max_bytes=limit, max_values=MAX_VALUES)
+                read_json(file, max_bytes=limit, max_values=MAX_VALUES)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.leaving_plugin import SETTINGS, STACK
 from xarch.api import convert, export
 from xarch.errors import ParityError, QualityError, UsageError
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.registry.loader import get_registry
 
 

@@ -53,7 +53,7 @@ MODULES = (
 def main(arguments: list[str]) -> int:
     from xarch import errors
     from xarch.config.load import load_config
-    from xarch.files.atomic import read_json
+    from xarch.files.bounded_json import read_json
     from xarch.files.run_dir import RunDir
     from xarch.planning.build import build_plan
     from xarch.planning.plan import Plan

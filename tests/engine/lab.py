@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xarch.config.load import load_config
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.files.run_dir import RunDir
 from xarch.planning.build import build_plan
 from xarch.planning.plan import Plan

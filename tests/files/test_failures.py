@@ -142,7 +142,7 @@ def test_a_status_is_written_over_the_old_one_when_no_file_can_be_added(tmp_path
     def full(path: Path, data: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr(run_dir, "write_json", full)
+    monkeypatch.setattr(run_dir, "write_text", full)
     run.set_status("interrupted", reason="full")
     assert json.loads(run.status.read_text())["state"] == run.state() == "interrupted"
     run.status.unlink()

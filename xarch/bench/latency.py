@@ -20,7 +20,7 @@ from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
 from xarch.export.examples import load_examples
 from xarch.export.stored import passed, read_profile
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.files.manifest import verify
 from xarch.files.records import Absent, typed
 from xarch.hardware import load_average

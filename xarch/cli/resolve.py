@@ -76,7 +76,7 @@ def resolved(session: Session, config: str | None, flags: dict[str, Any]) -> Loa
 
 def _plan_file(path: Path) -> Plan:
     from xarch.config.validation import validated
-    from xarch.files.atomic import read_json
+    from xarch.files.bounded_json import read_json
     from xarch.planning.plan import Plan
 
     return validated(Plan, read_json(path), f"{path} is not a plan of this version: ", "plan again")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xarch.cli.tables import table
 from xarch.config.validation import validated
 from xarch.export.stored import read_parity
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.files.run_dir import RunDir
 from xarch.numbers import count, figure, size
 

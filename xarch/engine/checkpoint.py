@@ -16,7 +16,8 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.failures import is_machine_failure
-from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
+from xarch.files.atomic import new_folder, save_tensors, write_json
+from xarch.files.bounded_json import read_json
 from xarch.files.manifest import seal, verify
 
 STEP = re.compile(r"step-(\d+)$")

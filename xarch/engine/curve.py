@@ -17,6 +17,7 @@ from xarch.contracts.model import Student
 from xarch.engine.seeds import RandomState
 from xarch.engine.stopwatch import Spent
 from xarch.files.manifest import entry_of
+from xarch.files.regular import open_regular
 from xarch.files.run_dir import NO_ROWS, RunDir
 
 START = "start"
@@ -54,7 +55,7 @@ class QualityCurve:
         if self.run is None or self.chosen is None:
             return NO_ROWS
         try:
-            with open(self.run.curve, "rb") as f:
+            with open_regular(self.run.curve) as f:
                 line = f.readline()
             row = json.loads(line)
             self.before = Spent(row["seconds"], row["cpu_seconds"])

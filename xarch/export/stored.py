@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.files.manifest import MANIFEST, verify
 from xarch.files.records import Parity, ProfileRecord, typed
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xarch.errors import UsageError
 from xarch.failures import system_error
 from xarch.printable import escaped
 
@@ -104,28 +103,6 @@ def finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [finite(v) for v in data]
     return data
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        UsageError: it is missing, cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}") from e
-    except RecursionError:
-        raise UsageError(f"{path} is not valid JSON: it is nested too deeply") from None
-    except ValueError as e:
-        raise UsageError(f"{path} is not valid JSON: {e}") from e
-
-
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number in JSON")
 
 
 @contextlib.contextmanager

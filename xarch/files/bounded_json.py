@@ -1,4 +1,4 @@
-"""JSON of files that others made: bounded in bytes, values and depth, with finite numbers only."""
+"""JSON of files, which others may have made: bounded in bytes, values and depth, with finite numbers only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.limits import MAX_DEPTH, MAX_JSON_BYTES, MAX_JSON_VALUES, depth_of
+from xarch.files.regular import open_regular
 
 
 def parse_json(
@@ -44,7 +45,7 @@ def parse_json(
     return data
 
 
-def read_bounded_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_JSON_VALUES) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_values: int = MAX_JSON_VALUES) -> Any:
     """Parse a JSON file, see :func:`parse_json`.
 
     Raises:
@@ -54,13 +55,13 @@ def read_bounded_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES, max_values
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file of at most ``max_bytes``; a device or a file that grows is not read to its end.
+    """Read a whole file of at most ``max_bytes``.
 
     Raises:
-        UsageError: it is missing, cannot be read or is larger.
+        UsageError: it is missing, not a regular file, cannot be read or is larger.
     """
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             text = f.read(max_bytes + 1)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", "check the path") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.files.atomic import write_text
 from xarch.files.home import cache_dir
+from xarch.files.regular import open_regular
 
 BLOCK = 1 << 20
 SETTLED_NS = 2_000_000_000
@@ -30,7 +31,7 @@ def sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             while block := f.read(BLOCK):
                 digest.update(block)
     except OSError as e:
@@ -84,7 +85,7 @@ def sampled_digest(files: Iterable[tuple[str, Path]]) -> str:
             size = path.stat().st_size
             digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
             if number % max(every, 1) == 0:
-                with open(path, "rb") as file:
+                with open_regular(path) as file:
                     for place in _places(size, min(share, 16)):
                         file.seek(place)
                         digest.update(file.read(SAMPLE_BYTES))

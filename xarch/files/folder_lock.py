@@ -22,6 +22,8 @@ except ImportError:  # not on Windows
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_UNFIT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 _HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 
@@ -55,8 +57,10 @@ class FolderLock:
             UsageError: the folder cannot be written.
         """
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as e:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+        except OSError as e:
+            if e.errno not in _UNFIT:
+                raise
             raise UsageError(f"cannot lock {self.folder}: {e.strerror}", "a folder you may write is needed") from e
         try:
             self._take(file)

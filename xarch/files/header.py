@@ -15,6 +15,7 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.bounded_json import parse_json
+from xarch.files.regular import open_regular
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 500_000
@@ -72,7 +73,7 @@ class Header:
 
 def looks_like_safetensors(path: Path) -> bool:
     """Whether the first bytes are a header length and an opening brace; decides by content, not by name."""
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         head = f.read(9)
     return len(head) == 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES
 
@@ -89,7 +90,7 @@ def weights_header(path: Path | str) -> Header:
     path = Path(path)
     try:
         size = os.stat(path).st_size
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             prefix = f.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
-from xarch.files.atomic import json_text, read_json, write_text
+from xarch.files.atomic import json_text, write_text
+from xarch.files.bounded_json import parse_json, read_bounded
+from xarch.files.limits import MAX_JSON_BYTES
+from xarch.files.regular import open_regular, refuse_link_out
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -35,7 +38,7 @@ def entry_of(path: Path, size: int | None = None) -> Entry:
     """
     digest, read = hashlib.sha256(), 0
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(BLOCK if size is None else min(BLOCK, size - read)):
                 digest.update(block)
                 read += len(block)
@@ -99,7 +102,7 @@ def whole(folder: Path) -> bool:
 
 def faults(folder: Path, entries: Mapping[str, Entry]) -> list[Fault]:
     """Return the files that are missing or differ from their entries."""
-    return [f for name, entry in entries.items() if (f := _fault(folder / name, entry)) is not None]
+    return [f for name, entry in entries.items() if (f := _fault(folder, folder / name, entry)) is not None]
 
 
 def raise_first(found: Sequence[Fault]) -> None:
@@ -198,7 +201,11 @@ class Manifest:
         return file.relative_to(self.folder).as_posix()
 
 
-def _fault(file: Path, entry: Entry) -> Fault | None:
+def _fault(folder: Path, file: Path, entry: Entry) -> Fault | None:
+    try:
+        refuse_link_out(folder, file)
+    except UsageError as e:
+        return Fault(file, e.what, False)
     if not file.is_file():
         return Fault(file, f"{file} is missing", True)
     for known in (entry, entry.get("before")):
@@ -228,9 +235,10 @@ def read_self_sealed(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is missing, damaged or changed.
     """
-    data = read_json(path)
+    text = read_bounded(path, MAX_JSON_BYTES)
+    data = parse_json(text, str(path))
     body = {k: v for k, v in data.items() if k != "sha256"} if isinstance(data, dict) else {}
-    if self_sealed(body).encode() != path.read_bytes():
+    if self_sealed(body).encode() != text:
         raise UsageError(f"{path} is damaged or was changed", RESTORE)
     return body
 

@@ -16,17 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import BusyError, UsageError
-from xarch.files.atomic import (
-    append_text,
-    finite,
-    fsync_path,
-    is_leftover,
-    json_text,
-    naming,
-    read_json,
-    sweep_tree,
-    write_text,
-)
+from xarch.files.atomic import append_text, finite, fsync_path, is_leftover, json_text, naming, sweep_tree, write_text
+from xarch.files.bounded_json import read_json
 from xarch.files.folder_lock import LOCK, FolderLock
 from xarch.files.manifest import (
     MANIFEST,
@@ -41,6 +32,7 @@ from xarch.files.manifest import (
     self_sealed,
     verify,
 )
+from xarch.files.regular import refuse_links_out
 from xarch.printable import log_line
 
 STATES = ("planned", "running", "interrupted", "failed", "done")
@@ -137,11 +129,12 @@ class RunDir:
         """An existing run folder, for reading; nothing is changed in it.
 
         Raises:
-            UsageError: the folder is not a run.
+            UsageError: the folder is not a run, or a link leads out of it.
         """
         run = cls(path)
         if not run.plan.is_file():
             raise UsageError(f"{run.path} is not a run folder: it has no plan.json")
+        refuse_links_out(run.path)
         run.manifest.require()
         return run
 
@@ -151,10 +144,12 @@ class RunDir:
 
         Raises:
             BusyError: another process is writing.
+            UsageError: a link leads out of the folder; writing would follow it.
         """
         if self.lock.held:
             yield
             return
+        refuse_links_out(self.path)
         self.lock.acquire()
         try:
             sweep_tree(self.path)

@@ -15,6 +15,7 @@ from xarch.files.digest import file_digest
 from xarch.files.header import looks_like_safetensors, weights_header
 from xarch.files.home import cache_dir
 from xarch.files.limits import check_stored_archive
+from xarch.files.regular import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapp
 
 def _is_pickle(path: Path) -> bool:
     """The two forms torch writes: a zip archive with a pickle inside, and a bare pickle stream."""
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         head = f.read(4)
     return head[:2] == b"PK" or head[:1] == b"\x80"
 

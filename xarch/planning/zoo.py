@@ -16,7 +16,8 @@ from typing import Any
 
 from xarch.errors import UsageError
 from xarch.files.archive import extract_member
-from xarch.files.atomic import new_folder, read_json, sweep, write_json
+from xarch.files.atomic import new_folder, sweep, write_json
+from xarch.files.bounded_json import read_json
 from xarch.files.digest import sha256
 from xarch.files.home import cache_dir
 from xarch.files.lock import one_at_a_time

@@ -20,7 +20,8 @@ import pluggy
 
 from xarch.errors import PluginError, UsageError
 from xarch.failures import is_out_of_memory
-from xarch.files.atomic import read_json, write_json
+from xarch.files.atomic import write_json
+from xarch.files.bounded_json import read_json
 from xarch.files.home import config_dir
 from xarch.registry import hooks as hookspecs
 from xarch.registry.blame import last_line

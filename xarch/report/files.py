@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from xarch.errors import UsageError
+from xarch.files.bounded_json import parse_json, read_bounded
+from xarch.files.regular import open_regular
 from xarch.files.run_dir import RunDir
 from xarch.printable import clean
 
 MAX_FILE = 1 << 28
 """Size limit of a JSON file in bytes."""
+MAX_LINE = 1 << 20
 
 
 @dataclass
@@ -181,11 +184,9 @@ class _Reader:
         if not self.sound(path):
             return ""
         try:
-            if path.stat().st_size > MAX_FILE:
-                raise OSError("too large")
-            return str(clean(path.read_text(encoding="utf-8", errors="replace")))
-        except OSError as e:
-            self.notes.append(f"{self._name(path)} could not be read: {e.strerror or e}")
+            return str(clean(read_bounded(path, MAX_FILE).decode("utf-8", "replace")))
+        except UsageError as e:
+            self.notes.append(e.what)
             return ""
 
     def json(self, path: Path) -> dict[str, Any]:
@@ -193,9 +194,9 @@ class _Reader:
         if not text:
             return {}
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            self.notes.append(f"{self._name(path)} is not valid JSON: {e}")
+            data = parse_json(text, self._name(path))
+        except UsageError as e:
+            self.notes.append(e.what)
             return {}
         if not isinstance(data, dict):
             self.notes.append(f"{self._name(path)} contains no JSON object")
@@ -207,8 +208,8 @@ class _Reader:
         if not self.sound(path):
             return
         damaged = 0
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
+        with open_regular(path) as f:
+            while line := f.readline(MAX_LINE):
                 try:
                     yield dict(clean(json.loads(line)))
                 except (ValueError, TypeError, RecursionError):

@@ -7,7 +7,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.files.manifest import raise_first, verify
 from xarch.files.run_dir import RunDir
 from xarch.printable import say

@@ -17,7 +17,8 @@ from xarch.config.validation import validated
 from xarch.contracts.local import sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.errors import UsageError
-from xarch.files.atomic import new_folder, read_json, save_tensors, write_json
+from xarch.files.atomic import new_folder, save_tensors, write_json
+from xarch.files.bounded_json import read_json
 from xarch.files.header import weights_header
 from xarch.files.manifest import seal, verify
 from xarch.files.run_dir import CARD

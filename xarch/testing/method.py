@@ -12,7 +12,7 @@ import pytest
 
 from xarch.config.method import Method, read_method
 from xarch.errors import UsageError
-from xarch.files.atomic import read_json
+from xarch.files.bounded_json import read_json
 from xarch.registry.declare import ANY_FAMILY
 from xarch.registry.loader import get_registry
 from xarch.testing.models import tiny_configuration

@@ -140,7 +140,7 @@ class TargetConformance:
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A whole conversion with the default recipe: plan, stages, reload, evaluation, export and parity gate."""
         from xarch.api import convert
-        from xarch.files.atomic import read_json
+        from xarch.files.bounded_json import read_json
 
         monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
         run = convert(overrides=self.configuration(tmp_path), out=tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -274,6 +275,23 @@ def _prepare_run(folder: Path) -> None:
 LINKS = ("/dev/zero", "/dev/full", "/etc/passwd", "/nowhere", "/proc/self/mem", ".", "..", "self")
 
 
+def _seal_again(run: Path) -> None:
+    """Record mutated files as if xarch had written them, so that their readers are reached."""
+    from xarch.errors import UsageError
+    from xarch.files.manifest import MANIFEST, entry_of, read_self_sealed, self_sealed
+
+    for path in (*run.rglob(MANIFEST), run / "status.json"):
+        with contextlib.suppress(UsageError, OSError, ValueError, TypeError):
+            if path.name == MANIFEST:
+                body = read_self_sealed(path)
+                for name, entry in body["files"].items():
+                    entry |= entry_of(path.parent / name) if (path.parent / name).is_file() else {}
+            else:
+                body = json.loads(path.read_text(encoding="utf-8"))
+                del body["sha256"]
+            path.write_text(self_sealed(body), encoding="utf-8")
+
+
 def _run_case(rng: random.Random, prepared: Path, folder: Path) -> None:
     from xarch.cli.app import run as command_line
 
@@ -283,8 +301,8 @@ def _run_case(rng: random.Random, prepared: Path, folder: Path) -> None:
         p for p in sorted(run.rglob("*")) if p.is_file() and p.suffix in (".json", ".jsonl", ".yaml", ".safetensors")
     ]
     wanted = [p for p in files if "checkpoints" not in p.parts] if rng.random() < 0.8 else files
-    for _ in range(rng.choice((1, 1, 2))):
-        file, kind = rng.choice(wanted), rng.randrange(10)
+    for file in rng.sample(wanted, rng.choice((1, 1, 2))):
+        kind = rng.randrange(10)
         if kind < 2:
             file.unlink(missing_ok=True)
             link = rng.choice(LINKS)
@@ -296,6 +314,8 @@ def _run_case(rng: random.Random, prepared: Path, folder: Path) -> None:
             file.write_text(mutate.as_json(mutate.tree(rng, json.loads(file.read_text()))))
         elif file.is_file() and not file.is_symlink():
             file.write_bytes(mutate.content(rng, file.read_bytes()))
+    if rng.random() < 0.7:
+        _seal_again(run)
     arguments = rng.choice(
         (["inspect", str(run)], ["report", str(run)], ["bench", str(run)], ["inspect", f"run:{run}"])
     )

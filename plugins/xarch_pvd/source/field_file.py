@@ -22,7 +22,7 @@ MAX_HEAD_BYTES = 16 << 20
 class FileHead(FieldHead):
     """What the header of a field file holds: the record's head, its format, cameras, and facts for display."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     views: ViewFacts = field(default_factory=ViewFacts)
     details: dict[str, Any] = field(default_factory=dict)
 

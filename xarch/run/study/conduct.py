@@ -16,7 +16,8 @@ from xarch._version import __version__
 from xarch.config.study import StudyConfig, load_study
 from xarch.engine.signals import StopRequest
 from xarch.errors import Interrupted, UsageError, XarchError
-from xarch.files.atomic import read_json, sweep, write_json, write_text
+from xarch.files.atomic import sweep, write_json, write_text
+from xarch.files.bounded_json import read_json
 from xarch.files.folder_lock import LOCK, FolderLock
 from xarch.files.run_dir import RunDir
 from xarch.numbers import duration

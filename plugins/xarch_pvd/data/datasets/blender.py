@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xarch import UsageError, read_bounded_json
+from xarch import UsageError, read_json
 from xarch_pvd.data.datasets.pictures import find_picture, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages
 from xarch_pvd.data.datasets.sizes import view_size
@@ -100,7 +100,7 @@ def read_blender(path: Path, split: str = "train", downscale: int = 1) -> PosedI
 
 
 def _json(file: Path) -> dict[str, Any]:
-    document = read_bounded_json(file, max_bytes=MAX_BYTES)
+    document = read_json(file, max_bytes=MAX_BYTES)
     if not isinstance(document, dict):
         raise UsageError(f"{file} holds a {type(document).__name__}, expected an object with frames")
     return document

@@ -34,7 +34,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from xarch import UsageError, read_bounded_json, typed
+from xarch import UsageError, read_json, typed
 from xarch_pvd.source.formats.occupancy import cubic
 from xarch_pvd.source.formats.pickle_file import tensors_of
 from xarch_pvd.source.formats.plain_yaml import read_plain_yaml
@@ -255,6 +255,6 @@ def _dataparser(path: Path) -> dict[str, Any] | None:
     for folder in (path.parent, path.parent.parent):
         file = folder / "dataparser_transforms.json"
         if file.is_file():
-            said = typed(Dataparser, read_bounded_json(file, max_bytes=1 << 20), str(file))
+            said = typed(Dataparser, read_json(file, max_bytes=1 << 20), str(file))
             return {"transform": [list(row) for row in said.transform], "scale": said.scale}
     return None
