@@ -28,6 +28,14 @@ UNITS = {
     "top1_accuracy": "share",
 }
 
+DIRECTIONS = {
+    "cross_entropy": False,
+    "kl": False,
+    "perplexity_ratio": False,
+    "top1_agreement": True,
+    "top1_accuracy": True,
+}
+
 
 class Perplexity(Metric):
     """Evaluates teacher and students on the same held-out rows, one model at a time.
@@ -71,6 +79,7 @@ class Perplexity(Metric):
             baselines=figures,
             gated={k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement") if k in student},
             units=UNITS,
+            directions=DIRECTIONS,
             n=tokens,
             samples=samples,
         )

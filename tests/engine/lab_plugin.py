@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from stack_plugin import LowTarget, StackStudent
+from stack_plugin import LowTarget, StackMetric, StackStudent
 from torch import nn
 
 from xarch import BatchStep, Connector, Objective, Options, StageKind, StageOutcome, TensorInfo, hookimpl
@@ -247,6 +247,17 @@ class BrokenTarget(LowTarget):
         return Broken(facts, device)
 
 
+class TwoWays(StackMetric):
+    """Of its headline lower values are better, of another figure higher ones; of the third it does not say."""
+
+    def evaluate(self, request):
+        found = super().evaluate(request)
+        for figures in (found.teacher, found.student, *found.baselines.values()):
+            figures |= {"likeness": -figures["mse"], "unsaid": 1.0}
+        found.directions = {"likeness": True}
+        return found
+
+
 class Halving(StageKind):
     """A third party's way of training: steps of its own on the same public context as the built-in kinds."""
 
@@ -283,5 +294,6 @@ def xarch_register(registry):
     registry.batch_step("faulty", load=f"{me}:Faulty", summary="goes wrong")
     registry.batch_step("own-output", load=f"{me}:OwnOutput", summary="what the student says")
     registry.target("normed", load=f"{me}:NormedTarget", accepts=["stack"], produces="stack", summary="with statistics")
+    registry.metric("two-ways", load=f"{me}:TwoWays", accepts=["stack"], summary="figures of both directions")
     registry.target("broken", load=f"{me}:BrokenTarget", accepts=["stack"], produces="stack", summary="with a bug")
     registry.stage("halving", load=f"{me}:Halving", summary="steps of its own")

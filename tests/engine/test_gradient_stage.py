@@ -81,6 +81,20 @@ def test_a_stage_ends_with_the_best_measured_weights(metric: str | None, tmp_pat
     assert metrics["validation_best_step"] == min(measured, key=lambda step: (measured[step], step)) < 20
 
 
+def test_the_direction_is_that_of_the_figure_not_of_the_headline(tmp_path: Path) -> None:
+    """By a share of agreement a stage kept its worst weights, because a lower perplexity is better."""
+    stage = {"matches": {"m": LAST}, "validation": {"samples": 8, "every": 1, "keep": "best", "metric": "likeness"}}
+    metrics = run(tmp_path, stage, evaluate__metric="two-ways").summary["metrics"]
+    assert metrics["validation_best"] == metrics["validation_after"] > metrics["validation_before"]
+
+
+def test_weights_are_not_kept_by_a_figure_of_unknown_direction(tmp_path: Path) -> None:
+    stage = {"matches": {"m": LAST}, "validation": {"metric": "unsaid"}}
+    with pytest.raises(PluginError, match=r"does not say whether a higher 'unsaid' is better") as e:
+        run(tmp_path, stage, evaluate__metric="two-ways")
+    assert "likeness" in str(e.value.hint)
+
+
 def test_an_average_is_what_the_stage_ends_with(tmp_path: Path) -> None:
     stage = {"matches": {"m": LAST}, "units": 8 * 4 * 30}
     plain = run(tmp_path / "a", stage)

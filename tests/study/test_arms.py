@@ -92,3 +92,10 @@ def test_a_control_that_is_no_arm() -> None:
 def test_a_misspelt_key_is_found_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"arm 'x'.*optimizer"):
         written(tmp_path, arms={"x": {"set": {"stages.s.optimizer.lr": 1}}})
+
+
+def test_arms_are_evaluated_on_the_same_samples(tmp_path: Path) -> None:
+    """A method's 400 held-out rows were compared with 16 of a control that took the default."""
+    arms = {"a": {"set": {}}, "b": {"set": {"evaluate.samples": 400}}}
+    with pytest.raises(UsageError, match=r"arm 'b': evaluate\.samples is 400, but 16 in arm 'a'"):
+        written(tmp_path / "own", arms=arms)

@@ -47,6 +47,7 @@ def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
     assert kd["mean"] == pytest.approx(0.305)
     assert kd["difference"]["mean"] == pytest.approx(0.2)
     assert found["facts"]["arm kd kl"]["mean"] == pytest.approx(0.1525), "gated figures are figures too"
+    assert found["facts"]["metrics"]["kl"] == {"higher_is_better": False, "unit": "nats/row", "teacher": None}
     assert found["header"]["finished"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,15 +159,20 @@ def _conditions(stage: PlannedStage) -> Iterator[str]:
     if settings.batch.steps:
         yield "batch steps: " + ", ".join(_call(name, options or {}) for name, options in settings.batch.steps.items())
     for phase in settings.phases:
-        yield f"from {phase.start:.0%}: " + ", ".join(f"{key} = {value}" for key, value in phase.set.items())
+        yield f"from {phase.start:.0%}: " + ", ".join(f"{key} = {_written(value)}" for key, value in phase.set.items())
     if settings.ema is not None:
         yield f"EMA with decay {settings.ema.decay:g}" + (", adopted at the end" if settings.ema.adopt else "")
     if stage.coupled:
         yield f"batches are not split: {stage.coupled}"
 
 
+def _written(value: Any) -> str:
+    """Format a value as in the configuration."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _call(name: str, options: Mapping[str, Any]) -> str:
-    given = ", ".join(f"{key} {value}" for key, value in options.items())
+    given = ", ".join(f"{key} {_written(value)}" for key, value in options.items())
     return f"{name} ({given})" if given else name
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from xarch.contracts.batch import Batch
 from xarch.contracts.model import TapModel
 from xarch.contracts.options import Options
+from xarch.errors import PluginError
 
 
 @dataclass
@@ -20,10 +21,11 @@ class Evaluation:
     the engine moves the student's operating points to ``variants`` and adds the figures of exported files by profile as
     ``exports``.
 
-    ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token"). ``teacher``,
-    ``student`` and each baseline map metric names to numbers; they include the headline metric, and every model has the
-    same names. ``teacher`` is empty without a teacher. ``gated`` holds numbers that a quality gate may use besides the
-    student's (ratios, KL, agreement).
+    ``unit`` is that of the headline metric, ``units`` those of further figures ("kl": "nats/token"). ``directions``
+    says whether a higher value of a further figure is better; a stage keeps weights only by the headline and by these.
+    ``teacher``, ``student`` and each baseline map metric names to numbers; they include the headline metric, and every
+    model has the same names. ``teacher`` is empty without a teacher. ``gated`` holds numbers that a quality gate may
+    use besides the student's (ratios, KL, agreement).
     """
 
     metric: str
@@ -36,6 +38,7 @@ class Evaluation:
     variants: dict[str, dict[str, float]] = field(default_factory=dict)
     exports: dict[str, dict[str, float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    directions: dict[str, bool] = field(default_factory=dict)
     n: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few inputs with both outputs for inspection: texts, and images as PNG files in the run folder."""
@@ -45,6 +48,22 @@ class Evaluation:
         if model == "student":
             return self.student
         return self.teacher if model == "teacher" else self.baselines.get(model, {})
+
+    def higher(self, figure: str) -> bool:
+        """Return whether a higher value of a figure is better.
+
+        Raises:
+            PluginError: it is not the headline, and ``directions`` does not list it.
+        """
+        if figure == self.metric:
+            return self.higher_is_better
+        if figure not in self.directions:
+            known = ", ".join([self.metric, *sorted(self.directions)])
+            raise PluginError(
+                f"metric {self.metric!r} does not say whether a higher {figure!r} is better",
+                f"keep weights by {known}, or by the loss; its author can add {figure!r} to Evaluation.directions",
+            )
+        return self.directions[figure]
 
 
 def named_figure(

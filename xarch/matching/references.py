@@ -108,11 +108,15 @@ def check_placeholders(name: str, where: str) -> None:
         )
 
 
+FEW = 8
+"""So many names fit into a message."""
+
+
 def near(name: str, names: Iterable[str], what: str) -> str:
-    """Return ``taps near it: a, b``: close matches, else some of the existing names."""
-    known = list(names)
+    """Return ``taps near it: a, b``: all existing names if they are few, else close matches, else some of them."""
+    known = sorted(names)
     close = difflib.get_close_matches(name, known, 3)
-    shown = close or sorted(known)[:8]
+    shown = known if len(known) <= FEW else close or known[:FEW]
     return f"{what}: {', '.join(shown) or 'none'}" + (", ..." if len(known) > len(shown) else "")
 
 

@@ -174,9 +174,10 @@ class Evaluator:
     def try_out(self, student: Student) -> None:
         """Check on one validation sample that the metric supports this student and measures all figures with a gate.
 
-            Raises:
-        UsageError: a gate, or the validation of a stage, names a figure that the metric does not measure.
-        PluginError: the metric failed.
+        Raises:
+            UsageError: a gate, or the validation of a stage, names a figure that the metric does not measure.
+            PluginError: the metric failed, or does not say whether a higher value is better of a figure by which a
+                stage keeps weights.
         """
         if self.plan.metric is None or not self.ranks.main:
             return
@@ -185,12 +186,18 @@ class Evaluator:
         assert found is not None
         check_export_gates(self.config)
         check(gateable(vars(self._with_variants(found))), before_export(self.config.gates))
-        self._check_validation(found.student)
+        self._check_validation(found)
 
-    def _check_validation(self, figures: Mapping[str, float]) -> None:
+    def _check_validation(self, found: Evaluation) -> None:
+        figures = found.student
         for name, stage in self.config.stages.items():
-            named = None if stage.validation is None or stage.skip else stage.validation.metric
-            if named is not None and named not in figures and not self.registry.has("metric", named):
+            validation = stage.validation
+            if validation is None or validation.metric is None or stage.skip:
+                continue
+            named = validation.metric
+            if named in figures and validation.keep != "last":
+                found.higher(named)
+            elif named not in figures and not self.registry.has("metric", named):
                 raise UsageError(
                     f"stages.{name}.validation.metric: there is no figure {named!r}",
                     f"the run's metric gives {', '.join(sorted(figures))}; or name another registered metric",

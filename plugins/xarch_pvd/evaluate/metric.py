@@ -75,6 +75,7 @@ class FieldPSNR(Metric):
             baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
             gated=gated,
             units=dict.fromkeys(("psnr", "psnr_teacher", "worst_psnr_teacher", "psnr_drop"), "dB"),
+            directions={**{name: name != "bytes" for name in student}, "psnr_drop": False},
             n=views,
             samples=shown.samples(),
         )

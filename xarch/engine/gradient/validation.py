@@ -142,5 +142,7 @@ class Validator:
         if found is None:
             raise PluginError(f"metric {name!r} gave neither the figure {name!r} nor its headline figure")
         value, evaluation, metric = found
-        self._by_name, self.higher = metric is not None, evaluation.higher_is_better
+        self._by_name = metric is not None
+        if self.settings.keep != "last":
+            self.higher = evaluation.higher(name if name in evaluation.student else evaluation.metric)
         return value

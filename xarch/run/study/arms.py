@@ -14,7 +14,7 @@ from typing import Any
 
 from xarch.config.load import load_config
 from xarch.config.provenance import leaves
-from xarch.config.schema import RunConfig
+from xarch.config.schema import Evaluate, RunConfig
 from xarch.config.study import StudyConfig, read_yaml
 from xarch.config.yaml_text import dump_yaml, parse_yaml
 from xarch.errors import UsageError
@@ -109,9 +109,10 @@ def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Pa
     """Return all runs, seed by seed so that an early table already compares arms, and write their configuration files.
 
     Raises:
-        UsageError: a configuration is invalid; names the arm.
+        UsageError: a configuration is invalid, or two arms are evaluated on different samples; names the arm.
     """
     base = _base(study, base_folder)
+    first: tuple[str, Evaluate] | None = None
     (out / "configs").mkdir(parents=True, exist_ok=True)
     made = []
     for seed, arm in itertools.product(study.seeds, arms):
@@ -127,8 +128,22 @@ def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Pa
             resolved = load_config(str(config)).config
         except UsageError as e:
             raise UsageError(f"arm {arm.name!r}: {e.what}", e.hint) from e
+        first = first or (arm.name, resolved.evaluate)
+        _require_same_samples(arm.name, resolved.evaluate, *first)
         made.append(StudyRun(arm.name, seed, config, out / "runs" / arm.name / f"seed-{seed}", _digest(resolved)))
     return made
+
+
+def _require_same_samples(arm: str, own: Evaluate, first: str, others: Evaluate) -> None:
+    """Recipes have evaluations of their own, and a difference of figures needs the same samples on both sides."""
+    for key in ("samples", "sample"):
+        here, there = getattr(own, key), getattr(others, key)
+        if here != there:
+            raise UsageError(
+                f"arm {arm!r}: evaluate.{key} is {here}, but {there} in arm {first!r}; figures of different held-out "
+                "samples cannot be compared",
+                f"set evaluate.{key} in `base`, for all arms",
+            )
 
 
 def _assignments(base: Mapping[str, Any], sets: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

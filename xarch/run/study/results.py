@@ -28,6 +28,7 @@ class Outcome:
             because a study needs its figures.
         figures: the student's figures and the gated ones from eval.json, by name.
         headline, higher_is_better, unit: those of the run's metric.
+        directions, units: those of further figures, by name.
         teacher: the teacher's figures.
         reason, exit_code: why it failed.
         gate: why it missed its quality gate, "" if it passed.
@@ -39,6 +40,8 @@ class Outcome:
     headline: str = ""
     higher_is_better: bool | None = None
     unit: str = ""
+    directions: Mapping[str, bool] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
     teacher: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     exit_code: int = 0
@@ -68,6 +71,8 @@ def read_outcome(folder: Path) -> Outcome:
             str(found.get("metric", "")),
             found.get("higher_is_better"),
             str(found.get("unit", "")),
+            found.get("directions") or {},
+            found.get("units") or {},
             {k: float(v) for k, v in (found.get("teacher") or {}).items() if known(v)},
             gate=reason if missed else "",
         )
@@ -130,11 +135,12 @@ def document(
 
 
 def _about(metric: str, done: Sequence[Outcome]) -> dict[str, Any]:
-    heads = [o for o in done if o.headline == metric]
+    directions = [o.higher_is_better if o.headline == metric else o.directions.get(metric) for o in done]
+    units = [o.unit if o.headline == metric else o.units.get(metric, "") for o in done]
     teachers = [o.teacher[metric] for o in done if metric in o.teacher]
     return {
-        "higher_is_better": heads[0].higher_is_better if heads else None,
-        "unit": heads[0].unit if heads else "",
+        "higher_is_better": next((d for d in directions if d is not None), None),
+        "unit": next(filter(None, units), ""),
         "teacher": statistics.fmean(teachers) if teachers else None,
     }
 
