@@ -5,10 +5,11 @@
 
 Kills (SIGKILL) and stops (SIGTERM) come at random moments of every phase, from planning to the report; the disk is full
 at the beginning of every phase; the address space is limited at five levels; one bit is flipped in every file of a
-finished run; a second process writes a run. Afterwards the same command is given again, without the fault. A trial is
-"as undisturbed" if that ends well and student, metrics, evaluation and exports are the same bit for bit as those of a
-run without faults, and "unexpected" if only the exit code is not the documented one. Trials that are done are kept; the
-same command goes on where it was interrupted.
+finished run; a second process writes a run. A run meets one fault in each phase, is resumed after each, and at last
+goes on to its end. A fault is "as undisturbed" if that ends well and student, metrics, evaluation and exports are the
+same bit for bit as those of a run without faults, and "unexpected" if only the exit code is not the documented one.
+Faults that were tried are kept; the same command goes on where it was interrupted. The runs without faults come first
+and are not counted in --seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.faults import process
 from benchmarks.faults.models import CONFIGS, Model
-from benchmarks.faults.trials import LEVELS_MIB, TRIALS, flippable
+from benchmarks.faults.trials import LEVELS_MIB, TRIALS, WRITERS, flippable
 from benchmarks.store import Result, Store, add_options, header
 from xarch.files.home import cache_dir
 
@@ -35,7 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="SIGKILLs, over all models")
     parser.add_argument("--terms", type=int, default=30, metavar="N", help="SIGTERMs, over all models")
-    parser.add_argument("--seconds", type=float, default=14400, metavar="S", help="start no trial after this time")
+    parser.add_argument("--seconds", type=float, default=14400, metavar="S", help="disturb no run after this time")
     parser.add_argument("--models", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     parser.add_argument("--kinds", nargs="+", choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument("--work", type=Path, default=Path("runs/faults"), help="folder of the runs")
@@ -46,25 +47,35 @@ def main() -> int:
     os.environ.setdefault("XARCH_KERNELS_CACHE", str(cache_dir() / "kernels"))
     os.environ["XARCH_HOME"] = str((chosen.work / store.key / "home").resolve())
     process.warm_up()
-    end, complete = time.monotonic() + chosen.seconds, True
-    for name in chosen.models:
-        model = Model(name, chosen.work / store.key / name)
+    models = [Model(name, chosen.work / store.key / name) for name in chosen.models]
+    for model in models:
         model.make()
-        each = {"kill": -(-chosen.kills // len(chosen.models)), "term": -(-chosen.terms // len(chosen.models))}
-        each |= {"full disk": len(model.phases), "memory": len(LEVELS_MIB), "flip": len(flippable(model))}
-        each["two processes"] = 5
-        for kind in chosen.kinds:
-            for number in range(each[kind]):
-                if store.find(model=name, kind=kind, number=number) is not None:
-                    continue
-                if time.monotonic() > end:
-                    complete = False
-                    break
-                point = {"model": name, "kind": kind, "number": number, **TRIALS[kind](model, number)}
-                print(f"{name} {kind} {number}: {point['outcome']} ({point['phase']})", file=sys.stderr, flush=True)
-                store.add(point)
+    end = time.monotonic() + chosen.seconds
+    complete = all([run(store, model, kind, count, end) for model in models for kind, count in wanted(model, chosen)])
     show(store.finish() if complete else store.result)
     return int(any(p["outcome"].startswith(("LOST", "unexpected")) for p in store.points))
+
+
+def wanted(model: Model, chosen: argparse.Namespace) -> list[tuple[str, int]]:
+    """The kinds of faults and how many of each one model gets."""
+    each = {"kill": -(-chosen.kills // len(chosen.models)), "term": -(-chosen.terms // len(chosen.models))}
+    each |= {"full disk": len(model.phases), "memory": len(LEVELS_MIB), "flip": len(flippable(model))}
+    return [(kind, (each | {"two processes": len(WRITERS)})[kind]) for kind in chosen.kinds]
+
+
+def run(store: Store, model: Model, kind: str, count: int, end: float) -> bool:
+    """Disturb runs until ``count`` faults of a kind are stored; return whether there was time for all of them."""
+    while True:
+        number = sum(p["model"] == model.name and p["kind"] == kind for p in store.points)
+        if number >= count:
+            return True
+        if time.monotonic() > end:
+            return False
+        points = TRIALS[kind](model, number, count - number, end)
+        points = points or [{"phase": "end", "outcome": "skipped: the run ended before the fault"}]
+        for more, point in enumerate(points):
+            store.add({"model": model.name, "kind": kind, "number": number + more, **point})
+            print(f"{model.name} {kind} {number + more}: {point['outcome']} ({point['phase']})", file=sys.stderr)
 
 
 def show(result: Result) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.process import POLL, Command, start
+from benchmarks.faults.process import POLL, Command, import_like, start
+from xarch.files.atomic import write_text
 
 CONFIGS = {
     "decoder": """
@@ -16,7 +19,7 @@ recipe: mohawk
 teacher: "hf:{work}/inputs/teacher"
 student: {{target: dm2}}
 data: {{ref: "text:{work}/inputs/corpus.txt", sample: {{length: 32}}, options: {{tokenizer: bytes}}}}
-budget: 3000
+budget: 1000
 stages:
   init: {{units: 512, batch: 4}}
   choose: {{options: {{tokens: 128}}}}
@@ -25,7 +28,7 @@ stages:
   refit: {{batch: 4}}
   logits: {{sample: {{length: 32}}, checkpoint_every: 2, validation: {{samples: 4}}}}
 evaluate: {{samples: 4, batch: 2, sample: {{length: 32}}}}
-export: {{profiles: [cpu], options: {{prefill: [4]}}}}
+export: {{profiles: [cpu], options: {{prefill: []}}}}
 runtime: {{threads: 1, tensorboard: false, device: cpu}}
 """,
     "field": """
@@ -52,7 +55,7 @@ class Model:
 
     Attributes:
         work: folder of its inputs and runs.
-        phases: (line of the log by which a phase is known, seconds until the next) in order; planning is "".
+        phases: (line of the log by which a phase is known, CPU seconds until the next) in order; planning is "".
     """
 
     name: str
@@ -75,22 +78,33 @@ class Model:
             SystemExit: that run failed.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        make_inputs(self.name, self.work / "inputs")
-        self.config.write_text(CONFIGS[self.name].format(work=self.work.resolve()), encoding="utf-8")
-        command = self.convert(self.whole)
-        begun, seen = time.monotonic(), {"": 0.0}
+        known, modules = self.work / "phases.json", self.work / "modules.txt"
+        if not known.is_file():
+            make_inputs(self.name, self.work / "inputs")
+            self.config.write_text(CONFIGS[self.name].format(work=self.work.resolve()), encoding="utf-8")
+            shutil.rmtree(self.whole, ignore_errors=True)
+            write_text(known, json.dumps(self._timed(modules)))
+        import_like(modules)
+        self.phases = [(line, seconds) for line, seconds in json.loads(known.read_text(encoding="utf-8"))]
+
+    def _timed(self, modules: Path) -> list[tuple[str, float]]:
+        """Convert without faults; return the phases with their CPU seconds."""
+        command = self.convert(self.whole, modules=modules)
+        seen, spent = {"": 0.0}, 0.0
         while command.poll() is None:
+            spent = max(spent, command.cpu_seconds())
             for line in logged(self.whole):
-                seen.setdefault(line, time.monotonic() - begun)
+                seen.setdefault(line, spent)
             time.sleep(POLL)
         if command.code != 0:
             raise SystemExit(f"the undisturbed {self.name} run failed: {command.said()}")
-        ends = [*list(seen.values())[1:], time.monotonic() - begun]
-        self.phases = [(line, end - at) for (line, at), end in zip(seen.items(), ends, strict=True)]
+        ends = [*list(seen.values())[1:], spent]
+        return [(line, end - at) for (line, at), end in zip(seen.items(), ends, strict=True)]
 
     def convert(self, out: Path, **more: object) -> Command:
-        """Start or resume the conversion, by the same command."""
-        arguments = ["convert", self.config, "--resume", "--out", out]
+        """Start the conversion, or resume it by the command that a stopped run names."""
+        begun = (out / "plan.json").is_file()
+        arguments = ["convert", *([] if begun else [self.config]), "--resume", "--out", out]
         return start(arguments, self.work / f"{out.name}.txt", **more)  # type: ignore[arg-type]
 
     def differs(self, out: Path) -> list[str]:
@@ -116,7 +130,7 @@ def make_inputs(name: str, folder: Path) -> None:
             if name == "decoder":
                 from xarch_decoder.testing import tiny_llama, tiny_text
 
-                tiny_llama(partial / "teacher")
+                tiny_llama(partial / "teacher", layers=2)
                 tiny_text(partial / "corpus.txt")
             else:
                 from xarch_field.testing import voxel_balls

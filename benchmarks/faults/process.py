@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ MODULES = (
     "xarch.report.build",
     "xarch.export.run",
 )
-POLL = 0.002
+POLL = 0.01
 
 
 def warm_up() -> None:
@@ -37,6 +39,15 @@ def warm_up() -> None:
     from xarch.registry.loader import get_registry
 
     get_registry()
+    gc.freeze()
+
+
+def import_like(modules: Path) -> None:
+    """Import what a command imported, so that the next ones need not."""
+    for name in modules.read_text(encoding="utf-8").split():
+        # Some modules can only be imported by another one.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     gc.freeze()
 
 
@@ -61,6 +72,10 @@ class Command:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of it and its descendants; 0 once it ended."""
+        return _cpu_ticks(self.pid) / os.sysconf("SC_CLK_TCK")
+
     def wait(self, seconds: float) -> int:
         """Return the exit code; a command that takes longer is killed and counts as -9."""
         end = time.monotonic() + seconds
@@ -83,11 +98,27 @@ class Command:
         return (errors or lines or [""])[-1][:240]
 
 
-def start(arguments: Sequence[object], output: Path, before: Callable[[], None] | None = None) -> Command:
+def _cpu_ticks(pid: int) -> int:
+    """Clock ticks of a process, of the children it waited for, and of those that run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15])) + sum(_cpu_ticks(int(child)) for child in children)
+
+
+def start(
+    arguments: Sequence[object],
+    output: Path,
+    before: Callable[[], None] | None = None,
+    modules: Path | None = None,
+) -> Command:
     """Start ``xarch ARGUMENTS`` in a fork.
 
     Args:
         before: called in the fork first, for example to set limits.
+        modules: where it writes the names of the modules that it imported.
     """
     pid = os.fork()
     if pid:
@@ -102,7 +133,11 @@ def start(arguments: Sequence[object], output: Path, before: Callable[[], None] 
             before()
         from xarch.cli.app import run
 
+        known = set(sys.modules)
         code = run([str(a) for a in arguments])
+        if modules is not None:
+            found = (n for n, m in sys.modules.items() if n not in known and getattr(m, "__file__", None))
+            modules.write_text("\n".join(found), encoding="utf-8")
     finally:
         os._exit(code)
     raise AssertionError

@@ -1,4 +1,8 @@
-"""The trials: each disturbs a run once, lets the same command finish it, and compares it with the undisturbed run."""
+"""The trials: each disturbs a run several times, lets it finish, and compares it with the undisturbed run.
+
+A run that is disturbed in one phase goes on and is disturbed in a later one again, so that a hundred faults cost less
+than ten conversions. If such a run is lost, every fault it met counts as lost.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,11 @@ from benchmarks.faults.process import POLL, Command, start
 BUSY, STORAGE, MEMORY, INTERRUPTED, USAGE = 8, 130, 75, 130, 2
 LEVELS_MIB = (16, 64, 128, 256, 512)
 """Address space above what is in use when a command starts."""
+WRITERS = (["convert", "--resume", "--out"], ["eval"], ["export"], ["bench"], ["report"])
+"""Commands that write a run."""
 Point = dict[str, Any]
+Moment = tuple[str, float]
+"""Line of the log by which a phase is known ("" for planning), CPU seconds after it."""
 
 
 def draw(model: Model, kind: str, number: int) -> random.Random:
@@ -28,65 +36,107 @@ def draw(model: Model, kind: str, number: int) -> random.Random:
     return random.Random(f"{model.name} {kind} {number}")
 
 
-def moment(model: Model, command: Command, out: Path, chosen: random.Random) -> str:
-    """Wait for a random moment of a random phase, each phase equally often; return the phase."""
-    line, seconds = chosen.choice(model.phases)
-    while line and line not in logged(out) and command.poll() is None:
+def moments(model: Model, kind: str, number: int, count: int) -> list[Moment]:
+    """A random moment of each phase, of ``count`` random phases if there are more."""
+    chosen = draw(model, kind, number)
+    places = sorted(chosen.sample(range(len(model.phases)), min(count, len(model.phases))))
+    return [(model.phases[i][0], chosen.random() * model.phases[i][1]) for i in places]
+
+
+def reach(model: Model, command: Command, out: Path, before: int, moment: Moment) -> str:
+    """Wait for a moment, at the longest until the phase after it begins; return the phase.
+
+    Args:
+        before: lines that the log had when the command started.
+    """
+    line, seconds = moment
+    lines = [line for line, _ in model.phases]
+    later, begun = set(lines[lines.index(line) + 1 :]), 0.0 if not line else None
+    while command.poll() is None:
+        seen, spent = logged(out)[before:], command.cpu_seconds()
+        begun = spent if begun is None and line in seen else begun
+        if later.intersection(seen) or (begun is not None and spent - begun >= seconds):
+            return seen[-1] if seen else "plan"
         time.sleep(POLL)
-    end = time.monotonic() + chosen.random() * seconds
-    while time.monotonic() < end and command.poll() is None:
-        time.sleep(POLL)
-    return line or "plan"
+    return "end"
 
 
-def signalled(model: Model, kind: str, number: int) -> Point:
-    """Kill or stop a run at a random moment, then give the same command again."""
-    out, chosen = fresh(model.work / f"{kind}-{number}"), draw(model, kind, number)
-    command = model.convert(out)
-    phase = moment(model, command, out, chosen)
-    command.send(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
-    code = command.wait(LONGEST)
-    expected = (0, -9) if kind == "kill" else (0, INTERRUPTED)
-    return finished(model, out, phase, code, code in expected, command.said())
+def disturb(
+    model: Model, out: Path, chosen: Sequence[Moment], strike: Callable[[Command], Point], end: float
+) -> list[Point]:
+    """Disturb a run at each of the moments, as long as it goes on and the time is not over; then let it finish."""
+    points: list[Point] = []
+    command, before, struck = model.convert(out), 0, False
+    for moment in chosen:
+        if command.poll() is not None:
+            if command.code == 0 or time.monotonic() > end:
+                break
+            before = len(logged(out))
+            command, struck = model.convert(out), False
+        phase = reach(model, command, out, before, moment)
+        if command.poll() is not None:
+            break
+        points.append({"phase": phase, **strike(command)})
+        struck = command.poll() is not None
+        if not points[-1]["expected"]:
+            break
+    if not struck and command.wait(LONGEST) != 0:
+        lost = {"outcome": "LOST: it failed after the fault", "again": command.code, "said": command.said()}
+        return [_judged(point, lost) for point in points]
+    return finished(model, out, points)
 
 
-def full_disk(model: Model, number: int) -> Point:
-    """Fill the disk when a phase begins, then free it and give the same command again."""
-    line, _ = model.phases[number]
+def signalled(model: Model, kind: str, number: int, count: int, end: float) -> list[Point]:
+    """Kill or stop a run at random moments of its phases."""
+    sent, wanted = (signal.SIGKILL, -9) if kind == "kill" else (signal.SIGTERM, INTERRUPTED)
+
+    def strike(command: Command) -> Point:
+        begun = time.monotonic()
+        command.send(sent)
+        code = command.wait(LONGEST)
+        point = {"code": code, "expected": code in (0, wanted), "said": command.said()}
+        return point if kind == "kill" else {**point, "seconds": round(time.monotonic() - begun, 1)}
+
+    return disturb(model, fresh(model.work / f"{kind}-{number}"), moments(model, kind, number, count), strike, end)
+
+
+def full_disk(model: Model, number: int, count: int, end: float) -> list[Point]:
+    """Fill the disk when a phase begins, until the command ends; then free it."""
     with tmpfs(model.work / "disk", 4 * size(model.whole) + (32 << 20)) as disk:
         if disk is None:
-            return {"phase": line or "plan", "outcome": "skipped: mounting is not allowed"}
-        out, filler = disk / "run", disk / "filler"
-        if not line:
-            fill(filler)
-        command = model.convert(out)
-        while line and line not in logged(out) and command.poll() is None:
-            time.sleep(POLL)
-        fill(filler)
+            return [{"phase": "none", "outcome": "skipped: mounting is not allowed"}] * count
+
+        def strike(command: Command) -> Point:
+            fill(disk / "filler")
+            code = command.wait(LONGEST)
+            (disk / "filler").unlink()
+            return {"code": code, "expected": code in (0, STORAGE), "said": command.said()}
+
+        return disturb(model, disk / "run", [(line, 0.0) for line, _ in model.phases][number:], strike, end)
+
+
+def short_memory(model: Model, number: int, count: int, end: float) -> list[Point]:
+    """Limit the address space of one command after the other, each a little less; a run that ends is begun again."""
+    out, points = fresh(model.work / f"memory-{number}"), []
+    for level in LEVELS_MIB[number:]:
+
+        def limit(level: int = level) -> None:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (level << 20),) * 2)
+
+        command = model.convert(out, before=limit)
         code = command.wait(LONGEST)
-        filler.unlink()
-        said = command.said()
-        return finished(model, out, line or "plan", code, code in (0, STORAGE), said)
+        expected = code in (0, MEMORY)
+        points.append({"phase": f"{level} MiB free", "code": code, "expected": expected, "said": command.said()})
+        if code == 0 or time.monotonic() > end:
+            break
+    return finished(model, out, points)
 
 
-def short_memory(model: Model, number: int) -> Point:
-    """Limit the address space, then give the same command again without a limit."""
-
-    def limit() -> None:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (LEVELS_MIB[number] << 20),) * 2)
-
-    out = fresh(model.work / f"memory-{number}")
-    command = model.convert(out, before=limit)
-    code = command.wait(LONGEST)
-    where = f"{LEVELS_MIB[number]} MiB free"
-    return finished(model, out, where, code, code in (0, MEMORY), command.said())
-
-
-def flipped(model: Model, name: str) -> Point:
+def flipped(model: Model, number: int, count: int, end: float) -> list[Point]:
     """Flip one bit of a file of the finished run; a command that reads it must name it."""
-    chosen, file = draw(model, "flip", 0), model.whole / name
-    chosen = random.Random(f"{model.name} {name}")
+    name = flippable(model)[number]
+    chosen, file = random.Random(f"{model.name} {name}"), model.whole / name
     content = file.read_bytes()
     place, bit = chosen.randrange(len(content)), 1 << chosen.randrange(8)
     file.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
@@ -96,43 +146,45 @@ def flipped(model: Model, name: str) -> Point:
     finally:
         file.write_bytes(content)
     if code == USAGE and name in said:
-        return {"phase": name, "code": code, "outcome": "named"}
-    return {"phase": name, "code": code, "outcome": "LOST: the damage was not named", "said": said}
+        return [{"phase": name, "code": code, "outcome": "named"}]
+    return [{"phase": name, "code": code, "outcome": "LOST: the damage was not named", "said": said}]
 
 
-def two_processes(model: Model, number: int) -> Point:
+def two_processes(model: Model, number: int, count: int, end: float) -> list[Point]:
     """Give commands that write a run while another process writes it."""
-    commands = (["convert", "--resume", "--out"], ["eval"], ["export"], ["bench"], ["report"])
-    chosen, out = draw(model, "two", number), fresh(model.work / f"two-{number}")
-    first = model.convert(out)
-    while not logged(out) and first.poll() is None:
-        time.sleep(POLL)
-    phase = moment(model, first, out, chosen)
-    words = commands[number % len(commands)]
-    second = start([*words, out], model.work / f"two-{number}-second.txt")
-    code = second.wait(LONGEST)
-    alive = first.poll() is None
-    ended = first.wait(LONGEST)
-    point = finished(model, out, phase, ended, ended == 0 and (code == BUSY or not alive), second.said())
-    return {**point, "second": " ".join(words), "second_code": code}
+    out = fresh(model.work / f"two-{number}")
+    writers = iter(WRITERS[number:])
+
+    def strike(command: Command) -> Point:
+        words = next(writers)
+        second = start([*words, out], model.work / f"two-{number}-second.txt")
+        code = second.wait(LONGEST)
+        expected = code == BUSY or command.poll() is not None
+        return {"code": code, "expected": expected, "said": second.said(), "second": " ".join(words)}
+
+    chosen = [m for m in moments(model, "two", number, len(model.phases)) if m[0]]
+    return disturb(model, out, chosen[:: max(1, len(chosen) // count)][:count], strike, end)
 
 
-def finished(model: Model, out: Path, phase: str, code: int, expected: bool, said: str) -> Point:
-    """Finish a disturbed run by the same command, compare it, and remove it."""
-    point: Point = {"phase": phase, "code": code}
+def finished(model: Model, out: Path, points: list[Point]) -> list[Point]:
+    """Finish a disturbed run, compare it, remove it if it is as it should be, and return the points with outcomes."""
     again = model.convert(out)
-    point["again"] = again.wait(LONGEST)
-    differs = model.differs(out) if point["again"] == 0 else ["the run"]
-    if point["again"] != 0:
-        point |= {"outcome": "LOST: it cannot be resumed", "said": again.said()}
-    elif differs:
-        point |= {"outcome": "LOST: not as undisturbed", "differs": differs}
-    elif not expected:
-        point |= {"outcome": "unexpected", "said": said}
+    code = again.wait(LONGEST)
+    lost: Point = {}
+    if code != 0:
+        lost = {"outcome": "LOST: it cannot be resumed", "again": code, "said": again.said()}
+    elif differs := model.differs(out):
+        lost = {"outcome": "LOST: not as undisturbed", "differs": differs}
     else:
-        point["outcome"] = "as undisturbed"
-    shutil.rmtree(out, ignore_errors=True)
-    return point
+        shutil.rmtree(out, ignore_errors=True)
+    return [_judged(point, lost) for point in points]
+
+
+def _judged(point: Point, lost: Point) -> Point:
+    expected, said = point.pop("expected"), point.pop("said")
+    if lost:
+        return {**point, **lost}
+    return {**point, "outcome": "as undisturbed"} if expected else {**point, "outcome": "unexpected", "said": said}
 
 
 def fresh(out: Path) -> Path:
@@ -174,11 +226,12 @@ def flippable(model: Model) -> list[str]:
     return [p.relative_to(model.whole).as_posix() for p in files]
 
 
-TRIALS: dict[str, Callable[[Model, int], Point]] = {
-    "kill": lambda model, number: signalled(model, "kill", number),
-    "term": lambda model, number: signalled(model, "term", number),
+TRIALS: dict[str, Callable[[Model, int, int, float], list[Point]]] = {
+    "kill": lambda model, number, count, end: signalled(model, "kill", number, count, end),
+    "term": lambda model, number, count, end: signalled(model, "term", number, count, end),
     "full disk": full_disk,
     "memory": short_memory,
-    "flip": lambda model, number: flipped(model, flippable(model)[number]),
+    "flip": flipped,
     "two processes": two_processes,
 }
+"""Each takes a model, the number of its first point, how many are wanted, and when to stop; it returns its points."""

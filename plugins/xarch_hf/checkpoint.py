@@ -136,7 +136,7 @@ def _index_names(index: Path) -> set[str]:
     if not isinstance(table, Mapping) or not table or not all(isinstance(v, str) for v in table.values()):
         raise UsageError(f"{index} has no weight_map from names to files")
     names = set(table.values())
-    outside = sorted(n for n in names if Path(n).name != n or n in ("", ".", ".."))
+    outside = sorted(n[:200] for n in names if Path(n).name != n or n in ("", ".", "..") or len(n) > 200)
     if outside:
-        raise UsageError(f"{index} names files outside its folder: {', '.join(outside[:5])}")
+        raise UsageError(f"{index} names files outside its folder, or too long for a name: {', '.join(outside[:5])}")
     return names

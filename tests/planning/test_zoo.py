@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from xarch import UsageError
+from xarch.files import limits
 from xarch.files.archive import extract_member
 from xarch.planning.zoo import fetch_teacher
 from xarch.registry.declare import Spec
@@ -276,7 +277,8 @@ def test_links_are_refused(tmp_path: Path) -> None:
         extract_member(file, "m.gguf", tmp_path / "out")
 
 
-def test_bombs_are_refused(tmp_path: Path) -> None:
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RATIO_FREE", 1 << 20)
     file = archive(tmp_path, "m.gguf", bytes(10_000_000), kind=zipfile.ZIP_DEFLATED)
     with pytest.raises(UsageError, match=r"unpacks from \d+ to 10000000 bytes"):
         extract_member(file, "m.gguf", tmp_path / "out")

@@ -159,7 +159,7 @@ def isolated(*names: str) -> Iterator[None]:
     Args:
         names: the only backends that are kept within the block; none means all.
     """
-    registry, verdicts = {op: dict(table) for op, table in _REGISTRY.items()}, dict(_VERDICTS)
+    registry, verdicts, used = {op: dict(table) for op, table in _REGISTRY.items()}, dict(_VERDICTS), dict(_USES)
     for table in _REGISTRY.values():
         for name in set(table).difference(names or table):
             del table[name]
@@ -171,6 +171,8 @@ def isolated(*names: str) -> Iterator[None]:
         _REGISTRY.update(registry)
         _VERDICTS.clear()
         _VERDICTS.update(verdicts)
+        _USES.clear()
+        _USES.update(used)
 
 
 def select(
@@ -214,8 +216,21 @@ class Use:
     backend: str
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within the block, :func:`uses` knows only what ran within it."""
+    before = dict(_USES)
+    _USES.clear()
+    try:
+        yield
+    finally:
+        _USES.clear()
+        _USES.update(before)
+
+
 def uses() -> list[Use]:
-    """The backends that ran in this process, except where a call or :func:`use_backend` named one."""
+    """The backends that ran, in this process or the present :func:`recording`, except where a call or
+    :func:`use_backend` named one."""
     return sorted(_USES.values())
 
 

@@ -23,7 +23,7 @@ from xarch.failures import as_error, is_machine_failure
 from xarch.files.manifest import whole
 from xarch.files.run_dir import RunDir
 from xarch.hardware import autocast, choose_device
-from xarch.kernels import keep_freed_memory
+from xarch.kernels import dispatch, keep_freed_memory
 from xarch.planning.describe import family_of
 from xarch.planning.feasibility import account_for
 from xarch.planning.plan import Plan
@@ -123,7 +123,7 @@ class Conversion:
             BusyError: another process is writing the run.
             XarchError: with the exit code of the failure; status.json and the report are written first.
         """
-        with self.folder.held() if self.ranks.main else contextlib.nullcontext(), self.stop:
+        with self.folder.held() if self.ranks.main else contextlib.nullcontext(), self.stop, dispatch.recording():
             # Outside what records errors: damage to a finished run does not make it a failed one.
             known = self.folder.read_status() if self.folder.status.exists() else {}
             finished = known.get("state") == "done"

@@ -201,7 +201,7 @@ def test_damaged_weights_are_found_by_the_description(tmp_path: Path) -> None:
         HFSource().describe(str(tmp_path), HFOptions())
 
 
-@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "..", "a/b.safetensors"])
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "..", "a/b.safetensors", "a" * 300])
 def test_an_index_cannot_name_files_elsewhere(name: str, tmp_path: Path) -> None:
     CONFIGS["llama"]().save_pretrained(tmp_path)
     index = {"weight_map": {"model.norm.weight": name}}
@@ -286,7 +286,7 @@ def test_a_broken_tokenizer_is_an_error(tmp_path: Path) -> None:
     saved("llama", tmp_path)
     with_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not valid JSON"):
         teacher(tmp_path).processor()
 
 

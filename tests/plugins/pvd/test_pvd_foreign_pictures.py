@@ -193,6 +193,13 @@ def test_one_view_is_not_its_own_judge(tmp_path: Path) -> None:
         open_posed(tmp_path, "test")
 
 
+@pytest.mark.parametrize("key", ["file_path", "mask_path"])
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 250 + "/x", "ab/" * 2000])
+def test_names_that_no_file_can_have_are_refused(key: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too long for the name"):
+        open_posed(write(tmp_path, frame=lambda i: {key: name}))
+
+
 # ---- masks and keys -----------------------------------------------------------------------------------------------
 
 

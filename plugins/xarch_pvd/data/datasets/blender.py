@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from xarch import UsageError, read_json
-from xarch_pvd.data.datasets.pictures import find_picture, picture_size
+from xarch_pvd.data.datasets.pictures import find_picture, named_path, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages
 from xarch_pvd.data.datasets.sizes import view_size
 from xarch_pvd.data.datasets.splits import SPLITS, check_split, held_out, listed
@@ -121,14 +121,14 @@ def _picture(folder: Path, frame: Mapping[str, Any], where: str) -> Path:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where} has no file_path")
-    return find_picture(folder / name)
+    return find_picture(named_path(folder, name))
 
 
 def _mask(folder: Path, frame: Mapping[str, Any], where: str) -> Path | None:
     name = frame.get("mask_path")
     if name is None:
         return None
-    if not isinstance(name, str) or not (folder / name).is_file():
+    if not isinstance(name, str) or not named_path(folder, name).is_file():
         raise UsageError(
             f"{where}: its mask {name!r} does not exist", "masks are read from mask_path; black pixels are excluded"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xarch import UsageError
 from xarch_pvd.data.datasets.colmap_model import ColmapCamera, model_folder, read_cameras, read_images, read_points
-from xarch_pvd.data.datasets.pictures import find_picture, is_picture
+from xarch_pvd.data.datasets.pictures import find_picture, is_picture, named_path
 from xarch_pvd.data.datasets.posed import PosedImages
 from xarch_pvd.data.datasets.sizes import view_size
 from xarch_pvd.data.datasets.splits import held_out
@@ -78,8 +78,8 @@ def _pictures(path: Path, names: list[str], downscale: int) -> tuple[list[Path],
     scaled = path / f"images_{downscale}"
     folder, left = (scaled, 1) if downscale > 1 and scaled.is_dir() else (path / "images", downscale)
     files = [
-        find_picture((folder / name).with_suffix("")) if not (folder / name).is_file() else folder / name
-        for name in names
+        file if file.is_file() else find_picture(file.with_suffix(""))
+        for file in (named_path(folder, name) for name in names)
     ]
     if folder is scaled and not any(f.is_file() for f in files):
         there = sorted(p for p in folder.iterdir() if is_picture(p))

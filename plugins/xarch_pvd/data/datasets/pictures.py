@@ -14,6 +14,8 @@ from xarch import UsageError
 
 MAX_PIXELS = 100_000_000
 """Ten thousand by ten thousand; a picture needs some twenty bytes a pixel while it is read."""
+MAX_NAME, MAX_PATH = 240, 2000
+"""Bytes of a name and of a path that leave room for a suffix and for the folder."""
 OTHERS = frozenset({"EPS", "WMF", "FPX", "MIC", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "PALM", "XVTHUMB"})
 """Kinds of Pillow that are no pictures of a camera, or are drawn by another program (PostScript by Ghostscript)."""
 FIRST = (".png", ".jpg", ".jpeg")
@@ -41,6 +43,18 @@ def _kinds() -> tuple[str, ...]:
 def is_picture(path: Path) -> bool:
     """Return whether a file is an image, judging by its name."""
     return path.suffix.lower() in suffixes()
+
+
+def named_path(folder: Path, name: str) -> Path:
+    """Return the path of a name that a file of cameras gives.
+
+    Raises:
+        UsageError: no file can have so long a name.
+    """
+    raw = name.encode("utf-8", "surrogatepass")
+    if len(raw) > MAX_PATH or max(map(len, raw.split(b"/"))) > MAX_NAME:
+        raise UsageError(f"{name[:60]!r}... ({len(name)} characters) is too long for the name of a picture")
+    return folder / name
 
 
 def find_picture(path: Path) -> Path:
