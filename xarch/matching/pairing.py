@@ -233,7 +233,7 @@ class _Pairing:
         sides = RightSide(self.student, self.site, self.teachers, self.tensors, match, where)
         address = parse(match.teacher, f"{where}.teacher", list(self.teachers))
         found = self._student_taps(match, available, where)
-        _refuse_useless(match, found, where)
+        _refuse_useless(match, self.stage, found, where)
         drafts = []
         for group in [found] if match.join else [[f] for f in found]:
             right = sides.right(address, group)
@@ -317,9 +317,9 @@ class _Pairing:
         return masks
 
 
-def _refuse_useless(match: Match, found: Sequence[Found], where: str) -> None:
+def _refuse_useless(match: Match, stage: Stage, found: Sequence[Found], where: str) -> None:
     """Refuse settings that would change nothing."""
-    if match.map not in (None, "target") and all(f.layer is None for f in found):
+    if stage.scope == "global" and match.map not in (None, "target") and all(f.layer is None for f in found):
         raise UsageError(f"{where}.map: it pairs layers, but {found[0].name} is of no layer", "remove `map`")
     if not match.detach and not any(str(ref).startswith(f"{STUDENT}:") for ref in (match.teacher, *match.aux.values())):
         raise UsageError(
