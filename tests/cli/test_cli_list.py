@@ -155,7 +155,9 @@ def test_inspect_shows_names_of_the_registry(shop: Site) -> None:
     found = document("inspect", "small")["names"][0]
     assert (found["kind"], found["ref"], found["plugin"]) == ("teacher", "src:file", "shop")
     assert "one: {kind: closed_form}" in document("inspect", "shop:z-general")["names"][0]["yaml"]
-    assert "closed_form" in call("inspect", "z-general").output
+    shown = [line.rstrip() for line in call("inspect", "z-general").output.splitlines()]
+    assert "      one: {kind: closed_form}" in shown, "the file was squeezed into a table cell"
+    assert "\n    keys     list of string   -  " in call("inspect", "mixup").output, "an empty list is its default"
 
 
 def test_a_plugin_file_from_the_command_line(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,17 @@ def test_a_method_is_named_wherever_a_recipe_is(methods: Methods, tmp_path: Path
     assert (head.title, head.control, head.families) == ("mine", "", [])
 
 
+def test_the_families_of_a_head_reach_the_configuration(methods: Methods, tmp_path: Path) -> None:
+    """The lowest method speaks for what extends it, until one says otherwise."""
+    methods(ofa=METHOD)
+    file = tmp_path / "run.yaml"
+    file.write_text("method: ofa\nteacher: x:y\n")
+    assert load_config(str(file)).config.families == ["image"]
+    file.write_text("method: {title: Mine, families: [image, rows]}\nrecipe: ofa\n")
+    assert load_config(str(file)).config.families == ["image", "rows"]
+    assert load_config("ofa", sets=["families=[]"]).config.families == []
+
+
 def test_a_wrong_head_and_an_unknown_method_are_named(methods: Methods) -> None:
     methods(ofa=METHOD, bad="method: {title: x, papre: y}\nseed: 1\n")
     with pytest.raises(UsageError, match=r"method bad: method\.papre") as caught:

@@ -379,6 +379,13 @@ def test_sites_of_a_global_stage_are_refused(pair) -> None:  # type: ignore[no-u
         pair({"student": "blocks.0.output", "teacher": None}, sites="blocks.0")
 
 
+@pytest.mark.parametrize("useless", [{"map": "even"}, {"detach": False}])
+def test_settings_that_change_nothing_are_refused(pair, useless: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+    """Both were accepted and ignored."""
+    with pytest.raises(UsageError, match=rf"matches\.m\.{next(iter(useless))}: "):
+        pair({"student": "logits", **useless})
+
+
 def test_unknown_options_are_refused_and_the_known_ones_listed(pair) -> None:  # type: ignore[no-untyped-def]
     """vision 2.5: ``options: {gama: 1.4}`` ran to the end with gamma 1.0."""
     for value in (1.4, {"start": 1.0, "end": 1.4}):

@@ -70,6 +70,14 @@ def test_checkpoints_and_rows_follow_the_length_of_a_stage() -> None:
     assert (config.checkpoint_every, config.log_every) == (7, 3)
 
 
+def test_a_method_is_for_the_families_of_its_head() -> None:
+    """House rule: what a method declares is obeyed; its families were read by nobody but `xarch list`."""
+    assert planned(families=["conv", "other"]).config.families == ["conv", "other"]
+    with pytest.raises(PlanError, match="is for students of other; conv builds one of the family 'conv'"):
+        planned(families=["other"])
+    assert planned(families=[]).stages
+
+
 def test_a_plan_has_one_place_for_settings() -> None:
     """house A2c: the report read one copy of the settings and the engine another."""
     made = planned()

@@ -20,17 +20,21 @@ def show_document(document: Mapping[str, Any], console: Console, *, everything: 
 
 
 def _mapping(document: Mapping[str, Any], console: Console, indent: str, everything: bool) -> None:
+    from rich.padding import Padding
     from rich.text import Text
 
     plain = {k: v for k, v in document.items() if not _nested(v)}
     width = max((len(str(k)) for k in plain), default=0)
     for key, value in plain.items():
-        console.print(Text.assemble(indent, (f"{key:<{width}}  ", "dim"), _scalar(value)))
+        text = Text.assemble((f"{key:<{width}}  ", "dim"), _scalar(value))
+        console.print(Padding(text, (0, 0, 0, len(indent)), expand=False))
     for key, value in document.items():
         if not _nested(value):
             continue
         console.print(Text.assemble(indent, (str(key), "bold")))
-        if isinstance(value, Mapping):
+        if isinstance(value, str):
+            console.print(Padding(Text(value.rstrip()), (0, 0, 0, len(indent) + 2), expand=False))
+        elif isinstance(value, Mapping):
             _mapping(value, console, indent + "  ", everything)
         else:
             _list(value, console, indent + "  ", everything)
@@ -55,6 +59,8 @@ def _nested(value: Any) -> bool:
     """Whether a value is printed on separate lines."""
     if isinstance(value, Mapping):
         return bool(value)
+    if isinstance(value, str):
+        return "\n" in value.strip()
     return isinstance(value, Sequence) and not isinstance(value, str) and any(isinstance(v, Mapping) for v in value)
 
 

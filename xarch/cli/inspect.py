@@ -54,11 +54,12 @@ def _readable(facts: dict[str, Any]) -> dict[str, Any]:
     schema = facts.get("options")
     if not isinstance(schema, dict):
         return facts
+    required = schema.get("required", [])
     rows = [
         {
             "option": name,
             "type": _type(option),
-            "default": json.dumps(option["default"]) if "default" in option else "required",
+            "default": _default(option, required=name in required),
             "meaning": option.get("description", ""),
         }
         for name, option in schema.get("properties", {}).items()
@@ -66,11 +67,20 @@ def _readable(facts: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "options": rows or "none"}
 
 
+def _default(option: dict[str, Any], *, required: bool) -> str:
+    """Format a default; those that are built, such as an empty list, have no text in the schema."""
+    if required:
+        return "required"
+    return json.dumps(option["default"]) if "default" in option else "-"
+
+
 def _type(option: dict[str, Any]) -> str:
     if "enum" in option:
         return " | ".join(map(str, option["enum"]))
     if "anyOf" in option:
         return " | ".join(_type(part) for part in option["anyOf"])
+    if option.get("type") == "array":
+        return f"list of {_type(option.get('items', {}))}"
     return str(option.get("type", "any"))
 
 

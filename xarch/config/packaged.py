@@ -13,6 +13,7 @@ from xarch.registry.declare import RESOURCES, Spec
 from xarch.registry.registry import Registry
 
 MAX_PACKAGED = 8
+FAMILIES = "families"
 
 
 def packaged(registry: Registry, name: str) -> Spec:
@@ -70,10 +71,13 @@ def layer_of(label: str, document: Document) -> Layer:
 
 
 def without_head(layer: Layer) -> Layer:
-    """Return a layer without the method head; ``method: NAME`` names its base like ``recipe: NAME``."""
+    """Return a layer without the method head, whose families the configuration keeps; ``method: NAME`` names its base
+    like ``recipe: NAME``."""
     kept = []
     for a in layer.assignments:
-        if a.path == (HEAD,) and a.value is not None:
+        if a.path == (HEAD, FAMILIES):
+            kept.append(Assignment((FAMILIES,), a.value, a.origin, a.text))
+        elif a.path == (HEAD,) and a.value is not None:
             kept.append(Assignment(("recipe",), a.value, a.origin, a.text))
         elif a.path[0] != HEAD:
             kept.append(a)

@@ -259,17 +259,9 @@ class Stage(Model):
     teacher_cache: Literal["auto", "off", "disk"] = "auto"
     validation: Validation | None = None
     checkpoint_every: int | None = Field(
-        None,
-        ge=1,
-        le=STEPS,
-        description="optimiser steps between checkpoints; default: a fortieth of the stage, from 50 to 1000",
+        None, ge=1, description="steps between checkpoints (a 40th of all, 50 to 1000)"
     )
-    log_every: int | None = Field(
-        None,
-        ge=1,
-        le=STEPS,
-        description="optimiser steps between rows of metrics.jsonl; default: 1, or more in stages of over 1000 steps",
-    )
+    log_every: int | None = Field(None, ge=1, description="steps between rows of metrics.jsonl (at most 1000 rows)")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the stage kind or the solver")
 
     @model_validator(mode="before")
@@ -378,6 +370,7 @@ class RunConfig(Model):
     """A whole conversion."""
 
     recipe: str | None = Field(None, description="packaged recipe or method that this configuration extends")
+    families: list[str] = Field(default_factory=list, description="student families of the method; none: any")
     teacher: str = Field("", description="SCHEME:REF of the main teacher; `none` to train without one")
     teacher_options: dict[str, Any] = Field(default_factory=dict)
     teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="further teachers by name")

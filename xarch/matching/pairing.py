@@ -21,6 +21,7 @@ from xarch.matching.build import BuiltMatch, build_match
 from xarch.matching.layers import Found, expand
 from xarch.matching.references import (
     BATCH,
+    STUDENT,
     MissingTap,
     Reference,
     check_placeholders,
@@ -232,6 +233,7 @@ class _Pairing:
         sides = RightSide(self.student, self.site, self.teachers, self.tensors, match, where)
         address = parse(match.teacher, f"{where}.teacher", list(self.teachers))
         found = self._student_taps(match, available, where)
+        _refuse_useless(match, self.stage, found, where)
         drafts = []
         for group in [found] if match.join else [[f] for f in found]:
             right = sides.right(address, group)
@@ -313,6 +315,17 @@ class _Pairing:
                 "a mask has the first dimensions of the tap, e.g. BL for BLD; `mask: null` counts everything",
             )
         return masks
+
+
+def _refuse_useless(match: Match, stage: Stage, found: Sequence[Found], where: str) -> None:
+    """Refuse settings that would change nothing."""
+    if stage.scope == "global" and match.map not in (None, "target") and all(f.layer is None for f in found):
+        raise UsageError(f"{where}.map: it pairs layers, but {found[0].name} is of no layer", "remove `map`")
+    if not match.detach and not any(str(ref).startswith(f"{STUDENT}:") for ref in (match.teacher, *match.aux.values())):
+        raise UsageError(
+            f"{where}.detach: only values of the student on the right side have gradients, and there are none",
+            "remove `detach`, or compare with student:TAP",
+        )
 
 
 def _fitting(key: str, layout: str, pair: Pair, built: BuiltMatch) -> Masks:

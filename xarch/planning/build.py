@@ -73,6 +73,7 @@ def build_plan(
     sides = Sides.of(config, describer or Describer(registry, say))
     target, student, start, described = sides.target, sides.student, sides.start, sides.data.info
     device, threads = choose_device(config.runtime.device), choose_threads(config.runtime.threads)
+    _prove_family(sides)
     _prove_data(sides)
     metric = choose_metric(sides)
     with registry.attributed("while planning"):
@@ -137,6 +138,21 @@ def build_plan(
         plugins=registry.versions(),
         config=config,
     )
+
+
+def _prove_family(sides: Sides) -> None:
+    """Check that the method is one for students of this family.
+
+    Raises:
+        PlanError: it is not.
+    """
+    wanted, family = sides.config.families, sides.student.family
+    if wanted and family not in wanted:
+        raise PlanError(
+            f"the method {sides.config.recipe or 'of this configuration'} is for students of "
+            f"{', '.join(wanted)}; {sides.target.name} builds one of the family {family!r}",
+            "choose another method (`xarch list methods`), or, if it fits, --set families=[]",
+        )
 
 
 def _prove_data(sides: Sides) -> None:
