@@ -42,8 +42,7 @@ def typed(kind: type[T], data: Any, where: str) -> T:
         return adapter.validate_python(data)
     except ValidationError as e:
         faults = [
-            f"{'.'.join(map(str, item['loc']))[:80]}: {item['msg'].removeprefix('Value error, ')}"
-            f" (seen {shown(item.get('input'))})"
+            f"{_place(item['loc'])}{item['msg'].removeprefix('Value error, ')} (seen {shown(item.get('input'))})"
             for item in e.errors(include_url=False, include_context=False)[:_SHOWN]
         ]
         more = f"; {e.error_count() - _SHOWN} more" if e.error_count() > _SHOWN else ""
@@ -57,3 +56,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     if dataclasses.is_dataclass(kind):
         with_config(ConfigDict(extra="forbid", allow_inf_nan=False))(cast(Any, kind))
     return TypeAdapter(kind)
+
+
+def _place(keys: tuple[int | str, ...]) -> str:
+    """The place of a fault before its text; nothing for the data as a whole."""
+    return f"{'.'.join(map(str, keys))[:80]}: " if keys else ""

@@ -150,6 +150,7 @@ def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, lim
     options = {**OPTIONS_OF["hash"], **OPTIONS_OF["vm"]}
     given = configuration(tmp_path, "hash+vm", budget=1)
     given |= {"teacher": write_teacher(tmp_path / "half.safetensors", teacher), "student.options": options}
+    given["stages.rays.units"] = 64
     run = convert(overrides=given, out=tmp_path / "run")
     found = json.loads((run.path / "eval.json").read_text())
     assert found["baselines"]["before training"]["psnr_teacher"] > limit

@@ -55,7 +55,7 @@ def test_a_header_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "teacher.safetensors"
     write_teacher(file)
     rewrite(file, lambda head: text)
-    with pytest.raises(UsageError, match=r"damaged|format"):
+    with pytest.raises(UsageError, match=r"header of .*(not valid JSON|should be a dictionary)"):
         load_field_file(file)
 
 
