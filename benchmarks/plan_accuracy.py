@@ -24,7 +24,10 @@ from benchmarks import page  # noqa: E402
 from benchmarks.store import Store, add_options, header  # noqa: E402
 
 CASES: dict[str, list[str]] = {
-    "language": ["smollm2-hybrid", "--set", "budget=40k", "--set", "export.bench=false"],
+    "language": [
+        *("smollm2-hybrid", "--set", "budget=20k", "--set", "stages.choose.options.tokens=512"),
+        *("--set", "gates.perplexity_ratio=null", "--set", "gates.kl=null", "--set", "export.bench=false"),
+    ],
     "example plugin": ["rows-kd", "--set", "stages.distil.epochs=200", "--set", "export.bench=false"],
     "field": ["pvd-demo", "--set", "budget=400k", "--set", "export.bench=false"],
 }
