@@ -216,6 +216,7 @@ def test_two_processes_download_once(index: Index) -> None:
     assert index.downloads == 1
 
 
+@pytest.mark.slow
 def test_a_killed_download_leaves_nothing_broken(index: Index, home: Path) -> None:
     index.stall = True
     process = start(spec_for(index.wheel))

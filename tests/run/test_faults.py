@@ -103,7 +103,7 @@ def test_stages_bring_the_student_closer(whole: Path) -> None:
 # Moments: 6 observations of the closed-form stage, 3 sites in each of 30 local steps, the stage of the plugin, the
 # validations and 15 steps of the global stage, and one after every stage.
 MOMENTS = [1, 4, 6, 7, 8, 21, 30, 45, 58, 70, 85, 96, 97, 98, 99, 100, 101, 104, 109, 116]
-QUICK = (45, 109)
+QUICK = (109,)
 
 
 @pytest.mark.parametrize("call", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MOMENTS])
@@ -141,7 +141,7 @@ def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path,
     assert student(out) == student(whole)
 
 
-@pytest.mark.parametrize(("moment", "where"), [(3, "fit"), (99, "nothing")])
+@pytest.mark.parametrize(("moment", "where"), [pytest.param(3, "fit", marks=pytest.mark.slow), (99, "nothing")])
 def test_a_stage_without_checkpoints_stops_at_once(
     moment: int, where: str, whole: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -190,6 +190,7 @@ def summary(out: Path) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in ("seconds", "cpu_seconds", "training")}
 
 
+@pytest.mark.slow
 def test_a_long_validation_before_a_stage_can_be_interrupted(validated: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     stopped = convert(out, LONGER, home=home, sabotage="term@102")
@@ -278,7 +279,9 @@ def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, h
     assert student(out) == student(whole)
 
 
-@pytest.mark.parametrize("moment", [20, 109, 116], ids=["local", "global", "after the last stage"])
+@pytest.mark.parametrize(
+    "moment", [20, pytest.param(109, marks=pytest.mark.slow), 116], ids=["local", "global", "after the last stage"]
+)
 def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     stopped = convert(out, home=home, sabotage=f"full@{moment}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,7 @@ def test_no_mutant_of_a_declared_graph_survives(tmp_path: Path) -> None:
     assert honest == ["model is as it was"]
 
 
+@pytest.mark.slow
 def test_no_mutant_of_a_loop_over_states_survives(tmp_path: Path) -> None:
     ids = torch.randint(FACTS.vocab, (2, 50), generator=torch.Generator().manual_seed(1))
     data = [Batch({"input_ids": ids}, 100)]

@@ -77,6 +77,7 @@ def test_fields_on_accelerators(arch: str, profile: Profile, exported: Exported)
         assert ("DequantizeLinear" in entry["ops"]) == (profile.dtype == "int8")
 
 
+@pytest.mark.slow
 def test_grids_can_be_gathered_on_accelerators(tmp_path: Path) -> None:
     result = export(student_of("vm"), npu, tmp_path / "out", grids="gather")
     assert "GridSample" not in result.profile["graphs"]["rays"]["ops"]

@@ -191,7 +191,14 @@ def _export(module: nn.Module, names: list[str], inputs: tuple[Tensor, ...], fre
     return model, onnxruntime.InferenceSession(str(to), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("arch", "lowering"), [*((a, "grid_sample") for a in ARCHS), ("vm", "gather")])
+QUICK = (("hash", "grid_sample"), ("vm", "gather"), ("mlp", "grid_sample"))
+POINTS = [
+    pytest.param(arch, lowering, marks=[] if (arch, lowering) in QUICK else [pytest.mark.slow])
+    for arch, lowering in [*((a, "grid_sample") for a in ARCHS), ("vm", "gather")]
+]
+
+
+@pytest.mark.parametrize(("arch", "lowering"), POINTS)
 def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -> None:
     field = field_of(arch)
     names = ["xyz", "dir"]
