@@ -32,7 +32,7 @@ class Totals:
         self.trials: dict[str, float] = {}
         sample = {**self.config.data.sample, **self.config.evaluate.sample}
         with sides.registry.attributed("while estimating"):
-            each = sides.data.adapter.adapter.units_per_sample(sample)
+            each = sides.data.info.facts.get("heldout_units") or sides.data.adapter.adapter.units_per_sample(sample)
             self.student = sides.student.work(sample) * each
             self.teacher = sides.teacher.info.facts.work(sample) * each if sides.teacher is not None else 0.0
 

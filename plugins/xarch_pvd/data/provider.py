@@ -25,6 +25,12 @@ TENSORS = {
 """Tensors of a batch by kind of sample: N points, R rays, C coordinates or colours."""
 
 
+def _whole_view(request: DataRequest) -> dict[str, int]:
+    """What a plan must know of held-out samples: each is a whole view."""
+    views = getattr(request.facts, "views", None)
+    return {} if views is None else {"heldout_units": views.width * views.height}
+
+
 class Views(DataProvider):
     """Opens ``views:teacher`` and ``views:FOLDER``."""
 
@@ -33,7 +39,8 @@ class Views(DataProvider):
     def describe(self, request: DataRequest) -> DataInfo:
         tensors = TENSORS[_sample(request.sample).kind]
         if request.ref == "teacher":
-            return DataInfo("cameras around the teacher, without images", "teacher", "sample", tensors=tensors)
+            title = "cameras around the teacher, without images"
+            return DataInfo(title, "teacher", "sample", tensors=tensors, facts=_whole_view(request))
         posed = _posed(request, getattr(request.facts, "views", None))
         size = {"heldout_views": len(posed.heldout), "heldout_pictures": posed.pictures}
         return DataInfo(
@@ -42,7 +49,7 @@ class Views(DataProvider):
             "sample",
             size,
             tensors=tensors,
-            facts=size,
+            facts={**size, **_whole_view(request)},
             warnings=posed.notes(request.ref),
         )
 

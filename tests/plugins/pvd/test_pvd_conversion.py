@@ -200,3 +200,11 @@ def test_a_plans_time_follows_what_a_point_reads_not_the_size_of_its_tables(
     small, large = seconds("vm", resolution=16), seconds("vm", resolution=160)
     assert large < 1.1 * small
     assert 1 < seconds("hash") < 300
+
+
+def test_a_plan_counts_the_rays_of_the_views_that_are_evaluated(tmp_path: Path) -> None:
+    """A held-out sample is a whole view; planned as one ray, evaluation and parity took ten thousand times longer."""
+    made = xarch.plan(overrides=configuration(tmp_path, "hash"))
+    views = made.teacher.facts["views"]
+    assert made.data["facts"]["heldout_units"] == views["width"] * views["height"] > 1
+    assert made.estimates.parts["evaluation"] > 1e-3
