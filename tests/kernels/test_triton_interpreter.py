@@ -34,7 +34,8 @@ def run_interpreted(files: list[Path], marks: str = "not slow") -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.timeout(960)
-@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("marks", ["not slow", "slow"])
 def test_kernels_agree_with_the_naive_backend(marks):
     assert not INTERPRETED
     run_interpreted(FILES, marks)
