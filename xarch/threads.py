@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from xarch.hardware import load_average, read
+
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 """For GNU's and Intel's OpenMP. Read once, when torch loads the library."""
 USERS = (*PASSIVE, "GOMP_SPINCOUNT")
@@ -86,9 +88,9 @@ def cores() -> int:
 
 def cgroup_quota(root: Path = CGROUP) -> float | None:
     """Return the CPU quota of this process's cgroup in cores; None without one."""
-    limit, _, period = _read(root / "cpu.max").strip().partition(" ")
+    limit, _, period = read(root / "cpu.max").strip().partition(" ")
     if not limit:
-        limit, period = (_read(root / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        limit, period = (read(root / "cpu" / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() and int(period) > 0 else None
 
 
@@ -116,7 +118,7 @@ def used_by_others(seconds: float = SAMPLE) -> float:
 def _load() -> float:
     """Return the cores of this process's share that the load average leaves no room for."""
     usable = cores()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = load_average() or 0.0
     return min(max(usable - ((os.cpu_count() or usable) - load), 0.0), float(usable))
 
 
@@ -124,16 +126,9 @@ def _busy() -> Mapping[int, float] | None:
     """Ticks that each core of the affinity mask has worked; None where the system does not say."""
     mask = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     found = {}
-    for line in _read(STAT).splitlines():
+    for line in read(STAT).splitlines():
         name, *ticks = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in mask and len(ticks) >= 8:
             user, nice, system, _idle, _wait, irq, softirq, steal = map(float, ticks[:8])
             found[int(name[3:])] = user + nice + system + irq + softirq + steal
     return found or None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xarch.config.intervals import log_every
 from xarch.config.schema import RunConfig, Stage
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
@@ -228,7 +229,7 @@ class EngineContext(StageContext):
         row = {**figures, **self._noted}
         self._noted = {}
         self.figures = {name: value for name, value in row.items() if math.isfinite(value)}
-        if step % (self.settings.log_every or 1) == 0 or step >= steps:
+        if step % log_every(self.settings, self.planned.steps) == 0 or step >= steps:
             self.metrics.row(self.planned.folder, step, row, units)
             if self.processes.main:
                 self.on_step(step, row)

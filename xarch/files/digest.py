@@ -15,9 +15,9 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.files.atomic import write_text
 from xarch.files.home import cache_dir
+from xarch.files.manifest import entry_of
 from xarch.files.regular import open_regular
 
-BLOCK = 1 << 20
 SETTLED_NS = 2_000_000_000
 SAMPLES, SAMPLE_BYTES = 4096, 4096
 """Number and size of the blocks that represent a data set's content."""
@@ -29,14 +29,7 @@ def sha256(path: Path) -> str:
     Raises:
         UsageError: the file cannot be read.
     """
-    digest = hashlib.sha256()
-    try:
-        with open_regular(path) as f:
-            while block := f.read(BLOCK):
-                digest.update(block)
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}") from e
-    return digest.hexdigest()
+    return str(entry_of(path)["sha256"])
 
 
 def file_digest(path: Path | str) -> str:

@@ -36,6 +36,9 @@ class FolderLock:
     no locks at all, the process named in the file counts as the holder while it lives; if it ran on another machine,
     nobody here can know, and the file has to be removed by hand.
 
+    ``filelock``, which guards the user's cache, empties the file of a holder whom it waits for, and a forked worker
+    keeps its lock.
+
     Args:
         folder: the folder; it must exist when the lock is taken.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from xarch.config.intervals import checkpoint_every, log_every
 from xarch.config.schema import Stage
 from xarch.config.validation import validated
 from xarch.contracts.data import DataInfo, DataProvider
@@ -37,10 +37,6 @@ TINY_BATCH = 2
 PARTS = (CONNECTORS, OBJECTIVES)
 """Groups of ``trains`` that do not belong to the student."""
 SIDES = ("teacher", "student")
-CHECKPOINTS, LEAST_BETWEEN, MOST_BETWEEN = 40, 50, 1000
-"""Checkpoints per stage, and the limits of the steps between two."""
-ROWS = 1000
-"""Rows of metrics.jsonl per stage."""
 
 
 class StagePlanner:
@@ -112,7 +108,8 @@ class StagePlanner:
             raise UsageError(f"stages.{name}: the stage has no data budget", "set `share`, `epochs` or `units`")
         request = StageRequest(options, stage, each, budget, tuple(sites))
         units, steps = self._amount(name, kind, request)
-        stage = _with_intervals(stage, steps)
+        intervals = {"checkpoint_every": checkpoint_every(stage, steps), "log_every": log_every(stage, steps)}
+        stage = stage.model_copy(update=intervals)
         request = replace(request, settings=stage)
         batches = plan_batches(self.registry, name, stage, described, self._models())
         context = self._context(steps, described)
@@ -328,18 +325,6 @@ class StagePlanner:
         read = [self.taps[MAIN][tap] for tap in sorted(costs.read(MAIN))]
         limit = self.config.runtime.cache_gb
         return estimate.plan_cache(stage.teacher_cache, stage.passes, samples // stage.passes, read, costs.sizes, limit)
-
-
-def _with_intervals(stage: Stage, steps: int) -> Stage:
-    """Fill in the steps between checkpoints and between rows of metrics.jsonl.
-
-    They follow from the number of steps alone, not from measured time: a retry after a divergence starts at the last
-    checkpoint, so its place decides the student.
-    """
-    between = min(max(LEAST_BETWEEN, math.ceil(steps / CHECKPOINTS)), MOST_BETWEEN)
-    rows = max(1, math.ceil(steps / ROWS))
-    update = {"checkpoint_every": stage.checkpoint_every or between, "log_every": stage.log_every or rows}
-    return stage.model_copy(update=update)
 
 
 def coupling_checks(stages: Sequence[PlannedStage]) -> list[Check]:

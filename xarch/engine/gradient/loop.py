@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from xarch.config.intervals import checkpoint_every, log_every
 from xarch.contracts.stage import EarlyEnd, StageContext, StageKind, StageOutcome
 from xarch.engine.gradient.recovery import Running
 from xarch.engine.gradient.step import Place, take_step
@@ -77,9 +78,8 @@ class _Stage:
         read = next(running.stream)
         place = Place(step, rule.progress, rule.lr_position, running.lr_scale)
         batch = context.prepare(read, step, place.progress)
-        logged = (
-            (step + 1) % (self.settings.log_every or 1) == 0 or step + 1 >= rule.end or self.settings.until is not None
-        )
+        due = (step + 1) % log_every(self.settings, context.steps) == 0
+        logged = due or step + 1 >= rule.end or self.settings.until is not None
         running.figures = take_step(context, batch, place, monitored=logged)
         if self.watched:
             running.stream.take_losses(batch, context.matches().losses())
@@ -94,7 +94,7 @@ class _Stage:
         stopping = context.stopping()
         if running.stopping_rule.over:
             return
-        if stopping or running.step % (self.settings.checkpoint_every or 1) == 0:
+        if stopping or running.step % checkpoint_every(self.settings, context.steps) == 0:
             running.save()
         if stopping:
             context.progress(running.step, running.stopping_rule.end)
