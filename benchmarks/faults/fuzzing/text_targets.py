@@ -288,7 +288,9 @@ def _seal_again(run: Path) -> None:
                     entry |= entry_of(path.parent / name) if (path.parent / name).is_file() else {}
             else:
                 body = json.loads(path.read_text(encoding="utf-8"))
-                del body["sha256"]
+                if not isinstance(body, dict):
+                    continue
+                body.pop("sha256", None)
             path.write_text(self_sealed(body), encoding="utf-8")
 
 
