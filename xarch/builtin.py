@@ -35,6 +35,7 @@ CONNECTORS = (
 BATCH_STEPS = (
     ("mixup", "Mixup", "mixes pairs of samples and their labels"),
     ("teacher-labels", "TeacherLabels", "stores what a teacher says under a key"),
+    ("shuffle-teacher", "ShuffleTeacher", "shows teachers another sample of the batch, a control"),
     ("repeat", "Repeat", "every sample several times, with a mask for each copy"),
 )
 OPTIMISERS = (

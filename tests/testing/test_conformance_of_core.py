@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -158,6 +158,11 @@ class TestMixup(BatchStepConformance):
 class TestRepeat(BatchStepConformance):
     step = "repeat"
     options: ClassVar[Mapping[str, Any]] = {"names": ["gold", "kd"]}
+
+
+class TestShuffleTeacher(BatchStepConformance):
+    step = "shuffle-teacher"
+    models: ClassVar[Collection[str]] = ("x",)
 
 
 class TestAdamW(OptimiserConformance):
