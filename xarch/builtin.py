@@ -29,6 +29,7 @@ OBJECTIVES = (
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
     ("conv1x1", "Conv1x1", "the same over channels, with batch normalisation if asked for"),
+    ("bridge", "Bridge", "linear, then to the right side's positions by interpolation"),
     ("pool", "Pool", "mean over positions, then linear"),
     ("exit", "Exit", "mean over positions, then a small classifier"),
 )

@@ -118,6 +118,12 @@ class TestConv1x1WithStatistics(TestConv1x1):
     options: ClassVar[Mapping[str, Any]] = {"norm": "batch"}
 
 
+class TestBridge(ConnectorConformance):
+    connector = "bridge"
+    student = Tap("s", "feature", "BCHW", {"C": 4, "H": 2, "W": 3})
+    teacher = Tap("t", "feature", "BCHW", {"C": 6, "H": 4, "W": 5})
+
+
 class TestPool(ConnectorConformance):
     connector = "pool"
     teacher = Tap("t", "feature", "BC", {"C": 6})

@@ -5,6 +5,8 @@ Legend: B samples, C channels, H and W height and width, K classes.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -20,8 +22,7 @@ class ConvExit(nn.Module):
     def __init__(self, channels: int, width: int, classes: int, stages: int) -> None:
         super().__init__()
         widths = [*(channels << n for n in range(stages)), width]
-        pairs = zip(widths, widths[1:], strict=False)
-        body = [_separable(a, b) for a, b in pairs] if stages else [nn.Conv2d(channels, width, 1)]
+        body = [_separable(a, b) for a, b in pairwise(widths)] if stages else [nn.Conv2d(channels, width, 1)]
         self.body = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(width, classes)
         self.apply(_initialise)

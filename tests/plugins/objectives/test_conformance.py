@@ -74,5 +74,3 @@ def test_every_objective_names_its_paper_and_says_its_formula() -> None:
             assert spec.data["units"] == kind.units
             said = " ".join((kind.__doc__ or "").split())
             assert spec.data["paper"].replace("arXiv:", "arXiv ") in said, f"{spec.name}: the docstring names no paper"
-
-

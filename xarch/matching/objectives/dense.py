@@ -98,8 +98,8 @@ def mean_over(value_BPF: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def dense_form(tap: Tap) -> Tap:
-    """Return the declaration of the tensor that a tap's value can be made into: the tap itself if it is dense; else, for
-    a structured form with ``info["dense"]``, the layout of what ``value.full()`` returns."""
+    """Return the declaration of the tensor that a tap's value can be made into: the tap itself if it is dense; for a
+    structured form with ``info["dense"]``, that is the layout of what ``value.full()`` returns."""
     layout = tap.info.get("dense")
     return tap if tap.dense or not layout else Tap(tap.name, tap.kind, str(layout), tap.shape, tap.info)
 

@@ -30,7 +30,9 @@ class KL(DenseObjective):
 
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
         softened = F.log_softmax(student_BPF / self.options.temperature, -1)
-        return divergence(teacher_BPF, softened, self.options.direction, self.options.share) * self.options.temperature**2
+        return (
+            divergence(teacher_BPF, softened, self.options.direction, self.options.share) * self.options.temperature**2
+        )
 
     def figures(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Mapping[str, Tensor]:
         same_BP = (student_BPF.argmax(-1) == teacher_BPF.argmax(-1)).to(mask_BP.dtype)
