@@ -32,8 +32,8 @@ class TAIDOptions(Options):
 class TAID(LogitObjective):
     """−Σ_k p_k log q_k with q = softmax(s) and the target p = softmax((1 − t) sg(s) + t z) between the student and the
     teacher z (Shing et al., arXiv 2501.16937, and its code). After every step, with loss L_n, of which the first is
-    only kept: δ = (L_{n−1} − L_n) / L_{n−1}; m ← μ m + (1 − μ) δ; t ← min(end, max(linear, t + α σ(m) (1 − t))). t never
-    falls; t, m and L are in checkpoints."""
+    only kept: δ = (L_{n−1} − L_n) / L_{n−1}; m ← μ m + (1 − μ) δ; t ← min(end, max(linear, t + α σ(m) (1 − t))). t
+    never falls; t, m and L are in checkpoints."""
 
     Options = TAIDOptions
     summed = frozenset({"step_loss"})
