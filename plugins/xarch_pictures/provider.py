@@ -91,7 +91,7 @@ def _resolved(request: DataRequest) -> tuple[Table, Selection, Form]:
     facts = request.facts or getattr(request.teacher, "facts", None)
     table = find_table(request.ref, options)
     native = min(table.size) if table.size else None
-    size = int(options.size or native or getattr(facts, "height", USUAL_SIZE))
+    size = options.size or native or int(getattr(facts, "height", USUAL_SIZE))
     channels = options.channels or getattr(facts, "channels", None) or table.channels
     return table, _selected(table, options.model_dump_json()), Form(size, channels, options.teacher_size or size)
 
