@@ -62,8 +62,8 @@ class TokenExit(nn.Module):
             assert size is not None, "only a grid is merged"
             patch_BND = merge(patch_BND, size)
             size = tuple(side // 2 for side in size)
-        tokens_BND = torch.cat([self.prefixes(prefix_BPD), self.patches(patch_BND)], 1)
-        tokens_BND = self.blocks(tokens_BND)
+        parts = [self.prefixes(prefix_BPD)] if self.prefix else []
+        tokens_BND = self.blocks(torch.cat([*parts, self.patches(patch_BND)], 1))
         made: Tensor = self.classifier(tokens_BND[:, : self.prefix or None].mean(1))
         return made
 
