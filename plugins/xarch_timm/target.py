@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from xarch import DataInfo, ExportGraph, Initialisation, Options, PlanError, Profile, Student, TargetAdapter, Teacher
-from xarch_image import ImageFacts
+from xarch_image import ImageFacts, ImageModel
 from xarch_timm.build import create, describe
-from xarch_timm.export import image_graphs
+from xarch_timm.export import ImageExport, image_graphs
 from xarch_timm.model import TimmStudent
 from xarch_timm.reference import image_size, parse
 
@@ -37,6 +37,7 @@ class TimmTarget(TargetAdapter):
     """Builds, initialises and exports students of any architecture of timm."""
 
     Options = TimmTargetOptions
+    ExportOptions = ImageExport
 
     def facts_from_data(self, data: DataInfo, options: BaseModel) -> ImageFacts:
         """Return the facts of a student for data with known classes and pictures.
@@ -80,7 +81,10 @@ class TimmTarget(TargetAdapter):
         return self.initialisation(student.facts, student)
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
-        return image_graphs(student, profile)
+        return image_graphs(student, profile, options)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        return image_graphs(teacher, profile, options) if isinstance(teacher, ImageModel) else ()
 
 
 def _starts_trained(chosen: TimmTargetOptions) -> bool:
