@@ -26,4 +26,5 @@ def xarch_register(registry: Any) -> None:
         needs=needs,
         summary="any image classifier of timm: timm:NAME",
         profiles=["cpu"],
+        reference="model",
     )
