@@ -86,6 +86,9 @@ class TimmTarget(TargetAdapter):
             net.load_state_dict(pretrained(facts).state_dict())
         return pretrained_names(net, facts) if chosen.pretrained else ()
 
+    def recipe(self, facts: ImageFacts, options: BaseModel) -> str:
+        return "kd"
+
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return image_graphs(student, profile, options)
 
