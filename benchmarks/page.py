@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.rows import Row, rows
 from benchmarks.store import RESULTS, Result, read
+from benchmarks.tables import rows
+from benchmarks.tables.row import Row
 
 PAGE = RESULTS.parent / "RESULTS.md"
 NOTES = RESULTS.parent / "notes.md"
@@ -16,6 +17,8 @@ TITLES = {
     "matrix_memory": "Matrix stage: memory over tokens",
     "engine_overhead": "Engine: CPU time of a step over a plain loop",
     "faults": "Faults: what becomes of a run",
+    "fuzz": "Mutated inputs: what becomes of what people hand over",
+    "plan_accuracy": "Plans against the runs they promise",
     "streamed_memory": "Local stages: memory over depth",
     "kernels_cpu": "Kernels: forward and backward",
     "fields_speed_up": "Fields: conversion against training from pictures",

@@ -35,7 +35,8 @@ PLACES = ("--out", "--work", "--fresh")
 """Options that do not change what is measured; the recorded command leaves them out."""
 LOCAL = re.compile(r'"[^"]*(?<![\w/])/(home|root|tmp|work|mnt|Users)/[^"]*"')
 CODE = (".py", ".cpp", ".h", ".yaml")
-SHOWN = {ROOT / "benchmarks" / name for name in ("rows.py", "page.py", "__main__.py")}
+SHOWN = {ROOT / "benchmarks" / name for name in ("page.py", "__main__.py")}
+SHOWN.update((ROOT / "benchmarks" / "tables").glob("*.py"))
 """Files that only show results: a measurement does not depend on them."""
 
 

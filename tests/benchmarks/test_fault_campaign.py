@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.models import Model
-from benchmarks.rows import rows
 from benchmarks.store import Result
+from benchmarks.tables import rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,13 +6,16 @@ import hashlib
 import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import page, rows, store
+from benchmarks import page, store, tables
 from benchmarks.store import Result, Store, command, publish, read
+from benchmarks.tables.robustness import UNWANTED
+from benchmarks.tables.row import grouped, mean, of, spread
 
 HEADER: dict[str, Any] = {
     "benchmark": "streamed_memory",
@@ -49,7 +52,7 @@ def test_a_published_result_has_the_one_format_and_says_what_was_measured(path: 
     assert result.header["command"].startswith("python ")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", result.header["date"])
     assert len(path.read_text(encoding="utf-8").splitlines()) < len(result.points) + 40
-    assert rows.rows(result)
+    assert tables.rows(result)
     assert not store.LOCAL.search(result.text())
 
 
@@ -128,7 +131,7 @@ def test_a_wrong_contender_or_one_of_ours_is_no_rival() -> None:
         return base | {"forward_backward": both}
 
     points = [point("cpp", 1.0, ours=True), point("wrong", None), point("slow", 4.0), point("fast", 2.0)]
-    (row,) = rows.kernels(Result(HEADER, {}, points))
+    (row,) = tables.kernels.kernels(Result(HEADER, {}, points))
     assert row.rival.startswith("fast 2000 CPU ms (2.0×)")
 
 
@@ -143,20 +146,22 @@ def test_every_figure_of_the_readme_has_its_check_here() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("\n## Measured\n")[2].partition("\n\n**")[0]
     commands = [line.split("|")[-2].strip(" `") for line in table.splitlines() if line.startswith("| ")][1:]
-    assert set(commands) == {SMOLLM2, FIELDS, KERNELS}
+    assert set(commands) == {SMOLLM2, FIELDS, KERNELS, FAULTS, FUZZ}
 
 
 SMOLLM2 = "python benchmarks/smollm2_hybrid.py"
 FIELDS = "python benchmarks/fields/any_to_any.py"
 KERNELS = "python -m benchmarks.kernels --threads 1"
+FAULTS = "python -m benchmarks.faults"
+FUZZ = "python benchmarks/faults/fuzz.py"
 
 
 def test_the_readme_says_what_the_result_of_smollm2_says() -> None:
     points = read(store.RESULTS / "smollm2_hybrid.json").points
-    after, before = (rows.of(points, side, "perplexity_ratio") for side in ("student", "before_training"))
+    after, before = (of(points, side, "perplexity_ratio") for side in ("student", "before_training"))
     row = readme(SMOLLM2)
-    assert f"perplexity {rows.spread(after, 3)} times the teacher's" in row
-    assert f"{rows.spread(before, 3)} before training" in row
+    assert f"perplexity {spread(after, 3)} times the teacher's" in row
+    assert f"{spread(before, 3)} before training" in row
     assert f"{len(points)} seeds" in row
 
 
@@ -164,16 +169,16 @@ def test_the_readme_says_what_the_result_of_the_fields_says() -> None:
     result = read(store.RESULTS / "fields_any_to_any.json")
     teachers, row = result.facts["teachers"], readme(FIELDS)
     other = [p for p in result.points if p["source"] != p["target"]]
-    pairs = rows.grouped(other, "source", "target")
+    pairs = grouped(other, "source", "target")
     gain = [
-        float(rows.mean(rows.of(at, "psnr_truth"))) - round(teachers[source]["psnr_truth"], 1)
+        float(mean(of(at, "psnr_truth"))) - round(teachers[source]["psnr_truth"], 1)
         for (source, _), at in pairs.items()
     ]
-    psnr, seconds = rows.spread(rows.of(other, "psnr_teacher")), rows.spread(rows.of(other, "cpu_seconds"), 0)
+    psnr, seconds = spread(of(other, "psnr_teacher")), spread(of(other, "cpu_seconds"), 0)
     assert f"{len(pairs)} pairs of different kinds" in row
     assert f"{psnr} dB to the teacher in {seconds} CPU seconds" in row
     trained = [t["cpu_seconds"] for t in teachers.values()]
-    assert f"trained in {rows.spread(trained, 0)} s before" in row
+    assert f"trained in {spread(trained, 0)} s before" in row
     assert f"{-min(gain):.1f} dB below to {max(gain):.1f} above" in row
 
 
@@ -188,6 +193,23 @@ def test_the_readme_says_what_the_result_of_the_kernels_says() -> None:
     assert f"| {1e3 * rival['forward_backward']['cpu_seconds']:.0f} CPU ms, " in row
     assert f"`{rival['contender'].rpartition('.')[2]}`" in row
     assert "the fastest peer" in row
+
+
+def test_the_readme_says_what_the_campaign_of_faults_says() -> None:
+    points, row = read(store.RESULTS / "faults.json").points, readme(FAULTS)
+    kinds, outcomes = Counter(of(points, "kind")), Counter(of(points, "outcome"))
+    assert f"| {len(points)} faults" in row
+    assert f"{kinds['kill']} SIGKILL, {kinds['term']} SIGTERM" in row
+    assert f"{outcomes['as undisturbed']} resumed" in row
+    assert f"{outcomes['named']} flips named" in row
+    assert outcomes.keys() == {"as undisturbed", "named"}, "the row says that none was lost"
+
+
+def test_the_readme_says_what_the_mutated_inputs_say() -> None:
+    points, row = read(store.RESULTS / "fuzz.json").points, readme(FUZZ)
+    tried = sum(sum(of(points, kind)) for kind in ("refused", "accepted"))
+    assert f"| {tried:,} mutated" in row
+    assert not any(sum(of(points, kind)) for kind in UNWANTED), "the row says that there were none"
 
 
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:

@@ -22,7 +22,7 @@ PUBLIC_MODULES = (
     "xarch.report",
     "xarch.export.lowerings",
 )
-FAMILIES = ("xarch_decoder", "xarch_field")
+FAMILIES = ("xarch_decoder", "xarch_field", "xarch_image")
 """Plugins that others may import: what models of one family share."""
 TOP = {"LICENSE", "pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
 

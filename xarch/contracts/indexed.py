@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ class IndexedStream(BatchStream):
         data: IndexedData,
         request: DataRequest,
         *,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         units: int = 1,
         most_skipped: float = 0.2,
     ) -> None:
@@ -222,7 +223,7 @@ class _Orders:
 
 def _mixed(*numbers: int) -> int:
     """Combine several numbers into one seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _as_it_is(piece: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Tables of what conversions cost and of what their students reach."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.store import Result
+from benchmarks.tables.row import Row, grouped, mean, of, spread
+
+
+def conversion_speed(result: Result) -> list[Row]:
+    """Tokens per CPU second, medians over the runs."""
+    found = []
+    done = [p for p in result.points if p["status"] == "done"]
+    for ((length,), at), stage in itertools.product(grouped(done, "length").items(), ("matrix", "hidden")):
+        speeds = {way: of(ps, stage, "tokens_per_cpu_s") for (way,), ps in grouped(at, "way").items()}
+        peaks = {way: statistics.median(of(ps, "peak_mib")) for (way,), ps in grouped(at, "way").items()}
+        ours = statistics.median(speeds.get("xarch", [math.nan]))
+        for way, values in speeds.items():
+            middle = statistics.median(values)
+            rival = "" if way == "xarch" else f"xarch: {ours / middle:.2f}× as fast"
+            figure = f"{middle:.0f} tokens/CPU s, {peaks[way] / 1024:.1f} GiB"
+            found.append(
+                Row(f"{stage} stage, {length} tokens, {way}", figure, spread(values, 0), str(len(values)), rival)
+            )
+    return found
+
+
+def matrix_memory(result: Result) -> list[Row]:
+    """Memory and time over the tokens, and their exponents."""
+    dense = {p["length"]: p for p in result.points if p["form"] == "dense"}
+    found = []
+    for p in result.points:
+        against = dense.get(p["length"]) if p["form"] != "dense" else None
+        rival = ""
+        if against is not None:
+            times = against["cpu_seconds"] / p["cpu_seconds"]
+            rival = f"materialised: {against['peak_mib'] / p['peak_mib']:.1f}× the memory, {times:.1f}× the CPU time"
+        figure = f"{p['peak_mib']:.1f} MiB, {p['cpu_seconds']:.3f} CPU s"
+        found.append(Row(f"{FORMS[p['form']]}, {p['length']} tokens", figure, rival=rival))
+    for (form,), at in grouped(result.points, "form").items():
+        memory, time = (exponent([(p["length"], p[key]) for p in at]) for key in ("peak_mib", "cpu_seconds"))
+        found.append(Row(f"{FORMS[form]}, growth with tokens L", f"memory ~ L^{memory:.2f}, time ~ L^{time:.2f}"))
+    return found
+
+
+FORMS = {"tiled": "plain PyTorch", "compiled": "C++", "dense": "materialised"}
+
+
+def exponent(pairs: Sequence[tuple[float, float]]) -> float:
+    """Least-squares slope in log-log; not a number for fewer than two points."""
+    if len(pairs) < 2:
+        return math.nan
+    x, y = zip(*((math.log(a), math.log(b)) for a, b in pairs), strict=True)
+    return statistics.linear_regression(x, y).slope
+
+
+def engine_overhead(result: Result) -> list[Row]:
+    """CPU time of a step of the engine over that of a plain loop, pair by pair."""
+    found = []
+    for (width, batch), points in grouped(result.points, "width", "batch").items():
+        ratios = sorted(p["ratio"] for p in points)
+        loop = statistics.median(p["loop_ms"] for p in points)
+        found.append(
+            Row(
+                f"residual network of width {width}, batch of {batch}",
+                f"{statistics.median(ratios):.2f} times the plain loop",
+                spread(ratios, 2),
+                str(len(points)),
+                f"plain loop, {loop:.2f} CPU ms a step",
+            )
+        )
+    return found
+
+
+def streamed_memory(result: Result) -> list[Row]:
+    """Streamed against summed losses, over the depth."""
+    return [
+        Row(f"{p['layers']} layers", f"{p['streamed_mib']:.0f} MiB", rival=f"losses summed: {p['summed_mib']:.0f} MiB")
+        for p in result.points
+    ]
+
+
+def smollm2(result: Result) -> list[Row]:
+    """Quality over seeds, beside the untrained start."""
+    found = []
+    names = {"perplexity_ratio": "perplexity / teacher's", "kl": "KL, nats/token", "top1_agreement": "top-1 agreement"}
+    for key, what in names.items():
+        values, before = of(result.points, "student", key), of(result.points, "before_training", key)
+        rival = f"before training: {mean(before, 3)} ({spread(before, 3)})" if before else ""
+        found.append(Row(what, mean(values, 3), spread(values, 3), str(len(values)), rival))
+    return found
+
+
+def plan_accuracy(result: Result) -> list[Row]:
+    """Planned and real time and memory of whole conversions; the factor between them."""
+    found = []
+    for point in result.points:
+        for what, unit, scale in (("seconds", "s", 1.0), ("bytes", "GB", 1e9)):
+            planned, real = point[f"planned_{what}"] / scale, point[what] / scale
+            factor = max(planned / real, real / planned)
+            name = f"{point['case']}: {'time' if what == 'seconds' else 'memory'}"
+            found.append(Row(name, f"×{factor:.2f}", f"planned {planned:.3g} {unit}", "1", f"took {real:.3g} {unit}"))
+    return found

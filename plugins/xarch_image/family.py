@@ -1,0 +1,55 @@
+"""Family ``image``: classifiers of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from xarch import Batch, DataInfo, Family
+from xarch_image.facts import ImageFacts
+
+
+class ImageFamily(Family):
+    """Images in, one class each.
+
+    Batches: ``images`` float32 [B, C, H, W] in 0 to 1, not normalised; ``labels`` int64 [B], or [B, K] once batch steps
+    have mixed them.
+    """
+
+    Facts = ImageFacts
+    unit = "image"
+    tensors: ClassVar[Mapping[str, str]] = {"images": "BCHW"}
+    metric = "top1"
+    places: ClassVar[Mapping[str, str]] = {
+        "logits": "logits",
+        "hidden": "features.{}",
+        "features": "features.{}",
+        "labels": "batch:labels",
+    }
+    constants = ("classifier.weight",)
+
+    def accepts(self, facts: ImageFacts, data: DataInfo) -> str | None:
+        """Require the data's classes, if they have any; size and channels are adapted."""
+        classes = data.facts.get("classes")
+        if isinstance(classes, int) and classes != facts.classes:
+            return f"they have {classes} classes, the model {facts.classes}"
+        return None
+
+    def example_batch(self, facts: ImageFacts, samples: int = 2, seed: int = 0) -> Batch:
+        """Return random images."""
+        from xarch_image.testing import image_batch
+
+        return image_batch(facts, samples, seed)
+
+    def tiny_teacher(self, folder: Path) -> str:
+        """Write a random residual network for 32-pixel images in three classes."""
+        from xarch_image.testing import tiny_classifier
+
+        return tiny_classifier(folder)
+
+    def tiny_run(self, folder: Path) -> Mapping[str, Any]:
+        """Return settings for sixty pictures in three classes."""
+        from xarch_image.testing import tiny_pictures
+
+        return {"data.ref": tiny_pictures(folder / "pictures")}

@@ -1,0 +1,83 @@
+"""Held-out pictures that an evaluation keeps for a person to look at, with the answers of teacher and student."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch import Batch
+
+EACH = 4
+"""Pictures kept of each kind: the first ones, and the first that only one model gets right."""
+SIDE = 160
+"""Longest side of a kept picture, pixels; smaller ones are enlarged by whole factors."""
+
+
+class ShownPictures:
+    """Collects pictures of one evaluation."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[tuple[Tensor, int | None, dict[str, tuple[int, float]]]]] = {
+            "": [],
+            "teacher": [],
+            "student": [],
+        }
+
+    def add(self, batch: Batch, scores: Mapping[str, Tensor]) -> None:
+        """Add a batch with the scores [B, K] of teacher and student; most pictures are not kept."""
+        labels = batch.get("labels")
+        truth = None if labels is None else (labels if labels.ndim == 1 else labels.argmax(-1)).tolist()
+        chosen = {name: score_BK.argmax(-1).tolist() for name, score_BK in scores.items()}
+        for row in range(len(batch)):
+            label = None if truth is None else truth[row]
+            right = [name for name in chosen if chosen[name][row] == label]
+            kind = right[0] if len(right) == 1 and len(chosen) == 2 else ""
+            if len(self._kept[kind]) < EACH:
+                answers = {n: (chosen[n][row], float(s[row].softmax(-1).max())) for n, s in scores.items()}
+                self._kept[kind].append((_image(batch)[row].detach().cpu(), label, answers))
+
+    def samples(
+        self, names: Sequence[str], recall: Mapping[str, Mapping[int, float]], counts: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Return JSON data: one entry per picture, then one with the recall of every class."""
+
+        def said(index: int | None) -> str | None:
+            return None if index is None else names[index] if names else str(index)
+
+        found: list[dict[str, Any]] = []
+        for kept in self._kept.values():
+            for image, label, answers in kept:
+                shares = {n: {"class": said(c), "share": p, "right": c == label} for n, (c, p) in answers.items()}
+                found.append({"png": _png(image), "label": said(label), "answers": shares})
+        if recall:
+            rows = [
+                {"class": said(c), "images": counts[c] if counts else None, **{n: r.get(c) for n, r in recall.items()}}
+                for c in recall["student"]
+            ]
+            found.append({"recall": rows})
+        return found
+
+
+def _image(batch: Batch) -> Tensor:
+    return batch.seen_by("student")["images"]
+
+
+def _png(image: Tensor) -> str:
+    """Encode an image [C, H, W] in 0 to 1 as a base64 PNG; of other channels than 1 and 3, the first."""
+    from PIL import Image
+
+    image = image if image.shape[0] in (1, 3) else image[:1]
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    if max(picture.size) > SIDE:
+        picture.thumbnail((SIDE, SIDE))
+    elif (factor := SIDE // (2 * max(picture.size))) > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,115 @@
+"""Building timm models: untrained ones, and their description on the meta device."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from xarch import UsageError
+from xarch_image import ImageFacts
+from xarch_timm.anatomy import Anatomy, examine
+
+
+def create(facts: ImageFacts) -> nn.Module:
+    """Return an untrained model with these facts, in eval mode; build it under ``torch.device`` to place it.
+
+    Raises:
+        UsageError: the model does not take these arguments.
+    """
+    name, arguments = facts.arch, dict(facts.options)
+    try:
+        net: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=facts.classes, in_chans=facts.channels, **arguments
+        )
+    except (TypeError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as e:
+        raise UsageError(f"timm:{name} cannot be built with {arguments}: {e}", "change the arguments after `?`") from e
+    return net.eval()
+
+
+def describe(
+    name: str,
+    *,
+    classes: int,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> ImageFacts:
+    """Return the facts of a model.
+
+    Args:
+        classes: number of classes.
+        channels: of its images; by default three.
+        size: of its images; by default the model's own.
+        arguments: of ``timm.create_model``.
+
+    Raises:
+        UsageError: it cannot be built like this, or not read images of this size.
+    """
+    given = json.dumps(dict(arguments or {}), sort_keys=True)
+    return _described(name, classes, channels or 3, size, given)[0]
+
+
+def anatomy(facts: ImageFacts) -> Anatomy:
+    """Return where a model with these facts is tapped."""
+    arguments = {k: v for k, v in facts.options.items() if k != "img_size"}
+    given = json.dumps(arguments, sort_keys=True)
+    return _described(facts.arch, facts.classes, facts.channels, (facts.height, facts.width), given)[1]
+
+
+@lru_cache(maxsize=64)
+def _described(
+    name: str, classes: int, channels: int, size: tuple[int, int] | None, arguments: str
+) -> tuple[ImageFacts, Anatomy]:
+    own: dict[str, Any] = json.loads(arguments)
+    start = ImageFacts(name, classes, channels, 1, 1, (), 1, options=own)
+    with torch.device("meta"):
+        net = create(start)
+    config = net.pretrained_cfg
+    size = size or tuple(config["input_size"][1:])
+    if takes_size(net):
+        own = {**own, "img_size": list(size)}
+        with torch.device("meta"):
+            net = create(replace(start, options=own))
+    mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
+    found = examine(net, channels, size, name)
+    facts = ImageFacts(
+        arch=name,
+        classes=classes,
+        channels=channels,
+        height=size[0],
+        width=size[1],
+        features=found.features,
+        pooled=found.pooled,
+        mean=mean,
+        std=std,
+        interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
+        kind=found.kind,
+        prefix_tokens=found.prefix_tokens,
+        macs=found.macs,
+        options=own,
+    )
+    return facts, found
+
+
+def takes_size(net: nn.Module) -> bool:
+    """Return whether a model is built for one image size."""
+    return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(net).__mro__[:-1])
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return normalisation of ``channels`` channels from that of three: their mean where the number differs."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def classifier(net: nn.Module) -> nn.Linear | None:
+    """Return the layer that gives the logits, if it is a single linear one."""
+    head = net.get_classifier()
+    return head if isinstance(head, nn.Linear) else None

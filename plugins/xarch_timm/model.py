@@ -1,0 +1,106 @@
+"""A timm model with taps, as a teacher and as a student.
+
+Legend: B images, C channels, H and W the grid, P prefix tokens, D width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xarch import Sink, Student, Teacher
+from xarch_image import ImageFacts, ImageModel
+from xarch_timm.anatomy import intermediates
+from xarch_timm.build import anatomy, classifier
+
+
+class TimmModel(ImageModel):
+    """A network of timm; ``module`` is exactly timm's, so its weights have timm's names."""
+
+    def __init__(self, net: nn.Module, facts: ImageFacts) -> None:
+        super().__init__(facts)
+        self.module = net
+        self._places = anatomy(facts).places
+
+    def read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:
+        stages = sorted({int(w.rpartition(".")[2]) for w in wanted if "." in w})
+        head = not {"pooled", "logits"}.isdisjoint(wanted)
+        if not stages and "pooled" not in wanted:
+            if head:
+                sink("logits", self.module(x_BCHW))
+            return
+        places = [self._places[number - 1] for number in stages]
+        final, maps, prefixes = intermediates(self.module, x_BCHW, places or [self._places[-1]], only=not head)
+        for number, map_BCHW, prefix_BPD in zip(stages, maps, prefixes, strict=bool(stages)):
+            if f"features.{number}" in wanted:
+                sink(f"features.{number}", map_BCHW)
+            if f"stages.{number}" in wanted:
+                sink(f"stages.{number}", self._own_form(map_BCHW, prefix_BPD))
+        if head:
+            self._head(final, wanted, sink)
+
+    def _own_form(self, map_BCHW: Tensor, prefix_BPD: Tensor | None) -> Tensor:
+        if self.facts.kind == "conv":
+            return map_BCHW
+        grid_BLD = map_BCHW.flatten(2).transpose(1, 2)
+        return grid_BLD if prefix_BPD is None else torch.cat([prefix_BPD, grid_BLD], 1)
+
+    def _head(self, final: Any, wanted: Collection[str], sink: Sink) -> None:
+        last = classifier(self.module)
+        if "pooled" not in wanted or last is None:
+            if "pooled" in wanted:
+                sink("pooled", self.module.forward_head(final, pre_logits=True))
+            if "logits" in wanted:
+                sink("logits", self.module.forward_head(final))
+            return
+        # One pass gives both, so that dropout and batch statistics of the head run once.
+        seen: list[Tensor] = []
+        handle = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            logits_BK = self.module.forward_head(final)
+        finally:
+            handle.remove()
+        sink("pooled", seen[0])
+        if "logits" in wanted:
+            sink("logits", logits_BK)
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Return ``classifier.weight`` [K, D], if the classifier is one linear layer over ``pooled``."""
+        last = classifier(self.module)
+        return {} if last is None or last.in_features != self.facts.pooled else {"classifier.weight": last.weight}
+
+
+class TimmTeacher(TimmModel, Teacher):
+    """A trained, frozen model."""
+
+    def __init__(self, net: nn.Module, facts: ImageFacts, *, ref: str, fingerprint: str) -> None:
+        super().__init__(net.eval().requires_grad_(False), facts)
+        self.ref, self.fingerprint = ref, fingerprint
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.module.state_dict()
+
+
+class TimmStudent(TimmModel, Student):
+    """A model in training; all of its stages are global."""
+
+    def param_groups(self) -> Mapping[str, list[str]]:
+        """Return ``all``, ``head`` (the classifier) and ``body``."""
+        names = [name for name, _ in self.module.named_parameters()]
+        head = self.module.get_classifier()
+        parts = head if isinstance(head, tuple | list) else [head]
+        own = {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+        heads = [name for name, p in self.module.named_parameters() if id(p) in own]
+        return {"all": names, "head": heads, "body": [name for name in names if name not in set(heads)]}
+
+    def no_decay(self) -> Collection[str]:
+        """Return biases, norms, and what timm exempts (position embeddings, class tokens)."""
+        exempt = getattr(self.module, "no_weight_decay", None)
+        return {*super().no_decay(), *(exempt() if callable(exempt) else ())} & set(self.param_groups()["all"])
+
+    def as_teacher(self, ref: str, fingerprint: str, processor: Any) -> TimmTeacher:
+        """Return the finished student as the teacher of another conversion."""
+        return TimmTeacher(self.module, self.facts, ref=ref, fingerprint=fingerprint)

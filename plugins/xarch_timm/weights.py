@@ -1,0 +1,161 @@
+"""Weights of timm models: files of any classifier in timm's names, and timm's own pretrained ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from xarch import UsageError, load_weights, weights_header
+from xarch_image import ImageFacts
+from xarch_timm.build import create
+
+FACTS = "xarch.facts"
+"""Metadata of a safetensors file that holds the model's facts as JSON."""
+SHOWN = 4
+
+
+def header(file: Path, *, allow_pickle: bool) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:
+    """Return the shapes in a checkpoint, and its metadata; a permitted pickle is read whole.
+
+    Raises:
+        UsageError: the file does not exist, is damaged, or is a pickle that is not permitted.
+    """
+    if not file.is_file():
+        raise UsageError(f"checkpoint {file} does not exist")
+    if file.suffix == ".safetensors":
+        found = weights_header(file)
+        return {name: tuple(t.shape) for name, t in found.tensors.items()}, found.metadata
+    return {name: tuple(t.shape) for name, t in load_weights(file, allow_pickle=allow_pickle).items()}, {}
+
+
+def load(net: nn.Module, facts: ImageFacts, tensors: Mapping[str, Tensor], where: str, *, resize: bool) -> None:
+    """Copy weights into a model of the same architecture.
+
+    The first convolution is adapted to other channels, and with ``resize`` position embeddings to another image size,
+    both by timm's own rules.
+
+    Raises:
+        UsageError: a tensor is missing, unknown, or has another shape.
+    """
+    own = net.state_dict()
+    given = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    given = _adapted_stem(net, facts, given)
+    filter_of = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if filter_of is not None and (resize or set(given) != set(own)):
+        try:
+            given = dict(filter_of(given, net))
+        except (KeyError, RuntimeError, ValueError, AttributeError) as e:
+            raise UsageError(f"{where}: timm could not read these weights: {e!r}", "other weights") from e
+    missing = sorted(set(own) - set(given) - _derived(net))
+    strange = sorted(set(given) - set(own))
+    shapes = sorted(n for n in set(own) & set(given) if own[n].shape != given[n].shape)
+    if missing or strange or shapes:
+        facets = [(missing, "lacks"), (strange, "has unknown"), ([_sizes(n, own, given) for n in shapes], "differs in")]
+        text = "; ".join(f"{word} {', '.join(names[:SHOWN])}" for names, word in facets if names)
+        size = f"{facts.height} x {facts.width} pixels"
+        raise UsageError(
+            f"{where} is not a {facts.arch} with {facts.classes} classes for {size}: it {text}",
+            "name the model it was trained as, its size (&size=32) and its arguments (&patch_size=4) after `?`",
+        )
+    net.load_state_dict(given, strict=False)
+
+
+def pretrained(facts: ImageFacts) -> nn.Module:
+    """Return a model with timm's own pretrained weights, from timm's cache or the hub; a head for another number of
+    classes is new.
+
+    Raises:
+        UsageError: timm has none, or cannot fetch them.
+    """
+    try:
+        net: nn.Module = timm.create_model(
+            facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **facts.options
+        )
+    except (RuntimeError, OSError, ValueError) as e:
+        raise UsageError(
+            f"timm:{facts.arch}: no pretrained weights: {(str(e) or repr(e)).splitlines()[0]}",
+            "use weights from a file, ?checkpoint=FILE, or a machine that reaches the hub",
+        ) from e
+    return net.eval()
+
+
+def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool, new_head: bool = False) -> nn.Module:
+    """Return a model with the weights of a file.
+
+    Args:
+        resize: whether position embeddings may be resampled to another image size.
+        new_head: leave a classifier of other classes untrained.
+
+    Raises:
+        UsageError: see :func:`load`.
+    """
+    net = create(facts)
+    tensors = load_weights(file, allow_pickle=allow_pickle)
+    if new_head:
+        own = net.state_dict()
+        heads = {n for n in tensors if n in own and n in head_names(net) and own[n].shape != tensors[n].shape}
+        tensors = {n: own[n] if n in heads else t for n, t in tensors.items()}
+    load(net, facts, tensors, str(file), resize=resize)
+    return net
+
+
+def head_names(net: nn.Module) -> set[str]:
+    """Return the names of the classifier's tensors."""
+    head = net.get_classifier()
+    parts = head if isinstance(head, tuple | list) else [head]
+    own = {id(t) for part in parts if isinstance(part, nn.Module) for t in part.state_dict(keep_vars=True).values()}
+    return {name for name, t in net.state_dict(keep_vars=True).items() if id(t) in own}
+
+
+def sizes_in(
+    name: str, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], where: str
+) -> dict[str, int | tuple[int, int]]:
+    """Return what a checkpoint says about its model: ``classes``, ``channels``, and ``size`` if it records the facts.
+
+    Raises:
+        UsageError: its classifier cannot be found.
+    """
+    if FACTS in metadata:
+        facts = ImageFacts.from_json(json.loads(metadata[FACTS]))
+        return {"classes": facts.classes, "channels": facts.channels, "size": (facts.height, facts.width)}
+    with torch.device("meta"):
+        net = timm.create_model(name, pretrained=False)
+    plain = {n.removeprefix("module."): s for n, s in shapes.items()}
+    weights = [n for n in sorted(head_names(net)) if n.endswith("weight") and n in plain]
+    if not weights:
+        raise UsageError(f"{where} has no classifier of a {name}", "give its classes, &classes=10")
+    found: dict[str, int | tuple[int, int]] = {"classes": plain[weights[0]][0]}
+    stem = _stem(net, plain)
+    if stem:
+        found["channels"] = plain[stem][1]
+    return found
+
+
+def _stem(net: nn.Module, names: Mapping[str, object]) -> str | None:
+    first = net.pretrained_cfg.get("first_conv")
+    first = first[0] if isinstance(first, tuple | list) else first
+    return f"{first}.weight" if first and f"{first}.weight" in names else None
+
+
+def _adapted_stem(net: nn.Module, facts: ImageFacts, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    stem = _stem(net, given)
+    if stem is None or given[stem].shape[1] == facts.channels or given[stem].ndim != 4:
+        return given
+    from timm.models import adapt_input_conv
+
+    return {**given, stem: adapt_input_conv(facts.channels, given[stem])}
+
+
+def _derived(net: nn.Module) -> set[str]:
+    """Return buffers that a model computes itself and old files lack: relative positions, counters of batches."""
+    return {name for name, _ in net.named_buffers() if not name.endswith(("running_mean", "running_var"))}
+
+
+def _sizes(name: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    return f"{name} ({list(given[name].shape)}, the model {list(own[name].shape)})"

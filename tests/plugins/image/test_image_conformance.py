@@ -1,0 +1,19 @@
+"""The family of image classifiers passes xarch's own kit."""
+
+from __future__ import annotations
+
+import pytest
+
+from xarch.testing import FamilyConformance, MetricConformance
+
+pytest.importorskip("xarch_pictures")
+
+
+class TestImage(FamilyConformance):
+    family = "image"
+
+
+class TestTop1(MetricConformance):
+    metric = "top1"
+    family = "image"
+    needs_teacher = False
