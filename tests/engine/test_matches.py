@@ -14,6 +14,7 @@ from xarch.engine.matches import EngineMatches, MemoryLimit
 from xarch.engine.modes import Modes
 from xarch.engine.terms import StageModules
 from xarch.errors import OutOfMemoryError, PlanError
+from xarch.matching.objectives.dense import DenseObjective
 
 COUPLED = {"student": "layers.2.output", "objective": "coupled"}
 
@@ -132,6 +133,23 @@ def test_matches_on_one_tap_have_figures_of_their_own(tmp_path: Path) -> None:
     assert row["weighted.b"] == pytest.approx(row["match.b"])
     assert row["loss"] == pytest.approx(row["weighted.a"] + row["weighted.b"])
     assert row["monitor.rows.a"] == 8
+
+
+def test_figures_are_computed_for_logged_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost a small step a tenth of its time."""
+    computed: list[float] = []
+    figures = DenseObjective.figures
+
+    def counted(*args: Any) -> Any:
+        found = figures(*args)
+        computed.append(float(found["relative_error"]))
+        return found
+
+    monkeypatch.setattr(DenseObjective, "figures", counted)
+    mse = {"student": "layers.2.output", "objective": "mse"}
+    rows = run(tmp_path, {"matches": {"m": mse}, "log_every": 3}).rows
+    assert [row["step"] for row in rows] == [3, 6]
+    assert [row["monitor.relative_error.m"] for row in rows] == computed
 
 
 def test_a_stream_hears_the_losses_of_every_match(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from xarch.config.explain import unknown_key, validation_error
 from xarch.config.overrides import environment_layer, flags_layer, sets_layer
-from xarch.config.packaged import layer_of, packaged_layers, packaged_text, without_head
+from xarch.config.packaged import layer_of, packaged_layers, packaged_text, target_option, without_head
 from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted, leaves
 from xarch.config.schema import RunConfig
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
@@ -128,6 +128,7 @@ def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = 
     elif _stages(merged):
         merged.tree["stages"] = {}
     _expand_amounts(merged)
+    _expand_target(merged)
     config = _validated(merged)
     paths = (path for path, _ in deep_leaves(config.model_dump(mode="json")))
     return LoadedConfig(config, {dotted(path): merged.origin(path) for path in paths}, name or _name(config), layers)
@@ -183,6 +184,19 @@ def _expand_amounts(merged: Merged) -> None:
         amount = _AMOUNT.match(value) if isinstance(value, str) else None
         if amount:
             parent[path[-1]] = round(min(float(amount[1]), 1e15) * _FACTOR[amount[2].replace("K", "k")])
+
+
+def _expand_target(merged: Merged) -> None:
+    """Expand ``target: NAME:REST`` of a target that stands for many models: REST is the option that it declares."""
+    student = merged.tree.get("student")
+    target = student.get("target") if isinstance(student, dict) else None
+    name, colon, rest = target.partition(":") if isinstance(target, str) else ("", "", "")
+    option = target_option(name, rest) if colon and rest else None
+    if option is None:
+        return
+    origin = merged.origin(("student", "target"))
+    merged.assign(Assignment(("student", "target"), name, origin))
+    merged.assign(Assignment(("student", "options", option), rest, origin))
 
 
 def _validated(merged: Merged) -> RunConfig:

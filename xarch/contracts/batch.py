@@ -73,6 +73,8 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Split into at most ``parts`` non-empty batches of nearly equal size, in order."""
         total = len(self)
-        parts = max(1, min(parts, total))
+        parts = min(parts, total)
+        if parts <= 1:
+            return [self]
         edges = [total * i // parts for i in range(parts + 1)]
         return [self.narrow(a, b) for a, b in pairwise(edges)]

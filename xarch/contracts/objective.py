@@ -62,6 +62,9 @@ class Objective(nn.Module, ABC):
 
     options: Any
     """Validated options; if one is a schedule, the engine updates them before every step."""
+    monitored: bool = True
+    """Whether :meth:`monitor` is read after the next forward pass; the engine sets it. Figures that take time may be
+    left out where it is False."""
 
     def __init__(self, student: Any, teacher: Any, options: BaseModel, context: MatchContext) -> None:
         """``student`` and ``teacher``: a :class:`Tap`, a mapping of name to Tap (joined), or None (no right side)."""

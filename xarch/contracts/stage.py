@@ -70,13 +70,14 @@ class StageMatches(ABC):
     coupled: str
 
     @abstractmethod
-    def backward(self, batch: Batch, progress: float) -> dict[str, float]:
+    def backward(self, batch: Batch, progress: float, *, monitored: bool = True) -> dict[str, float]:
         """Add the gradients of the weighted loss of a whole batch to ``.grad``; handles micro-batches, processes,
         teachers, masks and denominators.
 
         Args:
             batch: the whole batch, after its batch steps.
             progress: position in the stage's schedules and phases, 0 to 1.
+            monitored: whether :meth:`monitor` is read before the next call.
 
         Returns:
             "loss" and, for every match, "match.NAME" (raw) and "weighted.NAME"; in local stages also "site.SITE".
@@ -89,7 +90,8 @@ class StageMatches(ABC):
 
     @abstractmethod
     def monitor(self) -> dict[str, float]:
-        """Return further figures of the objectives, "monitor.FIGURE.MATCH" (or ".SITE")."""
+        """Return further figures of the objectives, "monitor.FIGURE.MATCH" (or ".SITE"), of the last pass that was
+        monitored."""
 
     @abstractmethod
     def after_step(self) -> None:

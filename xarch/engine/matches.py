@@ -87,7 +87,7 @@ class EngineMatches(StageMatches):
     averaged: Callable[[], contextlib.AbstractContextManager[None]]
     on_progress: Callable[[float], None]
     cutting: dict[str, Any]
-    _losses: dict[str, Tensor] = field(default_factory=dict)
+    _losses: dict[str, list[Tensor]] = field(default_factory=dict)
     _samples: int = 0
     _told: Batch | None = None
 
@@ -112,11 +112,14 @@ class EngineMatches(StageMatches):
             )
         self.micro_batch = None
 
-    def backward(self, batch: Batch, progress: float) -> dict[str, float]:
+    def backward(self, batch: Batch, progress: float, *, monitored: bool = True) -> dict[str, float]:
         self._at(progress)
+        for term in self.terms:
+            term.monitor(monitored)
         self.on_progress(progress)
-        earlier = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
-        self._drop_gradients()
+        earlier = {name: gradient for name, p in self.trained.items() if (gradient := p.grad) is not None}
+        if earlier:
+            self._drop_gradients()
         with torch.enable_grad():
             figures, losses = self._whole(batch)
         self.processes.reduce_gradients(self.trained.items())
@@ -153,7 +156,9 @@ class EngineMatches(StageMatches):
                 term.objective.after_step()
 
     def losses(self) -> dict[str, Tensor]:
-        return {name: self.processes.joined(each, self._samples).cpu() for name, each in self._losses.items()}
+        return {
+            name: self.processes.joined(torch.cat(parts), self._samples).cpu() for name, parts in self._losses.items()
+        }
 
     def _at(self, progress: float) -> None:
         phase = phase_of(self.phases, progress)
@@ -164,20 +169,26 @@ class EngineMatches(StageMatches):
         for parameter in self.trained.values():
             parameter.grad = None
 
-    def _whole(self, batch: Batch) -> tuple[StepFigures, dict[str, Tensor]]:
-        """Return figures and per-sample losses of this process's share of a batch, with gradients where enabled.
-        Processes synchronise only between the two parts, so that each may split its share as its memory requires.
+    def _whole(self, batch: Batch) -> tuple[StepFigures, dict[str, list[Tensor]]]:
+        """Return figures and per-sample losses (match -> micro-batches) of this process's share of a batch, with
+        gradients where enabled. Processes synchronise only between the two parts, so that each may split its share as
+        its memory requires; a single one has no need to tell them apart.
         """
         mine = self.processes.slice(batch)
-        parts, totals = self._retrying(lambda: self._totals(mine), mine)
-        sums = self.processes.sum(torch.stack(totals)).tolist()
-        denominators = {t.name: max(total, SMALLEST) for t, total in zip(self.terms, sums, strict=True)}
-        known: list[list[_Part]] = [parts]
+        if self.processes.world == 1:
+            return self._retrying(lambda: self._passes(*self._weighed(*self._totals(mine))), mine)
+        known = [self._weighed(*self._retrying(lambda: self._totals(mine), mine))]
+        denominators = known[0][1]
 
-        def attempt() -> tuple[StepFigures, dict[str, Tensor]]:
-            return self._passes(known.pop() if known else self._cut(mine), denominators)
+        def attempt() -> tuple[StepFigures, dict[str, list[Tensor]]]:
+            return self._passes(known.pop()[0] if known else self._cut(mine), denominators)
 
         return self._retrying(attempt, mine)
+
+    def _weighed(self, parts: list[_Part], totals: Sequence[Tensor]) -> tuple[list[_Part], dict[str, float]]:
+        """Return the micro-batches, and term -> the denominator of its loss over all processes."""
+        sums = self.processes.sum(torch.stack(list(totals))).tolist()
+        return parts, {t.name: max(total, SMALLEST) for t, total in zip(self.terms, sums, strict=True)}
 
     def _size(self, samples: int) -> int:
         return min(self.cutting.get("micro_batch") or self.micro_batch or samples, samples)
@@ -189,7 +200,7 @@ class EngineMatches(StageMatches):
     def _totals(self, mine: Batch) -> tuple[list[_Part], list[Tensor]]:
         """Return the micro-batches of a batch, and the total weight of its samples for every term."""
         parts = self._cut(mine)
-        whole = mine.seen_by("student")
+        whole = parts[0].seen if len(parts) == 1 else mine.seen_by("student")
         totals: dict[str, Tensor] = {}
         with torch.no_grad():
             for term in self.terms:
@@ -212,7 +223,9 @@ class EngineMatches(StageMatches):
             with self.modes.undisturbed() if self._weighing_runs_student else torch.no_grad():
                 self.walk.run(part.batch, part.seen, part.values, self._weighing, use, left=False)
 
-    def _passes(self, parts: list[_Part], denominators: Mapping[str, float]) -> tuple[StepFigures, dict[str, Tensor]]:
+    def _passes(
+        self, parts: list[_Part], denominators: Mapping[str, float]
+    ) -> tuple[StepFigures, dict[str, list[Tensor]]]:
         figures = StepFigures()
         losses: dict[str, list[Tensor]] = {}
         while parts:
@@ -231,11 +244,13 @@ class EngineMatches(StageMatches):
                     with contextlib.nullcontext() if term.weight else torch.no_grad():
                         own = term.losses(student, right, seen)
                     match = term.pair.match
-                    each[match] = each.get(match, 0.0) + own.detach().float()
+                    counted = own.detach().float()
+                    each[match] = each[match] + counted if match in each else counted
                     loss = own.sum() / denominators[term.name]
                     figures.add(term, loss)
                     if term.weight:
-                        total = term.weight * loss if total is None else total + term.weight * loss
+                        weighted = loss if term.weight == 1.0 else term.weight * loss
+                        total = weighted if total is None else total + weighted
                 if total is not None and total.requires_grad:
                     total.backward()
 
@@ -243,7 +258,7 @@ class EngineMatches(StageMatches):
             self.walk.run(part.batch, part.seen, values, self.terms, use)
             for match, loss in each.items():
                 losses.setdefault(match, []).append(loss)
-        return figures, {match: torch.cat(those) for match, those in losses.items()}
+        return figures, losses
 
     def _retrying(self, attempt: Callable[[], T], mine: Batch) -> T:
         """Retry ``attempt`` with smaller micro-batches when memory runs out. The result is the same, unless a forward

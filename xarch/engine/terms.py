@@ -53,6 +53,11 @@ class Term:
         if options.ramps or len(self.options) > 1:
             self.objective.options = options.at(progress)
 
+    def monitor(self, wanted: bool) -> None:
+        """Let the objective compute the figures of its next forward pass, or leave them out."""
+        if self.objective.monitored != wanted:
+            self.objective.monitored = wanted
+
     @property
     def references(self) -> Iterable[Reference]:
         """Everything it reads besides its own student taps."""
@@ -185,19 +190,18 @@ class StepFigures:
         row: dict[str, float] = {"loss": 0.0}
         sites: dict[str, set[str | None]] = {}
         for (term, _), value in zip(self.recorded, values, strict=True):
-            pair = term.pair
-            row["loss"] += term.weight * value
-            sites.setdefault(pair.label, set()).add(pair.site)
-            for name, figure in (
-                (f"match.{pair.label}", value),
-                (f"weighted.{pair.label}", term.weight * value),
-                (f"site.{pair.site}" if pair.site else "", term.weight * value),
-            ):
-                if name:
-                    row[name] = row.get(name, 0.0) + figure
+            label, site = term.pair.label, term.pair.site
+            weighted = term.weight * value
+            row["loss"] += weighted
+            sites.setdefault(label, set()).add(site)
+            for name, figure in ((f"match.{label}", value), (f"weighted.{label}", weighted)):
+                row[name] = row.get(name, 0.0) + figure
+            if site:
+                row[f"site.{site}"] = row.get(f"site.{site}", 0.0) + weighted
         for label, those in sites.items():
-            for name in (f"match.{label}", f"weighted.{label}"):
-                row[name] /= len(those)
+            if len(those) > 1:
+                row[f"match.{label}"] /= len(those)
+                row[f"weighted.{label}"] /= len(those)
         return summed(row)
 
 

@@ -101,9 +101,12 @@ class Trainable(StageTrainable):
     adopts: bool = False
     named: dict[str, nn.Parameter] = field(init=False)
     _resting: set[str] = field(default_factory=set)
+    _by_site: dict[str, list[nn.Parameter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.named = {name: t.parameter for name, t in self.trained.items()}
+        for trained in self.trained.values():
+            self._by_site.setdefault(trained.site, []).append(trained.parameter)
 
     def at(self, trains: Mapping[str, Group]) -> None:
         """Apply the groups' learning rates of a phase; a group at 0 does not train."""
@@ -118,18 +121,16 @@ class Trainable(StageTrainable):
     def clip(self) -> float:
         for name in self._resting:
             self.named[name].grad = None
-        by_site: dict[str, list[Tensor]] = {}
-        for trained in self.trained.values():
-            if trained.parameter.grad is not None:
-                by_site.setdefault(trained.site, []).append(trained.parameter.grad)
         total = 0.0
-        for gradients in by_site.values():
+        for parameters in self._by_site.values():
+            gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
+            if not gradients:
+                continue
             norm = torch.nn.utils.get_total_norm(gradients)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             if self.clipping > 0:
                 factor = (self.clipping / (norm + 1e-6)).clamp(max=1.0)
-                for gradient in gradients:
-                    gradient.mul_(factor.to(gradient.device))
+                torch._foreach_mul_(gradients, factor.to(gradients[0].device))
             total += float(norm) ** 2
         return total**0.5
 

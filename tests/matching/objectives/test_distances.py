@@ -161,6 +161,9 @@ def test_the_relative_error_is_logged() -> None:
     teacher = value("BLD")
     found(1.5 * teacher, teacher, batch())
     assert found.monitor() == {"relative_error": pytest.approx(0.5)}
+    found.monitored = False
+    found(3.0 * teacher, teacher, batch())
+    assert found.monitor() == {"relative_error": pytest.approx(0.5)}, "the last pass that was monitored"
 
 
 def test_half_precision_is_computed_in_single() -> None:

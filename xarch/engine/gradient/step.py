@@ -41,13 +41,13 @@ def take_step(context: StageContext, batch: Batch, place: Place, *, monitored: b
     """
     matches, trainable = context.matches(), context.trainable()
     trainable.zero_grad()
-    row = matches.backward(batch, place.progress)
+    row = matches.backward(batch, place.progress, monitored=monitored)
     loss = row["loss"]
     _check(context, loss, None, batch, place.step)
     seen = matches.monitor() if monitored else {}
     for moved in trainable.again():
         with moved:
-            matches.backward(batch, place.progress)
+            matches.backward(batch, place.progress, monitored=False)
     norm = trainable.clip()
     _check(context, loss, norm, batch, place.step)
     lr = trainable.step(context.rate.factor(place.lr_position, context.steps) * place.lr_scale)

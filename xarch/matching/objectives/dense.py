@@ -54,7 +54,9 @@ def rows(value: Tensor, layout: str) -> Tensor:
     value = wide(value)
     if value.ndim == 1:
         return value[:, None, None]
-    value = value.movedim(layout.index(feature_letter(layout)), -1)
+    axis = layout.index(feature_letter(layout))
+    if axis != value.ndim - 1:
+        value = value.movedim(axis, -1)
     return value.flatten(1, -2) if value.ndim > 2 else value[:, None]
 
 
@@ -137,8 +139,9 @@ class DenseObjective(Objective):
                 f"{student_BPF.shape[0]} samples, the right side {teacher_BPF.shape[1]} in {teacher_BPF.shape[0]}"
             )
         mask_BP = spread(mask, student_BPF[..., 0].detach())
-        with torch.no_grad():
-            self._figures = self.figures(student_BPF, teacher_BPF, mask_BP)
+        if self.monitored:
+            with torch.no_grad():
+                self._figures = self.figures(student_BPF, teacher_BPF, mask_BP)
         return total(self.positions(student_BPF, teacher_BPF, mask_BP), mask)
 
     def right(self, teacher: Any) -> Tensor:

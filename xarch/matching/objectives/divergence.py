@@ -44,7 +44,7 @@ def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward") -> Tens
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     # A class of probability zero contributes nothing, whatever the other side is (0 · -inf is NaN).
-    return torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(log_p == -torch.inf, 0.0).sum(-1)
 
 
 def averaged(logits: Mapping[str, Tensor], weights: Mapping[str, float], temperature: float = 1.0) -> Tensor:

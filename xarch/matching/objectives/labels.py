@@ -67,6 +67,8 @@ class LabelObjective(Objective):
             kinds["weight"] = weight_K.to(student_BPK)
         each = F.cross_entropy(student_BPK.flatten(0, 1), label.flatten(0, 1), **kinds)  # type: ignore[arg-type]
         each_BP = each.view(student_BPK.shape[:2])
+        if mask is None:
+            return each_BP.sum(1)
         mask_BP = spread(mask, each_BP.detach())
         return torch.where(mask_BP != 0, each_BP * mask_BP, 0.0).sum(1)
 
@@ -79,7 +81,7 @@ class LabelObjective(Objective):
             weight_BP = (label != IGNORED).float()
             if weight_K is not None:
                 weight_BP = weight_BP * weight_K.to(label.device)[label.clamp_min(0)]
-        return (weight_BP * spread(mask, weight_BP)).sum(1)
+        return (weight_BP if mask is None else weight_BP * spread(mask, weight_BP)).sum(1)
 
     def _class_weights(self) -> Tensor | None:
         if not self.balances():
