@@ -45,6 +45,7 @@ _PUBLIC = {
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
+    "Control": "xarch.contracts.control",
     "Family": "xarch.contracts.family",
     "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
