@@ -104,7 +104,7 @@ def main() -> None:
     store = Store(arguments.out, header("fields_speed_up", settings, threads=1), arguments.fresh)
     teacher = from_file(load_field_file(file)[0])
     quality = judge(teacher)
-    taken = field_head(file)["details"]["cpu_seconds"]
+    taken = field_head(file).details["cpu_seconds"]
     store.note(teacher={"psnr": round(quality, 2), "cpu_seconds": taken}, wanted=round(quality - BELOW, 2))
     cameras = scene.random_cameras(demo.VIEWS, demo.SIZE, torch.Generator().manual_seed(demo.SEED))
     pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))
@@ -118,7 +118,9 @@ def main() -> None:
         if part == "convert":
             convert = functools.partial(converted, arch, seed, file, judge, arguments.work)
             batches = POINTS if point_stages(conversion_of(arch, seed, file)) else POINTS[:1]
-            row = fastest(convert, batches, SHARES, quality - BELOW, first and (first["points"], first["share"]))
+            row = fastest(
+                convert, batches, SHARES, quality - BELOW, (first["points"], first["share"]) if first else None
+            )
         elif part == "drop" and arch in ("vm", "cp"):
             reached = store.find(student=arch, part="convert", seed=seed)
             if reached is None:
@@ -130,7 +132,7 @@ def main() -> None:
             given = teacher.occupancy if part == "given" else None
             lengths = tuple(int(n) for n in arguments.steps.split(","))
             train = functools.partial(trained, arch, seed, pixels, judge, quality - BELOW, arguments.cap, part, given)
-            start = first and ((first["rays"], first["samples"]), first["steps"])
+            start = ((first["rays"], first["samples"]), first["steps"]) if first else None
             row = fastest(train, BATCHES, lengths, quality - BELOW, start)
         else:
             continue
