@@ -18,7 +18,7 @@ from xarch.planning.describe import (
 from xarch.planning.feasibility import initialisation_checks, planned_export
 from xarch.planning.idle import idle_settings
 from xarch.planning.plan import Check, Plan, PlannedExport, PlannedStudent, PlannedTeacher
-from xarch.planning.resolve import Say, resolve_metric
+from xarch.planning.resolve import Say, check_samples, resolve_metric
 from xarch.planning.sides import Sides, start_of
 from xarch.planning.stages import StagePlanner, coupling_checks
 from xarch.planning.totals import Totals
@@ -71,6 +71,7 @@ def build_plan(
         PlanError: the conversion is not feasible, with the reason.
         PluginError: an adapter failed.
     """
+    check_samples(registry, config)
     sides = Sides.of(config, describer or Describer(registry, say))
     target, student, start, described = sides.target, sides.student, sides.start, sides.data.info
     device, threads = choose_device(config.runtime.device), choose_threads(config.runtime.threads)

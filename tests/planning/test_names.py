@@ -1,4 +1,4 @@
-"""Figures that a configuration names, teachers that nothing reads, and more samples than there are."""
+"""Names in a configuration that nothing reads: figures, keys, teachers, and samples that a split does not have."""
 
 from __future__ import annotations
 
@@ -73,3 +73,63 @@ def test_more_samples_than_a_split_has_are_told(case: StackCase) -> None:
         "stages.end.validation.samples is 9, but the validation split has 5 samples: all of them are measured",
         "evaluate.samples is 7, but the heldout split has 6 samples: all of them are measured",
     ]
+
+
+def _nested(path: str) -> dict[str, Any]:
+    found: Any = 1
+    for key in reversed(path.split(".")):
+        found = {key: found}
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "options.nope",
+        "sample.nope",
+        "optimiser.options.nope",
+        "optimiser.schedule.nope",
+        "optimiser.wrap.sam.nope",
+        "matches.m.options.nope",
+        "matches.m.through.options.nope",
+        "batch.steps.repeat.nope",
+    ],
+)
+def test_every_untyped_setting_of_a_stage_refuses_unknown_keys(case: StackCase, path: str) -> None:
+    stage = case.stage(matches={"m": dict(LAST)})
+    for key, value in _nested(path).items():
+        stage[key] = _merged(stage.get(key), value)
+    if "through" in path:
+        stage["matches"]["m"]["through"]["connector"] = "linear"
+    if "schedule" in path:
+        stage["optimiser"]["schedule"]["name"] = "cosine"
+    with pytest.raises(UsageError, match=r"stages\.end\." + path):
+        case.plan(stages={"end": stage})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "teacher_options",
+        "student__options",
+        "data__options",
+        "data__sample",
+        "evaluate__sample",
+        "evaluate__metric_options",
+        "export__options",
+    ],
+)
+def test_every_untyped_setting_of_a_run_refuses_unknown_keys(case: StackCase, key: str) -> None:
+    with pytest.raises(UsageError, match=key.replace("__", r"\.") + r"\.nope"):
+        case.plan(**{key: {"nope": 1}}, export__profiles=["cpu"])
+
+
+def test_options_of_a_further_teacher_refuse_unknown_keys(case: StackCase) -> None:
+    with pytest.raises(UsageError, match=r"teacher_options\.nope|teachers\.old\.options\.nope"):
+        case.plan(teachers={"old": {"ref": "stack:3", "options": {"nope": 1}}})
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+    return new
