@@ -29,12 +29,14 @@ OBJECTIVES = (
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
     ("conv1x1", "Conv1x1", "the same over channels, with batch normalisation if asked for"),
+    ("bridge", "Bridge", "linear, then to the right side's positions by interpolation"),
     ("pool", "Pool", "mean over positions, then linear"),
     ("exit", "Exit", "mean over positions, then a small classifier"),
 )
 BATCH_STEPS = (
     ("mixup", "Mixup", "mixes pairs of samples and their labels"),
     ("teacher-labels", "TeacherLabels", "stores what a teacher says under a key"),
+    ("shuffle-teacher", "ShuffleTeacher", "shows teachers another sample of the batch, a control"),
     ("repeat", "Repeat", "every sample several times, with a mask for each copy"),
 )
 OPTIMISERS = (

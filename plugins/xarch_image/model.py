@@ -67,8 +67,15 @@ class ImageModel(TapModel):
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         images = adapt(batch["images"], self.facts)
-        dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
-        self.read(normalise(images, self.facts).to(dtype), wanted, sink)
+        if "input" in wanted:
+            sink("input", images)
+        x_BCHW = normalise(images, self.facts)
+        if "normalised" in wanted:
+            sink("normalised", x_BCHW)
+        inner = set(wanted) - {"input", "normalised"}
+        if inner:
+            dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+            self.read(x_BCHW.to(dtype), inner, sink)
 
     @abstractmethod
     def read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:

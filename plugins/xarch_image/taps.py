@@ -3,6 +3,8 @@
 ===========  =======  ===========  ================================================================================
 name         kind     layout       value
 ===========  =======  ===========  ================================================================================
+input        image    BCHW         images of the model's size and channels, in 0 to 1
+normalised   image    BCHW         the same, normalised: what the network reads
 features.k   feature  BCHW         output of stage k on its grid, without prefix tokens
 stages.k     stage    BCHW or BLD  the same place in the model's own form: a map of a convolutional model; prefix tokens
                                    (class tokens), then the grid row by row, of a model with attention or token mixing
@@ -33,6 +35,9 @@ def image_taps(facts: ImageFacts) -> dict[str, Tap]:
 
 
 def _taps(facts: ImageFacts) -> Iterator[Tap]:
+    image = {"C": facts.channels, "H": facts.height, "W": facts.width}
+    yield Tap("input", "image", "BCHW", image)
+    yield Tap("normalised", "image", "BCHW", image)
     for number, feature in enumerate(facts.features, 1):
         info = {
             "kind": facts.kind,

@@ -25,5 +25,7 @@ def xarch_register(registry: Any) -> None:
         produces="image",
         needs=needs,
         summary="any image classifier of timm: timm:NAME",
+        recipes=["kd"],
         profiles=["cpu"],
+        reference="model",
     )

@@ -104,6 +104,12 @@ def takes_size(net: nn.Module) -> bool:
     return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(net).__mro__[:-1])
 
 
+def has_own_size(name: str) -> bool:
+    """Return whether timm builds a model for one image size only, which a student then keeps by default."""
+    config = timm.get_pretrained_cfg(name)
+    return bool(config is not None and config.fixed_input_size)
+
+
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Return normalisation of ``channels`` channels from that of three: their mean where the number differs."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import DataInfo, ExportGraph, Initialisation, Options, PlanError, Profile, Student, TargetAdapter, Teacher
-from xarch_image import ImageFacts
-from xarch_timm.build import create, describe
-from xarch_timm.export import image_graphs
+from xarch import DataInfo, ExportGraph, Options, PlanError, Profile, Student, TargetAdapter, Teacher
+from xarch_image import ImageFacts, ImageModel
+from xarch_timm.build import create, describe, has_own_size
+from xarch_timm.export import ImageExport, image_graphs
 from xarch_timm.model import TimmStudent
 from xarch_timm.reference import image_size, parse
+from xarch_timm.weights import from_file, header, names_to_load, pretrained, pretrained_names
 
 
 class TimmTargetOptions(Options):
-    """Options of students."""
+    """Options of students; what ``model`` says after ``?`` comes first."""
 
-    model: str = Field("", description="name of the model in timm, e.g. vit_tiny_patch16_224")
+    model: str = Field("", description="name of the model in timm, e.g. vit_tiny_patch16_224, maybe ?size=32&depth=6")
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of timm.create_model, e.g. {patch_size: 4, depth: 6}"
     )
     size: int | tuple[int, int] | None = Field(
-        None, description="image size in pixels; default: the teacher's, or the model's own if it has one"
+        None, description="image size in pixels; default: the model's own if it is built for one, else the teacher's"
     )
     channels: int | None = Field(None, ge=1, le=64, description="channels of its images; default: the teacher's")
+    mean: list[float] | None = Field(None, description="normalisation: mean of each channel, of images in 0 to 1")
+    std: list[float] | None = Field(None, description="normalisation: deviation of each channel")
     checkpoint: str | None = Field(None, description="file of weights to start from, in timm's names")
     pretrained: bool = Field(False, description="start from timm's own pretrained weights")
-    allow_pickle: bool = Field(False, description="also read .pth files as `checkpoint`")
+    allow_pickle: bool = Field(False, description="also read a .pth file as `checkpoint`")
 
 
 class TimmTarget(TargetAdapter):
     """Builds, initialises and exports students of any architecture of timm."""
 
     Options = TimmTargetOptions
+    ExportOptions = ImageExport
 
     def facts_from_data(self, data: DataInfo, options: BaseModel) -> ImageFacts:
         """Return the facts of a student for data with known classes and pictures.
@@ -47,49 +52,70 @@ class TimmTarget(TargetAdapter):
         classes, size = data.facts.get("classes"), data.facts.get("size")
         if not isinstance(classes, int):
             raise PlanError(
-                "the data do not declare the number of classes, so there is nothing to train without a teacher"
+                "the data declare no classes, so there is nothing to learn without a teacher", "--teacher timm:…"
             )
         known = image_size(tuple(size) if isinstance(size, list | tuple) else size)
-        return self._own_facts(classes, data.facts.get("channels"), known, cast(TimmTargetOptions, options))
+        names = tuple(str(name) for name in data.facts.get("class_names") or ())
+        return replace(_own_facts(classes, data.facts.get("channels"), known, _merged(options)), class_names=names)
 
     def build(
         self, facts: ImageFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
     ) -> TimmStudent:
-        chosen = cast(TimmTargetOptions, options)
-        own = self._own_facts(facts.classes, facts.channels, (facts.height, facts.width), chosen)
-        if not _starts_trained(chosen) and own.channels == facts.channels:
+        chosen = _merged(options)
+        own = _own_facts(facts.classes, facts.channels, (facts.height, facts.width), chosen)
+        if not (chosen.pretrained or chosen.checkpoint) and own.channels == facts.channels:
             own = replace(own, mean=facts.mean, std=facts.std)
-        own = replace(own, class_names=facts.class_names)
+        for key in ("mean", "std"):
+            if (values := getattr(chosen, key)) is not None:
+                own = replace(own, **{key: tuple(values)})
+        own = ImageFacts.from_json(replace(own, class_names=facts.class_names).to_json())
         with torch.device(device):
             net = create(own)
         return TimmStudent(net, own)
 
-    def _own_facts(
-        self, classes: int, channels: int | None, size: tuple[int, int] | None, chosen: TimmTargetOptions
-    ) -> ImageFacts:
-        named = parse(chosen.model)
-        arguments = {**named.arguments, **chosen.arguments}
-        wanted = image_size(chosen.size)
-        if wanted is None and not _has_own_size(named.name):
-            wanted = size
-        return describe(
-            named.name, classes=classes, channels=chosen.channels or channels, size=wanted, arguments=arguments
-        )
+    def own_weights(self, student: Student, options: BaseModel) -> Collection[str]:
+        chosen, facts, net = _merged(options), student.facts, student.module
+        meta = any(p.is_meta for p in net.parameters())
+        if chosen.checkpoint:
+            file = Path(chosen.checkpoint).expanduser()
+            if meta:
+                return names_to_load(net, header(file, allow_pickle=chosen.allow_pickle)[0])
+            found = from_file(facts, file, allow_pickle=chosen.allow_pickle, resize=True, new_head=True)
+            net.load_state_dict(found.state_dict())
+        elif chosen.pretrained and not meta:
+            net.load_state_dict(pretrained(facts).state_dict())
+        return pretrained_names(net, facts) if chosen.pretrained else ()
 
-    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
-        return self.initialisation(student.facts, student)
+    def recipe(self, facts: ImageFacts, options: BaseModel) -> str:
+        return "kd"
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
-        return image_graphs(student, profile)
+        return image_graphs(student, profile, options)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        return image_graphs(teacher, profile, options) if isinstance(teacher, ImageModel) else ()
 
 
-def _starts_trained(chosen: TimmTargetOptions) -> bool:
-    return chosen.pretrained or chosen.checkpoint is not None
+def _merged(options: BaseModel) -> TimmTargetOptions:
+    """Return the options with what the model's reference says."""
+    given = cast(TimmTargetOptions, options)
+    named = parse(given.model)
+    arguments = {**given.arguments, **named.arguments}
+    return TimmTargetOptions.model_validate(
+        {**given.model_dump(), **named.own, "model": named.name, "arguments": arguments}
+    )
 
 
-def _has_own_size(name: str) -> bool:
-    """Return whether a model is built for one image size, which then is the student's."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    return bool(config is not None and config.fixed_input_size)
+def _own_facts(
+    classes: int, channels: int | None, size: tuple[int, int] | None, chosen: TimmTargetOptions
+) -> ImageFacts:
+    wanted = image_size(chosen.size)
+    if wanted is None and not has_own_size(chosen.model):
+        wanted = size
+    return describe(
+        chosen.model,
+        classes=classes,
+        channels=chosen.channels or channels,
+        size=wanted,
+        arguments=chosen.arguments,
+    )

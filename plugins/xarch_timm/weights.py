@@ -105,6 +105,20 @@ def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool
     return net
 
 
+def names_to_load(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return which of a model's tensors a checkpoint with these shapes gives: all but a head for other classes."""
+    heads, own = head_names(net), net.state_dict()
+    plain = {n.removeprefix("module."): shape for n, shape in shapes.items()}
+    return [n for n, t in own.items() if n not in heads or plain.get(n) == tuple(t.shape)]
+
+
+def pretrained_names(net: nn.Module, facts: ImageFacts) -> list[str]:
+    """Return which of a model's tensors timm's pretrained weights give."""
+    other = net.pretrained_cfg.get("num_classes") != facts.classes
+    heads = head_names(net) if other else set()
+    return [n for n in net.state_dict() if n not in heads]
+
+
 def head_names(net: nn.Module) -> set[str]:
     """Return the names of the classifier's tensors."""
     head = net.get_classifier()

@@ -69,7 +69,8 @@ def _head(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "teacher", f"{t.title}, {count(t.parameters)} parameters, {size(t.weight_bytes)} ({t.ref})"
     for name, other in plan.teachers.items():
         yield "teacher", f"{name}: {other.title}, {count(other.parameters)} parameters ({other.ref})"
-    tensors = f"{len(s.copied)} tensors copied, {len(s.mapped)} mapped, {len(s.new)} new"
+    own = f", {len(s.own)} from its own weights" if s.own else ""
+    tensors = f"{len(s.copied)} tensors copied, {len(s.mapped)} mapped{own}, {len(s.new)} new"
     yield "student", f"{s.target}, {count(s.parameters)} parameters: {tensors}"
     yield "data", f"{plan.data.get('title', '')} ({plan.data.get('ref', '')})"
 

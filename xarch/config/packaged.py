@@ -50,6 +50,17 @@ def packaged_text(name: str) -> str:
     return str(registry.resolve(packaged(registry, name)))
 
 
+def target_option(name: str, rest: str) -> str | None:
+    """Return the option that ``rest`` sets in ``target: NAME:REST``; None if ``name`` is no target that has one, or is
+    the plugin of a target called ``rest``."""
+    from xarch.registry.loader import get_registry
+
+    targets = get_registry().specs("target")
+    if any((s.plugin, s.name) == (name, rest) for s in targets):
+        return None
+    return next((s.data["reference"] for s in targets if s.name == name and "reference" in s.data), None)
+
+
 def method_of(name: str) -> Method | None:
     """Return the head of the method called ``name``, or of the one that the recipe of this name extends; None if
     neither is a method.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,6 +118,17 @@ class TargetAdapter(ABC):
         Raises:
             PlanError: the teacher's architecture cannot be converted by this target, with the reason.
         """
+
+    def own_weights(self, student: Student, options: BaseModel) -> Collection[str]:
+        """Load weights of the student's own that its options name (a checkpoint, pretrained weights) into a built
+        student, before :meth:`initialise`; return the names of these tensors. By default none.
+
+        On the meta device nothing is loaded: the plan asks for the names.
+
+        Raises:
+            UsageError: the weights cannot be read, or do not fit.
+        """
+        return ()
 
     def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
         """Copy and map the teacher's weights into a built student; by default nothing is copied. A planned copy that

@@ -81,7 +81,8 @@ class ExportGraph:
         reads: input name -> batch key. With ``gives``, the engine verifies the graph itself: it computes the student's
             taps on held-out batches of several sizes and compares. The student receives these keys only. An input with
             one dimension less than the batch tensor takes the value shared by all samples. Inputs not listed keep their
-            example value.
+            example value. ``student:TAP`` is an input that the caller of the file prepares (a resized picture): the
+            value of that tap of the student, which then receives whole batches.
         gives: output name -> student tap that it must reproduce; a structured value provides ``full()``, its dense
             form.
         variant: operating point of the student that it implements, see ``Student.variants``; "" for the student itself.

@@ -99,6 +99,8 @@ class Initialisation:
 
     Attributes:
         copied, mapped, new: student tensors copied unchanged, computed from the teacher's, or newly initialised.
+        own: student tensors that start from weights of its own; the plan moves them here from ``new``, see
+            ``TargetAdapter.own_weights``.
         unused: teacher tensors that are deliberately not read. If anything is copied or mapped, a teacher tensor listed
             nowhere is an error: a conversion must not silently drop tensors it does not know.
         sources: student tensor -> teacher tensors it is made from, where the names differ.
@@ -109,6 +111,7 @@ class Initialisation:
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     sources: Mapping[str, tuple[str, ...]] | None = None
+    own: tuple[str, ...] = ()
 
 
 class Student(TapModel):

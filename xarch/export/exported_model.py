@@ -15,6 +15,7 @@ from xarch.contracts.model import Sink, TapModel
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
 from xarch.export.examples import load_examples
+from xarch.export.samples import prepared_by
 from xarch.export.session import Sessions
 from xarch.export.stored import read_profile
 from xarch.files.manifest import verify
@@ -48,7 +49,7 @@ class ExportedModel(TapModel):
                 "remove `evaluate.exports`, or let the target declare ExportGraph(reads={…}, gives={…})",
             )
         self.module, self.family, self.facts = nn.Module(), student.family, student.facts
-        self._taps = student.taps()
+        self._student, self._taps = student, student.taps()
         self._sessions = Sessions(folder, described["profile"]["provider"], threads=threads, optimise=True)
         self._examples = {name: load_examples(folder, name) for name in self.graphs}
 
@@ -82,7 +83,7 @@ class ExportedModel(TapModel):
     ) -> Iterator[dict[str, np.ndarray]]:
         """Run one call, or calls of the graph's fixed size, padded by repeating the last sample."""
         examples, free = self._examples[name], set(entry["free"])
-        values = {input_name: batch[key].cpu() for input_name, key in entry["reads"].items()}
+        values = {input_name: self._value(batch, key).cpu() for input_name, key in entry["reads"].items()}
         shared = {n for n, v in values.items() if examples[n].ndim == v.ndim - 1}
         fixed = {len(examples[n]) for n in values if n not in shared and n not in free}
         size = fixed.pop() if fixed else max(len(batch), 1)
@@ -91,6 +92,14 @@ class ExportedModel(TapModel):
             inputs = {n: _taken(v, rows, n in shared).numpy().astype(examples[n].dtype) for n, v in values.items()}
             found = self._sessions(name, {**{n: e for n, e in examples.items() if n not in inputs}, **inputs})
             yield {output: found[output] for output in outputs}
+
+    def _value(self, batch: Batch, key: str) -> Tensor:
+        """Return a tensor of the batch, or what a caller of the graph prepares from it."""
+        tap = prepared_by(key)
+        if tap is None:
+            return batch[key]
+        value: Tensor = self._student.collect(batch, {tap})[tap]
+        return value
 
 
 def _taken(value: Tensor, rows: Tensor, shared: bool) -> Tensor:

@@ -19,7 +19,7 @@ from xarch.contracts.bench import Call
 from xarch.contracts.export import ExportGraph, ParityCase
 from xarch.contracts.model import Student, TapModel
 from xarch.errors import PlanError
-from xarch.export.samples import Cut, cuts, group
+from xarch.export.samples import Cut, cuts, group, prepared_by
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,25 @@ class Prover:
         """Yield held-out inputs of a graph, without expected values."""
         if not self._declared(graph):
             return
-        keys = set(graph.reads.values())
+        prepared = {key: tap for key in graph.reads.values() if (tap := prepared_by(key)) is not None}
+        keys = set(graph.reads.values()) - set(prepared)
         absent = sorted(keys - set(self.batches[0].tensors)) if self.batches else []
         if not self.batches or absent:
             self.notes[graph.name] = f"held-out batches have no {', '.join(absent)}" if absent else "no held-out data"
             return
-        samples = group([Batch({k: b[k] for k in sorted(keys)}, len(b), b.meta) for b in self.batches])
+        if prepared:
+            samples = group([self._with_prepared(graph, batch, prepared) for batch in self.batches])
+        else:
+            samples = group([Batch({k: b[k] for k in sorted(keys)}, len(b), b.meta) for b in self.batches])
         try:
             yield from cuts(graph, samples)
         except ValueError as e:
             self.notes[graph.name] = str(e)
+
+    def _with_prepared(self, graph: ExportGraph, batch: Batch, prepared: Mapping[str, str]) -> Batch:
+        """Return the batch with the inputs that a caller of the graph prepares."""
+        values = self._collected(graph, batch, set(prepared.values()))
+        return Batch({**batch.tensors, **{key: values[tap] for key, tap in prepared.items()}}, len(batch), batch.meta)
 
     def drives(self) -> Iterator[ParityCase]:
         """Yield cases without expected values that run every declared graph, for calibration."""
@@ -128,9 +137,14 @@ class Prover:
 
     def _values(self, graph: ExportGraph, batch: Batch, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
         """Return output -> the value the student computes for it."""
+        found = self._collected(graph, batch, set(taps.values()))
+        return {output: dense(found[tap], tap) for output, tap in taps.items()}
+
+    def _collected(self, graph: ExportGraph, batch: Batch, wanted: set[str]) -> dict[str, Any]:
+        """Return the values of the student's taps."""
         model = self.models[graph.variant]
         known = model.taps()
-        unknown = sorted(set(taps.values()) - set(known))
+        unknown = sorted(wanted - set(known))
         if unknown:
             raise PlanError(
                 f"graph {graph.name!r} declares {unknown[0]!r}, which is not a tap of the student",
@@ -139,7 +153,7 @@ class Prover:
         model.module.eval()
         try:
             with torch.no_grad():
-                found = model.collect(batch.to(_device(model)), set(taps.values()))
+                return model.collect(batch.to(_device(model)), wanted)
         except KeyError as e:
             key = e.args[0] if e.args else ""
             if key in batch.tensors or not any(key in b.tensors for b in self.batches):
@@ -148,7 +162,6 @@ class Prover:
                 f"graph {graph.name!r} reads {', '.join(sorted(batch.tensors))}, but the student also reads {key!r}",
                 "add it to the graph's `reads`, or add a ParityCase with `batch` and `taps`",
             ) from e
-        return {output: dense(found[tap], tap) for output, tap in taps.items()}
 
 
 def dense(value: Any, tap: str) -> np.ndarray:

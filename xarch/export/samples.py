@@ -11,11 +11,18 @@ from torch import Tensor
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph
+from xarch.matching.references import STUDENT
 
 SIZES = (1, 2, 5)
 """Batch sizes of calls with a free number of samples."""
 MANY = 64
 """Maximum batch size of one further call."""
+
+
+def prepared_by(key: str) -> str | None:
+    """Return the student's tap behind a key of ``ExportGraph.reads``, None for a batch key."""
+    model, _, tap = key.rpartition(":")
+    return tap if model == STUDENT else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ def _cut(graph: ExportGraph, samples: Batch, rows: Tensor, shared: Sequence[str]
     for name, example in graph.inputs.items():
         if name not in graph.reads:
             inputs[name] = resized(example, graph.dynamic.get(name, {}), sizes).cpu().numpy()
+    if any(prepared_by(key) for key in graph.reads.values()):
+        tensors = {k: v[rows.to(v.device)] for k, v in samples.tensors.items() if not prepared_by(k)}
     shape = {"samples": len(rows), **sizes}
     ordered = {name: inputs[name] for name in graph.inputs}
     return Cut(shape, ordered, Batch(tensors, len(rows), samples.meta))

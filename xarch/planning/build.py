@@ -112,6 +112,7 @@ def build_plan(
             copied=list(start.copied),
             mapped=list(start.mapped),
             new=list(start.new),
+            own=list(start.own),
             unused=list(start.unused),
             built_from={"family": sides.family, "facts": sides.facts.to_json()},
         ),

@@ -48,7 +48,8 @@ def initialisation_checks(start: Initialisation, weights: Collection[str] | None
     Raises:
         PlanError: a teacher tensor would be silently dropped, or one to be read does not exist.
     """
-    counts = f"{len(start.copied)} tensors copied, {len(start.mapped)} mapped, {len(start.new)} new"
+    own = f", {len(start.own)} from its own weights" if start.own else ""
+    counts = f"{len(start.copied)} tensors copied, {len(start.mapped)} mapped{own}, {len(start.new)} new"
     unused = f", {len(start.unused)} of the teacher unused" if start.unused else ""
     checks = [Check(name="initialisation", state="ok", detail=counts + unused)]
     if not (start.copied or start.mapped):

@@ -44,6 +44,7 @@ class PlannedStudent(Record):
     copied: list[str]
     mapped: list[str]
     new: list[str]
+    own: list[str] = Field(default_factory=list, description="tensors that start from the student's own weights")
     unused: list[str] = Field(description="teacher tensors that are deliberately not read")
     built_from: dict[str, Any] = Field(description="family and facts from which it is built")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,9 @@ class Sides:
             student: Student = target.adapter.build(facts, target.options, {}, device=torch.device("meta"))
             given = Initialisation(new=tuple(student.module.state_dict()))
             start = given if teacher is None else target.adapter.initialisation(facts, student)
+            own = set(target.adapter.own_weights(student, target.options))
+            new, kept = (tuple(n for n in start.new if (n in own) is known) for known in (False, True))
+            start = replace(start, new=new, own=kept)
         if spec.produces not in ("*", student.family):
             said = f"is registered for students of the family {spec.produces!r} but built one of {student.family!r}"
             raise PluginError(f"{registry.owner(spec)} {said}")

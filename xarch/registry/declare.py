@@ -119,6 +119,7 @@ class Declarations:
         produces: str = "",
         recipes: Iterable[str] = (),
         profiles: Iterable[str] = (),
+        reference: str = "",
         **common: Any,
     ) -> None:
         """A target adapter.
@@ -129,13 +130,15 @@ class Declarations:
             recipes: what its ``recipe`` may name, the usual one first; the plan refuses any other.
             profiles: those that a small student passes. ``xarch list pairs`` shows no others, and the conformance tests
                 build each.
+            reference: option that the rest of ``NAME:REST`` sets, for a target that stands for many models.
         """
         families = _names(accepts)
         if not families:
             raise ValueError(f"target {name!r}: accepts names no family")
         gives = produces or (families[0] if len(families) == 1 else ANY_FAMILY)
-        said = {"recipes": list(_names(recipes)), "profiles": list(_names(profiles))}
-        data = {**(common.pop("data", None) or {}), **{key: names for key, names in said.items() if names}}
+        said: dict[str, Any] = {"recipes": list(_names(recipes)), "profiles": list(_names(profiles))}
+        said["reference"] = reference
+        data = {**(common.pop("data", None) or {}), **{key: value for key, value in said.items() if value}}
         self._add("target", name, load, summary, accepts=families, produces=gives, data=data, **common)
 
     def family(self, name: str, *, load: str, summary: str = "", **common: Any) -> None:

@@ -337,6 +337,7 @@ class Conversion:
         watch = Stopwatch()
         with self.registry.guard(self.registry.get("target", self.sides.target.name), "initialise"):
             self.student = adapter.build(facts, self.sides.target.options, {}, device=torch.device("cpu"))
+            adapter.own_weights(self.student, self.sides.target.options)
             self.student.module.to(self.device)
             if teacher is not None:
                 done = adapter.initialise(self.student, teacher)

@@ -120,6 +120,10 @@ class MetricConformance:
 
     def test_measuring_changes_nothing(self, teacher: Teacher, heldout: list[Batch]) -> None:
         teacher.module.train()
+        for module in teacher.module.modules():
+            # Statistics that every forward pass in train mode changes are not the metric's doing.
+            if getattr(module, "track_running_stats", False):
+                module.eval()
         before = weights_digest(teacher.module.state_dict()), global_draws()
         modes = [m.training for m in teacher.module.modules()]
         kept = [{k: v.clone() for k, v in b.tensors.items()} for b in heldout]

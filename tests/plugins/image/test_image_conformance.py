@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from xarch.testing import FamilyConformance, MetricConformance
-
-pytest.importorskip("xarch_pictures")
 
 
 class TestImage(FamilyConformance):

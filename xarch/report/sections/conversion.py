@@ -137,7 +137,8 @@ def tensors(files: RunInfo) -> Section | None:
     kinds = {
         "copied": "unchanged",
         "mapped": "computed from teacher tensors",
-        "new": "not from the teacher",
+        "own": "from the student's own weights",
+        "new": "newly initialised",
         "unused": "teacher tensors that are not used",
     }
     if not any(names_of(student, kind) for kind in kinds):
@@ -146,7 +147,7 @@ def tensors(files: RunInfo) -> Section | None:
     for kind in kinds:
         for pattern, number_of in _patterns(names_of(student, kind)).items():
             rows.append([kind, pattern, number(number_of)])
-    totals = ", ".join(f"{len(names_of(student, k))} {k} ({m})" for k, m in kinds.items())
+    totals = ", ".join(f"{len(names)} {k} ({m})" for k, m in kinds.items() if (names := names_of(student, k)))
     return Section("Tensors", [Text(totals), Table(["how", "tensor", "count"], rows, "llr")])
 
 
