@@ -64,16 +64,16 @@ def plan(
     Raises:
         UsageError, PlanError, PluginError: see ``xarch.errors``.
     """
-    from xarch.planning.build import build_plan, default_recipe
+    from xarch.planning.build import build_plan
     from xarch.planning.describe import Describer
     from xarch.planning.plan import Plan
+    from xarch.planning.settle import settled
 
     registry = get_registry()
     describer = Describer(registry, say)
     resolved = _resolved(config, sets, overrides)
     with registry.attributed("while planning"):
-        if resolved.needs_recipe:
-            resolved = resolved.with_recipe(default_recipe(resolved.config, describer))
+        resolved = settled(resolved, describer)
         made = build_plan(
             resolved.config,
             registry,

@@ -24,17 +24,19 @@ OBJECTIVES = (
     ("cross-entropy", "labels:CrossEntropy", "logits with labels", "nats/position", "", "loss on given labels"),
     ("hard-label", "labels:HardLabel", CLASSES, "nats/position", "arXiv:2012.12877", "loss on the likeliest class"),
     ("correlation", "correlation:Correlation", DENSE, "1 - correlation", "arXiv:2205.10536", "over features or batch"),
-    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "", "flow between places (Yim et al., CVPR 2017)"),
+    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "CVPR 2017", "flow between places"),
 )
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
     ("conv1x1", "Conv1x1", "the same over channels, with batch normalisation if asked for"),
+    ("bridge", "Bridge", "linear, then to the right side's positions by interpolation"),
     ("pool", "Pool", "mean over positions, then linear"),
     ("exit", "Exit", "mean over positions, then a small classifier"),
 )
 BATCH_STEPS = (
     ("mixup", "Mixup", "mixes pairs of samples and their labels"),
     ("teacher-labels", "TeacherLabels", "stores what a teacher says under a key"),
+    ("shuffle-teacher", "ShuffleTeacher", "shows teachers another sample of the batch, a control"),
     ("repeat", "Repeat", "every sample several times, with a mask for each copy"),
 )
 OPTIMISERS = (

@@ -104,7 +104,7 @@ def main() -> None:
     store = Store(arguments.out, header("fields_speed_up", settings, threads=1), arguments.fresh)
     teacher = from_file(load_field_file(file)[0])
     quality = judge(teacher)
-    taken = field_head(file)["details"]["cpu_seconds"]
+    taken = field_head(file).details["cpu_seconds"]
     store.note(teacher={"psnr": round(quality, 2), "cpu_seconds": taken}, wanted=round(quality - BELOW, 2))
     cameras = scene.random_cameras(demo.VIEWS, demo.SIZE, torch.Generator().manual_seed(demo.SEED))
     pixels = Pixels.of(cameras, lambda i: scene.render_view(cameras[i]))

@@ -83,7 +83,9 @@ class KL(VocabularyObjective):
         else:
 
             def chunk(x_TD: Tensor, rows: slice) -> Tensor:
-                return divergence(target(rows), F.log_softmax(student.of(x_TD) / heat, -1), self.options.direction)
+                return divergence(
+                    target(rows), F.log_softmax(student.of(x_TD) / heat, -1), self.options.direction, self.options.share
+                )
 
             kl_T = _in_chunks(chunk, x_TD, self.options.chunk)
         kl_BL = kl_T.view(len(batch), -1) * heat**2

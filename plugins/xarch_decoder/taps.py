@@ -49,8 +49,9 @@ def teacher_taps(facts: DecoderFacts) -> dict[str, Tap]:
 
 def tail_taps(facts: DecoderFacts) -> dict[str, Tap]:
     """Return the taps after the last block."""
+    info = {"elements": "BLD", "D": facts.width, "dense": "BLV", "ahead": 1, "segments": "segment_ids"}
     return {
         "final": Tap("final", "hidden", "BLD", {"D": facts.width}),
         # A cache stores the hidden states; the head need not be stored.
-        "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}, {"elements": "BLD", "D": facts.width}),
+        "logits": Tap("logits", "logits", "factored-logits", {"V": facts.vocab}, info),
     }

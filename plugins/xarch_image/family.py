@@ -27,6 +27,17 @@ class ImageFamily(Family):
         "features": "features.{}",
         "labels": "batch:labels",
     }
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 40,
+        "batch.size": 100,
+        "optimiser.lr": 2.0e-3,
+        "optimiser.weight_decay": 0.05,
+        "optimiser.clip": 5.0,
+        "optimiser.schedule": "cosine",
+        "optimiser.warmup": 0.075,
+        "matches.labels.options.smoothing": 0.1,
+        "validation.samples": 500,
+    }
     constants = ("classifier.weight",)
 
     def accepts(self, facts: ImageFacts, data: DataInfo) -> str | None:

@@ -21,6 +21,8 @@ PUBLIC_MODULES = (
     "xarch.numbers",
     "xarch.report",
     "xarch.export.lowerings",
+    "xarch.matching.objectives",
+    "xarch.matching.connectors",
 )
 FAMILIES = ("xarch_decoder", "xarch_field", "xarch_image")
 """Plugins that others may import: what models of one family share."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from xarch import Batch, BatchStep, PlanError, Sink, StepContext, Tap, TapModel, TensorInfo
+from xarch import Batch, BatchStep, PlanError, Sink, StepContext, Tap, TapModel, TensorInfo, UsageError
 from xarch.registry.loader import get_registry
 
 FACTS = {"classes": 3}
@@ -141,3 +141,26 @@ def test_repeat_keeps_what_a_mask_left_out() -> None:
     found = repeat(batch, context())
     agrees(repeat.makes({"loss_mask": TensorInfo("BL")}), found)
     assert found["kd_mask"].tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_shuffled_teacher_sees_other_samples_and_the_student_its_own(training: bool) -> None:
+    batch = pictures()
+    batch.tensors["images@teacher"], batch.tensors["images@a"] = batch["images"] + 10, batch["images"] + 20
+    batch.tensors["images@student"] = batch["images"] + 30
+    shuffle = step("shuffle-teacher")
+    after = shuffle(batch, context(training=training))
+    agrees(shuffle.makes({k: TensorInfo("BCHW" if "images" in k else "B") for k in batch.tensors}), after)
+    for side, offset in (("teacher", 10), ("a", 20)):
+        seen = after.seen_by(side, "teacher")
+        places = (seen["images"].mean((1, 2, 3)) - offset).long()
+        assert sorted(places.tolist()) == list(range(6))
+        assert all(place != at for at, place in enumerate(places.tolist()))
+        assert seen["labels"].tolist() == (places % 3).tolist()
+    assert torch.equal(after.seen_by("student")["images"], batch["images@student"])
+    assert torch.equal(after["labels"], batch["labels"])
+
+
+def test_one_sample_cannot_be_shuffled() -> None:
+    with pytest.raises(UsageError, match="one sample"):
+        step("shuffle-teacher")(pictures().narrow(0, 1), context())

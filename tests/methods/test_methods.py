@@ -17,7 +17,16 @@ from xarch.registry.loader import get_registry
 from xarch.testing.method import assert_head, assert_runs, families_of
 from xarch.testing.models import tiny_configuration
 
-TARGETS = {"decoder": "dm2", "radiance-field": "hash"}
+TARGETS: dict[str, dict[str, Any]] = {
+    "decoder": {"student.target": "dm2"},
+    "radiance-field": {"student.target": "hash"},
+    "image": {
+        "student.target": "timm",
+        "student.options.model": "test_vit",
+        "student.options.arguments": {"patch_size": 8, "depth": 2},
+        "student.options.size": 32,
+    },
+}
 """Family -> the target that stands for it where a method names none."""
 OWN = {plugin.name for plugin in get_registry().plugins() if plugin.distribution == "xarch"}
 METHODS = [spec.name for spec in get_registry().specs("method") if spec.plugin in OWN]
@@ -36,7 +45,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
         if family not in made:
             assert family in TARGETS, f"name a small target of family {family!r} in TARGETS"
             folder = tmp_path_factory.mktemp(family)
-            made[family] = {**tiny_configuration(family, folder), "student.target": TARGETS[family]}
+            made[family] = {**tiny_configuration(family, folder), **TARGETS[family]}
         return made[family]
 
     return of

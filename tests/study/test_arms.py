@@ -48,6 +48,18 @@ def test_every_point_of_the_axes_has_its_own_control() -> None:
     ]
 
 
+def test_an_axis_may_have_named_values_that_set_several_keys(tmp_path: Path) -> None:
+    axes = {"pair": {"a": {"set": {"teacher": "stack:2", "budget": 5}}, "b": {"set": {"budget": 7}}}}
+    found = written(tmp_path, arms={"x": {}, "y": {"set": {"budget": 1}}}, axes=axes, seeds=[0])
+    assert set(found) == {"x,a/0", "x,b/0", "y,a/0", "y,b/0"}
+    assert (found["y,a/0"]["teacher"], found["y,a/0"]["budget"]) == ("stack:2", 5)
+
+
+def test_further_keys_may_follow_the_seed(tmp_path: Path) -> None:
+    found = written(tmp_path, arms={"x": {}}, seeds=[3], seeded=["data.options.subset"])["x/3"]
+    assert (found["seed"], found["data"]["options"]["subset"]) == (3, 3)
+
+
 def test_any_key_can_be_set_and_null_removes(tmp_path: Path) -> None:
     sets = {"stages.s.matches.l": None, "stages.s.optimiser": {"lr": 0.5}, "student.options": {"a": 1}}
     found = written(tmp_path, arms={"x": {"set": sets}}, seeds=[4])["x/4"]

@@ -54,6 +54,18 @@ def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
     assert "0.3050" in page
 
 
+def test_arms_are_also_compared_over_all_points_of_the_axes(tmp_path: Path) -> None:
+    axes = {"pair": {"a": {"set": {"budget": 100}}, "b": {"set": {"budget": 300}}}}
+    arms = {"none": {}, "kd": {"set": {"tiny": False}}}
+    found = conduct(study(arms=arms, axes=axes, metrics=["top1"]), tmp_path, command=STUB)
+    pooled = found["facts"]["arm kd, pooled top1"]
+    assert pooled["n"] == 4
+    assert pooled["control"] == "none, pooled"
+    assert pooled["difference"]["n"] == 4
+    alone = [found["facts"][f"arm kd,{p} top1"]["difference"]["mean"] for p in "ab"]
+    assert pooled["difference"]["mean"] == pytest.approx(sum(alone) / 2)
+
+
 def test_points_are_rows_of_the_benchmarks_page(tmp_path: Path) -> None:
     conduct(study(), tmp_path, command=STUB)
     stored = json.loads((tmp_path / "study.json").read_text())

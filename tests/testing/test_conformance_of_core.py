@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -118,6 +118,12 @@ class TestConv1x1WithStatistics(TestConv1x1):
     options: ClassVar[Mapping[str, Any]] = {"norm": "batch"}
 
 
+class TestBridge(ConnectorConformance):
+    connector = "bridge"
+    student = Tap("s", "feature", "BCHW", {"C": 4, "H": 2, "W": 3})
+    teacher = Tap("t", "feature", "BCHW", {"C": 6, "H": 4, "W": 5})
+
+
 class TestPool(ConnectorConformance):
     connector = "pool"
     teacher = Tap("t", "feature", "BC", {"C": 6})
@@ -158,6 +164,11 @@ class TestMixup(BatchStepConformance):
 class TestRepeat(BatchStepConformance):
     step = "repeat"
     options: ClassVar[Mapping[str, Any]] = {"names": ["gold", "kd"]}
+
+
+class TestShuffleTeacher(BatchStepConformance):
+    step = "shuffle-teacher"
+    models: ClassVar[Collection[str]] = ("x",)
 
 
 class TestAdamW(OptimiserConformance):

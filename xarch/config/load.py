@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -13,13 +13,18 @@ from pydantic import ValidationError
 
 from xarch.config.explain import unknown_key, validation_error
 from xarch.config.overrides import environment_layer, flags_layer, sets_layer
-from xarch.config.packaged import layer_of, packaged_layers, packaged_text, target_option, without_head
+from xarch.config.packaged import layer_of, method_of, packaged_layers, packaged_text, target_option, without_head
 from xarch.config.provenance import Assignment, Layer, Merged, deep_leaves, dotted, leaves
 from xarch.config.schema import RunConfig
+from xarch.config.shapes import is_at
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError
 
 SUFFIXES = (".yaml", ".yml")
+LENGTHS = ("share", "units", "epochs", "until")
+"""Keys of a stage that say how long it lasts."""
+PARTS = (("stages", "*", "matches", "*"), ("stages", "*", "validation"), ("stages", "*", "ema"))
+"""Parts that not every stage has; their settings do not make them."""
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([kKMG])\Z")
 _FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -52,6 +57,18 @@ class LoadedConfig:
             UsageError: the recipe does not exist, or a user's key matches nothing in it.
         """
         return _resolve(self.layers, self.name, name)
+
+    def with_settings(self, settings: Mapping[str, Any], origin: str) -> LoadedConfig:
+        """Return the configuration with settings for what a method's stages leave open; unchanged without a method.
+
+        Args:
+            settings: dotted key below a stage -> value.
+            origin: shown as their origin.
+        """
+        recipe = self.config.recipe
+        if not settings or not self.layers or recipe is None or method_of(recipe) is None:
+            return self
+        return _resolve(self.layers, self.name, recipe, lambda merged: _fill(merged, settings, origin))
 
 
 def load_config(
@@ -107,7 +124,12 @@ def _read(path: FilePath) -> str:
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
 
 
-def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = None) -> LoadedConfig:
+def _resolve(
+    layers: tuple[Layer, ...],
+    name: str,
+    default_recipe: str | None = None,
+    complete: Callable[[Merged], None] = lambda merged: None,
+) -> LoadedConfig:
     chosen = next((a for layer in reversed(layers) if (a := layer.get(("recipe",))) is not None), None)
     recipe = chosen.value if chosen is not None else default_recipe
     merged = Merged()
@@ -127,11 +149,37 @@ def _resolve(layers: tuple[Layer, ...], name: str, default_recipe: str | None = 
         _check_matches(merged)
     elif _stages(merged):
         merged.tree["stages"] = {}
+    complete(merged)
     _expand_amounts(merged)
     _expand_target(merged)
     config = _validated(merged)
     paths = (path for path, _ in deep_leaves(config.model_dump(mode="json")))
     return LoadedConfig(config, {dotted(path): merged.origin(path) for path in paths}, name or _name(config), layers)
+
+
+def _fill(merged: Merged, settings: Mapping[str, Any], origin: str) -> None:
+    """Give global gradient stages the settings that nothing else gives them; of those that say how long a stage lasts,
+    only where none does."""
+    for key in _stages(merged):
+        stage = merged.tree["stages"][key]
+        if stage.get("scope") != "global" or stage.get("kind", "gradient") != "gradient":
+            continue
+        lasts = any(stage.get(name) is not None for name in LENGTHS)
+        for name, value in settings.items():
+            path = ("stages", key, *name.split("."))
+            fits = all(merged.has(path[: len(part)]) for part in PARTS if is_at(path[: len(part)], part))
+            if fits and not (lasts and name in LENGTHS) and not _is_given(merged, path):
+                merged.assign(Assignment(path, value, origin))
+
+
+def _is_given(merged: Merged, path: tuple[str, ...]) -> bool:
+    """Return whether a value, or a short form of the section it belongs to, is given."""
+    node: Any = merged.tree
+    for key in path:
+        if not isinstance(node, dict):
+            return node is not None
+        node = node.get(key)
+    return node is not None
 
 
 def _stages(merged: Merged) -> list[str]:

@@ -46,8 +46,14 @@ class StudyConfig(Model):
         default_factory=dict, description="base of all runs: a YAML file, a recipe or method, or a configuration"
     )
     arms: dict[str, Arm] = Field(default_factory=dict, description="name -> {set: {key: value}}")
-    axes: dict[str, list[Any]] = Field(default_factory=dict, description="dotted key -> values; all combinations run")
+    axes: dict[str, list[Any] | dict[str, Arm]] = Field(
+        default_factory=dict,
+        description="dotted key -> values, or name -> {value's name: {set: {key: value}}}; all combinations run",
+    )
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    seeded: list[str] = Field(
+        default_factory=list, description="further dotted keys that get the seed as value, e.g. data.options.subset"
+    )
     control: str | None = Field(None, description="arm with which the others are compared, seed by seed")
     metrics: list[str] = Field(
         default_factory=list, description="figures of eval.json, including gated ones; default: the headline"
@@ -66,7 +72,8 @@ class StudyConfig(Model):
         empty = [key for key, values in self.axes.items() if not values]
         if empty:
             raise ValueError(f"axes.{empty[0]} has no value")
-        keys = [key for arm in self.arms.values() for key in arm.set] + list(self.axes)
+        points = [arm for values in self.axes.values() if isinstance(values, dict) for arm in values.values()]
+        keys = [key for arm in (*self.arms.values(), *points) for key in arm.set] + list(self.axes)
         if "seed" in keys:
             raise ValueError("`seed` cannot be an arm or axis value; use `seeds`")
         if len(set(self.seeds)) < len(self.seeds):

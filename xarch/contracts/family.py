@@ -53,6 +53,9 @@ class Family(ABC):
         metric: default metric for its students; "" for none.
         places: family-independent name -> name in this family, for use in matches: "logits"; "hidden" with {} for the
             layer ("blocks.{}.output"); "labels" ("batch:labels").
+        training: what a method's global gradient stages leave open, for students of this family: dotted key below the
+            stage -> value, e.g. ``{"epochs": 40, "batch.size": 100, "optimiser.lr": 2e-3}``. A method then says what is
+            matched, and serves families of other sizes.
         constants: names that ``Teacher.constants`` may return in this family.
         GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
@@ -64,6 +67,7 @@ class Family(ABC):
     mask: ClassVar[str] = ""
     metric: ClassVar[str] = ""
     places: ClassVar[Mapping[str, str]] = {}
+    training: ClassVar[Mapping[str, Any]] = {}
     constants: ClassVar[Sequence[str]] = ()
     GenerateOptions: ClassVar[type[BaseModel]] = Options
     template: ClassVar[str] = ""

@@ -137,5 +137,9 @@ class Objective(nn.Module, ABC):
         agreement)."""
         return {}
 
+    summed: ClassVar[frozenset[str]] = frozenset()
+    """Names of buffers that forward passes in train mode add to. Before :meth:`after_step` they hold the sum over all
+    micro-batches and processes of the step; after it the engine sets them to zero."""
+
     def after_step(self) -> None:
         """Update state (running statistics, memory banks) once after every optimiser step, never per micro-batch."""

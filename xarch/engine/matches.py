@@ -152,8 +152,12 @@ class EngineMatches(StageMatches):
     def after_step(self) -> None:
         self._told = None
         for term in self.terms:
+            for value in term.sums():
+                value.copy_(self.processes.sum(value))
             with term.guard():
                 term.objective.after_step()
+            for value in term.sums():
+                value.zero_()
 
     def losses(self) -> dict[str, Tensor]:
         return {
@@ -228,6 +232,9 @@ class EngineMatches(StageMatches):
     ) -> tuple[StepFigures, dict[str, list[Tensor]]]:
         figures = StepFigures()
         losses: dict[str, list[Tensor]] = {}
+        for term in self.terms:
+            for value in term.sums():
+                value.zero_()  # what an attempt added that ran out of memory
         while parts:
             part = parts.pop(0)
             each: dict[str, Tensor] = {}

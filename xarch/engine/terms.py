@@ -75,6 +75,10 @@ class Term:
         value = right(reference)
         return detached(value) if reference.model == STUDENT and self.pair.settings.detach else value
 
+    def sums(self) -> list[Tensor]:
+        """Return the buffers that the objective adds to during a step."""
+        return [self.objective.get_buffer(name) for name in sorted(self.objective.summed)]
+
     def mask(self, seen: Batch) -> Tensor | None:
         """Return the mask of the positions that count."""
         return self._masked(self.pair.masks[self.phase].objective, seen)

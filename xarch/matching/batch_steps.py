@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.batch_step import BatchStep, StepContext
 from xarch.contracts.data import TensorInfo
 from xarch.contracts.options import Options
-from xarch.errors import PlanError
+from xarch.errors import PlanError, UsageError
+
+T = TypeVar("T")
 
 
 class MixupOptions(Options):
@@ -159,3 +161,37 @@ class Repeat(BatchStep):
             mask[place * size : (place + 1) * size] = counts.float()
             whole[f"{name}_mask"] = mask
         return Batch(whole, batch.units, batch.meta)
+
+
+class ShuffleTeacher(BatchStep):
+    """``shuffle-teacher``: every teacher sees another sample of the batch than the student: a control that keeps what
+    the teacher says in general and takes away what it says about a sample. No sample keeps its place; the samples of a
+    batch have the same sizes, so whatever a teacher reads can be exchanged.
+
+    Raises:
+        UsageError: a training batch has a single sample.
+    """
+
+    def makes(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {f"{key}@{side}": info for side in _teachers(tensors) for key, info in _seen(tensors, side).items()}
+
+    def __call__(self, batch: Batch, context: StepContext) -> Batch:
+        if len(batch) < 2 and context.training:
+            raise UsageError("batch step shuffle-teacher: a batch of one sample cannot be shuffled", "larger batches")
+        order = torch.randperm(len(batch), generator=context.generator)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # one cycle through all samples
+        other, made = other.to(batch.device), {}
+        for side in _teachers(batch.tensors):
+            made.update({f"{key}@{side}": v[other] for key, v in _seen(batch.tensors, side).items()})
+        return batch.replace(**made)
+
+
+def _teachers(tensors: Mapping[str, Any]) -> list[str]:
+    """Return the sides that have views, except the student, and the main teacher's."""
+    return sorted({"teacher", *(key.partition("@")[2] for key in tensors if "@" in key)} - {"student"})
+
+
+def _seen(tensors: Mapping[str, T], side: str) -> dict[str, T]:
+    """Return what a side sees, by plain name."""
+    return {key: tensors.get(f"{key}@{side}", value) for key, value in tensors.items() if "@" not in key}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,7 +17,17 @@ from xarch.contracts.objective import MatchContext
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
-from xarch.matching.objectives.dense import counts_positions, feature_letter, features, mean_over, rows
+from xarch.matching.objectives.dense import (
+    counts_positions,
+    feature_letter,
+    features,
+    mean_over,
+    position_letters,
+    rows,
+)
+
+MODES = ("linear", "bilinear", "trilinear")
+"""Interpolation over one, two and three axes of positions."""
 
 
 class WidthOptions(Options):
@@ -123,6 +134,40 @@ class Conv1x1(DenseConnector):
     def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
         made: Tensor = self.norm(self.convolution(value.to(self.convolution.weight.dtype)))
         return made
+
+
+class BridgeOptions(WidthOptions):
+    """Options of ``bridge``."""
+
+    norm: bool = Field(False, description="normalise each position over its features first")
+    resample: bool = Field(True, description="also take the positions to the right side's, where those are declared")
+
+
+class Bridge(Linear):
+    """``bridge``: maps F -> G at every position and then interpolates linearly between positions (BLD, BCL, BCHW, ...)
+    to the number of positions that the right side declares."""
+
+    Options = BridgeOptions
+
+    def __init__(self, student: Tap, teacher: Tap | None, options: Any, context: MatchContext) -> None:
+        super().__init__(student, teacher, options, context)
+        places = position_letters(student.layout)
+        found = teacher.shape if isinstance(teacher, Tap) and teacher.layout == student.layout else {}
+        sizes = {letter: found[letter] for letter in places if letter in found}
+        fits = options.resample and 0 < len(sizes) == len(places) <= len(MODES)
+        self.sizes = sizes if fits and sizes != {letter: student.shape.get(letter) for letter in places} else {}
+
+    @property
+    def tap(self) -> Tap:
+        made = self.resized()
+        return Tap(made.name, made.kind, made.layout, {**made.shape, **self.sizes}, made.info)
+
+    def forward(self, value: Tensor, batch: Batch, *, mask: Tensor | None = None) -> Tensor:
+        made = super().forward(value, batch, mask=mask)
+        if not self.sizes:
+            return made
+        moved = F.interpolate(made.movedim(self.axis, 1), tuple(self.sizes.values()), mode=MODES[len(self.sizes) - 1])
+        return moved.movedim(1, self.axis)
 
 
 class Pooled(DenseConnector):

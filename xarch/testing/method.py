@@ -93,8 +93,10 @@ def two_steps(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], l
         UsageError: the method or a value is wrong.
     """
     from xarch.config.load import load_config
+    from xarch.planning.describe import Describer
+    from xarch.planning.settle import settled
 
-    loaded = load_config(method, overrides=values)
+    loaded = settled(load_config(method, overrides=values), Describer(get_registry(), lambda text: None))
     if not loaded.config.stages:
         raise UsageError(f"method {method} has no stage")
     cut: dict[str, Any] = {

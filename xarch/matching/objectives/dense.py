@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xarch.contracts.batch import Batch
-from xarch.contracts.objective import Objective
+from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.tap import Tap
 
 FAINTEST = 1e-12
@@ -99,24 +99,42 @@ def mean_over(value_BPF: Tensor, mask: Tensor | None) -> Tensor:
     return kept_BPF.sum(1) / counted_BP1.sum(1).clamp_min(FAINTEST)
 
 
-class DenseObjective(Objective):
-    """Base class: compares two values of the same rank position by position, in float32. Subclasses implement
-    :meth:`positions`. Without a mask a sample's loss is the mean over its positions and counts once; with one it is the
-    sum over the counted positions, and counts that many.
+def dense_form(tap: Tap) -> Tap:
+    """Return the declaration of the tensor that a tap's value can be made into: the tap itself if it is dense; for a
+    structured form with ``info["dense"]``, that is the layout of what ``value.full()`` returns."""
+    layout = tap.info.get("dense")
+    return tap if tap.dense or not layout else Tap(tap.name, tap.kind, str(layout), tap.shape, tap.info)
+
+
+def opened(value: Any) -> Any:
+    """Return a value as declared by :func:`dense_form`."""
+    full = None if isinstance(value, Tensor) else getattr(value, "full", None)
+    return value if full is None else full()
+
+
+class PairObjective(Objective):
+    """Base class: two dense sides with as many positions, in float32. Without a mask a sample's loss is the mean over
+    its positions and counts once; with one it is the sum over the counted positions, and counts that many.
+
+    Structured values with a dense form (``info["dense"]``) are opened: the whole tensor is in memory.
     """
 
     accepts = frozenset({("dense", "dense")})
 
     _figures: Mapping[str, Tensor] | None = None
 
+    def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
+        super().__init__(_forms(student), _forms(teacher), options, context)
+
     @classmethod
     def takes(cls, student: Tap, teacher: Tap | None) -> bool:
-        return student.dense and teacher is not None and teacher.dense
+        return dense_form(student).dense and teacher is not None and dense_form(teacher).dense
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
         if teacher is None:
             return None
+        student, teacher = dense_form(student), dense_form(teacher)
         if len(student.layout) != len(teacher.layout):
             return f"{student.layout} and {teacher.layout} have different numbers of axes"
         both = _axes(student), _axes(teacher)
@@ -125,14 +143,15 @@ class DenseObjective(Objective):
 
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
-        return counts_positions(student, layout)
+        return counts_positions(dense_form(student), layout)
 
-    @abstractmethod
-    def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
-        """Return the loss of every position [B, P]; use ``mask_BP`` only for scales computed over positions."""
+    def sides(self, student: Any, teacher: Any, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return both sides as [B, P, F], and which positions count [B, P]; keeps the figures to log.
 
-    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        student_BPF, teacher_BPF = rows(student, self.student_tap.layout), self.right(teacher)
+        Raises:
+            ValueError: they have different numbers of positions.
+        """
+        student_BPF, teacher_BPF = rows(opened(student), self.student_tap.layout), self.right(teacher)
         if student_BPF.shape[:2] != teacher_BPF.shape[:2]:
             raise ValueError(
                 f"match {self.context.match!r}: the student has {student_BPF.shape[1]} positions in "
@@ -142,11 +161,11 @@ class DenseObjective(Objective):
         if self.monitored:
             with torch.no_grad():
                 self._figures = self.figures(student_BPF, teacher_BPF, mask_BP)
-        return total(self.positions(student_BPF, teacher_BPF, mask_BP), mask)
+        return student_BPF, teacher_BPF, mask_BP
 
     def right(self, teacher: Any) -> Tensor:
         """Return the right side as [B, P, F]."""
-        return rows(teacher, self.teacher_tap.layout)
+        return rows(opened(teacher), self.teacher_tap.layout)
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
         return counted(batch, mask)
@@ -158,6 +177,23 @@ class DenseObjective(Objective):
 
     def monitor(self) -> dict[str, float]:
         return {name: float(value) for name, value in (self._figures or {}).items()}
+
+
+class DenseObjective(PairObjective):
+    """Base class: compares two values of the same rank position by position. Subclasses implement :meth:`positions`."""
+
+    @abstractmethod
+    def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
+        """Return the loss of every position [B, P]; use ``mask_BP`` only for scales computed over positions."""
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        return total(self.positions(*self.sides(student, teacher, mask)), mask)
+
+
+def _forms(side: Any) -> Any:
+    if isinstance(side, Mapping):
+        return {name: dense_form(tap) for name, tap in side.items()}
+    return None if side is None else dense_form(side)
 
 
 def _axes(tap: Tap) -> list[tuple[str, int | None]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from xarch.matching.objectives.dense import DenseObjective, rows
+from xarch.matching.objectives.dense import DenseObjective, opened, rows
 from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
 
 
@@ -30,7 +30,9 @@ class KL(DenseObjective):
 
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
         softened = F.log_softmax(student_BPF / self.options.temperature, -1)
-        return divergence(teacher_BPF, softened, self.options.direction) * self.options.temperature**2
+        return (
+            divergence(teacher_BPF, softened, self.options.direction, self.options.share) * self.options.temperature**2
+        )
 
     def figures(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Mapping[str, Tensor]:
         same_BP = (student_BPF.argmax(-1) == teacher_BPF.argmax(-1)).to(mask_BP.dtype)
@@ -40,6 +42,6 @@ class KL(DenseObjective):
 def _ensemble(value: Any, taps: Any, weights: Mapping[str, float], temperature: float) -> Tensor:
     """Return log-probabilities [B, P, K] of one teacher, or of the weighted mean of several."""
     if not isinstance(value, Mapping):
-        return F.log_softmax(rows(value, taps.layout) / temperature, -1)
-    each = {name: rows(z, taps[name].layout) for name, z in value.items()}
+        return F.log_softmax(rows(opened(value), taps.layout) / temperature, -1)
+    each = {name: rows(opened(z), taps[name].layout) for name, z in value.items()}
     return averaged(each, weights, temperature)

@@ -24,22 +24,25 @@ class DivergenceOptions(Options):
     direction: Literal["forward", "reverse", "js"] = Field(
         "forward", description="forward: KL(teacher ‖ student); reverse: KL(student ‖ teacher); js: to their mean"
     )
+    share: float = Field(0.5, gt=0, lt=1, description="js: share β of the teacher in the mean")
 
 
-def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward") -> Tensor:
+def divergence(log_p: Tensor, log_q: Tensor, direction: str = "forward", share: float = 0.5) -> Tensor:
     """Return the divergence of log-probabilities [..., K] in nats, [...].
 
     Args:
         log_p: of the right side.
         log_q: of the student.
-        direction: "forward" KL(p ‖ q), "reverse" KL(q ‖ p), "js" (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2.
+        direction: "forward" KL(p ‖ q), "reverse" KL(q ‖ p), "js" β KL(p ‖ m) + (1 − β) KL(q ‖ m) with
+            m = β p + (1 − β) q.
+        share: β.
     """
     if direction == "forward":
         return _kl(log_p, log_q)
     if direction == "reverse":
         return _kl(log_q, log_p)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
+    log_m = torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+    return share * _kl(log_p, log_m) + (1 - share) * _kl(log_q, log_m)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from xarch.config.yaml_text import dump_yaml, parse_yaml
 from xarch.errors import UsageError
 from xarch.files.atomic import write_text
 
-Point = tuple[tuple[str, Any], ...]
-
 
 @dataclass(frozen=True)
 class StudyArm:
@@ -31,11 +29,14 @@ class StudyArm:
         name: e.g. "kd" or "kd,lr=0.001".
         sets: dotted configuration key -> value.
         control: name of the arm that it is compared with; "" for the control itself or without a control.
+        base, point: names of the arm before expansion and of its place on the axes.
     """
 
     name: str
     sets: Mapping[str, Any]
     control: str
+    base: str = ""
+    point: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ def arms_of(study: StudyConfig) -> list[StudyArm]:
         UsageError: the control is not among them, or two arms get the same name.
     """
     named = {name: arm.set for name, arm in study.arms.items()} or {"": {}}
-    points: list[Point] = [
-        tuple(zip(study.axes, values, strict=True)) for values in itertools.product(*study.axes.values())
-    ]
-    found = {(arm, at): _name(arm, points[at]) for arm in named for at in range(len(points))}
+    points = [_point(at) for at in itertools.product(*(_values(key, given) for key, given in study.axes.items()))]
+    found = {(arm, at): ",".join(filter(None, (arm, points[at][0]))) for arm in named for at in range(len(points))}
     names = list(found.values())
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
@@ -91,18 +90,32 @@ def arms_of(study: StudyConfig) -> list[StudyArm]:
         raise UsageError(f"control: no arm {control!r}", f"available arms: {', '.join(names)}")
     made = []
     for (arm, at), name in found.items():
+        label, sets = points[at]
         rival = "" if control is None else control if control in names else found[control, at]
-        made.append(StudyArm(name, {**named[arm], **dict(points[at])}, "" if rival == name else rival))
+        made.append(StudyArm(name, {**named[arm], **sets}, "" if rival == name else rival, arm, label))
     return made
 
 
-def _name(arm: str, point: Point) -> str:
-    parts = [arm] if arm else []
-    for key, value in point:
-        plain = isinstance(value, str | int | float) or value is None
-        shown = str(value) if plain else hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
-        parts.append(f"{key.rsplit('.', 1)[-1]}={shown}")
-    return re.sub(r"[^A-Za-z0-9._+=,-]+", "-", ",".join(parts))
+def _values(key: str, given: list[Any] | Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (name, settings) of every value of an axis."""
+    if isinstance(given, Mapping):
+        return [(name, arm.set) for name, arm in given.items()]
+    return [(_name(key, value), {key: value}) for value in given]
+
+
+def _point(values: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[str, dict[str, Any]]:
+    names: list[str] = []
+    sets: dict[str, Any] = {}
+    for name, chosen in values:
+        names.append(name)
+        sets.update(chosen)
+    return ",".join(names), sets
+
+
+def _name(key: str, value: Any) -> str:
+    plain = isinstance(value, str | int | float) or value is None
+    shown = str(value) if plain else hashlib.sha256(json.dumps(value).encode()).hexdigest()[:6]
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", f"{key.rsplit('.', 1)[-1]}={shown}")
 
 
 def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Path) -> list[StudyRun]:
@@ -119,7 +132,8 @@ def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Pa
         tree: dict[str, Any] = {"runtime": {"cache": "shared", "threads": study.threads}}
         for path, value in _assignments(base, arm.sets):
             _assign(tree, path, value)
-        tree["seed"] = seed
+        for key in ("seed", *study.seeded):
+            _assign(tree, tuple(key.split(".")), seed)
         config = out / "configs" / f"{arm.name}.seed-{seed}.yaml"
         text = dump_yaml(tree)
         if not config.is_file() or config.read_text(encoding="utf-8") != text:

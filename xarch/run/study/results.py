@@ -110,7 +110,9 @@ def document(
     version: str,
 ) -> StudyDocument:
     """Return all results of a study, for tables, reports and scripts."""
+    by_arm: dict[str, dict[Any, Outcome]]
     by_arm = {a.name: {r.seed: outcomes[r.name] for r in runs if r.arm == a.name} for a in arms}
+    arms = [*arms, *_pooled(arms, by_arm)]
     done = [o for o in outcomes.values() if o.state == "done"]
     metrics = list(study.metrics) or sorted({o.headline for o in done if o.headline})
     summaries = [_summary(arm, metric, by_arm) for metric in metrics for arm in arms]
@@ -134,6 +136,22 @@ def document(
     return StudyDocument(finite(header), finite(facts), points)
 
 
+def _pooled(arms: Sequence[StudyArm], by_arm: dict[str, dict[Any, Outcome]]) -> list[StudyArm]:
+    """Return an arm "NAME, pooled" for each that has several points on the axes and a control at each, and add its
+    outcomes, keyed by point and seed."""
+    made = {}
+    for arm in arms:
+        siblings = [a for a in arms if a.base == arm.base]
+        rivals = {a.name: a.base for a in arms}
+        if arm.base and len(siblings) > 1 and arm.base not in made:
+            compared = {rivals[a.control] for a in siblings if a.control}
+            own = {f"{a.point} {seed}": o for a in siblings for seed, o in by_arm[a.name].items()}
+            by_arm[f"{arm.base}, pooled"] = own
+            control = f"{compared.pop()}, pooled" if len(compared) == 1 else ""
+            made[arm.base] = StudyArm(f"{arm.base}, pooled", {}, "" if control == f"{arm.base}, pooled" else control)
+    return [made[base] for base in made]
+
+
 def _about(metric: str, done: Sequence[Outcome]) -> dict[str, Any]:
     directions = [o.higher_is_better if o.headline == metric else o.directions.get(metric) for o in done]
     units = [o.unit if o.headline == metric else o.units.get(metric, "") for o in done]
@@ -151,11 +169,11 @@ def _of_run(run: StudyRun, outcome: Outcome) -> dict[str, Any]:
     return kept | {k: v for k, v in (("reason", outcome.reason), ("gate", outcome.gate)) if v}
 
 
-def _values(outcomes: Mapping[int, Outcome], metric: str) -> dict[int, float]:
+def _values(outcomes: Mapping[Any, Outcome], metric: str) -> dict[Any, float]:
     return {s: o.figures[metric] for s, o in outcomes.items() if o.state == "done" and metric in o.figures}
 
 
-def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[int, Outcome]]) -> dict[str, Any]:
+def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[Any, Outcome]]) -> dict[str, Any]:
     own = _values(by_arm[arm.name], metric)
     made: dict[str, Any] = {
         "arm": arm.name,

@@ -1,0 +1,30 @@
+"""Completes a configuration with what its target and the student's family say."""
+
+from __future__ import annotations
+
+from xarch.config.load import LoadedConfig
+from xarch.planning.build import default_recipe
+from xarch.planning.describe import Describer, family_of
+from xarch.planning.sides import start_of
+from xarch.registry.declare import ANY_FAMILY
+
+
+def settled(loaded: LoadedConfig, describer: Describer) -> LoadedConfig:
+    """Return the configuration with the target's default recipe, if it names none, and with the settings that a method
+    leaves to the student's family.
+
+    Raises:
+        UsageError, PlanError, PluginError: see :func:`xarch.planning.build.build_plan`.
+    """
+    if loaded.needs_recipe:
+        loaded = loaded.with_recipe(default_recipe(loaded.config, describer))
+    if not loaded.layers or loaded.config.recipe is None:
+        return loaded
+    registry = describer.registry
+    target, teacher, _ = start_of(loaded.config, describer)
+    family = registry.get("target", target.name).produces
+    if family == ANY_FAMILY:
+        if teacher is None:
+            return loaded
+        family = teacher.info.family
+    return loaded.with_settings(family_of(registry, family).training, f"family {family}")
