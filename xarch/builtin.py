@@ -24,7 +24,7 @@ OBJECTIVES = (
     ("cross-entropy", "labels:CrossEntropy", "logits with labels", "nats/position", "", "loss on given labels"),
     ("hard-label", "labels:HardLabel", CLASSES, "nats/position", "arXiv:2012.12877", "loss on the likeliest class"),
     ("correlation", "correlation:Correlation", DENSE, "1 - correlation", "arXiv:2205.10536", "over features or batch"),
-    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "", "flow between places (Yim et al., CVPR 2017)"),
+    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "CVPR 2017", "flow between places"),
 )
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
