@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +46,12 @@ class ImageFamily(Family):
         if isinstance(classes, int) and classes != facts.classes:
             return f"they have {classes} classes, the model {facts.classes}"
         return None
+
+    def report_sections(self, run: Any) -> Sequence[Any]:
+        """Return pictures with both answers, recall by class, and which layers are alike."""
+        from xarch_image.report import sections
+
+        return sections(run)
 
     def example_batch(self, facts: ImageFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random images."""
