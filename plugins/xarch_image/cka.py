@@ -1,8 +1,8 @@
 """How alike the layers of two models are: linear centred kernel alignment over minibatches.
 
-CKA(X, Y) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) with K = X Xᵀ and L = Y Yᵀ over the samples of a batch (Kornblith et al.,
-arXiv 1905.00414); HSIC is the unbiased estimate, averaged over batches (Nguyen et al., arXiv 2010.15327). It is 1 for
-features that differ by a rotation and a scale only.
+CKA(X, Y) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) with K = X Xᵀ and L = Y Yᵀ over the samples of a batch (Kornblith et
+al., arXiv 1905.00414); HSIC is the unbiased estimate, averaged over batches (Nguyen et al., arXiv 2010.15327). It is 1
+for features that differ by a rotation and a scale only.
 
 Legend: B images, I and J layers of the two models.
 """
@@ -62,9 +62,4 @@ class Alikeness:
         scale = (self._own["student"][:, None] * self._own["teacher"][None]).clamp_min(0).sqrt()
         values = (self._cross / scale.clamp_min(1e-30)).clamp(0, 1)
         rows = [[round(v, 4) for v in row] for row in values.tolist()]
-        return {
-            "student": self._names["student"],
-            "teacher": self._names["teacher"],
-            "cka": rows,
-            "images": self.images,
-        }
+        return {**self._names, "cka": rows, "images": self.images}

@@ -137,7 +137,7 @@ class _Tally:
 
 
 def _values(model: TapModel, batch: Batch, name: str, layers: bool) -> dict[str, Tensor]:
-    """Return the scores of a model on its view of a batch; with ``layers``, also the features of teacher and student."""
+    """Return a model's scores on its view of a batch; with ``layers``, also the features of teacher and student."""
     seen = batch.seen_by("teacher" if name == "teacher" else "student")
     wanted = _layers(model) if layers and name in ("teacher", "student") else []
     found = model.collect(seen, {"logits", *wanted})
