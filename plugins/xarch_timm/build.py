@@ -79,7 +79,8 @@ def _described(
         with torch.device("meta"):
             net = create(replace(start, options=own))
     mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
-    found = examine(net, channels, size, name)
+    # Counting operations hooks every tensor that could have a gradient.
+    found = examine(net.requires_grad_(False), channels, size, name)
     facts = ImageFacts(
         arch=name,
         classes=classes,

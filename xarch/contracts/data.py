@@ -46,7 +46,8 @@ class DataInfo:
         tensors: batch key -> :class:`TensorInfo`, including views (``NAME@teacher``). The plan checks keys and layouts.
         facts: facts for objectives, batch steps and the plan: ``classes``, ``class_counts`` (a list), ``samples``
             ({split: number}), ``length`` (longest sample), ``heldout_units`` (budget units in a held-out sample, where
-            it is more than a training one: a whole picture) and any others.
+            it is more than a training one: a whole picture), ``indices`` (number of distinct values of the tensor
+            ``index``) and any others.
         warnings: warnings to show in the plan, e.g. about skipped files.
         processor_hint: what to do where the teacher has no tokenizer or image processor, if batches cannot be made
             without one; "" if they can.
