@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from xarch import Batch, DataInfo, Family
 from xarch_image.facts import ImageFacts
 
-
 LEAST_SEEN, MOST_EPOCHS = 40_000, 300
 
 
