@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from xarch import Batch, DataInfo, Family
 from xarch_image.facts import ImageFacts
 
+LEAST_SEEN, MOST_EPOCHS = 40_000, 300
+
 
 class ImageFamily(Family):
     """Images in, one class each.
@@ -52,6 +54,13 @@ class ImageFamily(Family):
         from xarch_image.report import sections
 
         return sections(run)
+
+    def training_on(self, data: DataInfo) -> Mapping[str, Any]:
+        """Pass small data more often: students see :data:`LEAST_SEEN` pictures at least, in at most
+        :data:`MOST_EPOCHS` epochs."""
+        samples = data.facts.get("samples", {}).get("train") or LEAST_SEEN
+        epochs = max(self.training["epochs"], min(MOST_EPOCHS, round(LEAST_SEEN / samples)))
+        return {**self.training, "epochs": epochs}
 
     def example_batch(self, facts: ImageFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random images."""

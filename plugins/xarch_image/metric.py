@@ -43,6 +43,7 @@ class Top1(Metric):
     """
 
     Options = Top1Options
+    figures = ("top1", "top5", "balanced_accuracy", "recall.*", "agreement")
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.

@@ -25,7 +25,6 @@ class CRDOptions(Options):
     negatives: int = Field(16384, ge=1, le=1 << 24, description="samples of other classes; at most those there are")
     temperature: float = Field(0.07, gt=0)
     momentum: float = Field(0.5, ge=0, lt=1, description="of the banks")
-    samples: int = Field(0, ge=0, le=1 << 31, description="distinct values of `index`; 0: as the data declare")
 
 
 class CRD(RelationObjective):
@@ -34,7 +33,7 @@ class CRD(RelationObjective):
     classes, both ways (Tian et al., arXiv 1910.10699). Banks [N, E] and Z are in checkpoints. At first Z is what random
     directions give, from the first step on what that step measured (theirs: its own batch).
 
-    Takes ``aux: {index: batch:sample_id, labels: labels}``; the index is taken modulo N, since it may count epochs.
+    Takes ``aux: {index: batch:index, labels: labels}``; the index is the sample's number, below N.
     """
 
     Options = CRDOptions
@@ -42,10 +41,11 @@ class CRD(RelationObjective):
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
-        counts = dict(context.data.get("samples") or {})
-        self.total = options.samples or counts.get("all") or sum(counts.values())
+        self.total = int(context.data.get("indices", 0))
         if not self.total:
-            raise PlanError(f"matches.{context.match}: crd needs the number of samples", "set options.samples")
+            raise PlanError(
+                f"matches.{context.match}: crd requires data that declare `indices` and number their samples"
+            )
         self.heads = nn.ModuleList(
             nn.Linear(features(t) or 1, options.width) for t in (self.student_tap, self.teacher_tap)
         )
@@ -62,13 +62,13 @@ class CRD(RelationObjective):
     ) -> Tensor:
         own, other = self.vectors(student, self.student_tap, mask), self.vectors(teacher, self.teacher_tap, mask)
         sides = [F.normalize(head(x), dim=1, eps=FAINTEST) for head, x in zip(self.heads, (own, other), strict=True)]
-        slot_B, label_B = index % self.total, labels.argmax(-1) if labels.ndim > 1 else labels.long()
-        drawn_BM = self._negatives(slot_B)
-        counts_BM = (self.classes[drawn_BM] != label_B[:, None]) & (drawn_BM != slot_B[:, None])
+        label_B = labels.argmax(-1) if labels.ndim > 1 else labels.long()
+        drawn_BM = self._negatives(index)
+        counts_BM = (self.classes[drawn_BM] != label_B[:, None]) & (drawn_BM != index[:, None])
         present_B, loss_B, seen = self.weight(batch, mask=mask).to(own), torch.zeros_like(own[:, 0]), []
         for number, (e_BE, bank) in enumerate(zip(sides, (self.other, self.own), strict=True)):
             near = torch.cat(
-                [(e_BE * bank[slot_B]).sum(1, keepdim=True), torch.einsum("be,bme->bm", e_BE, bank[drawn_BM])], 1
+                [(e_BE * bank[index]).sum(1, keepdim=True), torch.einsum("be,bme->bm", e_BE, bank[drawn_BM])], 1
             )
             h = (near / self.options.temperature).exp() / self.scale[number]
             seen.append((h.detach().mean() * self.scale[number] * self.total).float())
@@ -77,18 +77,18 @@ class CRD(RelationObjective):
             loss_B = loss_B - ((noise / (h[:, 1:] + noise)).log() * counts_BM).sum(1)
         if self.training:
             kept = present_B > 0
-            self._last = (slot_B[kept], label_B[kept], *(e.detach()[kept] for e in sides), torch.stack(seen))
+            self._last = (index[kept], label_B[kept], *(e.detach()[kept] for e in sides), torch.stack(seen))
         return loss_B * present_B
 
     def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
         raise NotImplementedError("samples are compared with a bank, not with one another")
 
-    def _negatives(self, slot_B: Tensor) -> Tensor:
+    def _negatives(self, index: Tensor) -> Tensor:
         """Return slots to draw from the banks [B, M]; measuring draws the same every time."""
         count = min(self.options.negatives, self.total)
         if self.training:
-            return torch.randint(self.total, (len(slot_B), count), device=slot_B.device)
-        return torch.arange(count, device=slot_B.device).expand(len(slot_B), -1)
+            return torch.randint(self.total, (len(index), count), device=index.device)
+        return torch.arange(count, device=index.device).expand(len(index), -1)
 
     def after_step(self) -> None:
         if not self._last:

@@ -87,7 +87,7 @@ class TimmTarget(TargetAdapter):
         return pretrained_names(net, facts) if chosen.pretrained else ()
 
     def recipe(self, facts: ImageFacts, options: BaseModel) -> str:
-        return "kd"
+        return "ofa-kd"
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return image_graphs(student, profile, options)

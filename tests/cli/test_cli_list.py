@@ -228,10 +228,9 @@ def test_papers_are_counted_with_what_comes_from_them(site: Site) -> None:
     """),
     )
     found = document("list", "objectives", "--papers")
-    assert found["papers"][:2] == [
-        {"paper": "arXiv:1", "objectives": ["a", "b"]},
-        {"paper": "arXiv:2", "objectives": ["c"]},
-    ]
+    own = [row for row in found["papers"] if row["paper"] in ("arXiv:1", "arXiv:2")]
+    assert own == [{"paper": "arXiv:1", "objectives": ["a", "b"]}, {"paper": "arXiv:2", "objectives": ["c"]}]
+    assert found["count"] == len(found["papers"]) >= 2
     shown = call("list", "objectives", "--papers").output
     assert f"{found['count']} papers" in shown
     assert "a, b" in shown

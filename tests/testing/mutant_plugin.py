@@ -345,6 +345,8 @@ class LossyFamily(KitFamily):
 
 
 class RightMetric(Metric):
+    figures = ("error",)
+
     def evaluate(self, request):
         return self.measured(request)
 

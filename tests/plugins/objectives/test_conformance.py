@@ -26,7 +26,7 @@ class Labelled(ObjectiveConformance):
     """Reads labels too; probabilities where ``mixed``."""
 
     student = teacher = LOGITS
-    data: ClassVar[Mapping[str, Any]] = {"classes": CLASSES, "samples": {"train": 9}}
+    data: ClassVar[Mapping[str, Any]] = {"classes": CLASSES, "indices": 13}
     mixed: ClassVar[bool] = False
     indexed: ClassVar[bool] = False
 
@@ -35,7 +35,7 @@ class Labelled(ObjectiveConformance):
             return {"labels": torch.rand(self.samples, CLASSES, generator=generator).softmax(-1)}
         shape = [self.samples, self.sizes["L"]] if self.student.layout == "BLK" else [self.samples]
         labels = {"labels": torch.randint(0, CLASSES, shape, generator=generator)}
-        return {**labels, "index": torch.tensor([20, 3, 7, 12])} if self.indexed else labels
+        return {**labels, "index": torch.tensor([2, 3, 7, 12])} if self.indexed else labels
 
 
 class Logits(ObjectiveConformance):

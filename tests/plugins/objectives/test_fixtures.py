@@ -321,11 +321,11 @@ def test_minilm_is_the_divergence_of_softmaxed_similarities() -> None:
 
 
 def test_crd_fills_its_banks_and_contrasts_a_sample_with_other_classes() -> None:
-    data = {"classes": 2, "samples": {"train": 4}}
+    data = {"classes": 2, "indices": 4}
     found = made("crd", feature(3), feature(3), data=data, width=128, negatives=4).train()
     own, other = random(2, 3).float(), random(2, 3, seed=1).float()
     before = found.own.clone()
-    more = {"index": torch.tensor([5, 2]), "labels": torch.tensor([0, 1])}
+    more = {"index": torch.tensor([1, 2]), "labels": torch.tensor([0, 1])}
     found(own, other, batch(2), **more)
     found.after_step()
     assert found.classes.tolist() == [-1, 0, 1, -1]
