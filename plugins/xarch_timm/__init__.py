@@ -35,7 +35,7 @@ def xarch_register(registry: Any) -> None:
         produces="image",
         needs=needs,
         summary="any image classifier of timm: timm:NAME",
-        recipes=["kd"],
+        recipes=["ofa-kd", "kd", "no-teacher"],
         profiles=["cpu"],
         reference="model",
     )

@@ -90,6 +90,18 @@ def test_a_method_is_named_wherever_a_recipe_is(methods: Methods, tmp_path: Path
     assert (head.title, head.control, head.families) == ("mine", "", [])
 
 
+def test_a_family_settles_what_is_open_and_nothing_that_was_removed(methods: Methods) -> None:
+    methods(ofa=METHOD)
+    settings = {"validation.samples": 500, "optimiser.warmup": 0.1}
+    validated = load_config("ofa", sets=["stages.distil.validation.keep=better"])
+    free = validated.with_settings(settings, "family x").config.stages["distil"]
+    assert free.validation is not None
+    assert (free.validation.samples, free.optimiser.warmup) == (500, 0.1)
+    given = load_config("ofa", sets=["stages.distil.validation=null", "stages.distil.optimiser.warmup=0.3"])
+    stage = given.with_settings(settings, "family x").config.stages["distil"]
+    assert (stage.validation, stage.optimiser.warmup) == (None, 0.3)
+
+
 def test_the_families_of_a_head_reach_the_configuration(methods: Methods, tmp_path: Path) -> None:
     """The lowest method speaks for what extends it, until one says otherwise."""
     methods(ofa=METHOD)

@@ -18,7 +18,7 @@ STUDENTS: dict[str, tuple[int, dict[str, Any]]] = {
     "convnext_atto": (32, {"dims": (8, 12, 16, 24), "depths": (1, 1, 1, 1)}),
     "vit_tiny_patch16_224": (28, {"patch_size": 7, "depth": 6, "embed_dim": 32, "num_heads": 4}),
     "deit_tiny_distilled_patch16_224": (28, {"patch_size": 7, "depth": 6, "embed_dim": 32, "num_heads": 4}),
-    "mixer_s32_224": (64, {}),
+    "mixer_s32_224": (64, {"mlp_ratio": (0.25, 0.5)}),
     "swin_tiny_patch4_window7_224": (56, {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}),
 }
 TEACHER = Tap("logits", "logits", "BK", {"K": CLASSES})

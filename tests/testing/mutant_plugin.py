@@ -98,6 +98,38 @@ class RoundsToFloat(Right):
         return super().forward(student.float(), teacher.float(), batch, mask=mask)
 
 
+class Counts(Right):
+    """Adds up its loss."""
+
+    summed = frozenset({"seen"})
+
+    def __init__(self, student, teacher, options, context):
+        super().__init__(student, teacher, options, context)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
+        loss = super().forward(student, teacher, batch, mask=mask)
+        if self.counts():
+            self.seen += self.added(loss.detach())
+        return loss
+
+    def counts(self):
+        return self.training
+
+    def added(self, loss):
+        return loss.sum().float()
+
+
+class CountsMeasurements(Counts):
+    def counts(self):
+        return True
+
+
+class CountsBatches(Counts):
+    def added(self, loss):
+        return loss.mean().float()
+
+
 class LooseOptions(Options):
     model_config: ClassVar[Any] = {"extra": "allow"}
 
@@ -428,6 +460,9 @@ OBJECTIVES = (
     RoundsToFloat,
     TakesAnyOption,
     RealTensors,
+    Counts,
+    CountsMeasurements,
+    CountsBatches,
 )
 CONNECTORS = (RightConnector, RightPooling, CentresOverTheBatch, CountsPadding, DeclaresAnotherWidth)
 STEPS = (

@@ -22,6 +22,8 @@ FAULTS = {
     "RoundsToFloat": "test_the_gradient_is_that_of_the_loss",
     "TakesAnyOption": "test_unknown_options_are_refused",
     "RealTensors": "test_builds_on_the_meta_device",
+    "CountsMeasurements": "test_what_it_adds_up_is_that_of_the_whole_batch_and_of_training_alone",
+    "CountsBatches": "test_what_it_adds_up_is_that_of_the_whole_batch_and_of_training_alone",
     "CentresOverTheBatch": "test_cut_batches_equal_the_whole_unless_it_couples",
     "CountsPadding": "test_masked_positions_do_not_count",
     "DeclaresAnotherWidth": "test_gives_what_it_declares",
@@ -55,6 +57,7 @@ FAULTS = {
 }
 RIGHT = (
     "Right",
+    "Counts",
     "RightConnector",
     "RightPooling",
     "RightStep",
