@@ -155,11 +155,11 @@ def main() -> None:
     from xarch_rows.source import train_teacher
 
     torch.set_num_threads(1)
-    read_once()
     settings = {"steps": STEPS, "sizes": list(SIZES)}
     store = Store(arguments.out, header("engine_overhead", settings, threads=1), arguments.fresh)
     with tempfile.TemporaryDirectory() as folder:
         teacher = f"rows:{train_teacher('digits', str(Path(folder) / 'teacher.safetensors'))}"
+        read_once()
         for width, batch in SIZES:
             for number in range(arguments.rounds):
                 if store.find(width=width, batch=batch, round=number) is None:

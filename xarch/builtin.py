@@ -24,7 +24,7 @@ OBJECTIVES = (
     ("cross-entropy", "labels:CrossEntropy", "logits with labels", "nats/position", "", "loss on given labels"),
     ("hard-label", "labels:HardLabel", CLASSES, "nats/position", "arXiv:2012.12877", "loss on the likeliest class"),
     ("correlation", "correlation:Correlation", DENSE, "1 - correlation", "arXiv:2205.10536", "over features or batch"),
-    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "", "flow between places (Yim et al., CVPR 2017)"),
+    ("fsp", "flow:FSP", "two or more joined taps", "squared value", "CVPR 2017", "flow between places"),
 )
 CONNECTORS = (
     ("linear", "Linear", "to the right side's width at every position"),
@@ -73,6 +73,9 @@ def xarch_register(registry: Declarations) -> None:
     for name, attribute, summary in SCHEDULES:
         registry.schedule(name, load=f"xarch.optim.schedules:{attribute}", summary=summary)
     registry.export("cpu", load="xarch.export.profiles:cpu", summary="onnxruntime on a CPU")
+    registry.export("cpu-int8", load="xarch.export.profiles:cpu_int8", summary="as cpu, products in 8 bits")
+    registry.export("openvino", load="xarch.export.profiles:openvino", summary="OpenVINO, float32")
+    registry.export("web", load="xarch.export.profiles:web", summary="onnxruntime-web, opset 17, float32")
     registry.export("npu", load="xarch.export.profiles:npu", summary="accelerators: static shapes, opset 17, float32")
     registry.export("npu-fp16", load="xarch.export.profiles:npu_fp16", summary="as npu, matrix products in float16")
     registry.export("npu-int8", load="xarch.export.profiles:npu_int8", summary="as npu, calibrated to 8 bits")

@@ -118,7 +118,9 @@ def main() -> None:
         if part == "convert":
             convert = functools.partial(converted, arch, seed, file, judge, arguments.work)
             batches = POINTS if point_stages(conversion_of(arch, seed, file)) else POINTS[:1]
-            row = fastest(convert, batches, SHARES, quality - BELOW, first and (first["points"], first["share"]))
+            row = fastest(
+                convert, batches, SHARES, quality - BELOW, (first["points"], first["share"]) if first else None
+            )
         elif part == "drop" and arch in ("vm", "cp"):
             reached = store.find(student=arch, part="convert", seed=seed)
             if reached is None:
@@ -130,7 +132,7 @@ def main() -> None:
             given = teacher.occupancy if part == "given" else None
             lengths = tuple(int(n) for n in arguments.steps.split(","))
             train = functools.partial(trained, arch, seed, pixels, judge, quality - BELOW, arguments.cap, part, given)
-            start = first and ((first["rays"], first["samples"]), first["steps"])
+            start = ((first["rays"], first["samples"]), first["steps"]) if first else None
             row = fastest(train, BATCHES, lengths, quality - BELOW, start)
         else:
             continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from xarch import Batch, DataInfo, Family
 from xarch_image.facts import ImageFacts
+
+LEAST_SEEN, MOST_EPOCHS = 40_000, 300
 
 
 class ImageFamily(Family):
@@ -46,6 +48,19 @@ class ImageFamily(Family):
         if isinstance(classes, int) and classes != facts.classes:
             return f"they have {classes} classes, the model {facts.classes}"
         return None
+
+    def report_sections(self, run: Any) -> Sequence[Any]:
+        """Return pictures with both answers, recall by class, and which layers are alike."""
+        from xarch_image.report import sections
+
+        return sections(run)
+
+    def training_on(self, data: DataInfo) -> Mapping[str, Any]:
+        """Pass small data more often: students see :data:`LEAST_SEEN` pictures at least, in at most
+        :data:`MOST_EPOCHS` epochs."""
+        samples = data.facts.get("samples", {}).get("train") or LEAST_SEEN
+        epochs = max(self.training["epochs"], min(MOST_EPOCHS, round(LEAST_SEEN / samples)))
+        return {**self.training, "epochs": epochs}
 
     def example_batch(self, facts: ImageFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random images."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, Options, TapModel, UsageError
+from xarch_image.cka import Alikeness
 from xarch_image.groups import class_groups
 from xarch_image.shown import ShownPictures
 
@@ -24,6 +25,7 @@ FEW_CLASSES = 20
 class Top1Options(Options):
     """Options of ``top1``."""
 
+    cka: int = Field(128, ge=0, description="held-out pictures on which the alikeness of layers is measured; 0: none")
     groups: list[int] = Field(
         default_factory=list,
         description="where mid and tail begin among the classes sorted by training images, e.g. [36, 71]; by default "
@@ -41,6 +43,7 @@ class Top1(Metric):
     """
 
     Options = Top1Options
+    figures = ("top1", "top5", "balanced_accuracy", "recall.*", "agreement")
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
@@ -52,10 +55,14 @@ class Top1(Metric):
         if request.teacher is not None:
             models["teacher"] = request.teacher
         tallies = {name: _Tally() for name in models}
-        shown = ShownPictures()
+        shown, alike = ShownPictures(), Alikeness()
         labelled = False
         for batch in request.batches():
-            scores = {name: _scores(model, batch, name) for name, model in models.items()}
+            layers = alike.images < request.options.cka and _comparable(models)
+            values = {name: _values(model, batch, name, layers) for name, model in models.items()}
+            scores = {name: found.pop("logits").float().cpu() for name, found in values.items()}
+            if layers:
+                alike.add(values["student"], values["teacher"])
             labels = batch.get("labels")
             labelled = labels is not None
             for name, score_BK in scores.items():
@@ -85,7 +92,7 @@ class Top1(Metric):
             gated=agreement["student"] if request.teacher is not None and labelled else {},
             units=dict.fromkeys(measured, "share"),
             directions=dict.fromkeys(measured, True),
-            samples=shown.samples(names, recall, counts),
+            samples=shown.samples(names, recall, counts) + [m for m in (alike.to_json(),) if m],
         )
 
 
@@ -130,10 +137,21 @@ class _Tally:
         return found
 
 
-def _scores(model: TapModel, batch: Batch, name: str) -> Tensor:
+def _values(model: TapModel, batch: Batch, name: str, layers: bool) -> dict[str, Tensor]:
+    """Return a model's scores on its view of a batch; with ``layers``, also the features of teacher and student."""
     seen = batch.seen_by("teacher" if name == "teacher" else "student")
-    score_BK: Tensor = model.collect(seen, {"logits"})["logits"].detach().float().cpu()
-    return score_BK
+    wanted = _layers(model) if layers and name in ("teacher", "student") else []
+    found = model.collect(seen, {"logits", *wanted})
+    return {tap: found[tap] for tap in (*wanted, "logits")}
+
+
+def _layers(model: TapModel) -> list[str]:
+    """Return the taps whose alikeness is measured, in order; none of an exported file."""
+    return [name for name in model.taps() if name.startswith("features.") or name == "pooled"]
+
+
+def _comparable(models: Mapping[str, TapModel]) -> bool:
+    return all(name in models and len(_layers(models[name])) > 1 for name in ("teacher", "student"))
 
 
 def _hard(labels: Tensor) -> Tensor:

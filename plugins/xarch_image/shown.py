@@ -52,7 +52,10 @@ class ShownPictures:
         found: list[dict[str, Any]] = []
         for kept in self._kept.values():
             for image, label, answers in kept:
-                shares = {n: {"class": said(c), "share": p, "right": c == label} for n, (c, p) in answers.items()}
+                shares = {
+                    n: {"class": said(c), "share": p, "right": c == label, "judged": label is not None}
+                    for n, (c, p) in answers.items()
+                }
                 found.append({"png": _png(image), "label": said(label), "answers": shares})
         if recall:
             rows = [

@@ -23,9 +23,8 @@ class DKDOptions(Options):
 
 
 class DKD(LabelledObjective):
-    """T² [α KL(b_t ‖ b_s) + β KL(p̂ ‖ q̂)], with b = (p_y, 1 − p_y) and p̂, q̂ the softmax over the classes other than the
-    label y (Zhao et al., arXiv 2203.08679). KL(p ‖ q) = KL(b_t ‖ b_s) + (1 − p_y) KL(p̂ ‖ q̂).
-    """
+    """T² [α KL(b_t ‖ b_s) + β KL(p̂ ‖ q̂)], with b = (p_y, 1 − p_y) and p̂, q̂ the softmax over the classes other than
+    the label y (Zhao et al., arXiv 2203.08679). KL(p ‖ q) = KL(b_t ‖ b_s) + (1 − p_y) KL(p̂ ‖ q̂)."""
 
     Options = DKDOptions
 

@@ -22,8 +22,8 @@ class NKDOptions(Options):
 
 
 class NKD(LabelledObjective):
-    """−p_y log q_y − γ T² Σ_{k≠y} p̂_k log q̂_k, with p̂, q̂ the softmax at T over the classes other than the label y, so
-    that both sum to 1 (Yang et al., arXiv 2303.17005). The cross-entropy with the label is a match of its own."""
+    """−p_y log q_y − γ T² Σ_{k≠y} p̂_k log q̂_k, with p̂, q̂ the softmax at T over the classes other than the label y,
+    so that both sum to 1 (Yang et al., arXiv 2303.17005). The cross-entropy with the label is a match of its own."""
 
     Options = NKDOptions
 

@@ -51,7 +51,8 @@ class PictureData(DataProvider):
         samples["train"] *= options.augment.repeats
         facts: dict[str, Any] = {"samples": samples, "size": form.size, "channels": form.channels}
         shape = {"C": form.channels, "H": form.size, "W": form.size}
-        tensors = {"images": TensorInfo("BCHW", shape)}
+        facts["indices"] = len(table)
+        tensors = {"images": TensorInfo("BCHW", shape), "index": TensorInfo("B")}
         if form.views(options):
             seen = {"C": form.channels, "H": form.teacher_size, "W": form.teacher_size}
             tensors["images@teacher"] = TensorInfo("BCHW", seen)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,22 @@ from torch import Tensor
 from xarch import UsageError
 from xarch_pictures.options import Augment
 
-Transform = Callable[[Any, torch.Generator], Tensor]
-"""(picture of Pillow or uint8 [C,H,W], generator) -> [C,H,W], uint8 or float32 in 0..1."""
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 """Nothing is normalised: each model does that for itself."""
 PHOTO_CROP = 0.875
 REDRAWS = 4
+
+
+class Transform(Protocol):
+    """From a picture of Pillow, or uint8 [C,H,W], to [C,H,W], uint8 or float32 in 0..1.
+
+    Attributes:
+        random: whether it draws from the generator.
+    """
+
+    random: bool
+
+    def __call__(self, picture: Any, generator: torch.Generator) -> Tensor: ...
 
 
 class Light:
@@ -31,11 +41,12 @@ class Light:
         self.size, self.channels, self.augment, self.shape = size, channels, augment, (size, size)
         self.pad = augment.pad if augment is not None and augment.crop == "pad" else 0
         self.flip = augment.flip if augment is not None else 0.0
+        self.random = bool(self.pad or self.flip)
 
     def __call__(self, picture: Any, generator: torch.Generator) -> Tensor:
         if not isinstance(picture, Tensor) or picture.shape[-2:] != self.shape:
             return (self._others(picture, generator) * 255).round().byte()
-        if self.pad or self.flip:
+        if self.random:
             down, across, mirrored = torch.rand(3, generator=generator).tolist()
             height, width = self.shape
             if self.pad:

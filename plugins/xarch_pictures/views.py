@@ -90,7 +90,6 @@ class Samples(IndexedData):
             augment = augment.model_copy(update={"crop": "pad" if small else "resized"})
         share = options.crop_share or (PHOTO_CROP if augment.crop == "resized" else 1.0)
         self.repeats = augment.repeats if training else 1
-        self.augments = training
         labels = chosen.labels if training else table.labels
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.labelled = None if chosen.labelled is None else torch.from_numpy(chosen.labelled).float()
@@ -102,6 +101,8 @@ class Samples(IndexedData):
         self.teacher: Transform | None = None
         if options.teacher_view != "same" or (not training and form.teacher_size != form.size):
             self.teacher = transform(form.teacher_size, plain=options.teacher_view == "plain")
+        self.training = training
+        self.augments = any(side.random for side in (self.student, self.teacher) if side is not None)
 
     def __len__(self) -> int:
         return self.total
@@ -113,11 +114,12 @@ class Samples(IndexedData):
         sides = {"images": self.student} | ({"images@teacher": self.teacher} if self.teacher is not None else {})
         drawn = [{key: side(picture, generator) for key, side in sides.items()} for _ in range(self.repeats)]
         sample = drawn[0] if self.repeats == 1 else {key: torch.stack([d[key] for d in drawn]) for key in sides}
+        sample["index"] = torch.tensor(index)
         if self.labels is None:
             return sample
         label = self.labels[index]
         if self.labelled is not None:
-            known = self.labelled[index] if self.augments else torch.ones(())
+            known = self.labelled[index] if self.training else torch.ones(())
             sample["labelled"] = known
             label = label * known.long()
         sample["labels"] = label
@@ -145,7 +147,7 @@ class PictureStream(IndexedStream):
                 k: v.flatten(0, 1) if k.startswith("images") else v.repeat_interleave(self.repeats)
                 for k, v in found.items()
             }
-            number = (number[:, None] * self.repeats + torch.arange(self.repeats)).flatten()
+            number = (number[:, None] ^ torch.arange(self.repeats)).flatten()
         for key in [k for k, v in found.items() if v.dtype == torch.uint8]:
             found[key] = found[key].float().div_(255)
         if self.form.teacher_size != self.form.size and "images@teacher" not in found:

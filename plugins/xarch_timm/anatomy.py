@@ -1,8 +1,8 @@
 """Where to tap a timm model: found by running it once, without tables of names.
 
 ``forward_intermediates`` of timm returns the outputs of all blocks as maps. A pyramid is tapped at the last block of
-each of its (last four) map sizes; a stack of equal blocks at 1/6, 1/3, 5/6 and all of its depth, which are the
-cumulative depths of a pyramid's usual 2-2-6-2 blocks.
+each of its (last four) map sizes; a stack of more than four equal blocks at 1/6, 1/3, 5/6 and all of its depth,
+which are the cumulative depths of a pyramid's usual 2-2-6-2 blocks; any other model at its last four.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _chosen(maps: Sequence[Tensor]) -> tuple[int, ...]:
     last_of = {tuple(m.shape[-2:]): i for i, m in enumerate(maps)}
     if len(last_of) >= PYRAMID:
         return tuple(sorted(last_of.values())[-STAGES:])
-    if len(last_of) == 1:
+    if len(last_of) == 1 and len(maps) > STAGES:
         return tuple(sorted({math.ceil(len(maps) * depth) - 1 for depth in DEPTHS}))
     return tuple(range(len(maps)))[-STAGES:]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -25,13 +28,32 @@ def create(facts: ImageFacts) -> nn.Module:
         UsageError: the model does not take these arguments.
     """
     name, arguments = facts.arch, dict(facts.options)
+    common = {"pretrained": False, "num_classes": facts.classes, "in_chans": facts.channels}
     try:
-        net: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=facts.classes, in_chans=facts.channels, **arguments
-        )
+        with _replacing(name, arguments) as replaced:
+            net: nn.Module = timm.create_model(name, **common, **({} if replaced else arguments))
     except (TypeError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as e:
         raise UsageError(f"timm:{name} cannot be built with {arguments}: {e}", "change the arguments after `?`") from e
     return net.eval()
+
+
+@contextmanager
+def _replacing(name: str, arguments: Mapping[str, Any]) -> Iterator[bool]:
+    """Let arguments replace those that the model's function in timm fixes; some of these functions accept none that
+    they fix. Yields whether the arguments are handled here."""
+    entry = timm.models.model_entrypoint(name)
+    module = sys.modules[entry.__module__]
+    fixed = inspect.getsource(entry)
+    if not any(f"{key}=" in fixed for key in arguments) or not hasattr(module, "build_model_with_cfg"):
+        yield False
+        return
+    build = module.build_model_with_cfg
+
+    def with_arguments(*given: Any, **fixed: Any) -> Any:
+        return build(*given, **{**fixed, **arguments})
+
+    with patch.object(module, "build_model_with_cfg", with_arguments):
+        yield True
 
 
 def describe(
@@ -79,7 +101,8 @@ def _described(
         with torch.device("meta"):
             net = create(replace(start, options=own))
     mean, std = (_per_channel(config[key], channels) for key in ("mean", "std"))
-    found = examine(net, channels, size, name)
+    # Counting operations hooks every tensor that could have a gradient.
+    found = examine(net.requires_grad_(False), channels, size, name)
     facts = ImageFacts(
         arch=name,
         classes=classes,

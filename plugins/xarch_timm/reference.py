@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from xarch import UsageError
 
-OWN = ("checkpoint", "pretrained", "size", "channels", "classes", "mean", "std", "allow_pickle")
+OWN = ("checkpoint", "pretrained", "size", "channels", "classes", "mean", "std", "labels", "allow_pickle")
 """Keys that xarch reads; all others are arguments of ``timm.create_model``."""
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from xarch import Options, SourceAdapter, SourceInfo, UsageError, file_digest, weights_digest
 from xarch_image import ImageFacts
 from xarch_timm.build import classifier, create, describe
+from xarch_timm.labels import class_names
 from xarch_timm.model import TimmTeacher
 from xarch_timm.reference import Reference, image_size, parse
 from xarch_timm.weights import from_file, header, pretrained, sizes_in
@@ -29,6 +30,7 @@ class TimmSourceOptions(Options):
     classes: int | None = Field(None, ge=1, description="number of classes; default: the checkpoint's")
     mean: list[float] | None = Field(None, description="normalisation: mean of each channel, of images in 0 to 1")
     std: list[float] | None = Field(None, description="normalisation: deviation of each channel")
+    labels: str | None = Field(None, description="names of its classes, a subset of timm, e.g. imagenet-1k")
     allow_pickle: bool = Field(
         False, description="also read .pth files: tensors only, in a separate process, cached as safetensors"
     )
@@ -133,7 +135,8 @@ def _facts(named: Reference, chosen: TimmSourceOptions) -> tuple[ImageFacts, tup
         values = getattr(chosen, key)
         if values is not None:
             facts = replace(facts, **{key: tuple(values) if len(values) > 1 else tuple(values) * facts.channels})
-    return ImageFacts.from_json(facts.to_json()), tuple(warnings)
+    names = class_names(chosen.labels, facts) if chosen.labels else ()
+    return ImageFacts.from_json(replace(facts, class_names=names).to_json()), tuple(warnings)
 
 
 def _text(facts: ImageFacts) -> str:

@@ -78,16 +78,16 @@ class TimmTarget(TargetAdapter):
         meta = any(p.is_meta for p in net.parameters())
         if chosen.checkpoint:
             file = Path(chosen.checkpoint).expanduser()
-            if meta:
-                return names_to_load(net, header(file, allow_pickle=chosen.allow_pickle)[0])
-            found = from_file(facts, file, allow_pickle=chosen.allow_pickle, resize=True, new_head=True)
-            net.load_state_dict(found.state_dict())
-        elif chosen.pretrained and not meta:
+            if not meta:
+                found = from_file(facts, file, allow_pickle=chosen.allow_pickle, resize=True, new_head=True)
+                net.load_state_dict(found.state_dict())
+            return names_to_load(net, header(file, allow_pickle=chosen.allow_pickle)[0])
+        if chosen.pretrained and not meta:
             net.load_state_dict(pretrained(facts).state_dict())
         return pretrained_names(net, facts) if chosen.pretrained else ()
 
     def recipe(self, facts: ImageFacts, options: BaseModel) -> str:
-        return "kd"
+        return "ofa-kd"
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return image_graphs(student, profile, options)

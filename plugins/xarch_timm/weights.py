@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import timm
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from xarch import UsageError, load_weights, weights_header
 from xarch_image import ImageFacts
 from xarch_timm.build import create
+from xarch_timm.foreign import renamed
+
+T = TypeVar("T")
 
 FACTS = "xarch.facts"
 """Metadata of a safetensors file that holds the model's facts as JSON."""
@@ -44,7 +48,7 @@ def load(net: nn.Module, facts: ImageFacts, tensors: Mapping[str, Tensor], where
         UsageError: a tensor is missing, unknown, or has another shape.
     """
     own = net.state_dict()
-    given = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    given = _plain(tensors, own)
     given = _adapted_stem(net, facts, given)
     filter_of = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_of is not None and (resize or set(given) != set(own)):
@@ -96,9 +100,9 @@ def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool
         UsageError: see :func:`load`.
     """
     net = create(facts)
-    tensors = load_weights(file, allow_pickle=allow_pickle)
+    own = net.state_dict()
+    tensors = _plain(load_weights(file, allow_pickle=allow_pickle), own)
     if new_head:
-        own = net.state_dict()
         heads = {n for n in tensors if n in own and n in head_names(net) and own[n].shape != tensors[n].shape}
         tensors = {n: own[n] if n in heads else t for n, t in tensors.items()}
     load(net, facts, tensors, str(file), resize=resize)
@@ -108,7 +112,7 @@ def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool
 def names_to_load(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return which of a model's tensors a checkpoint with these shapes gives: all but a head for other classes."""
     heads, own = head_names(net), net.state_dict()
-    plain = {n.removeprefix("module."): shape for n, shape in shapes.items()}
+    plain = _plain(shapes, own)
     return [n for n, t in own.items() if n not in heads or plain.get(n) == tuple(t.shape)]
 
 
@@ -140,7 +144,7 @@ def sizes_in(
         return {"classes": facts.classes, "channels": facts.channels, "size": (facts.height, facts.width)}
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False)
-    plain = {n.removeprefix("module."): s for n, s in shapes.items()}
+    plain = _plain(shapes, net.state_dict())
     weights = [n for n in sorted(head_names(net)) if n.endswith("weight") and n in plain]
     if not weights:
         raise UsageError(f"{where} has no classifier of a {name}", "give its classes, &classes=10")
@@ -149,6 +153,11 @@ def sizes_in(
     if stem:
         found["channels"] = plain[stem][1]
     return found
+
+
+def _plain(given: Mapping[str, T], own: Mapping[str, object]) -> dict[str, T]:
+    """Return entries under timm's names, without the prefix of a parallel wrapper."""
+    return renamed({name.removeprefix("module."): value for name, value in given.items()}, own)
 
 
 def _stem(net: nn.Module, names: Mapping[str, object]) -> str | None:

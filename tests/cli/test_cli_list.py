@@ -214,3 +214,23 @@ def test_a_family_nobody_registers_is_shown_as_an_error(site: Site) -> None:
     assert row["status"] == "unknown-family"
     assert "did you mean 'boxes'?" in row["detail"]
     assert "did you mean 'boxes'?" in call("plugins", "check", "shop", code=4).output
+
+
+def test_papers_are_counted_with_what_comes_from_them(site: Site) -> None:
+    site.install(
+        "xarch-shop",
+        "shop",
+        registering("""
+        registry.objective("b", load="m:a", paper="arXiv:1")
+        registry.objective("a", load="m:a", paper="arXiv:1")
+        registry.objective("c", load="m:a", paper="arXiv:2")
+        registry.objective("d", load="m:a")
+    """),
+    )
+    found = document("list", "objectives", "--papers")
+    own = [row for row in found["papers"] if row["paper"] in ("arXiv:1", "arXiv:2")]
+    assert own == [{"paper": "arXiv:1", "objectives": ["a", "b"]}, {"paper": "arXiv:2", "objectives": ["c"]}]
+    assert found["count"] == len(found["papers"]) >= 2
+    shown = call("list", "objectives", "--papers").output
+    assert f"{found['count']} papers" in shown
+    assert "a, b" in shown

@@ -66,6 +66,11 @@ def test_an_epoch_reads_every_sample_once_in_an_order_of_its_own() -> None:
     assert seen[:12] != seen[12:]
     identities = torch.cat([b["sample_id"] for b in take(stream(Numbers(12)), 6)])
     assert len(identities.unique()) == 24, "an augmented sample is another one in the next epoch"
+    again = torch.cat([b["sample_id"] for b in take(stream(Numbers(12)), 6)])
+    assert torch.equal(again, identities)
+    request = DataRequest("numbers", None, samples=4, seed=4)
+    other = torch.cat([b["sample_id"] for b in take(IndexedStream(Numbers(12), request), 6)])
+    assert not set(other.tolist()) & set(identities.tolist()), "stale teacher outputs would be used"
 
 
 def test_fixed_splits_are_read_once_and_whole() -> None:

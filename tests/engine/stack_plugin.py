@@ -268,8 +268,13 @@ class Noise(BatchStream):
         self.taken.append((batch, losses))
 
 
+class NoiseSample(Options):
+    length: int = 4
+
+
 class NoiseData(DataProvider):
     Options = NoiseOptions
+    Sample = NoiseSample
 
     def describe(self, request):
         tensors = {"x": TensorInfo("BLD", {"D": int(request.ref)})}

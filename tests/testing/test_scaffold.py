@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from xarch.errors import UsageError
+from xarch.registry import declare
 from xarch.testing.scaffold import KINDS, write_plugin
 
-QUICK = ("objective", "batch-step")
+QUICK = ("objective", "schedule")
 EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
 
 
@@ -36,6 +37,20 @@ def test_written_plugin_is_green_and_listed(kind: str, tmp_path: Path) -> None:
     )
     states = {p["name"]: p["state"] for p in json.loads(found.stdout)["plugins"]}
     assert states["demo"] == "ok"
+
+
+def test_every_registered_kind_has_a_template() -> None:
+    assert {kind.replace("-", "_") for kind in KINDS} == set(declare.KINDS)
+
+
+def test_two_plugins_are_tested_in_one_call(tmp_path: Path) -> None:
+    """Test files of one name made pytest stop at the second plugin."""
+    for name in ("one", "two"):
+        write_plugin(name, tmp_path / name, kind="wrapper")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(tmp_path / name) for name in ("one", "two"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    green = subprocess.run([*command, "one", "two"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert green.returncode == 0, green.stdout[-3000:]
 
 
 @pytest.mark.slow
@@ -62,7 +77,7 @@ def test_the_template_is_the_familys(tmp_path: Path) -> None:
     written = write_plugin("demo", tmp_path / "demo", family="decoder")
     names = {str(path.relative_to(tmp_path / "demo")) for path in written}
     assert {"pyproject.toml", "README.md", "xarch_demo/__init__.py", "xarch_demo/target.py"} <= names
-    assert "tests/test_conformance.py" in names
+    assert "tests/test_demo.py" in names
     for path in written:
         text = path.read_text(encoding="utf-8")
         assert "${" not in text

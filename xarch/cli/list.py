@@ -25,9 +25,15 @@ WIDE = 120
 
 @define("list")
 @click.argument("what", type=click.Choice(CHOICES), required=False)
-def command(session: Session, what: str | None) -> None:
+@click.option("--papers", is_flag=True, help="Group the entries by the paper that they come from.")
+def command(session: Session, what: str | None, papers: bool) -> None:
     """List the registered entries of one kind, or of every kind except plugins."""
     registry = get_registry()
+    if papers:
+        kinds = [what] if what else ["methods", "objectives"]
+        found = papers_of({kind: _rows(registry, kind) for kind in kinds})
+        session.emit({"papers": found, "count": len(found)}, lambda console: _show_papers(console, found))
+        return
     shown = [what] if what else [c for c in CHOICES if c != "plugins"]
     document = {name: _rows(registry, name) for name in shown}
     broken = [p for p in registry.plugins() if not p.loaded and p.state != "disabled"]
@@ -36,6 +42,25 @@ def command(session: Session, what: str | None) -> None:
         for p in broken
     ]
     session.emit(document, lambda console: _show(console, document))
+
+
+def papers_of(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the papers of rows by kind: ``{"paper": ..., KIND: [names]}``, in order of their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, entries in rows.items():
+        for row in entries:
+            if row.get("paper"):
+                found.setdefault(row["paper"], {}).setdefault(kind, []).append(row["name"])
+    return [{"paper": paper, **{kind: sorted(set(n)) for kind, n in found[paper].items()}} for paper in sorted(found)]
+
+
+def _show_papers(console: Console, papers: list[dict[str, Any]]) -> None:
+    from xarch.cli.tables import table
+
+    kinds = [kind for kind in KIND_OF if any(kind in row for row in papers)]
+    cells = [[row["paper"], *(", ".join(row.get(kind, [])) for kind in kinds)] for row in papers]
+    console.print(table(["paper", *kinds], cells, whole=("paper",)))
+    console.print(f"{len(papers)} papers")
 
 
 def _rows(registry: Registry, what: str) -> list[dict[str, Any]]:

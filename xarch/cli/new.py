@@ -22,8 +22,9 @@ def command() -> None:
 def plugin(session: Session, name: str, kind: str, family: str) -> None:
     """Create a plugin package called NAME with passing tests, in --out or ./xarch-NAME.
 
-    KIND is target, objective, connector, batch-step, method, data, metric, stage, or family. A family package includes
-    a source, a target, data, a metric and a method.
+    KIND is any registered kind: target, source, family, objective, connector, batch-step, data, metric, stage, method,
+    recipe, optimiser, wrapper, schedule, export, report, or teacher. A family package includes a source, a target,
+    data, a metric and a method.
     """
     from xarch.testing.scaffold import write_plugin
 

@@ -19,9 +19,9 @@ class Batch:
 
     Attributes:
         tensors: name -> tensor; dimension 0 is the sample. A family defines the names that its models read. Data may
-            add ``sample_id`` [B] int64, which identifies a sample and its augmentation. A *view* for one side only is
-            named ``NAME@teacher`` or ``NAME@student`` (``NAME@MODEL`` for one of several teachers); :meth:`seen_by`
-            resolves it.
+            add ``sample_id`` [B] int64, which identifies a sample and its augmentation, and ``index`` [B] int64, the
+            number of a sample whatever its augmentation. A *view* for one side only is named ``NAME@teacher`` or
+            ``NAME@student`` (``NAME@MODEL`` for one of several teachers); :meth:`seen_by` resolves it.
         units: number of budget units (tokens, images, rays) in it.
         meta: facts that are not tensors (e.g. the origin of the samples).
     """

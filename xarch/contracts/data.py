@@ -46,7 +46,8 @@ class DataInfo:
         tensors: batch key -> :class:`TensorInfo`, including views (``NAME@teacher``). The plan checks keys and layouts.
         facts: facts for objectives, batch steps and the plan: ``classes``, ``class_counts`` (a list), ``samples``
             ({split: number}), ``length`` (longest sample), ``heldout_units`` (budget units in a held-out sample, where
-            it is more than a training one: a whole picture) and any others.
+            it is more than a training one: a whole picture), ``indices`` (number of distinct values of the tensor
+            ``index``) and any others.
         warnings: warnings to show in the plan, e.g. about skipped files.
         processor_hint: what to do where the teacher has no tokenizer or image processor, if batches cannot be made
             without one; "" if they can.
@@ -71,7 +72,7 @@ class DataRequest:
         options: validated by the provider's ``Options``.
         split: part of the data.
         samples: samples per batch.
-        sample: form of one sample, e.g. ``{"length": 512}``.
+        sample: form of one sample as configured, e.g. ``{"length": 512}``; checked with the provider's ``Sample``.
         processors: "teacher" and "student" -> tokenizer or image processor (often the same object), None without one.
         seed: seed of the order and of every augmentation.
         teacher: the loaded teacher, for data sampled from it; None while planning or without a teacher.
@@ -134,9 +135,16 @@ class BatchStream(ABC, Iterator[Batch]):
 
 
 class DataProvider(ABC):
-    """Opens data of one scheme (``text:``, ``images:``, ...)."""
+    """Opens data of one scheme (``text:``, ``images:``, ...).
+
+    Class attributes:
+        Options: options of the data (``data.options``).
+        Sample: form of one sample (``data.sample``, ``stages.NAME.sample``, ``evaluate.sample``); every key has a
+            default. By default samples have no form to choose, so every key is an error.
+    """
 
     Options: ClassVar[type[BaseModel]] = Options
+    Sample: ClassVar[type[BaseModel]] = Options
 
     @abstractmethod
     def describe(self, request: DataRequest) -> DataInfo:

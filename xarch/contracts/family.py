@@ -77,6 +77,10 @@ class Family(ABC):
         """Return why a model with these facts cannot read this data (classes, length, channels), or None."""
         return None
 
+    def training_on(self, data: DataInfo) -> Mapping[str, Any]:
+        """Return :attr:`training` for this data, e.g. more epochs for a small data set."""
+        return self.training
+
     def save_processor(self, processor: Any, folder: Path) -> None:
         """Write a student's tokenizer or image processor into its folder, unless it is the teacher's.
 

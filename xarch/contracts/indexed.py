@@ -33,7 +33,7 @@ class IndexedData(ABC):
 
     Attributes:
         augments: whether ``__getitem__`` uses its generator; samples and their ``sample_id`` then differ between
-            epochs.
+            epochs and seeds.
     """
 
     augments: bool = False
@@ -111,8 +111,9 @@ class IndexedStream(BatchStream):
         return Batch(tensors, len(samples) * self.units)
 
     def _id(self, number: int) -> int:
+        """Return the sample's index, or the seed of its augmentation, which differs between runs."""
         epoch, index = self._orders.place(number)
-        return epoch * len(self.data) + index if self.data.augments else index
+        return _mixed(self._orders.seed, epoch, index) if self.data.augments else index
 
     def _next_draw(self) -> tuple[int, Any] | None:
         """Return (draw number, sample or reason for skipping it), or None at the end."""

@@ -46,9 +46,10 @@ class Evaluation:
     """A few inputs with both outputs for inspection: texts, and images as PNG files in the run folder."""
 
     def of(self, model: str) -> Mapping[str, float]:
-        """Return the figures of "student", "teacher" or a baseline; none if it was not evaluated."""
+        """Return the figures of "student" (with those that compare it with its teacher), "teacher" or a baseline; none
+        if it was not evaluated."""
         if model == "student":
-            return self.student
+            return {**self.gated, **self.student}
         return self.teacher if model == "teacher" else self.baselines.get(model, {})
 
     def higher(self, figure: str) -> bool:
@@ -120,6 +121,9 @@ class Metric(ABC):
     """
 
     Options: ClassVar[type[BaseModel]] = Options
+    figures: ClassVar[tuple[str, ...]] = ()
+    """Names of all figures that it may give, those that only gates use included; ``*`` stands for what depends on the
+    data ("recall.*"). With them the plan refuses figures that nothing measures; without them it cannot."""
 
     @abstractmethod
     def evaluate(self, request: EvaluationRequest) -> Evaluation:

@@ -198,6 +198,9 @@ class EngineContext(StageContext):
             out.append(batch.to(self.device))
             if sum(len(b) for b in out) >= samples:
                 break
+        else:
+            found = sum(len(b) for b in out)
+            self.say(f"stage {self.name}: the {split} split has {found} samples, fewer than the {samples} asked for")
         return out
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:

@@ -35,6 +35,29 @@ cpu = Profile(
     summary="onnxruntime on a CPU, float32",
 )
 
+cpu_int8 = replace(
+    cpu,
+    name="cpu-int8",
+    dtype="int8",
+    integers=("static", "dynamic"),
+    summary="like cpu, weights and inputs of products in 8 bits, calibrated or measured by each call",
+)
+
+openvino = replace(
+    cpu,
+    name="openvino",
+    # OpenVINO reads every operator of opset 18 that these graphs need; its GridSample and GatherND are as fast
+    lowerings=(),
+    summary="OpenVINO on CPUs and integrated graphics, float32",
+)
+
+web = replace(
+    cpu,
+    name="web",
+    max_opset=17,
+    summary="onnxruntime-web (WebAssembly), float32: opset 17, standard operators",
+)
+
 npu = Profile(
     name="npu",
     # the results of the graphs can be checked without an accelerator

@@ -42,14 +42,14 @@ def quantise(model: ir.Model, ranges: Mapping[str, Range]) -> int:
         KeyError: a weight has no range.
     """
     found = products(model)
-    made = _Quantiser(model.graph)
+    made = Quantiser(model.graph)
     for node in found:
         x, weight = node.inputs[0], node.inputs[1]
         assert x is not None
         assert weight is not None
         assert weight.name is not None
         scale_x = made.quantise_input(node, x, ranges[weight.name])
-        scale_w = made.quantise_weight(node, weight, _output_axis(node))
+        scale_w = made.quantise_weight(node, weight, output_axis(node))
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             made.quantise_bias(node, node.inputs[2], scale_x * scale_w)
     made.quantise_tables()
@@ -67,7 +67,7 @@ def _is_product(node: ir.Node) -> bool:
     return weight.dtype == SINGLE and len(weight.const_value.shape) >= 2 and not scaled
 
 
-def _output_axis(node: ir.Node) -> int:
+def output_axis(node: ir.Node) -> int:
     """Return the output-channel axis of a weight."""
     weight = node.inputs[1]
     assert weight is not None
@@ -77,7 +77,7 @@ def _output_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Conv" or transposed else rank - 1
 
 
-class _Quantiser:
+class Quantiser:
     """Creates quantised versions of values, each once."""
 
     def __init__(self, graph: ir.Graph) -> None:

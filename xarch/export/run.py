@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,16 +22,15 @@ from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Student
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.errors import PlanError
-from xarch.export.calibration import calibrate
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import check_file
+from xarch.export.choosing import integers
 from xarch.export.examples import save_examples
 from xarch.export.half import halve
 from xarch.export.onnx_export import to_onnx
 from xarch.export.origins import origins
-from xarch.export.parity import Blame, measure_parity, raise_unless_passed
+from xarch.export.parity import LIMITS, Blame, measure_parity, raise_unless_passed
 from xarch.export.proof import Comparison, Prover
-from xarch.export.quantise import quantise
 from xarch.export.weights import WeightStore, externalise
 from xarch.files.atomic import new_folder, write_json
 from xarch.files.manifest import seal
@@ -187,13 +185,13 @@ def _write_graphs(
     cases: Callable[[], Iterable[ParityCase]],
 ) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = {}
-    models = {}
+    models: dict[str, ir.Model] = {}
     clock = Stopwatch()
     for graph in graphs:
         started = time.monotonic()
         models[graph.name] = to_onnx(graph, profile)
         entries[graph.name] = {"seconds": round(time.monotonic() - started, 2)}
-    reduced = _reduce(models, profile, cases, say)
+    models, reduced = _reduce(models, profile, cases, say)
     with WeightStore(folder / WEIGHTS) as store:
         for graph in graphs:
             started = time.monotonic()
@@ -249,20 +247,25 @@ def _record(described: dict[str, Any], part: str, spent: Spent) -> None:
 
 
 def _reduce(
-    models: Mapping[str, ir.Model],
+    models: dict[str, ir.Model],
     profile: Profile,
     cases: Callable[[], Iterable[ParityCase]],
     say: Callable[[str], None],
-) -> dict[str, dict[str, int]]:
-    """Convert the weights of graphs to the profile's dtype, in place; return the changes to each graph."""
+) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
+    """Return the graphs with weights in the profile's dtype, and the changes to each."""
     if profile.dtype == "float16":
-        return {name: {"float16_products": halve(model)} for name, model in models.items()}
+        return models, {name: {"float16_products": halve(model)} for name, model in models.items()}
     if profile.dtype != "int8":
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        ranges = calibrate(models, cases(), Path(folder), profile.provider, threads=torch.get_num_threads())
-    say(f"export {profile.name}: calibrated inputs of {len(ranges)} weights")
-    return {name: {"int8_products": quantise(model, ranges)} for name, model in models.items()}
+        return models, {}
+    limit = LIMITS[profile.dtype].output
+    made, counts, form, tried = integers(models, profile, cases, threads=torch.get_num_threads(), limit=limit)
+    figures = {name: {k: round(v, 5) for k, v in asdict(measured).items()} for name, measured in tried.items()}
+    say(
+        f"export {profile.name}: {form} 8-bit products"
+        + "".join(f"; {name}: rel L2 {m.rel_l2:.3g}, {m.cpu_ms:.1f} CPU ms" for name, m in tried.items())
+    )
+    facts = {"int8_form": form, **({"int8_tried": figures} if figures else {})}
+    return dict(made), {name: {"int8_products": count, **facts} for name, count in counts.items()}
 
 
 def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:

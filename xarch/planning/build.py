@@ -16,8 +16,9 @@ from xarch.planning.describe import (
     prove_tensors,
 )
 from xarch.planning.feasibility import initialisation_checks, planned_export
+from xarch.planning.idle import idle_settings
 from xarch.planning.plan import Check, Plan, PlannedExport, PlannedStudent, PlannedTeacher
-from xarch.planning.resolve import Say, resolve_metric
+from xarch.planning.resolve import Say, check_samples, resolve_metric
 from xarch.planning.sides import Sides, start_of
 from xarch.planning.stages import StagePlanner, coupling_checks
 from xarch.planning.totals import Totals
@@ -70,6 +71,7 @@ def build_plan(
         PlanError: the conversion is not feasible, with the reason.
         PluginError: an adapter failed.
     """
+    check_samples(registry, config)
     sides = Sides.of(config, describer or Describer(registry, say))
     target, student, start, described = sides.target, sides.student, sides.start, sides.data.info
     device, threads = choose_device(config.runtime.device), choose_threads(config.runtime.threads)
@@ -77,7 +79,8 @@ def build_plan(
     _prove_data(sides)
     metric = choose_metric(sides)
     with registry.attributed("while planning"):
-        planner = StagePlanner(sides, device, threads.count)
+        planner = StagePlanner(sides, device, threads.count, metric)
+        planner.figures.check_gates(config.gates)
         active, left_out = planner.active()
         if not active and start.new and sides.teacher is not None:
             raise PlanError(
@@ -129,7 +132,11 @@ def build_plan(
             *coupling_checks(stages),
             *_export_checks(exports),
         ],
-        warnings=[*sides.warnings(), *left_out],
+        warnings=[
+            *sides.warnings(),
+            *left_out,
+            *idle_settings(config, planner.read, described.facts, trains_all=all(s.matches for s in stages)),
+        ],
         estimates=totals.estimates(stages, exports, metric),
         device=str(device),
         threads=threads.count,

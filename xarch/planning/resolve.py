@@ -82,6 +82,19 @@ def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Re
     return Resolved(adapter, scheme, spec.plugin, rest, validated(adapter.Options, options, "data.options"))
 
 
+def check_samples(registry: Registry, config: RunConfig) -> None:
+    """Check every form of a sample that a configuration gives.
+
+    Raises:
+        UsageError: the data's samples have no such key, or it has an invalid value.
+    """
+    model = resolve_data(registry, config.data.ref, config.data.options).adapter.Sample
+    validated(model, config.data.sample, "data.sample")
+    validated(model, config.evaluate.sample, "evaluate.sample")
+    for name, stage in config.stages.items():
+        validated(model, stage.sample, f"stages.{name}.sample")
+
+
 def providers(registry: Registry) -> Callable[[str, Mapping[str, Any]], OpenedData]:
     """Return the function passed as ``DataRequest.provider`` to providers that build on another one."""
 

@@ -27,4 +27,8 @@ def settled(loaded: LoadedConfig, describer: Describer) -> LoadedConfig:
         if teacher is None:
             return loaded
         family = teacher.info.family
-    return loaded.with_settings(family_of(registry, family).training, f"family {family}")
+    made, spec = family_of(registry, family), registry.get("family", family)
+    data = describer.data(loaded.config, teacher.info.facts if teacher is not None else None).info
+    with registry.guard(spec, "training_on"):
+        settings = made.training_on(data)
+    return loaded.with_settings(settings, f"family {family}")

@@ -28,9 +28,11 @@ from xarch.planning import estimate
 from xarch.planning.batches import plan_batches
 from xarch.planning.costs import StageCosts
 from xarch.planning.describe import family_of
+from xarch.planning.idle import ReadModels
 from xarch.planning.optimisation import plan_optimiser
 from xarch.planning.plan import CachePlan, Check, PlannedMatch, PlannedStage
 from xarch.planning.sides import Sides
+from xarch.planning.stage_settings import NamedFigures, check_figures, check_kind
 
 TINY_STEPS = 6
 TINY_BATCH = 2
@@ -46,12 +48,18 @@ class StagePlanner:
         sides: the plan's models and data.
         device: device of the run; its rates are measured briefly.
         threads: CPU threads of the run.
+        metric: the run's metric, None without one.
+
+    Attributes:
+        read: models that the stages planned so far read.
     """
 
-    def __init__(self, sides: Sides, device: torch.device, threads: int) -> None:
+    def __init__(self, sides: Sides, device: torch.device, threads: int, metric: str | None = None) -> None:
         self.sides, self.config, self.registry = sides, sides.config, sides.registry
         self.student, self.taps = sides.student, sides.taps()
         self.data: DataProvider = sides.data.adapter.adapter
+        self.figures = NamedFigures(self.registry, metric, self.student.family)
+        self.read = ReadModels()
         self.bf16 = self.config.runtime.precision == "bf16" or (
             self.config.runtime.precision == "auto" and device.type == "cuda"
         )
@@ -99,7 +107,8 @@ class StagePlanner:
         stage = self._settings(given)
         kind: StageKind = self.registry.create("stage", stage.kind, where=f"stages.{name}.kind")
         options = self._options(name, stage, kind)
-        self._check_settings(name, stage, kind)
+        check_kind(f"stages.{name}", stage, kind)
+        self._check_figures(name, stage)
         sites = [s for s in sites_of(self.student) if fnmatchcase(s, stage.sites)] if stage.scope == "local" else []
         each = self.data.units_per_sample(stage.sample)
         described = self._describe(stage.sample)
@@ -121,6 +130,7 @@ class StagePlanner:
             self._check_average(name, stage, pairs)
             trained = self._trained(name, stage, pairs)
             coupled = self._coupled(name, stage, pairs)
+        self.read.add(stage, pairs, (model for step in batches.steps for model in step.taps()))
         costs = StageCosts(self, request, pairs, batches, context, units, steps)
         cache = self._cache(stage, pairs, costs, units // each)
         optimiser = plan_optimiser(self.registry, name, stage.optimiser)
@@ -175,43 +185,9 @@ class StagePlanner:
             model = target.adapter.solver_options()
         return validated(model, stage.options, where)
 
-    def _check_settings(self, name: str, stage: Stage, kind: StageKind) -> None:
-        where = f"stages.{name}"
-        if kind.trains:
-            missing = [key for key in ("matches", "trains") if not getattr(stage, key)]
-            if missing:
-                raise UsageError(f"{where}: a stage of kind {stage.kind!r} requires `{missing[0]}`", None)
-        else:
-            useless = [k for k in ("matches", "trains", "until", "phases", "validation", "ema") if getattr(stage, k)]
-            if useless:
-                raise UsageError(
-                    f"{where}.{useless[0]}: a stage of kind {stage.kind!r} does not optimise matches",
-                    f"remove {useless[0]}",
-                )
-        self._check_metric(where, stage)
-        for figure in stage.requires:
-            side, dot, rest = figure.partition(".")
-            known = [*SIDES, *(n for n, given in self.config.teachers.items() if given.ref not in COPIES)]
-            if not dot or not rest or side not in known:
-                raise UsageError(
-                    f"{where}.requires: {figure!r} is not SIDE.FIGURE",
-                    near(side, known, "sides") + "; e.g. teacher.top1",
-                )
-            if side == "teacher" and self.sides.teacher is None:
-                raise UsageError(f"{where}.requires: {figure!r} needs a teacher, but this run has none", None)
-
-    def _check_metric(self, where: str, stage: Stage) -> None:
-        """A registered metric that the stage validates by is for students of this family."""
-        named = stage.validation.metric if stage.validation is not None else None
-        if named is None or not self.registry.has("metric", named):
-            return
-        spec, family = self.registry.get("metric", named), self.student.family
-        if not spec.serves(family):
-            raise PlanError(
-                f"{where}.validation.metric: {named!r} is for {', '.join(spec.accepts) or 'no family'}; the student is "
-                f"of family {family!r}",
-                "name a figure of the run's metric, or leave it out to validate by the stage's loss",
-            )
+    def _check_figures(self, name: str, stage: Stage) -> None:
+        others = (n for n, given in self.config.teachers.items() if given.ref not in COPIES)
+        check_figures(f"stages.{name}", stage, self.figures, [*SIDES, *others], teacher=self.sides.teacher is not None)
 
     def _describe(self, sample: Mapping[str, Any]) -> DataInfo:
         """Describe the data as batches of such samples."""

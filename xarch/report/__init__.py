@@ -30,6 +30,8 @@ _PUBLIC = {
     "Markdown": "xarch.report.blocks",
     "bars": "xarch.report.draw",
     "lines": "xarch.report.draw",
+    "heat": "xarch.report.draw",
+    "Block": "xarch.report.blocks",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -45,6 +47,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from xarch.report.blocks import (
+        Block,
         Cell,
         Code,
         Details,
@@ -62,5 +65,5 @@ if TYPE_CHECKING:
         Tile,
         Tiles,
     )
-    from xarch.report.draw import bars, lines
+    from xarch.report.draw import bars, heat, lines
     from xarch.report.files import RunInfo, StageMetrics

@@ -32,3 +32,18 @@ def lines(name: str, series: Mapping[str, Sequence[tuple[float, float]]], title:
     svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit)
     ends = ", ".join(f"{label} {number(p[0][1])} → {number(p[-1][1])}" for label, p in series.items() if p)
     return None if svg is None else Figure(svg, f"{title}: {ends}.", title)
+
+
+def heat(
+    name: str, rows: Sequence[tuple[str, Mapping[str, float]]], columns: Sequence[str], text: str, caption: str = ""
+) -> Figure | None:
+    """Draw a value for each row and column as a colour; None if there are none.
+
+    Args:
+        rows: (label, column -> value), from the top.
+        text: what it shows, for Markdown and screen readers.
+    """
+    from xarch.report.plots.heat import heat_svg
+
+    svg = heat_svg(name, rows, columns)
+    return None if svg is None else Figure(svg, text, caption)

@@ -193,7 +193,7 @@ class Evaluator:
         self._check_validation(found)
 
     def _check_validation(self, found: Evaluation) -> None:
-        figures = found.student
+        figures = found.of("student")
         for name, stage in self.config.stages.items():
             validation = stage.validation
             if validation is None or validation.metric is None or stage.skip:

@@ -75,6 +75,11 @@ class DataConformance:
         with pytest.raises(UsageError):
             validated(type(opened[0]).Options, {**self.options, "no_such_option": 1}, "data.options")
 
+    def test_unknown_keys_of_a_sample_are_refused(self, opened: tuple[DataProvider, DataRequest]) -> None:
+        validated(opened[0].Sample, self.sample, "sample")
+        with pytest.raises(UsageError):
+            validated(opened[0].Sample, {**self.sample, "no_such_key": 1}, "sample")
+
     def test_description_is_stable_and_declares_tensors(self, opened: tuple[DataProvider, DataRequest]) -> None:
         provider, request = opened
         info = provider.describe(replace(request, teacher=None, processors={}))
@@ -190,5 +195,5 @@ def _assert_same(a: Batch, b: Batch, told: str) -> None:
 
 def _keys(batch: Batch) -> list[bytes]:
     """Return a key for every sample: its contents without its index."""
-    names = sorted(k for k in batch.tensors if k != "sample_id" and "@" not in k)
+    names = sorted(k for k in batch.tensors if k not in ("sample_id", "index") and "@" not in k)
     return [b"".join(batch[n][i].contiguous().numpy().tobytes() for n in names) for i in range(len(batch))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,9 @@ class MetricConformance:
             if name in found.teacher:
                 assert value == pytest.approx(found.teacher[name]), f"{name} differs for the same model"
         assert found.n > 0
+        given = {**found.student, **found.gated}
+        unsaid = [name for name in given if not any(fnmatchcase(name, known) for known in self._made().figures)]
+        assert not unsaid, f"Metric.figures lacks {', '.join(unsaid)}, so plans would refuse gates on it"
         assert all(math.isfinite(v) for v in found.gated.values())
 
     def test_measuring_changes_nothing(self, teacher: Teacher, heldout: list[Batch]) -> None:

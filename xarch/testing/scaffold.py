@@ -21,10 +21,29 @@ if TYPE_CHECKING:
 SUFFIX = ".tmpl"
 MODULE = "module"
 """Template folder that becomes the plugin's package."""
-
+TESTS = "test_conformance"
+"""Template of the tests, named after the plugin when written."""
 
 TARGET = "target"
-KINDS = (TARGET, "family", "objective", "connector", "batch-step", "method", "data", "metric", "stage")
+KINDS = (
+    TARGET,
+    "family",
+    "source",
+    "teacher",
+    "objective",
+    "connector",
+    "batch-step",
+    "method",
+    "recipe",
+    "data",
+    "metric",
+    "stage",
+    "optimiser",
+    "wrapper",
+    "schedule",
+    "export",
+    "report",
+)
 """What can be written. A target's template is its family's; a family comes with a source, a target, data and more."""
 
 
@@ -62,7 +81,8 @@ def write_plugin(name: str, folder: Path, *, kind: str = TARGET, family: str = "
     written = []
     with new_folder(folder) as part:
         for parts, text in (file for template in templates for file in _files(template)):
-            named = [values["module"] if p == MODULE else p for p in parts]
+            # pytest tells test files of several plugins apart by their names.
+            named = [values["module"] if p == MODULE else p.replace(TESTS, f"test_{module}") for p in parts]
             path = part.joinpath(*named).with_suffix("")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(Template(text).substitute(values), encoding="utf-8")

@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _prepare_gguf(folder: Path) -> None:
 
     writer = gguf.GGUFWriter(str(folder / "a.gguf"), "llama")
     width, heads, inner, vocab = 32, 4, 64, 300
-    for put, value in (
+    numbers: tuple[tuple[Callable[[Any], object], float], ...] = (
         (writer.add_block_count, 1),
         (writer.add_context_length, 128),
         (writer.add_embedding_length, width),
@@ -67,7 +68,8 @@ def _prepare_gguf(folder: Path) -> None:
         (writer.add_rope_freq_base, 10000.0),
         (writer.add_rope_dimension_count, width // heads),
         (writer.add_vocab_size, vocab),
-    ):
+    )
+    for put, value in numbers:
         put(value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -134,7 +136,7 @@ def _arrays() -> dict[str, dict[str, np.ndarray]]:
 
 def _prepare_arrays(folder: Path) -> None:
     for name, arrays in _arrays().items():
-        np.savez_compressed(folder / f"{name}.npz", **arrays)
+        np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 def _prepare_bombs(folder: Path) -> None:
@@ -173,7 +175,7 @@ def _npz_arrays_case(rng: random.Random, prepared: Path, folder: Path) -> None:
             del arrays[name]
         if not arrays:
             break
-    np.savez(folder / "a.npz", **arrays)
+    np.savez(folder / "a.npz", allow_pickle=False, **arrays)
     _read_field(folder / "a.npz")
 
 
@@ -259,7 +261,7 @@ def _prepare_fields(folder: Path) -> None:
     edits = [{"erase": {"box": [[-1, -1, -1], [0, 0, 0]]}}]
     edited = open_field(str(folder / "vm.safetensors"), edits=edits)
     save_field_file(folder / "edited.safetensors", edited.record, edited.views, {})
-    np.savez(folder / "grid.npz", **_arrays()["svox2"])
+    np.savez(folder / "grid.npz", allow_pickle=False, **_arrays()["svox2"])
     foreign = open_field(str(folder / "grid.npz"))
     save_field_file(folder / "svox2.safetensors", foreign.record, foreign.views, {})
     (folder / "grid.npz").unlink()

@@ -102,7 +102,8 @@ def _child(target: Target, cases: range, seed: int, prepared: Path) -> Iterator[
     _, status = os.waitpid(pid, 0)
     if done < len(cases):
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        ended = ended or {signal.SIGPROF: "hang", signal.SIGKILL: "memory"}.get(number, "crash")
+        known = {int(signal.SIGPROF): "hang", int(signal.SIGKILL): "memory"}
+        ended = ended or known.get(number, "crash")
         yield {"class": ended, "where": f"ended by signal {number}" if number else f"status {status}"}
 
 

@@ -6,6 +6,8 @@ from xarch import Evaluation, Metric
 class Accuracy(Metric):
     """Share of rows whose likeliest class is the label; gated besides: agreement with the teacher."""
 
+    figures = ("accuracy", "agreement")
+
     def evaluate(self, request):
         models = dict(request.students) | ({} if request.teacher is None else {"teacher": request.teacher})
         right, same, rows = dict.fromkeys(models, 0), 0, 0

@@ -35,6 +35,7 @@ class Views(DataProvider):
     """Opens ``views:teacher`` and ``views:FOLDER``."""
 
     Options = ViewOptions
+    Sample = FieldSample
 
     def describe(self, request: DataRequest) -> DataInfo:
         tensors = TENSORS[_sample(request.sample).kind]

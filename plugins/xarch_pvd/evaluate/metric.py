@@ -26,6 +26,17 @@ class FieldPSNR(Metric):
     ``bytes`` is what the weights take. ``n`` is the number of views.
     """
 
+    figures = (
+        "psnr_teacher",
+        "ssim_teacher",
+        "worst_psnr_teacher",
+        "psnr",
+        "ssim",
+        "psnr_drop",
+        "pictures",
+        "bytes",
+    )
+
     def __init__(self) -> None:
         self._renders: dict[int, tuple[TapModel, Batch, Tensor]] = {}
 

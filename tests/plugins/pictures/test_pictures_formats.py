@@ -96,7 +96,7 @@ def test_pictures_without_classes_have_no_labels(data: Any, tmp_path: Path) -> N
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     opened = data(tmp_path, **PLAIN)
     assert "classes" not in opened.info.facts
-    assert set(next(opened.open()).tensors) == {"images", "sample_id"}
+    assert set(next(opened.open()).tensors) == {"images", "index", "sample_id"}
 
 
 def test_other_files_and_stray_pictures_are_reported(data: Any, tmp_path: Path) -> None:

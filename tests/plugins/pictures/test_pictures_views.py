@@ -103,9 +103,8 @@ def test_each_side_sees_its_own_view(data: Any, npz: Path) -> None:
     plain = data(npz, teacher_view="plain")
     stored = torch.from_numpy(pixels(120)).permute(0, 3, 1, 2).float() / 255
     batch = next(plain.open())
-    index = batch["sample_id"] % 120
-    assert torch.allclose(batch["images@teacher"], stored[index])
-    assert not torch.allclose(batch["images"], stored[index])
+    assert all(any(torch.equal(seen, one) for one in stored) for seen in batch["images@teacher"])
+    assert not all(any(torch.equal(seen, one) for one in stored) for seen in batch["images"])
 
 
 def test_repeated_augmentation_fills_a_batch_with_draws_of_the_same_pictures(data: Any, npz: Path) -> None:

@@ -144,5 +144,5 @@ class Validator:
         value, evaluation, metric = found
         self._by_name = metric is not None
         if self.settings.keep != "last":
-            self.higher = evaluation.higher(name if name in evaluation.student else evaluation.metric)
+            self.higher = evaluation.higher(name if name in evaluation.of("student") else evaluation.metric)
         return value

@@ -1,0 +1,44 @@
+"""Classify pictures with an exported image student: numpy, onnxruntime, and Pillow to read the files.
+python classify.py RUN/export/cpu picture.jpg [more.png ...] [--top 5]"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # disable the usage telemetry of onnxruntime (since 1.29)
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+
+def prepared(file: str, facts: dict) -> np.ndarray:
+    """Return a picture as the graph reads it, [channels, height, width]: its middle, resized, minus mean, over std."""
+    height, width = facts["size"]
+    picture = Image.open(file).convert("L" if facts["channels"] == 1 else "RGB")
+    scale = max(width / picture.width, height / picture.height)
+    whole = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    method = Image.Resampling.BICUBIC if facts["interpolation"] == "bicubic" else Image.Resampling.BILINEAR
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    picture = picture.resize(whole, method).crop((left, top, left + width, top + height))
+    pixels = np.asarray(picture, np.float32).reshape(height, width, -1) / 255
+    return ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)
+
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("export", type=Path, help="export folder")
+parser.add_argument("pictures", nargs="+")
+parser.add_argument("--top", type=int, default=5, help="classes to print")
+said = parser.parse_args()
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # otherwise 8-bit sums saturate on x86
+session = onnxruntime.InferenceSession(str(said.export / "model.onnx"), options, providers=["CPUExecutionProvider"])
+told = session.get_modelmeta().custom_metadata_map
+facts, classes = json.loads(told["xarch.image"]), json.loads(told["xarch.classes"])
+names = classes if isinstance(classes, list) else [str(i) for i in range(classes)]
+for file in said.pictures:
+    (logits,) = session.run(["logits"], {"images": prepared(file, facts)[None]})
+    shares = np.exp(logits[0] - logits[0].max())
+    shares /= shares.sum()
+    print(f"{file}: " + ", ".join(f"{names[i]} {shares[i]:.2f}" for i in np.argsort(-shares)[: said.top]))

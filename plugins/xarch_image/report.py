@@ -1,0 +1,109 @@
+"""Report sections of image classifiers: pictures with both answers, recall by class, and which layers are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xarch.report import Block, Cell, Details, Image, RunInfo, Sample, Samples, Section, Table, Text, heat
+
+FEW = 12
+"""Classes of a table that is shown whole; of more, the worst and the best are shown."""
+
+
+def sections(run: RunInfo) -> list[Section]:
+    """Return the sections for which the evaluation has samples."""
+    entries = [s for s in run.eval.get("samples", []) if isinstance(s, dict)]
+    made = [_pictures(entries), _recall(entries), _layers(entries), _speed(run)]
+    return [section for section in made if section is not None]
+
+
+def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
+    shown = []
+    for entry in entries:
+        answers = entry.get("answers")
+        if not isinstance(entry.get("png"), str) or not isinstance(answers, dict):
+            continue
+        caption = f"label: {entry['label']}" if entry.get("label") is not None else ""
+        picture = Image(_decoded(entry["png"]), caption)
+        shown.append(Sample(picture, tuple((name, _answer(said)) for name, said in answers.items())))
+    if not shown:
+        return None
+    text = "Held-out pictures: the first ones, then some that only the teacher, and only the student, gets right."
+    return Section("Pictures", [Text(text), Samples(shown)])
+
+
+def _answer(said: Mapping[str, Any]) -> str:
+    mark = {True: " (right)", False: " (wrong)"}.get(said.get("right"), "") if said.get("judged") else ""
+    return f"{said.get('class')}, {100 * float(said.get('share', 0)):.0f} %{mark}"
+
+
+def _recall(entries: Sequence[Mapping[str, Any]]) -> Section | None:
+    rows = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
+    rows = [r for r in rows if isinstance(r, dict)]
+    if not rows:
+        return None
+    both = any(r.get("teacher") is not None for r in rows)
+    counted = any(r.get("images") is not None for r in rows)
+    ordered = sorted(rows, key=lambda r: -(r.get("images") or 0)) if counted else list(rows)
+    table = _table(ordered, both, counted)
+    blocks: list[Block] = [table]
+    if len(rows) > FEW:
+        worst = sorted(rows, key=lambda r: float(r.get("student") or 0))
+        blocks = [_table([*worst[: FEW // 2], *worst[-FEW // 2 :]], both, counted, "worst and best classes")]
+        blocks.append(Details(f"all {len(rows)} classes", [table]))
+    return Section("Recall by class", blocks)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], both: bool, counted: bool, caption: str = "") -> Table:
+    head = ["class", *(["training images"] if counted else []), *(["teacher"] if both else []), "student"]
+    body: list[list[str | Cell]] = []
+    for row in rows:
+        own, other = row.get("student"), row.get("teacher")
+        tone = "bad" if both and own is not None and other is not None and own < other - 0.1 else ""
+        cells: list[str | Cell] = [str(row.get("class"))]
+        cells += [str(row.get("images"))] if counted else []
+        cells += [_share(other)] if both else []
+        body.append([*cells, Cell(_share(own), tone)])
+    return Table(head, body, "l" + "r" * (len(head) - 1), caption)
+
+
+def _layers(entries: Sequence[Mapping[str, Any]]) -> Section | None:
+    found = next((e for e in entries if isinstance(e.get("cka"), list)), None)
+    if found is None:
+        return None
+    columns = [str(name) for name in found["teacher"]]
+    rows = [
+        (str(name), dict(zip(columns, map(float, row), strict=True)))
+        for name, row in zip(found["student"], found["cka"], strict=True)
+    ]
+    text = "; ".join(f"{name}: " + ", ".join(f"{c} {v:.2f}" for c, v in values.items()) for name, values in rows)
+    caption = (
+        f"Linear CKA of the student's layers (rows) with the teacher's (columns), {found['images']} held-out pictures; "
+        "1 means equal up to rotation and scale."
+    )
+    figure = heat("cka", rows, columns, f"CKA of layers. {text}", caption)
+    return None if figure is None else Section("Layers alike", [figure])
+
+
+def _speed(run: RunInfo) -> Section | None:
+    """Say so where an exported student is no faster than its teacher on the same runtime."""
+    slow = []
+    for profile, bench in run.bench.items():
+        teacher = bench.get("teacher")
+        ratios = teacher.get("speed_up", {}) if isinstance(teacher, dict) else {}
+        slow += [(profile, name, float(r)) for name, r in ratios.items() if isinstance(r, int | float) and r <= 1]
+    if not slow:
+        return None
+    words = "; ".join(f"{profile}, {name}: {ratio:.2f}× the teacher's speed" for profile, name, ratio in slow)
+    return Section("Speed", [Text(f"The student is not faster than its teacher: {words}.", "bad")])
+
+
+def _share(value: object) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, int | float) else "–"
+
+
+def _decoded(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text)

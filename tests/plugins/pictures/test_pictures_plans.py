@@ -1,0 +1,53 @@
+"""What a plan makes of pictures: a method, epochs from their number, and classes that fit the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import xarch
+from tests.plugins.pictures.picture_files import write_folder
+from xarch import PlanError, save_weights
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    timm = pytest.importorskip("timm")
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_weights(timm.create_model("test_resnet", num_classes=3).state_dict(), file)
+    return f"timm:test_resnet?checkpoint={file}&size=32"
+
+
+def planned(teacher: str, data: Path, config: Any = None, **more: Any) -> Any:
+    sets = {"teacher": teacher, "student.target": "timm", "student.options.model": "test_vit", "runtime.device": "cpu"}
+    sets |= {"data.ref": f"images:{data}", "data.options.size": 32, "export.profiles": [], **more}
+    return xarch.plan(config, overrides=sets)
+
+
+def test_method_and_epochs_are_chosen(teacher: str, tmp_path: Path) -> None:
+    plan = planned(teacher, write_folder(tmp_path / "p", each=100))
+    stage = plan.config.stages["distil"]
+    assert plan.config.recipe == "ofa-kd"
+    samples = plan.stages[0].units / stage.epochs
+    assert stage.epochs == round(40_000 / round(samples)), "small data are seen more often"
+    assert planned(teacher, tmp_path / "p", **{"stages.distil.epochs": 3}).config.stages["distil"].epochs == 3
+
+
+def test_classes_that_do_not_fit_the_teacher_end_the_plan(teacher: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "p", each=10)
+    (folder / "class2").rename(folder / "other")
+    write_folder(tmp_path / "q", each=10)
+    (tmp_path / "q" / "class0").rename(folder / "fourth")
+    with pytest.raises(PlanError, match="4 classes"):
+        planned(teacher, folder)
+
+
+def test_pictures_without_labels_serve_methods_that_read_none(teacher: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "p", each=20)
+    hidden = {"data.options.labels": False}
+    with pytest.raises(PlanError, match="labels"):
+        planned(teacher, folder, {"recipe": "kd"}, **hidden)
+    alone = {"recipe": "kd", "stages": {"distil": {"matches": {"labels": None}}}}
+    assert planned(teacher, folder, alone, **hidden).stages[0].steps > 0
