@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from xarch import (
     Batch,
@@ -20,18 +20,28 @@ from xarch import (
     Teacher,
 )
 from xarch_decoder.copying import check_initialisation, copy_trunk, trunk_initialisation
-from xarch_decoder.export import DecoderExport, decoder_graphs
+from xarch_decoder.export import DecoderExport, Tokens, decoder_graphs
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.parity import decoder_parity
 from xarch_memory.options import MemoryOptions, Sizes
+from xarch_memory.parity import memory_parity
 from xarch_memory.student import MemoryStudent, decided_entries
+
+
+class MemoryExport(DecoderExport):
+    """Export options of a memory student: a prompt is read token by token, for its merges follow one another."""
+
+    prefill: list[Tokens] = Field(
+        default=[],
+        max_length=8,
+        description="tokens per call, one graph each, whose operators are repeated for every token; by default none",
+    )
 
 
 class MemoryTarget(TargetAdapter):
     """Every tensor is the teacher's; what changes is what attention may see."""
 
     Options = MemoryOptions
-    ExportOptions = DecoderExport
+    ExportOptions = MemoryExport
 
     def tiny(self, options: BaseModel) -> BaseModel:
         chosen = _options(options)
@@ -75,7 +85,7 @@ class MemoryTarget(TargetAdapter):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
-        return decoder_parity(_student(student), graphs, batches)
+        return memory_parity(_student(student), graphs, batches)
 
 
 def _options(options: BaseModel) -> MemoryOptions:

@@ -8,6 +8,9 @@ from typing import Any
 
 from xarch.contracts.model import TapModel
 
+TO_CONTROL = "_to_control"
+"""Ending of the figures that divide the student's by the best control's."""
+
 
 @dataclass(frozen=True)
 class Control:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from xarch.contracts.control import Control
+from xarch.contracts.control import TO_CONTROL, Control
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
 from xarch.errors import PluginError
 from xarch.planning.describe import family_of
 from xarch.registry.registry import Registry
 from xarch.run.sides import RunSides
-
-OVER = "_to_control"
-"""Ending of the figures that divide the student's by the best control's."""
 
 
 def controls_of(registry: Registry, sides: RunSides, student: Student) -> Mapping[str, Control]:
@@ -51,6 +48,6 @@ def compare(found: Evaluation, controls: Mapping[str, Control]) -> None:
             continue
         best = max(values) if higher else min(values)
         if best > 0 and math.isfinite(own / best):
-            gained[f"{figure}{OVER}"] = own / best
-            found.units[f"{figure}{OVER}"] = "× best control"
+            gained[f"{figure}{TO_CONTROL}"] = own / best
+            found.units[f"{figure}{TO_CONTROL}"] = "× best control"
     found.gated = {**gained, **found.gated}
