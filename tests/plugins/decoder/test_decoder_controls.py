@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.plugins.decoder.decoder_models import EMA, tiny_facts
 from torch import Tensor
 
+from tests.plugins.decoder.decoder_models import EMA, tiny_facts
 from xarch import PlanError
 from xarch.kernels import MemoryLayout
 from xarch_decoder.controls import SINKS, bounded_teacher, decoder_controls, eviction_layout, window_layout
