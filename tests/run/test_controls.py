@@ -36,7 +36,7 @@ def test_the_best_control_counts_in_the_direction_of_each_figure():
         "hits_to_control": pytest.approx(0.75),
         "loss": 3.0,
     }
-    assert list(found.gated)[0] == "loss_to_control"
+    assert next(iter(found.gated)) == "loss_to_control"
     assert found.controls == {"short": {"bytes": 1}, "long": {"bytes": 2}}
     assert gateable(vars(found))["loss_to_control"] == pytest.approx(1.5)
 
