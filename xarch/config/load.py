@@ -173,12 +173,14 @@ def _fill(merged: Merged, settings: Mapping[str, Any], origin: str) -> None:
 
 
 def _is_given(merged: Merged, path: tuple[str, ...]) -> bool:
-    """Return whether a value, or a short form of the section it belongs to, is given."""
+    """Return whether a value is given, or a short form or the removal (null) of the section it belongs to."""
     node: Any = merged.tree
     for key in path:
         if not isinstance(node, dict):
-            return node is not None
-        node = node.get(key)
+            return True
+        if key not in node:
+            return False
+        node = node[key]
     return node is not None
 
 
