@@ -105,6 +105,7 @@ _PUBLIC = {
     "new_folder": "xarch.files.atomic",
     "one_at_a_time": "xarch.files.lock",
     "open_regular": "xarch.files.regular",
+    "regular_text": "xarch.files.regular",
     "parse_json": "xarch.files.bounded_json",
     "parse_yaml": "xarch.config.yaml_text",
     "read_bounded": "xarch.files.bounded_json",
@@ -171,7 +172,7 @@ if TYPE_CHECKING:
     from xarch.files.home import cache_dir
     from xarch.files.limits import check_stored_archive, too_dense, zip_members
     from xarch.files.lock import one_at_a_time
-    from xarch.files.regular import open_regular, refuse_link_out
+    from xarch.files.regular import open_regular, refuse_link_out, regular_text
     from xarch.files.safe_load import load_weights, save_weights
     from xarch.matching.objectives.dense import DenseObjective
     from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence

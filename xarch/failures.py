@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from xarch.errors import Interrupted, OutOfMemoryError, StopSignal, StorageError, XarchError
+from xarch.errors import Interrupted, OutOfMemoryError, StopSignal, StorageError, UsageError, XarchError
 
 _MEMORY_WORDS = (
     "out of memory",
@@ -43,7 +43,7 @@ _MACHINE = frozenset(
 """Errors of storage that no code can be blamed for."""
 
 _PLACES = frozenset(
-    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP,
      errno.EBUSY, errno.EXDEV, errno.EMLINK, errno.ETXTBSY)
 )  # fmt: skip
 """Errors of storage that may be a mistake of the code: it looked in the wrong place, or somebody moved the files."""
@@ -61,6 +61,9 @@ _ADVICE = {
 _WRAPPED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE))
 """Errors of storage that stay one, whatever an error raised from them is about."""
 
+_SHOWN = 80
+"""Characters shown of a name that is too long."""
+
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
@@ -72,6 +75,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_machine_failure(error: BaseException) -> bool:
     """Return whether an error is one of memory or storage, so that no plugin is to blame for it."""
     return is_out_of_memory(error) or _number(error) in _MACHINE
+
+
+def is_overlong_name(error: BaseException) -> bool:
+    """Return whether an error says that the name of a file is longer than the system takes: a mistake of whoever gave
+    it, not of the code that used it."""
+    return _number(error) == errno.ENAMETOOLONG
 
 
 def as_error(error: BaseException, command: str = "") -> XarchError | None:
@@ -98,8 +107,10 @@ def as_error(error: BaseException, command: str = "") -> XarchError | None:
                 return _storage(error.what, number, command)
         return error
     number = _number(error)
-    if number not in _MACHINE | _PLACES:
+    if number not in _MACHINE | _PLACES | {errno.ENAMETOOLONG}:
         return None
+    if number == errno.ENAMETOOLONG:
+        return _overlong(error)
     assert number is not None
     reason = os.strerror(number)
     reason = reason if reason in str(error) else _line(error)
@@ -163,6 +174,12 @@ def _number(error: BaseException) -> int | None:
 def _storage(what: str, number: int, command: str) -> StorageError:
     advice = _ADVICE.get(number, "check that place")
     return StorageError(f"{what} (errno {number}, {errno.errorcode.get(number, '?')})", _then(advice, command))
+
+
+def _overlong(error: BaseException) -> UsageError:
+    name = str(error.filename) if isinstance(error, OSError) and error.filename is not None else _line(error)
+    said = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}… ({len(name)} characters)"
+    return UsageError(f"the name of a file is too long: {said}", "name an existing file or folder")
 
 
 def _then(advice: str, command: str) -> str:

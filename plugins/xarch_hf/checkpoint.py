@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xarch import UsageError, file_digest, load_weights, read_json, weights_header
+from xarch import UsageError, file_digest, load_weights, open_regular, read_json, weights_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,9 +121,9 @@ def find_checkpoint(folder: Path, where: str) -> CheckpointFolder:
 def licence(folder: Path) -> str | None:
     """Return the licence named in a model card's front matter."""
     try:
-        with open(folder / "README.md", encoding="utf-8", errors="replace") as f:
-            head = f.read(20_000)
-    except OSError:
+        with open_regular(folder / "README.md") as f:
+            head = f.read(20_000).decode("utf-8", "replace").replace("\r\n", "\n")
+    except (OSError, UsageError):
         return None
     front = re.match(r"---[ \t]*\n(.*?)\n---", head, re.S)
     found = re.search(r"^license:\s*['\"]?([\w.+-]+)", front.group(1), re.M) if front else None

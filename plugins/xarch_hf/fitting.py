@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xarch import PlanError, UsageError, weights_header
+from xarch import PlanError, UsageError, open_regular, weights_header
 from xarch_hf.architectures import Architecture
 from xarch_hf.checkpoint import CheckpointFolder
 from xarch_hf.quiet import quiet
@@ -115,7 +115,7 @@ def head_is_embedding(checkpoint: CheckpointFolder, architecture: Architecture) 
     head, embed = (_find(checkpoint, str(architecture.stems[stem])) for stem in ("head", "embed"))
     if head is None or embed is None or head[1] != embed[1] or head[3] != embed[3]:
         return False
-    with open(head[0], "rb") as first, open(embed[0], "rb") as second:
+    with open_regular(head[0]) as first, open_regular(embed[0]) as second:
         first.seek(head[2])
         second.seek(embed[2])
         left = head[3]
@@ -132,7 +132,7 @@ def _find(checkpoint: CheckpointFolder, stem: str) -> tuple[Path, tuple[str, tup
     for file in checkpoint.files:
         entry = weights_header(file).tensors.get(f"{stem}.weight")
         if entry is not None:
-            with open(file, "rb") as stream:
+            with open_regular(file) as stream:
                 data = 8 + int.from_bytes(stream.read(8), "little")
             return file, (entry.dtype, entry.shape), data + entry.start, entry.stop - entry.start
     return None

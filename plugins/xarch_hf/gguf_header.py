@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xarch import UsageError
+from xarch import UsageError, open_regular
 
 VERSIONS = (2, 3)
 MAX_ENTRIES = 100_000
@@ -69,7 +69,7 @@ def gguf_header(path: Path) -> GGUFHeader:
         UsageError: the file is not a GGUF file or is truncated, or its counts, sizes or offsets are inconsistent.
     """
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             size = path.stat().st_size
             if size < 24 or f.read(4) != b"GGUF":
                 raise UsageError(f"{path} is not a GGUF file", "gguf: reads files written by llama.cpp's converters")

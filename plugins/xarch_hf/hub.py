@@ -57,9 +57,18 @@ def stored_shapes(repository: str, revision: str | None) -> dict[str, tuple[int,
     try:
         files = HfApi().get_safetensors_metadata(repository, revision=revision).files_metadata.values()
         return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
-    except Exception:
+    except _unavailable():
         # Refused, offline, no safetensors or an invalid header: not fatal, as the snapshot has already been found.
         return None
+
+
+def _unavailable() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises where it is refused, offline or answered nonsense: its HTTP library's errors
+    differ between versions, and are bases of its own."""
+    from huggingface_hub import errors
+
+    bases = (base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    return (OSError, ValueError, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, *bases)
 
 
 def weight_bytes(repository: str, revision: str | None) -> int | None:
@@ -68,7 +77,7 @@ def weight_bytes(repository: str, revision: str | None) -> int | None:
 
     try:
         files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
-    except (OSError, ValueError):
+    except _unavailable():
         # The size only refines the plan; the snapshot itself has already been found.
         return None
     for patterns in (SAFETENSORS, PICKLES):

@@ -22,6 +22,7 @@ OBJECTIVES = (
     ("margin-mse", "margin_mse:MarginMSE", LABELLED, SQUARE, "arXiv:2010.02666", "margins of the right class"),
     ("logit-std", "logit_std:LogitStd", LOGITS, NATS, "arXiv:2403.01427", "standardised logits"),
     ("taid", "taid:TAID", LOGITS, NATS, "arXiv:2501.16937", "a target between student and teacher that moves"),
+    ("ltkd", "ltkd:LTKD", LOGITS, NATS, "arXiv:2506.18496", "groups of classes, rebalanced: a teacher of long tails"),
     ("ctkd", "ctkd:CTKD", LOGITS, NATS, "arXiv:2211.16231", "a learned, adversarial temperature"),
     ("dac-kl", "dac_kl:DACKL", LOGITS, NATS, "arXiv:2407.10068", "a learned band of the teacher's distribution"),
     ("discriminator", "discriminator:Discriminator", LOGITS, NATS, "arXiv:2009.08453", "tells both outputs apart"),

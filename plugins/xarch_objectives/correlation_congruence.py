@@ -61,5 +61,5 @@ class CCKD(Embedded):
         unit_BE = F.normalize(value_BE, dim=1, eps=FAINTEST)
         gamma, near_BB = self.options.gamma, unit_BE @ unit_BE.T
         series = ((2 * gamma) ** p / math.factorial(p) * near_BB**p for p in range(self.options.order + 1))
-        total: Tensor = sum(series)  # type: ignore[assignment]
+        total: Tensor = sum(series)
         return math.exp(-2 * gamma) * total

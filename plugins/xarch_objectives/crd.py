@@ -38,6 +38,11 @@ class CRD(RelationObjective):
 
     Options = CRDOptions
     units = "nats"
+    own: Tensor
+    other: Tensor
+    classes: Tensor
+    scale: Tensor
+    measured: Tensor
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)

@@ -37,9 +37,10 @@ class DACKL(LogitObjective):
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
-        self.net = nn.Sequential(nn.Linear(options.top, options.width), nn.ReLU(), nn.Linear(options.width, 2))
-        nn.init.zeros_(self.net[2].weight)
-        self.net[2].bias.data = torch.tensor([-4.0, 4.0])  # at first nearly everything is kept
+        last = nn.Linear(options.width, 2)
+        nn.init.zeros_(last.weight)
+        last.bias.data = torch.tensor([-4.0, 4.0])  # at first nearly everything is kept
+        self.net = nn.Sequential(nn.Linear(options.top, options.width), nn.ReLU(), last)
 
     def positions(self, student_BPF: Tensor, teacher_BPF: Tensor, mask_BP: Tensor) -> Tensor:
         log_p, order = F.log_softmax(teacher_BPF, -1).sort(-1, descending=True)

@@ -40,7 +40,7 @@ class LabelledObjective(PairObjective):
 
     units = "nats/position"
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, student: Any, teacher: Any, batch: Batch, *, labels: Tensor, mask: Tensor | None = None, **aux: Any
     ) -> Tensor:
         student_BPK, teacher_BPK, _ = self.sides(student, teacher, mask)

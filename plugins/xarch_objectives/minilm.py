@@ -47,7 +47,7 @@ class MiniLM(GridObjective):
         raise NotImplementedError("needs the mask of positions")
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        sides = (_placed(v, t) for v, t in ((student, self.student_tap), (teacher, self.teacher_tap)))
+        sides = _placed(student, self.student_tap), _placed(teacher, self.teacher_tap)
         own, other = (x.flatten(2).transpose(1, 2) for x in same_places(*sides, self.context.match))
         counted_BN = spread(mask, own[..., 0].detach())
         log_q, log_p = (self._relations(x, counted_BN) for x in (own, other))

@@ -32,8 +32,12 @@ class ND(RelationObjective):
 
     Options = NDOptions
     units = "1 - cosine"
-    couples = "sample"
+    couples = "sample"  # type: ignore[assignment]
     summed = frozenset({"step_sum", "step_count"})
+    step_sum: Tensor
+    step_count: Tensor
+    all_sum: Tensor
+    all_count: Tensor
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
@@ -52,7 +56,7 @@ class ND(RelationObjective):
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
         return unequal_features(student, teacher)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, student: Any, teacher: Any, batch: Batch, *, labels: Tensor, mask: Tensor | None = None, **aux: Any
     ) -> Tensor:
         own_BD, other_BD = self.vectors(student, self.student_tap, mask), self.vectors(teacher, self.teacher_tap, mask)

@@ -38,6 +38,8 @@ class OFA(LabelledObjective):
 
     Options = OFAOptions
     summed = frozenset({"sure"})
+    sure: Tensor
+    seen: Tensor
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)

@@ -37,6 +37,11 @@ class TAID(LogitObjective):
 
     Options = TAIDOptions
     summed = frozenset({"step_loss"})
+    step_loss: Tensor
+    step: Tensor
+    t: Tensor
+    m: Tensor
+    previous: Tensor
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)

@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from xarch import open_regular
+
 Kind = Literal["text", "html", "json", "parquet"]
 """text: one document. html: one document with tags. json: records, one per line or in an array. parquet: records."""
 
@@ -71,8 +73,8 @@ def kind_by_name(suffix: str) -> Kind | None:
 def kind_by_content(path: Path, *, compressed: bool) -> tuple[Kind, str]:
     """Return (kind, "") from the first bytes of a file; for unsupported files ("text", description)."""
     try:
-        with gzip.open(path, "rb") if compressed else open(path, "rb") as stream:
-            head = stream.read(HEAD)
+        with open_regular(path) as stream:
+            head = (gzip.GzipFile(fileobj=stream) if compressed else stream).read(HEAD)
     except (OSError, EOFError, zlib.error):
         # Reading its text later encounters the same damage, which is counted there.
         return "text", ""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from xarch import too_dense
+from xarch import open_regular, too_dense
 from xarch_text.corpus import TextFile
 from xarch_text.html_text import without_tags
 from xarch_text.kinds import MAYBE_RECORDS, UTF_16, looks_like_records, named
@@ -23,8 +23,9 @@ class Unpacked(gzip.GzipFile):
     """The content of a gzip file, which ends in :class:`Unreadable` where it is out of proportion to the file."""
 
     def __init__(self, path: Path) -> None:
+        with open_regular(path) as packed:
+            self.packed = packed.seek(0, 2)
         super().__init__(path, "rb")
-        self.packed = path.stat().st_size
 
     def read(self, size: int | None = -1) -> bytes:
         return self._checked(super().read(size))
@@ -46,7 +47,7 @@ def opened(file: TextFile) -> Iterator[BinaryIO]:
         Unreadable: it cannot be opened, or data read inside the block is damaged.
     """
     try:
-        with Unpacked(file.path) if file.compressed else open(file.path, "rb") as stream:
+        with Unpacked(file.path) if file.compressed else open_regular(file.path) as stream:
             yield stream  # type: ignore[misc]
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise Unreadable("corrupt") from e

@@ -188,3 +188,40 @@ def test_phases_are_written_as_they_are_read(methods: Methods) -> None:
 def test_teachers_have_names_of_their_own() -> None:
     with pytest.raises(UsageError, match="a teacher cannot be called 'ema'"):
         load_config(None, overrides={"teachers": {"ema": {"ref": "hf:x"}}})
+
+
+def test_a_family_gives_what_a_method_leaves_open_and_no_more(methods: Methods, tmp_path: Path) -> None:
+    """kd has one file for sentences and pictures; what is written anywhere stays."""
+    methods(ofa=METHOD, plain=METHOD.replace("    epochs: 40\n", "").replace("batch: {size: 100, ", "batch: {"))
+    given = {
+        "epochs": 3,
+        "batch.size": 50,
+        "optimiser.lr": 0.5,
+        "optimiser.schedule": "cosine",
+        "matches.kd.options.gamma": 1.5,
+        "matches.labels.options.smoothing": 0.1,
+        "validation.samples": 500,
+    }
+    got = load_config("plain").with_settings(given, "family x")
+    stage = got.config.stages["distil"]
+    assert (stage.epochs, stage.batch.size, list(stage.batch.steps), stage.optimiser.lr) == (3, 50, ["mixup"], 0.5)
+    assert stage.optimiser.schedule.name == "step"
+    assert stage.matches["kd"].options == {"gamma": 1.5}
+    assert set(stage.matches) == {"exits", "kd"}
+    assert stage.validation is None
+    assert got.provenance["stages.distil.batch.size"] == "family x"
+    kept = load_config("ofa").with_settings(given, "family x").config.stages["distil"]
+    assert (kept.epochs, kept.batch.size) == (40, 100)
+    short = load_config("plain", sets=["stages.distil.batch=7", "stages.distil.units=70"])
+    short_stage = short.with_settings(given, "family x").config.stages["distil"]
+    assert (short_stage.epochs, short_stage.units, short_stage.batch.size) == (None, 70, 7)
+
+
+def test_a_family_gives_nothing_to_a_stage_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "stages:\n  own: {scope: global, share: 1.0, trains: {all: {}}, "
+        "matches: {kd: {student: logits, objective: kl}}}\n"
+    )
+    loaded = load_config(str(file))
+    assert loaded.with_settings({"batch.size": 50}, "family x") is loaded

@@ -148,3 +148,13 @@ def test_a_status_is_written_over_the_old_one_when_no_file_can_be_added(tmp_path
     run.status.unlink()
     with pytest.raises(OSError, match="No space"):
         run.set_status("interrupted")
+
+
+def test_a_name_that_is_too_long_is_a_mistake_of_who_gave_it(tmp_path: Path) -> None:
+    """It ended as a storage error, or as a fault of the plugin that opened it."""
+    with pytest.raises(UsageError, match=r"too long.*\(\d{4} characters\)") as caught, translated("xarch plan"):
+        (tmp_path / ("a" * 5000)).read_text()
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value)) < 300
+    with pytest.raises(UsageError, match="too long"), translated(), plugin_errors("plugin 'x'"):
+        (tmp_path / ("a" * 5000)).stat()

@@ -53,6 +53,25 @@ def test_conv1x1_is_linear_over_channels() -> None:
     torch.testing.assert_close(found, linear(value("BCHW"), batch()))
 
 
+@pytest.mark.parametrize("layout", ["BCHW", "BCL", "BLD", "BK"])
+def test_a_bridge_reaches_the_widths_and_the_grid_of_the_right_side(layout: str) -> None:
+    sizes = {"C": 9, "H": 5, "W": 2, "L": 8, "D": 9, "K": 9}
+    right = Tap("t", "hidden", layout, {letter: sizes[letter] for letter in layout[1:]})
+    bridge = made("bridge", tap(layout), right)
+    found = bridge(value(layout), batch())
+    fits(bridge, found)
+    assert found.shape == (4, *(sizes[letter] for letter in layout[1:]))
+    constant = torch.ones_like(value(layout))
+    straight = bridge(constant, batch()).movedim(bridge.axis, -1)  # type: ignore[arg-type]
+    torch.testing.assert_close(straight, bridge.linear(torch.ones(6)).expand_as(straight))  # type: ignore[operator]
+
+
+def test_a_bridge_leaves_positions_that_nobody_declares() -> None:
+    bridge = made("bridge", tap("BLD"), Tap("t", "hidden", "BLD", {"D": 9}))
+    assert bridge(value("BLD"), batch()).shape == (4, 5, 9)
+    assert made("bridge", tap("BCHW"), tap("BCHW", C=9, H=4, W=4), resample=False).tap.shape == {"C": 9, "H": 2, "W": 3}
+
+
 @pytest.mark.parametrize("layout", ["BCHW", "BCL"])
 def test_batch_normalisation_couples(layout: str) -> None:
     """Vision 2.2: the same class couples in one match and not in another."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import xarch
 from xarch import Batch, MatchContext, Student, Tap
 from xarch.registry.loader import get_registry
+from xarch.testing.models import tiny_configuration
 from xarch_image import ImageFacts
 from xarch_image.facts import Feature
 
@@ -18,7 +21,7 @@ STUDENTS: dict[str, tuple[int, dict[str, Any]]] = {
     "convnext_atto": (32, {"dims": (8, 12, 16, 24), "depths": (1, 1, 1, 1)}),
     "vit_tiny_patch16_224": (28, {"patch_size": 7, "depth": 6, "embed_dim": 32, "num_heads": 4}),
     "deit_tiny_distilled_patch16_224": (28, {"patch_size": 7, "depth": 6, "embed_dim": 32, "num_heads": 4}),
-    "mixer_s32_224": (64, {}),
+    "mixer_s32_224": (64, {"mlp_ratio": (0.25, 0.5)}),
     "swin_tiny_patch4_window7_224": (56, {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}),
 }
 TEACHER = Tap("logits", "logits", "BK", {"K": CLASSES})
@@ -101,3 +104,18 @@ def test_class_tokens_are_what_a_token_exit_reads() -> None:
     plain = exit_of(Tap("stages.4", "stage", "BLD", {"L": 5, "D": 8}, {**info, "prefix_tokens": 0}))
     plain.net.blocks = torch.nn.Identity()
     torch.testing.assert_close(plain(value, batch), plain.net.classifier(value.mean(1)))
+
+
+def test_four_token_exits_cost_at_most_four_plain_steps(tmp_path: Path) -> None:
+    """F14, by the plan's count of operations; measured: 2.3 to 2.6 times the CPU time of a step on labels alone."""
+    base = {
+        **tiny_configuration("image", tmp_path),
+        "student.target": "timm",
+        "student.options": {"model": "vit_tiny_patch16_224", "arguments": STUDENTS["vit_tiny_patch16_224"][1]},
+        "student.options.size": 28,
+        "export.profiles": [],
+    }
+    plain, exits = (xarch.plan(name, overrides=base).stages[0] for name in ("no-teacher", "ofa-kd"))
+    assert len([m for m in exits.matches if m.match == "exits"]) == 4
+    assert exits.seconds < 4 * plain.seconds
+    assert exits.trains["connectors"] > 0

@@ -8,7 +8,7 @@ import pytest
 
 from tests.run.conftest import stack  # noqa: F401
 from tests.run.stack_case import StackCase
-from xarch.errors import UsageError
+from xarch.errors import PlanError, UsageError
 
 LAST = {"student": "layers.2.output", "objective": "mse"}
 DECLARING = """
@@ -122,6 +122,12 @@ def test_every_untyped_setting_of_a_stage_refuses_unknown_keys(case: StackCase, 
 def test_every_untyped_setting_of_a_run_refuses_unknown_keys(case: StackCase, key: str) -> None:
     with pytest.raises(UsageError, match=key.replace("__", r"\.") + r"\.nope"):
         case.plan(**{key: {"nope": 1}}, export__profiles=["cpu"])
+
+
+def test_errors_of_connectors_name_the_stage(case: StackCase) -> None:
+    match = {**LAST, "through": "conv1x1"}
+    with pytest.raises(PlanError, match=r"^stages\.end\.matches\.m\.through: conv1x1 requires"):
+        case.plan(stages={"end": case.stage(matches={"m": match})})
 
 
 def test_options_of_a_further_teacher_refuse_unknown_keys(case: StackCase) -> None:

@@ -98,6 +98,38 @@ class RoundsToFloat(Right):
         return super().forward(student.float(), teacher.float(), batch, mask=mask)
 
 
+class Counts(Right):
+    """Adds up its loss."""
+
+    summed = frozenset({"seen"})
+
+    def __init__(self, student, teacher, options, context):
+        super().__init__(student, teacher, options, context)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, student, teacher, batch, *, mask=None, **aux):
+        loss = super().forward(student, teacher, batch, mask=mask)
+        if self.counts():
+            self.seen += self.added(loss.detach())
+        return loss
+
+    def counts(self):
+        return self.training
+
+    def added(self, loss):
+        return loss.sum().float()
+
+
+class CountsMeasurements(Counts):
+    def counts(self):
+        return True
+
+
+class CountsBatches(Counts):
+    def added(self, loss):
+        return loss.mean().float()
+
+
 class LooseOptions(Options):
     model_config: ClassVar[Any] = {"extra": "allow"}
 
@@ -365,6 +397,10 @@ class RightMetric(Metric):
         return Evaluation("error", False, "", {"error": 0.0}, student, found, n=len(batches))
 
 
+class MeasuresMoreThanItSays(RightMetric):
+    figures = ("mistake",)
+
+
 class ChangesTheModel(RightMetric):
     def evaluate(self, request):
         found = self.measured(request)
@@ -428,6 +464,9 @@ OBJECTIVES = (
     RoundsToFloat,
     TakesAnyOption,
     RealTensors,
+    Counts,
+    CountsMeasurements,
+    CountsBatches,
 )
 CONNECTORS = (RightConnector, RightPooling, CentresOverTheBatch, CountsPadding, DeclaresAnotherWidth)
 STEPS = (
@@ -440,7 +479,7 @@ STEPS = (
     ChangesItsInput,
 )
 DATA = (RightData, SplitsOverlap, RepeatsAfterResume, CannotBeSetBack, DependsOnWorkers, DeclaresAnotherSize)
-METRICS = (RightMetric, ChangesTheModel, DrawsRandomNumbers, SwitchesToEval)
+METRICS = (RightMetric, MeasuresMoreThanItSays, ChangesTheModel, DrawsRandomNumbers, SwitchesToEval)
 
 
 def name_of(mutant: type) -> str:
@@ -461,6 +500,7 @@ def xarch_register(registry):
     ):
         for mutant in kinds:
             declare(name_of(mutant), load=f"{me}:{mutant.__name__}", summary="for tests of the kit")
+    registry.method("other-families", load="xarch_methods:kd/method.yaml", families=["kit"])
     for mutant in METRICS:
         registry.metric(name_of(mutant), load=f"{me}:{mutant.__name__}", accepts=["kit"])
     registry.family("kit", load=f"{me}:KitFamily")

@@ -26,6 +26,17 @@ def open_regular(path: Path | str) -> BinaryIO:
     return os.fdopen(file, "rb")
 
 
+def regular_text(path: Path | str) -> str:
+    """Return the text of a UTF-8 file, which :func:`open_regular` opens; check its size before.
+
+    Raises:
+        UsageError: it is not a regular file.
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return file.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def refuse_link_out(folder: Path, file: Path) -> None:
     """Check that ``file``, a path below ``folder``, lies in it once all links are followed.
 

@@ -3,14 +3,15 @@ engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xarch.contracts.connector import Connector
 from xarch.contracts.objective import MatchContext, Objective
 from xarch.contracts.tap import Tap
-from xarch.errors import PlanError, UsageError
+from xarch.errors import PlanError, UsageError, XarchError
 from xarch.matching.schedules import ScheduledOptions, scheduled_options
 from xarch.registry.declare import Spec
 from xarch.registry.registry import Registry
@@ -73,17 +74,31 @@ def build_match(pair: Pair, registry: Registry, context: MatchContext, where: st
                 "give one number; options of objectives and weights of matches may be {start, end}",
             )
         options = chosen.at(0.0)
-        with registry.guard(spec, where):
+        with registry.guard(spec, where), _located(context, where):
             connector = made(left, right, options, context)
             left = connector.tap
     spec = registry.get("objective", pair.settings.objective, _flat(left)[0].layout, where=f"{where}.objective")
     kind: type[Objective] = registry.resolve(spec)
     scheduled = scheduled_options(kind.Options, pair.settings.options, f"{where}.options")
-    with registry.guard(spec, where):
+    with registry.guard(spec, where), _located(context, where):
         _comparable(pair, kind, left, right, where)
         _weighed(pair, context, where)
         objective = kind(left, right, scheduled.at(0.0), context)
     return BuiltMatch(connector, objective, scheduled, _flat(left), spec)
+
+
+@contextlib.contextmanager
+def _located(context: MatchContext, where: str) -> Iterator[None]:
+    """Name the stage in errors of an objective or a connector, which knows its match only: ``matches.kd: …`` becomes
+    ``stages.distil.matches.kd: …``, in what is wrong and in what to set."""
+    own = f"matches.{context.match}"
+    try:
+        yield
+    except XarchError as e:
+        if not e.what.startswith(own):
+            raise
+        hint = e.hint if e.hint is None else e.hint.replace(f"set {own}", f"set {where}")
+        raise type(e)(where + e.what.removeprefix(own), hint) from e
 
 
 def _flat(side: Tap | Mapping[str, Tap] | None) -> tuple[Tap, ...]:

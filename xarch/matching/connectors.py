@@ -136,10 +136,9 @@ class Conv1x1(DenseConnector):
         return made
 
 
-class BridgeOptions(WidthOptions):
+class BridgeOptions(LinearOptions):
     """Options of ``bridge``."""
 
-    norm: bool = Field(False, description="normalise each position over its features first")
     resample: bool = Field(True, description="also take the positions to the right side's, where those are declared")
 
 

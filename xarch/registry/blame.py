@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xarch.errors import PluginError, XarchError
-from xarch.failures import is_machine_failure
+from xarch.failures import is_machine_failure, is_overlong_name
 from xarch.registry.discover import CORE
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def last_line(error: BaseException) -> str:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether an error passes unchanged: errors for the user, and failures of the machine, which are translated
-    where the command ends."""
-    return isinstance(error, XarchError) or is_machine_failure(error)
+    """Return whether an error passes unchanged: errors for the user, and failures of the machine and names that are too
+    long for it, which are translated where the command ends."""
+    return isinstance(error, XarchError) or is_machine_failure(error) or is_overlong_name(error)
 
 
 @contextlib.contextmanager

@@ -157,6 +157,28 @@ class ObjectiveConformance:
             weight = self._weight(made, part, batch=batch)
             assert_close(weight, weights[at : at + 1], f"the weight {COUPLED}")
 
+    def test_what_it_adds_up_is_that_of_the_whole_batch_and_of_training_alone(self) -> None:
+        made, sides = without_dropout(self._made()), self._sides()
+        if not made.summed:
+            return
+
+        def added() -> dict[str, Tensor]:
+            found = {name: made.get_buffer(name).clone() for name in made.summed}
+            for name in found:
+                made.get_buffer(name).zero_()
+            return found
+
+        self._loss(made.eval(), sides)
+        assert not any(bool(value.any()) for value in added().values()), "it adds to `summed` outside of training"
+        self._loss(made.train(), sides)
+        whole = added()
+        assert any(bool(value.any()) for value in whole.values()), "training adds nothing to `summed`"
+        for at in range(self.samples):
+            part = tuple(_narrow(s, at) for s in sides)
+            made(part[0], part[1], self.batch().narrow(at, at + 1), **part[2])
+        for name, value in added().items():
+            assert_close(value, whole[name], f"parts of a batch add another {name} than the whole")
+
     def test_masks_are_respected(self) -> None:
         made = self._made().eval()
         for layout in self._masks():

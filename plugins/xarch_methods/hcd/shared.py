@@ -33,7 +33,8 @@ class HCD(PairObjective):
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
-        own, other, self.classes = features(self.student_tap), features(self.teacher_tap), context.data.get("classes")
+        own, other = features(self.student_tap), features(self.teacher_tap)
+        self.classes = int(context.data.get("classes", 0))
         if not (own and other and self.classes):
             raise PlanError(f"matches.{context.match}: hcd needs taps of known width and data with `classes`")
         # Before pooling: a normalisation of the places of one sample, so that the batch can be split.

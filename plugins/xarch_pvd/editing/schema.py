@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 
-from xarch import Options, UsageError, parse_yaml, validated
+from xarch import Options, UsageError, parse_yaml, regular_text, validated
 
 Vector = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 MAX_BYTES, MAX_EDITS, MAX_DEPTH = 1 << 20, 64, 8
@@ -139,7 +139,7 @@ def _parsed(text: str, where: str) -> Any:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise UsageError(f"{path} is larger than {MAX_BYTES} bytes, too large for a list of edits")
-            text = path.read_text(encoding="utf-8")
+            text = regular_text(path)
         except FileNotFoundError:
             raise UsageError(f"{where}: file {path} does not exist", _example()) from None
         except (OSError, UnicodeDecodeError) as e:

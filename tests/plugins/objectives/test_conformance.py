@@ -80,6 +80,7 @@ CASES: dict[str, tuple[type[ObjectiveConformance], list[dict[str, Any]]]] = {
     "logit-std": (Logits, [ON_TOKENS]),
     "dist": (Logits, [{"options": {"temperature": 2.0}, **ON_TOKENS}]),
     "taid": (Logits, [{**DETACHED, **ON_TOKENS}]),
+    "ltkd": (Logits, [{"data": {"class_counts": [90, 3, 50, 7, 1]}, **ON_TOKENS}]),
     "ctkd": (Logits, [{}]),
     "dac-kl": (Logits, [ON_TOKENS, {"options": {"band": "random"}}, {"options": {"band": "fixed", "mass": 0.9}}]),
     "discriminator": (Logits, [{**DETACHED, **MANY}]),

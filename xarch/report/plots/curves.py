@@ -13,12 +13,15 @@ POINTS = 300
 """Maximum number of points per curve; each is the mean of its neighbours."""
 
 
-def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str) -> str | None:
+def curve_svg(
+    name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str, marks: Sequence[float] = ()
+) -> str | None:
     """Draw one or more curves over units of data; return None if nothing can be drawn.
 
     Args:
         series: label -> (units, value), in order; values that are not finite are skipped.
         unit: unit of the horizontal axis.
+        marks: places on it where a phase of the stage begins.
     """
     drawn = {key: _thinned(points) for key, points in series.items()}
     drawn = {key: points for key, points in drawn.items() if len(points[0])}
@@ -38,6 +41,8 @@ def curve_svg(name: str, series: Mapping[str, Sequence[tuple[float, float]]], *,
             axes.set_yscale("log")
         elif 0 <= values.min() < 0.5 * values.max():
             axes.set_ylim(bottom=0)
+        for mark in marks:
+            axes.axvline(mark, color=THEME["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
         axes.grid(axis="y")
         axes.set_xlabel(label(f"{unit}s"))
         axes.xaxis.set_major_formatter(lambda v, _: count(v))

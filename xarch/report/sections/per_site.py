@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xarch.report.blocks import Block, Details, Figure, Figures, Section, Table
-from xarch.report.files import RunInfo, StageMetrics, names_of, natural, table_of
+from xarch.report.files import RunInfo, StageMetrics, names_of, natural, rows_of, table_of
 from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
 from xarch.report.wording import number, with_unit
@@ -35,7 +35,7 @@ def per_site(files: RunInfo) -> Section | None:
 
 
 def _titled(files: RunInfo, name: str) -> str:
-    return with_unit(name, files.unit_of(name))
+    return with_unit(name, files.unit_of(name.partition(" of ")[0]))
 
 
 def _bars(files: RunInfo, name: str, folder: str, values: dict[str, float]) -> list[Block]:
@@ -64,13 +64,32 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
+def _places(files: RunInfo, folder: str) -> dict[str, tuple[str, str]]:
+    """Return the name of a value in a stage's tables -> (its match, its site or tap); "" for the only one."""
+    planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
+    found = {}
+    for row in rows_of(planned, "matches"):
+        match, label, site = str(row.get("match")), str(row.get("label")), row.get("site")
+        place = site if isinstance(site, str) else label.removeprefix(f"{match}.")
+        found[f"{label}.{site}" if isinstance(site, str) else label] = (match, place)
+    return found
+
+
 def _tables(files: RunInfo) -> dict[str, list[tuple[str, dict[str, float]]]]:
-    """Table name -> rows (stage, values). Losses of different stages have different units, so each gets a table."""
+    """Table name -> rows (stage, values). Losses of different stages have different units, so each gets a table; so do
+    the matches of a stage, whose figures are of different values."""
     found: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for folder, summary in files.stages.items():
+        places = _places(files, folder)
         for table, values in _numbers(summary).items():
-            if table != "loss":
-                found.setdefault(table, []).append((folder, values))
+            by_match: dict[str, dict[str, float]] = {}
+            for name, value in values.items():
+                match, place = places.get(name, ("", name))
+                by_match.setdefault(match, {})[place] = value
+            for match, own in by_match.items():
+                if table != "loss":
+                    title = f"{table} of {match}" if match and len(by_match) > 1 else table
+                    found.setdefault(title, []).append((folder, own))
     return found
 
 

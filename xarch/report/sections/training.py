@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
-from xarch.report.files import RunInfo, StageMetrics, dig, table_of
+from xarch.report.files import RunInfo, StageMetrics, dig, rows_of, table_of
 from xarch.report.outcome import undone_of
 from xarch.report.plots.curves import curve_svg
 from xarch.report.wording import number, percent, words
@@ -56,14 +56,28 @@ def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
     series = {"loss": over_units(losses)}
     if 1 < len(parts) <= 3:
         series |= parts
-    svg = curve_svg(f"loss-{folder}", series, unit=unit)
+    begins = _phases(files, folder, in_units=bool(curve.units))
+    svg = curve_svg(f"loss-{folder}", series, unit=unit, marks=[x for _, x in begins])
     if svg is None:
         return None
     first, last = losses[0][1], losses[-1][1]
     text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at step {len(losses)}."
+    if begins:
+        text += f" Dashed lines: phases begin at step {', '.join(str(step) for step, _ in begins)}."
     ended = table_of(files.stages.get(folder), "ended")
     early = f"; stopped at step {number(ended.get('step'))} of {number(ended.get('steps'))}: {ended.get('reason')}"
     return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}{early if ended else ''}")
+
+
+def _phases(files: RunInfo, folder: str, *, in_units: bool) -> list[tuple[int, float]]:
+    """Return (step, place on the axis) where each phase of a stage begins."""
+    planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
+    steps, units = planned.get("steps"), planned.get("units")
+    if not isinstance(steps, int) or not isinstance(units, int):
+        return []
+    starts = [row.get("from") for row in rows_of(files.plan, "config", "stages", str(planned.get("name")), "phases")]
+    shares = sorted(share for share in starts if isinstance(share, int | float) and 0 <= share <= 1)
+    return [(round(share * steps), share * (units if in_units else steps)) for share in shares]
 
 
 def _validation(folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:

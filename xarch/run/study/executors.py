@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xarch.config.study import ExecutorConfig
-from xarch.errors import UsageError
+from xarch.errors import Interrupted, UsageError
 
 
 class Job(ABC):
@@ -185,8 +185,10 @@ class _RayJob(Job):
             return None
         try:
             return int(self.ray.get(self.reference))
-        except Exception:
-            # A cancelled task, or one whose node was lost, has no exit code; the run folder shows its progress.
+        except self.ray.exceptions.TaskCancelledError:
+            return Interrupted.exit_code
+        except self.ray.exceptions.RayError:
+            # A task whose node was lost has no exit code; the run folder shows its progress.
             return 1
 
     def stop(self) -> None:
@@ -202,7 +204,6 @@ def run_command(command: list[str], log: str, environment: dict[str, str]) -> in
         )
         try:
             return process.wait()
-        except BaseException:
+        except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
-            process.wait()
-            raise
+            return process.wait()

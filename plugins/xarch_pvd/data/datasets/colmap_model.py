@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xarch import UsageError
+from xarch import UsageError, open_regular, regular_text
 
 MODELS = {
     0: ("SIMPLE_PINHOLE", 3), 1: ("PINHOLE", 4), 2: ("SIMPLE_RADIAL", 4), 3: ("RADIAL", 5), 4: ("OPENCV", 8),
@@ -44,7 +44,8 @@ class Reader:
     def __init__(self, file: Path) -> None:
         if file.stat().st_size > MAX_BYTES:
             raise UsageError(f"{file} has more than {MAX_BYTES} bytes")
-        self.file, self.data, self.at = file, file.read_bytes(), 0
+        with open_regular(file) as stream:
+            self.file, self.data, self.at = file, stream.read(), 0
 
     def take(self, form: str) -> tuple:
         size = struct.calcsize(form)
@@ -138,7 +139,7 @@ def _lines(file: Path, *, empty: bool = False) -> Iterator[str]:
     if file.stat().st_size > MAX_BYTES:
         raise UsageError(f"{file} has more than {MAX_BYTES} bytes")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = regular_text(file)
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"{file} cannot be read: {e}") from e
     for line in text.splitlines():

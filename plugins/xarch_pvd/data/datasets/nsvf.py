@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from xarch import UsageError
+from xarch import UsageError, regular_text
 from xarch_pvd.data.datasets.pictures import find_picture, picture_size
 from xarch_pvd.data.datasets.posed import PosedImages, intrinsics
 from xarch_pvd.data.datasets.splits import check_split
@@ -65,7 +65,7 @@ def _numbers(file: Path) -> list[float]:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise UsageError(f"{file} has more than {MAX_BYTES} bytes, expected a few numbers")
-        return [float(v) for v in file.read_text(encoding="utf-8").split()]
+        return [float(v) for v in regular_text(file).split()]
     except (OSError, ValueError) as e:
         raise UsageError(f"{file} holds no numbers: {e}") from e
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from xarch import BoundedLoader, UsageError
+from xarch import BoundedLoader, UsageError, regular_text
 
 MAX_BYTES = 1 << 20
 
@@ -36,7 +36,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"{path} has more than {MAX_BYTES} bytes, too large for a nerfstudio config")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+        document = yaml.load(regular_text(path), Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError, TypeError) as e:
         raise UsageError(f"{path} cannot be read as YAML: {str(e).splitlines()[0]}") from e
     if not isinstance(document, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xarch import UsageError
+from xarch import UsageError, open_regular
 from xarch_pvd.source.formats import nerfstudio, npz_file, pvd_pth, tensorf_th
 from xarch_pvd.source.formats.pickle_file import read_pickle
 from xarch_pvd.source.formats.record import FieldFile
@@ -24,15 +24,15 @@ def recognise(path: Path | str) -> str:
         UsageError: the file does not exist or its format is unknown.
     """
     path = nerfstudio.last_checkpoint(Path(path))
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path} does not exist")
+    with open_regular(path) as f:
+        head = f.read(4)
     members = npz_file.names(path)
     if "links" in members:
         return "svox2"
     if members & {"sigma", "sigma_raw"}:
         return "voxels"
-    with open(path, "rb") as f:
-        head = f.read(4)
     if head[:3] == b"ply":
         raise UsageError(
             f"{path} is a point cloud or mesh, which contains no radiance field", f"supported formats: {KNOWN}"
