@@ -78,7 +78,7 @@ class Samples(IndexedData):
     """Pictures of a split.
 
     Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` where the teacher sees other draws,
-    ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With ``repeats`` R all have a leading dimension R.
+    ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With ``repeats`` R, pictures are [R,C,H,W].
     """
 
     def __init__(self, table: Table, chosen: Selection, options: PictureOptions, form: Form, training: bool) -> None:
