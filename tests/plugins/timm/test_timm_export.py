@@ -100,6 +100,7 @@ def test_a_graph_for_any_number_of_pictures_and_one_for_one(tmp_path: Path) -> N
     assert not names & {"Erf", "IsNaN", "Loop", "If"}
 
 
+@pytest.mark.slow
 def test_normalisation_inside_or_in_the_metadata(tmp_path: Path) -> None:
     student = student_of(CNN)
     exported(student, "cpu", tmp_path / "outside", normalisation="metadata")
@@ -112,6 +113,7 @@ def test_normalisation_inside_or_in_the_metadata(tmp_path: Path) -> None:
     assert np.allclose(run(tmp_path / "outside" / "model.onnx", (images - 0.5) / 0.5), wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_faster_of_two_8_bit_forms_is_kept(tmp_path: Path) -> None:
     described = exported(student_of(VIT), "cpu-int8", tmp_path / "out")
     graph = described["graphs"]["model"]
@@ -142,6 +144,7 @@ def test_the_example_classifies_without_xarch(tmp_path: Path) -> None:
     assert done.stdout.split(": ")[1].startswith(f"{int(shares.argmax())} {float(shares.max()):.2f}")
 
 
+@pytest.mark.slow
 def test_openvino_agrees(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     student = student_of(VIT)
