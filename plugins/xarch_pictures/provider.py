@@ -38,8 +38,9 @@ class PictureData(DataProvider):
     and CIFAR-100 of torchvision, folders of IDX files (MNIST and its kin, also .gz), ``images:FILE.npz``, and
     ``images:digits`` (scikit-learn).
 
-    Batches hold ``images`` float32 [B,C,H,W] in 0..1, not normalised, ``labels`` int64 [B] and ``sample_id``;
-    ``images@teacher`` where the teacher sees other pictures. Units are images.
+    Batches hold ``images`` float32 [B,C,H,W] in 0..1, not normalised, ``labels`` int64 [B], ``index`` int64 [B], which
+    numbers the training pictures from 0, and ``sample_id``; ``images@teacher`` where the teacher sees other pictures.
+    Units are images.
     """
 
     Options = PictureOptions
@@ -48,8 +49,9 @@ class PictureData(DataProvider):
         options: PictureOptions = request.options
         table, chosen, form = _resolved(request)
         samples = {split: len(chosen.indices[split]) for split in SPLITS}
+        facts: dict[str, Any] = {"indices": samples["train"], "size": form.size, "channels": form.channels}
         samples["train"] *= options.augment.repeats
-        facts: dict[str, Any] = {"samples": samples, "size": form.size, "channels": form.channels}
+        facts["samples"] = samples
         shape = {"C": form.channels, "H": form.size, "W": form.size}
         facts["indices"] = len(table)
         tensors = {"images": TensorInfo("BCHW", shape), "index": TensorInfo("B")}

@@ -78,7 +78,7 @@ class Samples(IndexedData):
     """Pictures of a split.
 
     Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` where the teacher sees other draws,
-    ``labels`` and, with ``labelled``, a mask of known labels. With ``repeats`` R all have a leading dimension R.
+    ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With ``repeats`` R, pictures are [R,C,H,W].
     """
 
     def __init__(self, table: Table, chosen: Selection, options: PictureOptions, form: Form, training: bool) -> None:
@@ -92,6 +92,9 @@ class Samples(IndexedData):
         self.repeats = augment.repeats if training else 1
         labels = chosen.labels if training else table.labels
         self.labels = None if labels is None else torch.from_numpy(labels)
+        train = torch.from_numpy(chosen.indices["train"])
+        self.index = torch.arange(self.total) % len(train)
+        self.index[train] = torch.arange(len(train))
         self.labelled = None if chosen.labelled is None else torch.from_numpy(chosen.labelled).float()
 
         def transform(size: int, plain: bool) -> Transform:
@@ -115,6 +118,7 @@ class Samples(IndexedData):
         drawn = [{key: side(picture, generator) for key, side in sides.items()} for _ in range(self.repeats)]
         sample = drawn[0] if self.repeats == 1 else {key: torch.stack([d[key] for d in drawn]) for key in sides}
         sample["index"] = torch.tensor(index)
+        sample["index"] = self.index[index]
         if self.labels is None:
             return sample
         label = self.labels[index]

@@ -175,6 +175,12 @@ def test_a_file_with_whole_stages_needs_no_recipe(tmp_path: Path) -> None:
     assert got.name == tmp_path.name
 
 
+def test_the_head_of_a_method_is_no_setting_of_a_run(recipes: Recipes) -> None:
+    recipes(base=RECIPE)
+    with pytest.raises(UsageError, match=r"unknown key method: .*a run cannot change it.*--set families=\[\]"):
+        load_config("base", sets=["method.families=[field]"])
+
+
 HIDDEN = "stages:\n  hidden:\n    "
 MATCH = HIDDEN + "matches:\n      - {student: a, objective: l2, "
 

@@ -14,6 +14,7 @@ from xarch import api
 from xarch.engine.events import Reporter
 from xarch.errors import BusyError, StorageError, UsageError, XarchError
 from xarch.files.run_dir import RunDir
+from xarch.kernels import dispatch
 from xarch.run import deciding
 from xarch.run.head import begin_run
 
@@ -254,6 +255,19 @@ def test_what_decides_bits_is_compared(stack: StackCase, monkeypatch: pytest.Mon
         assert "--force" in str(caught.value.hint)
         assert api.convert(resume=True, out=out, force=True).status["state"] == "done"
     assert "resumed with --force although the numpy is 2, was" in (out / "log.txt").read_text()
+
+
+def test_another_choice_of_kernels_asks_for_force(stack: StackCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = dispatch.Use("causal_conv1d", "cpu", "float32", (), "torch")
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "uses", lambda: [ran])
+        out = killed(stack, monkeypatch, "save")
+    with dispatch.isolated():
+        dispatch.register("causal_conv1d", "newer", priority=10**6)(lambda *args: None)
+        with pytest.raises(UsageError, match=r"kernel of causal_conv1d \(float32\) is newer, was torch") as caught:
+            api.convert(resume=True, out=out)
+        assert "--force" in str(caught.value.hint)
+        assert api.convert(resume=True, out=out, force=True).status["state"] == "done"
 
 
 def test_a_folder_removed_in_the_middle_ends_the_run(stack: StackCase) -> None:

@@ -12,6 +12,7 @@ from xarch.testing import (
     ConnectorConformance,
     DataConformance,
     FamilyConformance,
+    MethodConformance,
     MetricConformance,
     ObjectiveConformance,
     OptimiserConformance,
@@ -51,3 +52,10 @@ class TestKitFamily(FamilyConformance):
 
 class TestLossyFamily(FamilyConformance):
     family = "lossy"
+
+
+class TestOtherFamilies(MethodConformance):
+    """Registered for other families than its file names; the conversion has checks of its own."""
+
+    method = "other-families"
+    test_it_runs = None

@@ -397,6 +397,10 @@ class RightMetric(Metric):
         return Evaluation("error", False, "", {"error": 0.0}, student, found, n=len(batches))
 
 
+class MeasuresMoreThanItSays(RightMetric):
+    figures = ("mistake",)
+
+
 class ChangesTheModel(RightMetric):
     def evaluate(self, request):
         found = self.measured(request)
@@ -475,7 +479,7 @@ STEPS = (
     ChangesItsInput,
 )
 DATA = (RightData, SplitsOverlap, RepeatsAfterResume, CannotBeSetBack, DependsOnWorkers, DeclaresAnotherSize)
-METRICS = (RightMetric, ChangesTheModel, DrawsRandomNumbers, SwitchesToEval)
+METRICS = (RightMetric, MeasuresMoreThanItSays, ChangesTheModel, DrawsRandomNumbers, SwitchesToEval)
 
 
 def name_of(mutant: type) -> str:
@@ -496,6 +500,7 @@ def xarch_register(registry):
     ):
         for mutant in kinds:
             declare(name_of(mutant), load=f"{me}:{mutant.__name__}", summary="for tests of the kit")
+    registry.method("other-families", load="xarch_methods:kd/method.yaml", families=["kit"])
     for mutant in METRICS:
         registry.metric(name_of(mutant), load=f"{me}:{mutant.__name__}", accepts=["kit"])
     registry.family("kit", load=f"{me}:KitFamily")

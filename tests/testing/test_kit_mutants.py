@@ -12,6 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 FAULTS = {
+    "OtherFamilies": "test_its_head_is_complete",
+    "MeasuresMoreThanItSays": "test_a_model_equals_itself",
     "IgnoresItsMask": "test_masks_are_respected",
     "LiesAboutCoupling": "test_cut_batches_equal_the_whole_unless_it_couples",
     "WeightsByTheBatch": "test_cut_batches_equal_the_whole_unless_it_couples",
@@ -112,9 +114,8 @@ def test_a_stage_that_takes_any_option(failed: dict[str, set[str]]) -> None:
 
 
 def test_every_class_of_the_kit_has_a_mutant() -> None:
-    """A method is data, checked by its plan: its class is tried by `tests/methods` on every method there is."""
     from tests.testing import mutant_kit
     from xarch import testing
 
     bases = {base.__name__ for made in vars(mutant_kit).values() if isinstance(made, type) for base in made.__mro__}
-    assert set(testing.__all__) - bases == {"MethodConformance"}
+    assert set(testing.__all__) <= bases

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from xarch.config.fields import deeper_names, field_names
+from xarch.config.method import HEAD
 from xarch.config.provenance import DEFAULT, Merged, dotted
 from xarch.config.schema import RunConfig
 from xarch.config.validation import problems, shown, wanted
@@ -29,6 +30,11 @@ def unknown_key(path: Path, known: Sequence[str], origin: str) -> str:
     parent, key = path[:-1], str(path[-1])
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     meant = dotted((*parent, near[0])) if near else _further_down(parent, key)
+    if path == (HEAD,):
+        return (
+            f"unknown key {HEAD}: the head of a method file describes the method, a run cannot change it; what a run "
+            f"can change are `families` (--set families=[]) and the keys below the head{_place(origin)}"
+        )
     guess = f"; did you mean {meant}?" if meant else f"; known here: {', '.join(known)}" if known else ""
     return f"unknown key {dotted(path)}{guess}{_place(origin)}"
 

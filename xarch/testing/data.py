@@ -194,6 +194,6 @@ def _assert_same(a: Batch, b: Batch, told: str) -> None:
 
 
 def _keys(batch: Batch) -> list[bytes]:
-    """Return a key for every sample: its contents without its index."""
+    """Return a key for every sample: its contents without its numbers."""
     names = sorted(k for k in batch.tensors if k not in ("sample_id", "index") and "@" not in k)
     return [b"".join(batch[n][i].contiguous().numpy().tobytes() for n in names) for i in range(len(batch))]

@@ -51,3 +51,22 @@ def test_pictures_without_labels_serve_methods_that_read_none(teacher: str, tmp_
         planned(teacher, folder, {"recipe": "kd"}, **hidden)
     alone = {"recipe": "kd", "stages": {"distil": {"matches": {"labels": None}}}}
     assert planned(teacher, folder, alone, **hidden).stages[0].steps > 0
+
+
+def test_the_demo_is_planned_from_its_packaged_teacher() -> None:
+    pytest.importorskip("sklearn")
+    plan = xarch.plan("ofa-demo", overrides={"runtime.device": "cpu"})
+    assert plan.stages[0].seconds < 240
+    assert set(plan.config.stages["distil"].matches) == {"kd", "exits", "labels"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("removed", [(), ("kd", "exits")])
+def test_the_demo_reaches_its_gate_and_labels_alone_do_not(tmp_path: Path, removed: tuple[str, ...]) -> None:
+    config = {"recipe": "ofa-demo", "stages": {"distil": {"matches": dict.fromkeys(removed)}}}
+    overrides = {"runtime.device": "cpu", "export.profiles": []}
+    if removed:
+        with pytest.raises(xarch.XarchError, match="top1"):
+            xarch.convert(config, out=tmp_path / "run", overrides=overrides)
+    else:
+        xarch.convert(config, out=tmp_path / "run", overrides=overrides)
