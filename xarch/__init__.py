@@ -45,6 +45,7 @@ _PUBLIC = {
     "SourceAdapter": "xarch.contracts.adapters",
     "SourceInfo": "xarch.contracts.adapters",
     "TargetAdapter": "xarch.contracts.adapters",
+    "Control": "xarch.contracts.control",
     "Family": "xarch.contracts.family",
     "Facts": "xarch.contracts.family",
     "Objective": "xarch.contracts.objective",
@@ -150,6 +151,7 @@ if TYPE_CHECKING:
     from xarch.contracts.batch_step import BatchStep, StepContext
     from xarch.contracts.bench import BenchCase, Call
     from xarch.contracts.connector import Connector
+    from xarch.contracts.control import Control
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo
     from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Throughput
     from xarch.contracts.family import Facts, Family

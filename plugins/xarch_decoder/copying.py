@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xarch import Initialisation, PlanError, Teacher
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.model.mixer import ATTENTION
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
 from xarch_decoder.weights import attention_names, attention_shapes, trunk_shapes
 
@@ -21,9 +21,10 @@ def _planned(facts: DecoderFacts, student: DecoderStudent) -> dict[str, tuple[st
     """Map the student name of every copied tensor to its (canonical name, shape)."""
     planned = {name: (name, shape) for name, shape in trunk_shapes(facts).items()}
     for layer in range(facts.layers):
-        if ATTENTION in student.decoder.block(layer).kinds:
-            shapes = attention_shapes(facts, layer)
-            planned |= {own: (name, shapes[name]) for own, name in attention_names(facts, layer).items()}
+        for kind in student.decoder.block(layer).kinds:
+            if isinstance(student.decoder.block(layer).mixer(kind), Attention):
+                shapes = attention_shapes(facts, layer)
+                planned |= {own: (name, shapes[name]) for own, name in attention_names(facts, layer, kind).items()}
     return planned
 
 
@@ -34,8 +35,21 @@ def trunk_initialisation(facts: DecoderFacts, student: DecoderStudent) -> Initia
     return Initialisation(copied=tuple(planned), sources=renamed)
 
 
+def trunk_tensors(student: DecoderStudent, teacher: Teacher) -> dict[str, Tensor]:
+    """Return the teacher's tensors under the student's names, as :func:`copy_trunk` would copy them; no copies.
+
+    Raises:
+        PlanError: the teacher lacks a tensor.
+    """
+    weights, planned = teacher.weights(), _planned(teacher.facts, student)
+    lost = sorted({canonical for canonical, _ in planned.values()} - set(weights))
+    if lost:
+        raise PlanError(f"the teacher has no tensor {lost[0]!r} ({len(lost)} are missing)")
+    return {own: weights[canonical] for own, (canonical, _) in planned.items()}
+
+
 def copy_trunk(student: DecoderStudent, teacher: Teacher) -> Initialisation:
-    """Copy embedding, norms, MLPs, head and the attention of every layer that has it, bit for bit.
+    """Copy embedding, norms, MLPs, head and every mixer that is an :class:`Attention`, bit for bit.
 
     Raises:
         PlanError: the teacher lacks a tensor, or its shape differs; nothing has been written.

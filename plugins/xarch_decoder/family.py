@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from xarch import Batch, BenchCase, DataInfo, Family, Options
+from xarch import Batch, BenchCase, Control, DataInfo, Family, Options
 from xarch_decoder.facts import DecoderFacts
 
 
@@ -65,6 +65,14 @@ class DecoderFamily(Family):
         from xarch_decoder.report import sections
 
         return sections(run)
+
+    def controls(self, teacher: Any, student: Any) -> Mapping[str, Control]:
+        """Return the teacher with a window and first tokens in three precisions, and with eviction by attention, at the
+        student's state bytes in the layers whose state is constant."""
+        from xarch_decoder.controls import decoder_controls
+        from xarch_decoder.student import DecoderStudent
+
+        return decoder_controls(teacher, student) if isinstance(student, DecoderStudent) else {}
 
     def generate(self, model: Any, processor: Any, prompt: str, options: TextGeneration) -> str:
         """Return the prompt, continued greedily."""

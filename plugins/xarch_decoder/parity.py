@@ -8,7 +8,7 @@ Legend: L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -56,11 +56,11 @@ def decoder_parity(
         if (context is not None and length > context) or (graph.name, length) in done:
             continue
         done.add((graph.name, length))
-        yield _case(student, graph, decode.metadata["states"], _cut(text, start, length), pieces)
+        yield _case(student, graph, decode.metadata["states"], cut_text(text, start, length), pieces)
         start += length
 
 
-def _cut(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
+def cut_text(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
     """Return ``length`` tokens of the stream from ``start``, wrapping around at its end: [1, L]."""
     return text[(start + torch.arange(length)) % len(text)][None]
 
@@ -95,18 +95,25 @@ def _case(
 
 
 def drive_prompt(
-    call: Call, ids_1L: np.ndarray, pieces: Pieces, states: Sequence[dict[str, Any]]
+    call: Call,
+    ids_1L: np.ndarray,
+    pieces: Pieces,
+    states: Sequence[dict[str, Any]],
+    position: int = 0,
+    held: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Read a prompt in the given pieces, using only numpy and the exported graphs.
 
     Args:
         states: the ``states`` entry of a graph's metadata.
+        position: tokens of the prompt that are not read because ``held`` contains them.
+        held: states to begin with; None before the first token.
 
     Returns:
         ``logits`` [1, N, V] of the N positions that the calls return, and the final states under their output names.
     """
-    held = {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
-    logits, position = [], 0
+    held = held or {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
+    logits = []
     for name, tokens in pieces:
         window = ids_1L[:, position : position + tokens]
         out = call(name, {"input_ids": window, "position": np.array([position]), **held})

@@ -60,6 +60,15 @@ class DecoderStudent(LocalStudent):
         """Return the layers that have a replacement mixer."""
         return tuple(i for i in range(self.facts.layers) if self._replacements(i))
 
+    def state_bytes(self) -> dict[int, int]:
+        """Return the bytes of the constant state of every replaced layer whose replacement has no growing state."""
+        found: dict[int, int] = {}
+        for layer in self.replaced:
+            specs = self.decoder.block(layer).mixer(self.replacement(layer)).state_spec()
+            if all(spec.axis is None for spec in specs):
+                found[layer] = sum(spec.bytes for spec in specs)
+        return found
+
     def taps(self) -> Mapping[str, Tap]:
         taps: dict[str, Tap] = {}
         for layer in range(self.facts.layers):

@@ -60,7 +60,7 @@ def weight_shapes(facts: DecoderFacts) -> dict[str, tuple[int, ...]]:
     return names
 
 
-def attention_names(facts: DecoderFacts, layer: int) -> dict[str, str]:
-    """Map student names to canonical names of one layer's attention weights."""
-    stem, own = f"blocks.{layer}.attention.", f"blocks.{layer}.mixers.{ATTENTION}."
+def attention_names(facts: DecoderFacts, layer: int, kind: str = ATTENTION) -> dict[str, str]:
+    """Map student names to canonical names of one layer's attention weights, held by the mixer of a kind."""
+    stem, own = f"blocks.{layer}.attention.", f"blocks.{layer}.mixers.{kind}."
     return {own + name.removeprefix(stem): name for name in attention_shapes(facts, layer)}

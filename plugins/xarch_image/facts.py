@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -86,6 +86,19 @@ class ImageFacts:
     def taps(self) -> dict[str, Tap]:
         """Return the taps of a model with these facts, by name."""
         return image_taps(self)
+
+    def normalised_by(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageFacts:
+        """Return these facts with another normalisation, one value or one per channel; None keeps what is there.
+
+        Raises:
+            UsageError: there are neither one nor as many values as channels, or a deviation is not positive.
+        """
+
+        def each(given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+            return own if given is None else tuple(given) * (self.channels if len(given) == 1 else 1)
+
+        changed = replace(self, mean=each(mean, self.mean), std=each(std, self.std))
+        return ImageFacts.from_json(changed.to_json())
 
     def tiny(self) -> ImageFacts:
         """Return the facts unchanged: an architecture by name has no shorter form."""

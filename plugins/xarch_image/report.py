@@ -34,13 +34,13 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
 
 
 def _answer(said: Mapping[str, Any]) -> str:
-    mark = {True: " (right)", False: " (wrong)"}.get(said.get("right"), "") if said.get("judged") else ""
+    mark = (" (right)" if said.get("right") else " (wrong)") if said.get("judged") else ""
     return f"{said.get('class')}, {100 * float(said.get('share', 0)):.0f} %{mark}"
 
 
 def _recall(entries: Sequence[Mapping[str, Any]]) -> Section | None:
-    rows = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
-    rows = [r for r in rows if isinstance(r, dict)]
+    found: list[Any] = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
+    rows = [r for r in found if isinstance(r, dict)]
     if not rows:
         return None
     both = any(r.get("teacher") is not None for r in rows)
@@ -60,11 +60,11 @@ def _table(rows: Sequence[Mapping[str, Any]], both: bool, counted: bool, caption
     body: list[list[str | Cell]] = []
     for row in rows:
         own, other = row.get("student"), row.get("teacher")
-        tone = "bad" if both and own is not None and other is not None and own < other - 0.1 else ""
+        worse = both and own is not None and other is not None and own < other - 0.1
         cells: list[str | Cell] = [str(row.get("class"))]
         cells += [str(row.get("images"))] if counted else []
         cells += [_share(other)] if both else []
-        body.append([*cells, Cell(_share(own), tone)])
+        body.append([*cells, Cell(_share(own), "bad" if worse else "")])
     return Table(head, body, "l" + "r" * (len(head) - 1), caption)
 
 

@@ -36,6 +36,6 @@ def xarch_register(registry: Any) -> None:
         needs=needs,
         summary="any image classifier of timm: timm:NAME",
         recipes=["ofa-kd", "kd", "no-teacher"],
-        profiles=["cpu"],
+        profiles=["cpu", "cpu-int8", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         reference="model",
     )

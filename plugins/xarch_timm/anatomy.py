@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from xarch import UsageError
 from xarch_image import Feature
 
+Net = Any
+"""An ``nn.Module`` with timm's ``forward_intermediates``, ``forward_head`` and ``get_classifier``."""
 STAGES = 4
 DEPTHS = (1 / 6, 1 / 3, 5 / 6, 1)
 PYRAMID = 3
@@ -34,7 +36,7 @@ class Anatomy:
     """What a forward pass of a model shows.
 
     Attributes:
-        places: which blocks are tapped: indices of ``forward_intermediates``, or names of modules of models without it.
+        places: which blocks are tapped: indices of ``forward_intermediates``.
         features: form of each.
         pooled: width of what the classifier reads.
         classes: width of the logits.
@@ -43,7 +45,7 @@ class Anatomy:
         macs: multiply-adds per image.
     """
 
-    places: tuple[int, ...] | tuple[str, ...]
+    places: tuple[int, ...]
     features: tuple[Feature, ...]
     pooled: int
     classes: int
@@ -52,7 +54,7 @@ class Anatomy:
     macs: float
 
 
-def examine(net: nn.Module, channels: int, size: tuple[int, int], name: str) -> Anatomy:
+def examine(net: Net, channels: int, size: tuple[int, int], name: str) -> Anatomy:
     """Run a model once on zeros and describe it.
 
     Args:
@@ -91,7 +93,7 @@ def examine(net: nn.Module, channels: int, size: tuple[int, int], name: str) -> 
 
 
 def intermediates(
-    net: nn.Module, x_BCHW: Tensor, places: Sequence[int] | None = None, *, only: bool = False
+    net: Net, x_BCHW: Tensor, places: Sequence[int] | None = None, *, only: bool = False
 ) -> tuple[Any, list[Tensor], list[Tensor | None]]:
     """Run a model's blocks.
 
@@ -111,7 +113,7 @@ def intermediates(
     return final, maps, [m[1] if isinstance(m, tuple) else None for m in found]
 
 
-def _prefix_tokens(net: nn.Module) -> int:
+def _prefix_tokens(net: Net) -> int:
     """Return the number of tokens before the grid that ``forward_intermediates`` can return."""
     able = "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
     return int(getattr(net, "num_prefix_tokens", 0) or 0) if able else 0
@@ -133,7 +135,7 @@ def _attends(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _called(net: nn.Module) -> Iterator[list[nn.Module]]:
+def _called(net: Net) -> Iterator[list[nn.Module]]:
     """Collect the modules that run."""
     seen: list[nn.Module] = []
     handles = [m.register_forward_pre_hook(lambda module, _: seen.append(module)) for m in net.modules()]

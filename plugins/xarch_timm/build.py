@@ -18,20 +18,20 @@ from torch import nn
 
 from xarch import UsageError
 from xarch_image import ImageFacts
-from xarch_timm.anatomy import Anatomy, examine
+from xarch_timm.anatomy import Anatomy, Net, examine
 
 
-def create(facts: ImageFacts) -> nn.Module:
+def create(facts: ImageFacts) -> Net:
     """Return an untrained model with these facts, in eval mode; build it under ``torch.device`` to place it.
 
     Raises:
         UsageError: the model does not take these arguments.
     """
     name, arguments = facts.arch, dict(facts.options)
-    common = {"pretrained": False, "num_classes": facts.classes, "in_chans": facts.channels}
+    common: dict[str, Any] = {"pretrained": False, "num_classes": facts.classes, "in_chans": facts.channels}
     try:
         with _replacing(name, arguments) as replaced:
-            net: nn.Module = timm.create_model(name, **common, **({} if replaced else arguments))
+            net: Net = timm.create_model(name, **common, **({} if replaced else arguments))
     except (TypeError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as e:
         raise UsageError(f"timm:{name} cannot be built with {arguments}: {e}", "change the arguments after `?`") from e
     return net.eval()
@@ -122,9 +122,9 @@ def _described(
     return facts, found
 
 
-def takes_size(net: nn.Module) -> bool:
+def takes_size(net: Net) -> bool:
     """Return whether a model is built for one image size."""
-    return any("img_size" in inspect.signature(kind.__init__).parameters for kind in type(net).__mro__[:-1])
+    return any("img_size" in inspect.signature(kind).parameters for kind in type(net).__mro__[:-1])
 
 
 def has_own_size(name: str) -> bool:
@@ -138,7 +138,7 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def classifier(net: nn.Module) -> nn.Linear | None:
+def classifier(net: Net) -> nn.Linear | None:
     """Return the layer that gives the logits, if it is a single linear one."""
     head = net.get_classifier()
     return head if isinstance(head, nn.Linear) else None

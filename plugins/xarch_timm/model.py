@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from xarch import Sink, Student, Teacher
 from xarch_image import ImageFacts, ImageModel
-from xarch_timm.anatomy import intermediates
+from xarch_timm.anatomy import Net, intermediates
 from xarch_timm.build import anatomy, classifier
 
 
 class TimmModel(ImageModel):
     """A network of timm; ``module`` is exactly timm's, so its weights have timm's names."""
 
-    def __init__(self, net: nn.Module, facts: ImageFacts) -> None:
+    module: Net
+
+    def __init__(self, net: Net, facts: ImageFacts) -> None:
         super().__init__(facts)
         self.module = net
         self._places = anatomy(facts).places
@@ -76,7 +78,7 @@ class TimmModel(ImageModel):
 class TimmTeacher(TimmModel, Teacher):
     """A trained, frozen model."""
 
-    def __init__(self, net: nn.Module, facts: ImageFacts, *, ref: str, fingerprint: str) -> None:
+    def __init__(self, net: Net, facts: ImageFacts, *, ref: str, fingerprint: str) -> None:
         super().__init__(net.eval().requires_grad_(False), facts)
         self.ref, self.fingerprint = ref, fingerprint
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from pydantic import BaseModel, Field
@@ -17,7 +17,7 @@ from xarch_timm.build import classifier, create, describe
 from xarch_timm.labels import class_names
 from xarch_timm.model import TimmTeacher
 from xarch_timm.reference import Reference, image_size, parse
-from xarch_timm.weights import from_file, header, pretrained, sizes_in
+from xarch_timm.weights import from_file, pretrained, shapes_of, sizes_in
 
 
 class TimmSourceOptions(Options):
@@ -113,12 +113,10 @@ def _merged(ref: str, options: BaseModel) -> tuple[Reference, TimmSourceOptions]
 def _facts(named: Reference, chosen: TimmSourceOptions) -> tuple[ImageFacts, tuple[str, ...]]:
     """Return the facts of a teacher, and warnings about what its file does not say."""
     size, warnings = image_size(chosen.size), []
-    known: dict[str, Any] = {}
+    known: dict[str, int] = {}
     if chosen.checkpoint:
         file = Path(chosen.checkpoint).expanduser()
-        shapes, metadata = header(file, allow_pickle=chosen.allow_pickle)
-        known = sizes_in(named.name, shapes, metadata, str(file))
-        size = size or known.get("size")
+        known = sizes_in(named.name, shapes_of(file, allow_pickle=chosen.allow_pickle), str(file))
     facts = describe(
         named.name,
         classes=chosen.classes or known.get("classes") or 1000,
@@ -131,12 +129,8 @@ def _facts(named: Reference, chosen: TimmSourceOptions) -> tuple[ImageFacts, tup
             f"timm:{named.name}: the file does not say for which image size it was trained; "
             f"{facts.height} x {facts.width} is assumed (&size=32 for another)"
         )
-    for key in ("mean", "std"):
-        values = getattr(chosen, key)
-        if values is not None:
-            facts = replace(facts, **{key: tuple(values) if len(values) > 1 else tuple(values) * facts.channels})
     names = class_names(chosen.labels, facts) if chosen.labels else ()
-    return ImageFacts.from_json(replace(facts, class_names=names).to_json()), tuple(warnings)
+    return replace(facts, class_names=names).normalised_by(chosen.mean, chosen.std), tuple(warnings)
 
 
 def _text(facts: ImageFacts) -> str:

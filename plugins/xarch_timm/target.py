@@ -16,7 +16,10 @@ from xarch_timm.build import create, describe, has_own_size
 from xarch_timm.export import ImageExport, image_graphs
 from xarch_timm.model import TimmStudent
 from xarch_timm.reference import image_size, parse
-from xarch_timm.weights import from_file, header, names_to_load, pretrained, pretrained_names
+from xarch_timm.weights import from_file, names_to_load, pretrained, pretrained_names, shapes_of
+
+SMALL = "test_vit?patch_size=8&depth=2&size=32"
+"""A vision transformer in which everything is small, for trials."""
 
 
 class TimmTargetOptions(Options):
@@ -43,6 +46,12 @@ class TimmTarget(TargetAdapter):
     Options = TimmTargetOptions
     ExportOptions = ImageExport
 
+    def tiny(self, options: BaseModel) -> BaseModel:
+        """Return the options unchanged: an architecture by name has no shorter form; without a name, a small one."""
+        if cast(TimmTargetOptions, options).model:
+            return options
+        return options.model_copy(update={"model": SMALL})
+
     def facts_from_data(self, data: DataInfo, options: BaseModel) -> ImageFacts:
         """Return the facts of a student for data with known classes and pictures.
 
@@ -65,10 +74,7 @@ class TimmTarget(TargetAdapter):
         own = _own_facts(facts.classes, facts.channels, (facts.height, facts.width), chosen)
         if not (chosen.pretrained or chosen.checkpoint) and own.channels == facts.channels:
             own = replace(own, mean=facts.mean, std=facts.std)
-        for key in ("mean", "std"):
-            if (values := getattr(chosen, key)) is not None:
-                own = replace(own, **{key: tuple(values)})
-        own = ImageFacts.from_json(replace(own, class_names=facts.class_names).to_json())
+        own = replace(own, class_names=facts.class_names).normalised_by(chosen.mean, chosen.std)
         with torch.device(device):
             net = create(own)
         return TimmStudent(net, own)
@@ -81,7 +87,7 @@ class TimmTarget(TargetAdapter):
             if not meta:
                 found = from_file(facts, file, allow_pickle=chosen.allow_pickle, resize=True, new_head=True)
                 net.load_state_dict(found.state_dict())
-            return names_to_load(net, header(file, allow_pickle=chosen.allow_pickle)[0])
+            return names_to_load(net, shapes_of(file, allow_pickle=chosen.allow_pickle))
         if chosen.pretrained and not meta:
             net.load_state_dict(pretrained(facts).state_dict())
         return pretrained_names(net, facts) if chosen.pretrained else ()

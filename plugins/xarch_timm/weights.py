@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor, nn
 
 from xarch import UsageError, load_weights, weights_header
 from xarch_image import ImageFacts
+from xarch_timm.anatomy import Net
 from xarch_timm.build import create
 from xarch_timm.foreign import renamed
 
 T = TypeVar("T")
 
-FACTS = "xarch.facts"
-"""Metadata of a safetensors file that holds the model's facts as JSON."""
 SHOWN = 4
 
 
-def header(file: Path, *, allow_pickle: bool) -> tuple[dict[str, tuple[int, ...]], Mapping[str, str]]:
-    """Return the shapes in a checkpoint, and its metadata; a permitted pickle is read whole.
+def shapes_of(file: Path, *, allow_pickle: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in a checkpoint from its header; a permitted pickle is read whole.
 
     Raises:
         UsageError: the file does not exist, is damaged, or is a pickle that is not permitted.
@@ -33,12 +31,11 @@ def header(file: Path, *, allow_pickle: bool) -> tuple[dict[str, tuple[int, ...]
     if not file.is_file():
         raise UsageError(f"checkpoint {file} does not exist")
     if file.suffix == ".safetensors":
-        found = weights_header(file)
-        return {name: tuple(t.shape) for name, t in found.tensors.items()}, found.metadata
-    return {name: tuple(t.shape) for name, t in load_weights(file, allow_pickle=allow_pickle).items()}, {}
+        return {name: tuple(t.shape) for name, t in weights_header(file).tensors.items()}
+    return {name: tuple(t.shape) for name, t in load_weights(file, allow_pickle=allow_pickle).items()}
 
 
-def load(net: nn.Module, facts: ImageFacts, tensors: Mapping[str, Tensor], where: str, *, resize: bool) -> None:
+def load(net: Net, facts: ImageFacts, tensors: Mapping[str, Tensor], where: str, *, resize: bool) -> None:
     """Copy weights into a model of the same architecture.
 
     The first convolution is adapted to other channels, and with ``resize`` position embeddings to another image size,
@@ -70,7 +67,7 @@ def load(net: nn.Module, facts: ImageFacts, tensors: Mapping[str, Tensor], where
     net.load_state_dict(given, strict=False)
 
 
-def pretrained(facts: ImageFacts) -> nn.Module:
+def pretrained(facts: ImageFacts) -> Net:
     """Return a model with timm's own pretrained weights, from timm's cache or the hub; a head for another number of
     classes is new.
 
@@ -78,7 +75,7 @@ def pretrained(facts: ImageFacts) -> nn.Module:
         UsageError: timm has none, or cannot fetch them.
     """
     try:
-        net: nn.Module = timm.create_model(
+        net: Net = timm.create_model(
             facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **facts.options
         )
     except (RuntimeError, OSError, ValueError) as e:
@@ -89,7 +86,7 @@ def pretrained(facts: ImageFacts) -> nn.Module:
     return net.eval()
 
 
-def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool, new_head: bool = False) -> nn.Module:
+def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool, new_head: bool = False) -> Net:
     """Return a model with the weights of a file.
 
     Args:
@@ -109,21 +106,21 @@ def from_file(facts: ImageFacts, file: Path, *, allow_pickle: bool, resize: bool
     return net
 
 
-def names_to_load(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def names_to_load(net: Net, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return which of a model's tensors a checkpoint with these shapes gives: all but a head for other classes."""
     heads, own = head_names(net), net.state_dict()
     plain = _plain(shapes, own)
     return [n for n, t in own.items() if n not in heads or plain.get(n) == tuple(t.shape)]
 
 
-def pretrained_names(net: nn.Module, facts: ImageFacts) -> list[str]:
+def pretrained_names(net: Net, facts: ImageFacts) -> list[str]:
     """Return which of a model's tensors timm's pretrained weights give."""
     other = net.pretrained_cfg.get("num_classes") != facts.classes
     heads = head_names(net) if other else set()
     return [n for n in net.state_dict() if n not in heads]
 
 
-def head_names(net: nn.Module) -> set[str]:
+def head_names(net: Net) -> set[str]:
     """Return the names of the classifier's tensors."""
     head = net.get_classifier()
     parts = head if isinstance(head, tuple | list) else [head]
@@ -131,24 +128,19 @@ def head_names(net: nn.Module) -> set[str]:
     return {name for name, t in net.state_dict(keep_vars=True).items() if id(t) in own}
 
 
-def sizes_in(
-    name: str, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], where: str
-) -> dict[str, int | tuple[int, int]]:
-    """Return what a checkpoint says about its model: ``classes``, ``channels``, and ``size`` if it records the facts.
+def sizes_in(name: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, int]:
+    """Return what the shapes of a checkpoint say about its model: ``classes`` and ``channels``.
 
     Raises:
         UsageError: its classifier cannot be found.
     """
-    if FACTS in metadata:
-        facts = ImageFacts.from_json(json.loads(metadata[FACTS]))
-        return {"classes": facts.classes, "channels": facts.channels, "size": (facts.height, facts.width)}
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False)
     plain = _plain(shapes, net.state_dict())
     weights = [n for n in sorted(head_names(net)) if n.endswith("weight") and n in plain]
     if not weights:
         raise UsageError(f"{where} has no classifier of a {name}", "give its classes, &classes=10")
-    found: dict[str, int | tuple[int, int]] = {"classes": plain[weights[0]][0]}
+    found = {"classes": plain[weights[0]][0]}
     stem = _stem(net, plain)
     if stem:
         found["channels"] = plain[stem][1]
@@ -160,13 +152,13 @@ def _plain(given: Mapping[str, T], own: Mapping[str, object]) -> dict[str, T]:
     return renamed({name.removeprefix("module."): value for name, value in given.items()}, own)
 
 
-def _stem(net: nn.Module, names: Mapping[str, object]) -> str | None:
+def _stem(net: Net, names: Mapping[str, object]) -> str | None:
     first = net.pretrained_cfg.get("first_conv")
     first = first[0] if isinstance(first, tuple | list) else first
     return f"{first}.weight" if first and f"{first}.weight" in names else None
 
 
-def _adapted_stem(net: nn.Module, facts: ImageFacts, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _adapted_stem(net: Net, facts: ImageFacts, given: dict[str, Tensor]) -> dict[str, Tensor]:
     stem = _stem(net, given)
     if stem is None or given[stem].shape[1] == facts.channels or given[stem].ndim != 4:
         return given
@@ -175,7 +167,7 @@ def _adapted_stem(net: nn.Module, facts: ImageFacts, given: dict[str, Tensor]) -
     return {**given, stem: adapt_input_conv(facts.channels, given[stem])}
 
 
-def _derived(net: nn.Module) -> set[str]:
+def _derived(net: Net) -> set[str]:
     """Return buffers that a model computes itself and old files lack: relative positions, counters of batches."""
     return {name for name, _ in net.named_buffers() if not name.endswith(("running_mean", "running_var"))}
 

@@ -40,7 +40,7 @@ def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
     family = registry.create("family", spec.families[0])
     source = resolve_teacher(registry, family.tiny_teacher(tmp_path), {}, lambda text: None)
     teacher = source.adapter.load(source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32)
-    target = resolve_target(registry, f"{spec.plugin}:{spec.name}", {})
+    target = resolve_target(registry, f"{spec.plugin}:{spec.name}", {}, tiny=True)
     torch.manual_seed(0)
     student = target.adapter.build(teacher.facts, target.options, {}, device=torch.device("cpu"))
     target.adapter.initialise(student, teacher)

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xarch.errors import UsageError
 from xarch.kernels import (
     HashConfig,
+    MemoryLayout,
+    Rotary,
     backends,
     causal_conv1d,
     causal_conv1d_step,
@@ -32,6 +34,7 @@ from xarch.kernels import (
     mixing_matrix,
     selective_scan,
     selective_scan_step,
+    slot_memory,
     ssd,
     ssd_step,
 )
@@ -159,6 +162,20 @@ def _grid_encode() -> Op:
     return Op(call, [_points(), draw(5, 6, 9), draw(7, 9), draw(4, 5, 3, 2)], {0: 0}, fixed=1)
 
 
+def _slot_memory() -> Op:
+    """Without gradients, which only the plain form has, and short, as exporters record every token; the rest is in
+    test_slot_memory.py."""
+    draw = source()
+    layout, rotary, length = MemoryLayout(1, (2,), (2,)), Rotary((1.0, 0.2), scale=0.5), 9
+
+    def call(backend: str | None, *t: Tensor, **options: Any) -> Any:
+        positions = torch.arange(t[0].shape[1], device=t[0].device).expand(t[0].shape[:2])
+        return slot_memory(*t, positions, layout, rotary, backend=backend, **options)
+
+    operands = [draw(BATCH, length, 2, 6), draw(BATCH, length, 1, 6), draw(BATCH, length, 1, 6)]
+    return Op(call, operands, dict.fromkeys(range(3), 1), fixed=3)
+
+
 OPS = {
     "ssd": _ssd(),
     "selective_scan": _selective_scan(),
@@ -167,6 +184,7 @@ OPS = {
     "mixing_matrix": _mixing_matrix(),
     "hash_encode": _hash_encode(),
     "grid_encode": _grid_encode(),
+    "slot_memory": _slot_memory(),
 }
 TRUTH = {op: results(o.call, "naive", o.operands, torch.float64, o.fixed) for op, o in OPS.items()}
 FOUND = [
@@ -176,8 +194,10 @@ FOUND = [
 ]
 FAST = [p for p in FOUND if p.values[1] != "naive"]
 SLOW_TRITON = [pytest.param(*p.values, marks=[*p.marks, slow] if p.values[1] == "triton" else p.marks) for p in FAST]
+GRADED = [p for p in SLOW_TRITON if p.values[0] != "slot_memory"]
+"""The others are choices of entries in their compiled forms, which leave gradients to the plain one."""
 CPP = [pytest.param(p.values[0], marks=needs_compiler) for p in FOUND if p.values[1] == "cpp"]
-TRACED = [p for p in SLOW_TRITON if p.values[1] != "torch"]
+TRACED = [p for p in GRADED if p.values[1] != "torch"]
 STATES = [p for p in FOUND if OPS[p.values[0]].state is not None]
 
 
@@ -321,7 +341,7 @@ def test_strides_do_not_matter(op: str, backend: str) -> None:
         assert_close(got[0] + got[1], want[0] + want[1], limit)
 
 
-@pytest.mark.parametrize(("op", "backend"), SLOW_TRITON)
+@pytest.mark.parametrize(("op", "backend"), GRADED)
 def test_backward_twice_gives_the_same(op: str, backend: str) -> None:
     o = OPS[op]
     leaves = [t.float() if i < o.fixed else t.float().requires_grad_() for i, t in enumerate(o.operands)]
@@ -437,7 +457,7 @@ def test_the_compiled_form_runs_by_default_on_cpus_in_float32_only(op: str) -> N
     assert select(op, "cpu", torch.float64).name == "torch"
     mixed = [t if i else t.float() for i, t in enumerate(OPS[op].operands)]
     values, _ = results(OPS[op].call, None, mixed, [t.dtype for t in mixed], OPS[op].fixed)
-    assert values[-1].dtype == (torch.float32 if op == "causal_conv1d" else torch.float64)
+    assert values[-1].dtype == (torch.float32 if op in ("causal_conv1d", "slot_memory") else torch.float64)
     assert_close(values, TRUTH[op][0], 1e-5)
 
 
@@ -505,7 +525,7 @@ def test_memory_that_runs_out_is_an_error(op: str, other_compiler) -> None:
     assert select(op, "cpu", torch.float32).name == "cpp"
     other_compiler(functions_of(op, 1))
     with pytest.raises(MemoryError, match=r"kernel \w+: no memory"):
-        results(OPS[op].call, "cpp", OPS[op].operands, torch.float32, 2)
+        results(OPS[op].call, "cpp", OPS[op].operands, torch.float32, max(2, OPS[op].fixed))
 
 
 @needs_compiler

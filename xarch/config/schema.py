@@ -309,6 +309,7 @@ class Evaluate(Model):
     batch: int = Field(2, ge=1, le=SAMPLES)
     sample: dict[str, Any] = Field(default_factory=dict)
     baseline: bool = Field(True, description="also evaluate the student right after initialisation")
+    controls: bool = Field(True, description="also evaluate the controls of the student's family")
     curve: CurveConfig | None = Field(
         None, description="quality curve over training time, e.g. {samples: 2, every: 100}"
     )

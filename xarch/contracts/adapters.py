@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.bench import BenchCase
+from xarch.contracts.control import Control
 from xarch.contracts.data import DataInfo
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.local import Solver
@@ -166,6 +167,10 @@ class TargetAdapter(ABC):
 
     def metric(self, facts: Any, options: BaseModel) -> str | None:
         """Return the name of the metric used by default: that of the student's family, unless overridden."""
+        return None
+
+    def controls(self, teacher: Teacher, student: Student) -> Mapping[str, Control] | None:
+        """Return what a student must beat, by name; None for the controls of the student's family."""
         return None
 
     def processor(self, teacher: Teacher | None) -> Any:

@@ -27,8 +27,9 @@ class Profile:
         max_rank: highest tensor rank.
         dtype: type of the weights: "float32"; "float16" (weights and matrix products, the rest float32); "int8"
             (weights and inputs of matrix products, calibrated on held-out data).
-        integers: forms of 8-bit products to try: "static" (calibrated ranges, as QuantizeLinear and DequantizeLinear)
-            or "dynamic" (ranges measured by each call); of several, the export keeps what measures best.
+        integers: 8-bit forms to try: "static" (products with calibrated ranges, float32 between them), "activations"
+            (calibrated ranges everywhere) or "dynamic" (products with ranges measured by each call); of several, the
+            export keeps what measures best.
         index_dtype: integer type that graphs compute with, "int64" or "int32"; shapes and axes are always 64-bit
             constants.
         lowerings: preferred graph forms in order, where an operation has several (``xarch.kernels.FORMS``), and names

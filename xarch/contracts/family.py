@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from xarch.contracts.batch import Batch
 from xarch.contracts.bench import BenchCase
+from xarch.contracts.control import Control
 from xarch.contracts.data import DataInfo
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
@@ -105,6 +106,15 @@ class Family(ABC):
     def report_sections(self, run: Any) -> Sequence[Any]:
         """Return report sections for a run whose student is of this family; ``run`` is a ``xarch.report.RunInfo``."""
         return ()
+
+    def controls(self, teacher: Any, student: Any) -> Mapping[str, Control]:
+        """Return what a student must beat, by name: the teacher cut to its budget without training. By default
+        none. Names state the precision of what is kept; controls are built anew for every evaluation.
+
+        Args:
+            teacher, student: of this family; the student as it is evaluated.
+        """
+        return {}
 
     def generate(self, model: Any, processor: Any, prompt: str, options: Any) -> Any:
         """Return a sample output to look at, for ``xarch generate``: text, or the bytes of a PNG image.

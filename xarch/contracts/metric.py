@@ -25,7 +25,8 @@ class Evaluation:
     says whether a higher value of a further figure is better; a stage keeps weights only by the headline and by these.
     ``teacher``, ``student`` and each baseline map metric names to numbers; they include the headline metric, and every
     model has the same names. ``teacher`` is empty without a teacher. ``gated`` holds numbers that a quality gate may
-    use besides the student's (ratios, KL, agreement).
+    use besides the student's (ratios, KL, agreement). The engine adds ``controls``, what those baselines keep that are
+    controls (see :class:`xarch.Control`), and to ``gated`` the student's figures divided by the best control's.
     """
 
     metric: str
@@ -37,6 +38,7 @@ class Evaluation:
     gated: dict[str, float] = field(default_factory=dict)
     variants: dict[str, dict[str, float]] = field(default_factory=dict)
     exports: dict[str, dict[str, float]] = field(default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     directions: dict[str, bool] = field(default_factory=dict)
     n: int = 0

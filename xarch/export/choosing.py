@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from xarch.contracts.export import ParityCase, Profile
 from xarch.errors import PlanError
+from xarch.export.activations import quantise_activations
 from xarch.export.calibration import calibrate
 from xarch.export.dynamic import quantise_dynamically
 from xarch.export.quantise import quantise
@@ -74,8 +75,10 @@ def _built(
     made = {name: model.clone() for name, model in models.items()}
     if form == "dynamic":
         return made, {name: quantise_dynamically(model) for name, model in made.items()}
+    if form == "activations":
+        return quantise_activations(made, cases(), profile.provider, threads=threads)
     if form != "static":
-        raise PlanError(f"export {profile.name}: no 8-bit form {form!r}", "static or dynamic")
+        raise PlanError(f"export {profile.name}: no 8-bit form {form!r}", "static, activations or dynamic")
     with tempfile.TemporaryDirectory() as folder:
         ranges = calibrate(made, cases(), Path(folder), profile.provider, threads=threads)
     return made, {name: quantise(model, ranges) for name, model in made.items()}

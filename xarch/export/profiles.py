@@ -39,7 +39,7 @@ cpu_int8 = replace(
     cpu,
     name="cpu-int8",
     dtype="int8",
-    integers=("static", "dynamic"),
+    integers=("activations", "dynamic"),
     summary="like cpu, weights and inputs of products in 8 bits, calibrated or measured by each call",
 )
 

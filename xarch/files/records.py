@@ -39,6 +39,7 @@ class EvaluationRecord(_Record):
     baselines: dict[str, Figures] = {}
     variants: dict[str, Figures] = {}
     exports: dict[str, Figures] = {}
+    controls: dict[str, dict[str, Any]] = {}
 
 
 class GraphParity(_Record):

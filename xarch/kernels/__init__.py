@@ -13,6 +13,15 @@ from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_sum import prefix_sum
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
+from xarch.kernels.slot_memory import (
+    MemoryLayout,
+    Rotary,
+    entry_bytes,
+    slot_bytes,
+    slot_memory,
+    slot_memory_state,
+    slot_memory_step,
+)
 from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
@@ -20,11 +29,14 @@ __all__ = [
     "Choice",
     "HashConfig",
     "MatrixDistance",
+    "MemoryLayout",
+    "Rotary",
     "attention_matrix",
     "backends",
     "causal_conv1d",
     "causal_conv1d_step",
     "describe",
+    "entry_bytes",
     "graph_form",
     "graph_forms",
     "grid_encode",
@@ -37,6 +49,10 @@ __all__ = [
     "register",
     "selective_scan",
     "selective_scan_step",
+    "slot_bytes",
+    "slot_memory",
+    "slot_memory_state",
+    "slot_memory_step",
     "ssd",
     "ssd_step",
     "use_backend",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from xarch.config.schema import Gate, Stage
+from xarch.contracts.control import TO_CONTROL
 from xarch.contracts.metric import Metric
 from xarch.contracts.stage import StageKind
 from xarch.errors import PlanError, UsageError
@@ -64,7 +65,7 @@ class NamedFigures:
         for name in gates:
             first, _, rest = name.partition(".")
             figure = rest.partition(".")[2] if first in OF_STUDENTS else name
-            if known and not self._matches(figure, known):
+            if known and not self._matches(figure.removesuffix(TO_CONTROL), known):
                 raise UsageError(
                     f"gates.{name}: no such figure, {self.metric} does not measure {figure!r}",
                     near(figure, known, "figures"),

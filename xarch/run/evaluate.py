@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from xarch.contracts.batch import Batch
+from xarch.contracts.control import Control
 from xarch.contracts.data import Split
 from xarch.contracts.metric import Evaluation, EvaluationRequest
 from xarch.contracts.model import Student, TapModel, Teacher
@@ -23,6 +24,7 @@ from xarch.files.run_dir import RunDir
 from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, resolve_metric
 from xarch.registry.registry import Registry
+from xarch.run.controls import compare, controls_of
 from xarch.run.gates import before_export, check, check_export_gates, gateable
 from xarch.run.sides import RunSides
 
@@ -182,8 +184,10 @@ class Evaluator:
         if self.plan.metric is None or not self.ranks.main:
             return
         self.reporter.phase("evaluate", "one sample, to try the metric")
-        found = self.measure(self._judged(student), 1, split="validation", quiet=True)
+        controls = self._controls(student)
+        found = self.measure(self._judged(student, controls), 1, split="validation", quiet=True)
         assert found is not None
+        compare(found, controls)
         check_export_gates(self.config)
         check(gateable(vars(self._with_variants(found))), before_export(self.config.gates))
         self._check_validation(found)
@@ -218,9 +222,11 @@ class Evaluator:
         if not self.ranks.main or self.run.eval_json.exists():
             return
         self.reporter.phase("evaluate", f"{self.plan.metric or 'no metric'}")
-        found = self.measure(self._judged(student))
+        controls = self._controls(student)
+        found = self.measure(self._judged(student, controls))
         if found is None:
             return
+        compare(found, controls)
         found = self._with_variants(found)
         for file in sorted(self.run.stages_dir.glob("*/evaluation.json")):
             found.baselines["before training"] = self.run.read_json(file)
@@ -239,10 +245,14 @@ class Evaluator:
             document.setdefault("exports", {})[profile] = found.student
             self.run.write_json(self.run.eval_json, document)
 
-    def _judged(self, student: Student) -> dict[str, TapModel]:
+    def _controls(self, student: Student) -> Mapping[str, Control]:
+        return controls_of(self.registry, self.sides, student) if self.config.evaluate.controls else {}
+
+    def _judged(self, student: Student, controls: Mapping[str, Control]) -> dict[str, TapModel]:
         with self.registry.attributed("its variants"):
             variants: Mapping[str, Any] = student.variants()
-        return {"student": student, **{f"{VARIANT}{name}": model for name, model in variants.items()}}
+        beside = {name: control.model for name, control in controls.items()}
+        return {"student": student, **beside, **{f"{VARIANT}{name}": model for name, model in variants.items()}}
 
     @staticmethod
     def _with_variants(found: Evaluation) -> Evaluation:

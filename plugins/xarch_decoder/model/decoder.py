@@ -149,13 +149,15 @@ class MixerDecoder(nn.Module):
     def initial_states(self, batch: int = 1, *, length: int = 0) -> States:
         """Return the states before the first token of a document.
 
-        Growing states (caches) hold ``length`` entries in the weights' dtype. All others are float32, because a
-        recurrence in half precision stops decaying (a state multiplied by 0.999 rounds back to itself).
+        Growing states (caches) hold ``length`` entries in the weights' dtype. All others are float32 unless their mixer
+        says otherwise, because a recurrence in half precision stops decaying (a state multiplied by 0.999 rounds back
+        to itself).
         """
         weight = self.embed.weight
 
         def tensor(spec: StateSpec) -> Tensor:
             dtype = torch.float32 if spec.axis is None else weight.dtype
+            dtype = dtype if spec.dtype is None else getattr(torch, spec.dtype)
             return torch.full((batch, *spec.sized(length)), spec.fill, dtype=dtype, device=weight.device)
 
         return tuple(tuple(tensor(spec) for spec in specs) for specs in self.state_specs())

@@ -5,11 +5,13 @@ Legend: B batch, L tokens, D width.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from xarch import PlanError
@@ -29,16 +31,29 @@ class StateSpec:
             output ``present_ssm_state.i``.
         shape: per-sample shape, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
         fill: value of the initial state.
+        dtype: torch dtype by name, e.g. "int8"; None: the weights' for a state that grows, else float32.
     """
 
     name: str
     shape: tuple[int, ...]
     fill: float = 0.0
+    dtype: str | None = None
 
     @property
     def axis(self) -> int | None:
         """Return the growing dimension of the batched tensor, or None if the state has a fixed size."""
         return self.shape.index(-1) + 1 if -1 in self.shape else None
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes for one sequence.
+
+        Raises:
+            ValueError: the state grows.
+        """
+        if self.axis is not None:
+            raise ValueError(f"state {self.name!r} grows with the tokens")
+        return math.prod(self.shape) * getattr(torch, self.dtype or "float32").itemsize
 
     def sized(self, length: int) -> tuple[int, ...]:
         """Return the per-sample shape with ``length`` in place of -1."""

@@ -218,3 +218,14 @@ def test_a_pickled_array_must_have_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "train").write_bytes(held.replace(b"K\x04K\x03\x86", b"K\xffK\xff\x86"))
     with pytest.raises(UsageError, match="12 bytes"):
         read_plain(tmp_path / "train")
+
+
+def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
+    """As the published CIFAR files are: text is bytes, and numpy's names are the old ones."""
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array += b"(K\x01K\x02K\x03\x86" + dtype + b"\x89U\x06abcdeftb"
+    (tmp_path / "train").write_bytes(b"\x80\x02}U\x04data" + array + b"sU\x06labels](K\x01K\x02es.")
+    read = read_plain(tmp_path / "train")
+    assert read["data"].value.tolist() == [[97, 98, 99], [100, 101, 102]]
+    assert read["labels"] == [1, 2]

@@ -9,7 +9,7 @@ from xarch.report.blocks import Block, Figure, Figures, Image, Sample, Samples, 
 from xarch.report.files import RunInfo, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
-from xarch.report.wording import figure, number, with_unit
+from xarch.report.wording import figure, number, with_unit, words
 
 FIGURES = 4
 
@@ -39,9 +39,25 @@ def quality(files: RunInfo) -> Section | None:
     note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} held-out {files.unit}s." if n else ".")
     blocks: list[Block] = [Figures(figures)] if figures else []
     blocks += [Table(["figure", *who], rows, "l" + "r" * len(who), note)]
+    blocks += _controls(files)
     if is_tiny(files):
         blocks.insert(0, Text("A trial run trains for a few steps only: these figures do not measure quality.", "warn"))
     return Section("Quality", blocks)
+
+
+def _controls(files: RunInfo) -> list[Block]:
+    """Show what each control keeps: a figure of a rival means little without its budget."""
+    kept = {str(name): facts for name, facts in table_of(files.eval, "controls").items() if isinstance(facts, dict)}
+    if not kept:
+        return []
+    keys = list(dict.fromkeys(str(key) for facts in kept.values() for key in facts))
+    rows = [[name, *(_shown(facts.get(key)) for key in keys)] for name, facts in kept.items()]
+    note = "Controls: the teacher at the student's budget, without training."
+    return [Table(["control", *(words(key) for key in keys)], rows, "l" * (1 + len(keys)), note)]
+
+
+def _shown(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else str(value if value is not None else "")
 
 
 def _everyone(files: RunInfo) -> dict[str, dict[str, float]]:

@@ -1,0 +1,182 @@
+"""Stage kind ``allocate``: divide a budget of state bytes among the key/value heads of all layers.
+
+The teacher runs once over a few rows. For every head and several sizes of its memory, the error is what its output
+projection adds to the residual stream in place of the exact attention, relative to the stream. Errors of one kind of
+memory rank heads well. A Lagrange multiplier then prices bytes so that the budget is used.
+
+Legend: B batch, L tokens, D width, H heads, K key/value heads, E head width, G heads that share a key/value head,
+I = G E.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch.kernels import slot_memory
+from xarch_decoder.model.decoder import make_sequence
+from xarch_decoder.model.memory import MemoryAttention
+from xarch_memory.options import Sizes
+from xarch_memory.student import MemoryStudent
+
+FACTORS = (0.1, 0.2, 0.4, 0.7, 1.0, 1.6, 2.5, 4.0)
+"""Sizes that are measured, relative to the mean."""
+
+FLOOR = 1e-12
+"""Error of a memory that holds every token of the rows."""
+
+Table = dict[int, np.ndarray]
+"""Layer -> errors [K, sizes]."""
+
+
+class AllocateOptions(Options):
+    """Options of an ``allocate`` stage."""
+
+    tokens: int = Field(4096, ge=1, le=10**9, description="number of training tokens to measure on")
+
+
+class Allocate(StageKind):
+    """Decides ``entries``, the entries of every key/value head. Trains nothing."""
+
+    Options = AllocateOptions
+
+    def units(self, request: StageRequest) -> int:
+        return int(request.options.tokens)
+
+    def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
+        """The teacher once, and each memory in eight sizes, all together about two forward passes of a small model."""
+        return teacher + 2.0 * student
+
+    def run(self, context: StageContext) -> StageOutcome:
+        student = context.student
+        if not isinstance(student, MemoryStudent):
+            raise UsageError(
+                f"stage kind allocate supports only students of target memory, got a {type(student).__name__}"
+            )
+        if context.teacher is None:
+            raise UsageError("stage kind allocate needs a teacher, but this run has none")
+        sizes = measured_sizes(student)
+        probe = _Probe(context, student, sizes)
+        stream = context.batches()
+        with torch.no_grad():
+            while probe.tokens < context.options.tokens:
+                for sample in next(stream).split(1):
+                    if probe.tokens < context.options.tokens:
+                        probe.measure(sample)
+        table = {layer: sums / probe.tokens for layer, sums in probe.sums.items()}
+        entries = allocated(table, sizes, student.sizes, student.budget)
+        used = sum(student.sizes.bytes(n) for layer in entries.values() for n in layer)
+        heads = [n for layer in entries.values() for n in layer]
+        before = predicted(table, sizes, {i: [student.sizes.most(_share(student))] * len(t) for i, t in table.items()})
+        return StageOutcome(
+            metrics={
+                "tokens": float(probe.tokens),
+                "state_bytes": float(used),
+                "state_bytes_a_layer": used / len(entries),
+                "entries_smallest": float(min(heads)),
+                "entries_largest": float(max(heads)),
+                "error": predicted(table, sizes, entries),
+                "error_uniform": before,
+            },
+            decisions={"entries": {str(layer): found for layer, found in entries.items()}},
+            per_site={"entries": {f"blocks.{i}": sum(found) / len(found) for i, found in entries.items()}},
+        )
+
+
+def measured_sizes(student: MemoryStudent) -> list[int]:
+    """Return the entries of a head for which errors are measured, in ascending order."""
+    mean = student.sizes.most(_share(student))
+    return sorted({max(1, round(mean * factor)) for factor in FACTORS})
+
+
+def _share(student: MemoryStudent) -> int:
+    return student.budget // (len(student.replaced) * student.facts.kv_heads)
+
+
+class _Probe:
+    """Sums over tokens of every head's error at every size."""
+
+    def __init__(self, context: StageContext, student: MemoryStudent, sizes: Sequence[int]) -> None:
+        self.context, self.student, self.sizes = context, student, sizes
+        heads = student.facts.kv_heads
+        self.sums: Table = {layer: np.zeros((heads, len(sizes))) for layer in student.replaced}
+        self.tokens = 0
+
+    def measure(self, sample: Batch) -> None:
+        """Measure one row, layer by layer as the teacher reaches them."""
+        sequence = make_sequence(sample["input_ids"], sample.get("segment_ids"))
+        streams: dict[str, Tensor] = {}
+
+        def push(name: str, value: Any) -> None:
+            block, leaf = name.rsplit(".", 1)
+            if leaf == "input":
+                streams[block] = value
+                return
+            layer = int(block.rsplit(".", 1)[-1])
+            self.sums[layer] += self._errors(self.student.memory(layer), value, streams.pop(block), sequence)
+            self.context.progress(min(self.tokens, self.context.options.tokens), self.context.options.tokens, block)
+
+        wanted = {f"blocks.{layer}.{leaf}" for layer in self.sums for leaf in ("input", "mixer_in")}
+        self.context.run_teacher(sample.seen_by("teacher"), wanted, push)
+        self.tokens += sample["input_ids"].numel()
+
+    def _errors(self, memory: MemoryAttention, x_BLD: Tensor, stream_BLD: Tensor, sequence: Any) -> np.ndarray:
+        operands = memory.operands(x_BLD.float(), sequence)
+        exact_BLHE = memory.exact(*operands, sequence)
+        heads = memory.kv_heads
+        projection_DKI = memory.o.weight.float().unflatten(1, (heads, -1))
+        gram_KII = torch.einsum("dki,dkj->kij", projection_DKI, projection_DKI)
+        # Few tokens hold nearly all of the stream's squared norm, and the next norm sees directions only.
+        weight_BL = 1.0 / stream_BLD.float().square().sum(-1).clamp_min(1e-12)
+        columns = []
+        for size in self.sizes:
+            layout = self.student.sizes.layout([size] * heads)
+            found = slot_memory(*operands, sequence.positions_BL, layout, memory.rotary)
+            assert isinstance(found, Tensor)
+            apart_BLKI = (found - exact_BLHE).unflatten(2, (heads, -1)).flatten(3)
+            added_BLKI = torch.einsum("blki,kij->blkj", apart_BLKI, gram_KII)
+            squared_BLK = (added_BLKI * apart_BLKI).sum(-1)
+            columns.append((squared_BLK * weight_BL[:, :, None]).sum((0, 1)).double().cpu().numpy())
+        return np.stack(columns, 1)
+
+
+def allocated(table: Table, measured: Sequence[int], sizes: Sizes, budget: int) -> dict[int, list[int]]:
+    """Return layer -> entries of each head with the smallest sum of errors within ``budget`` bytes.
+
+    Errors between measured sizes are interpolated in logarithms.
+    """
+    choices = np.unique(np.round(np.geomspace(measured[0], measured[-1], 160)).astype(int))
+    costs = np.array([sizes.bytes(int(n)) for n in choices], dtype=float)
+    errors = {layer: np.stack([_between(measured, row, choices) for row in rows]) for layer, rows in table.items()}
+
+    def chosen(price: float) -> dict[int, np.ndarray]:
+        return {layer: (rows + price * costs).argmin(1) for layer, rows in errors.items()}
+
+    def spent(found: Mapping[int, np.ndarray]) -> float:
+        return float(sum(costs[places].sum() for places in found.values()))
+
+    low, high = -30.0, 10.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(chosen(math.exp(middle))) <= budget else (middle, high)
+    return {layer: [int(n) for n in choices[places]] for layer, places in chosen(math.exp(high)).items()}
+
+
+def predicted(table: Table, measured: Sequence[int], entries: Mapping[int, list[int]]) -> float:
+    """Return the sum of all heads' errors at given entries."""
+    rows = [(row, n) for layer, found in entries.items() for row, n in zip(table[layer], found, strict=True)]
+    return float(sum(_between(measured, row, np.array([n]))[0] for row, n in rows))
+
+
+def _between(measured: Sequence[int], errors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    # More entries never cost: noise must not make a smaller memory look better.
+    falling = np.minimum.accumulate(np.maximum(errors, FLOOR))
+    found: np.ndarray = np.exp(np.interp(np.log(wanted), np.log(np.asarray(measured)), np.log(falling)))
+    return found

@@ -1,0 +1,103 @@
+"""Parity of an exported memory student: its predictions, not its states.
+
+What a memory merges is a choice of entries. Where two are nearly equal, rounding decides, and the states of two correct
+runs differ from then on, while their distributions hardly do. So states are passed on but not compared.
+
+Legend: L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xarch import Batch, Call, ExportGraph, Measure, ParityCase
+from xarch_decoder.export import graph_states
+from xarch_decoder.parity import DECODE_STEPS, Pieces, cut_text, drive_prompt
+from xarch_memory.student import MemoryStudent
+
+REL_L2 = 1e-2
+"""Allowed deviation of logits: one code of an 8-bit key that is rounded the other way changes it by up to 1/254."""
+
+MOST_KL = 1e-4
+"""Allowed mean divergence of a case, nats/token; a student is 0.01 to 0.1 from its teacher."""
+
+AFTER = 16
+"""Merges that each head has made before the case with full memories begins."""
+
+
+def memory_parity(
+    student: MemoryStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch], steps: int = DECODE_STEPS
+) -> Iterator[ParityCase]:
+    """Yield single steps from the first token, single steps with full memories, and prompts through prefill graphs.
+
+    Args:
+        graphs: from ``decoder_graphs``; ``decode_1`` must be among them.
+        batches: held-out tokens (``input_ids``), read as one stream of text.
+        steps: of the cases with single steps.
+    """
+    text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
+    decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
+    full = AFTER + max(
+        layout.sinks + window + slots
+        for layout in student.layouts().values()
+        for window, slots in zip(layout.windows, layout.slots, strict=True)
+    )
+    yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * steps)
+    yield _case(student, decode, decode, text, full, [(decode.name, 1)] * steps)
+    for graph in graphs:
+        size = graph.metadata["tokens"]
+        if size > 1:
+            pieces = [(graph.name, size)] * 2 + [(decode.name, 1)] * 3
+            yield _case(student, graph, decode, text, 0, pieces)
+            yield _case(student, graph, decode, text, full, pieces)
+
+
+def _case(
+    student: MemoryStudent, graph: ExportGraph, decode: ExportGraph, text: torch.Tensor, past: int, pieces: Pieces
+) -> ParityCase:
+    """Return a case that begins with the student's own states after ``past`` tokens."""
+    states: list[dict[str, Any]] = decode.metadata["states"]
+    length = past + sum(tokens for _, tokens in pieces)
+    ids_1L = cut_text(text, 0, length)
+    held = _states(student, ids_1L[:, :past]) if past else None
+
+    def drive(call: Call) -> dict[str, np.ndarray]:
+        return {"logits": drive_prompt(call, ids_1L.numpy(), pieces, states, past, held)["logits"]}
+
+    ends = list(np.cumsum([tokens for _, tokens in pieces]) + past)
+    given = [int(end) - 1 for end in ends] if graph.metadata["logits"] == "last" else range(past, length)
+    return ParityCase(
+        graph.name,
+        {"batch": 1, "past": past, "tokens": length - past, "calls": len(pieces)},
+        drive,
+        top1="logits",
+        measures=[Measure("kl", _kl, maximum=MOST_KL, unit="nats/token")],
+        rel_l2=REL_L2,
+        batch=Batch({"input_ids": ids_1L}, length),
+        taps={"logits": "logits"},
+        positions={"logits": (1, given)},
+    )
+
+
+def _states(student: MemoryStudent, ids_1L: torch.Tensor) -> dict[str, np.ndarray]:
+    decoder = student.decoder
+    with torch.no_grad():
+        _, nested = decoder.advance(ids_1L.to(decoder.embed.weight.device), 0, decoder.initial_states(), last=True)
+    finals = (tensor for state in nested for tensor in state)
+    return {state.name: t.cpu().numpy() for state, t in zip(graph_states(decoder), finals, strict=True)}
+
+
+def _kl(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
+    """Mean divergence of the found distributions from the wanted ones."""
+    p, q = (_log_softmax(side["logits"].astype(np.float64)) for side in (wanted, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found

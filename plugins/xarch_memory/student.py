@@ -1,0 +1,81 @@
+"""A decoder student whose attention is a memory of constant size in some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from xarch import PlanError
+from xarch.kernels import MemoryLayout
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model.attention import Attention
+from xarch_decoder.model.memory import MemoryAttention
+from xarch_decoder.student import DecoderStudent
+from xarch_memory.options import Sizes
+
+
+class MemoryStudent(DecoderStudent):
+    """See :class:`DecoderStudent`.
+
+    Args:
+        sizes: how entries become windows and slots.
+        entries: layer -> entries of each key/value head besides its sinks.
+        budget: state bytes of all these layers together, for a stage that divides them anew.
+    """
+
+    def __init__(
+        self,
+        facts: DecoderFacts,
+        sizes: Sizes,
+        entries: Mapping[int, list[int]],
+        budget: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        mixers = [
+            [partial(MemoryAttention, layout=sizes.layout(entries[i])) if i in entries else Attention]
+            for i in range(facts.layers)
+        ]
+        super().__init__(facts, mixers, device=device)
+        self.sizes, self.budget = sizes, budget
+
+    def memory(self, layer: int) -> MemoryAttention:
+        """Return the memory of a layer.
+
+        Raises:
+            ValueError: the layer has none.
+        """
+        found = self.decoder.block(layer).mixer(MemoryAttention.kind)
+        assert isinstance(found, MemoryAttention)
+        return found
+
+    def layouts(self) -> dict[int, MemoryLayout]:
+        """Return the layout of every replaced layer."""
+        return {layer: self.memory(layer).layout for layer in self.replaced}
+
+    def decide(self, decisions: Mapping[str, Any]) -> None:
+        """Apply ``{"entries": {layer: [entries of each head]}}``, see :func:`decided_entries`."""
+        entries = decided_entries(decisions, self.replaced, self.facts.kv_heads)
+        for layer, sizes in entries.items():
+            self.memory(layer).layout = self.sizes.layout(sizes)
+
+
+def decided_entries(decisions: Mapping[str, Any], layers: tuple[int, ...], heads: int) -> dict[int, list[int]]:
+    """Return layer -> entries of each key/value head from decisions; empty without any.
+
+    Raises:
+        PlanError: the decision names other layers or another number of heads.
+        ValueError: the decision is unknown.
+    """
+    unknown = sorted(set(decisions) - {"entries"})
+    if unknown:
+        raise ValueError(f"a memory student accepts decisions about entries only, got {unknown}")
+    found = {int(layer): [int(n) for n in sizes] for layer, sizes in decisions.get("entries", {}).items()}
+    if found and (set(found) != set(layers) or any(len(sizes) != heads for sizes in found.values())):
+        raise PlanError(
+            f"decision `entries` names layers {sorted(found)}, expected {list(layers)} with {heads} heads each"
+        )
+    return found

@@ -1,0 +1,151 @@
+"""Slot memory: every backend against the definition entry by entry, in pieces and over documents."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from agreement import assert_close, each, source
+from torch import Tensor
+
+from xarch.errors import UsageError
+from xarch.kernels import MemoryLayout, Rotary, slot_memory, slot_memory_state, slot_memory_step
+
+ROTARY = Rotary((1.0, 0.5, 0.1), scale=0.35)
+MIXED = MemoryLayout(2, (5, 3), (3, 6))
+
+
+@dataclass(frozen=True)
+class Memory:
+    layout: MemoryLayout
+    length: int = 61
+    restart: int = 40
+    rotary: Rotary = ROTARY
+    width: int = 8
+
+    def operands(self) -> list[Tensor]:
+        draw = source()
+        kv = self.layout.heads
+        return [2 * draw(2, self.length, 2 * kv, self.width), *(draw(2, self.length, kv, self.width) for _ in "kv")]
+
+    def positions(self) -> Tensor:
+        second = torch.cat([torch.arange(self.restart), torch.arange(self.length - self.restart)])
+        return torch.stack([torch.arange(self.length), second])
+
+    def call(self, backend: str, *t: Tensor, cut: slice = slice(None), state: Any = None) -> Any:
+        t = tuple(x[:, cut] for x in t)
+        return slot_memory(
+            *t,
+            self.positions()[:, cut],
+            self.layout,
+            self.rotary,
+            state=state,
+            return_final_state=True,
+            backend=backend,
+        )
+
+
+CASES = [
+    Memory(MIXED),
+    Memory(replace(MIXED, write="evict")),
+    Memory(replace(MIXED, exact="int8")),
+    Memory(replace(MIXED, exact="float16", stored="float16")),
+    Memory(replace(MIXED, slots=(0, 4), sinks=0)),
+    Memory(replace(MIXED, slots=(0, 0), exact="int8")),
+    Memory(MIXED, rotary=Rotary((0.7,), gain=1.2, scale=0.35, softcap=5.0), length=33, restart=1),
+    Memory(
+        MemoryLayout(0, (1,), (1,), age=1, decay=0.5), length=17, width=5, restart=16, rotary=Rotary((0.5,), scale=0.4)
+    ),
+]
+
+
+@each("case", torch=CASES, cpp=CASES)
+def test_values_pieces_and_steps(backend, case):
+    dtype, limit = (torch.float64, 1e-12) if backend == "torch" else (torch.float32, 2e-5)
+    wanted, _ = case.call("naive", *case.operands())
+    operands = [t.to(dtype) for t in case.operands()]
+    whole, last = case.call(backend, *operands)
+    assert_close([whole], [wanted], limit)
+    for name in ("naive", backend):
+        given = case.operands() if name == "naive" else operands
+        ys, state = [], None
+        for start, stop in itertools.pairwise((0, 1, 2, 9, 9, min(30, case.length - 2), case.length - 2)):
+            y, state = case.call(name, *given, cut=slice(start, stop), state=state)
+            ys.append(y)
+        for t in range(case.length - 2, case.length):
+            at = case.positions()[:, t]
+            y, state = slot_memory_step(*(x[:, t] for x in given), at, case.layout, case.rotary, state)
+            ys.append(y[:, None])
+        assert_close([torch.cat(ys, 1)], [wanted], limit)
+    assert [t.shape for t in state] == [t.shape for t in last]
+
+
+@each(torch=[()], cpp=[()], naive=[()])
+def test_the_past_does_not_see_the_future_nor_another_document(backend):
+    case = Memory(MIXED)
+    operands = [t.float() for t in case.operands()]
+    before, _ = case.call(backend, *operands)
+    changed = [torch.cat([t[:, :40], t[:, 40:] + 1.0], 1) for t in operands]
+    after, _ = case.call(backend, *changed)
+    assert torch.equal(before[:, :40], after[:, :40])
+    changed = [torch.cat([t[:, :40] + 1.0, t[:, 40:]], 1) for t in operands]
+    after, _ = case.call(backend, *changed)
+    assert torch.equal(before[1, 40:], after[1, 40:])
+    assert not torch.allclose(before[0, 40:], after[0, 40:])
+
+
+@each("layout", cpp=[MemoryLayout(2, (70, 64), (0, 3)), MemoryLayout(4, (20, 20), (50, 60), write="evict")])
+def test_a_memory_that_holds_everything_is_attention(backend, layout):
+    case = Memory(layout, restart=60)
+    q, k, v = (t.float() for t in case.operands())
+    found, _ = case.call(backend, q, k, v)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), is_causal=True, scale=ROTARY.scale, enable_gqa=True
+    )
+    assert_close([found[0]], [wanted.transpose(1, 2)[0]], 1e-5)
+
+
+@each(cpp=[()], torch=[()])
+def test_equal_keys_merge_without_loss(backend):
+    """Tokens with one key and one value: slots count them, and attention stays exact."""
+    case = Memory(MemoryLayout(1, (3,), (2,)), rotary=Rotary((), scale=0.4), restart=60)
+    q, k, v = (t.float() for t in case.operands())
+    k, v = k[:, :1].expand_as(k).contiguous(), v[:, :1].expand_as(v).contiguous()
+    found, state = case.call(backend, q, k, v)
+    assert_close([found], [v.repeat_interleave(2, 2)], 1e-5)
+    counts = state[-1][0, 0]
+    assert counts.sum() == case.length - 1 - 3
+    assert (state[-1][0, 2].abs() < 1e-6).all()
+
+
+def test_gradients_pass_through_merges():
+    case = Memory(MemoryLayout(1, (2,), (2,)), length=9, restart=8, width=4, rotary=Rotary((0.5,), scale=0.5))
+    leaves = [t.requires_grad_() for t in case.operands()]
+    assert torch.autograd.gradcheck(lambda *t: case.call("torch", *t)[0], leaves, fast_mode=True)
+    y, _ = slot_memory(*leaves, case.positions(), case.layout, case.rotary, return_final_state=True)
+    assert y.requires_grad
+
+
+def test_bytes_are_those_of_the_tensors():
+    for layout in (MIXED, replace(MIXED, exact="int8", stored="float16"), replace(MIXED, slots=(0, 0))):
+        state = slot_memory_state(layout, 1, 8)
+        assert layout.bytes(8) == sum(t.numel() * t.element_size() for t in state)
+        assert len(state) == len(layout.state(8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: MemoryLayout(1, (0,), (1,)), "windows >= 1"),
+        (lambda: MemoryLayout(1, (2, 3), (1,)), "2 windows for 1"),
+        (lambda: MemoryLayout(1, (2,), (1,), exact="int4"), "exact is 'int4'"),
+        (lambda: Memory(MemoryLayout(1, (2,), (1,))).call("torch", *Memory(MIXED).operands()), "layout of 1"),
+        (lambda: Memory(MIXED).call("torch", *Memory(MIXED).operands(), state=(torch.zeros(1),)), "state has shapes"),
+    ],
+)
+def test_wrong_sizes_are_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        change()

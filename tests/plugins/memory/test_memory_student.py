@@ -1,0 +1,128 @@
+"""Memory students: budgets, allocation, what they compute, and parity of their graphs over many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
+from xarch import PlanError, UsageError
+from xarch.export.profiles import cpu
+from xarch_decoder.export import decoder_graphs
+from xarch_decoder.testing import token_batch
+from xarch_memory.allocate import allocated, predicted
+from xarch_memory.options import MemoryOptions, Sizes
+from xarch_memory.parity import memory_parity
+from xarch_memory.student import MemoryStudent
+from xarch_memory.target import MemoryExport, MemoryTarget
+
+CPU = torch.device("cpu")
+FACTS = tiny_facts()
+
+
+def build(decisions: Any = None, **options: Any) -> MemoryStudent:
+    return MemoryTarget().build(FACTS, MemoryOptions(**options), decisions or {}, device=CPU)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("window", "slots"), [("float32", "float32"), ("int8", "float16"), ("float16", "float32")])
+def test_the_state_stays_within_its_budget(window, slots, share):
+    student = build(bytes_a_layer=3000, window=window, slots=slots, window_share=share)
+    used = student.state_bytes()
+    assert set(used) == {0, 1, 2}
+    assert all(2500 < n <= 3000 for n in used.values())
+    states = student.decoder.initial_states()
+    assert [sum(t.numel() * t.element_size() for t in state) for state in states] == list(used.values())
+
+
+def test_budgets_for_all_layers_together_and_by_default():
+    assert build(bytes_in_all=6000, layers={"replace": [0, 2]}).state_bytes().keys() == {0, 2}
+    assert sum(build(bytes_in_all=6000, layers={"replace": [0, 2]}).state_bytes().values()) <= 6000
+    # 109 tokens of two key/value heads of 8 in float32.
+    assert build().budget == 3 * 109 * 2 * 64
+    with pytest.raises(ValueError, match="only one of"):
+        MemoryOptions(bytes_a_layer=1, bytes_in_all=2)
+    with pytest.raises(PlanError, match="sinks and one token need"):
+        build(bytes_a_layer=100)
+
+
+def test_a_memory_that_holds_every_token_is_the_teacher():
+    teacher, student = make_teacher(FACTS), build(bytes_a_layer=60_000, window="float32", slots="float32")
+    MemoryTarget().initialise(student, teacher)
+    batch = token_batch(FACTS.vocab, 2, 60)
+    wanted, found = (m.collect(batch, ["logits"])["logits"].full() for m in (teacher, student))
+    assert torch.allclose(wanted, found, atol=1e-5)
+
+
+def test_decisions_are_those_of_the_built_student():
+    entries = {"0": [9, 20], "1": [5, 5], "2": [1, 30]}
+    later, built = build(bytes_a_layer=3000), build({"entries": entries}, bytes_a_layer=3000)
+    later.decide({"entries": entries})
+    assert later.layouts() == built.layouts()
+    assert [w + m for w, m in zip(built.layouts()[2].windows, built.layouts()[2].slots, strict=True)] == [1, 30]
+    with pytest.raises(PlanError, match="names layers"):
+        later.decide({"entries": {"0": [9, 20]}})
+    with pytest.raises(ValueError, match="about entries only"):
+        later.decide({"layers": [0]})
+
+
+def test_bytes_go_where_the_error_falls():
+    sizes = Sizes(MemoryOptions(sinks=0), FACTS)
+    measured = [4, 8, 16, 32]
+    flat, steep = np.full((1, 4), 1e-4), np.array([[1.0, 0.5, 0.1, 0.01]])
+    budget = 2 * sizes.bytes(16)
+    entries = allocated({0: flat, 1: steep}, measured, sizes, budget)
+    assert entries[0][0] == 4
+    assert entries[1][0] > 20
+    assert sizes.bytes(entries[0][0]) + sizes.bytes(entries[1][0]) <= budget
+    uniform = {0: [16], 1: [16]}
+    table = {0: flat, 1: steep}
+    assert predicted(table, measured, entries) < predicted(table, measured, uniform)
+
+
+def parity(student: MemoryStudent, folder: Path, steps: int) -> None:
+    import onnxruntime
+
+    batches = [token_batch(FACTS.vocab, 2, 300)]
+    graphs = decoder_graphs(student, cpu, MemoryExport(prefill=[3]))
+    sessions = {}
+    for graph in graphs:
+        program = torch.onnx.export(graph.module, tuple(graph.inputs.values()), dynamo=True, opset_version=18)
+        program.save(folder / f"{graph.name}.onnx")
+        session = onnxruntime.InferenceSession(folder / f"{graph.name}.onnx")
+        sessions[graph.name] = (session, list(graph.inputs), graph.outputs)
+
+    def call(name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session, names, outputs = sessions[name]
+        given = {i.name: inputs[n] for i, n in zip(session.get_inputs(), names, strict=True)}
+        return dict(zip(outputs, session.run(None, given), strict=True))
+
+    cases = list(memory_parity(student, graphs, batches, steps))
+    assert {case.shape["past"] > 0 for case in cases} == {True, False}
+    for case in cases:
+        found = case.drive(call)["logits"]
+        wanted = student.decoder(case.batch["input_ids"])[:, case.positions["logits"][1]].detach().numpy()
+        assert case.measures[0].holds(case.measures[0].value({"logits": found}, {"logits": wanted})), case.shape
+        assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("steps", [24, pytest.param(2048, marks=pytest.mark.slow)])
+def test_graphs_step_as_the_student_reads(tmp_path, steps):
+    student = build(bytes_a_layer=1500, layers={"replace": [0, 2]})
+    MemoryTarget().initialise(student, make_teacher(FACTS))
+    student.module.eval().requires_grad_(False)
+    parity(student, tmp_path, steps)
+
+
+def test_other_students_are_refused():
+    from xarch_memory.allocate import Allocate
+
+    class Context:
+        student = None
+
+    with pytest.raises(UsageError, match="only students of target memory"):
+        Allocate().run(Context())  # type: ignore[arg-type]

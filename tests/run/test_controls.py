@@ -1,0 +1,56 @@
+"""Controls in an evaluation: the student's figures divided by those of the best control."""
+
+from __future__ import annotations
+
+import pytest
+
+from xarch import Control
+from xarch.contracts.metric import Evaluation
+from xarch.run.controls import compare
+from xarch.run.gates import gateable
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(
+        metric="loss",
+        higher_is_better=False,
+        unit="nats",
+        teacher={"loss": 1.0},
+        student={"loss": 3.0, "hits": 0.6, "size": 7.0},
+        baselines={
+            "short": {"loss": 4.0, "hits": 0.5, "size": 1.0},
+            "long": {"loss": 2.0, "hits": 0.8, "size": 2.0},
+            "before training": {"loss": 1.0, "hits": 0.9, "size": 3.0},
+        },
+        gated={"loss": 3.0},
+        directions={"hits": True},
+    )
+
+
+def test_the_best_control_counts_in_the_direction_of_each_figure():
+    found = evaluation()
+    controls = {"short": Control(None, {"bytes": 1}), "long": Control(None, {"bytes": 2}), "failed": Control(None)}
+    compare(found, controls)
+    assert found.gated == {
+        "loss_to_control": pytest.approx(1.5),
+        "hits_to_control": pytest.approx(0.75),
+        "loss": 3.0,
+    }
+    assert next(iter(found.gated)) == "loss_to_control"
+    assert found.controls == {"short": {"bytes": 1}, "long": {"bytes": 2}}
+    assert gateable(vars(found))["loss_to_control"] == pytest.approx(1.5)
+
+
+def test_without_controls_nothing_is_compared():
+    found = evaluation()
+    compare(found, {})
+    assert found.gated == {"loss": 3.0}
+    assert found.controls == {}
+
+
+def test_a_perfect_control_leaves_no_ratio():
+    found = evaluation()
+    found.baselines["long"]["loss"] = 0.0
+    compare(found, {"long": Control(None)})
+    assert "loss_to_control" not in found.gated
+    assert "hits_to_control" in found.gated

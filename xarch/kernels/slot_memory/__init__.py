@@ -1,0 +1,127 @@
+"""Attention over a memory of constant size: first tokens, a window, and slots of merged keys and values; one softmax.
+
+Legend: B batch, L tokens, H heads, K key/value heads, E head width, F rotated pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xarch.errors import UsageError
+from xarch.kernels.dispatch import select
+from xarch.kernels.precision import island_dtype, without_autocast
+from xarch.kernels.slot_memory import cpp, naive, plain
+from xarch.kernels.slot_memory.layout import MemoryLayout, entry_bytes, slot_bytes
+from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
+
+__all__ = [
+    "MemoryLayout",
+    "Rotary",
+    "cpp",
+    "entry_bytes",
+    "naive",
+    "plain",
+    "slot_bytes",
+    "slot_memory",
+    "slot_memory_state",
+    "slot_memory_step",
+]
+
+
+def slot_memory(
+    q_BLHE: Tensor,
+    k_BLKE: Tensor,
+    v_BLKE: Tensor,
+    positions_BL: Tensor,
+    layout: MemoryLayout,
+    rotary: Rotary,
+    *,
+    state: Sequence[Tensor] | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+    """Attend from every token to sinks, window and slots, updating them token by token.
+
+    At each token, what leaves the window of a head is written to its slots: to a free one, or as ``layout.write``
+    says. A merge of b (the least important, n_b tokens) into a (the nearest key) takes f = n_b / (n_a + n_b):
+    key, value and position become means, u = (1 - f) u_a + f u_b + f (1 - f) |k_a - k_b|², counts and importance add.
+    Keys are compared and averaged before their rotation. Then the token attends to all, itself included, by
+
+        exact entries:  scale q · k
+        slots:          scale q · R(p) k + ln n + min(scale² |q|² u / (2 E), cap)
+
+    and every entry's importance becomes decay · importance + the attention of all heads that share it.
+
+    Args:
+        q_BLHE, k_BLKE: rotated queries and keys; head h reads key/value head ``h // (H // K)``.
+        v_BLKE: values.
+        positions_BL: places in the document, consecutive from 0, or from what ``state`` holds; 0 begins a document.
+        layout: sizes and precision; one size per key/value head.
+        rotary: the rotation that q and k have had, and the scale of scores.
+        state: what :func:`slot_memory_state` or an earlier call returned; None before the first token.
+        return_final_state: also return the state after the last token.
+        backend: force a backend, see :mod:`xarch.kernels.dispatch`.
+
+    Returns:
+        heads [B, L, H, E] in the dtype of ``q_BLHE``, and the state where asked for. Gradients flow through everything
+        but the choice of slots, rounding, and stored states.
+
+    Raises:
+        UsageError: shapes do not fit together, or the backend cannot run the call.
+    """
+    _check(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary)
+    if state is None:
+        dtype = island_dtype(q_BLHE, k_BLKE, v_BLKE)
+        state = slot_memory_state(layout, q_BLHE.shape[0], q_BLHE.shape[3], device=q_BLHE.device, dtype=dtype)
+    _check_state(state, layout, q_BLHE)
+    given = (q_BLHE, k_BLKE, v_BLKE, *state)
+    features = {"gradients"} if torch.is_grad_enabled() and any(t.requires_grad for t in given) else set()
+    chosen = select("slot_memory", q_BLHE.device, q_BLHE.dtype, features=features, backend=backend)
+    with without_autocast(q_BLHE.device):
+        y_BLHE, after = chosen.run(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary, state=tuple(state))
+    return (y_BLHE, after) if return_final_state else y_BLHE
+
+
+def slot_memory_state(
+    layout: MemoryLayout,
+    batch: int,
+    width: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """Return the state before the first token, in the order of ``layout.state``.
+
+    Args:
+        dtype: of what the layout calls float32; float64 for reference results.
+    """
+    return tuple(
+        torch.zeros(batch, *shape, dtype=dtype if kind == torch.float32 else kind, device=device)
+        for shape, kind in layout.state(width).values()
+    )
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, layout: MemoryLayout, rotary: Rotary) -> None:
+    if q.dim() != 4 or k.shape != v.shape or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
+        raise UsageError(
+            "slot_memory: want q [B, L, H, E] and k, v [B, L, K, E], "
+            f"got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
+        )
+    if layout.heads != k.shape[2] or q.shape[2] % k.shape[2]:
+        raise UsageError(
+            f"slot_memory: {q.shape[2]} heads, {k.shape[2]} key/value heads and a layout of {layout.heads} do not fit"
+        )
+    if tuple(positions.shape) != tuple(q.shape[:2]):
+        raise UsageError(f"slot_memory: positions have shape {list(positions.shape)}, want {list(q.shape[:2])}")
+    if 2 * len(rotary.frequencies) > q.shape[3]:
+        raise UsageError(f"slot_memory: {len(rotary.frequencies)} rotated pairs do not fit a head of {q.shape[3]}")
+
+
+def _check_state(state: Sequence[Tensor], layout: MemoryLayout, q: Tensor) -> None:
+    wanted = {name: (q.shape[0], *shape) for name, (shape, _) in layout.state(q.shape[3]).items()}
+    found = [tuple(t.shape) for t in state]
+    if found != list(wanted.values()):
+        raise UsageError(f"slot_memory: the state has shapes {found}, want {wanted}")

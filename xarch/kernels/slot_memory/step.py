@@ -1,0 +1,303 @@
+"""The memory for one token: what a generating student runs and exporters record.
+
+The entries of all heads lie in one pool, sections one after another; constant masks keep heads apart. So the number of
+operators does not depend on the number of heads, and every size is constant.
+
+Legend: B batch, H heads, K key/value heads, E head width, F rotated pairs, P exact entries, M slots of all heads,
+N = M + 1 candidates, R rows of facts, X = 2 E + 4 values of a slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xarch.kernels.precision import island_dtype, without_autocast
+from xarch.kernels.slot_memory.layout import MemoryLayout
+
+MASKED = -30000.0
+"""Score of an entry that is not there: finite in half precision, and exp(MASKED - max) is exactly zero."""
+
+FAR = 1e30
+"""Importance and distance of what is no candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """The scores of an attention.
+
+    Attributes:
+        frequencies: inverse frequency of each rotated pair; halves (x1, x2) of the first 2 F channels become
+            (x1 cos - x2 sin, x2 cos + x1 sin), times ``gain``.
+        gain: factor on cosine and sine.
+        scale: factor on q · k.
+        softcap: c in c tanh(score / c), or None.
+    """
+
+    frequencies: tuple[float, ...]
+    gain: float = 1.0
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def turn(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
+        """Rotate x [..., E] by positions [...]; ``back`` undoes it."""
+        pairs = len(self.frequencies)
+        if pairs == 0:
+            return x
+        angle = positions.to(x.dtype)[..., None] * torch.tensor(self.frequencies, dtype=x.dtype, device=x.device)
+        gain = 1.0 / self.gain if back else self.gain
+        cos, sin = angle.cos(), angle.sin()
+        if gain != 1.0:
+            cos, sin = cos * gain, sin * gain
+        sin = -sin if back else sin
+        first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
+        parts = [first * cos - second * sin, second * cos + first * sin]
+        return torch.cat([*parts, x[..., 2 * pairs :]] if 2 * pairs < x.shape[-1] else parts, -1)
+
+    def scores(self, products: Tensor) -> Tensor:
+        """Scores of products q · k."""
+        scores = products * self.scale
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+
+def slot_memory_step(
+    q_BHE: Tensor,
+    k_BKE: Tensor,
+    v_BKE: Tensor,
+    positions_B: Tensor,
+    layout: MemoryLayout,
+    rotary: Rotary,
+    state: tuple[Tensor, ...],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One token of :func:`xarch.kernels.slot_memory`.
+
+    Args:
+        q_BHE, k_BKE, v_BKE: rotated query and key, and value.
+        positions_B: place of the token in its document.
+        layout, rotary: as there.
+        state: before the token.
+
+    Returns:
+        heads [B, H, E] in the dtype of ``q_BHE``, and the state after the token.
+    """
+    with without_autocast(q_BHE.device):
+        dtype = island_dtype(q_BHE, *state)
+        step = _Step(layout, rotary, dtype, q_BHE.device)
+        heads_BHE, state = step.run(q_BHE.to(dtype), k_BKE.to(dtype), v_BKE.to(dtype), positions_B.to(dtype), state)
+        return heads_BHE.to(q_BHE.dtype), state
+
+
+class _Step:
+    """One step, with the constants of its layout."""
+
+    def __init__(self, layout: MemoryLayout, rotary: Rotary, dtype: torch.dtype, device: torch.device) -> None:
+        self.layout, self.rotary, self.dtype, self.device = layout, rotary, dtype, device
+        self.sinks = layout.heads * layout.sinks
+        owners = [j for j in range(layout.heads) for _ in range(layout.sinks)]
+        owners += [j for j, w in enumerate(layout.windows) for _ in range(w)]
+        self.exact_KP = self._mine(owners)
+        self.slots_KM = self._mine([j for j, m in enumerate(layout.slots) for _ in range(m)])
+        self.ages_W = self._constant([w - 1 - i for w in layout.windows for i in range(w)])
+        self.windows_K, self.sizes_K = self._constant(layout.windows), self._constant(layout.slots)
+        self.place_M = self._constant([i for m in layout.slots for i in range(m)])
+        self.size_M = self._constant([m for m in layout.slots for _ in range(m)])
+        self.window_M = self._constant([layout.windows[j] for j, m in enumerate(layout.slots) for _ in range(m)])
+
+    def run(
+        self, q_BHE: Tensor, k_BKE: Tensor, v_BKE: Tensor, t_B: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :func:`slot_memory_step`; all but the state in one dtype."""
+        layout = self.layout
+        held = dict(zip(layout.state(q_BHE.shape[-1]), state, strict=True))
+        t_B1 = t_B[:, None]
+        if layout.slot_total:
+            facts_BXM = self._write(held, t_B1)
+        self._push(held, k_BKE, v_BKE, t_B1)
+        keys_BPE, values_BPE = self._exact(held, "key"), self._exact(held, "value")
+        group = q_BHE.shape[1] // layout.heads
+        scores_BHP = self.rotary.scores(q_BHE @ keys_BPE.mT)
+        scores_BHN = torch.where(self._per_head(self.exact_KP, group, self._present(t_B1)), scores_BHP, MASKED)
+        if layout.slot_total:
+            slots = self._read(q_BHE, facts_BXM, t_B1, group)
+            scores_BHN = torch.cat([scores_BHN, slots], 2)
+            values_BPE = torch.cat([values_BPE, facts_BXM[:, :, self._width(q_BHE) : -4]], 1)
+        weights_BHN = scores_BHN.softmax(-1)
+        if layout.slot_total:
+            self._receive(held, facts_BXM, weights_BHN.sum(1))
+        return weights_BHN @ values_BPE, tuple(held.values())
+
+    def _write(self, held: dict[str, Tensor], t_B1: Tensor) -> Tensor:
+        """Write what leaves the window; return the slots as [B, M, X] = key, value, count, position, u, importance."""
+        layout = self.layout
+        slots_BMX = torch.cat(
+            [
+                held["slot_keys"].to(self.dtype),
+                held["slot_values"].to(self.dtype),
+                held["slot_facts"].to(self.dtype).mT,
+            ],
+            -1,
+        )
+        oldest_K = torch.tensor(layout.window_starts, device=self.device)
+        p_BK = t_B1 - self.windows_K
+        rotated_BKE = self._exact(held, "key").index_select(1, oldest_K)
+        width = rotated_BKE.shape[-1]
+        importance_BK = held["exact_facts"][:, 0].to(self.dtype).index_select(1, oldest_K)
+        leaving_BKX = torch.cat(
+            [
+                self.rotary.turn(rotated_BKE, p_BK, back=True),
+                self._exact(held, "value").index_select(1, oldest_K),
+                torch.stack([torch.ones_like(p_BK), p_BK, torch.zeros_like(p_BK), importance_BK], -1),
+            ],
+            -1,
+        )
+        # How many tokens had left the window before: the next free slot, while there is one.
+        before_BK = p_BK - layout.sinks
+        before_BM = t_B1 - self.window_M - layout.sinks
+        free_BM = (self.place_M == before_BM).to(self.dtype)
+        full_BK1 = ((before_BK >= self.sizes_K) & (self.sizes_K > 0))[:, :, None].to(self.dtype)
+        mine_KM = self.slots_KM
+        candidates_BKN = torch.cat([_or_far(mine_KM, slots_BMX[:, None, :, -1]), importance_BK[:, :, None]], 2)
+        least_BKN = self._one_hot(candidates_BKN)
+        least_BKM = least_BKN[:, :, :-1]
+        placed_BKM = least_BKM * full_BK1
+        merged_BMX = None
+        if layout.write == "merge":
+            b_BKX = _pick(least_BKN, slots_BMX, leaving_BKX)
+            b_BME = mine_KM.to(self.dtype).mT @ b_BKX[:, :, :width]
+            apart_BM = (slots_BMX[:, :, :width] - b_BME).square().sum(-1)
+            apart_BK1 = (leaving_BKX[:, :, :width] - b_BKX[:, :, :width]).square().sum(-1, keepdim=True)
+            apart_BKN = torch.cat([_or_far(mine_KM, apart_BM[:, None]), apart_BK1], 2)
+            near_BKN = self._one_hot(torch.where(least_BKN > 0, FAR, apart_BKN))
+            near_BKM, stays_BK1 = near_BKN[:, :, :-1], 1.0 - near_BKN[:, :, -1:]
+            a_BKX = _pick(near_BKN, slots_BMX, leaving_BKX)
+            d_BK1 = (near_BKN * apart_BKN).sum(-1, keepdim=True)
+            # Where the token itself is the nearest, the merged entry takes the place of the least important.
+            to_BKM = (near_BKM + (1.0 - stays_BK1) * least_BKM) * full_BK1
+            placed_BKM = placed_BKM * stays_BK1
+            merged_BMX = to_BKM.mT @ _merged(a_BKX, b_BKX, d_BK1)
+            written_BM = to_BKM.sum(1)
+        fresh_BKM = placed_BKM + free_BM[:, None] * mine_KM.to(self.dtype)
+        kept_BM1 = 1.0 - fresh_BKM.sum(1)[:, :, None]
+        fresh_BMX = fresh_BKM.mT @ leaving_BKX
+        if merged_BMX is not None:
+            kept_BM1, fresh_BMX = kept_BM1 - written_BM[:, :, None], fresh_BMX + merged_BMX
+        slots_BMX = slots_BMX * kept_BM1 + fresh_BMX
+        held["slot_keys"] = slots_BMX[:, :, :width].to(held["slot_keys"].dtype)
+        held["slot_values"] = slots_BMX[:, :, width:-4].to(held["slot_values"].dtype)
+        # What is read is what is stored.
+        rounded = [held["slot_keys"].to(self.dtype), held["slot_values"].to(self.dtype), slots_BMX[:, :, -4:]]
+        return torch.cat(rounded, -1) if held["slot_keys"].dtype == torch.float16 else slots_BMX
+
+    def _push(self, held: dict[str, Tensor], k_BKE: Tensor, v_BKE: Tensor, t_B1: Tensor) -> None:
+        """Move every window on by one token, and keep the first tokens."""
+        rows: dict[str, Tensor] = {}
+        if "importance" in self.layout.exact_facts:
+            rows["importance"] = torch.zeros_like(k_BKE[:, :, 0])
+        for name, new_BKE in (("key", k_BKE), ("value", v_BKE)):
+            if self.layout.exact == "int8":
+                scale_BK1, new_BKE = quantised(new_BKE)
+                rows[f"{name}_scale"] = scale_BK1[:, :, 0]
+            pool_BPE = held[f"exact_{name}s"]
+            moved_BPE = self._moved(pool_BPE.to(self.dtype), new_BKE, t_B1)
+            held[f"exact_{name}s"] = moved_BPE.to(pool_BPE.dtype)
+        if rows:
+            facts_BRP = held["exact_facts"]
+            new_BKR = torch.stack([rows[name] for name in self.layout.exact_facts], -1)
+            held["exact_facts"] = self._moved(facts_BRP.mT.to(self.dtype), new_BKR, t_B1).mT.to(facts_BRP.dtype)
+
+    def _moved(self, pool_BPX: Tensor, new_BKX: Tensor, t_B1: Tensor) -> Tensor:
+        new_BPX = self.exact_KP.to(self.dtype).mT @ new_BKX
+        window_BWX = pool_BPX[:, self.sinks :]
+        moved_BWX = torch.cat([window_BWX[:, 1:], window_BWX[:, :1]], 1)
+        moved_BWX = torch.where((self.ages_W == 0)[:, None], new_BPX[:, self.sinks :], moved_BWX)
+        if self.sinks == 0:
+            return moved_BWX
+        now_BS1 = (self._sink_places() == t_B1)[:, :, None]
+        sinks_BSX = torch.where(now_BS1, new_BPX[:, : self.sinks], pool_BPX[:, : self.sinks])
+        return torch.cat([sinks_BSX, moved_BWX], 1)
+
+    def _exact(self, held: dict[str, Tensor], name: str) -> Tensor:
+        """Exact keys or values [B, P, E]."""
+        pool_BPE = held[f"exact_{name}s"].to(self.dtype)
+        if self.layout.exact != "int8":
+            return pool_BPE
+        scale_BP = held["exact_facts"][:, self.layout.exact_facts.index(f"{name}_scale")].to(self.dtype)
+        return pool_BPE * scale_BP[:, :, None]
+
+    def _present(self, t_B1: Tensor) -> Tensor:
+        """Which exact entries hold a token of this document [B, P]."""
+        window_BW = t_B1 - self.ages_W >= self.layout.sinks
+        return window_BW if self.sinks == 0 else torch.cat([self._sink_places() <= t_B1, window_BW], 1)
+
+    def _read(self, q_BHE: Tensor, slots_BMX: Tensor, t_B1: Tensor, group: int) -> Tensor:
+        """Scores of the slots [B, H, M]."""
+        width = self._width(q_BHE)
+        keys_BME = self.rotary.turn(slots_BMX[:, :, :width], slots_BMX[:, :, -3])
+        count_BM, u_BM = slots_BMX[:, :, -4], slots_BMX[:, :, -2]
+        norm_BH1 = q_BHE.square().sum(-1, keepdim=True)
+        bias_BHM = (norm_BH1 * u_BM[:, None] * (self.rotary.scale**2 / (2 * width))).clamp_max(self.layout.cap)
+        scores_BHM = self.rotary.scores(q_BHE @ keys_BME.mT) + count_BM.clamp_min(1.0).log()[:, None] + bias_BHM
+        used_BM = self.place_M <= t_B1 - self.window_M - self.layout.sinks
+        return torch.where(self._per_head(self.slots_KM, group, used_BM), scores_BHM, MASKED)
+
+    def _receive(self, held: dict[str, Tensor], slots_BMX: Tensor, attention_BN: Tensor) -> None:
+        """Update importance by the attention that each entry received from the heads that share it."""
+        layout = self.layout
+        counts_W = (self.ages_W >= layout.age).to(self.dtype)
+        counts_P = torch.cat([torch.zeros(self.sinks, dtype=self.dtype, device=self.device), counts_W])
+        exact_BP = held["exact_facts"][:, 0].to(self.dtype)
+        exact_BP = (exact_BP * layout.decay + attention_BN[:, : layout.exact_total]) * counts_P
+        kept = held["exact_facts"]
+        held["exact_facts"] = torch.cat([exact_BP[:, None].to(kept.dtype), kept[:, 1:]], 1)
+        importance_BM = slots_BMX[:, :, -1] * layout.decay + attention_BN[:, layout.exact_total :]
+        facts_BM4 = torch.cat([slots_BMX[:, :, -4:-1], importance_BM[:, :, None]], -1)
+        held["slot_facts"] = facts_BM4.mT.to(held["slot_facts"].dtype)
+
+    def _per_head(self, mine_KN: Tensor, group: int, present_BN: Tensor) -> Tensor:
+        return mine_KN.repeat_interleave(group, 0) & present_BN[:, None]
+
+    def _sink_places(self) -> Tensor:
+        return self._constant([i for _ in range(self.layout.heads) for i in range(self.layout.sinks)])
+
+    def _one_hot(self, costs_BKN: Tensor) -> Tensor:
+        """One at the smallest cost, the first of equal ones."""
+        places_N = torch.tensor(list(range(costs_BKN.shape[-1])), device=self.device)
+        return (costs_BKN.argmin(-1, keepdim=True) == places_N).to(self.dtype)
+
+    def _mine(self, owners: list[int]) -> Tensor:
+        return torch.tensor([[owner == j for owner in owners] for j in range(self.layout.heads)], device=self.device)
+
+    def _constant(self, values: object) -> Tensor:
+        # From Python numbers: exporters make it an initializer, where arange would become a node.
+        return torch.tensor([float(x) for x in values], dtype=self.dtype, device=self.device)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _width(q_BHE: Tensor) -> int:
+        return q_BHE.shape[-1]
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale [..., 1] and whole numbers from -127 to 127 [..., E] whose product is near x [..., E]."""
+    scale = (x.abs().amax(-1, keepdim=True) / 127.0).clamp_min(1e-30)
+    return scale, (x / scale).round()
+
+
+def _or_far(mine_KM: Tensor, costs_B1M: Tensor) -> Tensor:
+    return torch.where(mine_KM, costs_B1M, FAR)
+
+
+def _pick(one_hot_BKN: Tensor, slots_BMX: Tensor, leaving_BKX: Tensor) -> Tensor:
+    return one_hot_BKN[:, :, :-1] @ slots_BMX + one_hot_BKN[:, :, -1:] * leaving_BKX
+
+
+def _merged(a_BKX: Tensor, b_BKX: Tensor, apart_BK1: Tensor) -> Tensor:
+    """b merged into a."""
+    n_a, n_b = a_BKX[:, :, -4:-3], b_BKX[:, :, -4:-3]
+    # Slots that were never written count zero tokens; what is computed for them is thrown away.
+    f = n_b / (n_a + n_b).clamp_min(1.0)
+    mean = a_BKX + f * (b_BKX - a_BKX)
+    u = mean[:, :, -2:-1] + f * (1.0 - f) * apart_BK1
+    importance = a_BKX[:, :, -1:] + b_BKX[:, :, -1:]
+    return torch.cat([mean[:, :, :-4], n_a + n_b, mean[:, :, -3:-2], u, importance], -1)
