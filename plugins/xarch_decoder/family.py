@@ -32,12 +32,6 @@ class DecoderFamily(Family):
         "hidden": "blocks.{}.output",
         "labels": "batch:input_ids",
     }
-    training: ClassVar[Mapping[str, Any]] = {
-        "share": 1.0,
-        "batch.size": 4,
-        "optimiser.lr": 3.0e-4,
-        "optimiser.schedule": "cosine",
-    }
     constants = ("head.weight",)
     template = "xarch_decoder:template"
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-LEAST = 4
-"""Samples that the unbiased estimate needs."""
+LEAST, TOGETHER = 4, 64
+"""Samples that the unbiased estimate needs, and samples measured together."""
 
 
 def gram(value: Tensor) -> Tensor:
@@ -32,31 +32,42 @@ def hsic(a_BB: Tensor, b_BB: Tensor) -> Tensor:
 
 
 class Alikeness:
-    """Collects batches of two models' features."""
+    """Collects batches of two models' features; small ones are joined."""
 
     def __init__(self) -> None:
         self._cross: Tensor | None = None
         self._own: dict[str, Tensor] = {}
         self._names: dict[str, list[str]] = {}
+        self._waiting: list[dict[str, list[Tensor]]] = []
         self.images = 0
 
     def add(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
-        """Add one batch: layer -> features, the first dimension being samples; a small one is left out."""
+        """Add one batch: layer -> features, the first dimension being samples."""
         sides = {"student": student, "teacher": teacher}
-        batch = len(next(iter(student.values())))
-        if batch < LEAST:
-            return
-        grams = {side: [gram(v) for v in values.values()] for side, values in sides.items()}
+        self._names = {side: list(values) for side, values in sides.items()}
+        self._waiting.append({side: [v.detach().cpu() for v in values.values()] for side, values in sides.items()})
+        self.images += len(next(iter(student.values())))
+        if sum(len(part["student"][0]) for part in self._waiting) >= TOGETHER:
+            self._take()
+
+    def _take(self) -> None:
+        """Measure the batches that wait, as one."""
+        grams = {
+            side: [gram(torch.cat(layer)) for layer in zip(*(part[side] for part in self._waiting), strict=True)]
+            for side in self._names
+        }
+        self._waiting = []
         cross = torch.stack([torch.stack([hsic(a, b) for b in grams["teacher"]]) for a in grams["student"]])
         self._cross = cross if self._cross is None else self._cross + cross
         for side, values in grams.items():
             own = torch.stack([hsic(a, a) for a in values])
             self._own[side] = self._own[side] + own if side in self._own else own
-            self._names[side] = list(sides[side])
-        self.images += batch
 
     def to_json(self) -> dict[str, object] | None:
         """Return layers of both sides and CKA [I, J] rounded to four digits; None without batches."""
+        left = sum(len(part["student"][0]) for part in self._waiting)
+        if left >= (LEAST if self._cross is None else TOGETHER // 2):
+            self._take()
         if self._cross is None:
             return None
         scale = (self._own["student"][:, None] * self._own["teacher"][None]).clamp_min(0).sqrt()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xarch.report import Block, Cell, Details, Image, RunInfo, Sample, Samples, Section, Table, Text, heat
+from xarch.report import Block, Cell, Details, Image, Picture, RunInfo, Section, Table, Text, heat
 
 FEW = 12
 """Classes of a table that is shown whole; of more, the worst and the best are shown."""
@@ -24,13 +24,13 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
         answers = entry.get("answers")
         if not isinstance(entry.get("png"), str) or not isinstance(answers, dict):
             continue
-        caption = f"label: {entry['label']}" if entry.get("label") is not None else ""
-        picture = Image(_decoded(entry["png"]), caption)
-        shown.append(Sample(picture, tuple((name, _answer(said)) for name, said in answers.items())))
+        words = [f"label: {entry['label']}"] if entry.get("label") is not None else []
+        words += [f"{name}: {_answer(said)}" for name, said in sorted(answers.items(), reverse=True)]
+        shown.append(Image(_decoded(entry["png"]), "; ".join(words)))
     if not shown:
         return None
     text = "Held-out pictures: the first ones, then some that only the teacher, and only the student, gets right."
-    return Section("Pictures", [Text(text), Samples(shown)])
+    return Section("Pictures", [Picture(shown, "; ".join(image.caption for image in shown), text)])
 
 
 def _answer(said: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ Legend: B samples, D features, E features of the embedding, N samples of the dat
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from xarch import Batch, MatchContext, Options, PlanError
 from xarch.matching.objectives.dense import FAINTEST, features
+from xarch_objectives.banks import Banks
 from xarch_objectives.relations import RelationObjective
 
 
@@ -38,70 +38,47 @@ class CRD(RelationObjective):
 
     Options = CRDOptions
     units = "nats"
-    own: Tensor
-    other: Tensor
-    classes: Tensor
-    scale: Tensor
-    measured: Tensor
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
-        self.total = int(context.data.get("indices", 0))
-        if not self.total:
-            raise PlanError(
-                f"matches.{context.match}: crd requires data that declare `indices` and number their samples"
-            )
-        self.heads = nn.ModuleList(
-            nn.Linear(features(t) or 1, options.width) for t in (self.student_tap, self.teacher_tap)
-        )
-        for name in ("own", "other"):
-            self.register_buffer(name, F.normalize(torch.randn(self.total, options.width), dim=1))
-        self.register_buffer("classes", torch.full((self.total,), -1))
-        expected = math.exp(0.5 / (options.width * options.temperature**2)) * self.total
-        self.register_buffer("scale", torch.tensor([expected, expected]))
-        self.register_buffer("measured", torch.tensor(False))
+        total = int(context.data.get("indices", 0))
+        if not total:
+            raise PlanError(f"matches.{context.match}: crd requires data that number their samples (`indices`)")
+        widths = [features(tap) or 1 for tap in (self.student_tap, self.teacher_tap)]
+        self.heads = nn.ModuleList(nn.Linear(width, options.width) for width in widths)
+        self.banks = Banks(total, options.width, options.temperature)
         self._last: tuple[Tensor, ...] = ()
 
     def forward(  # type: ignore[override]
         self, student: Any, teacher: Any, batch: Batch, *, index: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         own, other = self.vectors(student, self.student_tap, mask), self.vectors(teacher, self.teacher_tap, mask)
-        sides = [F.normalize(head(x), dim=1, eps=FAINTEST) for head, x in zip(self.heads, (own, other), strict=True)]
-        label_B = labels.argmax(-1) if labels.ndim > 1 else labels.long()
-        drawn_BM = self._negatives(index)
-        counts_BM = (self.classes[drawn_BM] != label_B[:, None]) & (drawn_BM != index[:, None])
-        present_B, loss_B, seen = self.weight(batch, mask=mask).to(own), torch.zeros_like(own[:, 0]), []
-        for number, (e_BE, bank) in enumerate(zip(sides, (self.other, self.own), strict=True)):
-            near = torch.cat(
-                [(e_BE * bank[index]).sum(1, keepdim=True), torch.einsum("be,bme->bm", e_BE, bank[drawn_BM])], 1
-            )
-            h = (near / self.options.temperature).exp() / self.scale[number]
-            seen.append((h.detach().mean() * self.scale[number] * self.total).float())
-            noise = counts_BM.sum(1, keepdim=True).clamp_min(1) / self.total
-            loss_B = loss_B - (h[:, 0] / (h[:, 0] + noise[:, 0])).log()
-            loss_B = loss_B - ((noise / (h[:, 1:] + noise)).log() * counts_BM).sum(1)
+        own, other = (
+            F.normalize(head(x), dim=1, eps=FAINTEST) for head, x in zip(self.heads, (own, other), strict=True)
+        )
+        label_B, present_B = labels.argmax(-1) if labels.ndim > 1 else labels.long(), self.weight(batch, mask=mask)
+        drawn_BM = self.banks.draw(index, self.options.negatives)
+        counts_BM = (self.banks.classes[drawn_BM] != label_B[:, None]) & (drawn_BM != index[:, None])
+        share_B1 = counts_BM.sum(1, keepdim=True).clamp_min(1) / len(self.banks.classes)
+        loss_B, means = torch.zeros_like(own[:, 0]), []
+        for number, (e_BE, bank) in enumerate(((own, self.banks.other), (other, self.banks.own))):
+            near_BN = e_BE @ bank.to(e_BE).T
+            near = near_BN.gather(1, torch.cat([index[:, None], drawn_BM], 1)) / self.options.temperature
+            h = near.exp() / self.banks.scale[number]
+            means.append(near.detach().exp().mean() * len(bank))
+            loss_B = loss_B - (h[:, 0] / (h[:, 0] + share_B1[:, 0])).log()
+            loss_B = loss_B - ((share_B1 / (h[:, 1:] + share_B1)).log() * counts_BM).sum(1)
         if self.training:
-            kept = present_B > 0
-            self._last = (index[kept], label_B[kept], *(e.detach()[kept] for e in sides), torch.stack(seen))
-        return loss_B * present_B
+            self._last = (present_B, torch.stack(means), index, label_B, own.detach(), other.detach())
+        return loss_B * present_B.to(loss_B)
 
     def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
         raise NotImplementedError("samples are compared with a bank, not with one another")
 
-    def _negatives(self, index: Tensor) -> Tensor:
-        """Return slots to draw from the banks [B, M]; measuring draws the same every time."""
-        count = min(self.options.negatives, self.total)
-        if self.training:
-            return torch.randint(self.total, (len(index), count), device=index.device)
-        return torch.arange(count, device=index.device).expand(len(index), -1)
-
     def after_step(self) -> None:
-        if not self._last:
-            return
-        slot, label, own, other, seen = self._last
-        for bank, new in ((self.own, own), (self.other, other)):
-            bank[slot] = F.normalize(torch.lerp(new.to(bank), bank[slot], self.options.momentum), dim=1)
-        self.classes[slot] = label
-        self.scale.copy_(torch.where(self.measured, self.scale, seen))
-        self.measured.fill_(True)
-        self._last = ()
+        if self._last:
+            present_B, means, *seen = self._last
+            index, label, own, other = (value[present_B > 0] for value in seen)
+            self.banks.update(index, label, own, other, self.options.momentum)
+            self.banks.rescale(means)
+            self._last = ()

@@ -33,6 +33,6 @@ def xarch_register(registry: Any) -> None:
     )
     for name, summary in (
         ("digits-teacher", "makes the teacher of ofa-demo"),
-        ("ofa-demo", "demo: a convolutional teacher of digits to a ViT that is given 100 labels"),
+        ("ofa-demo", "demo: a convolutional teacher of digits to an MLP-Mixer that is given 100 labels"),
     ):
         registry.recipe(name, load=f"xarch_pictures:recipes/{name}.yaml", summary=summary)

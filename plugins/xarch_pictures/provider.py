@@ -22,7 +22,7 @@ from xarch_pictures.folders import read_folder
 from xarch_pictures.options import PictureOptions
 from xarch_pictures.parquet import read_parquet
 from xarch_pictures.selecting import SPLITS, Selection, select
-from xarch_pictures.table import Table
+from xarch_pictures.table import Table, part_of
 from xarch_pictures.views import Form, PictureStream, Samples
 
 DIGITS = "digits"
@@ -65,10 +65,9 @@ class PictureData(DataProvider):
             if chosen.labelled is not None:
                 tensors["labelled"] = TensorInfo("B", dtype="float32")
         chosen_by = options.model_dump_json()
-        digest = sampled_digest(table.files) if table.files else table.title
         return DataInfo(
             table.title,
-            f"{digest} {form} {chosen_by}",
+            f"{_digest(table)} {form} {chosen_by}",
             "image",
             size={"pictures": len(table), **samples},
             tensors=tensors,
@@ -100,6 +99,11 @@ def _resolved(request: DataRequest) -> tuple[Table, Selection, Form]:
 
 
 @lru_cache(maxsize=4)
+def _digest(table: Table) -> str:
+    return sampled_digest(table.files) if table.files else table.title
+
+
+@lru_cache(maxsize=4)
 def _selected(table: Table, options: str) -> Selection:
     return select(table, PictureOptions.model_validate_json(options))
 
@@ -124,8 +128,11 @@ def _digits(labels: bool) -> Table:
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
-    """Return what changes with the files in a folder and its sub-folders, so that a changed data set is read anew."""
-    seen = [path, *path.glob("*"), *path.glob("*/*/")] if path.is_dir() else [path]
+    """Return what changes with the files and classes in a folder, so that a changed data set is read anew."""
+    seen = [path]
+    if path.is_dir():
+        seen += path.iterdir()
+        seen += [p for part in seen[1:] if part_of(part.name) is not None and part.is_dir() for p in part.iterdir()]
     return tuple(sorted((str(p), s.st_mtime_ns, s.st_size) for p in seen for s in [p.lstat()]))
 
 

@@ -247,8 +247,8 @@ def test_a_stage_starts_only_if_its_requirements_hold(tmp_path: Path) -> None:
     ) as e:
         run(tmp_path / "b", {**stage, "requires": {"student.mse": {"max": 1e-9}}})
     assert e.value.exit_code == 3
-    with pytest.raises(PlanError, match="no metric measures 'top1' of teacher"):
-        run(tmp_path / "c", {**stage, "requires": {"teacher.top1": {"min": 0.6}}})
+    with pytest.raises(PlanError, match="no metric measures 'skill' of teacher"):
+        run(tmp_path / "c", {**stage, "requires": {"teacher.skill": {"min": 0.6}}})
 
 
 def test_a_students_bug_is_the_students(tmp_path: Path) -> None:

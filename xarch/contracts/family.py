@@ -56,7 +56,7 @@ class Family(ABC):
             layer ("blocks.{}.output"); "labels" ("batch:labels").
         training: what a method's global gradient stages leave open, for students of this family: dotted key below the
             stage -> value, e.g. ``{"epochs": 40, "batch.size": 100, "optimiser.lr": 2e-3}``. A method then says what is
-            matched, and serves families of other sizes.
+            matched, and serves families of other sizes. By default it reads the whole budget in small batches.
         constants: names that ``Teacher.constants`` may return in this family.
         GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
@@ -68,7 +68,12 @@ class Family(ABC):
     mask: ClassVar[str] = ""
     metric: ClassVar[str] = ""
     places: ClassVar[Mapping[str, str]] = {}
-    training: ClassVar[Mapping[str, Any]] = {}
+    training: ClassVar[Mapping[str, Any]] = {
+        "share": 1.0,
+        "batch.size": 4,
+        "optimiser.lr": 3.0e-4,
+        "optimiser.schedule": "cosine",
+    }
     constants: ClassVar[Sequence[str]] = ()
     GenerateOptions: ClassVar[type[BaseModel]] = Options
     template: ClassVar[str] = ""

@@ -49,11 +49,12 @@ class Prover:
         notes: graph -> why held-out data cannot check it, for its error message.
     """
 
-    def __init__(self, student: Student, graphs: Sequence[ExportGraph], batches: Iterable[Batch]) -> None:
+    def __init__(self, student: TapModel, graphs: Sequence[ExportGraph], batches: Iterable[Batch]) -> None:
         self.graphs = {graph.name: graph for graph in graphs}
         self.batches = [batch.seen_by("student") for batch in batches]
         self.notes: dict[str, str] = {}
-        variants = student.variants() if any(graph.variant for graph in graphs) else {}
+        varied = any(graph.variant for graph in graphs)
+        variants = student.variants() if varied and isinstance(student, Student) else {}
         self.models: dict[str, TapModel] = {"": student, **variants}
         for graph in graphs:
             if graph.variant not in self.models:

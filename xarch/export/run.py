@@ -19,7 +19,7 @@ from xarch._version import __version__
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
-from xarch.contracts.model import Student
+from xarch.contracts.model import Student, TapModel
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.errors import PlanError
 from xarch.export.cases import single_graph_cases
@@ -151,16 +151,33 @@ def guarded(items: Iterable[T], blame: Blame, during: str) -> Iterator[T]:
         yield item
 
 
-def export_teacher(graphs: Sequence[ExportGraph], profile: Profile, out: Path, say: Callable[[str], None]) -> None:
-    """Write a teacher's graphs and their weights in float32, for the bench to compare speeds.
+def export_teacher(
+    graphs: Sequence[ExportGraph],
+    profile: Profile,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    teacher: TapModel | None = None,
+    batches: Sequence[Batch] = (),
+) -> None:
+    """Write a teacher's graphs for the bench to compare speeds: in 8 bits if the profile has 8 bits, its graphs declare
+    what they read, and there is data to calibrate them; else in float32.
+
+    Args:
+        batches: calibration data as the teacher sees it.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
         ParityError: a graph does not reproduce the teacher.
     """
-    profile = replace(profile, dtype="float32")
+    drives: list[ParityCase] = []
+    if profile.dtype == "int8" and teacher is not None and batches:
+        drives = list(Prover(teacher, graphs, batches).drives())
+    if not drives:
+        profile = replace(profile, dtype="float32")
     with new_folder(Path(out)) as folder:
-        _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: ())
+        metadata = {"role": "teacher", "dtype": profile.dtype}
+        _write_graphs(graphs, profile, folder, metadata, say, lambda: drives)
         cases = (Comparison(case, {}) for case in single_graph_cases(graphs))
         parity = measure_parity(folder, graphs, cases, profile, threads=torch.get_num_threads())
         raise_unless_passed(parity, Path(out))

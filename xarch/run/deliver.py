@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from xarch.contracts.export import Profile
+from xarch.contracts.export import ExportGraph, Profile
 from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
@@ -168,8 +169,6 @@ class Delivery:
 
     def _export_teacher(self, profile: Profile) -> None:
         """Export the teacher's graphs, for the bench to compare with the student's; having none is not an error."""
-        from xarch.export.run import export_teacher
-
         folder = self.run.teacher_bench(profile.name)
         if folder.exists() or self.evaluator.teacher is None:
             return
@@ -180,11 +179,26 @@ class Delivery:
                 graphs = list(self.target.adapter.teacher_graphs(self.evaluator.teacher, profile, options))
             if graphs:
                 self.reporter.phase("export", f"{profile.name}, teacher")
-                export_teacher(graphs, profile, folder, self.reporter.message)
+                self._write_teacher(graphs, profile, folder)
         except (PlanError, ParityError) as e:
             with new_folder(folder) as part:
                 write_json(part / "absent.json", {"reason": e.what})
                 seal(part)
+
+    def _write_teacher(self, graphs: list[ExportGraph], profile: Profile, folder: Path) -> None:
+        """Export the teacher in the profile's precision, or in float32 where 8 bits do not reproduce it."""
+        from xarch.export.run import export_teacher
+
+        teacher, say = self.evaluator.teacher, self.reporter.message
+        if profile.dtype == "int8":
+            seen = self.evaluator.batches("calibration", self.config.export.parity_samples)
+            batches = [batch.seen_by("teacher") for batch in seen]
+            try:
+                export_teacher(graphs, profile, folder, say, teacher=teacher, batches=batches)
+                return
+            except (PlanError, ParityError) as e:
+                say(f"teacher in float32: {e.what}")
+        export_teacher(graphs, profile, folder, say)
 
 
 def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:

@@ -321,15 +321,15 @@ def test_crd_fills_its_banks_and_contrasts_a_sample_with_other_classes() -> None
     data = {"classes": 2, "indices": 4}
     found = made("crd", feature(3), feature(3), data=data, width=128, negatives=4).train()
     own, other = random(2, 3).float(), random(2, 3, seed=1).float()
-    before = found.own.clone()
+    before = found.banks.own.clone()
     more = {"index": torch.tensor([1, 2]), "labels": torch.tensor([0, 1])}
     found(own, other, batch(2), **more)
     found.after_step()
-    assert found.classes.tolist() == [-1, 0, 1, -1]
-    assert bool((found.own[[0, 3]] == before[[0, 3]]).all())
+    assert found.banks.classes.tolist() == [-1, 0, 1, -1]
+    assert bool((found.banks.own[[0, 3]] == before[[0, 3]]).all())
     new = F.normalize(torch.lerp(F.normalize(found.heads[0](own), dim=1), before[[1, 2]], 0.5), dim=1)
-    torch.testing.assert_close(found.own[[1, 2]], new)
-    assert bool(found.measured)
+    torch.testing.assert_close(found.banks.own[[1, 2]], new)
+    assert bool(found.banks.measured)
     again = made("crd", feature(3), feature(3), data=data, width=128, negatives=4)
     again.load_state_dict(found.state_dict())
     torch.testing.assert_close(

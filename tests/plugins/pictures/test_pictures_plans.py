@@ -53,6 +53,7 @@ def test_pictures_without_labels_serve_methods_that_read_none(teacher: str, tmp_
     assert planned(teacher, folder, alone, **hidden).stages[0].steps > 0
 
 
+@pytest.mark.slow
 def test_the_demo_is_planned_from_its_packaged_teacher() -> None:
     pytest.importorskip("sklearn")
     plan = xarch.plan("ofa-demo", overrides={"runtime.device": "cpu"})

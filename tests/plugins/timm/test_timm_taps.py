@@ -19,6 +19,7 @@ SMALL = {
     "mixer_s32_224?patch_size=8&num_blocks=3&embed_dim=32": ("token", 0),
 }
 """Reference -> kind and prefix tokens."""
+QUICK = {"test_resnet", "test_vit?patch_size=4&depth=4"}
 EVERY_SIZE = [
     "resnet18",
     "resnet50",
@@ -103,7 +104,7 @@ def check(facts: ImageFacts) -> None:
     assert torch.allclose(values["logits"], alone, atol=1e-6)
 
 
-@pytest.mark.parametrize("ref", SMALL)
+@pytest.mark.parametrize("ref", [r if r in QUICK else pytest.param(r, marks=pytest.mark.slow) for r in SMALL])
 def test_kinds_of_architecture(ref: str) -> None:
     facts = described(ref, 32)
     assert (facts.kind, facts.prefix_tokens) == SMALL[ref]
