@@ -114,8 +114,9 @@ def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int])
 
 @pytest.mark.parametrize(("steps", "prefill"), [(24, []), pytest.param(2048, [3], marks=pytest.mark.slow)])
 def test_graphs_step_as_the_student_reads(tmp_path, steps, prefill):
-    student = build(bytes_a_layer=1500, layers={"replace": [1]})
-    MemoryTarget().initialise(student, make_teacher(FACTS))
+    facts = tiny_facts(layers=1)
+    student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), {}, device=CPU)
+    MemoryTarget().initialise(student, make_teacher(facts))
     student.module.eval().requires_grad_(False)
     parity(student, tmp_path, steps, prefill)
 
