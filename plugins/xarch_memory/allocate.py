@@ -80,7 +80,6 @@ class Allocate(StageKind):
                 "tokens": float(probe.tokens),
                 "state_bytes": float(used),
                 "state_bytes_a_layer": used / len(entries),
-                "break_even_tokens": used / len(entries) / student.sizes.cached_token,
                 "entries_smallest": float(min(heads)),
                 "entries_largest": float(max(heads)),
                 "error": predicted(table, sizes, entries),

@@ -68,8 +68,6 @@ class Sizes:
         self.slotted = options.window_share < 1
         self.entry = entry_bytes(facts.head_dim, options.window, importance=self.slotted)
         self.slot = slot_bytes(facts.head_dim, options.slots)
-        self.cached_token = facts.kv_heads * entry_bytes(facts.head_dim, "float16", importance=False)
-        """Bytes of a token in a layer's float16 cache: the state is smaller from some context on."""
 
     def split(self, entries: int) -> tuple[int, int]:
         """Return (window, slots) of a head with so many entries besides its sinks."""

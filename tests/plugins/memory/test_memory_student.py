@@ -50,6 +50,13 @@ def test_budgets_for_all_layers_together_and_by_default():
         build(bytes_a_layer=100)
 
 
+def test_the_plan_says_what_the_state_costs():
+    traits = build(bytes_a_layer=3000, layers={"replace": [0, 2]}).traits()
+    assert traits["state"].endswith("kB a layer in 2 of 3 layers, at any context")
+    # Two key/value heads of 8: 64 bytes a token in float16.
+    assert 40 < int(traits["break-even"].split()[0]) <= 3000 // 64
+
+
 def test_a_memory_that_holds_every_token_is_the_teacher():
     teacher, student = make_teacher(FACTS), build(bytes_a_layer=60_000, window="float32", slots="float32")
     MemoryTarget().initialise(student, teacher)
