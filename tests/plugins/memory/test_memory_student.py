@@ -119,7 +119,8 @@ def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int])
         assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize(("steps", "prefill"), [(24, []), pytest.param(2048, [3], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "prefill"), [(24, [3]), (2048, [])])
 def test_graphs_step_as_the_student_reads(tmp_path, steps, prefill):
     facts = tiny_facts(layers=1)
     student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), {}, device=CPU)
