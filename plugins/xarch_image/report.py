@@ -92,10 +92,15 @@ def _speed(run: RunInfo) -> Section | None:
     for profile, bench in run.bench.items():
         teacher = bench.get("teacher")
         ratios = teacher.get("speed_up", {}) if isinstance(teacher, dict) else {}
-        slow += [(profile, name, float(r)) for name, r in ratios.items() if isinstance(r, int | float) and r <= 1]
+        rival = (
+            f"the teacher's speed in {teacher['dtype']}" if ratios and teacher.get("dtype") else "the teacher's speed"
+        )
+        slow += [
+            f"{profile}, {n}: {r:.2f}× {rival}" for n, r in ratios.items() if isinstance(r, int | float) and r <= 1
+        ]
     if not slow:
         return None
-    words = "; ".join(f"{profile}, {name}: {ratio:.2f}× the teacher's speed" for profile, name, ratio in slow)
+    words = "; ".join(slow)
     return Section("Speed", [Text(f"The student is not faster than its teacher: {words}.", "bad")])
 
 

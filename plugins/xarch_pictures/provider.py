@@ -53,7 +53,6 @@ class PictureData(DataProvider):
         samples["train"] *= options.augment.repeats
         facts["samples"] = samples
         shape = {"C": form.channels, "H": form.size, "W": form.size}
-        facts["indices"] = len(table)
         tensors = {"images": TensorInfo("BCHW", shape), "index": TensorInfo("B")}
         if form.views(options):
             seen = {"C": form.channels, "H": form.teacher_size, "W": form.teacher_size}

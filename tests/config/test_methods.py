@@ -225,3 +225,16 @@ def test_a_family_gives_nothing_to_a_stage_of_ones_own(tmp_path: Path) -> None:
     )
     loaded = load_config(str(file))
     assert loaded.with_settings({"batch.size": 50}, "family x") is loaded
+
+
+@pytest.mark.parametrize("method", [True, False])
+def test_a_family_settles_the_evaluation_that_is_open(method: bool, methods: Methods, tmp_path: Path) -> None:
+    """Of any run: one with stages of its own is evaluated like one by a method."""
+    methods(ofa=METHOD)
+    file = tmp_path / "run.yaml"
+    own = "scope: global, share: 1.0, trains: {all: {}}, matches: {kd: {student: logits, objective: kl}}"
+    file.write_text("recipe: ofa\n" if method else f"stages:\n  own: {{{own}}}\n")
+    wanted = {"samples": 1000, "batch": 100, "curve.samples": 4}
+    got = load_config(str(file), sets=["evaluate.samples=7"]).with_settings({}, "family x", wanted)
+    assert (got.config.evaluate.samples, got.config.evaluate.batch, got.config.evaluate.curve) == (7, 100, None)
+    assert got.provenance["evaluate.batch"] == "family x"
