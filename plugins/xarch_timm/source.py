@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import Options, SourceAdapter, SourceInfo, UsageError, file_digest, weights_digest
+from xarch import Options, SourceAdapter, SourceInfo, UsageError, file_digest, validated, weights_digest
 from xarch_image import ImageFacts
 from xarch_timm.build import classifier, create, describe
 from xarch_timm.labels import class_names
@@ -100,7 +100,7 @@ def _merged(ref: str, options: BaseModel) -> tuple[Reference, TimmSourceOptions]
     """Return the reference, and the options with what it says."""
     named = parse(ref)
     given = cast(TimmSourceOptions, options)
-    chosen = TimmSourceOptions.model_validate({**given.model_dump(), **named.own})
+    chosen = validated(TimmSourceOptions, {**given.model_dump(), **named.own}, f"timm:{ref} ")
     if not chosen.checkpoint and not chosen.pretrained:
         raise UsageError(
             f"timm:{ref} names no weights",

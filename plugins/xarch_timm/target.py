@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import DataInfo, ExportGraph, Options, PlanError, Profile, Student, TargetAdapter, Teacher
+from xarch import DataInfo, ExportGraph, Options, PlanError, Profile, Student, TargetAdapter, Teacher, validated
 from xarch_image import ImageFacts, ImageModel
 from xarch_timm.build import create, describe, has_own_size
 from xarch_timm.export import ImageExport, image_graphs
@@ -108,9 +108,8 @@ def _merged(options: BaseModel) -> TimmTargetOptions:
     given = cast(TimmTargetOptions, options)
     named = parse(given.model)
     arguments = {**given.arguments, **named.arguments}
-    return TimmTargetOptions.model_validate(
-        {**given.model_dump(), **named.own, "model": named.name, "arguments": arguments}
-    )
+    values = {**given.model_dump(), **named.own, "model": named.name, "arguments": arguments}
+    return validated(TimmTargetOptions, values, f"timm:{given.model} ")
 
 
 def _own_facts(

@@ -140,6 +140,12 @@ def test_a_class_folder_without_pictures_is_told(data: Any, tmp_path: Path) -> N
     assert any("1 class folders without pictures" in text for text in info.warnings)
 
 
+def test_a_class_that_training_never_sees_is_told(data: Any, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "p")
+    assert not data(root).info.warnings
+    assert data(root, labelled=2).info.warnings[0].startswith("1 class has no training pictures with a label: class")
+
+
 def test_a_link_out_of_the_folder_is_refused(data: Any, tmp_path: Path) -> None:
     write_folder(tmp_path / "p")
     Image.fromarray(pixels(1)[0]).save(tmp_path / "secret.png")

@@ -57,6 +57,15 @@ def test_a_file_of_another_model_is_refused_with_its_names(tmp_path: Path) -> No
         load_teacher("timm:test_resnet")
 
 
+@pytest.mark.parametrize("wrong", ["size=big", "channels=0", "mean=dark"])
+def test_a_wrong_value_in_a_reference_is_named(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"timm:test_resnet.* {wrong.partition('=')[0]}"):
+        load_teacher(f"timm:test_resnet?checkpoint={tmp_path}/net.safetensors&{wrong}")
+    target = resolve_target(get_registry(), "timm", {"model": f"test_resnet?{wrong}"})
+    with pytest.raises(UsageError, match=rf"timm:test_resnet.* {wrong.partition('=')[0]}"):
+        target.adapter.own_weights(None, target.options)
+
+
 @pytest.mark.slow
 def test_pickles_are_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
