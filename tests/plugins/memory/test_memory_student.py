@@ -65,6 +65,16 @@ def test_a_memory_that_holds_every_token_is_the_teacher():
     assert torch.allclose(wanted, found, atol=1e-5)
 
 
+def test_a_memory_student_is_a_teacher_with_an_attentions_weights():
+    teacher, student = make_teacher(FACTS), build(bytes_a_layer=3000)
+    MemoryTarget().initialise(student, teacher)
+    again = student.as_teacher("run:here", "0")
+    assert again.weights().keys() == teacher.weights().keys()
+    other = build(bytes_a_layer=5000)
+    MemoryTarget().initialise(other, again)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.weights().values(), again.weights().values(), strict=True))
+
+
 def test_decisions_are_those_of_the_built_student():
     entries = {"0": [9, 20], "1": [5, 5], "2": [1, 30]}
     later, built = build(bytes_a_layer=3000), build({"entries": entries}, bytes_a_layer=3000)
