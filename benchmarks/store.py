@@ -214,6 +214,8 @@ def publish(name: str, source: Path | None = None, *, partial: bool = False) -> 
     if not source.is_file():
         raise SystemExit(f"nothing was measured: {source} does not exist")
     result = read(source)
+    if "settings" not in result.header:
+        result = _of_study(result)
     if not (result.header["finished"] or partial):
         raise SystemExit(f"{source} is unfinished; finish the measurement, or publish it as it is with --partial")
     local = LOCAL.search(result.text())
@@ -222,6 +224,30 @@ def publish(name: str, source: Path | None = None, *, partial: bool = False) -> 
     target = RESULTS / f"{name}.json"
     write(target, result)
     return target
+
+
+def _of_study(result: Result) -> Result:
+    """A study of ``xarch study`` as a benchmark's result: what it ran on and of which code, and its figures by arm."""
+    from benchmarks import machine
+
+    told, facts = result.header, result.facts
+    runs = [value for key, value in facts.items() if key.startswith("run ")]
+    shown = set(facts["metrics"])
+    figures: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        kept = {k: v for k, v in run["figures"].items() if k in shown}
+        figures.setdefault(run["arm"], {})[str(run["seed"])] = kept or run["state"]
+    settings = {"seeds": told["seeds"], "control": told["control"], "runs": {r["arm"]: r["digest"] for r in runs}}
+    head = {
+        **{key: told[key] for key in ("benchmark", "command", "date", "finished")},
+        "commit": machine.commit(),
+        "settings": settings,
+        "digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12],
+        "code": digest_of_code(),
+        "machine": machine.machine("cpu", told["machine"]["threads"]),
+        "versions": machine.versions(),
+    }
+    return Result(head, {"metrics": facts["metrics"], "figures": figures}, result.points)
 
 
 def today() -> str:

@@ -28,6 +28,7 @@ def ready(result: Result) -> list[Row]:
 ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "kernels": kernels.kernels,
     "conversion_speed": conversions.conversion_speed,
+    "constant_state": conversions.constant_state,
     "matrix_memory": conversions.matrix_memory,
     "plan_accuracy": conversions.plan_accuracy,
     "engine_overhead": conversions.engine_overhead,

@@ -105,3 +105,17 @@ def plan_accuracy(result: Result) -> list[Row]:
             name = f"{point['case']}: {'time' if what == 'seconds' else 'memory'}"
             found.append(Row(name, f"×{factor:.2f}", f"planned {planned:.3g} {unit}", "1", f"took {real:.3g} {unit}"))
     return found
+
+
+def constant_state(result: Result) -> list[Row]:
+    """Divergence and perplexity of every arm at equal bytes, beside the float32 window's."""
+    found = []
+    for (layers, context, domain), at in grouped(result.points, "layers", "context", "domain").items():
+        base = next((p["kl"] for p in at if p["arm"] == "window float32"), math.nan)
+        for p in at:
+            rival = f"{p['kl'] / base:.2f}× the KL of window float32" if p["arm"] != "window float32" else ""
+            rival += f"; fit {p['fit_cpu_seconds']:.0f} CPU s" if p["fit_cpu_seconds"] >= 1 else ""
+            figure = f"KL {p['kl']:.3f}, perplexity {p['ratio']:.3f}×, top-1 {100 * p['top1']:.1f} %"
+            what = f"{layers} layers, {context} tokens, {domain}: {p['arm']}"
+            found.append(Row(what, figure, f"{p['state_bytes_a_layer'] / 1000:.0f} kB a layer", "", rival))
+    return found

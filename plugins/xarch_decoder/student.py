@@ -69,6 +69,18 @@ class DecoderStudent(LocalStudent):
                 found[layer] = sum(spec.bytes for spec in specs)
         return found
 
+    def traits(self) -> Mapping[str, str]:
+        """Return the constant state of a layer, and the context from which it is smaller than a cache."""
+        found = self.state_bytes()
+        if not found:
+            return {}
+        mean = sum(found.values()) / len(found)
+        token = 2 * self.facts.kv_heads * self.facts.head_dim * 2
+        return {
+            "state": f"{mean / 1000:.1f} kB a layer in {len(found)} of {self.facts.layers} layers, at any context",
+            "break-even": f"{mean / token:.0f} tokens: beyond them a float16 cache of such a layer is larger",
+        }
+
     def taps(self) -> Mapping[str, Tap]:
         taps: dict[str, Tap] = {}
         for layer in range(self.facts.layers):

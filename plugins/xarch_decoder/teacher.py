@@ -9,8 +9,8 @@ from torch import Tensor
 
 from xarch import Batch, Sink, Tap, TapModel, Teacher
 from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.model.attention import Attention
 from xarch_decoder.model.decoder import MixerDecoder
-from xarch_decoder.model.mixer import ATTENTION
 from xarch_decoder.weights import attention_names
 
 
@@ -18,7 +18,8 @@ class StudentTeacher(Teacher):
     """A student with a :class:`MixerDecoder`, in eval mode and frozen, with canonical weight names.
 
     Taps are the student's, so layers whose attention was replaced provide their own factors instead of attention
-    factors. Their mixers keep the student's names in :meth:`weights` (``blocks.3.mixers.KIND...``).
+    factors. Their mixers keep the student's names in :meth:`weights` (``blocks.3.mixers.KIND...``), unless they are
+    attention over a memory: then their weights are an attention's.
 
     Args:
         student: owned by the teacher from now on; its parameters no longer require gradients.
@@ -57,8 +58,9 @@ class StudentTeacher(Teacher):
     def weights(self) -> Mapping[str, Tensor]:
         canonical: dict[str, str] = {}
         for layer in range(self.facts.layers):
-            if ATTENTION in self.decoder.block(layer).kinds:
-                canonical |= attention_names(self.facts, layer)
+            block = self.decoder.block(layer)
+            for kind in (kind for kind in block.kinds if isinstance(block.mixer(kind), Attention)):
+                canonical |= attention_names(self.facts, layer, kind)
         return {canonical.get(name, name): p.detach() for name, p in self.module.named_parameters()}
 
     def processor(self) -> Any:

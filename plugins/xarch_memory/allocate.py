@@ -11,7 +11,7 @@ I = G E.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch import Batch, Options, Sink, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch.kernels import slot_memory
 from xarch_decoder.model.decoder import make_sequence
 from xarch_decoder.model.memory import MemoryAttention
@@ -62,15 +62,15 @@ class Allocate(StageKind):
             )
         if context.teacher is None:
             raise UsageError("stage kind allocate needs a teacher, but this run has none")
-        sizes = measured_sizes(student)
-        probe = _Probe(context, student, sizes)
+        sizes, wanted = measured_sizes(student), context.options.tokens
+        probe = ErrorProbe(student, sizes, context.run_teacher)
         stream = context.batches()
-        with torch.no_grad():
-            while probe.tokens < context.options.tokens:
-                for sample in next(stream).split(1):
-                    if probe.tokens < context.options.tokens:
-                        probe.measure(sample)
-        table = {layer: sums / probe.tokens for layer, sums in probe.sums.items()}
+        while probe.tokens < wanted:
+            for sample in next(stream).split(1):
+                if probe.tokens < wanted:
+                    probe.measure(sample)
+                    context.progress(min(probe.tokens, wanted), wanted)
+        table = probe.table()
         entries = allocated(table, sizes, student.sizes, student.budget)
         used = sum(student.sizes.bytes(n) for layer in entries.values() for n in layer)
         heads = [n for layer in entries.values() for n in layer]
@@ -100,15 +100,28 @@ def _share(student: MemoryStudent) -> int:
     return student.budget // (len(student.replaced) * student.facts.kv_heads)
 
 
-class _Probe:
-    """Sums over tokens of every head's error at every size."""
+class ErrorProbe:
+    """Errors of every head at every size, as means over tokens.
 
-    def __init__(self, context: StageContext, student: MemoryStudent, sizes: Sequence[int]) -> None:
-        self.context, self.student, self.sizes = context, student, sizes
+    Args:
+        student: holds the teacher's weights.
+        sizes: entries of a head.
+        run_teacher: pushes taps of a batch in forward order: (batch, wanted, sink).
+    """
+
+    def __init__(
+        self, student: MemoryStudent, sizes: Sequence[int], run_teacher: Callable[[Batch, Collection[str], Sink], None]
+    ) -> None:
+        self.student, self.sizes, self.run_teacher = student, sizes, run_teacher
         heads = student.facts.kv_heads
         self.sums: Table = {layer: np.zeros((heads, len(sizes))) for layer in student.replaced}
         self.tokens = 0
 
+    def table(self) -> Table:
+        """Return the errors."""
+        return {layer: sums / self.tokens for layer, sums in self.sums.items()}
+
+    @torch.no_grad()
     def measure(self, sample: Batch) -> None:
         """Measure one row, layer by layer as the teacher reaches them."""
         sequence = make_sequence(sample["input_ids"], sample.get("segment_ids"))
@@ -121,10 +134,9 @@ class _Probe:
                 return
             layer = int(block.rsplit(".", 1)[-1])
             self.sums[layer] += self._errors(self.student.memory(layer), value, streams.pop(block), sequence)
-            self.context.progress(min(self.tokens, self.context.options.tokens), self.context.options.tokens, block)
 
         wanted = {f"blocks.{layer}.{leaf}" for layer in self.sums for leaf in ("input", "mixer_in")}
-        self.context.run_teacher(sample.seen_by("teacher"), wanted, push)
+        self.run_teacher(sample.seen_by("teacher"), wanted, push)
         self.tokens += sample["input_ids"].numel()
 
     def _errors(self, memory: MemoryAttention, x_BLD: Tensor, stream_BLD: Tensor, sequence: Any) -> np.ndarray:

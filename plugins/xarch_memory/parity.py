@@ -1,7 +1,7 @@
-"""Parity of an exported memory student: its predictions, not its states.
+"""Parity of an exported memory student: its predictions, and its states before the first merge.
 
 What a memory merges is a choice of entries. Where two are nearly equal, rounding decides, and the states of two correct
-runs differ from then on, while their distributions hardly do. So states are passed on but not compared.
+runs differ from then on, while their distributions hardly do. So states are compared before the first merge only.
 
 Legend: L tokens, V vocabulary.
 """
@@ -41,32 +41,44 @@ def memory_parity(
     """
     text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
     decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
-    full = AFTER + max(
+    held = [
         layout.sinks + window + slots
         for layout in student.layouts().values()
         for window, slots in zip(layout.windows, layout.slots, strict=True)
-    )
-    yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * steps)
+    ]
+    full = AFTER + max(held)
+    # As long as no memory is full nothing is merged, and states are comparable.
+    yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * min(steps, min(held)), states=True)
     yield _case(student, decode, decode, text, full, [(decode.name, 1)] * steps)
     for graph in graphs:
         size = graph.metadata["tokens"]
         if size > 1:
             pieces = [(graph.name, size)] * 2 + [(decode.name, 1)] * 3
-            yield _case(student, graph, decode, text, 0, pieces)
+            yield _case(
+                student, graph, decode, text, 0, pieces[: 1 + (2 * size <= min(held))], states=size <= min(held)
+            )
             yield _case(student, graph, decode, text, full, pieces)
 
 
 def _case(
-    student: MemoryStudent, graph: ExportGraph, decode: ExportGraph, text: torch.Tensor, past: int, pieces: Pieces
+    student: MemoryStudent,
+    graph: ExportGraph,
+    decode: ExportGraph,
+    text: torch.Tensor,
+    past: int,
+    pieces: Pieces,
+    *,
+    states: bool = False,
 ) -> ParityCase:
-    """Return a case that begins with the student's own states after ``past`` tokens."""
-    states: list[dict[str, Any]] = decode.metadata["states"]
+    """Return a case that begins with the student's own states after ``past`` tokens; ``states``: compare the last."""
+    described: list[dict[str, Any]] = decode.metadata["states"]
     length = past + sum(tokens for _, tokens in pieces)
     ids_1L = cut_text(text, 0, length)
     held = _states(student, ids_1L[:, :past]) if past else None
 
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return {"logits": drive_prompt(call, ids_1L.numpy(), pieces, states, past, held)["logits"]}
+        found = drive_prompt(call, ids_1L.numpy(), pieces, described, past, held)
+        return found if states else {"logits": found["logits"]}
 
     ends = list(np.cumsum([tokens for _, tokens in pieces]) + past)
     given = [int(end) - 1 for end in ends] if graph.metadata["logits"] == "last" else range(past, length)
@@ -74,6 +86,7 @@ def _case(
         graph.name,
         {"batch": 1, "past": past, "tokens": length - past, "calls": len(pieces)},
         drive,
+        {f"present_{name}": value for name, value in _states(student, ids_1L).items()} if states else {},
         top1="logits",
         measures=[Measure("kl", _kl, maximum=MOST_KL, unit="nats/token")],
         rel_l2=REL_L2,

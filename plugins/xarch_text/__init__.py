@@ -13,7 +13,7 @@ def xarch_register(registry: Any) -> None:
     registry.data(
         "text",
         load="xarch_text.provider:TextData",
-        summary="packed tokens from text:FILE, text:DIR, 'text:GLOB' or text:python-stdlib",
+        summary="packed tokens from text:FILE, text:DIR, 'text:GLOB' or text:python-stdlib, -topics, -mixed",
         needs=("torch", "pydantic"),
     )
     registry.metric(

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import platform
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from xarch import UsageError
+from xarch_text.included import INCLUDED, walk
 from xarch_text.kinds import MAYBE_RECORDS, TABLES, Kind, kind_by_content, kind_by_name
 
-STDLIB = "python-stdlib"
-_NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
 _GLOB = frozenset("*?[")
 PACKED = (".zst", ".xz", ".bz2", ".lz4", ".zip")
 HOLD_TEXT = (".json", ".csv", ".tsv", ".arrow", ".orc", ".avro", ".pdf", ".docx", ".epub", *PACKED)
@@ -80,7 +77,7 @@ class Corpus:
 
 
 def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -> Corpus:
-    """Find the corpus of ``python-stdlib``, a file, a folder or a quoted glob.
+    """Find the corpus of a file, a folder, a quoted glob, or text that Python brings (``python-mixed``, ...).
 
     Args:
         extensions: extensions of files to read from a folder; empty means all.
@@ -90,12 +87,13 @@ def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -
         UsageError: there are no files, or a named file is of an unsupported kind.
     """
     left_out: dict[str, int] = {}
-    if ref == STDLIB:
-        files = list(_stdlib())
-        title, hint = f"Python {platform.python_version()} standard library", "name a file or a folder instead"
+    if ref in INCLUDED:
+        found, what = INCLUDED[ref]
+        files = [_file(path, name) for path, name in found()]
+        title, hint = f"Python {platform.python_version()} {what}", "name a file or a folder instead"
     else:
         path = Path(ref).expanduser()
-        hint = "for example text:FILE.txt, text:FOLDER, 'text:FOLDER/**/*.md' or text:python-stdlib"
+        hint = "for example text:FILE.txt, text:FOLDER, 'text:FOLDER/**/*.md' or text:python-mixed"
         if path.is_file():
             files, title = [_file(path, path.name)], path.name
         elif path.is_dir():
@@ -109,7 +107,7 @@ def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -
         others = f"; left out: {_shown(left_out)}" if left_out else ""
         raise UsageError(f"text data {ref!r} has no readable file{others}", hint)
     # A file named explicitly must be readable.
-    known = [f if ref == STDLIB else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
+    known = [f if ref in INCLUDED else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
     ordered = tuple(sorted(known, key=lambda f: f.name))
     lines = "\n".join(f"{f.name}\t{f.bytes}" for f in ordered)
     count = f"{len(ordered)} file{'s' if len(ordered) > 1 else ''}"
@@ -153,18 +151,9 @@ def _file(path: Path, name: str) -> TextFile:
     return TextFile(path, name, path.stat().st_size)
 
 
-def _walk(root: Path, skipped: Iterable[str]) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in skipped and not f.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
-                yield path
-
-
 def _folder(root: Path, extensions: Sequence[str], left_out: dict[str, int]) -> Iterator[TextFile]:
     wanted = tuple(e.lower() if e.startswith(".") else f".{e.lower()}" for e in extensions)
-    for path in _walk(root, ("__pycache__",)):
+    for path in walk(root, ("__pycache__",)):
         if not wanted or path.name.lower().removesuffix(".gz").endswith(wanted):
             yield _file(path, path.relative_to(root).as_posix())
         elif path.name.lower().endswith(HOLD_TEXT):
@@ -179,11 +168,4 @@ def _matching(pattern: str) -> Iterator[TextFile]:
     for found in glob.iglob(pattern, recursive=True):
         path = Path(found)
         if path.is_file():
-            yield _file(path, path.relative_to(root).as_posix())
-
-
-def _stdlib() -> Iterator[TextFile]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in _walk(root, _NOT_STDLIB):
-        if path.suffix == ".py":
             yield _file(path, path.relative_to(root).as_posix())

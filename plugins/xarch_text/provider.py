@@ -19,9 +19,10 @@ from xarch import (
     sampled_digest,
     validated,
 )
-from xarch_text.corpus import STDLIB, Corpus, find_corpus
+from xarch_text.corpus import Corpus, find_corpus
 from xarch_text.encoding import NO_TOKENIZER, Encoder
 from xarch_text.fixed import FixedStream
+from xarch_text.included import INCLUDED
 from xarch_text.library import Library
 from xarch_text.options import TextOptions
 from xarch_text.split import SPLITS
@@ -41,9 +42,10 @@ class RowSample(Options):
 class TextData(DataProvider):
     """Text as rows of tokens.
 
-    References: ``text:python-stdlib`` (sources and docstrings of the running Python), ``text:FILE``, ``text:FOLDER``
-    and ``'text:GLOB'``. Files: plain text, Markdown, source code, HTML (tags stripped), JSON lines and Parquet (one
-    document per record); gzip files are decompressed.
+    References: ``text:python-stdlib`` (sources and docstrings of the running Python), ``text:python-topics`` (its
+    documentation), ``text:python-mixed`` (both), ``text:FILE``, ``text:FOLDER`` and ``'text:GLOB'``.
+    Files: plain text, Markdown, source code, HTML (tags stripped), JSON lines and Parquet (one document per record);
+    gzip files are decompressed.
 
     A sample is a row: ``{"length": 512}`` tokens. Batches hold ``input_ids`` and ``segment_ids``, int64 [samples,
     length]; ``segment_ids`` number the documents within a row from 0. Units are tokens.
@@ -61,7 +63,7 @@ class TextData(DataProvider):
         _check_length(length, request.facts)
         corpus = find_corpus(request.ref, options.extensions, options.read_as)
         lines = [f"{corpus.digest} {options.field} {options.separator} {options.read_as}"]
-        if request.ref != STDLIB:
+        if request.ref not in INCLUDED:
             lines.append(sampled_digest((f.name, f.path) for f in corpus.files))
         digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
         return DataInfo(

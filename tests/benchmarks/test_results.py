@@ -49,7 +49,7 @@ def test_a_published_result_has_the_one_format_and_says_what_was_measured(path: 
     result = read(path)
     assert path.read_text(encoding="utf-8") == result.text()
     assert set(HEADER) <= set(result.header)
-    assert result.header["command"].startswith("python ")
+    assert result.header["command"].startswith(("python ", "xarch study "))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", result.header["date"])
     assert len(path.read_text(encoding="utf-8").splitlines()) < len(result.points) + 40
     assert tables.rows(result)

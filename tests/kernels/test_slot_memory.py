@@ -21,8 +21,8 @@ MIXED = MemoryLayout(2, (5, 3), (3, 6))
 @dataclass(frozen=True)
 class Memory:
     layout: MemoryLayout
-    length: int = 61
-    restart: int = 40
+    length: int = 47
+    restart: int = 30
     rotary: Rotary = ROTARY
     width: int = 8
 
@@ -69,7 +69,7 @@ def test_values_pieces_and_steps(backend, case):
     operands = [t.to(dtype) for t in case.operands()]
     whole, last = case.call(backend, *operands)
     assert_close([whole], [wanted], limit)
-    for name in ("naive", backend):
+    for name in (backend, "naive") if backend == "torch" else (backend,):
         given = case.operands() if name == "naive" else operands
         ys, state = [], None
         for start, stop in itertools.pairwise((0, 1, 2, 9, 9, min(30, case.length - 2), case.length - 2)):
@@ -88,18 +88,18 @@ def test_the_past_does_not_see_the_future_nor_another_document(backend):
     case = Memory(MIXED)
     operands = [t.float() for t in case.operands()]
     before, _ = case.call(backend, *operands)
-    changed = [torch.cat([t[:, :40], t[:, 40:] + 1.0], 1) for t in operands]
+    changed = [torch.cat([t[:, :30], t[:, 30:] + 1.0], 1) for t in operands]
     after, _ = case.call(backend, *changed)
-    assert torch.equal(before[:, :40], after[:, :40])
-    changed = [torch.cat([t[:, :40] + 1.0, t[:, 40:]], 1) for t in operands]
+    assert torch.equal(before[:, :30], after[:, :30])
+    changed = [torch.cat([t[:, :30] + 1.0, t[:, 30:]], 1) for t in operands]
     after, _ = case.call(backend, *changed)
-    assert torch.equal(before[1, 40:], after[1, 40:])
-    assert not torch.allclose(before[0, 40:], after[0, 40:])
+    assert torch.equal(before[1, 30:], after[1, 30:])
+    assert not torch.allclose(before[0, 30:], after[0, 30:])
 
 
 @each("layout", cpp=[MemoryLayout(2, (70, 64), (0, 3)), MemoryLayout(4, (20, 20), (50, 60), write="evict")])
 def test_a_memory_that_holds_everything_is_attention(backend, layout):
-    case = Memory(layout, restart=60)
+    case = Memory(layout, restart=46)
     q, k, v = (t.float() for t in case.operands())
     found, _ = case.call(backend, q, k, v)
     wanted = torch.nn.functional.scaled_dot_product_attention(
@@ -111,7 +111,7 @@ def test_a_memory_that_holds_everything_is_attention(backend, layout):
 @each(cpp=[()], torch=[()])
 def test_equal_keys_merge_without_loss(backend):
     """Tokens with one key and one value: slots count them, and attention stays exact."""
-    case = Memory(MemoryLayout(1, (3,), (2,)), rotary=Rotary((), scale=0.4), restart=60)
+    case = Memory(MemoryLayout(1, (3,), (2,)), rotary=Rotary((), scale=0.4), restart=46)
     q, k, v = (t.float() for t in case.operands())
     k, v = k[:, :1].expand_as(k).contiguous(), v[:, :1].expand_as(v).contiguous()
     found, state = case.call(backend, q, k, v)

@@ -146,6 +146,11 @@ class Student(TapModel):
         kinds = (nn.modules.batchnorm._BatchNorm,)
         return any(getattr(m, "track_running_stats", False) or isinstance(m, kinds) for m in self.module.modules())
 
+    def traits(self) -> Mapping[str, str]:
+        """Return what the plan says of this student besides its size, name -> words, e.g. the memory that it needs to
+        run; known from the architecture alone. By default nothing."""
+        return {}
+
     def variants(self) -> Mapping[str, TapModel]:
         """Return operating points besides the student itself (a budget, a head); each is evaluated and may be gated."""
         return {}

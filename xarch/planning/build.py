@@ -116,6 +116,7 @@ def build_plan(
             own=list(start.own),
             unused=list(start.unused),
             built_from={"family": sides.family, "facts": sides.facts.to_json()},
+            traits=dict(student.traits()),
         ),
         data={
             "ref": config.data.ref,

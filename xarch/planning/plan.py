@@ -48,6 +48,7 @@ class PlannedStudent(Record):
     own: list[str] = Field(default_factory=list, description="tensors that start from the student's own weights")
     unused: list[str] = Field(description="teacher tensors that are deliberately not read")
     built_from: dict[str, Any] = Field(description="family and facts from which it is built")
+    traits: dict[str, str] = Field(default_factory=dict, description="what its target says of it besides")
 
 
 class PlannedMatch(Record):

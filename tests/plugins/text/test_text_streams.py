@@ -14,6 +14,7 @@ import torch
 
 from tests.plugins.text.text_corpora import prose
 from xarch import DataRequest, UsageError
+from xarch_text.corpus import find_corpus
 from xarch_text.options import TextOptions
 from xarch_text.provider import TextData
 
@@ -260,6 +261,25 @@ def test_standard_library_needs_no_data_at_all(open_text: Open) -> None:
     batch = next(open_text("python-stdlib", length=128))
     documents = [n for row in batch.meta["documents"] for n in row]
     assert all(n.endswith(".py") and "/test/" not in n and "site-packages" not in n for n in documents)
+
+
+def test_documentation_and_code_that_python_brings(open_text: Open) -> None:
+    sizes = {
+        name: TextData().describe(DataRequest(name, TextOptions())).size for name in ("python-topics", "python-mixed")
+    }
+    assert 50 < sizes["python-topics"]["files"] < sizes["python-mixed"]["files"]
+    documents: set[str] = set()
+    for batch in islice(open_text("python-mixed", length=256), 24):
+        documents |= {n for row in batch.meta["documents"] for n in row}
+    assert any(n.startswith("topics/") for n in documents)
+    assert any(n.endswith(".py") for n in documents)
+    (first,) = [t for t, n in zip(*_first("python-topics"), strict=True) if n == "topics/with.txt"]
+    assert "context manager" in first
+
+
+def _first(ref: str) -> tuple[list[str], list[str]]:
+    files = find_corpus(ref, []).files
+    return [f.path.read_text(encoding="utf-8") for f in files], [f.name for f in files]
 
 
 def test_bytes_need_no_tokenizer(folder: Callable[..., Path]) -> None:

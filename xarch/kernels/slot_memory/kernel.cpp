@@ -7,6 +7,7 @@
 
 #include "parallel.h"
 #include "simd.h"
+#include "tiles.h"
 
 using simd::load;
 using simd::store;
@@ -54,7 +55,7 @@ struct Head {
     const Call& c;
     const int64_t b, j, group, wide, window, count;
     std::vector<float> keys, values, sink_keys, sink_values, query, turned, raw, kept, fresh, fresh_value, merged,
-        merged_value, scores, out, received;
+        merged_value, scores, out, received, distances;
     std::vector<float> n, p, u, s;  // count, position, variance and importance of slots
     float* importance;
 
@@ -80,7 +81,7 @@ struct Head {
         query.resize(group * wide), out.resize(group * wide);
         fresh.resize(wide), fresh_value.resize(wide), merged.resize(wide), merged_value.resize(wide);
         const int64_t most = c.sinks + window + count;
-        scores.resize(group * (most + W)), received.resize(most);
+        scores.resize(group * (most + W)), received.resize(most), distances.resize(count);
     }
 
     void widen(const float* from, int64_t rows, std::vector<float>& to) {
@@ -138,11 +139,16 @@ struct Head {
         float distance = token ? far : apart(fresh.data(), key_b);
         float shortest = far;
         int64_t nearest = count;
-        for (int64_t i = 0; i < count; ++i) {
-            if (i == least) continue;
-            const float d = apart(&raw[i * wide], key_b);
-            if (d < shortest) shortest = d, nearest = i;
-        }
+        sums(count, distances.data(), [&](int64_t i) __attribute__((always_inline)) {
+            vf sum{};
+            for (int64_t e = 0; e < wide; e += W) {
+                const vf d = load(&raw[i * wide + e]) - load(key_b + e);
+                sum = simd::fma(d, d, sum);
+            }
+            return sum;
+        });
+        for (int64_t i = 0; i < count; ++i)
+            if (i != least && distances[i] < shortest) shortest = distances[i], nearest = i;
         if (shortest <= distance) near = nearest, distance = shortest;
         const bool into_token = near == count;
         const float* key_a = into_token ? fresh.data() : &raw[near * wide];
@@ -162,28 +168,56 @@ struct Head {
         if (!into_token && !token) put(least, fresh.data(), value, 1, float(position), 0, weight);
     }
 
-    float score(float product) const {
-        const float x = product * float(c.scale);
-        return c.softcap > 0 ? float(c.softcap * std::tanh(x / c.softcap)) : x;
+    // What `make` gives for each of the rows, W at a time; make(i) is a vector whose lanes are summed.
+    template <class F>
+    void sums(int64_t rows, float* to, const F& make) const {
+        for (int64_t i = 0; i < rows; i += W) {
+            const int64_t last = rows - 1;
+            const vf found = tiles::sum_branch<W, 1>(0, [&](int n) __attribute__((always_inline)) {
+                return make(i + n < last ? i + n : last);
+            });
+            simd::store_part(to + i, found, int(rows - i < W ? rows - i : W));
+        }
     }
 
-    // Products of the queries with `rows` keys into scores[g][begin ...].
+    // Scores of the queries with `rows` keys into scores[g][begin ...].
     void products(const float* rows_, int64_t rows, int64_t begin, int64_t pitch) {
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t g = 0; g < group; ++g) {
+        for (int64_t g = 0; g < group; ++g) {
+            const float* q = &query[g * wide];
+            float* to = &scores[g * pitch + begin];
+            sums(rows, to, [&](int64_t i) __attribute__((always_inline)) {
                 vf sum{};
-                for (int64_t e = 0; e < wide; e += W) sum = simd::fma(load(&query[g * wide + e]), load(rows_ + i * wide + e), sum);
-                scores[g * pitch + begin + i] = score(simd::hsum(sum));
-            }
+                for (int64_t e = 0; e < wide; e += W) sum = simd::fma(load(q + e), load(rows_ + i * wide + e), sum);
+                return sum;
+            });
+            const float scale = float(c.scale);
+            for (int64_t i = 0; i < rows; ++i) to[i] *= scale;
+            if (c.softcap > 0)
+                for (int64_t i = 0; i < rows; ++i) to[i] = float(c.softcap * std::tanh(to[i] / c.softcap));
+        }
     }
 
+    // Adds rows weighted by scores[g][begin ...] to the outputs, four vectors of a row at a time: one sum alone would
+    // wait for its own additions.
     void add(const float* rows_, int64_t rows, int64_t begin, int64_t pitch) {
-        for (int64_t g = 0; g < group; ++g)
-            for (int64_t e = 0; e < wide; e += W) {
-                vf sum = load(&out[g * wide + e]);
-                for (int64_t i = 0; i < rows; ++i) sum = simd::fma(simd::splat(scores[g * pitch + begin + i]), load(rows_ + i * wide + e), sum);
-                store(&out[g * wide + e], sum);
-            }
+        for (int64_t g = 0; g < group; ++g) {
+            const float* weights = &scores[g * pitch + begin];
+            float* to = &out[g * wide];
+            int64_t e = 0;
+            for (; e + 4 * W <= wide; e += 4 * W) add_part<4>(rows_ + e, rows, weights, to + e);
+            for (; e < wide; e += W) add_part<1>(rows_ + e, rows, weights, to + e);
+        }
+    }
+
+    template <int COUNT>
+    void add_part(const float* rows_, int64_t rows, const float* weights, float* to) const {
+        vf sum[COUNT];
+        for (int n = 0; n < COUNT; ++n) sum[n] = load(to + n * W);
+        for (int64_t i = 0; i < rows; ++i) {
+            const vf weight = simd::splat(weights[i]);
+            for (int n = 0; n < COUNT; ++n) sum[n] = simd::fma(weight, load(rows_ + i * wide + n * W), sum[n]);
+        }
+        for (int n = 0; n < COUNT; ++n) store(to + n * W, sum[n]);
     }
 
     void token(int64_t t) {

@@ -46,7 +46,7 @@ class Rotary:
         pairs = len(self.frequencies)
         if pairs == 0:
             return x
-        angle = positions.to(x.dtype)[..., None] * torch.tensor(self.frequencies, dtype=x.dtype, device=x.device)
+        angle = _cast(positions, x.dtype)[..., None] * torch.tensor(self.frequencies, dtype=x.dtype, device=x.device)
         gain = 1.0 / self.gain if back else self.gain
         cos, sin = angle.cos(), angle.sin()
         if gain != 1.0:
@@ -85,8 +85,9 @@ def slot_memory_step(
     with without_autocast(q_BHE.device):
         dtype = island_dtype(q_BHE, *state)
         step = _Step(layout, rotary, dtype, q_BHE.device)
-        heads_BHE, state = step.run(q_BHE.to(dtype), k_BKE.to(dtype), v_BKE.to(dtype), positions_B.to(dtype), state)
-        return heads_BHE.to(q_BHE.dtype), state
+        q, k, v, t = (_cast(x, dtype) for x in (q_BHE, k_BKE, v_BKE, positions_B))
+        heads_BHE, state = step.run(q, k, v, t, state)
+        return _cast(heads_BHE, q_BHE.dtype), state
 
 
 class _Step:
@@ -99,6 +100,7 @@ class _Step:
         owners += [j for j, w in enumerate(layout.windows) for _ in range(w)]
         self.exact_KP = self._mine(owners)
         self.slots_KM = self._mine([j for j, m in enumerate(layout.slots) for _ in range(m)])
+        self.exact_own_KP, self.slots_own_KM = self.exact_KP.to(dtype), self.slots_KM.to(dtype)
         self.ages_W = self._constant([w - 1 - i for w in layout.windows for i in range(w)])
         self.windows_K, self.sizes_K = self._constant(layout.windows), self._constant(layout.slots)
         self.place_M = self._constant([i for m in layout.slots for i in range(m)])
@@ -133,9 +135,9 @@ class _Step:
         layout = self.layout
         slots_BMX = torch.cat(
             [
-                held["slot_keys"].to(self.dtype),
-                held["slot_values"].to(self.dtype),
-                held["slot_facts"].to(self.dtype).mT,
+                self._wide(held["slot_keys"]),
+                self._wide(held["slot_values"]),
+                self._wide(held["slot_facts"]).mT,
             ],
             -1,
         )
@@ -143,7 +145,7 @@ class _Step:
         p_BK = t_B1 - self.windows_K
         rotated_BKE = self._exact(held, "key").index_select(1, oldest_K)
         width = rotated_BKE.shape[-1]
-        importance_BK = held["exact_facts"][:, 0].to(self.dtype).index_select(1, oldest_K)
+        importance_BK = self._wide(held["exact_facts"][:, 0]).index_select(1, oldest_K)
         leaving_BKX = torch.cat(
             [
                 self.rotary.turn(rotated_BKE, p_BK, back=True),
@@ -158,19 +160,19 @@ class _Step:
         free_BM = (self.place_M == before_BM).to(self.dtype)
         full_BK1 = ((before_BK >= self.sizes_K) & (self.sizes_K > 0))[:, :, None].to(self.dtype)
         mine_KM = self.slots_KM
-        candidates_BKN = torch.cat([_or_far(mine_KM, slots_BMX[:, None, :, -1]), importance_BK[:, :, None]], 2)
+        candidates_BKN = torch.cat([_or_far(mine_KM, slots_BMX[..., -1][:, None]), importance_BK[:, :, None]], 2)
         least_BKN = self._one_hot(candidates_BKN)
-        least_BKM = least_BKN[:, :, :-1]
+        least_BKM = least_BKN[..., :-1]
         placed_BKM = least_BKM * full_BK1
         merged_BMX = None
         if layout.write == "merge":
             b_BKX = _pick(least_BKN, slots_BMX, leaving_BKX)
-            b_BME = mine_KM.to(self.dtype).mT @ b_BKX[:, :, :width]
-            apart_BM = (slots_BMX[:, :, :width] - b_BME).square().sum(-1)
-            apart_BK1 = (leaving_BKX[:, :, :width] - b_BKX[:, :, :width]).square().sum(-1, keepdim=True)
+            b_BME = self.slots_own_KM.mT @ b_BKX[..., :width]
+            apart_BM = (slots_BMX[..., :width] - b_BME).square().sum(-1)
+            apart_BK1 = (leaving_BKX[..., :width] - b_BKX[..., :width]).square().sum(-1, keepdim=True)
             apart_BKN = torch.cat([_or_far(mine_KM, apart_BM[:, None]), apart_BK1], 2)
             near_BKN = self._one_hot(torch.where(least_BKN > 0, FAR, apart_BKN))
-            near_BKM, stays_BK1 = near_BKN[:, :, :-1], 1.0 - near_BKN[:, :, -1:]
+            near_BKM, stays_BK1 = near_BKN[..., :-1], 1.0 - near_BKN[..., -1:]
             a_BKX = _pick(near_BKN, slots_BMX, leaving_BKX)
             d_BK1 = (near_BKN * apart_BKN).sum(-1, keepdim=True)
             # Where the token itself is the nearest, the merged entry takes the place of the least important.
@@ -178,37 +180,37 @@ class _Step:
             placed_BKM = placed_BKM * stays_BK1
             merged_BMX = to_BKM.mT @ _merged(a_BKX, b_BKX, d_BK1)
             written_BM = to_BKM.sum(1)
-        fresh_BKM = placed_BKM + free_BM[:, None] * mine_KM.to(self.dtype)
+        fresh_BKM = placed_BKM + free_BM[:, None] * self.slots_own_KM
         kept_BM1 = 1.0 - fresh_BKM.sum(1)[:, :, None]
         fresh_BMX = fresh_BKM.mT @ leaving_BKX
         if merged_BMX is not None:
             kept_BM1, fresh_BMX = kept_BM1 - written_BM[:, :, None], fresh_BMX + merged_BMX
         slots_BMX = slots_BMX * kept_BM1 + fresh_BMX
-        held["slot_keys"] = slots_BMX[:, :, :width].to(held["slot_keys"].dtype)
-        held["slot_values"] = slots_BMX[:, :, width:-4].to(held["slot_values"].dtype)
+        held["slot_keys"] = _cast(slots_BMX[..., :width], held["slot_keys"].dtype)
+        held["slot_values"] = _cast(slots_BMX[..., width:-4], held["slot_values"].dtype)
         # What is read is what is stored.
-        rounded = [held["slot_keys"].to(self.dtype), held["slot_values"].to(self.dtype), slots_BMX[:, :, -4:]]
+        rounded = [self._wide(held["slot_keys"]), self._wide(held["slot_values"]), slots_BMX[..., -4:]]
         return torch.cat(rounded, -1) if held["slot_keys"].dtype == torch.float16 else slots_BMX
 
     def _push(self, held: dict[str, Tensor], k_BKE: Tensor, v_BKE: Tensor, t_B1: Tensor) -> None:
         """Move every window on by one token, and keep the first tokens."""
         rows: dict[str, Tensor] = {}
         if "importance" in self.layout.exact_facts:
-            rows["importance"] = torch.zeros_like(k_BKE[:, :, 0])
+            rows["importance"] = torch.zeros_like(k_BKE[..., 0])
         for name, new_BKE in (("key", k_BKE), ("value", v_BKE)):
             if self.layout.exact == "int8":
                 scale_BK1, new_BKE = quantised(new_BKE)
-                rows[f"{name}_scale"] = scale_BK1[:, :, 0]
+                rows[f"{name}_scale"] = scale_BK1[..., 0]
             pool_BPE = held[f"exact_{name}s"]
-            moved_BPE = self._moved(pool_BPE.to(self.dtype), new_BKE, t_B1)
-            held[f"exact_{name}s"] = moved_BPE.to(pool_BPE.dtype)
+            moved_BPE = self._moved(self._wide(pool_BPE), new_BKE, t_B1)
+            held[f"exact_{name}s"] = _cast(moved_BPE, pool_BPE.dtype)
         if rows:
             facts_BRP = held["exact_facts"]
             new_BKR = torch.stack([rows[name] for name in self.layout.exact_facts], -1)
-            held["exact_facts"] = self._moved(facts_BRP.mT.to(self.dtype), new_BKR, t_B1).mT.to(facts_BRP.dtype)
+            held["exact_facts"] = self._moved(self._wide(facts_BRP.mT), new_BKR, t_B1).mT
 
     def _moved(self, pool_BPX: Tensor, new_BKX: Tensor, t_B1: Tensor) -> Tensor:
-        new_BPX = self.exact_KP.to(self.dtype).mT @ new_BKX
+        new_BPX = self.exact_own_KP.mT @ new_BKX
         window_BWX = pool_BPX[:, self.sinks :]
         moved_BWX = torch.cat([window_BWX[:, 1:], window_BWX[:, :1]], 1)
         moved_BWX = torch.where((self.ages_W == 0)[:, None], new_BPX[:, self.sinks :], moved_BWX)
@@ -220,10 +222,10 @@ class _Step:
 
     def _exact(self, held: dict[str, Tensor], name: str) -> Tensor:
         """Exact keys or values [B, P, E]."""
-        pool_BPE = held[f"exact_{name}s"].to(self.dtype)
+        pool_BPE = self._wide(held[f"exact_{name}s"])
         if self.layout.exact != "int8":
             return pool_BPE
-        scale_BP = held["exact_facts"][:, self.layout.exact_facts.index(f"{name}_scale")].to(self.dtype)
+        scale_BP = self._wide(held["exact_facts"][:, self.layout.exact_facts.index(f"{name}_scale")])
         return pool_BPE * scale_BP[:, :, None]
 
     def _present(self, t_B1: Tensor) -> Tensor:
@@ -234,8 +236,8 @@ class _Step:
     def _read(self, q_BHE: Tensor, slots_BMX: Tensor, t_B1: Tensor, group: int) -> Tensor:
         """Scores of the slots [B, H, M]."""
         width = self._width(q_BHE)
-        keys_BME = self.rotary.turn(slots_BMX[:, :, :width], slots_BMX[:, :, -3])
-        count_BM, u_BM = slots_BMX[:, :, -4], slots_BMX[:, :, -2]
+        keys_BME = self.rotary.turn(slots_BMX[..., :width], slots_BMX[..., -3])
+        count_BM, u_BM = slots_BMX[..., -4], slots_BMX[..., -2]
         norm_BH1 = q_BHE.square().sum(-1, keepdim=True)
         bias_BHM = (norm_BH1 * u_BM[:, None] * (self.rotary.scale**2 / (2 * width))).clamp_max(self.layout.cap)
         scores_BHM = self.rotary.scores(q_BHE @ keys_BME.mT) + count_BM.clamp_min(1.0).log()[:, None] + bias_BHM
@@ -245,15 +247,18 @@ class _Step:
     def _receive(self, held: dict[str, Tensor], slots_BMX: Tensor, attention_BN: Tensor) -> None:
         """Update importance by the attention that each entry received from the heads that share it."""
         layout = self.layout
-        counts_W = (self.ages_W >= layout.age).to(self.dtype)
-        counts_P = torch.cat([torch.zeros(self.sinks, dtype=self.dtype, device=self.device), counts_W])
-        exact_BP = held["exact_facts"][:, 0].to(self.dtype)
+        ages = [w - 1 - i for w in layout.windows for i in range(w)]
+        counts_P = self._constant([0] * self.sinks + [age >= layout.age for age in ages])
+        exact_BP = self._wide(held["exact_facts"][:, 0])
         exact_BP = (exact_BP * layout.decay + attention_BN[:, : layout.exact_total]) * counts_P
         kept = held["exact_facts"]
-        held["exact_facts"] = torch.cat([exact_BP[:, None].to(kept.dtype), kept[:, 1:]], 1)
-        importance_BM = slots_BMX[:, :, -1] * layout.decay + attention_BN[:, layout.exact_total :]
-        facts_BM4 = torch.cat([slots_BMX[:, :, -4:-1], importance_BM[:, :, None]], -1)
-        held["slot_facts"] = facts_BM4.mT.to(held["slot_facts"].dtype)
+        held["exact_facts"] = torch.cat([_cast(exact_BP[:, None], kept.dtype), kept[:, 1:]], 1)
+        importance_BM = slots_BMX[..., -1] * layout.decay + attention_BN[:, layout.exact_total :]
+        facts_BM4 = torch.cat([slots_BMX[..., -4:-1], importance_BM[:, :, None]], -1)
+        held["slot_facts"] = facts_BM4.mT
+
+    def _wide(self, t: Tensor) -> Tensor:
+        return _cast(t, self.dtype)
 
     def _per_head(self, mine_KN: Tensor, group: int, present_BN: Tensor) -> Tensor:
         return mine_KN.repeat_interleave(group, 0) & present_BN[:, None]
@@ -278,6 +283,11 @@ class _Step:
         return q_BHE.shape[-1]
 
 
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    # A conversion to its own dtype would be recorded by exporters, too.
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale [..., 1] and whole numbers from -127 to 127 [..., E] whose product is near x [..., E]."""
     scale = (x.abs().amax(-1, keepdim=True) / 127.0).clamp_min(1e-30)
@@ -289,15 +299,15 @@ def _or_far(mine_KM: Tensor, costs_B1M: Tensor) -> Tensor:
 
 
 def _pick(one_hot_BKN: Tensor, slots_BMX: Tensor, leaving_BKX: Tensor) -> Tensor:
-    return one_hot_BKN[:, :, :-1] @ slots_BMX + one_hot_BKN[:, :, -1:] * leaving_BKX
+    return one_hot_BKN[..., :-1] @ slots_BMX + one_hot_BKN[..., -1:] * leaving_BKX
 
 
 def _merged(a_BKX: Tensor, b_BKX: Tensor, apart_BK1: Tensor) -> Tensor:
     """b merged into a."""
-    n_a, n_b = a_BKX[:, :, -4:-3], b_BKX[:, :, -4:-3]
+    n_a, n_b = a_BKX[..., -4:-3], b_BKX[..., -4:-3]
     # Slots that were never written count zero tokens; what is computed for them is thrown away.
     f = n_b / (n_a + n_b).clamp_min(1.0)
     mean = a_BKX + f * (b_BKX - a_BKX)
-    u = mean[:, :, -2:-1] + f * (1.0 - f) * apart_BK1
-    importance = a_BKX[:, :, -1:] + b_BKX[:, :, -1:]
-    return torch.cat([mean[:, :, :-4], n_a + n_b, mean[:, :, -3:-2], u, importance], -1)
+    u = mean[..., -2:-1] + f * (1.0 - f) * apart_BK1
+    importance = a_BKX[..., -1:] + b_BKX[..., -1:]
+    return torch.cat([mean[..., :-4], n_a + n_b, mean[..., -3:-2], u, importance], -1)

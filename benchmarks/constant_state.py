@@ -1,0 +1,183 @@
+"""Decoders of constant state without training: quality by domain and context at equal state bytes.
+
+    python benchmarks/constant_state.py --wikitext wikitext2/test.txt
+
+Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction, and merged
+slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three modules of
+the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other modules and topics.
+Nothing is random. An interrupted measurement resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+import xarch
+from benchmarks import page
+from benchmarks.store import Store, add_options, header
+from xarch import Batch, TapModel, Teacher
+from xarch.kernels import MemoryLayout
+from xarch_decoder.controls import bounded_teacher, eviction_layout, window_layout
+from xarch_decoder.copying import trunk_tensors
+from xarch_memory.allocate import ErrorProbe, allocated, measured_sizes
+from xarch_memory.options import MemoryOptions, Sizes
+from xarch_memory.target import MemoryTarget
+from xarch_text.scores import Scores, add_batch
+
+TEACHER = "zoo:smollm2-135m"
+BYTES = 168_000
+CODE = ("typing", "tarfile", "argparse")
+LAYERS: dict[str, list[int] | None] = {"30 of 30": None, "10 of 30": [5, 7, 9, 12, 15, 21, 22, 25, 27, 29]}
+ROWS = {512: 4, 2048: 1, 4096: 1}
+"""Context -> rows of each domain."""
+FIT_TOKENS = 2048
+"""Tokens of each of the two rows that ``allocate`` reads."""
+
+Layouts = dict[int, MemoryLayout]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wikitext", type=Path, required=True, help="text of WikiText-2's test split")
+    parser.add_argument("--contexts", type=int, nargs="+", default=sorted(ROWS))
+    parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--bytes", type=int, default=BYTES, help="state bytes a layer")
+    add_options(parser, "constant_state")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {"teacher": TEACHER, "bytes": chosen.bytes, "contexts": chosen.contexts, "layers": chosen.layers}
+    store = Store(chosen.out, header("constant_state", settings, threads=1), chosen.fresh)
+    teacher = xarch.load_teacher(TEACHER)
+    domains = texts(teacher.processor(), chosen.wikitext)
+    for layers in chosen.layers:
+        arms = Arms(teacher, LAYERS[layers], chosen.bytes, domains)
+        for context in chosen.contexts:
+            for domain in ("wikitext", "code", "prose"):
+                measure(store, teacher, arms, layers, context, domain, domains[domain])
+    page.show(store.finish())
+
+
+def texts(tokenizer: Any, wikitext: Path) -> dict[str, Tensor]:
+    """Tokens of every domain, those of the fit under ``fit code`` and ``fit prose``."""
+    from pydoc_data.topics import topics
+
+    prose = [topics[name] for name in sorted(topics)]
+    found = {
+        "wikitext": wikitext.read_text(encoding="utf-8"),
+        "code": "\n\n".join(_source(name) for name in CODE),
+        "prose": "\n\n".join(prose[1::2]),
+        "fit code": _source("ast"),
+        "fit prose": "\n\n".join(prose[::2]),
+    }
+    return {name: torch.tensor(tokenizer(text)["input_ids"]) for name, text in found.items()}
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+class Arms:
+    """Layouts of every arm, and the CPU seconds that finding them took."""
+
+    def __init__(self, teacher: Teacher, layers: list[int] | None, budget: int, domains: dict[str, Tensor]) -> None:
+        self.teacher, self.budget, self.domains = teacher, budget, domains
+        self.layers = list(range(teacher.facts.layers)) if layers is None else layers
+        self.found: dict[str, tuple[Layouts, float]] = {}
+        self.made: dict[str, Callable[[], Layouts]] = {
+            **{f"window {p}": self._window(p) for p in ("float32", "float16", "int8")},
+            "eviction float32": lambda: self._everywhere(eviction_layout(teacher.facts, budget)),
+            "slots float32, uniform": lambda: self._slots("float32", "float32", 0.44, fit=False),
+            "slots float32": lambda: self._slots("float32", "float32", 0.44, fit=True),
+            "slots, window int8, slots float16": lambda: self._slots("int8", "float16", 0.5, fit=True),
+        }
+
+    def layouts(self, arm: str) -> tuple[Layouts, float]:
+        """Layouts and the CPU seconds of the fit, found once."""
+        if arm not in self.found:
+            begin = time.process_time()
+            self.found[arm] = (self.made[arm](), time.process_time() - begin)
+        return self.found[arm]
+
+    def _window(self, precision: str) -> Callable[[], Layouts]:
+        return lambda: self._everywhere(window_layout(self.teacher.facts, self.budget, precision))
+
+    def _everywhere(self, layout: MemoryLayout | None) -> Layouts:
+        assert layout is not None
+        return dict.fromkeys(self.layers, layout)
+
+    def _slots(self, window: Any, slots: Any, share: float, *, fit: bool) -> Layouts:
+        layers: Any = {"replace": self.layers}
+        options = MemoryOptions(
+            layers=layers, bytes_a_layer=self.budget, window=window, slots=slots, window_share=share
+        )
+        facts = self.teacher.facts
+        student = MemoryTarget().build(facts, options, {}, device=torch.device("meta"))
+        if not fit:
+            return student.layouts()
+        student.module.load_state_dict(trunk_tensors(student, self.teacher), assign=True)
+        sizes = measured_sizes(student)
+        probe = ErrorProbe(student, sizes, self.teacher.run)
+        for name in ("fit code", "fit prose"):
+            ids_1L = self.domains[name][:FIT_TOKENS][None]
+            probe.measure(Batch({"input_ids": ids_1L}, ids_1L.numel()))
+        entries = allocated(probe.table(), sizes, student.sizes, student.budget)
+        return {layer: Sizes(options, facts).layout(found) for layer, found in entries.items()}
+
+
+def measure(store: Store, teacher: Teacher, arms: Arms, layers: str, context: int, domain: str, tokens: Tensor) -> None:
+    """Add every missing arm at one context in one domain."""
+    key = {"layers": layers, "context": context, "domain": domain}
+    missing = [arm for arm in arms.made if store.find(**key, arm=arm) is None]
+    if not missing:
+        return
+    rows = list(batches(tokens, context))
+    with torch.no_grad():
+        known = [teacher.collect(row, ["logits"])["logits"] for row in rows]
+        for arm in missing:
+            layouts, fit = arms.layouts(arm)
+            model: TapModel = bounded_teacher(teacher, layouts)
+            scores = {"teacher": Scores(), "student": Scores()}
+            begin = time.process_time()
+            for row, logits in zip(rows, known, strict=True):
+                add_batch(row, logits, {"student": model.collect(row, ["logits"])["logits"]}, scores)
+            student, given = scores["student"], scores["teacher"]
+            used = [layout.bytes(teacher.facts.head_dim) for layout in layouts.values()]
+            store.add(
+                {
+                    **key,
+                    "arm": arm,
+                    "kl": student.kl,
+                    "ratio": float(torch.tensor(student.cross_entropy - given.cross_entropy).exp()),
+                    "top1": student.agree / student.tokens,
+                    "tokens": student.tokens,
+                    "fit_cpu_seconds": round(fit, 1),
+                    "cpu_seconds": round(time.process_time() - begin, 1),
+                    "state_bytes_a_layer": round(sum(used) / len(used)),
+                }
+            )
+            print(store.points[-1], file=sys.stderr)
+
+
+def batches(tokens: Tensor, context: int) -> Iterator[Batch]:
+    """Consecutive rows of a domain."""
+    for i in range(ROWS.get(context, 1)):
+        ids_1L = tokens[i * context : (i + 1) * context][None]
+        yield Batch({"input_ids": ids_1L}, ids_1L.numel())
+
+
+if __name__ == "__main__":
+    main()
