@@ -165,11 +165,21 @@ def _fill(merged: Merged, settings: Mapping[str, Any], origin: str) -> None:
         if stage.get("scope") != "global" or stage.get("kind", "gradient") != "gradient":
             continue
         lasts = any(stage.get(name) is not None for name in LENGTHS)
+        other = _is_of_another_algorithm(stage, settings)
         for name, value in settings.items():
+            if other and name.startswith("optimiser.options."):
+                continue
             path = ("stages", key, *name.split("."))
             fits = all(merged.has(path[: len(part)]) for part in PARTS if is_at(path[: len(part)], part))
             if fits and not (lasts and name in LENGTHS) and not _is_given(merged, path):
                 merged.assign(Assignment(path, value, origin))
+
+
+def _is_of_another_algorithm(stage: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Return whether a stage chose another optimiser than the one that the settings' options are for."""
+    optimiser = stage.get("optimiser")
+    chosen = optimiser.get("algorithm") if isinstance(optimiser, dict) else None
+    return chosen is not None and chosen != settings.get("optimiser.algorithm")
 
 
 def _is_given(merged: Merged, path: tuple[str, ...]) -> bool:
