@@ -34,6 +34,8 @@ class ImageFamily(Family):
     training: ClassVar[Mapping[str, Any]] = {
         "epochs": 40,
         "batch.size": 100,
+        "optimiser.algorithm": "adamw",
+        "optimiser.options.betas": [0.9, 0.999],
         "optimiser.lr": 2.0e-3,
         "optimiser.weight_decay": 0.05,
         "optimiser.clip": 5.0,

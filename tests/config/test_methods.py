@@ -102,6 +102,18 @@ def test_a_family_settles_what_is_open_and_nothing_that_was_removed(methods: Met
     assert (stage.validation, stage.optimiser.warmup) == (None, 0.3)
 
 
+def test_a_familys_options_are_for_its_own_optimiser(methods: Methods) -> None:
+    methods(ofa="\n".join(line for line in METHOD.splitlines() if "optimiser" not in line))
+    settings = {"optimiser.algorithm": "adamw", "optimiser.options.betas": [0.9, 0.999]}
+    stage = load_config("ofa").with_settings(settings, "family x").config.stages["distil"]
+    assert (stage.optimiser.algorithm, stage.optimiser.options) == ("adamw", {"betas": [0.9, 0.999]})
+    other = load_config("ofa", sets=["stages.distil.optimiser.algorithm=sgd"]).with_settings(settings, "family x")
+    assert (other.config.stages["distil"].optimiser.algorithm, other.config.stages["distil"].optimiser.options) == (
+        "sgd",
+        {},
+    )
+
+
 def test_the_families_of_a_head_reach_the_configuration(methods: Methods, tmp_path: Path) -> None:
     """The lowest method speaks for what extends it, until one says otherwise."""
     methods(ofa=METHOD)

@@ -175,7 +175,12 @@ def _fill(merged: Merged, settings: Mapping[str, Any], origin: str) -> None:
         if stage.get("scope") != "global" or stage.get("kind", "gradient") != "gradient":
             continue
         lasts = any(stage.get(name) is not None for name in LENGTHS)
-        wanted = {name: value for name, value in settings.items() if not (lasts and name in LENGTHS)}
+        other = _is_of_another_algorithm(stage, settings)
+        wanted = {
+            name: value
+            for name, value in settings.items()
+            if not (lasts and name in LENGTHS) and not (other and name.startswith("optimiser.options."))
+        }
         _fill_below(merged, ("stages", key), wanted, origin)
 
 
@@ -186,6 +191,13 @@ def _fill_below(merged: Merged, section: tuple[str, ...], settings: Mapping[str,
         fits = all(merged.has(path[: len(part)]) for part in PARTS if is_at(path[: len(part)], part))
         if fits and not _is_given(merged, path):
             merged.assign(Assignment(path, value, origin))
+
+
+def _is_of_another_algorithm(stage: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Return whether a stage chose another optimiser than the one that the settings' options are for."""
+    optimiser = stage.get("optimiser")
+    chosen = optimiser.get("algorithm") if isinstance(optimiser, dict) else None
+    return chosen is not None and chosen != settings.get("optimiser.algorithm")
 
 
 def _is_given(merged: Merged, path: tuple[str, ...]) -> bool:

@@ -56,7 +56,8 @@ class Family(ABC):
             layer ("blocks.{}.output"); "labels" ("batch:labels").
         training: what a method's global gradient stages leave open, for students of this family: dotted key below the
             stage -> value, e.g. ``{"epochs": 40, "batch.size": 100, "optimiser.lr": 2e-3}``. A method then says what is
-            matched, and serves families of other sizes. By default it reads the whole budget in small batches.
+            matched, and serves families of other sizes. ``optimiser.options`` are for the ``optimiser.algorithm``
+            given here; stages that choose another do without. By default the whole budget is read in small batches.
         evaluation: what a run leaves open of its evaluation, for students of this family: dotted key below ``evaluate``
             -> value, e.g. ``{"batch": 100}``. By default the core's few samples in small batches.
         constants: names that ``Teacher.constants`` may return in this family.
