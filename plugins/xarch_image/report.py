@@ -90,14 +90,11 @@ def _speed(run: RunInfo) -> Section | None:
     """Say so where an exported student is no faster than its teacher on the same runtime."""
     slow = []
     for profile, bench in run.bench.items():
-        teacher = bench.get("teacher")
-        ratios = teacher.get("speed_up", {}) if isinstance(teacher, dict) else {}
-        rival = (
-            f"the teacher's speed in {teacher['dtype']}" if ratios and teacher.get("dtype") else "the teacher's speed"
-        )
-        slow += [
-            f"{profile}, {n}: {r:.2f}× {rival}" for n, r in ratios.items() if isinstance(r, int | float) and r <= 1
-        ]
+        given = bench.get("teacher")
+        teacher = given if isinstance(given, dict) else {}
+        precision = f", {teacher['dtype']}" if teacher.get("dtype") else ""
+        slower = {n: r for n, r in teacher.get("speed_up", {}).items() if isinstance(r, int | float) and r <= 1}
+        slow += [f"{profile}, {name}: {r:.2f}× the teacher's speed{precision}" for name, r in slower.items()]
     if not slow:
         return None
     words = "; ".join(slow)
