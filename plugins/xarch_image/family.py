@@ -10,6 +10,8 @@ from xarch import Batch, DataInfo, Family
 from xarch_image.facts import ImageFacts
 
 LEAST_SEEN, MOST_EPOCHS = 40_000, 300
+VALIDATED, EVALUATED = 500, 1000
+"""Pictures that choose the best student, and that give the final figures, if there are as many."""
 
 
 class ImageFamily(Family):
@@ -32,14 +34,17 @@ class ImageFamily(Family):
     training: ClassVar[Mapping[str, Any]] = {
         "epochs": 40,
         "batch.size": 100,
+        "optimiser.algorithm": "adamw",
+        "optimiser.options.betas": [0.9, 0.999],
         "optimiser.lr": 2.0e-3,
         "optimiser.weight_decay": 0.05,
         "optimiser.clip": 5.0,
         "optimiser.schedule": "cosine",
         "optimiser.warmup": 0.075,
         "matches.labels.options.smoothing": 0.1,
-        "validation.samples": 500,
+        "validation.samples": VALIDATED,
     }
+    evaluation: ClassVar[Mapping[str, Any]] = {"samples": EVALUATED, "batch": 100}
     constants = ("classifier.weight",)
 
     def accepts(self, facts: ImageFacts, data: DataInfo) -> str | None:
@@ -60,7 +65,11 @@ class ImageFamily(Family):
         :data:`MOST_EPOCHS` epochs."""
         samples = data.facts.get("samples", {}).get("train") or LEAST_SEEN
         epochs = max(self.training["epochs"], min(MOST_EPOCHS, round(LEAST_SEEN / samples)))
-        return {**self.training, "epochs": epochs}
+        return {**self.training, "epochs": epochs, "validation.samples": _at_most(VALIDATED, "validation", data)}
+
+    def evaluation_on(self, data: DataInfo) -> Mapping[str, Any]:
+        """Evaluate no more pictures than are held out."""
+        return {**self.evaluation, "samples": _at_most(EVALUATED, "heldout", data)}
 
     def example_batch(self, facts: ImageFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random images."""
@@ -79,3 +88,8 @@ class ImageFamily(Family):
         from xarch_image.testing import tiny_pictures
 
         return {"data.ref": tiny_pictures(folder / "pictures")}
+
+
+def _at_most(wanted: int, split: str, data: DataInfo) -> int:
+    """Return ``wanted``, or the samples of a split if there are fewer."""
+    return min(wanted, data.facts.get("samples", {}).get(split) or wanted)

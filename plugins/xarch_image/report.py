@@ -90,12 +90,14 @@ def _speed(run: RunInfo) -> Section | None:
     """Say so where an exported student is no faster than its teacher on the same runtime."""
     slow = []
     for profile, bench in run.bench.items():
-        teacher = bench.get("teacher")
-        ratios = teacher.get("speed_up", {}) if isinstance(teacher, dict) else {}
-        slow += [(profile, name, float(r)) for name, r in ratios.items() if isinstance(r, int | float) and r <= 1]
+        given = bench.get("teacher")
+        teacher = given if isinstance(given, dict) else {}
+        precision = f", {teacher['dtype']}" if teacher.get("dtype") else ""
+        slower = {n: r for n, r in teacher.get("speed_up", {}).items() if isinstance(r, int | float) and r <= 1}
+        slow += [f"{profile}, {name}: {r:.2f}× the teacher's speed{precision}" for name, r in slower.items()]
     if not slow:
         return None
-    words = "; ".join(f"{profile}, {name}: {ratio:.2f}× the teacher's speed" for profile, name, ratio in slow)
+    words = "; ".join(slow)
     return Section("Speed", [Text(f"The student is not faster than its teacher: {words}.", "bad")])
 
 

@@ -50,6 +50,8 @@ def read_folder(root: Path, labels: bool) -> Table | None:
         other = sorted({name for _, name, _ in found} - set(names))
         if other:
             raise UsageError(f"{root}: class {other[0]!r} has no training pictures", "remove it, or add some")
+        for top in (top for top, part in parts.items() if part == TRAIN) if trains else (root,):
+            left["class folders without pictures, whose names are no classes,"] += len(_class_folders(top) - set(names))
     number = {name: k for k, name in enumerate(names)}
     files = Files([path for path, _, _ in found])
     left += Counter()
@@ -76,6 +78,10 @@ def common_size(files: Files, count: int) -> tuple[int, int] | None:
 def _class(path: Path, top: Path) -> str:
     inside = path.relative_to(top).parts
     return inside[0] if len(inside) > 1 else ""
+
+
+def _class_folders(top: Path) -> set[str]:
+    return {p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
 def _walk(root: Path, top: Path, left: Counter[str]) -> list[Path]:

@@ -54,7 +54,9 @@ class PictureOptions(Options):
     channels: Literal[1, 3] | None = Field(None, description="default: the teacher's, else those of the pictures")
     labels: bool = Field(True, description="false: read no labels")
     image_column: str | None = Field(None, description="Parquet column of the pictures; default: the only such one")
-    label_column: str | None = Field(None, description="Parquet column of the labels; default: the only such one")
+    label_column: str | None = Field(
+        None, description="Parquet column of the labels, integers or words; default: the only such one"
+    )
     augment: Augment = Field(default_factory=Augment, description="augmentation of training pictures")
     teacher_view: Literal["same", "other", "plain"] = Field(
         "same",

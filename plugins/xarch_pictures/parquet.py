@@ -35,24 +35,20 @@ def read_parquet(files: list[Path], image: str | None, label: str | None, labels
             opened.append(_open(path))
         schema = opened[0].schema_arrow
         features = _features(schema)
-        column = _one(image, [n for n in schema.names if _is_picture(schema, n, features)], "image", files[0])
-        target = (
-            _one(label, [n for n in schema.names if _is_label(schema, n, features)], "label", files[0])
-            if labels
-            else ""
-        )
+        column = _one(image, schema, [n for n in schema.names if _is_picture(schema, n)], "image", files[0])
+        known_labels = [n for n in schema.names if _is_label(schema, n, features)] if labels else []
+        target = _one(label, schema, known_labels, "label", files[0]) if labels else ""
         for path, file in zip(files, opened, strict=True):
             part = part_of(path.name) if part_of(path.name) is not None else part_of(path.parent.name)
             parts.append(np.full(file.metadata.num_rows, TRAIN if part is None else part, np.int8))
             if labels:
-                read = file.read(columns=[target]).column(0)
-                given.append(read.fill_null(-1).to_numpy().astype(np.int64))
+                given.append(file.read(columns=[target]).column(0))
+        y, words = _labels(given, target, files[0]) if labels else (None, ())
     except (pa.ArrowException, OSError, KeyError) as e:
         raise UsageError(
             f"{files[0].parent}: its Parquet files are damaged or differ: {e}", "download them again"
         ) from e
-    y = np.concatenate(given) if labels else None
-    names = names_of(features.get(target, {}).get("names") or (), y)
+    names = names_of(words or features.get(target, {}).get("names") or (), y)
     kept = np.ones(sum(map(len, parts)), bool) if y is None else (y >= 0) & (y < len(names))
     known = [(path.name, path) for path in files]
     lazy = _Lazy(known, column, np.flatnonzero(kept))
@@ -88,15 +84,12 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
 
-def _is_picture(schema: Any, name: str, features: dict[str, dict[str, Any]]) -> bool:
+def _is_picture(schema: Any, name: str) -> bool:
     import pyarrow.types as kinds
 
     kind = schema.field(name).type
     holds = kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return holds or (
-        ((kinds.is_binary(kind) or kinds.is_large_binary(kind)) and features.get(name) is not None)
-        or name in ("image", "img")
-    )
+    return holds or kinds.is_binary(kind) or kinds.is_large_binary(kind)
 
 
 def _is_label(schema: Any, name: str, features: dict[str, dict[str, Any]]) -> bool:
@@ -106,13 +99,33 @@ def _is_label(schema: Any, name: str, features: dict[str, dict[str, Any]]) -> bo
     return kinds.is_integer(schema.field(name).type) and (named or "label" in name)
 
 
-def _one(asked: str | None, found: list[str], what: str, where: Path) -> str:
-    if asked is not None:
-        return asked
-    if len(found) != 1:
-        seen = f"several {what} columns ({', '.join(found)})" if found else f"no {what} column"
-        raise UsageError(f"{where} has {seen}", f"name it: --set data.options.{what}_column=NAME")
-    return found[0]
+def _one(asked: str | None, schema: Any, found: list[str], what: str, where: Path) -> str:
+    there = found if asked is None else [n for n in schema.names if n == asked]
+    if len(there) == 1:
+        return there[0]
+    seen = f"several {what} columns" if there else f"no {what} column" + (f" {asked!r}" if asked else "")
+    text = f"{where} has {seen} ({', '.join(there or schema.names)})"
+    raise UsageError(text, f"name one of these: --set data.options.{what}_column=NAME")
+
+
+def _labels(columns: list[Any], name: str, where: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return class numbers, -1 for null, and the classes' names where the column holds words, in their order.
+
+    Raises:
+        UsageError: the column holds neither integers nor words.
+    """
+    import pyarrow as pa
+
+    kinds = {c.type for c in columns}
+    if all(pa.types.is_integer(kind) for kind in kinds):
+        return np.concatenate([c.fill_null(-1).to_numpy().astype(np.int64) for c in columns]), ()
+    if not all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds):
+        held = ", ".join(sorted(map(str, kinds)))
+        raise UsageError(f"{where}: column {name!r} holds {held}", "labels are integers or words")
+    words = [value for c in columns for value in c.to_pylist()]
+    names = sorted({word for word in words if word is not None})
+    number = {word: k for k, word in enumerate(names)}
+    return np.array([number.get(word, -1) for word in words], np.int64), tuple(names)
 
 
 class _Head:

@@ -53,14 +53,17 @@ class PictureData(DataProvider):
         samples["train"] *= options.augment.repeats
         facts["samples"] = samples
         shape = {"C": form.channels, "H": form.size, "W": form.size}
-        facts["indices"] = len(table)
         tensors = {"images": TensorInfo("BCHW", shape), "index": TensorInfo("B")}
         if form.views(options):
             seen = {"C": form.channels, "H": form.teacher_size, "W": form.teacher_size}
             tensors["images@teacher"] = TensorInfo("BCHW", seen)
+        warnings = table.warnings
         if chosen.labels is not None:
             counts = chosen.counts(len(table.names))
             facts |= {"classes": len(table.names), "class_counts": counts, "class_names": list(table.names)}
+            if missing := [name for name, n in zip(table.names, counts, strict=True) if not n]:
+                seen_by = "class has" if len(missing) == 1 else "classes have"
+                warnings += (f"{len(missing)} {seen_by} no training pictures with a label: {', '.join(missing[:4])}",)
             tensors["labels"] = TensorInfo("B")
             if chosen.labelled is not None:
                 tensors["labelled"] = TensorInfo("B", dtype="float32")
@@ -72,7 +75,7 @@ class PictureData(DataProvider):
             size={"pictures": len(table), **samples},
             tensors=tensors,
             facts=facts,
-            warnings=table.warnings,
+            warnings=warnings,
         )
 
     def open(self, request: DataRequest) -> BatchStream:

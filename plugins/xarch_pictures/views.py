@@ -117,7 +117,6 @@ class Samples(IndexedData):
         sides = {"images": self.student} | ({"images@teacher": self.teacher} if self.teacher is not None else {})
         drawn = [{key: side(picture, generator) for key, side in sides.items()} for _ in range(self.repeats)]
         sample = drawn[0] if self.repeats == 1 else {key: torch.stack([d[key] for d in drawn]) for key in sides}
-        sample["index"] = torch.tensor(index)
         sample["index"] = self.index[index]
         if self.labels is None:
             return sample

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import unquote
+
+from pydantic import AfterValidator
 
 from xarch import UsageError
 
 OWN = ("checkpoint", "pretrained", "size", "channels", "classes", "mean", "std", "labels", "allow_pickle")
 """Keys that xarch reads; all others are arguments of ``timm.create_model``."""
+File = Annotated[str, AfterValidator(lambda text: str(Path(text).expanduser()))]
+"""A path, in which ~ is the user's folder."""
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from typing import cast
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import Options, SourceAdapter, SourceInfo, UsageError, file_digest, weights_digest
+from xarch import Options, SourceAdapter, SourceInfo, UsageError, file_digest, validated, weights_digest
 from xarch_image import ImageFacts
 from xarch_timm.build import classifier, create, describe
 from xarch_timm.labels import class_names
 from xarch_timm.model import TimmTeacher
-from xarch_timm.reference import Reference, image_size, parse
+from xarch_timm.reference import File, Reference, image_size, parse
 from xarch_timm.weights import from_file, pretrained, shapes_of, sizes_in
 
 
 class TimmSourceOptions(Options):
     """Options of ``timm:`` teachers; what the reference says comes first."""
 
-    checkpoint: str | None = Field(None, description="file of weights, in timm's names")
+    checkpoint: File | None = Field(None, description="file of weights, in timm's names")
     pretrained: bool = Field(False, description="timm's own pretrained weights, from its cache or the hub")
     size: int | tuple[int, int] | None = Field(None, description="image size in pixels; default: the model's own")
     channels: int | None = Field(None, ge=1, le=64, description="channels of its images; default: the checkpoint's")
@@ -100,7 +100,7 @@ def _merged(ref: str, options: BaseModel) -> tuple[Reference, TimmSourceOptions]
     """Return the reference, and the options with what it says."""
     named = parse(ref)
     given = cast(TimmSourceOptions, options)
-    chosen = TimmSourceOptions.model_validate({**given.model_dump(), **named.own})
+    chosen = validated(TimmSourceOptions, {**given.model_dump(), **named.own}, f"timm:{ref} ")
     if not chosen.checkpoint and not chosen.pretrained:
         raise UsageError(
             f"timm:{ref} names no weights",
@@ -115,7 +115,7 @@ def _facts(named: Reference, chosen: TimmSourceOptions) -> tuple[ImageFacts, tup
     size, warnings = image_size(chosen.size), []
     known: dict[str, int] = {}
     if chosen.checkpoint:
-        file = Path(chosen.checkpoint).expanduser()
+        file = Path(chosen.checkpoint)
         known = sizes_in(named.name, shapes_of(file, allow_pickle=chosen.allow_pickle), str(file))
     facts = describe(
         named.name,

@@ -10,16 +10,17 @@ from typing import Any, cast
 import torch
 from pydantic import BaseModel, Field
 
-from xarch import DataInfo, ExportGraph, Options, PlanError, Profile, Student, TargetAdapter, Teacher
+from xarch import DataInfo, ExportGraph, Options, PlanError, Profile, Student, TargetAdapter, Teacher, validated
 from xarch_image import ImageFacts, ImageModel
 from xarch_timm.build import create, describe, has_own_size
 from xarch_timm.export import ImageExport, image_graphs
 from xarch_timm.model import TimmStudent
-from xarch_timm.reference import image_size, parse
+from xarch_timm.reference import File, image_size, parse
 from xarch_timm.weights import from_file, names_to_load, pretrained, pretrained_names, shapes_of
 
-SMALL = "test_vit?patch_size=8&depth=2&size=32"
-"""A vision transformer in which everything is small, for trials."""
+SMALL = "test_resnet?size=32"
+"""A residual network in which everything is small, for trials: also untrained, its logits survive 8 bits. Those of an
+untrained transformer are differences of nearly equal sums, whose last bits they are."""
 
 
 class TimmTargetOptions(Options):
@@ -35,7 +36,7 @@ class TimmTargetOptions(Options):
     channels: int | None = Field(None, ge=1, le=64, description="channels of its images; default: the teacher's")
     mean: list[float] | None = Field(None, description="normalisation: mean of each channel, of images in 0 to 1")
     std: list[float] | None = Field(None, description="normalisation: deviation of each channel")
-    checkpoint: str | None = Field(None, description="file of weights to start from, in timm's names")
+    checkpoint: File | None = Field(None, description="file of weights to start from, in timm's names")
     pretrained: bool = Field(False, description="start from timm's own pretrained weights")
     allow_pickle: bool = Field(False, description="also read a .pth file as `checkpoint`")
 
@@ -83,7 +84,7 @@ class TimmTarget(TargetAdapter):
         chosen, facts, net = _merged(options), student.facts, student.module
         meta = any(p.is_meta for p in net.parameters())
         if chosen.checkpoint:
-            file = Path(chosen.checkpoint).expanduser()
+            file = Path(chosen.checkpoint)
             if not meta:
                 found = from_file(facts, file, allow_pickle=chosen.allow_pickle, resize=True, new_head=True)
                 net.load_state_dict(found.state_dict())
@@ -107,9 +108,8 @@ def _merged(options: BaseModel) -> TimmTargetOptions:
     given = cast(TimmTargetOptions, options)
     named = parse(given.model)
     arguments = {**given.arguments, **named.arguments}
-    return TimmTargetOptions.model_validate(
-        {**given.model_dump(), **named.own, "model": named.name, "arguments": arguments}
-    )
+    values = {**given.model_dump(), **named.own, "model": named.name, "arguments": arguments}
+    return validated(TimmTargetOptions, values, f"timm:{given.model} ")
 
 
 def _own_facts(

@@ -136,10 +136,15 @@ def sizes_in(name: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> di
     """
     with torch.device("meta"):
         net = timm.create_model(name, pretrained=False)
-    plain = _plain(shapes, net.state_dict())
+    own = net.state_dict()
+    plain = _plain(shapes, own)
     weights = [n for n in sorted(head_names(net)) if n.endswith("weight") and n in plain]
     if not weights:
-        raise UsageError(f"{where} has no classifier of a {name}", "give its classes, &classes=10")
+        shared = sum(n in own for n in plain)
+        raise UsageError(
+            f"{where} has no classifier of a {name}; {shared} of its {len(plain)} tensors have names of this model",
+            "name the model it was trained as; if it is this one, without a classifier, give its classes: &classes=10",
+        )
     found = {"classes": plain[weights[0]][0]}
     stem = _stem(net, plain)
     if stem:

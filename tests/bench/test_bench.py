@@ -108,6 +108,7 @@ def test_procedures_of_student_and_teacher_are_compared_by_name(tmp_path: Path) 
     assert result["cases"].keys() == {"twice", "only cpu"}
     assert result["teacher"]["cases"].keys() == {"twice"}
     assert result["teacher"]["speed_up"]["twice"] > 2
+    assert (result["dtype"], result["teacher"]["dtype"]) == ("float32", "float32")
 
 
 def test_cases_of_a_target_come_before_those_of_its_family() -> None:

@@ -102,6 +102,18 @@ def test_a_family_settles_what_is_open_and_nothing_that_was_removed(methods: Met
     assert (stage.validation, stage.optimiser.warmup) == (None, 0.3)
 
 
+def test_a_familys_options_are_for_its_own_optimiser(methods: Methods) -> None:
+    methods(ofa="\n".join(line for line in METHOD.splitlines() if "optimiser" not in line))
+    settings = {"optimiser.algorithm": "adamw", "optimiser.options.betas": [0.9, 0.999]}
+    stage = load_config("ofa").with_settings(settings, "family x").config.stages["distil"]
+    assert (stage.optimiser.algorithm, stage.optimiser.options) == ("adamw", {"betas": [0.9, 0.999]})
+    other = load_config("ofa", sets=["stages.distil.optimiser.algorithm=sgd"]).with_settings(settings, "family x")
+    assert (other.config.stages["distil"].optimiser.algorithm, other.config.stages["distil"].optimiser.options) == (
+        "sgd",
+        {},
+    )
+
+
 def test_the_families_of_a_head_reach_the_configuration(methods: Methods, tmp_path: Path) -> None:
     """The lowest method speaks for what extends it, until one says otherwise."""
     methods(ofa=METHOD)
@@ -225,3 +237,16 @@ def test_a_family_gives_nothing_to_a_stage_of_ones_own(tmp_path: Path) -> None:
     )
     loaded = load_config(str(file))
     assert loaded.with_settings({"batch.size": 50}, "family x") is loaded
+
+
+@pytest.mark.parametrize("method", [True, False])
+def test_a_family_settles_the_evaluation_that_is_open(method: bool, methods: Methods, tmp_path: Path) -> None:
+    """Of any run: one with stages of its own is evaluated like one by a method."""
+    methods(ofa=METHOD)
+    file = tmp_path / "run.yaml"
+    own = "scope: global, share: 1.0, trains: {all: {}}, matches: {kd: {student: logits, objective: kl}}"
+    file.write_text("recipe: ofa\n" if method else f"stages:\n  own: {{{own}}}\n")
+    wanted = {"samples": 1000, "batch": 100, "curve.samples": 4}
+    got = load_config(str(file), sets=["evaluate.samples=7"]).with_settings({}, "family x", wanted)
+    assert (got.config.evaluate.samples, got.config.evaluate.batch, got.config.evaluate.curve) == (7, 100, None)
+    assert got.provenance["evaluate.batch"] == "family x"

@@ -37,6 +37,7 @@ class Scan:
     dt: float | None = None
     """Of every second token, without a bias."""
     softplus: bool = True
+    final: bool = True
     seed: int = 0
 
     def operands(self) -> list[Tensor | None]:
@@ -70,7 +71,7 @@ class Scan:
         x, dt, log_A, *rest = t
         return selective_scan(
             x, dt, -log_A.exp(), *rest[:4], dt_bias_D=rest[4], dt_softplus=self.softplus, initial_state_BDN=rest[5],
-            segment_ids_BL=self.segments(), return_final_state=True, backend=backend,
+            segment_ids_BL=self.segments(), return_final_state=self.final, backend=backend,
         )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         },
         "teachers": {},
         "student": {
-            "target": "dm2", "plugin": "mohawk", "options": {"layers": 10, "state": 64}, "family": "decoder",
+            "target": "dm2", "title": "dm2", "plugin": "mohawk", "family": "decoder",
+            "options": {"layers": 10, "state": 64},
             "parameters": 184_000_000, "sites": blocks,
             "copied": ["embed.weight", "norm.weight", *(f"{b}.mlp.{w}.weight" for b in blocks for w in ("up", "down"))],
             "mapped": [f"{b}.mixers.dm2.{w}" for b in blocks for w in ("in_proj.weight", "out_proj.weight")],

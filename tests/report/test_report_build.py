@@ -159,6 +159,8 @@ def test_a_stage_that_ended_early_says_where_and_why(tmp_path: Path) -> None:
     [
         ({"graphs": {"points": {"throughput": {"unit": "points", "per_second": 210_000}}}, "speed_up": {"points": 2.0}},
          "210 k points/s | 2.00×"),
+        ({"graphs": {"points": {"throughput": {"unit": "points", "per_second": 210_000}}}, "dtype": "float32"},
+         "210 k points/s, float32 | –"),
         ({"absent": "it needs BitwiseXor"}, "none: it needs BitwiseXor | –"),
         ({}, "– | –"),
     ],
@@ -171,6 +173,18 @@ def test_speeds_are_shown_beside_the_teachers(teacher: dict[str, Any], shown: st
     assert "420\xa0k points/s" in page.text
     rows = [line.replace("\\", "").replace("\xa0", " ") for line in run.report_md.read_text("utf-8").splitlines()]
     assert f"| cpu | points | 420 k points/s | {shown} |" in rows
+
+
+def test_many_figures_of_parts_are_folded_away(tmp_path: Path) -> None:
+    """The recall of ten classes would hide the figures of the whole."""
+    run = make_run(tmp_path / "run")
+    evaluation = make_eval()
+    for side in (evaluation["teacher"], evaluation["student"]):
+        side |= {f"recall.{k}": 0.5 for k in range(5)}
+    put(run.eval_json, evaluation)
+    html = built(run) and run.report_html.read_text(encoding="utf-8")
+    assert "5 figures of parts" in html
+    assert html.index("perplexity ratio") < html.index("5 figures of parts") < html.index("recall.4")
 
 
 def test_a_parity_failure_names_the_gate_and_the_way_on(tmp_path: Path) -> None:

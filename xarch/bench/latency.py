@@ -45,7 +45,9 @@ def bench_export(
     Latencies are in milliseconds per call: ``graphs.NAME.p50_ms`` on the graph's example inputs, ``cases.NAME.p50_ms``
     of a procedure; ``cpu_ms`` is the CPU time of a call. ``busy`` says why other times are too long, if they are.
     Entries of the same name in the folder ``teacher`` are measured next: ``teacher.graphs.NAME``,
-    ``teacher.cases.NAME``; ``teacher.speed_up.NAME`` is the student's speed divided by the teacher's.
+    ``teacher.cases.NAME``; ``teacher.speed_up.NAME`` is the student's speed divided by the teacher's. ``dtype`` and
+    ``teacher.dtype`` are the precisions of the two: an 8-bit student is compared with the teacher in 8 bits where that
+    could be made.
 
     Args:
         cases, teacher_cases: the procedures of student and teacher.
@@ -67,6 +69,7 @@ def bench_export(
         rival = _Side(teacher, provider, threads, teacher_cases)
     result: dict[str, Any] = {
         "provider": provider,
+        "dtype": student.dtype,
         "threads": threads,
         "machine": machine(),
         "load_average": load_average(),
@@ -79,13 +82,13 @@ def bench_export(
     for kind, names in (("graphs", student.graphs), ("cases", student.cases)):
         for name in names:
             figures = result[kind][name] = student.measure(kind, name)
-            say(f"bench: {name} {_told(figures)}")
+            say(f"bench: {name} ({student.dtype}) {_told(figures)}")
             if rival is not None and name in (rival.graphs if kind == "graphs" else rival.cases):
                 other = rival.measure(kind, name)
-                compared = result.setdefault("teacher", {})
+                compared = result.setdefault("teacher", {"dtype": rival.dtype})
                 compared.setdefault(kind, {})[name] = other
                 compared.setdefault("speed_up", {})[name] = round(_rate(figures) / _rate(other), 3)
-                say(f"bench: teacher {name} {_told(other)}")
+                say(f"bench: teacher {name} ({rival.dtype}) {_told(other)}")
     return result
 
 
@@ -95,6 +98,8 @@ class _Side:
     def __init__(self, folder: Path, provider: str, threads: int, cases: Cases | None) -> None:
         self.folder, self.provider, self.threads = folder, provider, threads
         self.graphs = {path.stem: inspect_onnx(path) for path in sorted(folder.glob("*.onnx"))}
+        precisions = {facts["metadata"].get("xarch.dtype", "float32") for facts in self.graphs.values()}
+        self.dtype = ", ".join(sorted(precisions))
         self._prepack = {n: facts["metadata"].get("xarch.prepack") != "false" for n, facts in self.graphs.items()}
         made = cases(list(self.graphs), folder) if cases is not None and self.graphs else ()
         self.cases = {case.name: case for case in made}

@@ -71,7 +71,7 @@ def _head(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "teacher", f"{name}: {other.title}, {count(other.parameters)} parameters ({other.ref})"
     own = f", {len(s.own)} from its own weights" if s.own else ""
     tensors = f"{len(s.copied)} tensors copied, {len(s.mapped)} mapped{own}, {len(s.new)} new"
-    yield "student", f"{s.target}, {count(s.parameters)} parameters: {tensors}"
+    yield "student", f"{s.title}, {count(s.parameters)} parameters: {tensors}"
     yield from s.traits.items()
     yield "data", f"{plan.data.get('title', '')} ({plan.data.get('ref', '')})"
 

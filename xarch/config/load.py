@@ -23,8 +23,8 @@ from xarch.errors import UsageError
 SUFFIXES = (".yaml", ".yml")
 LENGTHS = ("share", "units", "epochs", "until")
 """Keys of a stage that say how long it lasts."""
-PARTS = (("stages", "*", "matches", "*"), ("stages", "*", "validation"), ("stages", "*", "ema"))
-"""Parts that not every stage has; their settings do not make them."""
+PARTS = (("stages", "*", "matches", "*"), ("stages", "*", "validation"), ("stages", "*", "ema"), ("evaluate", "curve"))
+"""Parts that not every run has; their settings do not make them."""
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([kKMG])\Z")
 _FACTOR = {"k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -58,17 +58,27 @@ class LoadedConfig:
         """
         return _resolve(self.layers, self.name, name)
 
-    def with_settings(self, settings: Mapping[str, Any], origin: str) -> LoadedConfig:
-        """Return the configuration with settings for what a method's stages leave open; unchanged without a method.
+    def with_settings(
+        self, settings: Mapping[str, Any], origin: str, evaluation: Mapping[str, Any] | None = None
+    ) -> LoadedConfig:
+        """Return the configuration with settings for what the stages of its method, if it has one, and its evaluation
+        leave open.
 
         Args:
             settings: dotted key below a stage -> value.
             origin: shown as their origin.
+            evaluation: dotted key below ``evaluate`` -> value.
         """
         recipe = self.config.recipe
-        if not settings or not self.layers or recipe is None or method_of(recipe) is None:
+        stages = settings if recipe is not None and method_of(recipe) is not None else {}
+        if not self.layers or not (stages or evaluation):
             return self
-        return _resolve(self.layers, self.name, recipe, lambda merged: _fill(merged, settings, origin))
+
+        def complete(merged: Merged) -> None:
+            _fill(merged, stages, origin)
+            _fill_below(merged, ("evaluate",), evaluation or {}, origin)
+
+        return _resolve(self.layers, self.name, recipe, complete)
 
 
 def load_config(
@@ -165,11 +175,29 @@ def _fill(merged: Merged, settings: Mapping[str, Any], origin: str) -> None:
         if stage.get("scope") != "global" or stage.get("kind", "gradient") != "gradient":
             continue
         lasts = any(stage.get(name) is not None for name in LENGTHS)
-        for name, value in settings.items():
-            path = ("stages", key, *name.split("."))
-            fits = all(merged.has(path[: len(part)]) for part in PARTS if is_at(path[: len(part)], part))
-            if fits and not (lasts and name in LENGTHS) and not _is_given(merged, path):
-                merged.assign(Assignment(path, value, origin))
+        other = _is_of_another_algorithm(stage, settings)
+        wanted = {
+            name: value
+            for name, value in settings.items()
+            if not (lasts and name in LENGTHS) and not (other and name.startswith("optimiser.options."))
+        }
+        _fill_below(merged, ("stages", key), wanted, origin)
+
+
+def _fill_below(merged: Merged, section: tuple[str, ...], settings: Mapping[str, Any], origin: str) -> None:
+    """Assign the settings of a section that nothing else gives; those of a part that is not there do not make it."""
+    for name, value in settings.items():
+        path = (*section, *name.split("."))
+        fits = all(merged.has(path[: len(part)]) for part in PARTS if is_at(path[: len(part)], part))
+        if fits and not _is_given(merged, path):
+            merged.assign(Assignment(path, value, origin))
+
+
+def _is_of_another_algorithm(stage: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Return whether a stage chose another optimiser than the one that the settings' options are for."""
+    optimiser = stage.get("optimiser")
+    chosen = optimiser.get("algorithm") if isinstance(optimiser, dict) else None
+    return chosen is not None and chosen != settings.get("optimiser.algorithm")
 
 
 def _is_given(merged: Merged, path: tuple[str, ...]) -> bool:
@@ -284,5 +312,14 @@ def _file_name(config: str | Mapping[str, Any] | None) -> str:
 
 
 def _name(config: RunConfig) -> str:
-    teacher = re.split(r"[:/\\]", config.teacher.rstrip("/"))[-1] or "teacher"
-    return f"{teacher}-to-{config.student.target}" if config.student.target else teacher
+    """Return TEACHER-to-STUDENT in words that suit a folder's name."""
+    target = config.student.target
+    option = target_option(target, "") if target else None
+    model = str(config.student.options.get(option) or "") if option else ""
+    teacher, student = (_word(text) for text in (config.teacher, model or target or ""))
+    return f"{teacher or 'teacher'}-to-{student}" if student else teacher or "teacher"
+
+
+def _word(reference: str) -> str:
+    """Return the last part of a reference's path, without its arguments."""
+    return re.split(r"[:/\\]", reference.partition("?")[0].rstrip("/"))[-1]

@@ -56,7 +56,10 @@ class Family(ABC):
             layer ("blocks.{}.output"); "labels" ("batch:labels").
         training: what a method's global gradient stages leave open, for students of this family: dotted key below the
             stage -> value, e.g. ``{"epochs": 40, "batch.size": 100, "optimiser.lr": 2e-3}``. A method then says what is
-            matched, and serves families of other sizes. By default it reads the whole budget in small batches.
+            matched, and serves families of other sizes. ``optimiser.options`` are for the ``optimiser.algorithm``
+            given here; stages that choose another do without. By default the whole budget is read in small batches.
+        evaluation: what a run leaves open of its evaluation, for students of this family: dotted key below ``evaluate``
+            -> value, e.g. ``{"batch": 100}``. By default the core's few samples in small batches.
         constants: names that ``Teacher.constants`` may return in this family.
         GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
@@ -74,6 +77,7 @@ class Family(ABC):
         "optimiser.lr": 3.0e-4,
         "optimiser.schedule": "cosine",
     }
+    evaluation: ClassVar[Mapping[str, Any]] = {}
     constants: ClassVar[Sequence[str]] = ()
     GenerateOptions: ClassVar[type[BaseModel]] = Options
     template: ClassVar[str] = ""
@@ -85,6 +89,10 @@ class Family(ABC):
     def training_on(self, data: DataInfo) -> Mapping[str, Any]:
         """Return :attr:`training` for this data, e.g. more epochs for a small data set."""
         return self.training
+
+    def evaluation_on(self, data: DataInfo) -> Mapping[str, Any]:
+        """Return :attr:`evaluation` for this data, e.g. no more samples than it holds out."""
+        return self.evaluation
 
     def save_processor(self, processor: Any, folder: Path) -> None:
         """Write a student's tokenizer or image processor into its folder, unless it is the teacher's.

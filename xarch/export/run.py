@@ -176,8 +176,7 @@ def export_teacher(
     if not drives:
         profile = replace(profile, dtype="float32")
     with new_folder(Path(out)) as folder:
-        metadata = {"role": "teacher", "dtype": profile.dtype}
-        _write_graphs(graphs, profile, folder, metadata, say, lambda: drives)
+        _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: drives)
         cases = (Comparison(case, {}) for case in single_graph_cases(graphs))
         parity = measure_parity(folder, graphs, cases, profile, threads=torch.get_num_threads())
         raise_unless_passed(parity, Path(out))
@@ -291,6 +290,7 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         "version": __version__,
         "graph": graph.name,
         "profile": profile.name,
+        "dtype": profile.dtype,
         **({} if graph.throughput is None else {"work": asdict(graph.throughput)}),
         **({"variant": graph.variant} if graph.variant else {}),
         **graph.metadata,

@@ -18,7 +18,7 @@ from xarch.planning.describe import (
 from xarch.planning.feasibility import initialisation_checks, planned_export
 from xarch.planning.idle import idle_settings
 from xarch.planning.plan import Check, Plan, PlannedExport, PlannedStudent, PlannedTeacher
-from xarch.planning.resolve import Say, check_samples, resolve_metric
+from xarch.planning.resolve import Say, check_samples, resolve_metric, target_title
 from xarch.planning.sides import Sides, start_of
 from xarch.planning.stages import StagePlanner, coupling_checks
 from xarch.planning.totals import Totals
@@ -104,6 +104,7 @@ def build_plan(
         teachers=_planned_teachers(sides),
         student=PlannedStudent(
             target=target.name,
+            title=target_title(registry, target.name, target.options.model_dump()),
             plugin=target.plugin,
             options=target.options.model_dump(mode="json"),
             family=student.family,

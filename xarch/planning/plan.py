@@ -36,6 +36,7 @@ class PlannedStudent(Record):
     """Description of the student, built on the meta device."""
 
     target: str
+    title: str = Field(description="TARGET, or TARGET:MODEL of a target that stands for many models")
     plugin: str
     options: dict[str, Any]
     family: str

@@ -72,6 +72,12 @@ def resolve_target(registry: Registry, name: str, options: Mapping[str, Any], *,
     return Resolved(adapter, name, spec.plugin, name, checked)
 
 
+def target_title(registry: Registry, name: str, options: Mapping[str, Any]) -> str:
+    """Return a target's name as `--to` takes it: ``NAME:MODEL`` of one that stands for many models."""
+    model = options.get(registry.get("target", name).data.get("reference", ""))
+    return f"{name}:{model}" if model else name
+
+
 def resolve_data(registry: Registry, ref: str, options: Mapping[str, Any]) -> Resolved:
     """Resolve a data provider with its options."""
     if not ref:

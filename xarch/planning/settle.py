@@ -10,15 +10,15 @@ from xarch.registry.declare import ANY_FAMILY
 
 
 def settled(loaded: LoadedConfig, describer: Describer) -> LoadedConfig:
-    """Return the configuration with the target's default recipe, if it names none, and with the settings that a method
-    leaves to the student's family.
+    """Return the configuration with the target's default recipe, if it names none, and with the settings that it leaves
+    to the student's family: of a method's stages, and of the evaluation.
 
     Raises:
         UsageError, PlanError, PluginError: see :func:`xarch.planning.build.build_plan`.
     """
     if loaded.needs_recipe:
         loaded = loaded.with_recipe(default_recipe(loaded.config, describer))
-    if not loaded.layers or loaded.config.recipe is None:
+    if not loaded.layers:
         return loaded
     registry = describer.registry
     target, teacher, _ = start_of(loaded.config, describer)
@@ -31,4 +31,6 @@ def settled(loaded: LoadedConfig, describer: Describer) -> LoadedConfig:
     data = describer.data(loaded.config, teacher.info.facts if teacher is not None else None).info
     with registry.guard(spec, "training_on"):
         settings = made.training_on(data)
-    return loaded.with_settings(settings, f"family {family}")
+    with registry.guard(spec, "evaluation_on"):
+        evaluation = made.evaluation_on(data)
+    return loaded.with_settings(settings, f"family {family}", evaluation)

@@ -79,7 +79,7 @@ def _renders(section: Section) -> None:
 
 
 def _subtitle(files: RunInfo) -> str:
-    teacher, target = dig(files.plan, "teacher", "ref", default="no teacher"), dig(files.plan, "student", "target")
+    teacher, target = dig(files.plan, "teacher", "ref", default="no teacher"), dig(files.plan, "student", "title")
     parts = [f"{teacher} → {target}"] if target else []
     parts += [f"xarch {dig(files.run, 'xarch')}"] if dig(files.run, "xarch") else []
     parts += [str(dig(files.run, "started"))[:16].replace("T", " ")] if dig(files.run, "started") else []

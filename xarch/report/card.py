@@ -67,7 +67,8 @@ def _what(files: RunInfo) -> list[str]:
     teacher = (
         dig(plan, "teacher", "title") or dig(student, "teacher", "title") or dig(student, "teacher", "ref", default="?")
     )
-    target, sites = str(student.get("target", "?")), names_of(student, "sites")
+    target = str(dig(plan, "student", "title") or student.get("target", "?"))
+    sites = names_of(student, "sites")
     line = f"A {dig(student, 'family', default='model')} of {count(student.get('parameters'))} parameters, converted "
     line += f"from {teacher} by xarch {student.get('xarch', '')} (target {target})."
     parts = [f"# {escape(_name(files))}", "", escape(line), ""]

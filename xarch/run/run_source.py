@@ -13,6 +13,7 @@ from xarch.contracts.model import Student, Teacher
 from xarch.errors import PlanError
 from xarch.files.digest import weights_digest
 from xarch.planning.describe import family_of
+from xarch.planning.resolve import target_title
 from xarch.registry.loader import get_registry
 from xarch.run.student_io import StudentConfig, build_student, load_student, read_student_config, student_folder
 
@@ -33,7 +34,7 @@ class RunSource(SourceAdapter):
             facts=teacher.facts,
             parameters=config.parameters,
             weight_bytes=weights.stat().st_size if weights.exists() else 0,
-            title=f"{config.target} student {origin}",
+            title=f"{target_title(get_registry(), config.target, config.options)} student {origin}",
             details={"target": config.target, "decisions": config.decisions},
             constants={name: tuple(tensor.shape) for name, tensor in teacher.constants().items()},
             weights=tuple(teacher.weights()),

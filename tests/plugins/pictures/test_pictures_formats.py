@@ -67,6 +67,28 @@ def test_parquet_with_two_label_columns_asks_which(data: Any, tmp_path: Path) ->
     assert data(tmp_path / "p", label_column="coarse_label").info.facts["classes"] == 3
 
 
+def test_parquet_of_ones_own_names_its_columns(data: Any, tmp_path: Path) -> None:
+    """The only column of bytes is the pictures'; labels may be words; a wrong name is told the right ones."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stored = pq.read_table(next(write_parquet(tmp_path / "p").glob("*")))
+    photo = pa.array([cell["bytes"] for cell in stored["image"].to_pylist()], pa.binary())
+    words = pa.array([["owl", None, "cat", "dog"][i % 4] for i in range(len(photo))])
+    made = {"photo": photo, "kind": words, "share": pa.array([0.5] * len(photo))}
+    (tmp_path / "own").mkdir()
+    pq.write_table(pa.table(made), tmp_path / "own" / "train.parquet")
+    info = data(tmp_path / "own", label_column="kind").info
+    assert info.facts["class_names"] == ["cat", "dog", "owl"]
+    assert list(info.warnings) == ["15 rows without a label are not read"]
+    with pytest.raises(UsageError, match=r"no label column \(photo, kind, share\)"):
+        _ = data(tmp_path / "own").info
+    with pytest.raises(UsageError, match=r"no image column 'foto' \(photo, kind, share\)"):
+        _ = data(tmp_path / "own", image_column="foto", label_column="kind").info
+    with pytest.raises(UsageError, match="column 'share' holds double"):
+        _ = data(tmp_path / "own", label_column="share").info
+
+
 def test_parquet_larger_than_memory_is_mapped_from_the_cache(data: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
     inside = whole(data(write_parquet(tmp_path / "p"), **PLAIN).open("heldout"))
@@ -107,6 +129,21 @@ def test_other_files_and_stray_pictures_are_reported(data: Any, tmp_path: Path) 
     told = " ".join(data(tmp_path / "p").info.warnings)
     assert "2 other files" in told
     assert "1 pictures outside class folders" in told
+
+
+def test_a_class_folder_without_pictures_is_told(data: Any, tmp_path: Path) -> None:
+    """It would shift the numbers of the classes after it against those of a teacher that knew it."""
+    root = write_folder(tmp_path / "p", parts=("train", "test"))
+    (root / "train" / "class1b").mkdir()
+    info = data(root).info
+    assert info.facts["classes"] == 3
+    assert any("1 class folders without pictures" in text for text in info.warnings)
+
+
+def test_a_class_that_training_never_sees_is_told(data: Any, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "p")
+    assert not data(root).info.warnings
+    assert data(root, labelled=2).info.warnings[0].startswith("1 class has no training pictures with a label: class")
 
 
 def test_a_link_out_of_the_folder_is_refused(data: Any, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def test_method_and_epochs_are_chosen(teacher: str, tmp_path: Path) -> None:
     samples = plan.stages[0].units / stage.epochs
     assert stage.epochs == round(40_000 / round(samples)), "small data are seen more often"
     assert planned(teacher, tmp_path / "p", **{"stages.distil.epochs": 3}).config.stages["distil"].epochs == 3
+    assert (plan.config.evaluate.samples, plan.config.evaluate.batch) == (45, 100), "all that are held out"
+    assert not plan.warnings, "what the family chose fits the data"
+    assert (plan.name, plan.student.title) == ("test_resnet-to-test_vit", "timm:test_vit")
 
 
 def test_classes_that_do_not_fit_the_teacher_end_the_plan(teacher: str, tmp_path: Path) -> None:

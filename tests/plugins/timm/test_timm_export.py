@@ -124,6 +124,7 @@ def test_the_faster_of_two_8_bit_forms_is_kept(tmp_path: Path) -> None:
     assert graph["int8_products"] > 8
 
 
+@pytest.mark.slow
 def test_the_example_classifies_without_xarch(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -25,6 +25,12 @@ def vit_file(folder: Path, size: int = 32, classes: int = 3, channels: int = 3) 
     return folder / "vit.safetensors"
 
 
+def test_a_file_below_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = vit_file(tmp_path).name
+    assert load_teacher(f"timm:{VIT}&size=32&checkpoint=~/{name}").facts.classes == 3
+
+
 def test_classes_and_channels_are_the_files(tmp_path: Path) -> None:
     teacher = load_teacher(f"timm:{VIT}&size=32&checkpoint={vit_file(tmp_path, channels=1)}")
     assert (teacher.facts.classes, teacher.facts.channels, teacher.facts.height) == (3, 1, 32)
@@ -43,7 +49,7 @@ def test_a_file_of_another_size_needs_to_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_model_is_refused_with_its_names(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no classifier of a test_resnet"):
+    with pytest.raises(UsageError, match="has no classifier of a test_resnet; 0 of its"):
         load_teacher(f"timm:test_resnet?checkpoint={vit_file(tmp_path)}")
     with pytest.raises(UsageError, match=r"lacks blocks\.2"):
         load_teacher(f"timm:test_vit?patch_size=8&size=32&depth=3&checkpoint={vit_file(tmp_path)}")
@@ -51,6 +57,16 @@ def test_a_file_of_another_model_is_refused_with_its_names(tmp_path: Path) -> No
         load_teacher("timm:test_resnet")
 
 
+@pytest.mark.parametrize("wrong", ["size=big", "channels=0", "mean=dark"])
+def test_a_wrong_value_in_a_reference_is_named(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"timm:test_resnet.* {wrong.partition('=')[0]}"):
+        load_teacher(f"timm:test_resnet?checkpoint={tmp_path}/net.safetensors&{wrong}")
+    target = resolve_target(get_registry(), "timm", {"model": f"test_resnet?{wrong}"})
+    with pytest.raises(UsageError, match=rf"timm:test_resnet.* {wrong.partition('=')[0]}"):
+        target.adapter.own_weights(None, target.options)
+
+
+@pytest.mark.slow
 def test_pickles_are_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XARCH_HOME", str(tmp_path / "home"))
     file = tmp_path / "net.pth"

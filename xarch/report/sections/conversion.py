@@ -34,7 +34,7 @@ def _models(files: RunInfo) -> Table:
     rows = [_teacher("teacher", teacher)] if teacher else []
     rows += [_teacher(f"teacher {name}", other) for name, other in table_of(plan, "teachers").items()]
     rows += [
-        ["student", str(student.get("target", "–")), _options(student.get("options")), count(parameters),
+        ["student", str(student.get("title", "–")), _options(student.get("options")), count(parameters),
          size(files.student_bytes)],
     ]  # fmt: skip
     data = table_of(plan, "data")

@@ -148,18 +148,29 @@ def _speeds(target: str, graph: str, figures: dict[str, Any], bench: dict[str, A
     own, other = table_of(figures, "throughput"), table_of(bench, "teacher", "graphs", graph, "throughput")
     ratio = dig(bench, "teacher", "speed_up", graph)
     absent = dig(bench, "teacher", "absent")
-    mine, theirs = (rate(r.get("per_second"), str(r.get("unit", ""))) for r in (own, other))
+    mine, theirs = (
+        _with_precision(rate(r.get("per_second"), str(r.get("unit", ""))), found)
+        for r, found in ((own, bench), (other, table_of(bench, "teacher")))
+    )
     times = f"{number(ratio, 3)}×" if ratio is not None else "–"
     return [target, graph, mine, f"none: {absent}" if absent else theirs, times]
 
 
 def _procedure(target: str, name: str, figures: dict[str, Any], bench: dict[str, Any]) -> list[str | Cell]:
     unit = str(dig(figures, "unit", default=""))
-    own, other = (rate(dig(data, "per_second"), unit) for data in (figures, dig(bench, "teacher", "cases", name)))
+    own, other = (
+        _with_precision(rate(dig(data, "per_second"), unit), found)
+        for data, found in ((figures, bench), (dig(bench, "teacher", "cases", name), table_of(bench, "teacher")))
+    )
     ratio = dig(bench, "teacher", "speed_up", name)
     more = ", ".join(f"{words(str(k))} {_whole(str(k), v)}" for k, v in table_of(figures, "figures").items())
     columns = [number(dig(figures, f"{p}_ms"), 3) for p in ("p50", "p90")]
     return [target, name, *columns, own, other, f"{number(ratio, 3)}×" if ratio is not None else "–", more or "–"]
+
+
+def _with_precision(speed: str, bench: dict[str, Any]) -> str:
+    """Return a speed with the precision of the weights, where both are known."""
+    return f"{speed}, {bench['dtype']}" if speed != "–" and bench.get("dtype") else speed
 
 
 def _whole(name: str, value: Any) -> str:

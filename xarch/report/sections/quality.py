@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from xarch.report.blocks import Block, Figure, Figures, Image, Sample, Samples, Section, Table, Text
+from xarch.report.blocks import Block, Details, Figure, Figures, Image, Sample, Samples, Section, Table, Text
 from xarch.report.files import RunInfo, dig, rows_of, table_of
 from xarch.report.outcome import is_tiny
 from xarch.report.plots.bars import comparison_svg
 from xarch.report.wording import figure, number, with_unit, words
 
 FIGURES = 4
+FEW_PARTS = 4
+"""Figures of parts, such as ``recall.CLASS``, that are shown beside those of the whole; more are folded away."""
 
 
 def quality(files: RunInfo) -> Section | None:
@@ -23,7 +25,8 @@ def quality(files: RunInfo) -> Section | None:
     names = list(dict.fromkeys(name for figures in who.values() for name in figures))
     names.sort(key=lambda n: (n != metric, n not in table_of(files.eval, "gated")))
     figures = []
-    for name in names[:FIGURES]:
+    parts = [name for name in names if "." in name and name != metric]
+    for name in [name for name in names if name not in parts][:FIGURES]:
         values = [(w, float(f[name])) for w, f in who.items() if isinstance(f.get(name), int | float)]
         svg = comparison_svg(f"quality-{name}", values, partial(figure, name))
         if svg is not None:
@@ -33,12 +36,15 @@ def quality(files: RunInfo) -> Section | None:
                 + "."
             )
             figures.append(Figure(svg, text, with_unit(name, files.unit_of(name))))
-    rows = [[with_unit(n, files.unit_of(n)), *(figure(n, f.get(n)) for f in who.values())] for n in names]
+    rows = {n: [with_unit(n, files.unit_of(n)), *(figure(n, f.get(n)) for f in who.values())] for n in names}
+    folded = [rows.pop(name) for name in parts] if FEW_PARTS < len(parts) < len(rows) else []
     better = "higher is better" if dig(files.eval, "higher_is_better", default=False) else "lower is better"
     n = dig(files.eval, "n")
     note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} held-out {files.unit}s." if n else ".")
     blocks: list[Block] = [Figures(figures)] if figures else []
-    blocks += [Table(["figure", *who], rows, "l" + "r" * len(who), note)]
+    head, columns = ["figure", *who], "l" + "r" * len(who)
+    blocks += [Table(head, list(rows.values()), columns, note)]
+    blocks += [Details(f"{len(folded)} figures of parts", [Table(head, folded, columns)])] if folded else []
     blocks += _controls(files)
     if is_tiny(files):
         blocks.insert(0, Text("A trial run trains for a few steps only: these figures do not measure quality.", "warn"))
