@@ -209,6 +209,20 @@ def test_the_readme_says_what_the_faults_and_mutated_inputs_say() -> None:
     assert not any(sum(of(mutated, kind)) for kind in UNWANTED), "none ended badly, it says"
 
 
+def test_the_readme_says_what_the_constant_states_say() -> None:
+    text = (store.ROOT / "README.md").read_text(encoding="utf-8")
+    said = " ".join(text.partition("\nSmolLM2-135M with 168 kB")[2].partition("\n\n")[0].split())
+    points = read(store.RESULTS / "constant_state.json").points
+    at = grouped([p for p in points if (p["layers"], p["context"]) == ("30 of 30", 2048)], "domain")
+    ours, rivals = [], []
+    for domain in ("code", "prose", "wikitext"):
+        kl = {p["arm"]: p["kl"] for p in at[domain,]}
+        ours.append(kl.pop("slots, window int8, slots float16"))
+        rivals.append(min(value for arm, value in kl.items() if not arm.startswith("slots")))
+    assert "{:.3f} on code, {:.3f} on prose, {:.3f} on WikiText-2".format(*ours) in said
+    assert "{:.3f}, {:.3f}, {:.3f}".format(*rivals) in said
+
+
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
     said = text.partition("**The first figure has an untrained rival")[2].partition("(from notes)")[0]
