@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +130,15 @@ def test_missing_file(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(["..", ".", "a", "w.data", "/", "\\", "~", "c:", ""]), max_size=5).map("/".join))
-def test_no_location_reaches_the_parent(tmp_path_factory: pytest.TempPathFactory, location: str) -> None:
-    folder = tmp_path_factory.mktemp("m")
-    (folder.parent / "w.data").write_bytes(WEIGHT.tobytes())
-    (folder / "w.data").write_bytes(WEIGHT.tobytes())
-    path = write(folder / "m.onnx", external(location))
-    try:
-        (found,) = external_ranges(read_model(path), path)
-    except UsageError:
-        return
-    assert (folder / found.location).resolve().is_relative_to(folder.resolve())
+def test_no_location_reaches_the_parent(location: str) -> None:
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "m"
+        folder.mkdir()
+        (folder.parent / "w.data").write_bytes(WEIGHT.tobytes())
+        (folder / "w.data").write_bytes(WEIGHT.tobytes())
+        path = write(folder / "m.onnx", external(location))
+        try:
+            (found,) = external_ranges(read_model(path), path)
+        except UsageError:
+            return
+        assert (folder / found.location).resolve().is_relative_to(folder.resolve())

@@ -17,16 +17,11 @@ from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.mutants import surviving_mutants
 
-QUICK = {("dm2", "cpu")}
-
 
 def rows() -> Iterator[Any]:
     for spec in get_registry().specs("target"):
         for profile in spec.data.get("profiles", ()):
-            quick = (spec.name, profile) in QUICK
-            yield pytest.param(
-                spec, profile, id=f"{spec.name}-{profile}", marks=[] if quick else [pytest.mark.slow]
-            )  # fmt: skip
+            yield pytest.param(spec, profile, id=f"{spec.name}-{profile}", marks=[pytest.mark.slow])
 
 
 def test_every_target_is_registered_for_some_profile() -> None:

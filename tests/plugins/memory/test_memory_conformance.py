@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
+
+import pytest
 
 from xarch.testing import StageConformance, TargetConformance
 
@@ -11,6 +14,10 @@ from xarch.testing import StageConformance, TargetConformance
 class TestMemory(TargetConformance):
     adapter = "memory"
     options: ClassVar[Mapping[str, Any]] = {"layers": {"replace": [1]}, "bytes_a_layer": 1500}
+
+    @pytest.mark.slow
+    def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
 
 
 class TestAllocate(StageConformance):
