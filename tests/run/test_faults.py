@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from xarch.files.manifest import verify
 
@@ -276,7 +278,14 @@ def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, h
     failed = convert(out, home=home, sabotage=f"space@{moment}")
     assert failed.returncode in (0, 75), failed.stderr
     assert convert(out, "--resume", home=home).returncode == 0
-    assert student(out) == student(whole)
+    if "micro-batches of" not in (out / "log.txt").read_text():
+        assert student(out) == student(whole)
+        return
+    # Smaller micro-batches were enough: the same sums, rounded in another order.
+    ours, theirs = (load_file(run / "student" / "model.safetensors") for run in (out, whole))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
