@@ -50,5 +50,6 @@ def compare(found: Evaluation, controls: Mapping[str, Control]) -> None:
         best = max(values) if higher else min(values)
         if best > 0 and math.isfinite(own / best):
             gained[f"{figure}{TO_CONTROL}"] = own / best
-            found.units[f"{figure}{TO_CONTROL}"] = "× best control"
+    # A metric may give the same mapping in every evaluation.
+    found.units = {**found.units, **dict.fromkeys(gained, "× best control")}
     found.gated = {**gained, **found.gated}
