@@ -2,8 +2,8 @@
 
     python benchmarks/constant_state.py --wikitext wikitext2/test.txt
 
-Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction, and merged
-slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three modules of
+Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, and
+merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three modules of
 the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other modules and topics.
 Nothing is random. An interrupted measurement resumes.
 """
@@ -28,7 +28,7 @@ from benchmarks import page
 from benchmarks.store import Store, add_options, header
 from xarch import Batch, TapModel, Teacher
 from xarch.kernels import MemoryLayout
-from xarch_decoder.controls import bounded_teacher, eviction_layout, window_layout
+from xarch_decoder.controls import EVICTIONS, WINDOWS, bounded_teacher, eviction_layout, window_layout
 from xarch_decoder.copying import trunk_tensors
 from xarch_memory.allocate import ErrorProbe, allocated, measured_sizes
 from xarch_memory.options import MemoryOptions, Sizes
@@ -98,8 +98,8 @@ class Arms:
         self.layers = list(range(teacher.facts.layers)) if layers is None else layers
         self.found: dict[str, tuple[Layouts, float]] = {}
         self.made: dict[str, Callable[[], Layouts]] = {
-            **{f"window {p}": self._window(p) for p in ("float32", "float16", "int8")},
-            "eviction float32": lambda: self._everywhere(eviction_layout(teacher.facts, budget)),
+            **{f"window {p}": self._window(p) for p in WINDOWS},
+            **{name: self._eviction(*precisions) for name, precisions in EVICTIONS.items()},
             "slots float32, uniform": lambda: self._slots("float32", "float32", 0.44, fit=False),
             "slots float32": lambda: self._slots("float32", "float32", 0.44, fit=True),
             "slots, window int8, slots float16": lambda: self._slots("int8", "float16", 0.5, fit=True),
@@ -112,8 +112,11 @@ class Arms:
             self.found[arm] = (self.made[arm](), time.process_time() - begin)
         return self.found[arm]
 
-    def _window(self, precision: str) -> Callable[[], Layouts]:
+    def _window(self, precision: Any) -> Callable[[], Layouts]:
         return lambda: self._everywhere(window_layout(self.teacher.facts, self.budget, precision))
+
+    def _eviction(self, exact: Any, stored: Any) -> Callable[[], Layouts]:
+        return lambda: self._everywhere(eviction_layout(self.teacher.facts, self.budget, exact, stored))
 
     def _everywhere(self, layout: MemoryLayout | None) -> Layouts:
         assert layout is not None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from xarch import Control, PlanError, Teacher
-from xarch.kernels import MemoryLayout, entry_bytes
+from xarch.kernels import ExactPrecision, MemoryLayout, SlotPrecision, entry_bytes
 from xarch_decoder.copying import trunk_tensors
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
@@ -22,28 +22,44 @@ SINKS = 4
 WINDOW_SHARE = 0.43
 """Part of the entries that eviction keeps for the most recent tokens."""
 
-WINDOWS = ("float32", "float16", "int8")
+WINDOWS: tuple[ExactPrecision, ...] = ("float32", "float16", "int8")
+
+EVICTIONS: dict[str, tuple[ExactPrecision, SlotPrecision]] = {
+    "eviction float32": ("float32", "float32"),
+    "eviction int8 and float16": ("int8", "float16"),
+}
+"""Precision of the most recent tokens, and of those that are kept for the attention they received."""
 
 
-def window_layout(facts: DecoderFacts, budget: int, precision: str) -> MemoryLayout | None:
+def window_layout(facts: DecoderFacts, budget: int, precision: ExactPrecision) -> MemoryLayout | None:
     """Return the longest window with sinks within ``budget`` bytes, None if not one token fits."""
-    entry = entry_bytes(facts.head_dim, precision, importance=False)  # type: ignore[arg-type]
+    entry = entry_bytes(facts.head_dim, precision, importance=False)
     window = budget // (facts.kv_heads * entry) - SINKS
     if window < 1:
         return None
     size = (window,) * facts.kv_heads
-    return MemoryLayout(SINKS, size, (0,) * facts.kv_heads, exact=precision)  # type: ignore[arg-type]
+    return MemoryLayout(SINKS, size, (0,) * facts.kv_heads, exact=precision)
 
 
-def eviction_layout(facts: DecoderFacts, budget: int) -> MemoryLayout | None:
-    """Return sinks, window and the tokens with the largest running mean of attention received, in float32."""
-    entry = entry_bytes(facts.head_dim, "float32", importance=True)
-    places = budget // (facts.kv_heads * entry) - SINKS
-    window = max(1, round(WINDOW_SHARE * places))
-    if places - window < 1:
+def eviction_layout(
+    facts: DecoderFacts, budget: int, exact: ExactPrecision = "float32", stored: SlotPrecision = "float32"
+) -> MemoryLayout | None:
+    """Return sinks, window and the tokens with the largest running mean of attention received, within ``budget`` bytes;
+    None if not one such token fits.
+
+    Args:
+        exact: precision of sinks and window.
+        stored: precision of the tokens kept for their attention; they need no position or count, since their keys are
+            rotated and each is one token.
+    """
+    recent, kept = (entry_bytes(facts.head_dim, precision, importance=True) for precision in (exact, stored))
+    left = budget // facts.kv_heads - SINKS * recent
+    window = max(1, round(WINDOW_SHARE * int(left / (WINDOW_SHARE * recent + (1 - WINDOW_SHARE) * kept))))
+    slots = (left - window * recent) // kept
+    if slots < 1:
         return None
     heads = facts.kv_heads
-    return MemoryLayout(SINKS, (window,) * heads, (places - window,) * heads, write="evict")
+    return MemoryLayout(SINKS, (window,) * heads, (slots,) * heads, exact=exact, stored=stored, write="evict")
 
 
 def decoder_controls(teacher: Teacher, student: DecoderStudent) -> dict[str, Control]:
@@ -56,7 +72,8 @@ def decoder_controls(teacher: Teacher, student: DecoderStudent) -> dict[str, Con
         f"window {precision}": {i: window_layout(student.facts, n, precision) for i, n in budgets.items()}
         for precision in WINDOWS
     }
-    layouts["eviction float32"] = {i: eviction_layout(student.facts, n) for i, n in budgets.items()}
+    for name, precisions in EVICTIONS.items():
+        layouts[name] = {i: eviction_layout(student.facts, n, *precisions) for i, n in budgets.items()}
     found: dict[str, Control] = {}
     for name, by_layer in layouts.items():
         fitting = {i: layout for i, layout in by_layer.items() if layout is not None}

@@ -14,8 +14,10 @@ from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_sum import prefix_sum
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
+    ExactPrecision,
     MemoryLayout,
     Rotary,
+    SlotPrecision,
     entry_bytes,
     slot_bytes,
     slot_memory,
@@ -27,10 +29,12 @@ from xarch.kernels.ssd import ssd, ssd_step
 __all__ = [
     "FORMS",
     "Choice",
+    "ExactPrecision",
     "HashConfig",
     "MatrixDistance",
     "MemoryLayout",
     "Rotary",
+    "SlotPrecision",
     "attention_matrix",
     "backends",
     "causal_conv1d",

@@ -42,7 +42,13 @@ def test_controls_fit_the_students_bytes():
     student = DecoderStudent(FACTS, [[Attention], [Wide]])
     assert student.state_bytes() == {1: 6000}
     found = DecoderFamily().controls(teacher(), student)
-    assert list(found) == ["window float32", "window float16", "window int8", "eviction float32"]
+    assert list(found) == [
+        "window float32",
+        "window float16",
+        "window int8",
+        "eviction float32",
+        "eviction int8 and float16",
+    ]
     # Two key/value heads of 8: 128 bytes a float32 token and head, 32 + 8 with 8 bits and two scales.
     windows = {name: c.model.decoder.block(1).mixer().layout for name, c in found.items()}
     assert windows["window float32"].windows == (6000 // 128 - SINKS,) * 2

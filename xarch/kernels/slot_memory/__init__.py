@@ -14,12 +14,14 @@ from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import island_dtype, without_autocast
 from xarch.kernels.slot_memory import cpp, naive, plain
-from xarch.kernels.slot_memory.layout import MemoryLayout, entry_bytes, slot_bytes
+from xarch.kernels.slot_memory.layout import ExactPrecision, MemoryLayout, SlotPrecision, entry_bytes, slot_bytes
 from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
 
 __all__ = [
+    "ExactPrecision",
     "MemoryLayout",
     "Rotary",
+    "SlotPrecision",
     "cpp",
     "entry_bytes",
     "naive",
