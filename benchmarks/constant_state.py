@@ -3,9 +3,9 @@
     python benchmarks/constant_state.py --wikitext wikitext2/test.txt
 
 Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, and
-merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three modules of
-the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other modules and topics.
-Nothing is random. An interrupted measurement resumes.
+merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three
+modules of the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other modules and
+topics. Nothing is random. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
