@@ -2,7 +2,7 @@
 
     python benchmarks/smollm2_hybrid.py --runs runs/quality
 
-One conversion per seed without export, about ten minutes each on two cores. An interrupted one is resumed; runs in the
+One conversion per seed without export, about 25 CPU minutes each. An interrupted one is resumed; runs in the
 folder are reused only if this code made them.
 """
 

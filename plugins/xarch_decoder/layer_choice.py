@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from xarch import Options, PlanError
 
@@ -74,3 +74,14 @@ class Layers(Options):
         if self.replace is not None or self.keep is not None or (self.every or 1) > 1:
             return Layers(replace=[1])
         return self
+
+
+class LayerOptions(Options):
+    """Options of targets that replace the attention of some layers."""
+
+    layers: Layers = Field(Layers(), description="`all`, or one of replace, keep, every, choose")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, data: Any) -> Any:
+        return Layers.model_validate(data)

@@ -5,23 +5,22 @@ Legend: E head width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from xarch import Options, PlanError
+from xarch import PlanError
 from xarch.kernels import MemoryLayout, entry_bytes, slot_bytes
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.layer_choice import Layers
+from xarch_decoder.layer_choice import LayerOptions
 
 DEFAULT_ENTRIES = 109
 """Tokens of a float32 cache whose bytes are the default budget of a layer."""
 
 
-class MemoryOptions(Options):
+class MemoryOptions(LayerOptions):
     """Options of the target ``memory``."""
 
-    layers: Layers = Field(Layers(), description="`all`, or one of replace, keep, every")
     bytes_a_layer: int | None = Field(
         None,
         ge=1,
@@ -33,11 +32,6 @@ class MemoryOptions(Options):
     slots: Literal["float32", "float16"] = Field("float16", description="precision of merged keys and values")
     sinks: int = Field(4, ge=0, le=1 << 16, description="first tokens that are always kept")
     window_share: float = Field(0.5, gt=0, le=1, description="part of a head's entries that are recent tokens")
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _layers(cls, data: Any) -> Any:
-        return Layers.model_validate(data)
 
     @model_validator(mode="after")
     def _one_budget(self) -> MemoryOptions:

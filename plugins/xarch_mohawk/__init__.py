@@ -44,5 +44,5 @@ def xarch_register(registry: Any) -> None:
     registry.recipe(
         "smollm2-hybrid",
         load="xarch_mohawk:recipes/smollm2-hybrid.yaml",
-        summary="demo: SmolLM2-135M with 10 of 30 attention layers replaced, about ten minutes on one core",
+        summary="demo: SmolLM2-135M with 10 of 30 attention layers replaced, about 25 minutes on one core",
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xarch import Batch, MatchContext, Options, PlanError
 from xarch.matching.objectives.dense import FAINTEST, features
 from xarch_objectives.banks import Banks
-from xarch_objectives.relations import RelationObjective
+from xarch_objectives.relations import SampleObjective
 
 
 class CRDOptions(Options):
@@ -27,7 +27,7 @@ class CRDOptions(Options):
     momentum: float = Field(0.5, ge=0, lt=1, description="of the banks")
 
 
-class CRD(RelationObjective):
+class CRD(SampleObjective):
     """Noise contrast between a sample's embedding on one side and a bank of embeddings of the other: with
     h = exp(e · b / τ) / Z, −log(h / (h + M/N)) of its own entry b − Σ log((M/N) / (h + M/N)) of M entries of other
     classes, both ways (Tian et al., arXiv 1910.10699). Banks [N, E] and Z are in checkpoints. At first Z is what random
@@ -38,6 +38,7 @@ class CRD(RelationObjective):
 
     Options = CRDOptions
     units = "nats"
+    couples = "batch"
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
@@ -71,9 +72,6 @@ class CRD(RelationObjective):
         if self.training:
             self._last = (present_B, torch.stack(means), index, label_B, own.detach(), other.detach())
         return loss_B * present_B.to(loss_B)
-
-    def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
-        raise NotImplementedError("samples are compared with a bank, not with one another")
 
     def after_step(self) -> None:
         if self._last:

@@ -59,8 +59,9 @@ def unequal_features(student: Tap, teacher: Tap | None) -> str | None:
     return f"{own} features != {other}" if own and other and own != other else None
 
 
-class GridObjective(PairObjective):
-    """Base of losses of every sample over places, averaged to the smaller grid of both sides; a mask of samples [B]."""
+class PlacesObjective(PairObjective):
+    """Base of losses of every sample over places, whose features and grids may differ; by default a mask of samples
+    [B]."""
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
@@ -69,6 +70,10 @@ class GridObjective(PairObjective):
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
         return layout == dense_form(student).layout[0]
+
+
+class GridObjective(PlacesObjective):
+    """Base of losses over the places of the smaller grid of both sides, to which the other is averaged."""
 
     @abstractmethod
     def samples(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xarch import Batch, MatchContext, Options, Tap, divergence
 from xarch.matching.objectives.dense import dense_form, spread, wide
-from xarch_objectives.grids import GridObjective, placed, same_places
+from xarch_objectives.grids import PlacesObjective, placed, same_places
 
 
 class MiniLMOptions(Options):
@@ -25,7 +25,7 @@ class MiniLMOptions(Options):
     causal: bool = Field(False, description="a position is related to earlier ones only")
 
 
-class MiniLM(GridObjective):
+class MiniLM(PlacesObjective):
     """mean over heads and positions of KL(A(t) ‖ A(s)) with A = softmax(x xᵀ / √E) over the positions, for queries,
     keys or values x (one match each), whose width is split anew into as many heads on both sides (Wang et al., arXiv
     2002.10957, and arXiv 2012.15828 for the heads). Widths may differ; positions are averaged to the smaller grid."""
@@ -42,9 +42,6 @@ class MiniLM(GridObjective):
     def masks(cls, student: Tap, layout: str) -> bool:
         own = dense_form(student).layout
         return layout == own[0] or (layout == own[:2] and own[1:2] in ("L", "T"))
-
-    def samples(self, student: Tensor, teacher: Tensor) -> Tensor:
-        raise NotImplementedError("needs the mask of positions")
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
         sides = _placed(student, self.student_tap), _placed(teacher, self.teacher_tap)

@@ -15,7 +15,7 @@ from torch import Tensor
 from xarch import Batch, MatchContext, Options, PlanError, Tap
 from xarch.matching.objectives.dense import FAINTEST, features
 from xarch_objectives.grids import unequal_features
-from xarch_objectives.relations import RelationObjective
+from xarch_objectives.relations import SampleObjective
 
 
 class NDOptions(Options):
@@ -24,7 +24,7 @@ class NDOptions(Options):
     centres: Literal["class", "random"] = Field("class", description="random: fixed directions, the control")
 
 
-class ND(RelationObjective):
+class ND(SampleObjective):
     """1 − ⟨f_s, c_y⟩ / max(‖f_s‖, ‖f_t‖), c_y being the direction of the teacher's mean feature of the label's class:
     it turns f_s to the class and lets it grow up to ‖f_t‖ (Wang et al., arXiv 2305.17007). 0 if and only if f_s points
     to c_y and is at least as long. The mean is that of the samples so far (theirs: of a pass before training); until a
@@ -32,7 +32,6 @@ class ND(RelationObjective):
 
     Options = NDOptions
     units = "1 - cosine"
-    couples = "sample"  # type: ignore[assignment]
     summed = frozenset({"step_sum", "step_count"})
     step_sum: Tensor
     step_count: Tensor
@@ -72,9 +71,6 @@ class ND(RelationObjective):
         )
         longest_B = torch.maximum((own_BD.square().sum(1) + FAINTEST).sqrt(), other_BD.norm(dim=1))
         return (1 - (own_BD * centre_BD).sum(1) / longest_B) * present_B
-
-    def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
-        raise NotImplementedError("samples are compared with classes, not with one another")
 
     def after_step(self) -> None:
         self.all_sum += self.step_sum

@@ -15,29 +15,19 @@ from xarch import Batch, Tap
 from xarch.matching.objectives.dense import PairObjective, mean_over, opened, rows, spread
 
 
-class RelationObjective(PairObjective):
-    """Base of losses whose two sides may have any widths and grids, since only samples are compared with samples: every
-    counted sample has the same loss, or its share of it. A mask leaves out positions, and samples without any.
+class SampleObjective(PairObjective):
+    """Base of losses on whole samples, whose two sides may have any widths and grids: every counted sample has one
+    loss. A mask leaves out positions, and samples without any.
 
     Class attributes:
-        flat: compare all numbers of a sample instead of their mean over the positions.
+        flat: read all numbers of a sample instead of their mean over the positions.
     """
 
-    couples = "batch"
     flat: ClassVar[bool] = False
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
         return None
-
-    @abstractmethod
-    def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
-        """Return the loss, [] or [B]; samples that are not ``present`` are zero and must not count."""
-
-    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        own_BD, other_BD = self.vectors(student, self.student_tap, mask), self.vectors(teacher, self.teacher_tap, mask)
-        present_B = self.weight(batch, mask=mask).to(own_BD)
-        return self.relation(own_BD, other_BD, present_B) * present_B
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
         if mask is None:
@@ -53,6 +43,21 @@ class RelationObjective(PairObjective):
             return mean_over(value_BPF, mask)
         counted_BP1 = spread(mask, value_BPF[..., 0].detach())[..., None]
         return torch.where(counted_BP1 != 0, value_BPF, 0.0).flatten(1)
+
+
+class RelationObjective(SampleObjective):
+    """Base of losses that compare samples with samples: each has the same loss, or its share of it."""
+
+    couples = "batch"
+
+    @abstractmethod
+    def relation(self, student_BD: Tensor, teacher_BD: Tensor, present_B: Tensor) -> Tensor:
+        """Return the loss, [] or [B]; samples that are not ``present`` are zero and must not count."""
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        own_BD, other_BD = self.vectors(student, self.student_tap, mask), self.vectors(teacher, self.teacher_tap, mask)
+        present_B = self.weight(batch, mask=mask).to(own_BD)
+        return self.relation(own_BD, other_BD, present_B) * present_B
 
 
 def pairs(present_B: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from xarch import UsageError, open_regular, too_dense, zip_members
-from xarch_pictures.table import MAX_BYTES, TRAIN, Table, check_labels, names_of, part_of
+from xarch_pictures.table import MAX_BYTES, TRAIN, Table, check_labels, check_pairs, names_of, part_of
 
 IDX = re.compile(r"(?P<part>.+?)[-_]images[-_.]idx3[-_]ubyte(\.gz)?\Z")
 NPZ = (("{0}_images", "{0}_labels"), ("x_{0}", "y_{0}"), ("images", "labels"), ("x", "y"), ("data", "target"))
@@ -33,6 +33,10 @@ def read_idx(root: Path, labels: bool) -> Table | None:
         found = IDX.match(path.name)
         part = part_of(found["part"]) if found else None
         (count, *size), _ = _idx(path, header_only=True)
+        if len(size) != 2:
+            raise UsageError(
+                f"{path} has the shape {[count, *size]}, pictures have [N, H, W]", "is it a file of labels?"
+            )
         files.append((path.name, path))
         parts.append(np.full(count, TRAIN if part is None else part, dtype=np.int8))
         counts.append(count)
@@ -41,8 +45,7 @@ def read_idx(root: Path, labels: bool) -> Table | None:
             beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
             files.append((beside.name, beside))
             given.append(check_labels(_idx(beside)[1], 256, beside))
-            if len(given[-1]) != count:
-                raise UsageError(f"{path} has {count} pictures, {beside.name} {len(given[-1])} labels")
+            check_pairs(count, len(given[-1]), f"{path} with {beside.name}")
     if not parts:
         return None
     if len(sizes) > 1:
@@ -99,12 +102,15 @@ def read_npz(path: Path, labels: bool) -> Table:
             f"{path} has the arrays {', '.join(sorted(stored)) or 'none'}",
             "wanted images and labels, x_train and y_train, or train_images and train_labels",
         )
-    pictures = torch.cat([_pictures(images, path) for _, images, _ in found])
+    seen = [_pictures(images, path) for _, images, _ in found]
+    if len(shapes := {tuple(x.shape[1:]) for x in seen}) > 1:
+        raise UsageError(f"{path}: its parts have pictures of different shapes: {sorted(map(list, shapes))}")
+    pictures = torch.cat(seen)
     given = [check_labels(y, 1 << 20, path) for _, _, y in found if y is not None]
+    for x, y in zip(seen, given, strict=labels):
+        check_pairs(len(x), len(y), path)
     parts = np.concatenate([np.full(len(images), part, np.int8) for part, images, _ in found])
     known = np.concatenate(given) if labels else None
-    if known is not None and len(known) != len(pictures):
-        raise UsageError(f"{path} has {len(pictures)} pictures and {len(known)} labels")
     return _table(path.stem, [(path.name, path)], parts, known, tuple(pictures.shape[1:]), lambda: pictures)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from xarch import UsageError, open_regular
-from xarch_pictures.table import TEST, TRAIN, Table, check_labels
+from xarch_pictures.table import TEST, TRAIN, Table, check_labels, check_pairs
 
 BATCHES = {
     "cifar-10-batches-py": ({f"data_batch_{i}": TRAIN for i in range(1, 6)} | {"test_batch": TEST}, "batches.meta"),
@@ -108,13 +108,12 @@ def read_cifar(root: Path, labels: bool) -> Table | None:
             raise UsageError(f"{folder / name} has no pictures of 3 by {SIDE} by {SIDE} bytes")
         images.append(data.value.reshape(-1, 3, SIDE, SIDE))
         parts.append(np.full(len(data.value), part, np.int8))
-        given.append(next((stored[key] for key in LABELS if key in stored), None))
-    told = read_plain(folder / meta)
-    names = tuple(str(n, "utf-8", "replace") for n in next((told[key] for key in NAMES if key in told), ()))
+        if labels:
+            given.append(_labels(next((stored[key] for key in LABELS if key in stored), None), folder / name))
+            check_pairs(len(data.value), len(given[-1]), folder / name)
+    names = _names(read_plain(folder / meta), folder / meta)
     x = torch.from_numpy(np.concatenate(images))
-    y = np.concatenate([_labels(g, folder) for g in given]) if labels else None
-    if y is not None and len(y) != len(x):
-        raise UsageError(f"{folder} has {len(x)} pictures and {len(y)} labels")
+    y = np.concatenate(given) if labels else None
     return Table(
         title=f"{folder.name}, {len(x)} pictures of {len(names)} classes",
         files=[(name, folder / name) for name in (*batches, meta)],
@@ -126,6 +125,13 @@ def read_cifar(root: Path, labels: bool) -> Table | None:
         load=lambda: x,
         arrays=True,
     )
+
+
+def _names(told: dict[str, Any], where: Path) -> tuple[str, ...]:
+    found = next((told[key] for key in NAMES if key in told), [])
+    if not isinstance(found, list) or not all(isinstance(name, bytes) for name in found):
+        raise UsageError(f"{where} has no names of classes", "download the data set again")
+    return tuple(name.decode("utf-8", "replace") for name in found)
 
 
 def _labels(given: Any, where: Path) -> np.ndarray:

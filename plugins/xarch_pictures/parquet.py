@@ -48,7 +48,7 @@ def read_parquet(files: list[Path], image: str | None, label: str | None, labels
         raise UsageError(
             f"{files[0].parent}: its Parquet files are damaged or differ: {e}", "download them again"
         ) from e
-    names = names_of(words or features.get(target, {}).get("names") or (), y)
+    names = names_of(words or _class_names(features, target), y)
     kept = np.ones(sum(map(len, parts)), bool) if y is None else (y >= 0) & (y < len(names))
     known = [(path.name, path) for path in files]
     lazy = _Lazy(known, column, np.flatnonzero(kept))
@@ -84,6 +84,12 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
 
+def _class_names(features: dict[str, dict[str, Any]], column: str) -> list[str]:
+    """Return the names of a column's classes; none unless all are words."""
+    found = features.get(column, {}).get("names")
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else []
+
+
 def _is_picture(schema: Any, name: str) -> bool:
     import pyarrow.types as kinds
 
@@ -95,7 +101,7 @@ def _is_picture(schema: Any, name: str) -> bool:
 def _is_label(schema: Any, name: str, features: dict[str, dict[str, Any]]) -> bool:
     import pyarrow.types as kinds
 
-    named = isinstance(features.get(name, {}).get("names"), list)
+    named = bool(_class_names(features, name))
     return kinds.is_integer(schema.field(name).type) and (named or "label" in name)
 
 

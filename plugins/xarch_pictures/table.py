@@ -81,6 +81,16 @@ def check_labels(labels: np.ndarray, classes: int, where: object) -> np.ndarray:
     return found
 
 
+def check_pairs(pictures: int, labels: int, where: object) -> None:
+    """Check that the pictures of one part or file have as many labels: one too few would move all that follow.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if pictures != labels:
+        raise UsageError(f"{where}: {pictures} pictures and {labels} labels")
+
+
 def names_of(names: Sequence[str], labels: np.ndarray | None) -> tuple[str, ...]:
     """Return class names, by default the numbers up to the largest label."""
     if labels is None:

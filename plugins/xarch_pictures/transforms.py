@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xarch import UsageError
 from xarch_pictures.options import Augment
 
 UNIT = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -70,11 +69,9 @@ class Timm:
     """
 
     def __init__(self, size: int, channels: int, augment: Augment | None, crop_share: float) -> None:
-        try:
-            from timm.data import create_transform
-            from torchvision import transforms as T
-        except ImportError as e:
-            raise UsageError(f"pictures are resized and augmented by timm: {e}", "pip install 'xarch[vision]'") from e
+        from timm.data import create_transform
+        from torchvision import transforms as T
+
         self.channels, self.random = channels, augment is not None
         self.grey = augment is not None and channels == 1 and bool(augment.auto or augment.colour)
         if augment is None:

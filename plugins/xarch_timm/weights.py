@@ -78,7 +78,7 @@ def pretrained(facts: ImageFacts) -> Net:
         net: Net = timm.create_model(
             facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **facts.options
         )
-    except (RuntimeError, OSError, ValueError) as e:
+    except (RuntimeError, OSError, ValueError, TypeError) as e:
         raise UsageError(
             f"timm:{facts.arch}: no pretrained weights: {(str(e) or repr(e)).splitlines()[0]}",
             "use weights from a file, ?checkpoint=FILE, or a machine that reaches the hub",

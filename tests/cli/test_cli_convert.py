@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -153,7 +152,7 @@ def test_flags_instead_of_a_file(here: Xarch, tmp_path: Path) -> None:
 def test_a_plugin_file_by_flag(here: Xarch) -> None:
     without = here("plan", "run.yaml", XARCH_PLUGIN_FILES="")
     assert without.code == 2
-    assert re.search("unknown (data 'noise'|target 'low')", without.err)
+    assert "unknown target 'low'" in without.err
     assert here("plan", "run.yaml", "--plugin", str(STACK), XARCH_PLUGIN_FILES="").code == 0
 
 

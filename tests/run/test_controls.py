@@ -54,3 +54,12 @@ def test_a_perfect_control_leaves_no_ratio():
     compare(found, {"long": Control(None)})
     assert "loss_to_control" not in found.gated
     assert "hits_to_control" in found.gated
+
+
+def test_what_a_metric_gives_is_left_as_it_is():
+    """A metric may give the same units to every evaluation of a process, and eval.json depends on their order."""
+    found, units = evaluation(), {"loss": "nats"}
+    found.units = units
+    compare(found, {"short": Control(None)})
+    assert units == {"loss": "nats"}
+    assert list(found.units) == ["loss", "loss_to_control", "hits_to_control"]

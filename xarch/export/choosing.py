@@ -57,13 +57,14 @@ def integers(
     kept = list(cases())
     plain = _run(models, profile, kept, threads)
     figures: dict[str, Measured] = {}
+    failed: list[str] = []
     for form, (made, _) in built.items():
         try:
             figures[form] = _compared(_run(made, profile, kept, threads), plain)
-        except RuntimeFailure:
-            continue
+        except RuntimeFailure as e:
+            failed.append(f"{form}: {e}")
     if not figures:
-        raise PlanError(f"export {profile.name}: the runtime runs none of the 8-bit forms {', '.join(built)}")
+        raise PlanError(f"export {profile.name}: the runtime runs none of the 8-bit forms; {'; '.join(failed)}")
     chosen = _best(figures, limit)
     made, counts = built[chosen]
     return made, counts, chosen, figures

@@ -41,8 +41,7 @@ def compare(found: Evaluation, controls: Mapping[str, Control]) -> None:
     names = [name for name in controls if name in found.baselines]
     found.controls = {name: dict(controls[name].facts) for name in names}
     gained: dict[str, float] = {}
-    # In an order of its own: a file must not depend on that of a metric's declarations.
-    for figure, higher in {found.metric: found.higher_is_better, **dict(sorted(found.directions.items()))}.items():
+    for figure, higher in {found.metric: found.higher_is_better, **found.directions}.items():
         values = [found.baselines[name][figure] for name in names if figure in found.baselines[name]]
         own = found.student.get(figure)
         if not values or own is None:

@@ -266,3 +266,37 @@ def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
     read = read_plain(tmp_path / "train")
     assert read["data"].value.tolist() == [[97, 98, 99], [100, 101, 102]]
     assert read["labels"] == [1, 2]
+
+
+def test_parts_whose_pictures_and_labels_differ_are_refused(data: Any, tmp_path: Path) -> None:
+    """Equal sums are not enough: one label too few in a part would give every later picture another's label."""
+    x, y = pixels(10, 1)[..., 0], np.arange(10) % 3
+    np.savez(tmp_path / "moved.npz", x_train=x, y_train=y[:9], x_test=x[:5], y_test=y[:6])
+    with pytest.raises(UsageError, match="10 pictures and 9 labels"):
+        data(tmp_path / "moved.npz").info  # noqa: B018
+    np.savez(tmp_path / "shapes.npz", x_train=x, y_train=y, x_test=x[:, :4], y_test=y)
+    with pytest.raises(UsageError, match="different shapes"):
+        data(tmp_path / "shapes.npz").info  # noqa: B018
+    folder = write_cifar(tmp_path)
+    batches = sorted(p for p in folder.rglob("*_batch*") if p.is_file())
+    for path, change in zip(batches[:2], (-1, 1), strict=True):
+        kept = pickle.loads(path.read_bytes(), encoding="bytes")
+        given = kept[b"labels"]
+        kept[b"labels"] = given[:-1] if change < 0 else [*given, 0]
+        path.write_bytes(pickle.dumps(kept, 2))
+    with pytest.raises(UsageError, match=r"pictures and \d+ labels"):
+        data(folder).info  # noqa: B018
+
+
+def test_an_idx_file_of_labels_is_not_one_of_pictures(data: Any, tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\1" + struct.pack(">I", 6) + bytes(6))
+    with pytest.raises(UsageError, match="pictures have"):
+        data(tmp_path).info  # noqa: B018
+
+
+def test_names_of_classes_that_are_no_words_are_refused(data: Any, tmp_path: Path) -> None:
+    folder = write_cifar(tmp_path)
+    (meta,) = folder.rglob("batches.meta")
+    meta.write_bytes(pickle.dumps({b"label_names": [1, 2, 3]}, 2))
+    with pytest.raises(UsageError, match="no names of classes"):
+        data(folder).info  # noqa: B018
