@@ -107,8 +107,8 @@ def read_npz(path: Path, labels: bool) -> Table:
         raise UsageError(f"{path}: its parts have pictures of different shapes: {sorted(map(list, shapes))}")
     pictures = torch.cat(seen)
     given = [check_labels(y, 1 << 20, path) for _, _, y in found if y is not None]
-    for x, y in zip(seen, given, strict=labels):
-        check_pairs(len(x), len(y), path)
+    for shown, told in zip(seen, given, strict=labels):
+        check_pairs(len(shown), len(told), path)
     parts = np.concatenate([np.full(len(images), part, np.int8) for part, images, _ in found])
     known = np.concatenate(given) if labels else None
     return _table(path.stem, [(path.name, path)], parts, known, tuple(pictures.shape[1:]), lambda: pictures)

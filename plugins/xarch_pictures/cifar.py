@@ -128,7 +128,7 @@ def read_cifar(root: Path, labels: bool) -> Table | None:
 
 
 def _names(told: dict[str, Any], where: Path) -> tuple[str, ...]:
-    found = next((told[key] for key in NAMES if key in told), [])
+    found: Any = next((told[key] for key in NAMES if key in told), None)
     if not isinstance(found, list) or not all(isinstance(name, bytes) for name in found):
         raise UsageError(f"{where} has no names of classes", "download the data set again")
     return tuple(name.decode("utf-8", "replace") for name in found)
