@@ -5,7 +5,7 @@ Legend: K key/value heads, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from xarch import Control, PlanError, Teacher
@@ -62,28 +62,35 @@ def eviction_layout(
     return MemoryLayout(SINKS, (window,) * heads, (slots,) * heads, exact=exact, stored=stored, write="evict")
 
 
+def control_layouts(student: DecoderStudent) -> dict[str, dict[int, MemoryLayout]]:
+    """Return the memories of every control by name and layer, within the bytes of the student's constant states; none
+    where no layer has one, and no control that does not fit into every such layer."""
+    facts = student.facts
+    budgets = {i: n for i, n in student.state_bytes().items() if facts.window(i) is None}
+    made: dict[str, Callable[[int], MemoryLayout | None]] = {
+        f"window {precision}": partial(window_layout, facts, precision=precision) for precision in WINDOWS
+    }
+    made |= {name: partial(eviction_layout, facts, exact=e, stored=s) for name, (e, s) in EVICTIONS.items()}
+    found: dict[str, dict[int, MemoryLayout]] = {}
+    for name, layout_of in made.items():
+        fitting = {i: layout for i, n in budgets.items() if (layout := layout_of(n)) is not None}
+        if fitting and len(fitting) == len(budgets):
+            found[name] = fitting
+    return found
+
+
 def decoder_controls(teacher: Teacher, student: DecoderStudent) -> dict[str, Control]:
     """Return the controls of a student by name; none if no layer has a constant state, or the teacher's attention of
     such a layer is not there."""
-    budgets = {i: n for i, n in student.state_bytes().items() if student.facts.window(i) is None}
-    if not budgets or teacher.facts != student.facts:
+    if teacher.facts != student.facts:
         return {}
-    layouts: dict[str, dict[int, MemoryLayout | None]] = {
-        f"window {precision}": {i: window_layout(student.facts, n, precision) for i, n in budgets.items()}
-        for precision in WINDOWS
-    }
-    for name, precisions in EVICTIONS.items():
-        layouts[name] = {i: eviction_layout(student.facts, n, *precisions) for i, n in budgets.items()}
-    found: dict[str, Control] = {}
-    for name, by_layer in layouts.items():
-        fitting = {i: layout for i, layout in by_layer.items() if layout is not None}
-        if len(fitting) < len(by_layer):
-            continue
+    budgets, found = student.state_bytes(), {}
+    for name, layouts in control_layouts(student).items():
         try:
-            model = bounded_teacher(teacher, fitting)
+            model = bounded_teacher(teacher, layouts)
         except PlanError:
             return {}
-        found[name] = Control(model, _facts(student.facts, budgets, fitting))
+        found[name] = Control(model, _facts(student.facts, budgets, layouts))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,6 +73,13 @@ class DecoderFamily(Family):
         from xarch_decoder.student import DecoderStudent
 
         return decoder_controls(teacher, student) if isinstance(student, DecoderStudent) else {}
+
+    def control_names(self, student: Any) -> Collection[str]:
+        """Return those that fit the student's state bytes."""
+        from xarch_decoder.controls import control_layouts
+        from xarch_decoder.student import DecoderStudent
+
+        return list(control_layouts(student)) if isinstance(student, DecoderStudent) else ()
 
     def generate(self, model: Any, processor: Any, prompt: str, options: TextGeneration) -> str:
         """Return the prompt, continued greedily."""

@@ -386,3 +386,19 @@ def test_the_estimate_counts_more_than_stages(case: StackCase) -> None:
     assert made.estimates.seconds == pytest.approx(sum(parts.values()))
     alone = case.plan(evaluate__baseline=False).estimates.parts["evaluation"]
     assert parts["evaluation"] > alone
+
+
+def test_the_estimate_counts_controls(case: StackCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same rate of products: measured anew for every plan, it depends on what else runs."""
+    from xarch.contracts.family import Family
+    from xarch.planning.stages import StagePlanner
+
+    monkeypatch.setattr(StagePlanner, "rate", 1e9)
+
+    def evaluation(**settings: Any) -> float:
+        return case.plan(evaluate__baseline=False, **settings).estimates.parts["evaluation"]
+
+    none = evaluation()
+    monkeypatch.setattr(Family, "control_names", lambda self, student: ("window", "eviction"))
+    assert evaluation() > 1.5 * none
+    assert evaluation(evaluate__controls=False) == pytest.approx(none)

@@ -173,6 +173,11 @@ class TargetAdapter(ABC):
         """Return what a student must beat, by name; None for the controls of the student's family."""
         return None
 
+    def control_names(self, student: Student) -> Collection[str] | None:
+        """Return the names of :meth:`controls`, from the architecture alone: the plan counts their evaluation. None for
+        those of the student's family."""
+        return None
+
     def processor(self, teacher: Teacher | None) -> Any:
         """Return the tokenizer or image processor of the student; by default the teacher's."""
         return None if teacher is None else teacher.processor()

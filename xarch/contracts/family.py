@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -123,6 +123,11 @@ class Family(ABC):
             teacher, student: of this family; the student as it is evaluated.
         """
         return {}
+
+    def control_names(self, student: Any) -> Collection[str]:
+        """Return the names of :meth:`controls`, from the student's architecture alone: the plan counts their
+        evaluation. A teacher that cannot be cut may have fewer."""
+        return ()
 
     def generate(self, model: Any, processor: Any, prompt: str, options: Any) -> Any:
         """Return a sample output to look at, for ``xarch generate``: text, or the bytes of a PNG image.

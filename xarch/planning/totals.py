@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from xarch.hardware import process_bytes
+from xarch.planning.describe import family_of
 from xarch.planning.plan import Estimates, PlannedExport, PlannedStage
 from xarch.planning.sides import Sides
 
@@ -35,6 +36,14 @@ class Totals:
             each = sides.data.info.facts.get("heldout_units") or sides.data.adapter.adapter.units_per_sample(sample)
             self.student = sides.student.work(sample) * each
             self.teacher = sides.teacher.info.facts.work(sample) * each if sides.teacher is not None else 0.0
+            self.controls = self._controls() if self.config.evaluate.controls and sides.teacher is not None else 0
+
+    def _controls(self) -> int:
+        """Return the number of controls that are evaluated beside the student."""
+        names = self.sides.target.adapter.control_names(self.sides.student)
+        if names is None:
+            names = family_of(self.sides.registry, self.sides.student.family).control_names(self.sides.student)
+        return len(names)
 
     @contextlib.contextmanager
     def trial(self, profile: str) -> Iterator[None]:
@@ -72,11 +81,12 @@ class Totals:
         return held + 2 * student + EXPORTER_BYTES if exports else held
 
     def _evaluation(self, stages: Sequence[PlannedStage]) -> float:
-        """Seconds for teacher, student and its variants once, the student before training, and the curve's points."""
+        """Seconds for teacher, controls, student and its variants once, the student before training, and the curve's
+        points. A control is the teacher, cut: it counts as one."""
         chosen = self.config.evaluate
         samples = min(chosen.samples, 2) if self.config.tiny else chosen.samples
         models = 1 + len(self.sides.student.variants())
-        done = samples * (self.teacher + models * self.student)
+        done = samples * ((1 + self.controls) * self.teacher + models * self.student)
         if chosen.baseline and not self.config.tiny:
             done += samples * (self.teacher + self.student)
         if chosen.curve is not None:

@@ -49,6 +49,7 @@ def test_controls_fit_the_students_bytes():
         "eviction float32",
         "eviction int8 and float16",
     ]
+    assert list(DecoderFamily().control_names(student)) == list(found), "the plan counts those that are evaluated"
     # Two key/value heads of 8: 128 bytes a float32 token and head, 32 + 8 with 8 bits and two scales.
     windows = {name: c.model.decoder.block(1).mixer().layout for name, c in found.items()}
     assert windows["window float32"].windows == (6000 // 128 - SINKS,) * 2
