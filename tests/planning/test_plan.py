@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,4 +115,3 @@ def test_a_missing_tokenizer_is_found_before_convert(base: dict[str, Any]) -> No
     with pytest.raises(UsageError, match="needs the teacher's processor") as caught:
         plan(overrides={**without, "data.options": {}})
     assert "data.options.tokenizer=bytes" in (caught.value.hint or "")
-
