@@ -43,8 +43,8 @@ class Recall(Metric):
     (``recall``) are asked for that stand a distance back; accuracy over the answers' tokens.
 
     Figures: ``recall``, the mean over the distances of ``recall.DISTANCE``; ``copy.DISTANCE``. Probes that the teacher
-    itself fails are left out, of every model; if it fails all of them, all are given. Only distances that fit the rows
-    are measured. ``n`` counts answers' tokens. Document boundaries inside a row are ignored.
+    itself fails are left out, of every model; if it fails all of them, or without a teacher, all are given. Only
+    distances that fit the rows are measured. ``n`` counts answers' tokens. Document boundaries inside a row are ignored.
     """
 
     Options = RecallOptions
@@ -76,7 +76,7 @@ class Recall(Metric):
                 f"no distance of {options.distances} fits the held-out rows",
                 "raise evaluate.sample.length or lower evaluate.metric_options.distances",
             )
-        known = {probe for probe, share in accuracy.get("teacher", first).items() if share >= KNOWN}
+        known = {probe for probe, share in accuracy.get("teacher", {}).items() if share >= KNOWN}
         shown = known if any(kind == "recall" for kind, _ in known) else set(first)
         figures = {name: _figures(of, shown) for name, of in accuracy.items()}
         names = [name for name in next(iter(figures.values())) if name != "recall"]
