@@ -19,6 +19,15 @@ def xarch_register(registry: Any) -> None:
         profiles=["cpu"],
         summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
     )
+    registry.target(
+        "gdn",
+        load="xarch_mohawk.target:GDNTarget",
+        accepts=["decoder"],
+        produces="decoder",
+        recipes=["mohawk"],
+        profiles=["cpu"],
+        summary="decoder with Gated DeltaNet in place of attention, one state per key/value head",
+    )
     registry.objective(
         "frobenius",
         load="xarch_mohawk.objectives:Frobenius",

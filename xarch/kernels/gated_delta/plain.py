@@ -215,6 +215,9 @@ def _backward(
 
 def _stacked(t_nRQX: Tensor, right_nXY: Tensor) -> Tensor:
     """The product of all R queries' rows [n, R, Q, Y], in one product a state."""
+    if tracing():
+        # onnxscript takes a product between two reshapes for a broadcast one, and broadcasts wrongly where n = R.
+        return t_nRQX @ right_nXY[:, None]
     return (t_nRQX.flatten(1, 2) @ right_nXY).unflatten(1, t_nRQX.shape[1:3])
 
 
