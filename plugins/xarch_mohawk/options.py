@@ -24,6 +24,27 @@ class DM2Options(RecurrentOptions):
     rope: bool = Field(True, description="rotate C and B by position, as the teacher rotates queries and keys")
 
 
+class Mamba1Options(RecurrentOptions):
+    """Options of the target ``mamba1``."""
+
+    state_size: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 16,
+        description="states of a channel, and channels that share B and C; default 16, or the largest power of two "
+        "that divides a head",
+    )
+
+
+class Mamba2Options(RecurrentOptions):
+    """Options of the target ``mamba2``."""
+
+    state_size: int | None = Field(
+        None, ge=1, le=1 << 16, description="state size N; default the width of an attention head"
+    )
+    bias: bool = Field(True, description="biases of both projections; they let the gate start as a constant")
+
+
 class GDNOptions(RecurrentOptions):
     """Options of the target ``gdn``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
@@ -21,7 +22,9 @@ from xarch_mohawk.delta_fit import BETAS, HALF_LIVES, DeltaFit
 from xarch_mohawk.dm2 import DM2
 from xarch_mohawk.gdn import GDN
 from xarch_mohawk.halflife import HalfLifeFit
-from xarch_mohawk.options import DM2Options, GDNOptions, RecurrentOptions
+from xarch_mohawk.mamba1 import Mamba1
+from xarch_mohawk.mamba2 import Mamba2
+from xarch_mohawk.options import DM2Options, GDNOptions, Mamba1Options, Mamba2Options, RecurrentOptions
 from xarch_mohawk.solver import HeadsFit, MixerSolver, SolverOptions
 from xarch_mohawk.student import RecurrentStudent
 from xarch_mohawk.transfer import transfer_attention, transferred
@@ -108,6 +111,32 @@ class DM2Target(RecurrentTarget):
         return partial(DM2, channels=channels, conv=options.conv, rope=options.rope)
 
     def heads_fit(self, mixer: DM2, options: SolverOptions) -> HeadsFit:
+        return HalfLifeFit(mixer, options.half_lives)
+
+
+class Mamba1Target(RecurrentTarget):
+    """Mamba in MambaInLlama's mapping (arXiv 2408.15237)."""
+
+    Options = Mamba1Options
+    columns = False
+
+    def factory(self, facts: DecoderFacts, options: Mamba1Options) -> MixerFactory:
+        return partial(Mamba1, size=options.state_size or math.gcd(facts.head_dim, 16), conv=options.conv)
+
+    def heads_fit(self, mixer: Mamba1, options: SolverOptions) -> HeadsFit:
+        return HalfLifeFit(mixer, options.half_lives)
+
+
+class Mamba2Target(RecurrentTarget):
+    """Mamba-2 as published (arXiv 2405.21060)."""
+
+    Options = Mamba2Options
+
+    def factory(self, facts: DecoderFacts, options: Mamba2Options) -> MixerFactory:
+        channels = state_channels(facts, options.state_size)
+        return partial(Mamba2, channels=channels, conv=options.conv, bias=options.bias)
+
+    def heads_fit(self, mixer: Mamba2, options: SolverOptions) -> HeadsFit:
         return HalfLifeFit(mixer, options.half_lives)
 
 

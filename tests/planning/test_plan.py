@@ -116,4 +116,3 @@ def test_a_missing_tokenizer_is_found_before_convert(base: dict[str, Any]) -> No
     with pytest.raises(UsageError, match="needs the teacher's processor") as caught:
         plan(overrides={**without, "data.options": {}})
     assert "data.options.tokenizer=bytes" in (caught.value.hint or "")
-

@@ -16,10 +16,21 @@ class TestDM2(TargetConformance):
     options: ClassVar[Mapping[str, Any]] = {"layers": {"replace": [1]}}
 
 
-class TestGDN(TargetConformance):
-    adapter = "gdn"
+class OthersConformance(TargetConformance):
     options: ClassVar[Mapping[str, Any]] = {"layers": {"replace": [1]}}
 
     @pytest.mark.slow
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
+
+
+class TestGDN(OthersConformance):
+    adapter = "gdn"
+
+
+class TestMamba1(OthersConformance):
+    adapter = "mamba1"
+
+
+class TestMamba2(OthersConformance):
+    adapter = "mamba2"
