@@ -44,7 +44,7 @@ class Recall(Metric):
 
     Figures: ``recall``, the mean over the distances of ``recall.DISTANCE``; ``copy.DISTANCE``. Probes that the teacher
     itself fails are left out, of every model; if it fails all of them, or without a teacher, all are given. Only
-    distances that fit the rows are measured. ``n`` counts answers' tokens. Document boundaries inside a row are ignored.
+    distances that fit the rows are measured. ``n`` counts answers' tokens. Document boundaries are ignored.
     """
 
     Options = RecallOptions
