@@ -1,4 +1,4 @@
-"""Transformer to state-space model after MOHAWK (arXiv 2408.10189): Discrete Mamba-2 students and their recipes."""
+"""Transformer to state-space model after MOHAWK (arXiv 2408.10189): recurrent students and their recipes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Register the target, the objective, the layer probe and the recipes."""
-    registry.target(
-        "dm2",
-        load="xarch_mohawk.target:DM2Target",
-        accepts=["decoder"],
-        produces="decoder",
-        recipes=["mohawk"],
-        profiles=["cpu"],
-        summary="decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
-    )
+    """Register the targets, the objective, the layer probe and the recipes."""
+    for name, attribute, summary in (
+        ("dm2", "DM2Target", "decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some"),
+        ("gdn", "GDNTarget", "decoder with Gated DeltaNet in place of attention, one state per key/value head"),
+        ("mamba1", "Mamba1Target", "decoder with Mamba in place of attention, in the mapping of MambaInLlama"),
+        ("mamba2", "Mamba2Target", "decoder with Mamba-2 as published in place of attention"),
+    ):
+        registry.target(
+            name,
+            load=f"xarch_mohawk.target:{attribute}",
+            accepts=["decoder"],
+            produces="decoder",
+            recipes=["mohawk"],
+            profiles=["cpu"],
+            summary=summary,
+        )
     registry.objective(
         "frobenius",
         load="xarch_mohawk.objectives:Frobenius",

@@ -18,8 +18,7 @@ from torch import Tensor
 from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.model.mixer import ATTENTION
-from xarch_mohawk.mixer import DM2
-from xarch_mohawk.student import DM2Student
+from xarch_mohawk.student import RecurrentStudent
 
 
 class ProbeOptions(Options):
@@ -44,9 +43,9 @@ class KLProbe(StageKind):
     def run(self, context: StageContext) -> StageOutcome:
         wanted = context.options.tokens
         student = context.student
-        if not isinstance(student, DM2Student):
+        if not isinstance(student, RecurrentStudent):
             raise UsageError(
-                f"stage kind kl_probe supports only students of target dm2, got a {type(student).__name__}"
+                f"stage kind kl_probe supports only students with recurrent mixers, got a {type(student).__name__}"
             )
         if student.count is None:
             return StageOutcome(metrics={"open_layers": 0.0})
@@ -74,7 +73,7 @@ class KLProbe(StageKind):
 class _LayerKL:
     """Sums over tokens of KL(teacher ‖ student) with one layer replaced, in nats."""
 
-    def __init__(self, context: StageContext, student: DM2Student) -> None:
+    def __init__(self, context: StageContext, student: RecurrentStudent) -> None:
         if context.teacher is None:
             raise UsageError("stage kind kl_probe needs a teacher, but this run has none")
         self.context, self.student, self.teacher = context, student, context.teacher
@@ -92,7 +91,7 @@ class _LayerKL:
         for layer in self.totals:
             values: dict[str, Any] = {}
             start = (layer, given[f"blocks.{layer}.input"])
-            active = {**kept, layer: DM2.kind}
+            active = {**kept, layer: self.student.mixer(layer).kind}
             self.student.run(seen, {"logits"}, values.__setitem__, start=start, active=active)
             finals[layer] = values["logits"]
             done = self.tokens * len(self.totals) + sample.units * len(finals)

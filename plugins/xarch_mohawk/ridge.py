@@ -1,6 +1,6 @@
-"""Ridge regression of an output projection toward its current weights.
+"""Least squares of an output projection: a factor per head, and ridge regression toward its current weights.
 
-Legend: T tokens, I inputs, D outputs.
+Legend: B batch, L tokens, T tokens of a batch, I inputs, D outputs, H heads, P head width.
 """
 
 from __future__ import annotations
@@ -35,3 +35,24 @@ class RidgeFit:
         change_ID = torch.cholesky_solve(self._cross_ID, torch.linalg.cholesky(gram_II))
         with torch.no_grad():
             self.linear.weight.add_(change_ID.T.to(self.linear.weight))
+
+
+class ColumnScale:
+    """Multiplies the columns of each head by c that minimises ‖c y - t‖², y the head's output and t the teacher's."""
+
+    def __init__(self, linear: nn.Linear, heads: int) -> None:
+        self.linear = linear
+        self._cross_H, self._square_H = (torch.zeros(heads, dtype=torch.float64) for _ in range(2))
+
+    def observe(self, own_BLHP: Tensor, target_BLHP: Tensor) -> None:
+        """Accumulate the tokens of a batch; both tensors hold the same channels, also if divided into other heads."""
+        own_BLHP, target_BLHP = own_BLHP.float(), target_BLHP.float().flatten(2).view_as(own_BLHP)
+        self._cross_H += (own_BLHP * target_BLHP).sum((0, 1, 3)).cpu()
+        self._square_H += own_BLHP.square().sum((0, 1, 3)).cpu()
+
+    def solve(self) -> None:
+        """Write the factors to the projection."""
+        scale_H = self._cross_H / self._square_H.clamp_min(1e-30)
+        with torch.no_grad():
+            width = self.linear.in_features // len(scale_H)
+            self.linear.weight.mul_(scale_H.repeat_interleave(width).to(self.linear.weight))

@@ -1,4 +1,4 @@
-"""Closed-form fits of one DM2 mixer to the attention it replaces.
+"""Closed-form fits of one recurrent mixer to the attention it replaces.
 
 Legend: B batch, L tokens, D width, H heads, E head width.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -16,20 +16,21 @@ from torch import Tensor
 from xarch import Batch, Options, Solver
 from xarch_decoder.model.decoder import make_sequence
 from xarch_decoder.model.mixer import SequenceInfo
-from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit
-from xarch_mohawk.mixer import DM2
-from xarch_mohawk.ridge import RidgeFit
+from xarch_mohawk.gate import ConstantGate
+from xarch_mohawk.halflife import HALF_LIVES
+from xarch_mohawk.mixer import RecurrentMixer
+from xarch_mohawk.ridge import ColumnScale, RidgeFit
 
 CHECKED = 8
 """One in this many samples is held out of the fit to evaluate it."""
 
 
 class SolverOptions(Options):
-    """Options of a ``closed_form`` stage for DM2."""
+    """Options of a ``closed_form`` stage."""
 
     fit: Literal["init", "scale", "refit"] = Field(
         "init",
-        description="scale: fit half-life, gain and skip weight per head; refit: fit the output projection; init: both",
+        description="scale: fit decay and scale per head; refit: fit the output projection; init: both",
     )
     ridge: float = Field(
         0.05, gt=0, description="ridge strength, pulling the output projection toward its current weights"
@@ -51,21 +52,39 @@ class _Sample:
     sequence: SequenceInfo
 
 
+class HeadsFit(Protocol):
+    """Fits the recurrence of every head to the teacher's head."""
+
+    def observe(self, mixer_in_BLD: Tensor, heads_BLHP: Tensor, sequence: SequenceInfo) -> None:
+        """Accumulate the tokens of a batch."""
+
+    def solve(self) -> dict[str, float]:
+        """Write the solution to the mixer; return figures to log."""
+
+
 class MixerSolver(Solver):
     """Fits the mixer of one site.
 
     ``init`` and ``scale`` hold the tokens of all batches until :meth:`solve`, because the projection can be fitted only
     after the heads; ``refit`` keeps only sums. The last eighth of every batch with at least two samples is held out:
     ``relative_error`` is Σ‖error‖ / Σ‖target‖ over its tokens, after and before the fit.
+
+    Args:
+        heads: fits the recurrence.
+        columns: whether the heads' scales then become factors on the columns of the output projection.
     """
 
-    def __init__(self, mixer: DM2, site: str, options: SolverOptions) -> None:
+    def __init__(
+        self, mixer: RecurrentMixer[Any], site: str, options: SolverOptions, heads: HeadsFit, *, columns: bool
+    ) -> None:
         self.mixer, self.site = mixer, site
         self.scales = options.fit in ("init", "scale")
         self.projects = options.fit in ("init", "refit")
         leaves = ["mixer_in", "mixer_out", *(["heads"] if self.scales else [])]
         self.inputs: Collection[str] = [f"{site}.{leaf}" for leaf in leaves]
-        self._heads = HalfLifeFit(mixer, options.half_lives)
+        self._heads = heads
+        self._gate = ConstantGate(mixer) if self.scales and not mixer.holds_gate else None
+        self._columns = ColumnScale(mixer.out_proj, mixer.heads) if columns and self.scales else None
         self._ridge = RidgeFit(mixer.out_proj, options.ridge)
         self._held: list[_Sample] = []
         self._checked: list[_Sample] = []
@@ -82,19 +101,26 @@ class MixerSolver(Solver):
                 if sample.heads_BLHE is None:
                     self._count(sample)
                     continue
+                if self._gate is not None:
+                    self._gate.observe(sample.mixer_in_BLD)
                 self._heads.observe(sample.mixer_in_BLD, sample.heads_BLHE, sample.sequence)
-                if self.projects:
+                if self.projects or self._columns is not None:
                     self._held.append(sample)
 
     def solve(self) -> dict[str, float]:
         figures: dict[str, float] = {}
         if self.scales:
-            fit = self._heads.solve()
-            self._heads.write(fit)
-            figures["median_half_life"] = float(fit.half_life_H.median())
+            figures = self._heads.solve()
+        if self._gate is not None:
+            self._gate.solve()
+        if self._columns is not None:
+            for sample in self._held:
+                assert sample.heads_BLHE is not None
+                self._columns.observe(self._own_heads(sample), sample.heads_BLHE)
+            self._columns.solve()
+        if self.projects:
             for sample in self._held:
                 self._count(sample)
-        if self.projects:
             self._ridge.solve()
         after = _Ratio()
         for sample in self._checked:
@@ -111,8 +137,11 @@ class MixerSolver(Solver):
             yield _Sample(one["mixer_in"], one["mixer_out"], heads, sequence)
 
     def _count(self, sample: _Sample) -> None:
-        heads = self.mixer.inner(sample.mixer_in_BLD, sample.sequence, {"heads"})["heads"]
-        self._ridge.observe(heads.flatten(2).flatten(0, 1), sample.mixer_out_BLD.flatten(0, 1))
+        self._ridge.observe(self._own_heads(sample).flatten(2).flatten(0, 1), sample.mixer_out_BLD.flatten(0, 1))
+
+    def _own_heads(self, sample: _Sample) -> Tensor:
+        heads_BLHE: Tensor = self.mixer.inner(sample.mixer_in_BLD, sample.sequence, {"heads"})["heads"]
+        return heads_BLHE
 
     def _output(self, sample: _Sample) -> Tensor:
         output_BLD: Tensor = self.mixer(sample.mixer_in_BLD, sample.sequence)

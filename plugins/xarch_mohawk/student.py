@@ -1,8 +1,9 @@
-"""A decoder student with DM2 mixers."""
+"""A decoder student with recurrent mixers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,10 +12,10 @@ from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.block import MixerFactory
 from xarch_decoder.model.mixer import ATTENTION
 from xarch_decoder.student import DecoderStudent
-from xarch_mohawk.mixer import DM2
+from xarch_mohawk.mixer import RecurrentMixer
 
 
-class DM2Student(DecoderStudent):
+class RecurrentStudent(DecoderStudent):
     """See :class:`DecoderStudent`.
 
     Attributes:
@@ -37,14 +38,14 @@ class DM2Student(DecoderStudent):
         """Return the layers that still hold both mixers."""
         return tuple(i for i in self.replaced if ATTENTION in self.decoder.block(i).kinds)
 
-    def mixer(self, layer: int) -> DM2:
-        """Return the DM2 mixer of a layer.
+    def mixer(self, layer: int) -> RecurrentMixer[Any]:
+        """Return the recurrent mixer of a layer.
 
         Raises:
             ValueError: the layer has none.
         """
-        found = self.decoder.block(layer).mixer(DM2.kind)
-        assert isinstance(found, DM2)
+        found = self.decoder.block(layer).mixer(self.replacement(layer) or "recurrent")
+        assert isinstance(found, RecurrentMixer)
         return found
 
     def finish(self) -> None:

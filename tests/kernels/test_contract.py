@@ -28,6 +28,8 @@ from xarch.kernels import (
     causal_conv1d_step,
     describe,
     dispatch,
+    gated_delta,
+    gated_delta_step,
     grid_encode,
     hash_encode,
     matrix_distance,
@@ -85,6 +87,19 @@ def _ssd() -> Op:
         return ssd(*t[:5], initial_state_BHPN=t[5], return_final_state=True, backend=backend, **options)
 
     return Op(call, [x, log_a, B, C, D, state], dict.fromkeys(range(4), 1), (1, 4, 5), state=5, step=ssd_step)
+
+
+def _gated_delta() -> Op:
+    draw = source()
+    q, k = draw(BATCH, LENGTH, 2, 3), F.normalize(draw(BATCH, LENGTH, 1, 3), dim=-1)
+    v, log_a = draw(BATCH, LENGTH, 1, 5), -F.softplus(2 * draw(BATCH, LENGTH, 1))
+    beta, state = torch.sigmoid(draw(BATCH, LENGTH, 1)), draw(BATCH, 1, 5, 3)
+
+    def call(backend: str | None, *t: Tensor, **options: Any) -> Any:
+        return gated_delta(*t[:5], initial_state_BKPN=t[5], return_final_state=True, backend=backend, **options)
+
+    operands = [q, k, v, log_a, beta, state]
+    return Op(call, operands, dict.fromkeys(range(5), 1), (3, 4, 5), state=5, step=gated_delta_step)
 
 
 def _selective_scan() -> Op:
@@ -178,6 +193,7 @@ def _slot_memory() -> Op:
 
 OPS = {
     "ssd": _ssd(),
+    "gated_delta": _gated_delta(),
     "selective_scan": _selective_scan(),
     "causal_conv1d": _causal_conv1d(),
     "matrix_distance": _matrix_distance(),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xarch.kernels import causal_conv1d, causal_conv1d_step, ssd, ssd_step
+from xarch.kernels import causal_conv1d, causal_conv1d_step, gated_delta, gated_delta_step, ssd, ssd_step
 
 FORBIDDEN = {"Loop", "Scan", "If", "CumSum", "Einsum", "Trilu", "ScatterND", "NonZero", "Where"}
 NAMES = ["u", "log_a", "conv_state", "ssm_state"]
@@ -95,5 +95,40 @@ def test_onnx_runs_with_plain_operators(kind, tmp_path: Path, error):
     other = model.inputs(32)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: t.numpy() for name, t in zip(NAMES, other, strict=True)})
+    for value, truth in zip(outputs, model(*other), strict=True):
+        assert error(torch.from_numpy(value), truth) <= 1e-5
+
+
+class Delta(nn.Module):
+    """As many states as queries of a state, which onnxscript's optimiser once confused."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, beta: Tensor, state: Tensor
+    ) -> tuple[Tensor, ...]:
+        operands = (q, k, v, log_a, beta)
+        if q.shape[1] == 1:
+            y, state = gated_delta_step(*(t[:, 0] for t in operands), state)
+            return y[:, None], state
+        return tuple(gated_delta(*operands, initial_state_BKPN=state, return_final_state=True, chunk_size=16))
+
+    def inputs(self, length: int) -> tuple[Tensor, ...]:
+        k = nn.functional.normalize(torch.randn(1, length, 2, 8), dim=-1)
+        gates = (-torch.rand(1, length, 2), torch.rand(1, length, 2))
+        return torch.randn(1, length, 4, 8), k, torch.randn(1, length, 2, 6), *gates, torch.randn(1, 2, 6, 8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("length", [1, 20])
+def test_onnx_runs_the_delta_rule_with_plain_operators(length, tmp_path: Path, error):
+    model, path, names = Delta().eval(), tmp_path / "graph.onnx", ["q", "k", "v", "log_a", "beta", "state"]
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model, model.inputs(length), dynamo=True, opset_version=18, input_names=names, verbose=False
+        )
+    program.save(path)
+    assert not (FORBIDDEN - {"Where"}).intersection(node.op_type for node in onnx.load(path).graph.node)
+    other = model.inputs(length)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {name: t.numpy() for name, t in zip(names, other, strict=True)})
     for value, truth in zip(outputs, model(*other), strict=True):
         assert error(torch.from_numpy(value), truth) <= 1e-5

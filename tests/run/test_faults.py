@@ -432,8 +432,9 @@ def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Pat
     assert "stages.fit.until" in failed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sharding", ["replicate", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sharding", ["replicate", "fsdp2"])
 def test_two_processes_equal_one(sharding: str, short: Path, tmp_path: Path, home: Path) -> None:
     from safetensors.torch import load_file
 

@@ -15,8 +15,7 @@ from xarch.errors import UsageError
 from xarch.registry import declare
 from xarch.testing.scaffold import KINDS, write_plugin
 
-QUICK = ("objective", "schedule")
-EVERY = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in KINDS]
+EVERY = [pytest.param(kind, marks=() if kind == "objective" else pytest.mark.slow) for kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", EVERY)

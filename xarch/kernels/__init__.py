@@ -5,6 +5,7 @@ from __future__ import annotations
 from xarch.kernels.allocator import keep_freed_memory
 from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
+from xarch.kernels.gated_delta import gated_delta, gated_delta_step
 from xarch.kernels.graph_forms import FORMS, graph_form, graph_forms
 from xarch.kernels.grid_encoding import grid_encode
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
@@ -41,6 +42,8 @@ __all__ = [
     "causal_conv1d_step",
     "describe",
     "entry_bytes",
+    "gated_delta",
+    "gated_delta_step",
     "graph_form",
     "graph_forms",
     "grid_encode",

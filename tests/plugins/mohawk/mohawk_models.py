@@ -1,4 +1,4 @@
-"""Small decoder teachers and DM2 students for the tests of the plugin."""
+"""Small decoder teachers and recurrent students for the tests of the plugin."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
 from xarch_decoder.teacher import StudentTeacher
-from xarch_mohawk.student import DM2Student
-from xarch_mohawk.target import DM2Target
+from xarch_mohawk.student import RecurrentStudent
+from xarch_mohawk.target import DM2Target, RecurrentTarget
 
 CPU = torch.device("cpu")
 
@@ -52,17 +52,17 @@ def make_teacher(facts: DecoderFacts, seed: int = 0) -> StudentTeacher:
     return StudentTeacher(student, ref=f"made:{seed}", fingerprint=f"made {facts} {seed}")
 
 
-def make_student(teacher: StudentTeacher, **options: Any) -> DM2Student:
-    """A DM2 student right after its initialisation."""
-    target = DM2Target()
+def make_student(teacher: StudentTeacher, kind: type[RecurrentTarget] = DM2Target, **options: Any) -> RecurrentStudent:
+    """A student right after its initialisation."""
+    target = kind()
     student = target.build(teacher.facts, target.Options.model_validate(options), {}, device=CPU)
     target.initialise(student, teacher)
     student.module.eval().requires_grad_(False)
     return student
 
 
-def shake(student: DM2Student, seed: int = 0) -> None:
-    """Move every parameter of the DM2 mixers away from its start, so that no part is an identity."""
+def shake(student: RecurrentStudent, seed: int = 0) -> None:
+    """Move every parameter of the recurrent mixers away from its start, so that no part is an identity."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(p: Tensor, size: float) -> Tensor:
@@ -73,7 +73,9 @@ def shake(student: DM2Student, seed: int = 0) -> None:
             mixer = student.mixer(layer)
             for name, p in mixer.named_parameters():
                 p.add_(noise(p, 0.3 if p.ndim == 1 or "conv" in name else 0.1))
-            mixer.gain.copy_(noise(mixer.gain, 0.2))
+            for name, buffer in mixer.named_buffers():
+                assert name == "gain"
+                buffer.copy_(noise(buffer, 0.2))
 
 
 def tokens(facts: DecoderFacts, rows: int, length: int, *, seed: int = 1, documents: bool = False) -> Batch:
@@ -97,4 +99,5 @@ def logits(model: Any, batch: Batch) -> Tensor:
 
 def difference(got: Tensor, expected: Tensor) -> float:
     """Largest deviation, as a fraction of the largest expected value."""
+    got, expected = got.detach(), expected.detach()
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -11,7 +11,8 @@ from tests.plugins.mohawk.mohawk_models import difference, make_student, make_te
 from xarch.kernels import mixing_matrix
 from xarch_decoder.factored import SSDFactors
 from xarch_decoder.model.decoder import make_sequence
-from xarch_mohawk.mixer import DM2, Z_BIAS
+from xarch_mohawk.dm2 import DM2
+from xarch_mohawk.mixer import Z_BIAS
 
 VARIANTS = {
     "rope": {},

@@ -109,5 +109,5 @@ def test_units_and_options():
 
 def test_foreign_students_are_refused():
     teacher = make_teacher(tiny_facts())
-    with pytest.raises(UsageError, match="target dm2"):
+    with pytest.raises(UsageError, match="recurrent mixers"):
         KLProbe().run(Context(teacher.student, teacher, []))

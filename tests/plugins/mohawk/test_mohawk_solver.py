@@ -14,11 +14,11 @@ from xarch_decoder.model.decoder import make_sequence
 from xarch_mohawk.halflife import HALF_LIVES, HalfLifeFit, decay_bias
 from xarch_mohawk.ridge import RidgeFit
 from xarch_mohawk.solver import MixerSolver, SolverOptions
-from xarch_mohawk.student import DM2Student
+from xarch_mohawk.student import RecurrentStudent
 from xarch_mohawk.target import DM2Target
 
 
-def _fit(student: DM2Student, teacher, layer: int, batches: list[Batch], **options: object) -> dict[str, float]:
+def _fit(student: RecurrentStudent, teacher, layer: int, batches: list[Batch], **options: object) -> dict[str, float]:
     solver = DM2Target().solver(student, f"blocks.{layer}", options)
     for batch in batches:
         solver.observe(teacher.collect(batch, solver.inputs), batch)
@@ -49,11 +49,11 @@ def test_heads_made_by_a_mixer_are_found_again():
     fit = HalfLifeFit(mixer, HALF_LIVES)
     fit.observe(x[:1], heads[:1], make_sequence(batch["input_ids"][:1], batch["segment_ids"][:1]))
     fit.observe(x[1:], heads[1:], make_sequence(batch["input_ids"][1:], batch["segment_ids"][1:]))
-    found = fit.solve()
+    found = fit.best()
     assert found.half_life_H.tolist() == half_life.tolist()
     assert torch.allclose(found.scale_H.float(), scale, rtol=1e-3)
     assert torch.allclose(found.skip_H.float(), skip, atol=1e-3)
-    fit.write(found)
+    fit.solve()
     assert torch.allclose(mixer.inner(x, sequence, {"heads"})["heads"], heads, atol=1e-3)
 
 

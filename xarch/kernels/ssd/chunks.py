@@ -11,20 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xarch.kernels.precision import LOG_FLOOR, tracing
-
-
-class Decay(NamedTuple):
-    """Decays of one chunk, zero where a change of document lies between."""
-
-    inside_nQQ: Tensor
-    """exp(S_t - S_s) from token s to token t of the chunk; also zero above the diagonal."""
-    enter_nQ1: Tensor
-    """exp(S_t) from the state before the chunk to token t."""
-    leave_nQ1: Tensor
-    """exp(T - S_s) from token s to the state after the chunk."""
-    cross_n11: Tensor
-    """exp(T) from the state before to the state after the chunk."""
+from xarch.kernels.decay import Decay, chunk_decay, lower_triangle
 
 
 class Chunk(NamedTuple):
@@ -53,13 +40,13 @@ class Chunks:
         dtype: torch.dtype,
     ) -> None:
         self.batch, self.length, self.groups, self.ratio = x_BLGRP.shape[:4]
-        self.x, self.log_a, self.B, self.C, self.run = x_BLGRP, log_a_BLGR, B_BLGN, C_BLGN, run_BL
+        self.x, self.log_a, self.B, self.C = x_BLGRP, log_a_BLGR, B_BLGN, C_BLGN
         self.size = size
         self.dtype = dtype
         self.starts = range(0, self.length, size)
         self.D_n11 = None if D_H is None else D_H.to(dtype).repeat(self.batch)[:, None, None]
-        self._tril_QQ = torch.ones(size, size, dtype=dtype, device=x_BLGRP.device).tril()
-        self._tracing = tracing()
+        self._tril_QQ = lower_triangle(size, dtype, x_BLGRP.device)
+        self._run_nL = None if run_BL is None else run_BL.repeat_interleave(self.groups * self.ratio, 0)
 
     def at(self, start: int) -> tuple[slice, Chunk]:
         """Where the chunk that begins at a token lies, and its operands."""
@@ -71,24 +58,8 @@ class Chunks:
         return where, chunk
 
     def _decay(self, where: slice) -> Decay:
-        tril_QQ = self._tril_QQ[: where.stop - where.start, : where.stop - where.start]
-        # One huge step would swallow the digits of all later ones in the prefix sum.
-        log_a_nQ = self.log_a[:, where].to(self.dtype).clamp(min=LOG_FLOOR).permute(0, 2, 3, 1).flatten(0, 2)
-        # Some export targets have no CumSum; everywhere else a matmul could run in reduced precision.
-        S_nQ = log_a_nQ @ tril_QQ.t() if self._tracing else log_a_nQ.cumsum(-1)
-        inside_nQQ = (S_nQ[:, :, None] - S_nQ[:, None, :]).clamp_(LOG_FLOOR, 0.0).exp_().mul_(tril_QQ)
-        enter_nQ = S_nQ.clamp(min=LOG_FLOOR).exp_()
-        leave_nQ = (S_nQ[:, -1:] - S_nQ).clamp_(min=LOG_FLOOR).exp_()
-        if self.run is not None:
-            before = max(where.start - 1, 0)
-            per_row = self.groups * self.ratio
-            run_nQ = self.run[:, where].repeat_interleave(per_row, 0)
-            before_n1 = self.run[:, before : before + 1].repeat_interleave(per_row, 0)
-            inside_nQQ.mul_(run_nQ[:, :, None] == run_nQ[:, None, :])
-            enter_nQ.mul_(run_nQ == before_n1)
-            leave_nQ.mul_(run_nQ == run_nQ[:, -1:])
-        # What reaches the last token reaches the next chunk.
-        return Decay(inside_nQQ, enter_nQ[:, :, None], leave_nQ[:, :, None], enter_nQ[:, -1:, None])
+        log_a_nQ = self.log_a[:, where].to(self.dtype).permute(0, 2, 3, 1).flatten(0, 2)
+        return chunk_decay(log_a_nQ, self._tril_QQ, self._run_nL, where.start)
 
     def head_first(self, t_BQGRP: Tensor) -> Tensor:
         """[n, Q, P] in the island dtype."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from xarch.kernels.decay import decay_gradient
 from xarch.kernels.dispatch import register
 from xarch.kernels.precision import island_dtype, tracing, without_autocast
 from xarch.kernels.segments import runs
@@ -177,7 +178,7 @@ def _backward(
         dS_nQ += through_nQQ.sum(-1)
         dS_nQ -= through_nQQ.sum(-2)
         dT_n1 = (dstate_nPN * states[i + 1]).sum((-1, -2))[:, None]
-        dlog_a_nQ = dS_nQ.flip(-1).cumsum(-1).flip(-1) + dT_n1
+        dlog_a_nQ = decay_gradient(dS_nQ, dT_n1)
 
         dx_nQP = score_nQQ.mul_(decay.inside_nQQ).transpose(1, 2) @ dy_nQP
         dx_nQP += (B_nQN * decay.leave_nQ1) @ dstate_nPN.transpose(1, 2)
