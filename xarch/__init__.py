@@ -78,6 +78,8 @@ _PUBLIC = {
     "StageRequest": "xarch.contracts.stage",
     "BenchCase": "xarch.contracts.bench",
     "Call": "xarch.contracts.bench",
+    "Chain": "xarch.contracts.chain",
+    "Link": "xarch.contracts.chain",
     "ExportGraph": "xarch.contracts.export",
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
@@ -150,6 +152,7 @@ if TYPE_CHECKING:
     from xarch.contracts.batch import Batch
     from xarch.contracts.batch_step import BatchStep, StepContext
     from xarch.contracts.bench import BenchCase, Call
+    from xarch.contracts.chain import Chain, Link
     from xarch.contracts.connector import Connector
     from xarch.contracts.control import Control
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo

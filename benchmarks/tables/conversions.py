@@ -119,3 +119,18 @@ def constant_state(result: Result) -> list[Row]:
             what = f"{layers} layers, {context} tokens, {domain}: {p['arm']}"
             found.append(Row(what, figure, f"{p['state_bytes_a_layer'] / 1000:.0f} kB a layer", "", rival))
     return found
+
+
+def state_recall(result: Result) -> list[Row]:
+    """Share of answers that every arm knows at each distance, beside the teacher's."""
+    teacher = next(p for p in result.points if p["arm"] == "teacher")
+    probes = [key for key in teacher if key.startswith(("copy.", "recall."))]
+    asked = str(teacher["n"] // len(probes))
+    found = []
+    for p in result.points:
+        for kind in ("recall", "copy"):
+            at = [probe for probe in probes if probe.startswith(f"{kind}.")]
+            shown = ", ".join(f"{probe.partition('.')[2]}: {100 * p[probe]:.0f} %" for probe in at)
+            rival = "" if p is teacher else "teacher " + ", ".join(f"{100 * teacher[probe]:.0f} %" for probe in at)
+            found.append(Row(f"{p['arm']}: {kind}", shown, "", asked, rival))
+    return found

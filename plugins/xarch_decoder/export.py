@@ -3,7 +3,7 @@
 Both take the recurrent states and return the updated ones, so a prompt takes a few prefill calls followed by decode
 calls, without padding. A prefill graph returns the logits of its last position, from which a program samples.
 
-Legend: L tokens, V vocabulary.
+Legend: L tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from xarch import ExportGraph, Options, PlanError, Profile
-from xarch_decoder.model.decoder import MixerDecoder, States
+from xarch import Chain, ExportGraph, Link, Options, PlanError, Profile
+from xarch_decoder.model.block import Block
+from xarch_decoder.model.decoder import MixerDecoder, embedded, places
 from xarch_decoder.model.mixer import StateSpec
 from xarch_decoder.student import DecoderStudent
 
@@ -65,22 +66,67 @@ class GraphState:
         return f"present_{self.name}"
 
 
-class StepGraph(nn.Module):
-    """Maps (input_ids [1, L], position [1], states by layer) to (logits, new states).
+class _Enter(nn.Module):
+    """Maps (input_ids [1, L], position [1]) to (hidden states [1, L, D], positions [1, L])."""
 
-    Logits are [1, L, V], or [1, 1, V] if ``last``.
-    """
-
-    def __init__(self, decoder: MixerDecoder, *, fixed: bool, last: bool) -> None:
+    def __init__(self, decoder: MixerDecoder) -> None:
         super().__init__()
-        self.decoder, self.fixed, self.last = decoder, fixed, last
-        self.counts = [len(specs) for specs in decoder.state_specs()]
+        self.embed, self.gain = decoder.embed, decoder.facts.embed_gain
 
-    def forward(self, input_ids_1L: Tensor, position_1: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        queue = iter(states)
-        nested: States = tuple(tuple(next(queue) for _ in range(count)) for count in self.counts)
-        logits_1LV, nested = self.decoder.advance(input_ids_1L, position_1, nested, fixed=self.fixed, last=self.last)
-        return (logits_1LV, *(tensor for state in nested for tensor in state))
+    def forward(self, input_ids_1L: Tensor, position_1: Tensor) -> tuple[Tensor, Tensor]:
+        return embedded(self.embed, self.gain, input_ids_1L), places(input_ids_1L, position_1)
+
+
+class _Step(nn.Module):
+    """Maps (hidden states, positions, a block's states) to (hidden states, new states)."""
+
+    def __init__(self, block: Block, *, fixed: bool) -> None:
+        super().__init__()
+        self.block, self.fixed = block, fixed
+
+    def forward(self, x_1LD: Tensor, positions_1L: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        x_1LD, state = self.block.advance(x_1LD, positions_1L, state, fixed=self.fixed)
+        return (x_1LD, *state)
+
+
+class _Leave(nn.Module):
+    """Maps hidden states to logits [1, L, V], or [1, 1, V] if ``last``."""
+
+    def __init__(self, decoder: MixerDecoder, *, last: bool) -> None:
+        super().__init__()
+        self.norm, self.head, self.last = decoder.norm, decoder.head, last
+        self.embed = decoder.embed if decoder.head.weight is None else None
+
+    def forward(self, x_1LD: Tensor) -> Tensor:
+        if self.last and x_1LD.shape[1] > 1:
+            x_1LD = x_1LD[:, -1:]
+        weight_VD = self.head.weight if self.embed is None else self.embed.weight
+        assert weight_VD is not None
+        return self.head(self.norm(x_1LD), weight_VD)
+
+
+def step_chain(decoder: MixerDecoder, *, fixed: bool, last: bool) -> Chain:
+    """Return ``decoder.advance`` as a chain of embedding, blocks and head.
+
+    It maps (input_ids [1, L], position [1], states by layer) to (logits, new states), with logits [1, L, V], or
+    [1, 1, V] if ``last``.
+    """
+    states = list(graph_states(decoder))
+    links = [Link(_Enter(decoder), ["input_ids", "position"], ["hidden", "positions"])]
+    hidden = "hidden"
+    for layer in range(decoder.facts.layers):
+        own = [state for state in states if state.layer == layer]
+        reads = [hidden, "positions", *(state.name for state in own)]
+        hidden = f"hidden.{layer}"
+        step = _Step(decoder.block(layer), fixed=fixed)
+        links.append(Link(step, reads, [hidden, *(state.present for state in own)]))
+    links.append(Link(_Leave(decoder, last=last), [hidden], ["logits"]))
+    return Chain(
+        decoder,
+        links,
+        inputs=["input_ids", "position", *(state.name for state in states)],
+        outputs=["logits", *(state.present for state in states)],
+    )
 
 
 def graph_states(decoder: MixerDecoder) -> Iterator[GraphState]:
@@ -125,7 +171,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
     dynamic = {s.name: {s.spec.axis: PAST} for s in states if s.spec.axis is not None and not fixed}
     return ExportGraph(
         name="decode_1" if tokens == 1 else f"prefill_{tokens}",
-        module=StepGraph(decoder, fixed=fixed, last=logits == "last").eval(),
+        module=step_chain(decoder, fixed=fixed, last=logits == "last").eval(),
         inputs=inputs,
         outputs=["logits", *(state.present for state in states)],
         dynamic=dynamic,

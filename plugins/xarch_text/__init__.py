@@ -1,4 +1,4 @@
-"""Text: streamed, packed token batches from files (``text:``), and perplexity against a teacher."""
+"""Text: streamed, packed token batches from files (``text:``), and metrics of language models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Register the data provider and the metric without heavy imports."""
+    """Register the data provider and the metrics without heavy imports."""
     registry.data(
         "text",
         load="xarch_text.provider:TextData",
@@ -20,6 +20,13 @@ def xarch_register(registry: Any) -> None:
         "perplexity",
         load="xarch_text.metric:Perplexity",
         summary="perplexity ratio, KL to the teacher and top-1 agreement on held-out text",
+        accepts=["decoder"],
+        needs=("torch",),
+    )
+    registry.metric(
+        "recall",
+        load="xarch_text.recall:Recall",
+        summary="share of passages and of random tokens that are still known some distance later",
         accepts=["decoder"],
         needs=("torch",),
     )

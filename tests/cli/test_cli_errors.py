@@ -147,6 +147,7 @@ def test_a_bug_leaves_a_traceback_in_a_file(site: Site, raising: None, capsys: p
         (["convert", "--resume", "--out", "x"], "x contains no run to resume", "CONFIG"),
         (["list", "--plugin", "nope.py"], "plugin file nope.py does not exist", None),
         (["inspect", "nope"], "'nope' is neither a file, a folder nor a registered name", "SOURCE:REF"),
+        (["inspect", "txet:x"], "'txet' is neither a source of teachers nor a provider of data", "zoo"),
         (["inspect", "gradent"], "did you mean 'gradient'?", "SOURCE:REF"),
         (["plugins", "disable", "cor"], "unknown plugin 'cor'; did you mean 'core'?", "known: core"),
         (["plugins", "disable", "core"], "the core plugin cannot be disabled", None),

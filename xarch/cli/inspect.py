@@ -1,4 +1,4 @@
-"""``xarch inspect``: facts about one model, run, file or adapter."""
+"""``xarch inspect``: facts about one model, data set, run, file or adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from xarch.registry.loader import get_registry
 @define("inspect")
 @click.argument("ref")
 def command(session: Session, ref: str) -> None:
-    """Describe REF: a teacher (SOURCE:REF), a run or student folder, an .onnx file, or a name from `xarch list`."""
+    """Describe REF: a teacher (SOURCE:REF), data (PROVIDER:REF), a run or student folder, an .onnx file, or a name from
+    `xarch list`."""
     from xarch.cli.document_view import show_document
     from xarch.run.inspection import inspect
 

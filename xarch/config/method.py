@@ -23,6 +23,7 @@ class Method(Options):
     paper: str = Field("", description='source, e.g. "arXiv:2310.19444"')
     families: list[str] = Field(default_factory=list, description="supported student families; none: any")
     control: str = Field("", description="method or recipe used as control")
+    needs_teacher: bool = Field(True, description="false: it also trains a student without a teacher")
     figures: dict[str, Any] = Field(
         default_factory=dict, description="figures reported by the paper, and those to reach"
     )

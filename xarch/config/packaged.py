@@ -74,6 +74,24 @@ def method_of(name: str) -> Method | None:
     return None
 
 
+def without_teacher(name: str) -> str:
+    """Return the method that trains a student without a teacher: ``name``, its control, the control of that, and so on;
+    ``name`` if none of them does.
+
+    Raises:
+        UsageError: a file is invalid.
+    """
+    seen: list[str] = []
+    following = name
+    while following and following not in seen:
+        seen.append(following)
+        head = method_of(following)
+        if head is not None and not head.needs_teacher:
+            return following
+        following = head.control if head is not None else ""
+    return name
+
+
 def layer_of(label: str, document: Document) -> Layer:
     """Return the configuration in a document, after checking and removing a method head."""
     if _has_head(document):

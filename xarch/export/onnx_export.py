@@ -11,19 +11,26 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
+from xarch.contracts.chain import Chain
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
 from xarch.export import lowerings
+from xarch.export.compose import composed
 from xarch.export.integers import narrow_integers
 from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
 from xarch.export.opset import lower_opset
 from xarch.export.origins import keep_origins
+from xarch.export.structure import named_tensors
 from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
 """The lowest opset torch's exporter supports; models are converted down to older ones."""
+
+WEIGHT = "module."
+"""Prefix of the names of a module's parameters and buffers in a translated graph."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -52,14 +59,15 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
         PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the graph
             needs an opset, an IR version or an integer that the profile does not have.
     """
-    program = _translate(graph, profile)
-    linear_to_gemm(program.model)
-    reciprocal_to_div(program.model)
-    program.optimize()
-    model: ir.Model = program.model
-    gather_rows(model)
-    merge_views(model)
-    lowerings.rewrite(model, profile)
+    model = None
+    if isinstance(graph.module, Chain):
+        model = composed(graph, graph.module, lambda link: _translated(link, profile, bare=True))
+    if model is None:
+        model = _translated(graph, profile)
+    else:
+        # what links compute from their weights alone
+        fold_constants(model, onnx_shape_inference=False)
+        merge_views(model)
     expand_uniform(model)
     if profile.index_dtype == "int32":
         narrow_integers(model)
@@ -72,11 +80,39 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
         value.name = name
     for name in list(model.graph.initializers):
         value = model.graph.initializers[name]
-        if name.startswith("module."):
-            value.name = name.removeprefix("module.")
+        if name.startswith(WEIGHT):
+            value.name = name.removeprefix(WEIGHT)
     _settle_versions(model, graph, profile)
     _check_interface(model, graph)
     return model
+
+
+def _translated(graph: ExportGraph, profile: Profile, *, bare: bool = False) -> ir.Model:
+    """Return the module's operators in the form that the profile needs.
+
+    Args:
+        bare: the weights become further inputs, and nothing in the graph depends on their values.
+    """
+    program = _translate(graph, profile)
+    linear_to_gemm(program.model)
+    reciprocal_to_div(program.model)
+    if bare:
+        _take_out_weights(program.model, graph.module)
+    program.optimize()
+    model: ir.Model = program.model
+    gather_rows(model)
+    merge_views(model)
+    lowerings.rewrite(model, profile)
+    return model
+
+
+def _take_out_weights(model: ir.Model, module: nn.Module) -> None:
+    for name in named_tensors(module):
+        # other initialisers are constants of the module's code
+        value = model.graph.initializers.pop(WEIGHT + name, None)
+        if value is not None:
+            value.const_value, value.name = None, name
+            model.graph.inputs.append(value)
 
 
 def _translate(graph: ExportGraph, profile: Profile) -> Any:

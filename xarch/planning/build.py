@@ -4,6 +4,7 @@ checks."""
 from __future__ import annotations
 
 from xarch._version import __version__
+from xarch.config.packaged import without_teacher
 from xarch.config.schema import RunConfig
 from xarch.errors import PlanError, PluginError, UsageError
 from xarch.hardware import choose_device
@@ -27,14 +28,15 @@ from xarch.threads import choose_threads
 
 
 def default_recipe(config: RunConfig, describer: Describer) -> str:
-    """Return the name of the recipe or method that a target uses by default.
+    """Return the name of the recipe or method that a target uses by default, or the control among its controls that
+    needs no teacher, if there is none.
 
     Raises:
         UsageError: the target has none, or a name or an option is invalid.
         PlanError, PluginError: see :func:`build_plan`.
     """
     registry = describer.registry
-    target, _, facts = start_of(config, describer)
+    target, teacher, facts = start_of(config, describer)
     spec = registry.get("target", target.name)
     with registry.guard(spec, "recipe"):
         name = str(target.adapter.recipe(facts, target.options))
@@ -48,7 +50,7 @@ def default_recipe(config: RunConfig, describer: Describer) -> str:
             f"target {target.name!r} has no default recipe",
             "choose one with --method NAME; see `xarch list methods` and `xarch list recipes`",
         )
-    return name
+    return name if teacher is not None else without_teacher(name)
 
 
 def build_plan(

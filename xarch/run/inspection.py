@@ -1,12 +1,14 @@
-"""What ``xarch inspect`` shows: facts of a teacher, a run, a student, an ONNX file or a registered name."""
+"""What ``xarch inspect`` shows: facts of a teacher, data, a run, a student, an ONNX file or a registered name."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xarch.errors import UsageError
 from xarch.files.bounded_json import read_json
 from xarch.files.manifest import raise_first, verify
 from xarch.files.run_dir import RunDir
@@ -32,7 +34,7 @@ def read_plan(run: RunDir) -> Plan:
 
 
 def inspect(ref: str) -> dict[str, Any]:
-    """Return facts about a teacher reference, a run, a student folder, an ONNX file or a registered name.
+    """Return facts about a teacher or data by reference, a run, a student folder, an ONNX file or a registered name.
 
     Raises:
         UsageError: it is none of these, or a file of a run or student is damaged.
@@ -56,7 +58,16 @@ def inspect(ref: str) -> dict[str, Any]:
     named = [s for s in registry.specs() if ref in (s.name, s.qualified)]
     if named:
         return {"names": [_declared(s) for s in named]}
-    return _teacher(ref)
+    scheme = ref.partition(":")[0]
+    sources, data = ({s.name for s in registry.specs(kind)} for kind in ("source", "data"))
+    known = sorted(sources | data | {"zoo"})
+    if ":" in ref and scheme not in known:
+        near = difflib.get_close_matches(scheme, known, n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"{scheme!r} is neither a source of teachers nor a provider of data{guess}", f"known: {', '.join(known)}"
+        )
+    return _data(ref) if scheme in data - sources else _teacher(ref)
 
 
 def _declared(spec: Spec) -> dict[str, Any]:
@@ -98,6 +109,28 @@ def _layouts(found: Any) -> dict[str, Any]:
             known[name] = value
     tensors = getattr(found, "tensors", None)
     return {**known, "tensors": dict(tensors)} if isinstance(tensors, Mapping) else known
+
+
+def _data(ref: str) -> dict[str, Any]:
+    from xarch.config.schema import RunConfig
+    from xarch.planning.describe import Describer
+
+    registry = get_registry()
+    config = RunConfig.model_validate({"data": {"ref": ref}})
+    with registry.attributed(f"describe {ref}"):
+        info = Describer(registry, say).data(config, None).info
+    return {
+        "data": ref,
+        "title": info.title,
+        "unit": info.unit,
+        "size": dict(info.size),
+        "facts": dict(info.facts),
+        "warnings": list(info.warnings),
+        "tensors": [
+            {"name": name, "layout": tensor.layout, "shape": dict(tensor.shape)}
+            for name, tensor in info.tensors.items()
+        ],
+    }
 
 
 def _teacher(ref: str) -> dict[str, Any]:

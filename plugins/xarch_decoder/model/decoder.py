@@ -128,11 +128,7 @@ class MixerDecoder(nn.Module):
             fixed: growing states are buffers of fixed length (see ``Mixer.advance_fixed``).
             last: return logits of the last token only, [B, 1, V].
         """
-        # A constant tensor rather than arange: it becomes an initializer, not a Range node.
-        steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
-        positions_BL = (steps_L + position)[None]
-        if input_ids_BL.shape[0] > 1:
-            positions_BL = positions_BL.expand(input_ids_BL.shape)
+        positions_BL = places(input_ids_BL, position)
         x_BLD = self._embedded(input_ids_BL)
         out: list[tuple[Tensor, ...]] = []
         for layer, state in enumerate(states):
@@ -163,8 +159,21 @@ class MixerDecoder(nn.Module):
         return tuple(tuple(tensor(spec) for spec in specs) for specs in self.state_specs())
 
     def _embedded(self, input_ids_BL: Tensor) -> Tensor:
-        x_BLD = self.embed(input_ids_BL)
-        return x_BLD if self.facts.embed_gain == 1.0 else x_BLD * self.facts.embed_gain
+        return embedded(self.embed, self.facts.embed_gain, input_ids_BL)
+
+
+def embedded(embed: nn.Embedding, gain: float, input_ids_BL: Tensor) -> Tensor:
+    """Return the hidden states of tokens [B, L, D]."""
+    x_BLD = embed(input_ids_BL)
+    return x_BLD if gain == 1.0 else x_BLD * gain
+
+
+def places(input_ids_BL: Tensor, position: int | Tensor) -> Tensor:
+    """Return the positions [B, L] of tokens in their document, of which ``position`` came before them."""
+    # A constant tensor rather than arange: it becomes an initializer, not a Range node.
+    steps_L = torch.tensor(list(range(input_ids_BL.shape[1])), device=input_ids_BL.device)
+    positions_BL = (steps_L + position)[None]
+    return positions_BL.expand(input_ids_BL.shape) if input_ids_BL.shape[0] > 1 else positions_BL
 
 
 def make_sequence(input_ids_BL: Tensor, segment_ids_BL: Tensor | None) -> SequenceInfo:

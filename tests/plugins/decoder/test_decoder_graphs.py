@@ -36,7 +36,7 @@ def export(graph: ExportGraph, folder: Path) -> onnx.ModelProto:
         opset_version=20,
         input_names=list(graph.inputs),
         output_names=list(graph.outputs),
-        dynamic_shapes=({}, {}, shapes[2:]),
+        dynamic_shapes=(shapes,),
         verbose=False,
     )
     program.save(folder / f"{graph.name}.onnx")

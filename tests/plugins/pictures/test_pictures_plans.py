@@ -10,6 +10,7 @@ import pytest
 import xarch
 from tests.plugins.pictures.picture_files import write_folder
 from xarch import PlanError, save_weights
+from xarch.run.inspection import inspect
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,19 @@ def test_method_and_epochs_are_chosen(teacher: str, tmp_path: Path) -> None:
     assert (plan.config.evaluate.samples, plan.config.evaluate.batch) == (45, 100), "all that are held out"
     assert not plan.warnings, "what the family chose fits the data"
     assert (plan.name, plan.student.title) == ("test_resnet-to-test_vit", "timm:test_vit")
+
+
+def test_without_a_teacher_the_control_that_needs_none_is_chosen(teacher: str, tmp_path: Path) -> None:
+    own = {"student.options.size": 32}
+    plan = planned("none", write_folder(tmp_path / "p", each=10), **own)
+    assert plan.config.recipe == "no-teacher"
+    assert list(plan.config.stages["distil"].matches) == ["labels"]
+
+
+def test_data_can_be_inspected(tmp_path: Path) -> None:
+    found = inspect(f"images:{write_folder(tmp_path / 'p', each=10)}")
+    assert (found["unit"], found["facts"]["classes"], found["size"]["pictures"]) == ("image", 3, 30)
+    assert {tensor["name"]: tensor["layout"] for tensor in found["tensors"]}["images"] == "BCHW"
 
 
 def test_classes_that_do_not_fit_the_teacher_end_the_plan(teacher: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text data and the perplexity pass xarch's own kit."""
+"""Text data and the metrics pass xarch's own kit."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ class TestText(DataConformance):
 class TestPerplexity(MetricConformance):
     metric = "perplexity"
     family = "decoder"
+
+
+class TestRecall(MetricConformance):
+    metric = "recall"
+    family = "decoder"
+    options: ClassVar[Mapping[str, Any]] = {"distances": [32], "probes": 1}
+    needs_teacher = False

@@ -1,0 +1,170 @@
+"""Translation of a chain: one ONNX graph per structure of its links, and copies of it with weights of their own.
+
+torch's exporter takes time in proportion to the number of operators, and its optimiser more than that; a decoder of
+thirty layers has two or three kinds of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor
+
+from xarch.contracts.chain import Chain, Link, link_values
+from xarch.contracts.export import ExportGraph
+from xarch.export.origins import SCOPES
+from xarch.export.structure import named_tensors, structure
+
+Translate = Callable[[ExportGraph], ir.Model]
+"""Translates one link; weights are inputs after the graph's own, named as in its module."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A translated link.
+
+    Attributes:
+        model: its inputs are the link's, followed by its weights.
+        weights: names of the weights in the link's module.
+        given: example of every tensor that it returns.
+        free: free dimensions of these.
+    """
+
+    model: ir.Model
+    weights: list[str]
+    given: list[Tensor]
+    free: list[dict[int, str]]
+
+
+def composed(graph: ExportGraph, chain: Chain, translate: Translate) -> ir.Model | None:
+    """Return the model of a chain, or None if a size between two links is computed, which only a translation of the
+    whole can express.
+
+    Args:
+        graph: its module is ``chain``.
+        translate: see :data:`Translate`.
+    """
+    symbols = {symbol for dims in graph.dynamic.values() for symbol in dims.values()}
+    examples = dict(zip(chain.inputs, graph.inputs.values(), strict=True))
+    free = {own: dict(graph.dynamic.get(n, {})) for own, n in zip(chain.inputs, graph.inputs, strict=True)}
+    templates: dict[Hashable, Template] = {}
+    used: list[Template] = []
+    for i, link in enumerate(chain.links):
+        if not symbols.issuperset(symbol for n in link.reads for symbol in free[n].values()):
+            return None
+        given = [(tuple(examples[n].shape), examples[n].dtype, tuple(free[n].items())) for n in link.reads]
+        key = structure(link.module), tuple(given)
+        if key not in templates:
+            templates[key] = _template(f"{graph.name}, link {i}", link, examples, free, translate)
+        used.append(templates[key])
+        examples |= dict(zip(link.gives, used[-1].given, strict=True))
+        free |= dict(zip(link.gives, used[-1].free, strict=True))
+    return _joined(graph, chain, used)
+
+
+def _template(
+    name: str,
+    link: Link,
+    examples: Mapping[str, Tensor],
+    free: Mapping[str, dict[int, str]],
+    translate: Translate,
+) -> Template:
+    names = [f"in_{i}" for i in range(len(link.reads))]
+    with torch.no_grad():
+        given = link_values(link, dict(examples))
+    one = ExportGraph(
+        name,
+        link.module,
+        dict(zip(names, (examples[n] for n in link.reads), strict=True)),
+        [f"out_{i}" for i in range(len(link.gives))],
+        {own: free[n] for own, n in zip(names, link.reads, strict=True) if free[n]},
+    )
+    model = translate(one)
+    weights = [str(value.name) for value in model.graph.inputs[len(names) :]]
+    return Template(model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
+
+
+def _free(value: ir.Value) -> dict[int, str]:
+    shape = value.shape or ()
+    return {axis: str(size.value) for axis, size in enumerate(shape) if not isinstance(size, int)}
+
+
+def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.Model:
+    first = templates[0].model
+    values = {own: _input(graph, name) for own, name in zip(chain.inputs, graph.inputs, strict=True)}
+    whole = ir.Graph(list(values.values()), [], nodes=[], opset_imports=dict(first.graph.opset_imports))
+    store = _Weights(chain, whole)
+    modules = {id(module): name for name, module in chain.owner.named_modules()}
+    for i, (link, template) in enumerate(zip(chain.links, templates, strict=True)):
+        whole.opset_imports.update(template.model.graph.opset_imports)
+        part = template.model.graph.clone()
+        outputs = list(part.outputs)
+        part.outputs.clear()
+        own = named_tensors(link.module)
+        outer = [values[name] for name in link.reads] + [store.value(own[name]) for name in template.weights]
+        inner = dict(zip(part.inputs, outer, strict=True))
+        for value, replacement in inner.items():
+            value.replace_all_uses_with(replacement)
+        for value in list(part.initializers.values()):
+            del part.initializers[str(value.name)]
+            value.name = f"{i}/{value.name}"
+            whole.register_initializer(value)
+        nodes = list(part)
+        part.remove(nodes)
+        inside, place = _place(link, modules)
+        for node in nodes:
+            if SCOPES in node.metadata_props:
+                moved = node.metadata_props[SCOPES].replace(f"'module{inside}", f"'module{place}")
+                node.metadata_props[SCOPES] = moved
+            node.name = f"{i}/{node.name}"
+            for output in node.outputs:
+                output.name = f"{i}/{output.name}"
+        whole.extend(nodes)
+        values |= {name: inner.get(value, value) for name, value in zip(link.gives, outputs, strict=True)}
+    for own_name, name in zip(chain.outputs, graph.outputs, strict=True):
+        value = values[own_name]
+        if value.is_graph_input() or value.is_graph_output() or value.is_initializer():
+            copy = ir.node("Identity", [value])
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
+            whole.append(copy)
+            value = copy.outputs[0]
+        value.name = name
+        whole.outputs.append(value)
+    return ir.Model(whole, ir_version=first.ir_version)
+
+
+def _place(link: Link, modules: Mapping[int, str]) -> tuple[str, str]:
+    """Return where the first of a link's modules that the owner has lies in the link and in the owner, e.g. ".block"
+    and ".blocks.3"."""
+    for name, module in link.module.named_modules():
+        if id(module) in modules:
+            return f".{name}" if name else "", f".{modules[id(module)]}"
+    return "", ""
+
+
+def _input(graph: ExportGraph, name: str) -> ir.Value:
+    example, dims = graph.inputs[name], graph.dynamic.get(name, {})
+    shape = ir.Shape([dims.get(axis, size) for axis, size in enumerate(example.shape)])
+    return ir.Value(name=name, shape=shape, type=ir.TensorType(TorchTensor(example).dtype))
+
+
+class _Weights:
+    """Initialisers of the composed graph, one per tensor, named as the chain's owner names them."""
+
+    def __init__(self, chain: Chain, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.names = {id(t): name for name, t in reversed(named_tensors(chain.owner).items())}
+        self.made: dict[int, ir.Value] = {}
+
+    def value(self, tensor: Tensor) -> ir.Value:
+        if id(tensor) not in self.made:
+            name = self.names.get(id(tensor), f"weight_{len(self.made)}")
+            held = TorchTensor(tensor.detach(), name=name)
+            made = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(held.dtype), const_value=held)
+            self.graph.register_initializer(made)
+            self.made[id(tensor)] = made
+        return self.made[id(tensor)]
