@@ -33,6 +33,7 @@ COMMANDS = {
     "plugins": "List, check, disable and enable plugins.",
     "new": "Create a plugin or a run configuration from a template.",
     "doctor": "Show versions, devices, kernels, plugins and folders.",
+    "completion": "Print the script that completes names in a shell.",
 }
 EPILOG = "Start with `xarch list recipes`, then `xarch plan RECIPE` and `xarch convert RECIPE --tiny`."
 
