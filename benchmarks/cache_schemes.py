@@ -8,14 +8,14 @@ Written anew from their papers' descriptions, token by token, in all layers of t
 - TOVA (arXiv 2401.06104): the token that the newest one attends to least leaves.
 - CaM (ICML 2024): H2O whose leaving value is added in equal parts to the recent ones, with the probability of its share
   of attention.
-- D2O (arXiv 2406.13035), its token level: H2O whose leaving token is merged into the token with the nearest key, if that
+- D2O (arXiv 2406.13035), its token level: H2O whose leaving token is merged into the one with the nearest key, if that
   is nearer than a running mean of such distances.
 - KVMerger (arXiv 2407.08454), in a streaming form: of the older half, the two neighbours with the most similar keys
   become one, weighted by a Gaussian of their distance to the one with more attention.
 
 StreamingLLM is the window of ``constant_state.py``, whose rows, bytes and figures these are compared with. In int8,
-keys and values are rounded as they arrive; what is merged is not rounded again, and scores take no bytes, in favour of the
-schemes. CaM draws from a fixed seed. An interrupted measurement resumes.
+keys and values are rounded as they arrive; what is merged is not rounded again, and scores take no bytes, in favour of
+the schemes. CaM draws from a fixed seed. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
