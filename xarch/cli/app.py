@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "Generate text or a picture with the student of a run.",
     "export": "Export the student of a run to ONNX and check parity.",
     "bench": "Measure the latency of a run's exports or of an ONNX file.",
+    "push": "Upload a student, its model card and its exports to a model hub.",
     "study": "Run conversions for arms × seeds and compare them in one table.",
     "report": "Rebuild the report of a run.",
     "plugins": "List, check, disable and enable plugins.",
