@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,8 +212,19 @@ def load_teacher(ref: str, options: Mapping[str, Any] | None = None, device: str
 
 
 @translated()
-def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu") -> Any:
+def generate(
+    path: Path | str,
+    prompt: str = "",
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    *,
+    show: Callable[[str], None] = lambda piece: None,
+) -> Any:
     """Return a sample output of the student in a run, as defined by its family: text, or the bytes of a PNG image.
+
+    Args:
+        show: called with the pieces of a text as they are made, if its family makes it piece by piece: the prompt, then
+            one for each unit (a token).
 
     Raises:
         UsageError: there is no student, or the prompt or an option is invalid.
@@ -230,7 +241,14 @@ def generate(path: Path | str, prompt: str = "", options: Mapping[str, Any] | No
     chosen = validated(family.GenerateOptions, options or {}, "generate")
     student = load_student(path, device)
     with registry.guard(registry.get("family", name), "generate"):
-        return family.generate(student, family.load_processor(folder), prompt, chosen)
+        made = family.generate(student, family.load_processor(folder), prompt, chosen)
+        if not isinstance(made, Iterator):
+            return made
+        pieces = []
+        for piece in made:
+            pieces.append(piece)
+            show(piece)
+        return "".join(pieces)
 
 
 def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str] = ()) -> Any:

@@ -34,7 +34,7 @@ from benchmarks.kernels.case import Case
 
 LENGTHS = [256, 1024, 2048, 4096, 8192, 16384]
 QUICK = [96]
-OPERATIONS = ["selective_scan", "ssd", "causal_conv1d", "matrix_distance"]
+OPERATIONS = ["selective_scan", "ssd", "gated_delta", "causal_conv1d", "matrix_distance"]
 
 
 def main() -> None:

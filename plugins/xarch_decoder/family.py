@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,11 @@ from xarch_decoder.facts import DecoderFacts
 class TextGeneration(Options):
     """Options of ``xarch generate`` for a decoder."""
 
-    tokens: int = Field(64, ge=1, description="tokens to continue by")
+    tokens: int = Field(64, ge=1, description="most tokens to continue by; the end token stops earlier")
+    temperature: float = Field(0.0, ge=0, description="of the distribution that is drawn from; 0: the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens of this probability together")
+    seed: int = Field(0, ge=0, description="of what is drawn")
+    chat: bool = Field(False, description="put the prompt as a question, in the tokenizer's chat template")
 
 
 class DecoderFamily(Family):
@@ -81,11 +85,11 @@ class DecoderFamily(Family):
 
         return list(control_layouts(student)) if isinstance(student, DecoderStudent) else ()
 
-    def generate(self, model: Any, processor: Any, prompt: str, options: TextGeneration) -> str:
-        """Return the prompt, continued greedily."""
-        from xarch_decoder.generation import continue_text
+    def generate(self, model: Any, processor: Any, prompt: str, options: TextGeneration) -> Iterator[str]:
+        """Yield the prompt and its continuation, or the answer to it, token by token."""
+        from xarch_decoder.generation import text_pieces
 
-        return continue_text(model, processor, prompt, options.tokens)
+        return text_pieces(model, processor, prompt, options)
 
     def example_batch(self, facts: DecoderFacts, samples: int = 2, seed: int = 0) -> Batch:
         """Return random tokens."""

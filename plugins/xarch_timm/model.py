@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from xarch import Sink, Student, Teacher
@@ -47,7 +48,7 @@ class TimmModel(ImageModel):
     def _own_form(self, map_BCHW: Tensor, prefix_BPD: Tensor | None) -> Tensor:
         if self.facts.kind == "conv":
             return map_BCHW
-        grid_BLD = map_BCHW.flatten(2).transpose(1, 2)
+        grid_BLD = rearrange(map_BCHW, "b c h w -> b (h w) c")
         return grid_BLD if prefix_BPD is None else torch.cat([prefix_BPD, grid_BLD], 1)
 
     def _head(self, final: Any, wanted: Collection[str], sink: Sink) -> None:

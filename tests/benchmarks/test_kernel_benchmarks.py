@@ -30,6 +30,7 @@ from benchmarks.store import Store
 SMALL = {
     "selective_scan": {"B": 2, "D": 6, "N": 4},
     "ssd": {"B": 2, "H": 4, "P": 8, "G": 2, "N": 8},
+    "gated_delta": {"B": 2, "H": 4, "K": 2, "P": 8, "N": 8},
     "causal_conv1d": {"B": 2, "C": 10, "K": 4},
     "matrix_distance": {"B": 2, "H": 4, "K": 2, "E": 8, "G": 4, "N": 8},
 }

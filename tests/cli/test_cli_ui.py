@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -106,6 +111,54 @@ def test_a_panel_for_terminals() -> None:
     assert "stage 2/2 b" in text
     assert isinstance(reporter, LiveReporter)
     assert reporter.live is None
+
+
+PANEL = """
+from rich.console import Console
+from types import SimpleNamespace
+from xarch.cli.ui import LiveReporter, make_reporter
+clock = iter(range(1000))
+console = Console(color_system="256")
+reporter = make_reporter(console)
+assert isinstance(reporter, LiveReporter)
+reporter.clock = reporter.eta.clock = lambda: 2.0 * next(clock)
+stages = [SimpleNamespace(name="a", seconds=10.0), SimpleNamespace(name="b", seconds=30.0)]
+reporter.plan_ready(SimpleNamespace(unit="token", stages=stages))
+reporter.eta.clock = reporter.clock
+reporter.stage_started(1, 2, "a", "gradient", 20)
+for step in range(1, 11):
+    reporter.step(step, 20, {"loss": 1 / step}, 5000)
+reporter.live.refresh()
+reporter.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.parametrize("columns", [80, 50])
+def test_a_colour_terminal_shows_bars_and_numbers(columns: int) -> None:
+    """edge 3: what followed the bar was cut off wherever there was colour."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm-256color"}
+    done = subprocess.Popen([sys.executable, "-c", PANEL], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    read = b""
+    with contextlib.suppress(OSError):  # EIO once the program has closed its side
+        while part := os.read(ours, 65536):
+            read += part
+    os.close(ours)
+    assert done.wait() == 0, read.decode()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", read.decode())
+    assert "\x1b[38;5;" in read.decode(), "it has no colours"
+    lines = [line.strip("│ \r") for line in shown.splitlines()]
+    assert any(re.fullmatch("stage [━╸╺]+ +50 %", line) for line in lines), shown
+    assert any(re.fullmatch("run +[━╸╺]+ +12 %", line) for line in lines), shown
+    assert "10/20 loss 0.1 2500 tokens/s 20 s left, run 2 m 20 s" in " ".join(" ".join(lines).split()), shown
 
 
 def test_the_panel_is_taken_down_after_an_error() -> None:

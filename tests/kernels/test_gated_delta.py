@@ -73,6 +73,12 @@ def check(case: Delta, backend: str, dtype: torch.dtype = torch.float32, limit: 
         for segmented in (False, True)
     ]
     + [(Delta(2, n, 6, 2, 20, 33, segmented=n != 65, seed=n), torch.float32) for n in (2, 65, 150)],
+    cpp=[
+        (Delta(2, n, *shape, segmented=segmented), torch.float32)
+        for shape in [(6, 2, 64, 64), (4, 1, 20, 33), (3, 3, 5, 3)]
+        for n in (1, 2, 17, 63, 64, 65, 131)
+        for segmented in (False, True)
+    ],
 )
 def test_values_and_gradients(backend, case, dtype):
     check(case, backend, dtype)
@@ -97,12 +103,12 @@ def test_a_written_value_is_read_back():
     k = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 2, 1, 2, 3, 0])][None, :, None]
     v = torch.arange(12, dtype=torch.float64).view(1, 6, 1, 2)
     one = torch.ones(1, 6, 1, dtype=torch.float64)
-    for backend in ("naive", "torch"):
+    for backend in ("naive", "torch", None):
         _, state = gated_delta(k, k, v, 0 * one, one, return_final_state=True, backend=backend)
         assert_close([state[0, 0].T], [v[0, [5, 2, 3, 4], 0]], 1e-12)
 
 
-@each("alike, limit", torch=[(0.9, 1e-5), (1.0, 1e-5)])
+@each("alike, limit", torch=[(0.9, 1e-5), (1.0, 1e-5)], cpp=[(0.9, 1e-5), (1.0, 1e-5)])
 def test_keys_that_are_alike_lose_no_digits(backend, alike, limit):
     """Powers of the triangular matrix reach e^40 here; the system is solved without them."""
     check(Delta(1, 130, 2, 2, alike=alike, log_a=0.0), backend, limit=limit)
@@ -122,9 +128,22 @@ def test_exporters_solve_the_same_system_by_products():
     assert not any(word in names for word in ("triangular", "cumsum", "inverse"))
 
 
-@each("log_a", torch=[0.0, -1e-7, -5.0, -90.0, -1e30])
+@each("log_a", torch=[0.0, -1e-7, -5.0, -90.0, -1e30], cpp=[0.0, -1e-7, -5.0, -90.0, -1e30])
 def test_no_decay_is_too_weak_or_too_strong(backend, log_a):
     check(Delta(2, 50, 2, 2, log_a=log_a, chunk=Q), backend, limit=1e-4)
+
+
+@each(cpp=[()])
+def test_threads_do_not_change_a_bit(backend):
+    case, before, found = Delta(2, 150, 6, 2, 16, 16), torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            values, grads = results(case.call, backend, case.operands(), torch.float32)
+            found.append(values + grads)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_gradcheck():
@@ -133,7 +152,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *t: case.call("torch", *t), leaves, fast_mode=True)
 
 
-@each("dtype", torch=[torch.float64])
+@each("dtype", torch=[torch.float64], cpp=[torch.float32])
 @settings(max_examples=25)
 @given(
     case=st.builds(

@@ -28,11 +28,13 @@ COMMANDS = {
     "generate": "Generate text or a picture with the student of a run.",
     "export": "Export the student of a run to ONNX and check parity.",
     "bench": "Measure the latency of a run's exports or of an ONNX file.",
+    "push": "Upload a student, its model card and its exports to a model hub.",
     "study": "Run conversions for arms × seeds and compare them in one table.",
     "report": "Rebuild the report of a run.",
     "plugins": "List, check, disable and enable plugins.",
     "new": "Create a plugin or a run configuration from a template.",
     "doctor": "Show versions, devices, kernels, plugins and folders.",
+    "completion": "Print the script that completes names in a shell.",
 }
 EPILOG = "Start with `xarch list recipes`, then `xarch plan RECIPE` and `xarch convert RECIPE --tiny`."
 

@@ -29,12 +29,14 @@ class Eta:
         self.ratios: list[tuple[float, float]] = []
         self.remaining_steps = 0
         self.total_steps = 0
+        self.ended = False
 
     def begin(self, stage: str) -> None:
         """Start timing a stage."""
         self.stage, self.started = stage, self.clock()
         self.last_time, self.last_step, self.step_seconds, self.rate = None, 0, None, None
         self.remaining_steps = self.total_steps = 0
+        self.ended = False
 
     def step(self, step: int, steps: int, units: int) -> None:
         """Record a step that read ``units``. The first one only starts the clock, because it includes the warm-up."""
@@ -49,6 +51,7 @@ class Eta:
 
     def end(self) -> None:
         """End the stage; its actual time relative to the plan scales the estimates of later stages."""
+        self.ended = True
         planned = self.planned.get(self.stage, 0.0)
         if planned > 0:
             self.ratios.append((self.clock() - self.started, planned))
@@ -65,6 +68,15 @@ class Eta:
             return None
         later = sum(self.planned[n] for n in names[names.index(self.stage) + 1 :])
         return own + later * self._scale()
+
+    def share(self) -> float:
+        """Return the share of the run's stages that is done, by their planned seconds; 0 without a plan."""
+        names, total = list(self.planned), sum(self.planned.values())
+        if self.stage not in names or total <= 0:
+            return 0.0
+        done = sum(self.planned[n] for n in names[: names.index(self.stage)])
+        own = 1 - self.remaining_steps / self.total_steps if self.total_steps else float(self.ended)
+        return (done + own * self.planned[self.stage]) / total
 
     def _scale(self) -> float:
         """Return actual over planned seconds, for finished stages and, if known, the running one."""

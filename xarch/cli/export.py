@@ -6,12 +6,19 @@ from pathlib import Path
 
 import click
 
+from xarch.cli.completion import names
 from xarch.cli.session import Session, define
 
 
 @define("export", uses=("set",))
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--profile", default="cpu", show_default=True, help="One of `xarch list profiles`.")
+@click.option(
+    "--profile",
+    default="cpu",
+    show_default=True,
+    shell_complete=names("export"),
+    help="One of `xarch list profiles`.",
+)
 def command(session: Session, run: Path, profile: str) -> None:
     """Export the student in RUN to RUN/export/PROFILE; a graph that fails the parity gate is rejected (exit code 6).
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xarch.cli.completion import names
 from xarch.cli.session import Session
 from xarch.config.load import load_config
 from xarch.errors import UsageError
@@ -21,11 +22,32 @@ def configuration(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the CONFIG argument and the flags that can replace it."""
     for add in reversed(
         (
-            click.argument("config", required=False),
-            click.option("--teacher", metavar="SOURCE:REF", help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR, none."),
-            click.option("--to", "target", metavar="TARGET", help="Student architecture; see `xarch list targets`."),
-            click.option("--data", metavar="PROVIDER:REF", help="Training data, e.g. text:FOLDER."),
-            click.option("--method", metavar="NAME", help="Method or recipe; default: the target's own."),
+            click.argument("config", required=False, shell_complete=names("recipe", "method", files=True)),
+            click.option(
+                "--teacher",
+                metavar="SOURCE:REF",
+                shell_complete=names("source", suffix=":"),
+                help="Teacher, e.g. zoo:NAME, hf:FOLDER, run:DIR, none.",
+            ),
+            click.option(
+                "--to",
+                "target",
+                metavar="TARGET",
+                shell_complete=names("target"),
+                help="Student architecture; see `xarch list targets`.",
+            ),
+            click.option(
+                "--data",
+                metavar="PROVIDER:REF",
+                shell_complete=names("data", suffix=":"),
+                help="Training data, e.g. text:FOLDER.",
+            ),
+            click.option(
+                "--method",
+                metavar="NAME",
+                shell_complete=names("method", "recipe"),
+                help="Method or recipe; default: the target's own.",
+            ),
             click.option("--tiny", is_flag=True, help="Run the whole conversion on a truncated model, in a minute."),
             click.option("--allow-pickle", is_flag=True, help="Also read pickled weights (tensors only)."),
         )

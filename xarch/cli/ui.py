@@ -180,9 +180,21 @@ class LiveReporter(_Followed):
         from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
-        body: list[RenderableType] = [Text(self.figures() or "working")]
-        if self.steps:
-            body.insert(0, ProgressBar(total=self.steps, completed=self.step_now))
-        return Panel(Group(*body), title=Text(self.title), title_align="left", border_style="dim")
+        # Each bar is a cell: one of its own ends without a new line, and what follows it on a terminal is cut off.
+        bars = Table.grid(expand=True, padding=(0, 1, 0, 0))
+        bars.add_column()
+        bars.add_column(ratio=1)
+        bars.add_column(justify="right")
+        shares = {"stage" if self.loss is not None else "": self.step_now / self.steps} if self.steps else {}
+        if self.eta.stage:
+            shares["run"] = self.eta.share()
+        for name, share in shares.items():
+            bars.add_row(name, ProgressBar(total=1.0, completed=share), f"{100 * share:.0f} %")
+        body = [bars] if shares else []
+        title = Text(self.title)
+        return Panel(
+            Group(*body, Text(self.figures() or "working")), title=title, title_align="left", border_style="dim"
+        )

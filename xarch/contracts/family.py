@@ -130,7 +130,8 @@ class Family(ABC):
         return ()
 
     def generate(self, model: Any, processor: Any, prompt: str, options: Any) -> Any:
-        """Return a sample output to look at, for ``xarch generate``: text, or the bytes of a PNG image.
+        """Return a sample output to look at, for ``xarch generate``: text, an iterator of its pieces, one for each unit
+        (a token) as it is made and one for the prompt before them, or the bytes of a PNG image.
 
         Args:
             model: a loaded student or teacher (``TapModel``).

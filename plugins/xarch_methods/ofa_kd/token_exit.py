@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -53,7 +54,7 @@ class TokenExit(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return logits [B, K]."""
-        tokens_BND = value.flatten(2).transpose(1, 2) if value.ndim == 4 else value
+        tokens_BND = rearrange(value, "b d h w -> b (h w) d") if value.ndim == 4 else value
         prefix_BPD, patch_BND = tokens_BND[:, : self.prefix], tokens_BND[:, self.prefix :]
         size = self.grid
         for merge in self.merges:
@@ -75,10 +76,11 @@ class _Merge(nn.Module):
         self.act = nn.GELU() if activates else nn.Identity()
 
     def forward(self, value_BND: Tensor, size: tuple[int, ...]) -> Tensor:
-        grid_BDHW = value_BND.transpose(1, 2).unflatten(2, size)
+        grid_BDHW = rearrange(value_BND, "b (h w) d -> b d h w", h=size[0])
         if size[0] % 2 or size[1] % 2:
             grid_BDHW = F.adaptive_avg_pool2d(grid_BDHW, (size[0] // 2 * 2, size[1] // 2 * 2))
-        merged: Tensor = self.act(self.linear(self.norm(F.pixel_unshuffle(grid_BDHW, 2).flatten(2).transpose(1, 2))))
+        joined_BNE = rearrange(grid_BDHW, "b d (h down) (w across) -> b (h w) (d down across)", down=2, across=2)
+        merged: Tensor = self.act(self.linear(self.norm(joined_BNE)))
         return merged
 
 
@@ -93,8 +95,9 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, value_BND: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(value_BND)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        value_BND = value_BND + self.out(mixed)
+        qkv_BNF = self.qkv(self.norm1(value_BND))
+        q, k, v = rearrange(qkv_BNF, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+        mixed_BHNE = F.scaled_dot_product_attention(q, k, v)
+        value_BND = value_BND + self.out(rearrange(mixed_BHNE, "b heads n e -> b n (heads e)"))
         made: Tensor = value_BND + self.mlp(self.norm2(value_BND))
         return made

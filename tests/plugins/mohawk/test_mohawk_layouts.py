@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.plugins.mohawk.mohawk_models import difference, make_student, make_teacher, shake, tiny_facts
+from tests.plugins.mohawk.mohawk_models import difference, logits, make_student, make_teacher, shake, tiny_facts, tokens
 from xarch import UsageError
 from xarch_decoder.model.decoder import make_sequence
+from xarch_mohawk.bamba import save_bamba
 from xarch_mohawk.layouts import load, mamba2, phi_mamba, qwen3_next, save
 from xarch_mohawk.target import DM2Target, GDNTarget, Mamba2Target
 
@@ -75,6 +76,32 @@ def test_mamba2_is_that_of_transformers(bias):
         again = mixer(Mamba2Target, 1, bias=bias, state_size=12)
         load(again, layout, theirs.state_dict())
         assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layers", ["all", {"replace": [0, 2]}], ids=["pure", "hybrid"])
+def test_a_whole_student_is_a_bamba(layers, tmp_path):
+    """Spec check D1: nothing missing or unexpected, logits equal."""
+    from transformers import BambaForCausalLM
+
+    teacher = make_teacher(FACTS)
+    student = make_student(teacher, Mamba2Target, layers=layers)
+    shake(student)
+    student.finish()
+    save_bamba(student.decoder, tmp_path)
+    theirs, report = BambaForCausalLM.from_pretrained(tmp_path, output_loading_info=True, num_logits_to_keep=None)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    batch = tokens(FACTS, 2, 40)
+    found = theirs(batch["input_ids"], use_cache=False, logits_to_keep=0).logits
+    assert difference(found, logits(student, batch)) < 1e-4
+
+
+def test_what_bamba_lacks_is_named(tmp_path):
+    student = make_student(make_teacher(tiny_facts(norm="layer", qk_norm=True)), Mamba2Target, layers={"keep": [1]})
+    with pytest.raises(UsageError, match=r"layer norms.*normalised queries"):
+        save_bamba(student.decoder, tmp_path)
+    with pytest.raises(UsageError, match="another mixer"):
+        save_bamba(make_student(make_teacher(FACTS), DM2Target).decoder, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from xarch.kernels.precision import island_dtype, tracing, without_autocast
 from xarch.kernels.segments import runs
 
 CHUNK = 64
+"""Fastest of 32, 64 and 128 on one CPU thread at N = P = 64 (see README.md)."""
 
 
 @register("gated_delta", "torch", priority=10)

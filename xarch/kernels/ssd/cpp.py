@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import declare, kernel, why_not
+from xarch.kernels.native.tensors import Rows, dense, rows
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -30,10 +31,6 @@ _UNITS = 8
 """Up to 8 heads of a group share work as long as so many pieces of work are left for the threads."""
 
 
-class _Rows(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), ("batch", ctypes.c_int64), ("token", ctypes.c_int64), ("head", ctypes.c_int64)]
-
-
 _SIZES = ("batch", "length", "heads", "groups", "width", "size", "chunk", "slice", "threads")
 _STRIDED = ("x", "log_a", "B", "C", "dy")
 _DENSE = ("D", "initial", "run", "y", "last", "states", "dlast", "dx", "dlog_a", "dB", "dC", "dD", "dinitial")
@@ -42,7 +39,7 @@ _DENSE = ("D", "initial", "run", "y", "last", "states", "dlast", "dx", "dlog_a",
 class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, _Rows) for name in _STRIDED),
+        *((name, Rows) for name in _STRIDED),
         *((name, ctypes.c_void_p) for name in _DENSE),
     ]
 
@@ -127,7 +124,7 @@ def ssd_cpp_forward(
     """y, the state after the last token, and with ``keep`` the state before each chunk [B, H, K, N, P]."""
     inputs = _Inputs(x_BLHP, log_a_BLH, B_BLGN, C_BLGN, D_H, run_BL, chunk)
     y_BLHP, last_BHPN, states_BHKNP = _outputs(x_BLHP, B_BLGN, chunk, keep, torch.float32)
-    initial = None if initial_state_BHPN is None else _dense(initial_state_BHPN)
+    initial = None if initial_state_BHPN is None else dense(initial_state_BHPN)
     inputs.run("ssd_forward", initial=initial, y=y_BLHP, last=last_BHPN, states=states_BHKNP if keep else None)
     return y_BLHP.to(x_BLHP.dtype), last_BHPN, states_BHKNP
 
@@ -170,7 +167,7 @@ def ssd_cpp_backward(
     inputs.run(
         "ssd_backward",
         dy=dy_BLHP,
-        dlast=None if dlast_BHPN is None else _dense(dlast_BHPN),
+        dlast=None if dlast_BHPN is None else dense(dlast_BHPN),
         states=states_BHKNP,
         dx=dx_BLHP,
         dlog_a=dlog_a_BLH,
@@ -247,19 +244,19 @@ class _Inputs:
         part = min(part, ratio)
         self.slices = -(-ratio // part)
         self._sizes = (batch, length, heads, groups, width, size, chunk, part, torch.get_num_threads())
-        self._rows = {"x": _rows(x_BLHP), "B": _rows(B_BLGN), "C": _rows(C_BLGN), "log_a": log_a_BLH.float()}
+        self._rows = {"x": rows(x_BLHP), "B": rows(B_BLGN), "C": rows(C_BLGN), "log_a": log_a_BLH.float()}
         self._dense = {
-            "D": None if D_H is None else _dense(D_H),
+            "D": None if D_H is None else dense(D_H),
             "run": None if run_BL is None else run_BL.contiguous(),
         }
 
     def run(self, function: str, *, dy: Tensor | None = None, **tensors: Tensor | None) -> None:
-        rows = self._rows if dy is None else {**self._rows, "dy": _rows(dy)}
-        dense = {**self._dense, **tensors}
+        strided = self._rows if dy is None else {**self._rows, "dy": rows(dy)}
+        contiguous = {**self._dense, **tensors}
         call = _Call(
             *self._sizes,
-            **{name: _Rows(t.data_ptr(), *t.stride()[:3]) for name, t in rows.items()},
-            **{name: t.data_ptr() for name, t in dense.items() if t is not None},
+            **{name: Rows.of(t) for name, t in strided.items()},
+            **{name: t.data_ptr() for name, t in contiguous.items() if t is not None},
         )
         getattr(_library(), function)(call)
 
@@ -274,12 +271,3 @@ def _outputs(x: Tensor, B: Tensor, chunk: int, keep: bool, dtype: torch.dtype) -
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t.float().contiguous()
-
-
-def _rows(t: Tensor) -> Tensor:
-    t = t.float()
-    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()

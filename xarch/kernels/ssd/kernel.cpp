@@ -5,26 +5,16 @@
 // are kept as h^T [N, P], so that the forward pass transposes nothing but B.
 //
 // Legend: Q tokens of a chunk, P value width, N state size; tiles have their rows padded to whole vectors.
-#include <cmath>
-
+#include "chunk.h"
 #include "gemm.h"
 #include "parallel.h"
 
 using namespace simd;
+using namespace chunk;
 using gemm::Job;
 using gemm::padded;
 using gemm::Product;
 using gemm::Range;
-
-// Exponents below this are raised to it, as xarch/kernels/precision.py explains.
-static constexpr float LOG_FLOOR = -60.0f;
-
-// A float tensor: the last dimension is dense, the others have strides, in floats.
-struct Rows {
-    const float* at;
-    int64_t batch, token, head;
-    const float* of(int64_t b, int64_t t, int64_t h) const { return at + b * batch + t * token + h * head; }
-};
 
 struct Call {
     int64_t batch, length, heads, groups, width, size, chunk, slice, threads;
@@ -37,126 +27,6 @@ struct Call {
 };
 
 namespace {
-
-// Memory of a thread, kept from call to call.
-class Scratch {
-    std::vector<float> memory_;
-    float* next_ = nullptr;
-
-public:
-    void reserve(int64_t floats) {
-        if ((int64_t)memory_.size() < floats + 16) memory_.assign((size_t)floats + 16, 0.0f);
-        next_ = (float*)(((uintptr_t)memory_.data() + 63) / 64 * 64);
-    }
-    float* take(int64_t floats) {
-        float* taken = next_;
-        next_ += (floats + 15) / 16 * 16;
-        return taken;
-    }
-};
-thread_local Scratch scratch;
-
-// [P, N] of any width to a tile [N, Pp], rows padded up to whole blocks; and back.
-void turn_in(const float* from, int64_t rows, int64_t columns, float* to, float* between) {
-    gemm::pack(from, columns, rows, columns, between, padded(rows));
-    gemm::transpose(between, padded(columns), to, padded(rows), rows, columns);
-}
-void turn_out(const float* tile, int64_t rows, int64_t columns, float* to, float* between) {
-    gemm::transpose(tile, padded(rows), between, padded(columns), columns, rows);
-    gemm::unpack(between, rows, columns, to, columns);
-}
-
-// Decays of one head in one chunk.
-struct Decay {
-    float *S, *rest;         // [Qp]: prefix sums, and what float32 has lost of them
-    float *enter, *leave;    // [Qp]: exp(S_t), exp(T - S_s); zero across a change of document
-    int32_t* run = nullptr;  // [Qp] or null
-    float cross = 0.0f;      // exp(T)
-
-    void read(const Call& c, int64_t b, int64_t h, int64_t start, int64_t q) {
-        const int64_t all = padded(q);
-        double sum = 0.0;
-        for (int64_t t = 0; t < all; ++t) {
-            if (t < q) {
-                const float log_a = *c.log_a.of(b, start + t, h);
-                sum += log_a < LOG_FLOOR ? LOG_FLOOR : log_a;
-            }
-            S[t] = (float)sum;
-            rest[t] = (float)(sum - S[t]);
-        }
-        const vf floor = vf{} + LOG_FLOOR;
-        for (int64_t t = 0; t < all; t += W) {
-            store(enter + t, vexp(vmax(load(S + t) + load(rest + t), floor)));
-            store(leave + t, vexp(vmax(since(all - 1, t), floor)));
-        }
-        if (run) {
-            const int64_t before = c.run[b * c.length + (start > 0 ? start - 1 : 0)];
-            const int64_t* now = c.run + b * c.length + start;
-            for (int64_t t = 0; t < all; ++t) run[t] = t < q ? (int32_t)(now[t] - before) : -1;
-            for (int64_t t = 0; t < q; ++t) {
-                if (run[t] != 0) enter[t] = 0.0f;
-                if (run[t] != run[q - 1]) leave[t] = 0.0f;
-            }
-        }
-        // What reaches the last token reaches the next chunk.
-        cross = enter[q - 1];
-    }
-
-    // S_t - S_s for the W tokens from s on.
-    vf since(int64_t t, int64_t s) const { return ((vf{} + S[t]) - load(S + s)) + ((vf{} + rest[t]) - load(rest + s)); }
-
-    // weight = score o L and, if given, dscore = dscore o L, with L[t, s] = exp(S_t - S_s) for s <= t of one document,
-    // else zero; the diagonal of dscore moves to `diagonal`. Columns are written as far beyond the diagonal as a causal
-    // product reads.
-    void apply(const float* score, float* weight, float* dscore, float* diagonal, int64_t q) const {
-        const int64_t all = padded(q);
-        const vf floor = vf{} + LOG_FLOOR;
-        vi lanes;
-        for (int i = 0; i < W; ++i) lanes[i] = i;
-        for (int64_t t = 0; t < q; ++t) {
-            const float* from = score + t * all;
-            float *to = weight + t * all, *dto = dscore ? dscore + t * all : nullptr;
-            if (dto) diagonal[t] = dto[t];
-            int64_t s = 0;
-            for (; s <= t; s += W) {
-                vf L = vexp(vmax(vmin(since(t, s), vf{}), floor));
-                if (run) {
-                    vi other;
-                    std::memcpy(&other, run + s, sizeof other);
-                    L = select(other == run[t], L, vf{});
-                }
-                vf w = load(from + s) * L, d{};
-                if (dto) d = load(dto + s) * L;
-                if (s + W > t) {
-                    w = select(lanes <= (int32_t)(t - s), w, vf{});
-                    d = select(lanes < (int32_t)(t - s), d, vf{});
-                }
-                store(to + s, w);
-                if (dto) store(dto + s, d);
-            }
-            for (; s < all && s < t + gemm::MAX_ROWS; s += W) {
-                store(to + s, vf{});
-                if (dto) store(dto + s, vf{});
-            }
-        }
-    }
-};
-
-// to = scale[t] from[t], row by row.
-void scaled(const float* from, const float* scale, int64_t q, int64_t stride, float* to) {
-    for (int64_t t = 0; t < q; ++t)
-        for (int64_t j = 0; j < stride; j += W) store(to + t * stride + j, load(from + t * stride + j) * scale[t]);
-}
-
-// to += scale from.
-void add(const float* from, float scale, int64_t floats, float* to) {
-    for (int64_t j = 0; j < floats; j += W) store(to + j, fma(load(from + j), vf{} + scale, load(to + j)));
-}
-
-vf dot(const float* a, const float* b, int64_t floats, vf sum) {
-    for (int64_t j = 0; j < floats; j += W) sum = fma(load(a + j), load(b + j), sum);
-    return sum;
-}
 
 struct Unit {
     const Call& c;
@@ -176,6 +46,7 @@ struct Unit {
         chunks = (c.length + c.chunk - 1) / c.chunk;
     }
 
+    const int64_t* documents() const { return c.run ? c.run + b * c.length : nullptr; }
     float* state(int64_t head, int64_t at) const {
         return c.states + ((b * c.heads + head) * chunks + at) * c.size * c.width;
     }
@@ -228,7 +99,7 @@ void Unit::forward() const {
             else foresee(ahead, c.x, start + c.chunk, first, c.width);
             if (r == 0) foresee(ahead, c.B, start + c.chunk, g, c.size), foresee(ahead, c.C, start + c.chunk, g, c.size);
             gemm::pack(c.x.of(b, start, head), c.x.token, q, c.width, x, q);
-            decay.read(c, b, head, start, q);
+            decay.read(c.log_a, documents(), b, head, start, q);
             decay.apply(G, M, nullptr, nullptr, q);
             Product through{C, Np, 1, state_NP, Pp, i > 0 || c.initial ? c.size : 0};
             gemm::run({y, Pp, q, c.width, 0.0f, through, decay.enter, {M, qp, 1, x, Pp, q}, Range::UP_TO_ROW}, ahead);
@@ -295,7 +166,7 @@ void Unit::backward() const {
             gemm::pack(state(head, i), c.width, c.size, c.width, h, Np);
             gemm::transpose(h, Pp, h_PN, Np, c.size, c.width);
             if (onward) gemm::transpose(dstate_NP, Pp, dh_PN, Np, c.size, c.width);
-            decay.read(c, b, head, start, q);
+            decay.read(c.log_a, documents(), b, head, start, q);
             gemm::run({dG, qp, q, q, 0.0f, {}, nullptr, {dy, Pp, 1, xT, qp, c.width}, Range::BELOW}, ahead);
             decay.apply(G, M, dG, diagonal, q);
 
