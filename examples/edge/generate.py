@@ -14,8 +14,11 @@ from tokenizers import Tokenizer, decoders
 
 def load(path, threads):
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads  # next line: repacked weights speed up matrix products, not single tokens
-    options.add_session_config_entry("session.disable_prepacking", "1" if path.stem == "decode_1" else "0")
+    options.intra_op_num_threads = threads
+    for key, value in json.loads((path.parent / "profile.json").read_text())["graphs"][path.stem][
+        "session_options"
+    ].items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

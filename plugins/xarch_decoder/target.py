@@ -67,4 +67,4 @@ class DecoderTarget(TargetAdapter, Generic[S]):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
-        return decoder_parity(self.own(student), graphs, batches)
+        return decoder_parity(self.own(student), graphs, batches, profile.dtype)
