@@ -87,6 +87,23 @@ def test_the_runtime_multiplies_by_them_and_a_tied_table_is_stored_once(tmp_path
     assert np.linalg.norm(found - wanted) <= most * np.linalg.norm(wanted)
 
 
+def test_the_products_of_a_float_graph_are_found_by_the_runtimes_own_quantiser(tmp_path: Path) -> None:
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    graph = replace(tied_graph(), weight_only=True)
+    ir.save(to_onnx(graph, cpu), tmp_path / "float.onnx")
+    model = onnx.load(tmp_path / "float.onnx")
+    # the head reads the table that the embedding reads, so it keeps the other form
+    assert sorted(n.op_type for n in model.graph.node if n.op_type in ("MatMul", "Gemm")) == ["Gemm", "MatMul"]
+    session = onnxruntime.InferenceSession(tmp_path / "float.onnx")
+    found = session.run(None, {"ids": graph.inputs["ids"].numpy()})[0]
+    np.testing.assert_allclose(found, graph.module(graph.inputs["ids"])[0].numpy(), rtol=1e-4, atol=1e-5)
+    quantiser = MatMulNBitsQuantizer(model, bits=4, block_size=32, is_symmetric=True)
+    quantiser.process()
+    assert [n.op_type for n in quantiser.model.model.graph.node].count("MatMulNBits") == 1
+
+
 def test_four_bits_need_a_runtime_that_reads_them(tmp_path: Path) -> None:
     from tests.export.export_models import RecurrentTarget, held_out, make_student
 

@@ -95,7 +95,8 @@ class ExportGraph:
         variant: operating point of the student that it implements, see ``Student.variants``; "" for the student itself.
         top1: name of an output whose last axis is a distribution; its arg-max agreement is reported.
         weight_only: whether a profile of few bits stores only weights so, where its runtime can: products of few rows
-            wait for the bytes of weights, and inputs that pass through states gather errors.
+            wait for the bytes of weights, and inputs that pass through states gather errors. Their products are MatMul
+            nodes where shapes are free, which other tools find.
     """
 
     name: str
