@@ -29,6 +29,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "kernels": kernels.kernels,
     "conversion_speed": conversions.conversion_speed,
     "constant_state": conversions.constant_state,
+    "cache_schemes": conversions.cache_schemes,
     "state_recall": conversions.state_recall,
     "matrix_memory": conversions.matrix_memory,
     "plan_accuracy": conversions.plan_accuracy,

@@ -121,6 +121,18 @@ def constant_state(result: Result) -> list[Row]:
     return found
 
 
+def cache_schemes(result: Result) -> list[Row]:
+    """Divergence and perplexity of every published scheme."""
+    return [
+        Row(
+            f"{p['domain']}: {p['arm']}",
+            f"KL {p['kl']:.3f}, perplexity {p['ratio']:.3f}×, top-1 {100 * p['top1']:.1f} %",
+            f"{p['places']} places a head",
+        )
+        for p in result.points
+    ]
+
+
 def state_recall(result: Result) -> list[Row]:
     """Share of answers that every arm knows at each distance, beside the teacher's."""
     teacher = next(p for p in result.points if p["arm"] == "teacher")

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Student
-from xarch_decoder.export import DecoderExport, Tokens
+from xarch_decoder.export import DecoderExport
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.target import DecoderTarget
 from xarch_memory.options import MemoryOptions, Sizes
@@ -17,21 +17,10 @@ from xarch_memory.parity import memory_parity
 from xarch_memory.student import MemoryStudent, decided_entries
 
 
-class MemoryExport(DecoderExport):
-    """Export options of a memory student: a prompt is read token by token, for its merges follow one another."""
-
-    prefill: list[Tokens] = Field(
-        default=[],
-        max_length=8,
-        description="tokens per call, one graph each, whose operators are repeated for every token; by default none",
-    )
-
-
 class MemoryTarget(DecoderTarget[MemoryStudent]):
     """Every tensor is the teacher's; what changes is what attention may see."""
 
     Options = MemoryOptions
-    ExportOptions = MemoryExport
     students = MemoryStudent
 
     def build(
@@ -57,6 +46,14 @@ class MemoryTarget(DecoderTarget[MemoryStudent]):
 
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
         return "slot-memory"
+
+    def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        """Build the graphs of a decoder. Merges follow one another, so a prompt needs a loop over its tokens: for a
+        profile without Scan there is a prefill graph only if its size is set."""
+        chosen = cast(DecoderExport, options)
+        if not profile.allows("Scan") and "prefill" not in chosen.model_fields_set:
+            chosen = chosen.model_copy(update={"prefill": []})
+        return super().export_graphs(student, profile, chosen)
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

@@ -113,6 +113,8 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.M
             del part.initializers[str(value.name)]
             value.name = f"{i}/{value.name}"
             whole.register_initializer(value)
+        for inner_node in ir.traversal.RecursiveGraphIterator(part):
+            _rename(inner_node, f"{i}/")
         nodes = list(part)
         part.remove(nodes)
         inside, place = _place(link, modules)
@@ -120,9 +122,6 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.M
             if SCOPES in node.metadata_props:
                 moved = node.metadata_props[SCOPES].replace(f"'module{inside}", f"'module{place}")
                 node.metadata_props[SCOPES] = moved
-            node.name = f"{i}/{node.name}"
-            for output in node.outputs:
-                output.name = f"{i}/{output.name}"
         whole.extend(nodes)
         values |= {name: inner.get(value, value) for name, value in zip(link.gives, outputs, strict=True)}
     for own_name, name in zip(chain.outputs, graph.outputs, strict=True):
@@ -135,6 +134,17 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.M
         value.name = name
         whole.outputs.append(value)
     return ir.Model(whole, ir_version=first.ir_version)
+
+
+def _rename(node: ir.Node, prefix: str) -> None:
+    """Give a node, its outputs, and the inputs of its subgraphs names that no other link uses."""
+    node.name = f"{prefix}{node.name}"
+    for value in (*node.outputs, *(v for a in node.attributes.values() for v in _body_inputs(a))):
+        value.name = f"{prefix}{value.name}"
+
+
+def _body_inputs(attribute: ir.Attr) -> list[ir.Value]:
+    return list(attribute.as_graph().inputs) if attribute.type == ir.AttributeType.GRAPH else []
 
 
 def _place(link: Link, modules: Mapping[int, str]) -> tuple[str, str]:

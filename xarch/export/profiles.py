@@ -7,8 +7,8 @@ from dataclasses import replace
 from xarch.contracts.export import Profile
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-"""Operators that run a subgraph per step: orders of magnitude slower than the same arithmetic unrolled, and
-absent from most accelerators."""
+"""Operators that run a subgraph per step: slower than the same arithmetic unrolled, and absent from most
+accelerators."""
 
 NPU_OPS = frozenset({
     "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv",
@@ -29,9 +29,10 @@ cpu = Profile(
     # the version torch's exporter writes without conversion, and onnxruntime supports since 1.14
     max_opset=18,
     max_ir=8,
-    forbidden_ops=CONTROL_FLOW,
+    # steps that depend on one another, unrolled for every token of a prompt, are too large a graph
+    forbidden_ops=CONTROL_FLOW - {"Scan"},
     # onnxruntime gathers rows of a grid three to seven times faster than its GridSample reads channels one by one
-    lowerings=("gather",),
+    lowerings=("gather", "scan"),
     summary="onnxruntime on a CPU, float32",
 )
 
@@ -46,6 +47,7 @@ cpu_int8 = replace(
 openvino = replace(
     cpu,
     name="openvino",
+    forbidden_ops=CONTROL_FLOW,
     # OpenVINO reads every operator of opset 18 that these graphs need; its GridSample and GatherND are as fast
     lowerings=(),
     summary="OpenVINO on CPUs and integrated graphics, float32",
@@ -54,6 +56,8 @@ openvino = replace(
 web = replace(
     cpu,
     name="web",
+    forbidden_ops=CONTROL_FLOW,
+    lowerings=("gather",),
     max_opset=17,
     summary="onnxruntime-web (WebAssembly), float32: opset 17, standard operators",
 )

@@ -11,14 +11,15 @@ import torch
 
 from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
 from xarch import PlanError, UsageError
-from xarch.export.profiles import cpu
-from xarch_decoder.export import decoder_graphs
+from xarch.export.onnx_export import to_onnx
+from xarch.export.profiles import cpu, openvino
+from xarch_decoder.export import DecoderExport
 from xarch_decoder.testing import token_batch
 from xarch_memory.allocate import allocated, predicted
 from xarch_memory.options import MemoryOptions, Sizes
 from xarch_memory.parity import memory_parity
 from xarch_memory.student import MemoryStudent
-from xarch_memory.target import MemoryExport, MemoryTarget
+from xarch_memory.target import MemoryTarget
 
 CPU = torch.device("cpu")
 FACTS = tiny_facts()
@@ -102,16 +103,14 @@ def test_bytes_go_where_the_error_falls():
 
 
 def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int]) -> None:
+    import onnx_ir
     import onnxruntime
 
     batches = [token_batch(FACTS.vocab, 2, 300)]
-    graphs = decoder_graphs(student, cpu, MemoryExport(prefill=prefill))
+    graphs = MemoryTarget().export_graphs(student, cpu, DecoderExport(prefill=prefill))
     sessions = {}
     for graph in graphs:
-        program = torch.onnx.export(
-            graph.module, tuple(graph.inputs.values()), dynamo=True, opset_version=18, optimize=False
-        )
-        program.save(folder / f"{graph.name}.onnx")
+        onnx_ir.save(to_onnx(graph, cpu), folder / f"{graph.name}.onnx")
         session = onnxruntime.InferenceSession(folder / f"{graph.name}.onnx")
         sessions[graph.name] = (session, list(graph.inputs), graph.outputs)
 
@@ -130,13 +129,26 @@ def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "prefill"), [(24, [3]), (2048, [])])
+@pytest.mark.parametrize(("steps", "prefill"), [(24, [64]), (2048, [])])
 def test_graphs_step_as_the_student_reads(tmp_path, steps, prefill):
-    facts = tiny_facts(layers=1)
+    facts = tiny_facts(layers=2)
     student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), {}, device=CPU)
     MemoryTarget().initialise(student, make_teacher(facts))
     student.module.eval().requires_grad_(False)
     parity(student, tmp_path, steps, prefill)
+
+
+def test_a_prompt_is_read_by_a_loop_or_token_by_token():
+    student = build(bytes_a_layer=3000)
+    names = [
+        [g.name for g in MemoryTarget().export_graphs(student, profile, options)]
+        for profile, options in (
+            (cpu, DecoderExport()),
+            (openvino, DecoderExport()),
+            (openvino, DecoderExport(prefill=[2])),
+        )
+    ]
+    assert names == [["decode_1", "prefill_64"], ["decode_1"], ["decode_1", "prefill_2"]]
 
 
 def test_other_students_are_refused():

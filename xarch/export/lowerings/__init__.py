@@ -7,8 +7,8 @@ rewrite of the graph. An export applies the ones its profile needs; the parity g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from xarch.contracts.export import Profile
 from xarch.export.lowerings import erf, hard, layer_norm, rank, sdpa
 from xarch.export.lowerings.lowering import Lowering
+from xarch.kernels.graph_forms import FORMS, graph_forms
 
 LOWERINGS = (erf.LOWERING, sdpa.LOWERING, layer_norm.LOWERING, hard.LOWERING, rank.LOWERING)
 
@@ -38,10 +39,14 @@ def apply(module: nn.Module, profile: Profile) -> nn.Module:
     return Lowered(module, functions) if functions else module
 
 
-def lowered(profile: Profile) -> AbstractContextManager[object]:
-    """Run torch functions in the form ``profile`` needs within the block."""
+@contextmanager
+def lowered(profile: Profile) -> Iterator[None]:
+    """Run torch functions in the form ``profile`` needs, and operations in the form it prefers, within the block."""
     functions = _functions(profile)
-    return _Replaced(functions) if functions else nullcontext()
+    forms = {one: [form for form in profile.lowerings if form in known] for one, known in FORMS.items()}
+    preferred = {one: able[0] for one, able in forms.items() if able}
+    with graph_forms(**preferred), _Replaced(functions) if functions else nullcontext():
+        yield
 
 
 def rewrite(model: ir.Model, profile: Profile) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from xarch.kernels.dispatch import register
 from xarch.kernels.slot_memory.layout import MemoryLayout
 from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
+from xarch.kernels.token_scan import over_tokens
 
 
 @register("slot_memory", "torch", priority=10)
@@ -25,10 +26,12 @@ def slot_memory_plain(
     state: tuple[Tensor, ...],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Arguments and results of :func:`xarch.kernels.slot_memory`; always with the state."""
-    rows: list[Tensor] = []
-    for t in range(q_BLHE.shape[1]):
-        heads_BHE, state = slot_memory_step(
-            q_BLHE[:, t], k_BLKE[:, t], v_BLKE[:, t], positions_BL[:, t], layout, rotary, state
-        )
-        rows.append(heads_BHE)
-    return torch.stack(rows, 1) if rows else torch.zeros_like(q_BLHE), state
+    if q_BLHE.shape[1] == 0:
+        return torch.zeros_like(q_BLHE), state
+
+    def step(
+        q_BHE: Tensor, k_BKE: Tensor, v_BKE: Tensor, t_B: Tensor, held: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return slot_memory_step(q_BHE, k_BKE, v_BKE, t_B, layout, rotary, held)
+
+    return over_tokens(step, (q_BLHE, k_BLKE, v_BLKE, positions_BL), state)

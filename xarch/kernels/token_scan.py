@@ -1,0 +1,83 @@
+"""A step for every token, one after another; exporters record it once, or once per token.
+
+Legend: B batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from xarch.kernels.graph_forms import graph_form
+from xarch.kernels.precision import tracing
+
+Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""(one token of every sequence [B, ...], state) -> (what it gives [B, ...], state of the same shapes and dtypes)."""
+
+
+def over_tokens(
+    step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return what ``step`` gives for all tokens [B, L, ...], and the state after the last one.
+
+    In the exported form "scan" (see :data:`xarch.kernels.graph_forms.FORMS`) the step is recorded once, as the body of
+    an ONNX Scan; it may create tensors by ``torch.tensor`` only, and depends on nothing else.
+
+    Args:
+        step: one token.
+        sequences: [B, L, ...] each, L at least 1.
+        state: before the first token.
+    """
+    if tracing() and graph_form("tokens") == "scan":
+        return _recorded(step, sequences, state)
+    rows: list[Tensor] = []
+    for t in range(sequences[0].shape[1]):
+        row, state = step(*(sequence[:, t] for sequence in sequences), state)
+        rows.append(row)
+    return torch.stack(rows, 1), state
+
+
+def _recorded(step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    from torch._higher_order_ops.scan import scan_op
+
+    tokens = [sequence.transpose(0, 1) for sequence in sequences]
+    held, taken = len(state), len(tokens)
+
+    def body(values: Sequence[Tensor]) -> list[Tensor]:
+        row, after = step(*values[held:], tuple(values[:held]))
+        # The state must come back in the memory layout that it went in with, and must be no view of it.
+        return [*(t.clone(memory_format=torch.contiguous_format) for t in after), row]
+
+    # The exporter loses constants that are created inside of a body, so they come in from outside.
+    with _Constants() as constants:
+        body([*state, *(sequence[0] for sequence in tokens)])
+
+    def combine(*values: Tensor) -> list[Tensor]:
+        with _Constants(values[held + taken :]):
+            return body(values[: held + taken])
+
+    *after, rows = scan_op(combine, list(state), tokens, tuple(constants.made))
+    return rows.transpose(0, 1), tuple(after)
+
+
+class _Constants(TorchFunctionMode):
+    """Keeps the tensors that ``torch.tensor`` creates, or returns given ones in the same order instead."""
+
+    def __init__(self, given: Iterable[Tensor] | None = None) -> None:
+        super().__init__()
+        self.given = None if given is None else iter(given)
+        self.made: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.tensor and self.given is not None:
+            return next(self.given)
+        found = func(*args, **(kwargs or {}))
+        if func is torch.tensor:
+            self.made.append(found)
+        return found
