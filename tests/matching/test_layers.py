@@ -32,6 +32,7 @@ def test_a_number_counts_layers_only_as_a_whole_part() -> None:
     [
         ("even", 4, 12, {0: 2, 1: 5, 2: 8, 3: 11}),
         ("even", 3, 4, {0: 0, 1: 1, 2: 3}),
+        ("even", 4, 2, {1: 0, 3: 1}),
         ("last", 2, 5, {0: 3, 1: 4}),
         (None, 3, 3, {0: 0, 1: 1, 2: 2}),
         ({1: 0}, 2, 1, {1: 0}),
@@ -41,7 +42,9 @@ def test_maps(how: object, own: int, teacher: int, wanted: dict[int, int]) -> No
     assert pair_layers(how, range(own), range(teacher), {}, "m") == wanted  # type: ignore[arg-type]
 
 
-def test_a_deeper_student_cannot_be_spread() -> None:
-    for how in ("even", "last"):
-        with pytest.raises(PlanError, match="at least as many teacher layers"):
-            pair_layers(how, range(4), range(3), {}, "m")
+def test_what_cannot_be_paired_is_refused() -> None:
+    with pytest.raises(PlanError, match="'last' needs at least as many teacher layers"):
+        pair_layers("last", range(4), range(3), {}, "m")
+    for own, teacher in ((0, 3), (3, 0)):
+        with pytest.raises(PlanError, match="'even' needs layers on both sides"):
+            pair_layers("even", range(own), range(teacher), {}, "m")

@@ -66,7 +66,8 @@ def pair_layers(
     """Return student layer -> the teacher layer it is matched with.
 
     Args:
-        how: ``map`` of the match: even, last, target, ``{j: i}``, or None for the student's map.
+        how: ``map`` of the match: even (of the deeper side only layers at even depths), last, target, ``{j: i}``, or
+            None for the student's map.
         own, teacher: layers of each side that have the tap, ascending.
         target: the student's map; empty if it keeps depth and numbers.
         where: configuration key, for messages.
@@ -75,10 +76,15 @@ def pair_layers(
         PlanError: a layer does not exist, or depths differ and no map is given.
     """
     if how == "even":
-        _fits(own, teacher, where, "even")
-        chosen = {j: teacher[(k + 1) * len(teacher) // len(own) - 1] for k, j in enumerate(own)}
+        if not own or not teacher:
+            raise PlanError(f"{where}.map: 'even' needs layers on both sides", _depths(own, teacher))
+        count = min(len(own), len(teacher))
+        chosen = dict(zip(_spread(own, count), _spread(teacher, count), strict=True))
     elif how == "last":
-        _fits(own, teacher, where, "last")
+        if not own or len(own) > len(teacher):
+            raise PlanError(
+                f"{where}.map: 'last' needs at least as many teacher layers as student layers", _depths(own, teacher)
+            )
         chosen = dict(zip(own, teacher[len(teacher) - len(own) :], strict=True))
     elif isinstance(how, Mapping):
         missing = sorted(set(how) - set(own))
@@ -101,11 +107,9 @@ def pair_layers(
     return chosen
 
 
-def _fits(own: Sequence[int], teacher: Sequence[int], where: str, how: str) -> None:
-    if not own or len(own) > len(teacher):
-        raise PlanError(
-            f"{where}.map: {how!r} needs at least as many teacher layers as student layers", _depths(own, teacher)
-        )
+def _spread(layers: Sequence[int], count: int) -> list[int]:
+    """Return ``count`` layers at even depths, the last one included."""
+    return [layers[(k + 1) * len(layers) // count - 1] for k in range(count)]
 
 
 def _depths(own: Sequence[int], teacher: Sequence[int]) -> str:
