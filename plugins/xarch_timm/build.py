@@ -117,6 +117,7 @@ def _described(
         kind=found.kind,
         prefix_tokens=found.prefix_tokens,
         macs=found.macs,
+        heads=found.heads,
         options=own,
     )
     return facts, found

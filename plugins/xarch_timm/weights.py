@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xarch import UsageError, load_weights, weights_header
 from xarch_image import ImageFacts
-from xarch_timm.anatomy import Net
+from xarch_timm.anatomy import Net, classifiers
 from xarch_timm.build import create
 from xarch_timm.foreign import renamed
 
@@ -122,9 +122,7 @@ def pretrained_names(net: Net, facts: ImageFacts) -> list[str]:
 
 def head_names(net: Net) -> set[str]:
     """Return the names of the classifier's tensors."""
-    head = net.get_classifier()
-    parts = head if isinstance(head, tuple | list) else [head]
-    own = {id(t) for part in parts if isinstance(part, nn.Module) for t in part.state_dict(keep_vars=True).values()}
+    own = {id(t) for part in classifiers(net) for t in part.state_dict(keep_vars=True).values()}
     return {name for name, t in net.state_dict(keep_vars=True).items() if id(t) in own}
 
 
