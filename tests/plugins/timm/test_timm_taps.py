@@ -152,7 +152,7 @@ def test_two_heads_are_taps_and_operating_points_and_their_mean_is_the_model() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "heads"), [("levit_128s", ()), ("crossvit_tiny_240", ("1", "2"))])
+@pytest.mark.parametrize(("name", "heads"), [("levit_128s", ("cls", "dist")), ("crossvit_tiny_240", ("1", "2"))])
 def test_classifiers_of_other_models(name: str, heads: tuple[str, ...]) -> None:
     facts = described(name, 240)
     assert facts.heads == heads
