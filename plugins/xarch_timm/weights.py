@@ -14,7 +14,8 @@ from torch import Tensor
 from xarch import UsageError, load_weights, weights_header
 from xarch_image import ImageFacts
 from xarch_timm.anatomy import Net, classifiers
-from xarch_timm.build import create
+from xarch_timm.build import COSINE, create
+from xarch_timm.cosine import with_cosine_classifiers
 from xarch_timm.foreign import renamed
 
 T = TypeVar("T")
@@ -74,15 +75,18 @@ def pretrained(facts: ImageFacts) -> Net:
     Raises:
         UsageError: timm has none, or cannot fetch them.
     """
+    arguments = {key: value for key, value in facts.options.items() if key != COSINE}
     try:
         net: Net = timm.create_model(
-            facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **facts.options
+            facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **arguments
         )
     except (RuntimeError, OSError, ValueError, TypeError) as e:
         raise UsageError(
             f"timm:{facts.arch}: no pretrained weights: {(str(e) or repr(e)).splitlines()[0]}",
             "use weights from a file, ?checkpoint=FILE, or a machine that reaches the hub",
         ) from e
+    if COSINE in facts.options:
+        net = with_cosine_classifiers(net, facts.options[COSINE], facts.arch)
     return net.eval()
 
 
@@ -115,7 +119,7 @@ def names_to_load(net: Net, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def pretrained_names(net: Net, facts: ImageFacts) -> list[str]:
     """Return which of a model's tensors timm's pretrained weights give."""
-    other = net.pretrained_cfg.get("num_classes") != facts.classes
+    other = net.pretrained_cfg.get("num_classes") != facts.classes or COSINE in facts.options
     heads = head_names(net) if other else set()
     return [n for n in net.state_dict() if n not in heads]
 

@@ -151,6 +151,20 @@ def test_two_heads_are_taps_and_operating_points_and_their_mean_is_the_model() -
     assert (plain.heads, dict(TimmStudent(create(plain), plain).variants())) == ((), {})
 
 
+def test_a_cosine_classifier_compares_directions_and_is_rebuilt_from_the_facts() -> None:
+    facts = described("test_resnet?cosine=30", 32)
+    model = TimmStudent(create(ImageFacts.from_json(facts.to_json())), facts)
+    batch = Batch({"images": torch.rand(2, 3, 32, 32)}, 2)
+    found = model.collect(batch, {"pooled", "logits"})
+    weight_KD = model.module.get_classifier().weight
+    cosine_BK = torch.cosine_similarity(found["pooled"][:, None], weight_KD[None], dim=-1)
+    torch.testing.assert_close(found["logits"], 30 * cosine_BK)
+    assert model.param_groups()["head"] == ["fc.weight"]
+    assert not model.constants(), "no one may take it for linear"
+    with pytest.raises(UsageError, match="scale"):
+        described("test_resnet?cosine=0", 32)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "heads"), [("levit_128s", ("cls", "dist")), ("crossvit_tiny_240", ("1", "2"))])
 def test_classifiers_of_other_models(name: str, heads: tuple[str, ...]) -> None:
