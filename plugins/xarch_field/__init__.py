@@ -18,6 +18,7 @@ _PUBLIC = {
     "RaysGraph": "xarch_field.export",
     "example_points": "xarch_field.export",
     "forms_of": "xarch_field.export",
+    "packs": "xarch_field.export",
     "FeatureField": "xarch_field.model.field",
     "RadianceField": "xarch_field.model.field",
     "named_tensors": "xarch_field.model.field",
@@ -52,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 if TYPE_CHECKING:
     from xarch_field.cameras import Camera, look_at, sphere_pose
-    from xarch_field.export import PointsGraph, RaysGraph, example_points, forms_of
+    from xarch_field.export import PointsGraph, RaysGraph, example_points, forms_of, packs
     from xarch_field.model.field import FeatureField, RadianceField, named_tensors
     from xarch_field.model.head import FEATURES, ColourHead, PlainMLP, spherical_harmonics, trunc_exp
     from xarch_field.model.rendering import RayPoints, composite, march, ray_points, render

@@ -1,7 +1,8 @@
 """A field as ONNX graphs: at points, and along rays with the renderer inside.
 
-The graph contains everything the field needs: warp, clipping, occupancy and box. It has no data-dependent control
-flow; samples outside the box or in empty cells have density 0.
+The graph contains everything the field needs: warp, clipping, occupancy and box. It has no control flow; samples
+outside the box or in empty cells have density 0. Where a profile has the operators, they are left out before the field
+is evaluated; elsewhere every sample is.
 
 Legend: N points, R rays, K samples per ray, H occupancy cells per axis.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from xarch import Profile
 from xarch.kernels import FORMS, graph_forms
 from xarch_field.model.field import RadianceField
-from xarch_field.model.rendering import composite, steps
+from xarch_field.model.rendering import composite, ray_points, steps
 
 NEEDS = {"grid_sample": ("GridSample",), "sine": ("Sin", "Cos"), "cumsum": ("CumSum",)}
 """Operations whose graph form (:data:`xarch.kernels.FORMS`) depends on the operators of the profile."""
@@ -30,6 +31,11 @@ def forms_of(profile: Profile) -> dict[str, str]:
         preferred = [form for form in profile.lowerings if form in able]
         chosen[operation] = [*preferred, *able, forms[0]][0]
     return chosen
+
+
+def packs(profile: Profile) -> bool:
+    """Return whether graphs for ``profile`` can leave samples out: their number then depends on the rays."""
+    return not profile.static and profile.allows("NonZero", "ScatterND")
 
 
 class PointsGraph(nn.Module):
@@ -57,18 +63,34 @@ class RaysGraph(nn.Module):
         field: the field, in eval mode.
         samples: steps per ray, fixed in the graph.
         forms: see :class:`PointsGraph`.
+        packed: evaluate the field at samples in occupied cells alone, see :func:`packs`.
     """
 
     box: Tensor
 
-    def __init__(self, field: RadianceField, samples: int = 96, forms: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        field: RadianceField,
+        samples: int = 96,
+        forms: Mapping[str, str] | None = None,
+        *,
+        packed: bool = False,
+    ) -> None:
         super().__init__()
         self.field = field
         self.samples = samples
         self.forms = dict(forms or {})
+        self.packed = packed
         self.register_buffer("box", field.march_box(), persistent=False)
 
     def forward(self, origins: Tensor, directions: Tensor, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.packed:
+            with graph_forms(**self.forms):
+                points = ray_points(self.field, origins, directions, self.samples, box_23=self.box)
+                values = self.field.query(points.x_N3, points.d_N3, ("sigma_raw", "rgb"))
+                # All of these points are occupied.
+                rgb, acc, depth = points.composite(self.field.density(values["sigma_raw"]), values["rgb"], background)
+            return rgb, depth, acc
         t_RK, delta_RK = steps(origins, directions, self.box, self.samples)
         x_RK3 = origins[:, None] + t_RK[:, :, None] * directions[:, None]
         # Samples of rays that miss the box have no effect; far away they would widen the range of 8-bit quantisation.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xarch.cli.pairs import pairs
+from xarch.cli.pairs import joined, pairs
 from xarch.cli.session import Session, define
 from xarch.registry.declare import Spec
 from xarch.registry.loader import get_registry
@@ -114,7 +114,8 @@ def _show(console: Console, document: dict[str, list[dict[str, Any]]]) -> None:
             console.print("  none")
             continue
         narrow = console.width < WIDE
-        whole = ("name", "source", "target", "plugin", "state")
+        rows = joined(rows) if what == "pairs" else rows
+        whole = ("name", "plugin", "state")
         console.print(table(_columns(what, narrow), [_cells(what, row, narrow) for row in rows], whole=whole))
     for row in document["not_loaded"]:
         console.print("not loaded", style="red", end="")

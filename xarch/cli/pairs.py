@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +61,19 @@ def pairs(registry: Registry) -> list[ConversionPair]:
                 ConversionPair(source.name, target.name, family, recipes, stages, exports, status, detail, owner)
             )
     return rows
+
+
+def joined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of pairs, as data: those that differ in the source alone are joined ("gguf, hf"), and then those that
+    differ in the target alone."""
+    found = [dict(row) for row in rows]
+    for side in ("source", "target"):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in found:
+            rest = {key: value for key, value in row.items() if key not in (side, "family", "recipes")}
+            groups.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+        found = [{**group[0], side: ", ".join(row[side] for row in group)} for group in groups.values()]
+    return found
 
 
 def _status(registry: Registry, source: Spec, target: Spec, problem: str) -> tuple[str, str]:

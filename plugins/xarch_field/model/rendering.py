@@ -118,10 +118,19 @@ class RayPoints:
 
 
 def ray_points(
-    field: RadianceField, origins: Tensor, dirs: Tensor, samples: int, jitter_R: Tensor | None = None
+    field: RadianceField,
+    origins: Tensor,
+    dirs: Tensor,
+    samples: int,
+    jitter_R: Tensor | None = None,
+    box_23: Tensor | None = None,
 ) -> RayPoints:
-    """Return the points to query in order to render rays; see :func:`march` for the arguments."""
-    t_RK, delta_RK = steps(origins, dirs, field.march_box(), samples, jitter_R)
+    """Return the points to query in order to render rays; see :func:`march` for the arguments.
+
+    Args:
+        box_23: the field's ``march_box()``, if it is known.
+    """
+    t_RK, delta_RK = steps(origins, dirs, field.march_box() if box_23 is None else box_23, samples, jitter_R)
     x_RK3 = origins[:, None] + t_RK[:, :, None] * dirs[:, None]
     mask_N = field.occupied(x_RK3.view(-1, 3)) & (delta_RK > 0).reshape(-1)
     slot_N = mask_N.nonzero()[:, 0]

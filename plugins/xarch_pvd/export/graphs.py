@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from xarch import ExportGraph, Options, PlanError, Profile, Throughput
-from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of
+from xarch_field import PointsGraph, RadianceField, RaysGraph, example_points, forms_of, packs
 from xarch_field.student import FieldStudent
 from xarch_field.teacher import FieldTeacher
 from xarch_pvd.export.encoded_graph import encoded_graph
@@ -31,6 +31,9 @@ class FieldExport(Options):
     )
     hash: Literal["loop", "batched"] = Field(
         "loop", description="hash levels one at a time, or batched with fewer nodes"
+    )
+    empty: Literal["auto", "evaluate"] = Field(
+        "auto", description="samples in empty cells: left out where the profile can, or evaluated like the others"
     )
     encoding: Literal["graph", "input"] = Field(
         "graph", description="mlp: `input` exports `encoded`, whose caller computes the positional encoding"
@@ -73,7 +76,7 @@ def field_graphs(student: FieldStudent, profile: Profile, chosen: FieldExport) -
         ),
         ExportGraph(
             "rays",
-            RaysGraph(student.field, samples, forms),
+            RaysGraph(student.field, samples, forms, packed=chosen.empty == "auto" and packs(profile)),
             {"origins": origins, "directions": ahead, "background": torch.ones(3)},
             ("rgb", "depth", "acc"),
             _free(profile, "rays", "origins", "directions"),

@@ -8,7 +8,9 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 ARCHS = ["vm", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("hash", "mlp", "cp", "tensors"))]
+
+
+def test_empty_samples_are_left_out_where_a_profile_can() -> None:
+    def packed(profile: Profile, **options: Any) -> bool:
+        rays = field_graphs(student_of("vm"), profile, FieldExport(**options))[1].module
+        assert isinstance(rays, RaysGraph)
+        return rays.packed
+
+    assert packed(cpu)
+    assert not packed(npu), "its shapes are static"
+    assert not packed(cpu, empty="evaluate")
+    assert not packed(replace(cpu, forbidden_ops=cpu.forbidden_ops | {"NonZero"}))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

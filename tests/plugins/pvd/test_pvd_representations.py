@@ -221,8 +221,9 @@ def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -
         assert float(np.abs(rgb - wanted[1].numpy()).max()) < 1e-5
 
 
+@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arch", ["vm", pytest.param("hash", marks=pytest.mark.slow)])
-def test_rays_graph_in_onnxruntime_equals_the_renderer(arch: str, tmp_path: Path) -> None:
+def test_rays_graph_in_onnxruntime_equals_the_renderer(arch: str, packed: bool, tmp_path: Path) -> None:
     field = field_of(arch)
     origins = torch.tensor([[0.0, -4.0, 0.5]]).repeat(400, 1)
     spread = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -231,8 +232,8 @@ def test_rays_graph_in_onnxruntime_equals_the_renderer(arch: str, tmp_path: Path
     background = torch.tensor([0.9, 0.8, 0.7])
     names = ["origins", "directions", "background"]
     free = {n: {0: "rays"} for n in names[:2]}
-    module = RaysGraph(field, samples=48)
-    _, session = _export(module, names, (origins[:5], dirs[:5], background), free, tmp_path / "r.onnx")
+    module = RaysGraph(field, samples=48, packed=packed)
+    graph, session = _export(module, names, (origins[:5], dirs[:5], background), free, tmp_path / "r.onnx")
     given = {"origins": origins.numpy(), "directions": dirs.numpy(), "background": background.numpy()}
     rgb, depth, acc = session.run(None, given)
     wanted = render(field, origins, dirs, background, samples=48)
@@ -242,3 +243,9 @@ def test_rays_graph_in_onnxruntime_equals_the_renderer(arch: str, tmp_path: Path
     assert np.abs(depth - wanted["depth"].numpy()).max() < 1e-2
     assert rgb[0].tolist() == pytest.approx(background.tolist(), abs=1e-3)
     assert float(acc.mean()) > 0.1
+    operators = {n.op_type for n in graph.graph.node}
+    assert ("NonZero" in operators) == packed
+    missing = {**given, "directions": -given["directions"]}
+    rgb, depth, acc = session.run(None, missing)
+    assert acc.max() == 0, "no ray meets the box"
+    assert np.abs(rgb - background.numpy()).max() < 1e-6
