@@ -21,7 +21,7 @@ from xarch_mohawk.halflife import decay_rate
 HALF_LIVES = (1.0, 4.0, 16.0, 64.0, 256.0, math.inf)
 """Candidate half-lives in tokens."""
 
-BETAS = (0.1, 0.3, 0.6, 0.9)
+BETAS = (0.02, 0.05, 0.1, 0.3, 0.7)
 """Candidate parts of a value that are written."""
 
 

@@ -59,17 +59,10 @@ class GDNOptions(RecurrentOptions):
         description="linear: no activation after the convolution, no norm, biases; stock: SiLU, a norm and no biases, "
         "as Gated DeltaNet has them, for exchange with Qwen3-Next",
     )
-    rope: bool | None = Field(
-        None, description="rotate queries and keys by position; default yes in the linear form, no in the stock form"
-    )
+    rope: bool = Field(False, description="rotate queries and keys by position, as the teacher does")
 
     @model_validator(mode="after")
     def _stock_has_no_rotation(self) -> GDNOptions:
         if self.form == "stock" and self.rope:
             raise ValueError("the stock form does not rotate; drop `rope`, or set `form: linear`")
         return self
-
-    @property
-    def rotates(self) -> bool:
-        """Whether queries and keys are rotated."""
-        return self.form == "linear" if self.rope is None else self.rope

@@ -164,7 +164,7 @@ class GDNTarget(RecurrentTarget):
             GDN,
             channels=state_channels(facts, options.state_size),
             conv=options.conv,
-            rope=options.rotates,
+            rope=options.rope,
             shared=options.states == "shared",
             stock=options.form == "stock",
         )

@@ -32,6 +32,20 @@ def ssd(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     return call
 
 
+def gated_delta(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
+    """Three query heads a state, with documents for one of the two targets."""
+
+    def call() -> None:
+        q, k = torch.zeros(1, 96, 6, 64, dtype=dtype), torch.zeros(1, 96, 2, 64, dtype=dtype)
+        gates, state = torch.zeros(1, 96, 2), torch.zeros(1, 2, 64, 64)
+        run = torch.zeros(1, 96, dtype=torch.int32) if arch == 90 else None
+        operands = (q, k, k, gates, gates)
+        _, last, kept = torch.ops.xarch.gated_delta_triton_forward(*operands, state, run, 32)
+        torch.ops.xarch.gated_delta_triton_backward(q, last, *operands, run, kept, 32)
+
+    return call
+
+
 def matrix_distance(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     """Grouped keys; one B/C group per head in bfloat16, shared ones in float32."""
     groups = 4 if dtype == torch.bfloat16 else 2
@@ -80,11 +94,13 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     [
         pytest.param(
             call, kernels, dtype, arch,
-            # matrix_distance takes 4 s; test_triton_interpreter.py runs its kernels in the default set.
-            marks=() if (dtype, arch) == (torch.bfloat16, 90) and call is not matrix_distance else pytest.mark.slow,
+            # These take seconds; test_triton_interpreter.py runs their kernels.
+            marks=()
+            if (dtype, arch) == (torch.bfloat16, 90) and call not in (matrix_distance, gated_delta)
+            else pytest.mark.slow,
             id=f"{call.__name__}-{dtype}-{arch}",
         )
-        for call, kernels in [(ssd, 8), (matrix_distance, 2), (causal_conv1d, 2), (selective_scan, 3)]
+        for call, kernels in [(ssd, 8), (gated_delta, 2), (matrix_distance, 2), (causal_conv1d, 2), (selective_scan, 3)]
         for dtype in (torch.bfloat16, torch.float32)
         for arch in (80, 90)
     ],

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.dispatch import select
-from xarch.kernels.gated_delta import cpp, naive, plain
+from xarch.kernels.gated_delta import cpp, naive, plain, triton
 from xarch.kernels.gated_delta.step import gated_delta_step
 from xarch.kernels.precision import without_autocast
 
-__all__ = ["cpp", "gated_delta", "gated_delta_step", "naive", "plain"]
+__all__ = ["cpp", "gated_delta", "gated_delta_step", "naive", "plain", "triton"]
 
 
 def gated_delta(

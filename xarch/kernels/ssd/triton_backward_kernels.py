@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from xarch.kernels.ssd.triton_kernels import _between, _decay, _tile, _tile_t
+from xarch.kernels.triton_tiles import between, decayed, tile, tile_t
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def rows_kernel(
     dy_ptr += b * dy_b + start * dy_l
     run_ptr += b * length + start
     t = i * T + tl.arange(0, T)
-    C_t = _tile(C_ptr, t, n, C_l, rows, size)
+    C_t = tile(C_ptr, t, n, C_l, rows, size)
     run_t = tl.zeros([T], tl.int32)
     reached = tl.full([T], 1, tl.int1)
     if HAS_RUN:
@@ -44,20 +44,20 @@ def rows_kernel(
     for h in range(first_head, first_head + count):
         S_h = S_ptr + (b * heads + h) * padded + start
         S_t = tl.load(S_h + t)
-        dy_t = _tile(dy_ptr + h * dy_h, t, p, dy_l, rows, width).to(DOT)
-        state = _tile(states_ptr + ((b * (padded // Q) + chunk) * heads + h) * width * size, p, n, size, width, size)
-        enter = tl.where(reached, _decay(S_t, FLOOR), 0.0)
+        dy_t = tile(dy_ptr + h * dy_h, t, p, dy_l, rows, width).to(DOT)
+        state = tile(states_ptr + ((b * (padded // Q) + chunk) * heads + h) * width * size, p, n, size, width, size)
+        enter = tl.where(reached, decayed(S_t, FLOOR), 0.0)
         gained = tl.dot(dy_t, state.to(DOT), input_precision=PRECISION) * enter[:, None]
         dC += gained
         dS = tl.sum(C_t.to(tl.float32) * gained, 1)
         for j in range(0, i + 1):
             s = j * T + tl.arange(0, T)
-            x_s = _tile_t(x_ptr + h * x_h, s, p, x_l, rows, width).to(DOT)
-            B_s = _tile(B_ptr, s, n, B_l, rows, size).to(DOT)
+            x_s = tile_t(x_ptr + h * x_h, s, p, x_l, rows, width).to(DOT)
+            B_s = tile(B_ptr, s, n, B_l, rows, size).to(DOT)
             keep = t[:, None] >= s[None, :]
             if HAS_RUN:
                 keep &= run_t[:, None] == tl.load(run_ptr + s, mask=s < rows, other=-1)[None, :]
-            decay = tl.where(keep, _between(S_t[:, None], tl.load(S_h + s)[None, :], FLOOR), 0.0)
+            decay = tl.where(keep, between(S_t[:, None], tl.load(S_h + s)[None, :], FLOOR), 0.0)
             dscore = tl.dot(dy_t, x_s, input_precision=PRECISION) * decay
             score = tl.dot(C_t.to(DOT), tl.trans(B_s), input_precision=PRECISION)
             # On the diagonal S_t meets itself: what it gains and loses cancels.
@@ -92,7 +92,7 @@ def columns_kernel(
     dy_ptr += b * dy_b + start * dy_l
     run_ptr += b * length + start
     s = j * T + tl.arange(0, T)
-    B_s = _tile(B_ptr, s, n, B_l, rows, size)
+    B_s = tile(B_ptr, s, n, B_l, rows, size)
     run_s = tl.zeros([T], tl.int32)
     leaves = tl.full([T], 1, tl.int1)
     if HAS_RUN:
@@ -102,31 +102,31 @@ def columns_kernel(
     for h in range(first_head, first_head + count):
         S_h = S_ptr + (b * heads + h) * padded + start
         S_s = tl.load(S_h + s)
-        x_s = _tile(x_ptr + h * x_h, s, p, x_l, rows, width).to(DOT)
+        x_s = tile(x_ptr + h * x_h, s, p, x_l, rows, width).to(DOT)
         dstate_ptr = dstates_ptr + ((b * (padded // Q) + chunk) * heads + h) * width * size
-        dstate = _tile(dstate_ptr, p, n, size, width, size).to(DOT)
-        leave = tl.where(leaves, _decay(tl.load(S_h + Q - 1) - S_s, FLOOR), 0.0)
+        dstate = tile(dstate_ptr, p, n, size, width, size).to(DOT)
+        leave = tl.where(leaves, decayed(tl.load(S_h + Q - 1) - S_s, FLOOR), 0.0)
         lost = tl.dot(x_s, dstate, input_precision=PRECISION) * leave[:, None]
         dB += lost
         dS = tl.sum(B_s.to(tl.float32) * lost, 1)
         dx = tl.dot(B_s.to(DOT), tl.trans(dstate), input_precision=PRECISION) * leave[:, None]
         for i in range(j, TILES):
             t = i * T + tl.arange(0, T)
-            C_t = _tile(C_ptr, t, n, C_l, rows, size).to(DOT)
-            dy_t = _tile(dy_ptr + h * dy_h, t, p, dy_l, rows, width).to(DOT)
+            C_t = tile(C_ptr, t, n, C_l, rows, size).to(DOT)
+            dy_t = tile(dy_ptr + h * dy_h, t, p, dy_l, rows, width).to(DOT)
             keep = t[None, :] >= s[:, None]
             if HAS_RUN:
                 keep &= run_s[:, None] == tl.load(run_ptr + t, mask=t < rows, other=-1)[None, :]
-            decay = tl.where(keep, _between(tl.load(S_h + t)[None, :], S_s[:, None], FLOOR), 0.0)
+            decay = tl.where(keep, between(tl.load(S_h + t)[None, :], S_s[:, None], FLOOR), 0.0)
             score = tl.dot(B_s.to(DOT), tl.trans(C_t), input_precision=PRECISION)
             dscore = tl.dot(x_s, tl.trans(dy_t), input_precision=PRECISION) * decay
             dS += tl.sum(tl.where(t[None, :] > s[:, None], dscore * score, 0.0), 1)
             dx = tl.dot((score * decay).to(DOT), dy_t, dx, input_precision=PRECISION)
             dB = tl.dot(dscore.to(DOT), C_t, dB, input_precision=PRECISION)
         if HAS_D:
-            dy_s = _tile(dy_ptr + h * dy_h, s, p, dy_l, rows, width).to(tl.float32)
+            dy_s = tile(dy_ptr + h * dy_h, s, p, dy_l, rows, width).to(tl.float32)
             dx += tl.load(D_ptr + h).to(tl.float32) * dy_s
-            dD = tl.sum(tl.sum(dy_s * _tile(x_ptr + h * x_h, s, p, x_l, rows, width).to(tl.float32), 1), 0)
+            dD = tl.sum(tl.sum(dy_s * tile(x_ptr + h * x_h, s, p, x_l, rows, width).to(tl.float32), 1), 0)
             tl.store(dD_ptr + (b * heads + h) * tl.num_programs(0) + tl.program_id(0), dD)
         dS_h = dS_ptr + (b * heads + h) * padded + start
         tl.store(dS_h + s, tl.load(dS_h + s) - dS)

@@ -11,29 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _decay(exponent, FLOOR: tl.constexpr):
-    return tl.exp(tl.maximum(exponent, FLOOR, propagate_nan=tl.PropagateNan.ALL))
-
-
-@triton.jit
-def _between(S_t, S_s, FLOOR: tl.constexpr):
-    return _decay(tl.minimum(S_t - S_s, 0.0, propagate_nan=tl.PropagateNan.ALL), FLOOR)
-
-
-@triton.jit
-def _tile(base, row, column, stride, rows, columns):
-    """Elements [row, column] of a row-major matrix, zero outside."""
-    keep = (row < rows)[:, None] & (column < columns)[None, :]
-    return tl.load(base + row[:, None] * stride + column[None, :], mask=keep, other=0.0)
-
-
-@triton.jit
-def _tile_t(base, row, column, stride, rows, columns):
-    """The same elements, transposed: [column, row]."""
-    keep = (row < rows)[None, :] & (column < columns)[:, None]
-    return tl.load(base + row[None, :] * stride + column[:, None], mask=keep, other=0.0)
+from xarch.kernels.triton_tiles import between, decayed, tile, tile_t
 
 
 @triton.jit
@@ -77,11 +55,11 @@ def chunk_sums_kernel(
     for first in range(0, Q, T):
         t = first + tl.arange(0, T)
         S = tl.load(S_ptr + t)
-        weight = _decay(S if ENTER else total - S, FLOOR)
+        weight = decayed(S if ENTER else total - S, FLOOR)
         if HAS_RUN:
             weight = tl.where(tl.load(run_ptr + t, mask=t < rows, other=-1) == border, weight, 0.0)
-        u = _tile_t(u_ptr, t, p, u_l, rows, width).to(tl.float32) * weight[None, :]
-        v = _tile(v_ptr, t, n, v_l, rows, size)
+        u = tile_t(u_ptr, t, p, u_l, rows, width).to(tl.float32) * weight[None, :]
+        v = tile(v_ptr, t, n, v_l, rows, size)
         out = tl.dot(u.to(DOT), v.to(DOT), out, input_precision=PRECISION)
     out_ptr += ((b * tl.num_programs(0) + chunk) * heads + h) * width * size
     keep = (p < width)[:, None] & (n < size)[None, :]
@@ -91,7 +69,7 @@ def chunk_sums_kernel(
 @triton.jit
 def _cross(S_ptr, run_ptr, chunk, length, FLOOR: tl.constexpr, HAS_RUN: tl.constexpr, Q: tl.constexpr):
     """Decay from the state before a chunk to the state after it."""
-    cross = _decay(tl.load(S_ptr + chunk * Q + Q - 1), FLOOR)
+    cross = decayed(tl.load(S_ptr + chunk * Q + Q - 1), FLOOR)
     if HAS_RUN:
         before = tl.load(run_ptr + tl.maximum(chunk * Q - 1, 0))
         last = tl.load(run_ptr + tl.minimum(chunk * Q + Q, length) - 1)
@@ -177,9 +155,9 @@ def scan_kernel(
     states_ptr += ((b * (padded // Q) + chunk) * heads + h) * width * size
     t = i * T + tl.arange(0, T)
     S_t = tl.load(S_ptr + t)
-    C_t = _tile(C_ptr, t, n, C_l, rows, size).to(DOT)
-    state = _tile_t(states_ptr, p, n, size, width, size).to(DOT)
-    enter = _decay(S_t, FLOOR)
+    C_t = tile(C_ptr, t, n, C_l, rows, size).to(DOT)
+    state = tile_t(states_ptr, p, n, size, width, size).to(DOT)
+    enter = decayed(S_t, FLOOR)
     run_t = tl.zeros([T], tl.int32)
     if HAS_RUN:
         run_t = tl.load(run_ptr + t, mask=t < rows, other=-1)
@@ -187,15 +165,15 @@ def scan_kernel(
     y = tl.dot(C_t, state, input_precision=PRECISION) * enter[:, None]
     for j in range(0, i + 1):
         s = j * T + tl.arange(0, T)
-        score = tl.dot(C_t, _tile_t(B_ptr, s, n, B_l, rows, size).to(DOT), input_precision=PRECISION)
+        score = tl.dot(C_t, tile_t(B_ptr, s, n, B_l, rows, size).to(DOT), input_precision=PRECISION)
         keep = t[:, None] >= s[None, :]
         if HAS_RUN:
             keep &= run_t[:, None] == tl.load(run_ptr + s, mask=s < rows, other=-1)[None, :]
-        score = tl.where(keep, score * _between(S_t[:, None], tl.load(S_ptr + s)[None, :], FLOOR), 0.0)
-        x_s = _tile(x_ptr, s, p, x_l, rows, width).to(DOT)
+        score = tl.where(keep, score * between(S_t[:, None], tl.load(S_ptr + s)[None, :], FLOOR), 0.0)
+        x_s = tile(x_ptr, s, p, x_l, rows, width).to(DOT)
         y = tl.dot(score.to(DOT), x_s, y, input_precision=PRECISION)
     if HAS_D:
-        y += tl.load(D_ptr + h).to(tl.float32) * _tile(x_ptr, t, p, x_l, rows, width).to(tl.float32)
+        y += tl.load(D_ptr + h).to(tl.float32) * tile(x_ptr, t, p, x_l, rows, width).to(tl.float32)
     y_ptr += ((b * length + start) * heads + h) * width
     keep = (t < rows)[:, None] & (p < width)[None, :]
     tl.store(y_ptr + t[:, None] * heads * width + p[None, :], y.to(y_ptr.dtype.element_ty), mask=keep)
