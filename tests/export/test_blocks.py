@@ -72,7 +72,8 @@ def test_the_runtime_multiplies_by_them_and_a_tied_table_is_stored_once(tmp_path
     with WeightStore(tmp_path / "weights.data") as store:
         externalise(model, store)
     ir.save(model, tmp_path / "tied.onnx")
-    table = 96 * 64 * bits // 8
+    # tables have 8 bits in any case
+    table = 96 * 64
     assert store.saved >= table
     assert store.bytes < 3 * table + 3 * 4096
     ops = check_file(tmp_path / "tied.onnx", cpu_int4)

@@ -40,7 +40,7 @@ LIMITS = {
     "float32": Limits(output=1e-4, top1=0.999),
     "float16": Limits(output=5e-3, top1=0.99),
     "int8": Limits(output=5e-2, top1=0.95),
-    "int4": Limits(output=0.3, top1=0.75),
+    "int4": Limits(output=0.3, top1=0.6),
 }
 """Limits by dtype of the weights."""
 
