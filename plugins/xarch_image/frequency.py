@@ -20,7 +20,7 @@ def by_frequency(run: RunInfo, entries: Sequence[Mapping[str, Any]]) -> Section 
     if not groups:
         return None
     blocks: list[Block] = [Text(_definition(groups)), _table(dict(_figures(run)), [str(g["name"]) for g in groups])]
-    rows = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
+    rows: list[Any] = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
     figure = _figure([r for r in rows if isinstance(r, dict)])
     return Section("Classes by frequency", blocks if figure is None else [*blocks, figure])
 
