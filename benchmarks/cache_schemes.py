@@ -6,8 +6,6 @@ Written anew from their papers' descriptions, token by token, in all layers of t
 
 - H2O (arXiv 2306.14048): half of the places for the most recent tokens, half for those with the most attention so far.
 - TOVA (arXiv 2401.06104): the token that the newest one attends to least leaves.
-- CaM (ICML 2024): H2O whose leaving value is added in equal parts to the recent ones, with the probability of its share
-  of attention.
 - D2O (arXiv 2406.13035), its token level: H2O whose leaving token is merged into the one with the nearest key, if that
   is nearer than a running mean of such distances.
 - KVMerger (arXiv 2407.08454), in a streaming form: of the older half, the two neighbours with the most similar keys
@@ -15,7 +13,7 @@ Written anew from their papers' descriptions, token by token, in all layers of t
 
 StreamingLLM is the window of ``constant_state.py``, whose rows, bytes and figures these are compared with. In int8,
 keys and values are rounded as they arrive; what is merged is not rounded again, and scores take no bytes, in favour of
-the schemes. CaM draws from a fixed seed. An interrupted measurement resumes.
+the schemes. Nothing is random. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -99,22 +97,6 @@ class TOVA(Cache):
         return self.latest.argmin(1)
 
 
-class CaM(Cache):
-    def __init__(self, heads: int, width: int, places: int) -> None:
-        super().__init__(heads, width, places)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def shrink(self) -> None:
-        which_K = self.leaving()
-        own_K = self.received.gather(1, which_K[:, None])[:, 0]
-        share_K = (own_K / self.received[:, -self.recent :].mean(1)).clamp(0, 1)
-        taken_K = torch.bernoulli(share_K, generator=self.generator)
-        value_KE = self.values[torch.arange(len(which_K)), which_K]
-        self.values = self.values.clone()
-        self.values[:, -self.recent :] += (taken_K[:, None] * value_KE / self.recent)[:, None]
-        self.drop(which_K)
-
-
 class D2O(Cache):
     memory: ClassVar[float] = 0.7
     """Weight of the newest similarity in the running threshold."""
@@ -158,7 +140,7 @@ class KVMerger(Cache):
         self.drop(other_K)
 
 
-SCHEMES = {"H2O": Cache, "TOVA": TOVA, "CaM": CaM, "D2O": D2O, "KVMerger": KVMerger}
+SCHEMES = {"H2O": Cache, "TOVA": TOVA, "D2O": D2O, "KVMerger": KVMerger}
 
 
 class SchemeAttention(MemoryAttention):

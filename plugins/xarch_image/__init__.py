@@ -14,6 +14,7 @@ _PUBLIC = {
     "Feature": "xarch_image.facts",
     "ImageFacts": "xarch_image.facts",
     "class_groups": "xarch_image.groups",
+    "HeadModel": "xarch_image.model",
     "ImageModel": "xarch_image.model",
     "adapt": "xarch_image.model",
     "normalise": "xarch_image.model",
@@ -45,4 +46,4 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from xarch_image.facts import Feature, ImageFacts
     from xarch_image.groups import class_groups
-    from xarch_image.model import ImageModel, adapt, normalise
+    from xarch_image.model import HeadModel, ImageModel, adapt, normalise

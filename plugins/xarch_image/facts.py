@@ -45,6 +45,7 @@ class ImageFacts:
         macs: multiply-adds per image.
         options: options of the architecture, plain data.
         class_names: name of each class, if known.
+        heads: names of its classifiers, where it has several, whose mean gives the logits.
     """
 
     arch: str
@@ -62,6 +63,7 @@ class ImageFacts:
     macs: Annotated[float, Field(ge=0, le=1e18)] = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     class_names: Annotated[tuple[str, ...], Field(max_length=1 << 20)] = ()
+    heads: Annotated[tuple[str, ...], Field(max_length=16)] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without loss."""

@@ -83,3 +83,27 @@ class ImageModel(TapModel):
 
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.facts.work(sample)
+
+
+class HeadModel(TapModel):
+    """A model with several classifiers, judged by one of them: its ``logits`` are ``logits.HEAD``.
+
+    Args:
+        model: the whole model. head: name of the classifier in its facts.
+    """
+
+    family = FAMILY
+
+    def __init__(self, model: ImageModel, head: str) -> None:
+        self.model, self.module, self.facts = model, model.module, model.facts
+        self.head = f"logits.{head}"
+
+    def taps(self) -> Mapping[str, Tap]:
+        return {"logits": self.model.taps()[self.head]}
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        if "logits" in wanted:
+            self.model.run(batch, {self.head}, lambda _, value: sink("logits", value))
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.model.work(sample)

@@ -9,7 +9,8 @@ features.k   feature  BCHW         output of stage k on its grid, without prefix
 stages.k     stage    BCHW or BLD  the same place in the model's own form: a map of a convolutional model; prefix tokens
                                    (class tokens), then the grid row by row, of a model with attention or token mixing
 pooled       feature  BD           what the classifier reads
-logits       logits   BK           class scores
+logits.head  logits   BK           class scores of one classifier of several, by its name in the facts
+logits       logits   BK           class scores; of several classifiers the mean
 ===========  =======  ===========  ================================================================================
 
 ``info`` of features and stages: ``kind`` ("conv" or "token"), ``prefix_tokens``, ``grid`` (height, width), ``pooled``
@@ -54,4 +55,5 @@ def _taps(facts: ImageFacts) -> Iterator[Tap]:
             length = facts.prefix_tokens + feature.height * feature.width
             yield Tap(f"stages.{number}", "stage", "BLD", {"L": length, "D": feature.channels}, info)
     yield Tap("pooled", "feature", "BD", {"D": facts.pooled})
-    yield Tap("logits", "logits", "BK", {"K": facts.classes})
+    for name in (*(f"logits.{head}" for head in facts.heads), "logits"):
+        yield Tap(name, "logits", "BK", {"K": facts.classes})

@@ -19,6 +19,7 @@ OBJECTIVES = (
     ("nkd", "nkd:NKD", LABELLED, NATS, "arXiv:2303.17005", "the other classes normalised on both sides"),
     ("wsld", "wsld:WSLD", LABELLED, NATS, "arXiv:2102.00650", "soft labels weighted by who does worse"),
     ("ferkd", "ferkd:FerKD", LABELLED, NATS, "arXiv:2308.14678", "targets by how sure the teacher is of a view"),
+    ("ldam", "ldam:LDAM", "logits with labels", NATS, "arXiv:1906.07413", "cross-entropy, margins for rare classes"),
     ("margin-mse", "margin_mse:MarginMSE", LABELLED, SQUARE, "arXiv:2010.02666", "margins of the right class"),
     ("logit-std", "logit_std:LogitStd", LOGITS, NATS, "arXiv:2403.01427", "standardised logits"),
     ("taid", "taid:TAID", LOGITS, NATS, "arXiv:2501.16937", "a target between student and teacher that moves"),

@@ -43,6 +43,7 @@ class Anatomy:
         kind: see ``ImageFacts``.
         prefix_tokens: tokens before the grid.
         macs: multiply-adds per image.
+        heads: names of its classifiers, where it has several.
     """
 
     places: tuple[int, ...]
@@ -52,6 +53,7 @@ class Anatomy:
     kind: Literal["conv", "token"]
     prefix_tokens: int
     macs: float
+    heads: tuple[str, ...]
 
 
 def examine(net: Net, channels: int, size: tuple[int, int], name: str) -> Anatomy:
@@ -89,7 +91,31 @@ def examine(net: Net, channels: int, size: tuple[int, int], name: str) -> Anatom
         kind="token" if tokens or any(_attends(m) for m in called) else "conv",
         prefix_tokens=_prefix_tokens(net),
         macs=counter.get_total_flops() / 2 / len(x_BCHW),
+        heads=tuple(heads(net)),
     )
+
+
+def classifiers(net: Net) -> list[nn.Module]:
+    """Return the modules that give class scores."""
+    head = net.get_classifier()
+    parts = head if isinstance(head, tuple | list | nn.ModuleList) else [head]
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def heads(net: Net) -> dict[str, nn.Module]:
+    """Return the classifiers of a model that has several, by name; {} of one.
+
+    timm calls the classifier of a distillation token after that of the class token, ``head`` and ``head_dist``: these
+    are ``cls`` and ``dist``, any others are counted from 1.
+    """
+    found = classifiers(net)
+    if len(found) < 2:
+        return {}
+    own = {id(module): name for name, module in net.named_modules()}
+    first, *others = (own[id(module)] for module in found)
+    if others == [f"{first}_dist"]:
+        return dict(zip(("cls", "dist"), found, strict=True))
+    return {str(number): module for number, module in enumerate(found, 1)}
 
 
 def intermediates(

@@ -19,6 +19,10 @@ from torch import nn
 from xarch import UsageError
 from xarch_image import ImageFacts
 from xarch_timm.anatomy import Anatomy, Net, examine
+from xarch_timm.cosine import with_cosine_classifiers
+
+COSINE = "cosine"
+"""The one argument that is not of ``timm.create_model``: the scale of cosine classifiers."""
 
 
 def create(facts: ImageFacts) -> Net:
@@ -28,13 +32,14 @@ def create(facts: ImageFacts) -> Net:
         UsageError: the model does not take these arguments.
     """
     name, arguments = facts.arch, dict(facts.options)
+    cosine = arguments.pop(COSINE, None)
     common: dict[str, Any] = {"pretrained": False, "num_classes": facts.classes, "in_chans": facts.channels}
     try:
         with _replacing(name, arguments) as replaced:
             net: Net = timm.create_model(name, **common, **({} if replaced else arguments))
     except (TypeError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as e:
         raise UsageError(f"timm:{name} cannot be built with {arguments}: {e}", "change the arguments after `?`") from e
-    return net.eval()
+    return (net if cosine is None else with_cosine_classifiers(net, cosine, name)).eval()
 
 
 @contextmanager
@@ -117,6 +122,7 @@ def _described(
         kind=found.kind,
         prefix_tokens=found.prefix_tokens,
         macs=found.macs,
+        heads=found.heads,
         options=own,
     )
     return facts, found

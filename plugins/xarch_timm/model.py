@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from xarch import Sink, Student, Teacher
-from xarch_image import ImageFacts, ImageModel
-from xarch_timm.anatomy import Net, intermediates
+from xarch import Sink, Student, TapModel, Teacher
+from xarch_image import HeadModel, ImageFacts, ImageModel
+from xarch_timm.anatomy import Net, classifiers, heads, intermediates
 from xarch_timm.build import anatomy, classifier
 
 
@@ -29,6 +29,20 @@ class TimmModel(ImageModel):
         self._places = anatomy(facts).places
 
     def read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:
+        names = {f"logits.{name}": head for name, head in heads(self.module).items()}
+        handles = [
+            head.register_forward_hook(lambda m, given, made, name=name: sink(name, made))
+            for name, head in names.items()
+            if name in wanted
+        ]
+        try:
+            asked = {"logits" if name in names else name for name in wanted}
+            self._read(x_BCHW, asked, lambda name, value: sink(name, value) if name in wanted else None)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:
         stages = sorted({int(w.rpartition(".")[2]) for w in wanted if "." in w})
         head = not {"pooled", "logits"}.isdisjoint(wanted)
         if not stages and "pooled" not in wanted:
@@ -93,11 +107,13 @@ class TimmStudent(TimmModel, Student):
     def param_groups(self) -> Mapping[str, list[str]]:
         """Return ``all``, ``head`` (the classifier) and ``body``."""
         names = [name for name, _ in self.module.named_parameters()]
-        head = self.module.get_classifier()
-        parts = head if isinstance(head, tuple | list) else [head]
-        own = {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
-        heads = [name for name, p in self.module.named_parameters() if id(p) in own]
-        return {"all": names, "head": heads, "body": [name for name in names if name not in set(heads)]}
+        own = {id(p) for part in classifiers(self.module) for p in part.parameters()}
+        last = [name for name, p in self.module.named_parameters() if id(p) in own]
+        return {"all": names, "head": last, "body": [name for name in names if name not in set(last)]}
+
+    def variants(self) -> Mapping[str, TapModel]:
+        """Return the student judged by each of its classifiers alone, if it has several."""
+        return {name: HeadModel(self, name) for name in self.facts.heads}
 
     def no_decay(self) -> Collection[str]:
         """Return biases, norms, and what timm exempts (position embeddings, class tokens)."""

@@ -28,7 +28,9 @@ class TimmTargetOptions(Options):
 
     model: str = Field("", description="name of the model in timm, e.g. vit_tiny_patch16_224, maybe ?size=32&depth=6")
     arguments: dict[str, Any] = Field(
-        default_factory=dict, description="further arguments of timm.create_model, e.g. {patch_size: 4, depth: 6}"
+        default_factory=dict,
+        description="further arguments of timm.create_model, e.g. {patch_size: 4, depth: 6}; `cosine: 30` makes "
+        "the classifier 30 times the cosine of features and classes",
     )
     size: int | tuple[int, int] | None = Field(
         None, description="image size in pixels; default: the model's own if it is built for one, else the teacher's"

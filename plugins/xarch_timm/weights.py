@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xarch import UsageError, load_weights, weights_header
 from xarch_image import ImageFacts
-from xarch_timm.anatomy import Net
-from xarch_timm.build import create
+from xarch_timm.anatomy import Net, classifiers
+from xarch_timm.build import COSINE, create
+from xarch_timm.cosine import with_cosine_classifiers
 from xarch_timm.foreign import renamed
 
 T = TypeVar("T")
@@ -74,15 +75,18 @@ def pretrained(facts: ImageFacts) -> Net:
     Raises:
         UsageError: timm has none, or cannot fetch them.
     """
+    arguments = {key: value for key, value in facts.options.items() if key != COSINE}
     try:
         net: Net = timm.create_model(
-            facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **facts.options
+            facts.arch, pretrained=True, num_classes=facts.classes, in_chans=facts.channels, **arguments
         )
     except (RuntimeError, OSError, ValueError, TypeError) as e:
         raise UsageError(
             f"timm:{facts.arch}: no pretrained weights: {(str(e) or repr(e)).splitlines()[0]}",
             "use weights from a file, ?checkpoint=FILE, or a machine that reaches the hub",
         ) from e
+    if COSINE in facts.options:
+        net = with_cosine_classifiers(net, facts.options[COSINE], facts.arch)
     return net.eval()
 
 
@@ -115,16 +119,14 @@ def names_to_load(net: Net, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def pretrained_names(net: Net, facts: ImageFacts) -> list[str]:
     """Return which of a model's tensors timm's pretrained weights give."""
-    other = net.pretrained_cfg.get("num_classes") != facts.classes
+    other = net.pretrained_cfg.get("num_classes") != facts.classes or COSINE in facts.options
     heads = head_names(net) if other else set()
     return [n for n in net.state_dict() if n not in heads]
 
 
 def head_names(net: Net) -> set[str]:
     """Return the names of the classifier's tensors."""
-    head = net.get_classifier()
-    parts = head if isinstance(head, tuple | list) else [head]
-    own = {id(t) for part in parts if isinstance(part, nn.Module) for t in part.state_dict(keep_vars=True).values()}
+    own = {id(t) for part in classifiers(net) for t in part.state_dict(keep_vars=True).values()}
     return {name for name, t in net.state_dict(keep_vars=True).items() if id(t) in own}
 
 

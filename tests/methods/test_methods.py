@@ -23,8 +23,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "radiance-field": {"student.target": "hash"},
     "image": {
         "student.target": "timm",
-        "student.options.model": "test_vit",
-        "student.options.arguments": {"patch_size": 8, "depth": 2},
+        "student.options.model": "deit_tiny_distilled_patch16_224",
+        "student.options.arguments": {"patch_size": 8, "depth": 2, "embed_dim": 64, "num_heads": 2},
         "student.options.size": 32,
     },
 }

@@ -38,6 +38,16 @@ class Labelled(ObjectiveConformance):
         return {**labels, "index": torch.tensor([2, 3, 7, 12])} if self.indexed else labels
 
 
+class GivenLabels(ObjectiveConformance):
+    """The right side is labels."""
+
+    student, teacher = LOGITS, Tap("labels", "batch", "B")
+    data: ClassVar[Mapping[str, Any]] = {"classes": CLASSES, "class_counts": [90, 3, 50, 7, 1]}
+
+    def teacher_value(self, generator: torch.Generator) -> Any:
+        return torch.randint(0, CLASSES, (self.samples,), generator=generator)
+
+
 class Logits(ObjectiveConformance):
     student = teacher = LOGITS
 
@@ -77,6 +87,7 @@ CASES: dict[str, tuple[type[ObjectiveConformance], list[dict[str, Any]]]] = {
     "wsld": (Labelled, [{**DETACHED, **ON_TOKENS}]),
     "ferkd": (Labelled, [{"options": {"low": 0.3, "middle": 0.5, "high": 0.7}}]),
     "margin-mse": (Labelled, [{}]),
+    "ldam": (GivenLabels, [{"options": {"scale": 3.0, "balance": "effective-number"}}]),
     "logit-std": (Logits, [ON_TOKENS]),
     "dist": (Logits, [{"options": {"temperature": 2.0}, **ON_TOKENS}]),
     "taid": (Logits, [{**DETACHED, **ON_TOKENS}]),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.matching.objectives.dense_values import objective
-from xarch import Batch, MatchContext, Tap
+from xarch import Batch, MatchContext, PlanError, Tap
 
 STUDENT, TEACHER = torch.tensor([[1.0, 0.5, 0.2, -0.3]]), torch.tensor([[2.0, 1.0, 0.0, -1.0]])
 LABEL = torch.tensor([0])
@@ -275,6 +275,22 @@ def test_vid_starts_at_its_variance() -> None:
     assert float(vid(torch.zeros(1, 3), other, batch(1))) == pytest.approx(
         0.5 * ((1 + 9) / 2 / 5 + math.log(5)), abs=1e-5
     )
+
+
+def test_ldam_lowers_the_logit_of_a_label_by_its_margin() -> None:
+    counts, label = [160, 10, 1, 10], torch.tensor([0, 2])
+    student = random(2, 4)
+    facts = {"classes": 4, "class_counts": counts}
+    found = made("ldam", logits(), Tap("labels", "batch", "B"), data=facts, margin=0.5, scale=3.0)
+    lowered = student.clone()
+    lowered[0, 0] -= 3 * 0.5 * 160**-0.25
+    lowered[1, 2] -= 3 * 0.5
+    want = F.cross_entropy(lowered, label, reduction="none")
+    torch.testing.assert_close(found(student, label, batch(2)), want)
+    mixed = made("ldam", logits(), Tap("labels", "batch", "BK", {"K": 4}), data=facts, margin=0.5, scale=3.0)
+    torch.testing.assert_close(mixed(student, F.one_hot(label, 4).float(), batch(2)), want)
+    with pytest.raises(PlanError, match="class_counts"):
+        made("ldam", logits(), Tap("labels", "batch", "B"), data={"classes": 4, "class_counts": [3, 0, 1, 2]})
 
 
 def test_margins_do_not_know_an_offset() -> None:

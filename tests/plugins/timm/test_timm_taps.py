@@ -129,6 +129,53 @@ def test_token_stages_start_with_the_class_token() -> None:
     assert torch.equal(last, seen["block"])
 
 
+def test_two_heads_are_taps_and_operating_points_and_their_mean_is_the_model() -> None:
+    facts = described("deit_tiny_distilled_patch16_224?patch_size=7&depth=1&embed_dim=16&num_heads=2", 28)
+    model = TimmStudent(create(facts), facts)
+    torch.manual_seed(0)
+    for head in (model.module.head, model.module.head_dist):
+        torch.nn.init.normal_(head.weight)  # they start at zero
+    batch = Batch({"images": torch.rand(3, 3, 28, 28)}, 3)
+    for training in (True, False):
+        model.module.train(training)
+        found = model.collect(batch, {"logits.cls", "logits.dist", "logits", "pooled"})
+        torch.testing.assert_close((found["logits.cls"] + found["logits.dist"]) / 2, found["logits"])
+        assert set(model.collect(batch, {"logits.dist"})) == {"logits.dist"}
+    assert {name: list(v.taps()) for name, v in model.variants().items()} == {"cls": ["logits"], "dist": ["logits"]}
+    for name, variant in model.variants().items():
+        assert torch.equal(variant.collect(batch, {"logits"})["logits"], found[f"logits.{name}"])
+    assert not torch.allclose(found["logits.cls"], found["logits.dist"])
+    assert ImageFacts.from_json(facts.to_json()) == facts
+    assert set(model.param_groups()["head"]) == {f"{h}.{p}" for h in ("head", "head_dist") for p in ("weight", "bias")}
+    plain = described("test_vit?patch_size=8&depth=2", 32)
+    assert (plain.heads, dict(TimmStudent(create(plain), plain).variants())) == ((), {})
+
+
+def test_a_cosine_classifier_compares_directions_and_is_rebuilt_from_the_facts() -> None:
+    facts = described("test_resnet?cosine=30", 32)
+    model = TimmStudent(create(ImageFacts.from_json(facts.to_json())), facts)
+    batch = Batch({"images": torch.rand(2, 3, 32, 32)}, 2)
+    found = model.collect(batch, {"pooled", "logits"})
+    weight_KD = model.module.get_classifier().weight
+    cosine_BK = torch.cosine_similarity(found["pooled"][:, None], weight_KD[None], dim=-1)
+    torch.testing.assert_close(found["logits"], 30 * cosine_BK)
+    assert model.param_groups()["head"] == ["fc.weight"]
+    assert not model.constants(), "no one may take it for linear"
+    with pytest.raises(UsageError, match="scale"):
+        described("test_resnet?cosine=0", 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "heads"), [("levit_128s", ("cls", "dist")), ("crossvit_tiny_240", ("1", "2"))])
+def test_classifiers_of_other_models(name: str, heads: tuple[str, ...]) -> None:
+    facts = described(name, 240)
+    assert facts.heads == heads
+    model = TimmStudent(create(facts), facts)
+    found = model.collect(Batch({"images": torch.rand(1, 3, 240, 240)}, 1), {"logits", *model.taps().keys()})
+    for head in heads:
+        assert found[f"logits.{head}"].shape == (1, 5)
+
+
 def test_images_that_a_model_cannot_read_are_refused_with_the_reason() -> None:
     with pytest.raises(UsageError, match="cannot read images of 28 x 28 pixels"):
         described("convnext_atto", 28)

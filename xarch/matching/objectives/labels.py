@@ -50,6 +50,10 @@ class LabelObjective(Objective):
     def labels(self, right: Tensor) -> Tensor:
         """Return labels [B, P] int64 or probabilities [B, P, K]."""
 
+    def scores(self, student_BPK: Tensor, label: Tensor) -> Tensor:
+        """Return the class scores that are compared with labels [B, P] or [B, P, K]; by default the student's."""
+        return student_BPK
+
     def balances(self) -> bool:
         """Return whether classes are currently weighted."""
         return self.options.balance != "none"
@@ -59,7 +63,8 @@ class LabelObjective(Objective):
         return 0.0
 
     def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
-        student_BPK, label = rows(student, self.student_tap.layout), self.labels(teacher)
+        label = self.labels(teacher)
+        student_BPK = self.scores(rows(student, self.student_tap.layout), label)
         weight_K, kinds = self._class_weights(), {"reduction": "none", "label_smoothing": self.smoothing()}
         if label.ndim == 2:
             kinds["ignore_index"] = IGNORED
