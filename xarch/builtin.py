@@ -74,6 +74,7 @@ def xarch_register(registry: Declarations) -> None:
         registry.schedule(name, load=f"xarch.optim.schedules:{attribute}", summary=summary)
     registry.export("cpu", load="xarch.export.profiles:cpu", summary="onnxruntime on a CPU")
     registry.export("cpu-int8", load="xarch.export.profiles:cpu_int8", summary="as cpu, products in 8 bits")
+    registry.export("cpu-int4", load="xarch.export.profiles:cpu_int4", summary="as cpu, weights in 4 bits (language)")
     registry.export("openvino", load="xarch.export.profiles:openvino", summary="OpenVINO, float32")
     registry.export("web", load="xarch.export.profiles:web", summary="onnxruntime-web, opset 17, float32")
     registry.export("npu", load="xarch.export.profiles:npu", summary="accelerators: static shapes, opset 17, float32")

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders
 
 def load(path, threads):
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads  # next line: repacked weights speed up matrix products, not single tokens
-    options.add_session_config_entry("session.disable_prepacking", "1" if path.stem == "decode_1" else "0")
+    options.intra_op_num_threads = threads
+    for entry in json.loads(path.with_name("profile.json").read_text())["graphs"][path.stem]["session_options"].items():
+        options.add_session_config_entry(*entry)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -27,8 +28,7 @@ def generate(graphs, facts, ids, args, stop):
         while ids and position < room:
             size = max(n for n in graphs if n <= min(len(ids), room - position))
             inputs = {"input_ids": np.array([ids[:size]]), "position": np.array([position]), **states}
-            names = [output.name for output in graphs[size].get_outputs()]
-            out = dict(zip(names, graphs[size].run(names, inputs), strict=True))
+            out = dict(zip((o.name for o in graphs[size].get_outputs()), graphs[size].run(None, inputs), strict=True))
             states, position, ids = {k: out[f"present_{k}"] for k in states}, position + size, ids[size:]
         logits = out["logits"][0, -1].astype(np.float64)
         best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]

@@ -175,6 +175,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
         inputs=inputs,
         outputs=["logits", *(state.present for state in states)],
         dynamic=dynamic,
+        weight_only=True,
         metadata={
             "family": "decoder",
             "tokens": tokens,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xarch import Batch, Call, ExportGraph, ParityCase
+from xarch import Batch, Call, ExportGraph, Measure, ParityCase
 from xarch_decoder.export import graph_states
 from xarch_decoder.student import DecoderStudent
 
@@ -26,8 +26,18 @@ Pieces = list[tuple[str, int]]
 """Calls in order, each as (graph, tokens)."""
 
 
+REL_L2 = {"int8": 0.1, "int4": 0.5}
+"""Allowed deviation of logits and states with weights in so many bits, where the default would be a float's."""
+
+MOST_KL = {"int8": 0.01, "int4": 0.15}
+"""Allowed mean divergence of a case from the student, nats/token."""
+
+ENOUGH = 32
+"""Positions of a case from which its mean divergence is limited."""
+
+
 def decoder_parity(
-    student: DecoderStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch]
+    student: DecoderStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch], dtype: str = "float32"
 ) -> Iterator[ParityCase]:
     """Yield prompts of several lengths through every prefill graph and ``decode_1``, and a run of single decode steps.
 
@@ -37,6 +47,7 @@ def decoder_parity(
     Args:
         graphs: from :func:`decoder_graphs`; ``decode_1`` must be among them.
         batches: held-out tokens (``input_ids``), read as one stream of text.
+        dtype: of the profile's weights; few bits are judged by divergence and top-1.
     """
     text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
     decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
@@ -56,7 +67,7 @@ def decoder_parity(
         if (context is not None and length > context) or (graph.name, length) in done:
             continue
         done.add((graph.name, length))
-        yield _case(student, graph, decode.metadata["states"], cut_text(text, start, length), pieces)
+        yield _case(student, graph, decode.metadata["states"], cut_text(text, start, length), pieces, dtype)
         start += length
 
 
@@ -66,7 +77,12 @@ def cut_text(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
 
 
 def _case(
-    student: DecoderStudent, graph: ExportGraph, states: list[dict[str, Any]], ids_1L: torch.Tensor, pieces: Pieces
+    student: DecoderStudent,
+    graph: ExportGraph,
+    states: list[dict[str, Any]],
+    ids_1L: torch.Tensor,
+    pieces: Pieces,
+    dtype: str,
 ) -> ParityCase:
     decoder = student.decoder
     length = ids_1L.shape[1]
@@ -88,10 +104,28 @@ def _case(
         drive,
         expected,
         top1="logits",
+        measures=[kl_measure(MOST_KL[dtype])] if dtype in MOST_KL and len(given) >= ENOUGH else [],
+        rel_l2=REL_L2.get(dtype),
         batch=Batch({"input_ids": ids_1L}, length),
         taps={"logits": "logits"},
         positions={"logits": (1, given)},
     )
+
+
+def kl_measure(most: float) -> Measure:
+    """Return the mean divergence of the found distributions from the student's, and its limit in nats/token."""
+    return Measure("kl", _kl, maximum=most, unit="nats/token")
+
+
+def _kl(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
+    p, q = (_log_softmax(side["logits"].astype(np.float64)) for side in (wanted, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
 
 
 def drive_prompt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel
@@ -15,11 +16,13 @@ from xarch import (
     PlanError,
     Profile,
     Student,
+    TapModel,
     TargetAdapter,
     Teacher,
 )
 from xarch_decoder.copying import check_initialisation, copy_trunk, trunk_initialisation
 from xarch_decoder.export import DecoderExport, decoder_graphs
+from xarch_decoder.exported import ExportedDecoder
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.layer_choice import LayerOptions
 from xarch_decoder.parity import decoder_parity
@@ -67,4 +70,7 @@ class DecoderTarget(TargetAdapter, Generic[S]):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
-        return decoder_parity(self.own(student), graphs, batches)
+        return decoder_parity(self.own(student), graphs, batches, profile.dtype)
+
+    def exported(self, folder: Path, student: Student, threads: int) -> TapModel:
+        return ExportedDecoder(folder, self.own(student), threads=threads)

@@ -8,15 +8,16 @@ Legend: L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from xarch import Batch, Call, ExportGraph, Measure, ParityCase
+from xarch import Batch, Call, ExportGraph, ParityCase
+from xarch_decoder import parity as weights
 from xarch_decoder.export import graph_states
-from xarch_decoder.parity import DECODE_STEPS, Pieces, cut_text, drive_prompt
+from xarch_decoder.parity import DECODE_STEPS, Pieces, cut_text, drive_prompt, kl_measure
 from xarch_memory.student import MemoryStudent
 
 REL_L2 = {"float32": 1e-2, "float16": 3e-2, "int8": 0.1}
@@ -31,7 +32,11 @@ AFTER = 16
 
 
 def memory_parity(
-    student: MemoryStudent, graphs: Sequence[ExportGraph], batches: Sequence[Batch], steps: int = DECODE_STEPS
+    student: MemoryStudent,
+    graphs: Sequence[ExportGraph],
+    batches: Sequence[Batch],
+    steps: int = DECODE_STEPS,
+    dtype: str = "float32",
 ) -> Iterator[ParityCase]:
     """Yield single steps from the first token, single steps with full memories, and prompts through prefill graphs.
 
@@ -39,6 +44,7 @@ def memory_parity(
         graphs: from ``decoder_graphs``; ``decode_1`` must be among them.
         batches: held-out tokens (``input_ids``), read as one stream of text.
         steps: of the cases with single steps.
+        dtype: of the profile's weights.
     """
     text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
     decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
@@ -49,16 +55,23 @@ def memory_parity(
     ]
     full = AFTER + max(held)
     # As long as no memory is full nothing is merged, and states are comparable.
-    yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * min(steps, min(held)), states=True)
-    yield _case(student, decode, decode, text, full, [(decode.name, 1)] * steps)
+    yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * min(steps, min(held)), dtype=dtype, states=True)
+    yield _case(student, decode, decode, text, full, [(decode.name, 1)] * steps, dtype=dtype)
     for graph in graphs:
         size = graph.metadata["tokens"]
         if size > 1:
             pieces = [(graph.name, size)] * 2 + [(decode.name, 1)] * 3
             yield _case(
-                student, graph, decode, text, 0, pieces[: 1 + (2 * size <= min(held))], states=size <= min(held)
+                student,
+                graph,
+                decode,
+                text,
+                0,
+                pieces[: 1 + (2 * size <= min(held))],
+                dtype=dtype,
+                states=size <= min(held),
             )
-            yield _case(student, graph, decode, text, full, pieces)
+            yield _case(student, graph, decode, text, full, pieces, dtype=dtype)
 
 
 def _case(
@@ -69,6 +82,7 @@ def _case(
     past: int,
     pieces: Pieces,
     *,
+    dtype: str,
     states: bool = False,
 ) -> ParityCase:
     """Return a case that begins with the student's own states after ``past`` tokens; ``states``: compare the last."""
@@ -90,8 +104,8 @@ def _case(
         drive,
         {f"present_{name}": value for name, value in _states(student, ids_1L).items()} if states else {},
         top1="logits",
-        measures=[Measure("kl", _kl, maximum=MOST_KL[precision], unit="nats/token")],
-        rel_l2=REL_L2[precision],
+        measures=[kl_measure(max(MOST_KL[precision], weights.MOST_KL.get(dtype, 0.0)))],
+        rel_l2=max(REL_L2[precision], weights.REL_L2.get(dtype, 0.0)),
         batch=Batch({"input_ids": ids_1L}, length),
         taps={"logits": "logits"},
         positions={"logits": (1, given)},
@@ -104,15 +118,3 @@ def _states(student: MemoryStudent, ids_1L: torch.Tensor) -> dict[str, np.ndarra
         _, nested = decoder.advance(ids_1L.to(decoder.embed.weight.device), 0, decoder.initial_states(), last=True)
     finals = (tensor for state in nested for tensor in state)
     return {state.name: t.cpu().numpy() for state, t in zip(graph_states(decoder), finals, strict=True)}
-
-
-def _kl(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> float:
-    """Mean divergence of the found distributions from the wanted ones."""
-    p, q = (_log_softmax(side["logits"].astype(np.float64)) for side in (wanted, found))
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found

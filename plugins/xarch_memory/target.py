@@ -58,4 +58,4 @@ class MemoryTarget(DecoderTarget[MemoryStudent]):
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
-        return memory_parity(self.own(student), graphs, batches)
+        return memory_parity(self.own(student), graphs, batches, dtype=profile.dtype)

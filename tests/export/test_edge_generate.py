@@ -14,6 +14,7 @@ from tests.export.decoder_export import FACTS, LETTERS, DecoderTarget, decoder_s
 from xarch.contracts.batch import Batch
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
+from xarch_decoder.exported import ExportedDecoder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "generate.py"
 
@@ -39,6 +40,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
         for profile in (cpu, replace(cpu, name="fixed", static=True))
     ]
     return folder, results[0]
+
+
+def test_the_files_are_evaluated_as_the_student_is(run: tuple[Path, ExportResult]) -> None:
+    student = decoder_student()
+    ids = torch.randint(FACTS.vocab, (2, 12), generator=torch.Generator().manual_seed(2))
+    parts = torch.tensor([[0] * 12, [0] * 5 + [1] * 7])
+    exported = ExportedDecoder(run[0] / "export" / "cpu", student, threads=1)
+    batch = Batch({"input_ids": ids, "segment_ids": parts}, 24)
+    found = exported.collect(batch, {"logits"})["logits"]
+    documents = torch.cat([student.decoder(ids[1:, :5]), student.decoder(ids[1:, 5:])], 1)
+    wanted = torch.cat([student.decoder(ids[:1]), documents])
+    torch.testing.assert_close(found.full(), wanted, rtol=1e-4, atol=1e-4)
+    where, chunk = list(found.chunks(7))[1]
+    torch.testing.assert_close(chunk, wanted.flatten(0, 1)[where], rtol=1e-4, atol=1e-4)
 
 
 def generate(run: Path, prompt: str, *arguments: str, export: str = "cpu") -> str:

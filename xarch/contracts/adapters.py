@@ -17,7 +17,7 @@ from xarch.contracts.control import Control
 from xarch.contracts.data import DataInfo
 from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.local import Solver
-from xarch.contracts.model import Initialisation, Student, Teacher
+from xarch.contracts.model import Initialisation, Student, TapModel, Teacher
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError, UsageError
@@ -209,6 +209,11 @@ class TargetAdapter(ABC):
         belong to weights, so a graph whose weights are all measured in other graphs needs no case.
         """
         return self.parity_cases(student, graphs, batches, profile)
+
+    def exported(self, folder: Path, student: Student, threads: int) -> TapModel | None:
+        """Return the graphs of an export as a model with taps of the student, so that a metric evaluates the files;
+        None for graphs that declare what they read and give, which need no code of the target."""
+        return None
 
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase] | None:
         """Return timed procedures over the exported graphs of a folder; None for those of the student's family."""

@@ -26,12 +26,14 @@ class Profile:
         forbidden_ops: operators that must not appear.
         max_rank: highest tensor rank.
         dtype: type of the weights: "float32"; "float16" (weights and matrix products, the rest float32); "int8"
-            (weights and inputs of matrix products, calibrated on held-out data).
+            (weights and inputs of matrix products, calibrated on held-out data; weights only, in blocks, of graphs that
+            ask for it); "int4" (weights only, in blocks).
         integers: 8-bit forms to try: "static" (products with calibrated ranges, float32 between them), "activations"
             (calibrated ranges everywhere) or "dynamic" (products with ranges measured by each call); of several, the
             export keeps what measures best.
         index_dtype: integer type that graphs compute with, "int64" or "int32"; shapes and axes are always 64-bit
             constants.
+        runtime_ops: operators of the runtime's own that it may use, as "DOMAIN::NAME".
         lowerings: preferred graph forms in order, where an operation has several (``xarch.kernels.FORMS``), and names
             of rewrites of ``xarch.export.lowerings`` to apply even though the operators are supported.
     """
@@ -47,6 +49,7 @@ class Profile:
     dtype: str = "float32"
     integers: tuple[str, ...] = ("static",)
     index_dtype: str = "int64"
+    runtime_ops: frozenset[str] = frozenset()
     lowerings: tuple[str, ...] = ()
     summary: str = ""
 
@@ -91,6 +94,9 @@ class ExportGraph:
             form.
         variant: operating point of the student that it implements, see ``Student.variants``; "" for the student itself.
         top1: name of an output whose last axis is a distribution; its arg-max agreement is reported.
+        weight_only: whether a profile of few bits stores only weights so, where its runtime can: products of few rows
+            wait for the bytes of weights, and inputs that pass through states gather errors. Their products are MatMul
+            nodes where shapes are free, which other tools find.
     """
 
     name: str
@@ -104,6 +110,7 @@ class ExportGraph:
     gives: Mapping[str, str] = field(default_factory=dict)
     variant: str = ""
     top1: str = ""
+    weight_only: bool = False
 
 
 @dataclass(frozen=True)

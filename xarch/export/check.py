@@ -80,6 +80,8 @@ def violations(model: onnx.ModelProto, profile: Profile, origins: Mapping[str, s
     nodes += [node for function in model.functions for node in function.node]
     for domain, op in sorted({(n.domain, n.op_type) for n in nodes}):
         first = where(*(name for n in nodes if (n.domain, n.op_type) == (domain, op) for name in n.output))
+        if f"{domain}::{op}" in profile.runtime_ops:
+            continue
         if domain not in STANDARD:
             found.append(f"operator {domain}::{op} is not a standard operator{first}")
         elif op in profile.forbidden_ops:

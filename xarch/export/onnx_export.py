@@ -21,6 +21,7 @@ from xarch.export import lowerings
 from xarch.export.compose import composed
 from xarch.export.integers import narrow_integers
 from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
+from xarch.export.matmul import gemm_to_matmul
 from xarch.export.opset import lower_opset
 from xarch.export.origins import keep_origins
 from xarch.export.structure import named_tensors
@@ -68,6 +69,8 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
         # what links compute from their weights alone
         fold_constants(model, onnx_shape_inference=False)
         merge_views(model)
+    if graph.weight_only and not profile.static:
+        gemm_to_matmul(model)
     expand_uniform(model)
     if profile.index_dtype == "int32":
         narrow_integers(model)

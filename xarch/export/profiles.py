@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xarch.contracts.export import Profile
+from xarch.export.blocks import BLOCK_OPS
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 """Operators that run a subgraph per step: slower than the same arithmetic unrolled, and absent from most
@@ -41,7 +42,16 @@ cpu_int8 = replace(
     name="cpu-int8",
     dtype="int8",
     integers=("activations", "dynamic"),
-    summary="like cpu, weights and inputs of products in 8 bits, calibrated or measured by each call",
+    runtime_ops=BLOCK_OPS,
+    summary="like cpu, weights and inputs of products in 8 bits, calibrated or measured; language: weights only",
+)
+
+cpu_int4 = replace(
+    cpu,
+    name="cpu-int4",
+    dtype="int4",
+    runtime_ops=BLOCK_OPS,
+    summary="like cpu, weights of products and tables in 4 bits, in blocks of 32",
 )
 
 openvino = replace(

@@ -22,6 +22,7 @@ from xarch.contracts.export import ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Student, TapModel
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.errors import PlanError
+from xarch.export.blocks import BLOCK_OPS, quantise_blocks
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import check_file
 from xarch.export.choosing import integers
@@ -207,7 +208,8 @@ def _write_graphs(
         started = time.monotonic()
         models[graph.name] = to_onnx(graph, profile)
         entries[graph.name] = {"seconds": round(time.monotonic() - started, 2)}
-    models, reduced = _reduce(models, profile, cases, say)
+    weights = _weight_bits(graphs, profile)
+    models, reduced = _in_blocks(models, weights) if weights else _reduce(models, profile, cases, say)
     with WeightStore(folder / WEIGHTS) as store:
         for graph in graphs:
             started = time.monotonic()
@@ -215,7 +217,8 @@ def _write_graphs(
             weight_bytes = externalise(model, store, transposed=profile.allows("Transpose"))
             model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
-            model.metadata_props.update(_properties(graph, profile, metadata))
+            options = _session_options(graph, blocks=bool(weights))
+            model.metadata_props.update(_properties(graph, profile, metadata, options))
             ir.save(model, folder / f"{graph.name}.onnx")
             seconds = round(entries[graph.name]["seconds"] + time.monotonic() - started, 2)
             entries[graph.name] = {
@@ -226,6 +229,7 @@ def _write_graphs(
                 "variant": graph.variant,
                 "reads": dict(graph.reads),
                 "gives": dict(graph.gives),
+                "session_options": options,
                 "free": sorted(name for name, dims in graph.dynamic.items() if 0 in dims),
                 **reduced.get(graph.name, {}),
             }
@@ -262,6 +266,27 @@ def _record(described: dict[str, Any], part: str, spent: Spent) -> None:
     described["seconds"][part], described["cpu_seconds"][part] = round(spent.seconds, 2), round(spent.cpu_seconds, 2)
 
 
+def _weight_bits(graphs: Sequence[ExportGraph], profile: Profile) -> int:
+    """Return the bits of weights that are stored in blocks, 0 if none are.
+
+    Raises:
+        PlanError: the profile has 4 bits, and its runtime reads no blocks.
+    """
+    able = profile.runtime_ops >= BLOCK_OPS
+    if profile.dtype == "int4":
+        if not able:
+            raise PlanError(f"export {profile.name}: a runtime without {', '.join(sorted(BLOCK_OPS))} has no 4 bits")
+        return 4
+    return 8 if able and profile.dtype == "int8" and all(graph.weight_only for graph in graphs) else 0
+
+
+def _in_blocks(models: dict[str, ir.Model], bits: int) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
+    """Return the graphs with weights in blocks, and the changes to each."""
+    return models, {
+        name: {"weight_bits": bits, "block_products": quantise_blocks(model, bits)} for name, model in models.items()
+    }
+
+
 def _reduce(
     models: dict[str, ir.Model],
     profile: Profile,
@@ -284,7 +309,15 @@ def _reduce(
     return dict(made), {name: {"int8_products": count, **facts} for name, count in counts.items()}
 
 
-def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any]) -> dict[str, str]:
+def _session_options(graph: ExportGraph, *, blocks: bool) -> dict[str, str]:
+    """Return how a session on the graph is configured best."""
+    # Weights in blocks that are not repacked are unpacked by every call: a hundred times slower.
+    return {} if blocks or graph.metadata.get("prepack", True) else {"session.disable_prepacking": "1"}
+
+
+def _properties(
+    graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any], options: Mapping[str, str]
+) -> dict[str, str]:
     """Build ``metadata_props``: keys prefixed with ``xarch.``, strings unchanged, everything else as JSON."""
     facts = {
         "version": __version__,
@@ -295,6 +328,8 @@ def _properties(graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any
         **({"variant": graph.variant} if graph.variant else {}),
         **graph.metadata,
         **metadata,
+        "prepack": not options,
+        "session_options": options,
     }
     return {
         key if key.startswith("xarch.") else f"xarch.{key}": value if isinstance(value, str) else json.dumps(value)

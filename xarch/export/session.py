@@ -60,12 +60,19 @@ class RuntimeFailure(XarchError):
 class Sessions:
     """A ``Call`` that opens each graph of ``folder`` on first use.
 
+    Args:
+        optimise: whether the runtime rewrites the graphs.
+        prepack: see :func:`open_session`; default as ``optimise``.
+
     Attributes:
         calls: graph -> number of calls.
     """
 
-    def __init__(self, folder: Path, provider: str, *, threads: int, optimise: bool) -> None:
+    def __init__(
+        self, folder: Path, provider: str, *, threads: int, optimise: bool, prepack: bool | None = None
+    ) -> None:
         self.folder, self.provider, self.threads, self.optimise = folder, provider, threads, optimise
+        self.prepack = optimise if prepack is None else prepack
         self._open: dict[str, tuple[ort.InferenceSession, list[str]]] = {}
         self.calls: Counter[str] = Counter()
 
@@ -88,5 +95,5 @@ class Sessions:
 
     def _session(self, graph: str) -> tuple[ort.InferenceSession, list[str]]:
         path = self.folder / f"{graph}.onnx"
-        session = open_session(path, self.provider, threads=self.threads, optimise=self.optimise, prepack=self.optimise)
+        session = open_session(path, self.provider, threads=self.threads, optimise=self.optimise, prepack=self.prepack)
         return session, [output.name for output in session.get_outputs()]

@@ -155,7 +155,11 @@ class Delivery:
         """Evaluate the exported files with the run's metric."""
         from xarch.export.exported_model import ExportedModel
 
-        model = ExportedModel(self.run.export_dir / name, student, threads=self.plan.threads)
+        folder, threads = self.run.export_dir / name, self.plan.threads
+        verify(folder)
+        with self._blame("exported"):
+            own = self.target.adapter.exported(folder, student, threads)
+        model = own or ExportedModel(folder, student, threads=threads)
         self.evaluator.evaluate_export(name, model)
 
     @property
