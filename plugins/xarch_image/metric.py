@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, Options, TapModel, UsageError
+from xarch_image.calibration import Calibration
 from xarch_image.cka import Alikeness
 from xarch_image.groups import class_groups
 from xarch_image.shown import ShownPictures
@@ -37,13 +38,14 @@ class Top1(Metric):
     """Share of images whose likeliest class is the label.
 
     Figures: ``top1``, ``top5`` (of more than five classes), ``balanced_accuracy`` (mean recall of the classes present),
-    ``recall.head``, ``recall.mid`` and ``recall.tail`` (mean recall of a group) for data with unequal class counts, and
-    ``recall.NAME`` of every class up to 20. ``agreement`` with the teacher may be gated besides. Data without labels
-    are measured by ``agreement`` alone, a share of images given the teacher's class.
+    ``recall.head``, ``recall.mid`` and ``recall.tail`` (mean recall of a group) for data with unequal class counts,
+    ``recall.NAME`` of every class up to 20, and the calibration error ``ece``, with ``ece.GROUP`` of images of a group.
+    ``agreement`` with the teacher may be gated besides. Data without labels are measured by ``agreement`` alone, a
+    share of images given the teacher's class.
     """
 
     Options = Top1Options
-    figures = ("top1", "top5", "balanced_accuracy", "recall.*", "agreement")
+    figures = ("top1", "top5", "balanced_accuracy", "recall.*", "ece", "ece.*", "agreement")
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
@@ -80,7 +82,7 @@ class Top1(Metric):
         agreement = {n: {"agreement": t.same / t.images} for n, t in tallies.items()}
         found = {n: t.figures(groups, names) for n, t in tallies.items()} if labelled else agreement
         measured = (*found["student"], "agreement")
-        recall = {n: t.recall() for n, t in tallies.items() if n in ("teacher", "student")} if labelled else {}
+        recall = {n: t.recall() for n, t in tallies.items()} if labelled else {}
         return Evaluation(
             metric="top1" if labelled else "agreement",
             higher_is_better=True,
@@ -91,8 +93,8 @@ class Top1(Metric):
             baselines=found,
             gated=agreement["student"] if request.teacher is not None and labelled else {},
             units=dict.fromkeys(measured, "share"),
-            directions=dict.fromkeys(measured, True),
-            samples=shown.samples(names, recall, counts) + [m for m in (alike.to_json(),) if m],
+            directions={name: name.partition(".")[0] != "ece" for name in measured},
+            samples=shown.samples(names, recall, counts, groups) + [m for m in (alike.to_json(),) if m],
         )
 
 
@@ -102,6 +104,7 @@ class _Tally:
     def __init__(self) -> None:
         self.hits = self.totals = torch.zeros(0)
         self.top = self.same = self.images = 0
+        self.calibration = Calibration()
 
     def compare(self, score_BK: Tensor, teacher_BK: Tensor | None) -> None:
         """Count images, and those that get the teacher's class."""
@@ -114,6 +117,7 @@ class _Tally:
         classes = score_BK.shape[-1]
         if not len(self.totals):
             self.hits, self.totals = torch.zeros(classes), torch.zeros(classes)
+        self.calibration.add(score_BK, label_B)
         right_B = score_BK.argmax(-1) == label_B
         self.totals += torch.bincount(label_B, minlength=classes).float()
         self.hits += torch.bincount(label_B[right_B], minlength=classes).float()
@@ -129,9 +133,11 @@ class _Tally:
         found = {"top1": float(self.hits.sum()) / self.images}
         if len(self.totals) > TOP:
             found["top5"] = self.top / self.images
+        found["ece"] = self.calibration.error()
         found["balanced_accuracy"] = _mean(list(recall.values()))
         for group, classes in groups.items():
             found[f"recall.{group}"] = _mean([recall[c] for c in classes if c in recall])
+            found[f"ece.{group}"] = self.calibration.error(classes)
         if len(self.totals) <= FEW_CLASSES:
             found |= {f"recall.{names[c] if names else c}": share for c, share in recall.items()}
         return found

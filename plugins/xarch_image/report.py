@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xarch.report import Block, Cell, Details, Image, Picture, RunInfo, Section, Table, Text, heat
+from xarch_image.frequency import by_frequency
 
 FEW = 12
 """Classes of a table that is shown whole; of more, the worst and the best are shown."""
@@ -14,7 +15,7 @@ FEW = 12
 def sections(run: RunInfo) -> list[Section]:
     """Return the sections for which the evaluation has samples."""
     entries = [s for s in run.eval.get("samples", []) if isinstance(s, dict)]
-    made = [_pictures(entries), _recall(entries), _layers(entries), _speed(run)]
+    made = [_pictures(entries), by_frequency(run, entries), _recall(entries), _layers(entries), _speed(run)]
     return [section for section in made if section is not None]
 
 

@@ -42,9 +42,14 @@ class ShownPictures:
                 self._kept[kind].append((_image(batch)[row].detach().cpu(), label, answers))
 
     def samples(
-        self, names: Sequence[str], recall: Mapping[str, Mapping[int, float]], counts: Sequence[int]
+        self,
+        names: Sequence[str],
+        recall: Mapping[str, Mapping[int, float]],
+        counts: Sequence[int],
+        groups: Mapping[str, Sequence[int]],
     ) -> list[dict[str, Any]]:
-        """Return JSON data: one entry per picture, then one with the recall of every class."""
+        """Return JSON data: one entry per picture, then one with the recall of every class by teacher and student, and
+        other models ``beside`` them, and one with what the groups of classes are."""
 
         def said(index: int | None) -> str | None:
             return None if index is None else names[index] if names else str(index)
@@ -58,11 +63,27 @@ class ShownPictures:
                 }
                 found.append({"png": _png(image), "label": said(label), "answers": shares})
         if recall:
+            sides = {n: r for n, r in recall.items() if n in ("teacher", "student")}
+            others = {n: r for n, r in recall.items() if n not in sides}
             rows = [
-                {"class": said(c), "images": counts[c] if counts else None, **{n: r.get(c) for n, r in recall.items()}}
+                {
+                    "class": said(c),
+                    "images": counts[c] if counts else None,
+                    **{n: r.get(c) for n, r in sides.items()},
+                    "beside": {n: r.get(c) for n, r in others.items()},
+                }
                 for c in recall["student"]
             ]
             found.append({"recall": rows})
+        if recall and groups:
+            sizes = {name: [counts[c] for c in classes] for name, classes in groups.items()}
+            found.append(
+                {
+                    "groups": [
+                        {"name": n, "classes": len(of), "most": max(of), "least": min(of)} for n, of in sizes.items()
+                    ]
+                }
+            )
         return found
 
 

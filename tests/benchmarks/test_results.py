@@ -223,6 +223,17 @@ def test_the_readme_says_what_the_constant_states_say() -> None:
     assert "{:.3f}, {:.3f}, {:.3f}".format(*rivals) in said
 
 
+def test_the_readme_says_what_a_constant_state_forgets() -> None:
+    text = (store.ROOT / "README.md").read_text(encoding="utf-8")
+    said = " ".join(text.partition("\nWhat a constant state forgets")[2].partition("\n\n")[0].split())
+    points = {p["arm"]: p for p in read(store.RESULTS / "state_recall.json").points}
+    ours, teacher, window = (
+        "{:.0f}, {:.0f} and {:.0f}".format(*(100 * points[arm][f"recall.{d}"] for d in (256, 512, 1024)))
+        for arm in ("slots, window int8, slots float16", "teacher", "window int8")
+    )
+    assert f"it knows {ours} % (the teacher {teacher}, that window {window};" in said
+
+
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
     said = text.partition("**The first figure has an untrained rival")[2].partition("(from notes)")[0]

@@ -117,6 +117,7 @@ class Delta(nn.Module):
         return torch.randn(1, length, 4, 8), k, torch.randn(1, length, 2, 6), *gates, torch.randn(1, 2, 6, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("length", [1, 20])
 def test_onnx_runs_the_delta_rule_with_plain_operators(length, tmp_path: Path, error):

@@ -45,7 +45,7 @@ def main(config: str, out: str) -> int:
     value = settings["budget"] / 1000 + settings["seed"] * 0.01 + settings.get("gates", {}).get("x", {}).get("min", 0)
     found = {"metric": "top1", "higher_is_better": True, "unit": "share", "teacher": {"top1": 0.9}}
     found |= {"student": {"top1": value, "loss": 1 - value}, "gated": {"kl": value / 2}, "n": 4}
-    found |= {"units": {"kl": "nats/row"}, "directions": {"kl": False}}
+    found |= {"units": {"kl": "nats/row"}, "directions": {"kl": False}, "variants": {"half": {"top1": value / 4}}}
     (run / "eval.json").write_text(json.dumps(found))
     if behaviour == "gate":
         return end("failed", "quality: top1 is 0.1, wanted at least 0.5", 7)

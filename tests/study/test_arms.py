@@ -60,6 +60,13 @@ def test_further_keys_may_follow_the_seed(tmp_path: Path) -> None:
     assert (found["seed"], found["data"]["options"]["subset"]) == (3, 3)
 
 
+def test_texts_may_name_the_seed(tmp_path: Path) -> None:
+    arms = {"x": {"set": {"teacher": "stack:{seed}", "data.options.of": ["{seed}", 5, "{i}"]}}}
+    found = written(tmp_path, arms=arms, seeds=[3, 4])
+    assert [found[f"x/{n}"]["teacher"] for n in (3, 4)] == ["stack:3", "stack:4"]
+    assert found["x/4"]["data"]["options"]["of"] == ["4", 5, "{i}"]
+
+
 def test_any_key_can_be_set_and_null_removes(tmp_path: Path) -> None:
     sets = {"stages.s.matches.l": None, "stages.s.optimiser": {"lr": 0.5}, "student.options": {"a": 1}}
     found = written(tmp_path, arms={"x": {"set": sets}}, seeds=[4])["x/4"]

@@ -40,7 +40,8 @@ def starts(out: Path) -> dict[str, int]:
 
 def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
     """vision 2.18: variants times seeds, means, paired differences were made by hand."""
-    found = conduct(study(jobs=2, metrics=["top1", "kl"]), tmp_path / "out", command=STUB)
+    metrics = ["top1", "kl", "variants.half.top1"]
+    found = conduct(study(jobs=2, metrics=metrics), tmp_path / "out", command=STUB)
     assert set(starts(tmp_path / "out")) == {"none/seed-0", "none/seed-1", "kd/seed-0", "kd/seed-1"}
     kd = found["facts"]["arm kd top1"]
     assert kd["n"] == 2
@@ -48,6 +49,8 @@ def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
     assert kd["difference"]["mean"] == pytest.approx(0.2)
     assert found["facts"]["arm kd kl"]["mean"] == pytest.approx(0.1525), "gated figures are figures too"
     assert found["facts"]["metrics"]["kl"] == {"higher_is_better": False, "unit": "nats/row", "teacher": None}
+    assert found["facts"]["arm kd variants.half.top1"]["mean"] == pytest.approx(0.305 / 4)
+    assert found["facts"]["metrics"]["variants.half.top1"]["higher_is_better"] is True
     assert found["header"]["finished"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in page

@@ -52,7 +52,8 @@ class StudyConfig(Model):
     )
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     seeded: list[str] = Field(
-        default_factory=list, description="further dotted keys that get the seed as value, e.g. data.options.subset"
+        default_factory=list,
+        description="further dotted keys that get the seed as value, e.g. data.options.subset; in texts, {seed} is it",
     )
     control: str | None = Field(None, description="arm with which the others are compared, seed by seed")
     metrics: list[str] = Field(

@@ -92,7 +92,7 @@ def push(upload: Upload, *, private: bool = False) -> str:
         made = api.create_repo(upload.repository, private=private, exist_ok=True)
         api.create_commit(made.repo_id, operations, commit_message="Upload of xarch")
     except HfHubHTTPError as e:
-        raise UsageError(f"the hub refused {upload.repository}: {e}", "log in with `hf auth login` or HF_TOKEN") from e
+        raise UsageError(f"the hub refused {upload.repository}: {e}", "log in with `hf auth login`") from e
     except unreachable as e:
         raise UsageError(f"the hub {api.endpoint} cannot be reached: {e}", "check the network and HF_ENDPOINT") from e
     return str(made)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xarch import Batch, EvaluationRequest, Sink, UsageError
 from xarch_image import ImageFacts, ImageModel, adapt, class_groups
+from xarch_image.calibration import Calibration
 from xarch_image.cka import Alikeness
 from xarch_image.metric import Top1, Top1Options
 
@@ -60,6 +61,21 @@ def test_figures_overall_by_group_and_by_class() -> None:
     assert found.student["recall.3"] == 1
     assert found.student["recall.9"] == 0
     assert found.gated["agreement"] == pytest.approx(0.7)
+
+
+def test_calibration_of_all_images_and_of_those_of_a_group() -> None:
+    score_BK = torch.tensor([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0], [0.0, 1.0]])
+    found = Calibration()
+    label_B = torch.tensor([0, 1, 1, 1])
+    for part in (slice(0, 1), slice(1, 4)):
+        found.add(score_BK[part], label_B[part])
+    sure, less = float(score_BK[0].double().softmax(-1)[0]), float(score_BK[3].double().softmax(-1)[1])
+    assert found.error() == pytest.approx((abs(2 - 3 * sure) + (1 - less)) / 4)
+    assert found.error([1]) == pytest.approx((abs(1 - 2 * sure) + (1 - less)) / 3)
+    assert found.error([0]) == pytest.approx(1 - sure)
+    figures = evaluate({"student": Oracle(7)}, class_counts=[100 - 9 * i for i in range(10)])
+    assert {"ece", "ece.head", "ece.mid", "ece.tail"} <= figures.student.keys()
+    assert (figures.directions["ece.tail"], figures.directions["recall.tail"]) == (False, True)
 
 
 def test_without_labels_agreement_with_the_teacher_is_measured() -> None:

@@ -41,3 +41,14 @@ class TestTimmTarget(TargetConformance):
             assert weights_digest(teacher.module.state_dict()) == before
             assert not teacher.module.training
             assert all(p.grad is None and not p.requires_grad for p in teacher.module.parameters())
+
+
+@pytest.mark.slow
+class TestTimmTargetOfTwoHeads(TargetConformance):
+    adapter = "timm"
+    local = False
+    options: ClassVar[dict[str, Any]] = {
+        "model": "deit_tiny_distilled_patch16_224",
+        "arguments": {"patch_size": 7, "depth": 2, "embed_dim": 64, "num_heads": 2},
+        "size": 28,
+    }

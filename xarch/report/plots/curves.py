@@ -31,9 +31,10 @@ def curve_svg(
     with Canvas(name) as canvas:
         axes = canvas.axes
         smooth = len(drawn) == 1 and len(values) > 20
-        for role, (key, (x, y)) in zip(SERIES, drawn.items(), strict=False):
-            color = THEME[role]
-            axes.plot(x, y, color=color, linewidth=1.0, alpha=0.35 if smooth else 1.0, label=label(key))
+        for number, (key, (x, y)) in enumerate(drawn.items()):
+            color = THEME[SERIES[number % len(SERIES)]]
+            style = "-" if number < len(SERIES) else "--"
+            axes.plot(x, y, style, color=color, linewidth=1.0, alpha=0.35 if smooth else 1.0, label=label(key))
             if smooth:
                 axes.plot(x, _smooth(y), color=color, linewidth=1.8)
             axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3.5)

@@ -20,6 +20,8 @@ from xarch.config.yaml_text import dump_yaml, parse_yaml
 from xarch.errors import UsageError
 from xarch.files.atomic import write_text
 
+SEED = "{seed}"
+
 
 @dataclass(frozen=True)
 class StudyArm:
@@ -132,6 +134,7 @@ def runs_of(study: StudyConfig, arms: list[StudyArm], base_folder: Path, out: Pa
         tree: dict[str, Any] = {"runtime": {"cache": "shared", "threads": study.threads}}
         for path, value in _assignments(base, arm.sets):
             _assign(tree, path, value)
+        tree = _seeded(tree, seed)
         for key in ("seed", *study.seeded):
             _assign(tree, tuple(key.split(".")), seed)
         config = out / "configs" / f"{arm.name}.seed-{seed}.yaml"
@@ -158,6 +161,15 @@ def _require_same_samples(arm: str, own: Evaluate, first: str, others: Evaluate)
                 "samples cannot be compared",
                 f"set evaluate.{key} in `base`, for all arms",
             )
+
+
+def _seeded(value: Any, seed: int) -> Any:
+    """Return a value with the seed in place of ``{seed}`` in its texts, e.g. a teacher that was made with each seed."""
+    if isinstance(value, Mapping):
+        return {key: _seeded(inner, seed) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_seeded(inner, seed) for inner in value]
+    return value.replace(SEED, str(seed)) if isinstance(value, str) else value
 
 
 def _assignments(base: Mapping[str, Any], sets: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -15,6 +15,7 @@ from xarch.errors import QualityError
 from xarch.files.atomic import finite
 from xarch.files.run_dir import RunDir
 from xarch.numbers import known, number
+from xarch.run.gates import gateable
 from xarch.run.study.arms import StudyArm, StudyRun
 from xarch.run.study.significance import deviation, paired
 
@@ -26,7 +27,8 @@ class Outcome:
     Attributes:
         state: "waiting", "interrupted", "failed" or "done". A run that only misses its quality gate counts as done,
             because a study needs its figures.
-        figures: the student's figures and the gated ones from eval.json, by name.
+        figures: every figure of eval.json that may be gated, by name: the student's, those comparing it with its
+            teacher, and those of its operating points and exports.
         headline, higher_is_better, unit: those of the run's metric.
         directions, units: those of further figures, by name.
         teacher: the teacher's figures.
@@ -64,14 +66,17 @@ def read_outcome(folder: Path) -> Outcome:
     missed = state == "failed" and reason.startswith(f"{QualityError.kind}:")
     if state == "done" or (missed and run.eval_json.is_file()):
         found = run.read_evaluation() if run.eval_json.is_file() else {}
-        figures = {**found.get("student", {}), **found.get("gated", {})}
+        figures = gateable({"student": {}, "gated": {}, **found})
+        directions = {found.get("metric", ""): found.get("higher_is_better"), **(found.get("directions") or {})}
+        # Of a variant or an export, a figure is judged as the student's: variants.NAME.FIGURE.
+        own = {name: directions[last] for name in figures for last in name.split(".", 2)[2:] if last in directions}
         return Outcome(
             "done",
             {k: float(v) for k, v in figures.items() if known(v)},
             str(found.get("metric", "")),
             found.get("higher_is_better"),
             str(found.get("unit", "")),
-            found.get("directions") or {},
+            {**own, **(found.get("directions") or {})},
             found.get("units") or {},
             {k: float(v) for k, v in (found.get("teacher") or {}).items() if known(v)},
             gate=reason if missed else "",
