@@ -80,6 +80,15 @@ def test_points_are_rows_of_the_benchmarks_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(stored["points"])
 
 
+def test_every_arm_is_shown_beside_its_own_teacher(tmp_path: Path) -> None:
+    conduct(study(axes={"teacher": ["stack:2", "stack:3"]}), tmp_path, command=STUB)
+    stored = json.loads((tmp_path / "study.json").read_text())
+    rivals = {p["what"]: p["rival"] for p in stored["points"]}
+    assert rivals["none,teacher=stack-2: top1"] == "teacher 0.6000"
+    assert rivals["none,teacher=stack-3: top1"] == "teacher 0.9000"
+    assert stored["facts"]["metrics"]["top1"]["teacher"] is None, "the figure would show one line for both"
+
+
 def test_a_second_start_runs_nothing_again(tmp_path: Path) -> None:
     conduct(study(), tmp_path, command=STUB)
     conduct(study(), tmp_path, command=STUB)

@@ -160,11 +160,12 @@ def _pooled(arms: Sequence[StudyArm], by_arm: dict[str, dict[Any, Outcome]]) -> 
 def _about(metric: str, done: Sequence[Outcome]) -> dict[str, Any]:
     directions = [o.higher_is_better if o.headline == metric else o.directions.get(metric) for o in done]
     units = [o.unit if o.headline == metric else o.units.get(metric, "") for o in done]
-    teachers = [o.teacher[metric] for o in done if metric in o.teacher]
+    teachers = {o.teacher[metric] for o in done if metric in o.teacher}
     return {
         "higher_is_better": next((d for d in directions if d is not None), None),
         "unit": next(filter(None, units), ""),
-        "teacher": statistics.fmean(teachers) if teachers else None,
+        # One line in the figure of all arms: only if all have the same teacher.
+        "teacher": teachers.pop() if len(teachers) == 1 else None,
     }
 
 
@@ -180,6 +181,7 @@ def _values(outcomes: Mapping[Any, Outcome], metric: str) -> dict[Any, float]:
 
 def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[Any, Outcome]]) -> dict[str, Any]:
     own = _values(by_arm[arm.name], metric)
+    teachers = [o.teacher[metric] for o in by_arm[arm.name].values() if metric in o.teacher]
     made: dict[str, Any] = {
         "arm": arm.name,
         "metric": metric,
@@ -188,6 +190,7 @@ def _summary(arm: StudyArm, metric: str, by_arm: Mapping[str, Mapping[Any, Outco
         "sd": deviation(list(own.values())),
         "values": {str(seed): value for seed, value in own.items()},
         "control": arm.control,
+        "teacher": statistics.fmean(teachers) if teachers else None,
     }
     if arm.control:
         rival = _values(by_arm[arm.control], metric)
@@ -205,8 +208,8 @@ def _row(summary: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]
     rival = ""
     if summary["control"] and summary.get("control_mean") is not None:
         rival = f"{summary['control']} {number(summary['control_mean'])}; difference {difference_text(summary)}"
-    elif about["teacher"] is not None:
-        rival = f"teacher {number(about['teacher'])}"
+    elif summary["teacher"] is not None:
+        rival = f"teacher {number(summary['teacher'])}"
     return {
         "what": f"{summary['arm']}: {summary['metric']}",
         "figure": f"{number(summary['mean'])}{f' ± {number(sd)}' if sd is not None else ''}{unit}",
