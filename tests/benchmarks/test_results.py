@@ -226,13 +226,13 @@ def test_the_readme_says_what_the_constant_states_say() -> None:
 
 def test_the_readme_says_what_a_constant_state_forgets() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
-    said = " ".join(text.partition("\nWhat a constant state forgets")[2].partition("\n\n")[0].split())
+    said = " ".join(text.partition("constant state forgets")[2].partition("\n\n")[0].split())
     points = {p["arm"]: p for p in read(store.RESULTS / "state_recall.json").points}
     ours, teacher, window = (
         "{:.0f}, {:.0f} and {:.0f}".format(*(100 * points[arm][f"recall.{d}"] for d in (256, 512, 1024)))
         for arm in ("slots, window int8, slots float16", "teacher", "window int8")
     )
-    assert f"it knows {ours} % (the teacher {teacher}, that window {window};" in said
+    assert f"it knows {ours} % (the teacher {teacher}, a window in int8 {window};" in said
 
 
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
