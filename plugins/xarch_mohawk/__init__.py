@@ -22,7 +22,7 @@ def xarch_register(registry: Any) -> None:
             accepts=["decoder"],
             produces="decoder",
             recipes=["mohawk"],
-            profiles=["cpu", "cpu-int8", "cpu-int4"],
+            profiles=["cpu", "cpu-int8"],
             summary=summary,
         )
     registry.objective(

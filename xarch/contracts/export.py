@@ -158,6 +158,8 @@ class ParityCase:
         positions: output name -> (axis, indices): the positions of the tap that ``drive`` returns, if not all (a prompt
             read in chunks returns the last position of each).
         rel_l2: largest relative deviation of its outputs, overriding the default for the profile's dtype.
+        least_top1: smallest share of its graph's rows with the same arg-max, overriding the default, where rounding
+            decides between near ties (a choice of entries). The smallest of a graph's cases counts.
     """
 
     graph: str
@@ -167,6 +169,7 @@ class ParityCase:
     top1: str | None = None
     measures: Sequence[Measure] = ()
     rel_l2: float | None = None
+    least_top1: float | None = None
     batch: Batch | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, tuple[int, Sequence[int]]] = field(default_factory=dict)
