@@ -27,8 +27,8 @@ Pieces = list[tuple[str, int]]
 
 
 REL_L2 = {"int8": 0.2, "int4": 0.7}
-"""Allowed deviation of logits and states with weights in so many bits, where the default would be a float's; the first
-token of a text, with activations a hundred times the others', has 0.11 in 8 bits (SmolLM2-135M). A wrong graph has 1."""
+"""Allowed deviation of logits and states with weights in so many bits, where the default would be a float's. In 8 bits
+the first token of a text has 0.11 (SmolLM2-135M), a wrong graph about 1."""
 
 MOST_KL = {"int8": 0.01, "int4": 0.4}
 """Allowed mean divergence of a case from the student, nats/token (weights of SmolLM2-135M alone: 0.001 and 0.2)."""

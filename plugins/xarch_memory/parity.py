@@ -28,8 +28,8 @@ MOST_KL = {"float32": 1e-4, "float16": 1e-3, "int8": 3e-3}
 """Allowed mean divergence of a case, nats/token; a student is 0.01 to 0.1 from its teacher."""
 
 LEAST_TOP1 = {"int8": 0.97}
-"""Smallest share of the same most likely tokens, where it is not the default's: rounding to 8 bits decides near ties (30
-layers of SmolLM2-135M: 253 of 256 rows, at a divergence of 0.0002)."""
+"""Smallest share of the same most likely tokens, where it is not the default's: rounding to 8 bits decides near ties
+(30 layers of SmolLM2-135M: 253 of 256 rows, at a divergence of 0.0002)."""
 
 AFTER = 16
 """Merges that each head has made before the case with full memories begins."""
