@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return make
 
 
-ARCHS = ["vm", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("hash", "mlp", "cp", "tensors"))]
+ARCHS = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("vm", "hash", "mlp", "cp", "tensors")]
 
 
 def test_empty_samples_are_left_out_where_a_profile_can() -> None:

@@ -191,9 +191,8 @@ def _export(module: nn.Module, names: list[str], inputs: tuple[Tensor, ...], fre
     return model, onnxruntime.InferenceSession(str(to), providers=["CPUExecutionProvider"])
 
 
-QUICK = (("vm", "gather"), ("mlp", "grid_sample"))
 POINTS = [
-    pytest.param(arch, lowering, marks=[] if (arch, lowering) in QUICK else [pytest.mark.slow])
+    pytest.param(arch, lowering, marks=[] if (arch, lowering) == ("mlp", "grid_sample") else [pytest.mark.slow])
     for arch, lowering in [*((a, "grid_sample") for a in ARCHS), ("vm", "gather")]
 ]
 
