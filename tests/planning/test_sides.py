@@ -402,3 +402,19 @@ def test_the_estimate_counts_controls(case: StackCase, monkeypatch: pytest.Monke
     monkeypatch.setattr(Family, "control_names", lambda self, student: ("window", "eviction"))
     assert evaluation() > 1.5 * none
     assert evaluation(evaluate__controls=False) == pytest.approx(none)
+
+
+def test_gates_on_controls_need_controls(case: StackCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a run ended without a student, after all of its stages."""
+    from xarch.contracts.family import Family
+
+    gates = {"mse_to_control": {"max": 0.9}}
+    with pytest.raises(UsageError, match=r"gates\.mse_to_control: this figure will not be measured") as caught:
+        case.plan(gates=gates)
+    assert "no control" in (caught.value.hint or "")
+    monkeypatch.setattr(Family, "control_names", lambda self, student: ("window",))
+    assert case.plan(gates=gates).config.gates
+    with pytest.raises(UsageError, match="will not be measured") as caught:
+        case.plan(gates=gates, evaluate__controls=False)
+    assert "evaluate.controls=true" in (caught.value.hint or "")
+    assert case.plan(gates=gates, evaluate__controls=False, tiny=True), "a trial is not held to its gates"

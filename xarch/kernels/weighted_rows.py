@@ -21,7 +21,7 @@ would be too large."""
 def weighted_rows(table_EC: Tensor, index_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """sum_k weight[n, k] table[index[n, k]], shape [N, C]; differentiable in the table and the weights."""
     if tracing() and index_NK.shape[1] <= UNROLLED:
-        # onnxruntime sums over an axis in the middle ten times slower than it adds.
+        # onnxruntime adds faster than it sums over an axis in the middle.
         corners = zip(index_NK.unbind(1), weight_NK[..., None].unbind(1), strict=True)
         rows = [F.embedding(index_N, table_EC) * weight_N1 for index_N, weight_N1 in corners]
         return functools.reduce(torch.add, rows)

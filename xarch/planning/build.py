@@ -94,6 +94,7 @@ def build_plan(
         stages = [planner.stage(i, n, s) for i, (n, s) in enumerate(active, start=1)]
         config = config.model_copy(update={"stages": {**config.stages, **{s.name: s.config for s in stages}}})
     totals = Totals(sides, planner.rate)
+    planner.figures.check_control_gates(config, totals.controls)
     exports = []
     for profile in config.export.profiles:
         with totals.trial(profile):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from xarch.config.schema import Gate, Stage
+from xarch.config.schema import Gate, RunConfig, Stage
 from xarch.contracts.control import TO_CONTROL
 from xarch.contracts.metric import Metric
 from xarch.contracts.stage import StageKind
@@ -70,6 +70,21 @@ class NamedFigures:
                     f"gates.{name}: no such figure, {self.metric} does not measure {figure!r}",
                     near(figure, known, "figures"),
                 )
+
+    def check_control_gates(self, config: RunConfig, controls: int) -> None:
+        """Check that what gates compare with controls will be measured; a trial is not held to its gates.
+
+        Args:
+            controls: number of controls that will be evaluated.
+
+        Raises:
+            UsageError: none will be.
+        """
+        name = next((name for name in config.gates if name.endswith(TO_CONTROL)), None)
+        if name is None or controls or config.tiny:
+            return
+        switched = "set evaluate.controls=true" if not config.evaluate.controls else "this student has no control"
+        raise UsageError(f"gates.{name}: this figure will not be measured", f"{switched}, or gates.{name}=null")
 
     def _declared(self) -> Collection[str]:
         if self.metric is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from inspect import getdoc
 from pathlib import Path
@@ -62,10 +61,8 @@ def inspect(ref: str) -> dict[str, Any]:
     sources, data = ({s.name for s in registry.specs(kind)} for kind in ("source", "data"))
     known = sorted(sources | data | {"zoo"})
     if ":" in ref and scheme not in known:
-        near = difflib.get_close_matches(scheme, known, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(
-            f"{scheme!r} is neither a source of teachers nor a provider of data{guess}", f"known: {', '.join(known)}"
+            f"{scheme!r} is neither a source of teachers nor a provider of data", f"known: {', '.join(known)}"
         )
     return _data(ref) if scheme in data - sources else _teacher(ref)
 
