@@ -24,7 +24,7 @@ def log_prior(context: MatchContext) -> Tensor:
     counts = list(context.data.get("class_counts") or ())
     if not counts or min(counts) < 1:
         raise PlanError(
-            f"matches.{context.match}: class priors require class_counts of the data, at least 1 each, not {counts[:8]}",
+            f"matches.{context.match}: shares of classes require class_counts of the data, not {counts[:8]}",
             "use data whose provider counts its classes",
         )
     # On the CPU even when the plan builds on meta: the values are read at run time.

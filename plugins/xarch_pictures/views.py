@@ -77,9 +77,9 @@ def _loaded(table: Table, size: int, channels: int) -> Pictures:
 class Samples(IndexedData):
     """Pictures of a split.
 
-    Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` and ``images@ema`` where the teacher or
-    the student's moving average sees other draws, ``index``, ``labels`` and, with ``labelled``, a mask of known labels.
-    With ``repeats`` R, pictures are [R,C,H,W].
+    Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` and ``images@ema`` where teacher or
+    moving average see other draws, ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With
+    ``repeats`` R, pictures are [R,C,H,W].
     """
 
     def __init__(self, table: Table, chosen: Selection, options: PictureOptions, form: Form, training: bool) -> None:
