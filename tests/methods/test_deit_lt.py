@@ -44,6 +44,7 @@ class Steps:
     cls: list[Call]
     dist: list[Call]
     rows: list[dict[str, Any]]
+    run: Path
 
 
 def undecided(ref: str) -> None:
@@ -97,7 +98,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
         patch.setattr(LabelObjective, "forward", watched)
         run = xarch.convert(overrides=settings, out=folder / "run").path
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return Steps(settings["teacher"], seen[False], seen[True], [row for row in found if "loss" in row])
+    return Steps(settings["teacher"], seen[False], seen[True], [row for row in found if "loss" in row], run)
 
 
 def test_every_step_is_seen_once(steps: Steps) -> None:
@@ -138,6 +139,13 @@ def test_losses_are_those_of_the_paper(steps: Steps) -> None:
         assert row["loss"] == pytest.approx(float(labels + dist) / 2, rel=1e-4)
         labelled.append(len(hard_B.unique()))
     assert max(labelled[SWITCH:]) > 1, "with one class in every batch, weights would not be seen"
+
+
+def test_both_tokens_are_operating_points_and_their_weight_is_chosen_last(steps: Steps) -> None:
+    measured = json.loads((steps.run / "eval.json").read_text())
+    assert {"cls", "dist"} <= measured["variants"].keys()
+    plan = json.loads((steps.run / "plan.json").read_text())
+    assert [stage["name"] for stage in plan["stages"]] == ["distil", "fuse"]
 
 
 def test_weights_are_those_of_the_paper() -> None:
