@@ -81,7 +81,6 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
         "stages.distil.epochs": EPOCHS,
         "stages.distil.batch.size": BATCH,
         "stages.distil.log_every": 1,
-        "stages.distil.validation": None,
         "stages.distil.teacher_cache": "off",
         "tiny": False,
     }
@@ -96,7 +95,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelObjective, "forward", watched)
-        run = xarch.convert(overrides=settings, out=folder / "run").path
+        run = xarch.convert(sets=["stages.distil.validation=null"], overrides=settings, out=folder / "run").path
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return Steps(settings["teacher"], seen[False], seen[True], [row for row in found if "loss" in row], run)
 
