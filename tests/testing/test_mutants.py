@@ -25,7 +25,11 @@ def test_no_mutant_of_a_declared_graph_survives(tmp_path: Path) -> None:
     data = [Batch({"x": torch.rand(4, 6)}, 4)]
     given = (PlainTarget(graph), student, cpu, {}, data)
     assert list(surviving_mutants(*given, tmp_path / "mutants")) == []
-    honest = list(surviving_mutants(*given, tmp_path / "honest", {"is as it was": lambda graph: Change("output", lambda y: y * 1)}))
+    honest = list(
+        surviving_mutants(
+            *given, tmp_path / "honest", {"is as it was": lambda graph: Change("output", lambda y: y * 1)}
+        )
+    )
     assert honest == ["model is as it was"]
 
 
