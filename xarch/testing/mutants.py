@@ -17,6 +17,7 @@ from xarch.contracts.export import ExportGraph, Profile
 from xarch.contracts.model import Student
 from xarch.errors import ParityError
 
+
 class _Changed(nn.Module):
     """A graph's module with a modified first input or a modified first output."""
 
@@ -102,11 +103,15 @@ def surviving_mutants(
             change = mutant(graph)
             changed = replace(graph, module=_Changed(graph.module, change))
             wrong = {**models, graph.name: _spliced(models[graph.name], graph, change, profile)}
+
+            def translated(given: ExportGraph, _: Profile, wrong: Mapping[str, ir.Model] = wrong) -> ir.Model:
+                return wrong[given.name].clone()
+
             try:
                 export_profile(
                     student, adapter, profile, graphs=[*right[:i], changed, *right[i + 1 :]], options=options,
                     batches=batches, out=folder / f"{graph.name}-{name.replace(' ', '-')}", metadata={},
-                    say=lambda text: None, translate=lambda given, _, wrong=wrong: wrong[given.name].clone(),
+                    say=lambda text: None, translate=translated,
                 )  # fmt: skip
             except ParityError:
                 continue
