@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.exporter_tables import share
 from xarch.files.home import cache_dir
 
 os.environ.setdefault("XARCH_KERNELS_CACHE", str(cache_dir() / "kernels"))
@@ -29,7 +28,6 @@ def pytest_runtest_setup() -> None:
     conversions inside this process leave their number of threads behind."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    share()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,6 +33,11 @@ def xarch_register(registry: Any) -> None:
         accepts=["image"],
         summary="share of images classified correctly; top-5, balanced, per class group",
     )
+    registry.stage(
+        "fuse",
+        load="xarch_image.fusion:Fuse",
+        summary="choose on validation pictures how much each of two classifiers counts",
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from xarch import Batch, Sink, Tap, TapModel, UsageError
 from xarch_image.facts import ImageFacts
@@ -81,29 +81,36 @@ class ImageModel(TapModel):
     def read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:
         """Run on normalised images of the model's own size and push the wanted taps."""
 
+    def classifiers(self) -> Mapping[str, nn.Module]:
+        """Return the classifiers of a model that answers with the mean of several, by name; {} of one."""
+        return {}
+
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.facts.work(sample)
 
 
 class HeadModel(TapModel):
-    """A model with several classifiers, judged by one of them: its ``logits`` are ``logits.HEAD``.
+    """A model with several classifiers, judged by some of them: its ``logits`` are the sum of ``logits.HEAD``, each
+    times its weight.
 
     Args:
-        model: the whole model. head: name of the classifier in its facts.
+        model: the whole model. weights: name of a classifier in its facts -> its weight.
     """
 
     family = FAMILY
 
-    def __init__(self, model: ImageModel, head: str) -> None:
+    def __init__(self, model: ImageModel, weights: Mapping[str, float]) -> None:
         self.model, self.module, self.facts = model, model.module, model.facts
-        self.head = f"logits.{head}"
+        self.weights = {f"logits.{name}": weight for name, weight in weights.items()}
 
     def taps(self) -> Mapping[str, Tap]:
-        return {"logits": self.model.taps()[self.head]}
+        return {"logits": self.model.taps()[next(iter(self.weights))]}
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         if "logits" in wanted:
-            self.model.run(batch, {self.head}, lambda _, value: sink("logits", value))
+            found = self.model.collect(batch, set(self.weights))
+            parts = [weight * found[name] for name, weight in self.weights.items()]
+            sink("logits", torch.stack(parts).sum(0) if len(parts) > 1 else parts[0])
 
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.model.work(sample)

@@ -63,6 +63,9 @@ class PictureOptions(Options):
         description="what the teacher sees: the same augmented picture, another draw of it, or the picture as in "
         "evaluation",
     )
+    ema_view: Literal["same", "other", "plain"] = Field(
+        "same", description="what the student's moving average (`ema:TAP`) sees"
+    )
     teacher_size: int | None = Field(None, ge=1, le=MAX_SIZE, description="height and width for the teacher, if other")
     crop_share: float | None = Field(
         None,

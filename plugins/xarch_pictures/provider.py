@@ -39,7 +39,8 @@ class PictureData(DataProvider):
     ``images:digits`` (scikit-learn).
 
     Batches hold ``images`` float32 [B,C,H,W] in 0..1, not normalised, ``labels`` int64 [B], ``index`` int64 [B], which
-    numbers the training pictures from 0, and ``sample_id``; ``images@teacher`` where the teacher sees other pictures.
+    numbers the training pictures from 0, and ``sample_id``; ``images@teacher`` and ``images@ema`` where the teacher or
+    the student's moving average sees other pictures.
     Units are images.
     """
 
@@ -57,6 +58,8 @@ class PictureData(DataProvider):
         if form.views(options):
             seen = {"C": form.channels, "H": form.teacher_size, "W": form.teacher_size}
             tensors["images@teacher"] = TensorInfo("BCHW", seen)
+        if options.ema_view != "same":
+            tensors["images@ema"] = TensorInfo("BCHW", shape)
         warnings = table.warnings
         if chosen.labels is not None:
             counts = chosen.counts(len(table.names))

@@ -77,8 +77,9 @@ def _loaded(table: Table, size: int, channels: int) -> Pictures:
 class Samples(IndexedData):
     """Pictures of a split.
 
-    Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` where the teacher sees other draws,
-    ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With ``repeats`` R, pictures are [R,C,H,W].
+    Samples hold ``images`` [C,H,W], uint8 or float32 in 0..1, ``images@teacher`` and ``images@ema`` where teacher or
+    moving average see other draws, ``index``, ``labels`` and, with ``labelled``, a mask of known labels. With
+    ``repeats`` R, pictures are [R,C,H,W].
     """
 
     def __init__(self, table: Table, chosen: Selection, options: PictureOptions, form: Form, training: bool) -> None:
@@ -104,8 +105,11 @@ class Samples(IndexedData):
         self.teacher: Transform | None = None
         if options.teacher_view != "same" or (not training and form.teacher_size != form.size):
             self.teacher = transform(form.teacher_size, plain=options.teacher_view == "plain")
+        self.average: Transform | None = None
+        if options.ema_view != "same":
+            self.average = transform(form.size, plain=options.ema_view == "plain")
         self.training = training
-        self.augments = any(side.random for side in (self.student, self.teacher) if side is not None)
+        self.augments = any(side.random for side in (self.student, self.teacher, self.average) if side is not None)
 
     def __len__(self) -> int:
         return self.total
@@ -114,7 +118,8 @@ class Samples(IndexedData):
         stored = self.pictures[index]
         channels = self.form.channels
         picture = decode(stored, channels) if isinstance(stored, bytes) else as_channels(stored, channels)
-        sides = {"images": self.student} | ({"images@teacher": self.teacher} if self.teacher is not None else {})
+        given = {"images": self.student, "images@teacher": self.teacher, "images@ema": self.average}
+        sides = {key: side for key, side in given.items() if side is not None}
         drawn = [{key: side(picture, generator) for key, side in sides.items()} for _ in range(self.repeats)]
         sample = drawn[0] if self.repeats == 1 else {key: torch.stack([d[key] for d in drawn]) for key in sides}
         sample["index"] = self.index[index]

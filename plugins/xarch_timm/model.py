@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from xarch import Sink, Student, TapModel, Teacher
 from xarch_image import HeadModel, ImageFacts, ImageModel
 from xarch_timm.anatomy import Net, classifiers, heads, intermediates
 from xarch_timm.build import anatomy, classifier
+
+FUSION = "fusion"
+"""Decision of a stage that weighs two classifiers."""
 
 
 class TimmModel(ImageModel):
@@ -84,6 +87,9 @@ class TimmModel(ImageModel):
         if "logits" in wanted:
             sink("logits", logits_BK)
 
+    def classifiers(self) -> Mapping[str, nn.Module]:
+        return heads(self.module)
+
     def constants(self) -> Mapping[str, Tensor]:
         """Return ``classifier.weight`` [K, D], if the classifier is one linear layer over ``pooled``."""
         last = classifier(self.module)
@@ -102,7 +108,13 @@ class TimmTeacher(TimmModel, Teacher):
 
 
 class TimmStudent(TimmModel, Student):
-    """A model in training; all of its stages are global."""
+    """A model in training; all of its stages are global.
+
+    Attributes:
+        fusion: share of the first of two classifiers in the answer, where a stage chose it; None: ½.
+    """
+
+    fusion: float | None = None
 
     def param_groups(self) -> Mapping[str, list[str]]:
         """Return ``all``, ``head`` (the classifier) and ``body``."""
@@ -112,8 +124,20 @@ class TimmStudent(TimmModel, Student):
         return {"all": names, "head": last, "body": [name for name in names if name not in set(last)]}
 
     def variants(self) -> Mapping[str, TapModel]:
-        """Return the student judged by each of its classifiers alone, if it has several."""
-        return {name: HeadModel(self, name) for name in self.facts.heads}
+        """Return the student judged by each of its classifiers alone, if it has several, and by their plain mean where
+        a stage chose another one."""
+        names = self.facts.heads
+        if self.fusion is None:
+            return {name: HeadModel(self, {name: 1.0}) for name in names}
+        shares = dict(zip(names, (self.fusion, 1 - self.fusion), strict=True))
+        alone = {name: 1 / (2 * share) for name, share in shares.items()}
+        found = {name: HeadModel(self, {name: weight}) for name, weight in alone.items()}
+        return {**found, "mean": HeadModel(self, {name: weight / 2 for name, weight in alone.items()})}
+
+    def decide(self, decisions: Mapping[str, Any]) -> None:
+        """Apply ``fusion``, the share of the first of two classifiers, which their weights contain already."""
+        super().decide({key: value for key, value in decisions.items() if key != FUSION})
+        self.fusion = decisions.get(FUSION, self.fusion)
 
     def no_decay(self) -> Collection[str]:
         """Return biases, norms, and what timm exempts (position embeddings, class tokens)."""

@@ -80,7 +80,9 @@ class TimmTarget(TargetAdapter):
         own = replace(own, class_names=facts.class_names).normalised_by(chosen.mean, chosen.std)
         with torch.device(device):
             net = create(own)
-        return TimmStudent(net, own)
+        student = TimmStudent(net, own)
+        student.decide(decisions)
+        return student
 
     def own_weights(self, student: Student, options: BaseModel) -> Collection[str]:
         chosen, facts, net = _merged(options), student.facts, student.module

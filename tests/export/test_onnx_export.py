@@ -95,3 +95,20 @@ def test_untranslatable_operator_is_named() -> None:
 def test_unknown_dynamic_name() -> None:
     with pytest.raises(ValueError, match=r"\['kache'\] are not inputs"):
         to_onnx(append_graph(dynamic={"kache": {1: "past"}}), cpu)
+
+
+def test_tables_of_translations_are_built_once_and_torch_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read, reads = ONNXRegistry.__dict__["from_torchlib"].__func__, []
+
+    def counting(cls: type, **settings: object) -> object:
+        reads.append(settings)
+        return read(cls, **settings)
+
+    counted = classmethod(counting)
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", counted)
+    first = to_onnx(append_graph(), cpu)
+    assert [node.op_type for node in to_onnx(append_graph(), cpu).graph] == [node.op_type for node in first.graph]
+    assert len(reads) == 1
+    assert ONNXRegistry.__dict__["from_torchlib"] is counted

@@ -96,7 +96,7 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
             call, kernels, dtype, arch,
             # These take seconds; test_triton_interpreter.py runs their kernels.
             marks=()
-            if (dtype, arch) == (torch.bfloat16, 90) and call not in (matrix_distance, gated_delta)
+            if (dtype, arch) == (torch.bfloat16, 90) and call not in (matrix_distance, gated_delta, ssd)
             else pytest.mark.slow,
             id=f"{call.__name__}-{dtype}-{arch}",
         )

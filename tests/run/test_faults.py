@@ -158,7 +158,9 @@ def test_a_stage_without_checkpoints_stops_at_once(
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("batch", [3, 7], ids=["before any gradient step", "of the student"])
+@pytest.mark.parametrize(
+    "batch", [3, pytest.param(7, marks=pytest.mark.slow)], ids=["before any gradient step", "of the student"]
+)
 def test_an_evaluation_can_be_interrupted(batch: int, whole: Path, tmp_path: Path, home: Path) -> None:
     """Four batches before the first gradient stage and four at the end."""
     out = tmp_path / "run"
@@ -289,7 +291,9 @@ def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, h
 
 
 @pytest.mark.parametrize(
-    "moment", [20, pytest.param(109, marks=pytest.mark.slow), 116], ids=["local", "global", "after the last stage"]
+    "moment",
+    [20, pytest.param(109, marks=pytest.mark.slow), pytest.param(116, marks=pytest.mark.slow)],
+    ids=["local", "global", "after the last stage"],
 )
 def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"

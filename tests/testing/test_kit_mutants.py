@@ -91,24 +91,29 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "check"), FAULTS.items())
 def test_the_fault_is_found(mutant: str, check: str, failed: dict[str, set[str]]) -> None:
     assert check in failed[mutant]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", RIGHT)
 def test_what_is_right_passes(right: str, failed: dict[str, set[str]]) -> None:
     assert failed[right] == set()
 
 
+@pytest.mark.slow
 def test_no_mutant_is_forgotten(failed: dict[str, set[str]]) -> None:
     assert failed.keys() == {*FAULTS, *RIGHT}
 
 
+@pytest.mark.slow
 def test_a_place_that_is_no_tap(failed: dict[str, set[str]]) -> None:
     assert "test_places_are_taps_or_tensors" in failed["LossyFamily"]
 
 
+@pytest.mark.slow
 def test_a_stage_that_takes_any_option(failed: dict[str, set[str]]) -> None:
     assert "test_unknown_options_are_refused" in failed["DependsOnChance"]
 

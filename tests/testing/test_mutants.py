@@ -13,7 +13,7 @@ from tests.export.export_models import PlainStudent, PlainTarget
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph
 from xarch.export.profiles import cpu
-from xarch.testing.mutants import surviving_mutants
+from xarch.testing.mutants import Change, surviving_mutants
 
 
 def test_no_mutant_of_a_declared_graph_survives(tmp_path: Path) -> None:
@@ -25,7 +25,11 @@ def test_no_mutant_of_a_declared_graph_survives(tmp_path: Path) -> None:
     data = [Batch({"x": torch.rand(4, 6)}, 4)]
     given = (PlainTarget(graph), student, cpu, {}, data)
     assert list(surviving_mutants(*given, tmp_path / "mutants")) == []
-    honest = list(surviving_mutants(*given, tmp_path / "honest", {"is as it was": lambda made: made}))
+    honest = list(
+        surviving_mutants(
+            *given, tmp_path / "honest", {"is as it was": lambda graph: Change("output", lambda y: y * 1)}
+        )
+    )
     assert honest == ["model is as it was"]
 
 

@@ -42,6 +42,7 @@ def test_every_registered_kind_has_a_template() -> None:
     assert {kind.replace("-", "_") for kind in KINDS} == set(declare.KINDS)
 
 
+@pytest.mark.slow
 def test_two_plugins_are_tested_in_one_call(tmp_path: Path) -> None:
     """Test files of one name made pytest stop at the second plugin."""
     for name in ("one", "two"):

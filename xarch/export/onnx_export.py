@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xarch.contracts.chain import Chain
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
-from xarch.export import lowerings
+from xarch.export import exporter_tables, lowerings
 from xarch.export.compose import composed
 from xarch.export.integers import narrow_integers
 from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
@@ -32,6 +32,9 @@ EXPORTER_OPSET = 18
 
 WEIGHT = "module."
 """Prefix of the names of a module's parameters and buffers in a translated graph."""
+
+_LOUD = ("torch.onnx", "onnxscript", "onnx_ir")
+"""Loggers of the translation."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -121,7 +124,7 @@ def _take_out_weights(model: ir.Model, module: nn.Module) -> None:
 def _translate(graph: ExportGraph, profile: Profile) -> Any:
     module, dimensions = _Positional(graph.module, profile).eval(), _dimensions(graph)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        with torch.no_grad(), warnings.catch_warnings(), exporter_tables.shared(), _quiet(*_LOUD):
             warnings.simplefilter("ignore")
             return torch.onnx.export(
                 module,

@@ -37,6 +37,7 @@ from xarch.files.atomic import new_folder, write_json
 from xarch.files.manifest import seal
 
 T = TypeVar("T")
+Translate = Callable[[ExportGraph, Profile], ir.Model]
 WEIGHTS = "student.onnx.data"
 """The single weight file of all graphs of an export."""
 
@@ -67,6 +68,7 @@ def export_profile(
     say: Callable[[str], None],
     graphs: Sequence[ExportGraph] | None = None,
     calibration: Sequence[Batch] = (),
+    translate: Translate = to_onnx,
     blame: Blame = lambda during: nullcontext(),
 ) -> ExportResult:
     """Write ``out/GRAPH.onnx`` for every graph, the shared weights, ``parity.json`` and ``profile.json``.
@@ -81,6 +83,7 @@ def export_profile(
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: receives a line of progress at each step.
         graphs: exported instead of the adapter's graphs; checked in the same way.
+        translate: gives the model of a graph, to be changed here; default: :func:`to_onnx`.
         blame: wraps calls into the adapter and its results; takes a description of the call.
 
     Raises:
@@ -101,7 +104,7 @@ def export_profile(
         return own or Prover(student, graphs, data).drives()
 
     with new_folder(Path(out)) as folder:
-        described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration)
+        described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration, translate)
         clock = Stopwatch()
         prover = Prover(student, graphs, batches)
         comparisons = _comparisons(prover, adapter, student, graphs, batches, profile, blame)
@@ -200,13 +203,14 @@ def _write_graphs(
     metadata: Mapping[str, Any],
     say: Callable[[str], None],
     cases: Callable[[], Iterable[ParityCase]],
+    translate: Translate = to_onnx,
 ) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = {}
     models: dict[str, ir.Model] = {}
     clock = Stopwatch()
     for graph in graphs:
         started = time.monotonic()
-        models[graph.name] = to_onnx(graph, profile)
+        models[graph.name] = translate(graph, profile)
         entries[graph.name] = {"seconds": round(time.monotonic() - started, 2)}
     weights = _weight_bits(graphs, profile)
     models, reduced = _in_blocks(models, weights) if weights else _reduce(models, profile, cases, say)

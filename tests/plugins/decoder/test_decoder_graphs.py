@@ -111,6 +111,7 @@ def test_attention_student(plain: tuple[DecoderStudent, Runtime]) -> None:
     assert not operators(runtime) & NEVER
 
 
+@pytest.mark.slow
 def test_attention_student_with_windows(tmp_path: Path) -> None:
     assert not operators(drive(make_student(tiny_facts(**VARIED)), FREE, tmp_path, prefill=[16])) & NEVER
 
@@ -126,7 +127,9 @@ def test_attention_student_with_static_shapes(changes: dict[str, Any], tmp_path:
             assert all(d.HasField("dim_value") for d in dims), value.name
 
 
-@pytest.mark.parametrize("profile", [FREE, STATIC], ids=["free", "static"])
+@pytest.mark.parametrize(
+    "profile", [pytest.param(FREE, id="free"), pytest.param(STATIC, id="static", marks=pytest.mark.slow)]
+)
 def test_third_party_mixer_gets_states_export_and_parity(profile: Profile, tmp_path: Path) -> None:
     student = make_student(tiny_facts(), EMA, Attention)
     runtime = drive(student, profile, tmp_path, prefill=[8])

@@ -213,11 +213,8 @@ def test_solver_options_are_checked():
         DM2Target().solver(student, "blocks.1", {"ridge": -1.0})
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param({}, marks=pytest.mark.slow), {"rope": False, "layers": {"replace": [1]}}],
-    ids=["all", "hybrid-plain"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"rope": False, "layers": {"replace": [1]}}], ids=["all", "hybrid-plain"])
 def test_export_with_static_shapes(options, tmp_path: Path):
     """Static shapes, few plain operators, low rank; prefill and decode reproduce the student."""
     onnx = pytest.importorskip("onnx")

@@ -88,6 +88,11 @@ CASES: dict[str, tuple[type[ObjectiveConformance], list[dict[str, Any]]]] = {
     "ferkd": (Labelled, [{"options": {"low": 0.3, "middle": 0.5, "high": 0.7}}]),
     "margin-mse": (Labelled, [{}]),
     "ldam": (GivenLabels, [{"options": {"scale": 3.0, "balance": "effective-number"}}]),
+    "logit-adjustment": (GivenLabels, [{"options": {"strength": 2.5}}]),
+    "consistency": (
+        Labelled,
+        [{**ON_TOKENS}, {"options": {"strength": -0.5}, "data": {"class_counts": [90, 3, 50, 7, 1]}}],
+    ),
     "logit-std": (Logits, [ON_TOKENS]),
     "dist": (Logits, [{"options": {"temperature": 2.0}, **ON_TOKENS}]),
     "taid": (Logits, [{**DETACHED, **ON_TOKENS}]),

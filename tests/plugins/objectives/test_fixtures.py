@@ -293,6 +293,30 @@ def test_ldam_lowers_the_logit_of_a_label_by_its_margin() -> None:
         made("ldam", logits(), Tap("labels", "batch", "B"), data={"classes": 4, "class_counts": [3, 0, 1, 2]})
 
 
+def test_logits_are_shifted_by_the_frequency_of_classes() -> None:
+    counts, label = [80, 15, 5], torch.tensor([0, 2])
+    student = random(2, 3)
+    found = made(
+        "logit-adjustment", logits(3), Tap("labels", "batch", "B"), data={"class_counts": counts}, strength=2.5
+    )
+    want = F.cross_entropy(student + 2.5 * torch.tensor([0.8, 0.15, 0.05]).log(), label, reduction="none")
+    torch.testing.assert_close(found(student, label, batch(2)), want)
+    with pytest.raises(PlanError, match="class_counts"):
+        made("logit-adjustment", logits(3), Tap("labels", "batch", "B"), data={"class_counts": [3, 0, 1]})
+
+
+def test_views_agree_only_where_the_other_one_is_right() -> None:
+    shift = torch.tensor([0.8, 0.15, 0.05]).log()
+    student, other = random(2, 3), torch.tensor([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    label = torch.tensor([0, 1])
+    found = made("consistency", logits(3), logits(3), data={"class_counts": [80, 15, 5]}, strength=-0.5)
+    p, q = ((z - 0.5 * shift).log_softmax(-1) for z in (other, student))
+    got = found(student, other, batch(2), labels=label)
+    torch.testing.assert_close(got, torch.stack([(p[0].exp() * (p[0] - q[0])).sum(), torch.zeros(())]))
+    far = made("consistency", logits(3), logits(3), data={"class_counts": [80, 15, 5]}, strength=-2.5)
+    assert float(far(student, other, batch(2), labels=torch.tensor([0, 0])).abs().sum()) == 0, "the shift decides too"
+
+
 def test_margins_do_not_know_an_offset() -> None:
     found = made("margin-mse", logits(), logits())
     assert float(found(TEACHER + 5, TEACHER, batch(1), labels=LABEL)) == pytest.approx(0.0, abs=1e-10)

@@ -105,6 +105,10 @@ def test_each_side_sees_its_own_view(data: Any, npz: Path) -> None:
     batch = next(plain.open())
     assert all(any(torch.equal(seen, one) for one in stored) for seen in batch["images@teacher"])
     assert not all(any(torch.equal(seen, one) for one in stored) for seen in batch["images"])
+    averaged = next(data(npz, ema_view="plain").open())
+    assert torch.equal(averaged["images@ema"], batch["images@teacher"])
+    assert torch.equal(averaged.seen_by("ema", "student")["images"], averaged["images@ema"])
+    assert "images@teacher" not in averaged.tensors
 
 
 def test_repeated_augmentation_fills_a_batch_with_draws_of_the_same_pictures(data: Any, npz: Path) -> None:

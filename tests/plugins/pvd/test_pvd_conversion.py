@@ -69,7 +69,7 @@ class TestHashVM(WholePathInCI):
     options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["hash+vm"]
 
 
-class TestVoxels(FieldConformance):
+class TestVoxels(WholePathInCI):
     adapter = "tensors"
     recipe = "pvd-bake"
     options: ClassVar[Mapping[str, Any]] = OPTIONS_OF["tensors"]
@@ -98,7 +98,7 @@ def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
     assert psnr(seen, render(trained(), *rays, torch.ones(3))["rgb"]) > 35
 
 
-@pytest.mark.parametrize("arch", ["hash", "cp"])
+@pytest.mark.parametrize("arch", [pytest.param("hash", marks=pytest.mark.slow), "cp"])
 def test_a_field_into_its_own_kind_is_copied_and_nothing_is_trained(tmp_path: Path, arch: str) -> None:
     given = configuration(tmp_path, arch)
     del given["recipe"]
@@ -156,7 +156,7 @@ def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, lim
     assert found["baselines"]["before training"]["psnr_teacher"] > limit
 
 
-@pytest.mark.parametrize("target", ["cp", "hash"])
+@pytest.mark.parametrize("target", ["cp", pytest.param("hash", marks=pytest.mark.slow)])
 def test_training_brings_the_student_closer(tmp_path: Path, target: str) -> None:
     overrides = configuration(tmp_path, target, budget=600_000)
     if target == "cp":

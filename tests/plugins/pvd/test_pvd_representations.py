@@ -220,8 +220,9 @@ def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -
         assert float(np.abs(rgb - wanted[1].numpy()).max()) < 1e-5
 
 
-@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("arch", ["vm", pytest.param("hash", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("arch", ["vm", "hash"])
 def test_rays_graph_in_onnxruntime_equals_the_renderer(arch: str, packed: bool, tmp_path: Path) -> None:
     field = field_of(arch)
     origins = torch.tensor([[0.0, -4.0, 0.5]]).repeat(400, 1)

@@ -81,7 +81,7 @@ class Canvas:
     def __enter__(self) -> Canvas:
         self._rc.__enter__()
         self.figure = MplFigure(figsize=self._size, layout="constrained")
-        FigureCanvasSVG(self.figure)
+        self._paper = FigureCanvasSVG(self.figure)
         self.axes: Axes = self.figure.add_subplot()
         return self
 
@@ -91,10 +91,13 @@ class Canvas:
     def svg(self) -> str:
         """Return the SVG; call it inside the block."""
         out = io.StringIO()
+        for part in (self.figure, self.axes):
+            part.patch.set(facecolor="none", edgecolor="none")
         with warnings.catch_warnings():
             # Labels stay text, so the browser supplies glyphs that matplotlib's font lacks.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            # savefig lays the figure out a second time for a size that is known
+            self._paper.print_svg(out, metadata={"Date": None, "Creator": None})
         return _inline(out.getvalue(), self.name)
 
 
