@@ -114,7 +114,8 @@ def step_chain(decoder: MixerDecoder, *, fixed: bool, last: bool) -> Chain:
     """
     states = list(graph_states(decoder))
     links = [Link(_Enter(decoder), ["input_ids", "position"], ["hidden", "positions"])]
-    hidden, constants = "hidden", {}
+    hidden = "hidden"
+    constants: dict[str, Tensor] = {}
     for layer in range(decoder.facts.layers):
         own = [state for state in states if state.layer == layer]
         tables = {f"{table.name}.{layer}": table for table in decoder.block(layer).mixer().tables()}
