@@ -11,6 +11,8 @@ Parts, each in processes of its own, in this order:
 ``speed``    tokens per second of the matrix and hidden stages (``benchmarks/conversion_speed.py``).
 ``hybrid``   SmolLM2-135M with 10 of 30 layers replaced, over seeds, quality against teacher and untrained start.
 ``full``     the same with all layers replaced, by the paper's schedule.
+``tail``     DeiT-LT at the size of its paper on long-tailed CIFAR-100, with ``--pictures images:CIFAR100``: a teacher,
+             then ViT-B with and without re-weighting (``benchmarks/quality/deit_lt_cifar100_paper.yaml``).
 
 Interrupted runs resume. Results are written to ``benchmarks/out/*_cuda.json``; ``python -m benchmarks publish NAME``
 publishes one.
@@ -31,7 +33,20 @@ from benchmarks import page  # noqa: E402
 from benchmarks.smollm2_hybrid import measure  # noqa: E402
 from benchmarks.store import SCRATCH, Store, header  # noqa: E402
 
-PARTS = ("kernels", "speed", "hybrid", "full")
+PARTS = ("kernels", "speed", "hybrid", "full", "tail")
+REHEARSED = {
+    "data.options.size": 32,
+    "data.options.tail.largest": 100,
+    "data.options.augment.repeats": 1,
+    "data.workers": 0,
+    "evaluate.metric_options.groups": "[3, 7]",
+    "evaluate.samples": 100,
+    "stages.distil.epochs": 0.05,
+    "stages.distil.batch.size": 8,
+    "stages.distil.micro_batch": "null",
+    "runtime.tensorboard": "false",
+}
+"""The studies of ``tail`` in a few steps on digits."""
 RECIPES = {"hybrid": "smollm2-hybrid", "full": "mohawk-paper"}
 
 
@@ -40,6 +55,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--data", default="text:python-stdlib", help="training text of the conversions")
+    parser.add_argument("--pictures", help="CIFAR-100 for the part `tail`, which is left out without it: images:FOLDER")
     parser.add_argument("--hybrid-tokens", type=int, default=50_000_000)
     parser.add_argument("--full-tokens", type=int, default=500_000_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -57,6 +73,8 @@ def main() -> None:
     for part in arguments.parts:
         if part in RECIPES:
             conversions(part, arguments)
+        elif part == "tail":
+            studies(arguments)
         else:
             for command in commands(part, arguments):
                 print("$", *command, flush=True)
@@ -95,6 +113,24 @@ def conversions(part: str, arguments: argparse.Namespace) -> None:
     store = Store(arguments.results / f"{name}.json", head)
     measure(store, arguments.runs / name, arguments.seeds, RECIPES[part], options, data=arguments.data)
     page.show(store.finish())
+
+
+def studies(arguments: argparse.Namespace) -> None:
+    """Teachers on long-tailed pictures, then the student of the first one with a flat minimum."""
+    pictures = "images:digits" if arguments.rehearse else arguments.pictures
+    if not pictures:
+        print("tail: left out, it needs --pictures images:FOLDER with CIFAR-100", flush=True)
+        return
+    settings = {"data.ref": pictures, "runtime.device": arguments.device, **(REHEARSED if arguments.rehearse else {})}
+    teachers = arguments.runs / "deit_lt_cifar100_teachers"
+    for out in (teachers, arguments.runs / "deit_lt_cifar100_paper"):
+        if out != teachers:
+            settings["teacher"] = f"run:{teachers.resolve()}/runs/sam/seed-0"
+            settings |= {"student.options.arguments.embed_dim": 48} if arguments.rehearse else {}
+        given = {f"XARCH_SET__{key.replace('.', '__')}": str(value) for key, value in settings.items()}
+        command = ["-m", "xarch", "study", f"benchmarks/quality/{out.name}.yaml", "--out", str(out.resolve())]
+        print("$", *command, flush=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, env=os.environ | given)
 
 
 if __name__ == "__main__":

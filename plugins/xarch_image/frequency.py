@@ -36,12 +36,15 @@ def _definition(groups: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figures(run: RunInfo) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every model's name and figures: teacher, student, its operating points, and what it is compared with."""
+    """Yield every model's name and figures: teacher, student, its operating points and exported files, and what it is
+    compared with."""
     for side in ("teacher", "student"):
         if run.eval.get(side):
             yield side, run.eval[side]
     for name, figures in (run.eval.get("variants") or {}).items():
         yield f"student, {name}", figures
+    for profile, figures in (run.eval.get("exports") or {}).items():
+        yield f"exported, {profile}", figures
     yield from (run.eval.get("baselines") or {}).items()
 
 

@@ -61,7 +61,7 @@ class Fuse(StageKind):
         with torch.no_grad():
             for layer, weight in zip(layers.values(), (share, 1 - share), strict=True):
                 for value in layer.parameters():
-                    value *= 2 * weight
+                    value.mul_(2 * weight)
         return StageOutcome(figures, decisions={"fusion": share})
 
 

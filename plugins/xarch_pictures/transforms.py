@@ -95,7 +95,7 @@ class Timm:
             kept = [T.Resize(size, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(size)]
             moved = [T.RandomCrop(size, padding=augment.pad)] if augment.crop == "pad" else []
             place = T.Compose([*kept, *moved, T.RandomHorizontalFlip(augment.flip)])
-        self.run = T.Compose([place, *([_colour] if self.grey else []), look, *([_grey] if self.grey else []), last])
+        self.run = T.Compose([place, *([_colour] if self.grey else []), look, last])
 
     def _unit(self) -> dict[str, Any]:
         return {key: value[: self.channels] if not self.grey else value for key, value in UNIT.items()}
@@ -109,8 +109,12 @@ class Timm:
             for _ in range(REDRAWS):
                 # timm's "posterize" may keep 0 bits, which Pillow refuses.
                 with contextlib.suppress(ValueError):
-                    return self.run(picture).clamp_(0, 1)
-            return self.run(picture).clamp_(0, 1)
+                    return self._drawn(picture)
+            return self._drawn(picture)
+
+    def _drawn(self, picture: Any) -> Tensor:
+        made = self.run(picture).clamp_(0, 1)
+        return luma(made) if self.grey else made
 
 
 def _image(picture: Tensor) -> Any:
@@ -122,10 +126,6 @@ def _image(picture: Tensor) -> Any:
 
 def _colour(picture: Any) -> Any:
     return picture.convert("RGB")  # timm's operations need three channels
-
-
-def _grey(picture: Any) -> Any:
-    return picture.convert("L")
 
 
 @contextlib.contextmanager
@@ -162,8 +162,12 @@ def as_channels(picture: Tensor, channels: int) -> Tensor:
         return picture
     if channels == 3:
         return picture.expand(3, -1, -1)
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    return (picture * weights).sum(0, keepdim=True).round().byte()
+    return luma(picture).round().byte()
+
+
+def luma(picture_CHW: Tensor) -> Tensor:
+    """Return the luma [1,H,W] of colours."""
+    return (picture_CHW * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
 
 
 def transform_for(size: int, channels: int, augment: Augment | None, crop_share: float) -> Transform:

@@ -34,6 +34,8 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     assert {p["op"] for p in kernels["points"] if p["status"] == "done"} >= {"selective_scan", "ssd", "matrix_distance"}
     speed = json.loads((tmp_path / "results" / "conversion_speed_cpu.json").read_text())
     assert {"xarch", "xarch, plain PyTorch"} <= {r["way"] for r in speed["points"] if r["status"] == "done"}
+    paper = json.loads((tmp_path / "runs" / "deit_lt_cifar100_paper" / "study.json").read_text())
+    assert {run["state"] for run in paper["runs"]} == {"done"}
     for part in ("hybrid", "full"):
         quality = json.loads((tmp_path / "results" / f"smollm2_{part}_cpu.json").read_text())
         assert quality["points"][0]["student"]["kl"] >= 0

@@ -174,7 +174,8 @@ class Evaluator:
         return self.measure({"student": student}, samples, split="validation", quiet=True)
 
     def try_out(self, student: Student) -> None:
-        """Check on one validation sample that the metric supports this student and measures all figures with a gate.
+        """Check on one validation sample, or held-out one if the data have no others, that the metric supports this
+        student and measures all figures with a gate.
 
         Raises:
             UsageError: a gate, or the validation of a stage, names a figure that the metric does not measure.
@@ -185,7 +186,8 @@ class Evaluator:
             return
         self.reporter.phase("evaluate", "one sample, to try the metric")
         controls = self._controls(student)
-        found = self.measure(self._judged(student, controls), 1, split="validation", quiet=True)
+        split: Split = "heldout" if self.sides.facts.get("samples", {}).get("validation") == 0 else "validation"
+        found = self.measure(self._judged(student, controls), 1, split=split, quiet=True)
         assert found is not None
         compare(found, controls)
         check_export_gates(self.config)

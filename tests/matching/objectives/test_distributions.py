@@ -148,6 +148,27 @@ def test_hard_labels_weighted_by_the_class_the_teacher_gives() -> None:
     assert found.weighs_target
 
 
+def test_hard_labels_tell_how_often_they_are_the_given_ones() -> None:
+    found = objective("hard-label", "BK")
+    student, teacher = value("BK"), value("BK", 1)
+    given = teacher.argmax(-1)
+    assert found.monitor() == {}
+    loss(found, student, teacher)
+    assert found.monitor() == {}
+    found(student, teacher, batch(), labels=given)
+    assert found.monitor() == {"label_agreement": 1}
+    given[0] = (given[0] + 1) % student.shape[-1]
+    mixed = 0.6 * F.one_hot(given, student.shape[-1]) + 0.4 / student.shape[-1]
+    for labels in (given, mixed):
+        torch.testing.assert_close(
+            found(student, teacher, batch(), labels=labels).sum(), found(student, teacher, batch()).sum()
+        )
+        assert found.monitor()["label_agreement"] == pytest.approx(1 - 1 / len(given))
+    found.monitored = False
+    found(student, teacher, batch(), labels=teacher.argmax(-1))
+    assert found.monitor()["label_agreement"] < 1
+
+
 def test_hard_labels_need_no_counts_until_they_are_weighted() -> None:
     found = objective("hard-label", "BK")
     found.options = found.options.model_copy(update={"reweight": True})

@@ -37,11 +37,13 @@ def test_long_tails_are_shown_by_frequency_with_a_line_for_every_model(tmp_path:
     ]
     figures = {"top1": 0.5, "recall.head": 0.75, "recall.tail": 0.375, "ece": 0.1, "ece.head": 0.0, "ece.tail": 0.2}
     found = {"teacher": {}, "student": figures, "variants": {"dist": figures}, "baselines": {"cut": figures}}
+    found["exports"] = {"cpu-int8": {**figures, "recall.tail": 0.25}}
     found["samples"] = [{"recall": recall}, {"groups": groups}]
     (section,) = (s for s in sections(RunInfo(tmp_path, eval=found)) if s.title == "Classes by frequency")
     text, table, figure = section.blocks
     assert "head: 1 class with 90 each; tail: 2 classes with 9 to 3 each" in text.text
-    assert [row[0] for row in table.rows] == ["student", "student, dist", "cut"]
+    assert [row[0] for row in table.rows] == ["student", "student, dist", "exported, cpu-int8", "cut"]
+    assert table.rows[2][3] == "25.0 %"
     assert table.rows[0][1:] == ["50.0 %", "75.0 %", "37.5 %", "10.0 %", "0.0 %", "20.0 %"]
     assert "student, dist 0.7500 → 0.2500" in figure.text
     assert all(name in figure.svg for name in ("teacher", "student, dist", "cut"))

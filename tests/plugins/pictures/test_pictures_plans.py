@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,13 @@ def test_the_demo_reaches_its_gate_and_labels_alone_do_not(tmp_path: Path, remov
             xarch.convert(config, out=tmp_path / "run", overrides=overrides)
     else:
         xarch.convert(config, out=tmp_path / "run", overrides=overrides)
+
+
+def test_pictures_can_all_be_for_training_and_the_final_figures(tmp_path: Path) -> None:
+    given = {"data.ref": f"images:{write_folder(tmp_path / 'p', each=10)}", "data.options.size": 32, "teacher": "none"}
+    given |= {"data.options.validation": 0, "data.options.calibration": 0, "recipe": "no-teacher"}
+    given |= {"student.target": "timm", "student.options": {"model": "test_resnet", "size": 32}, "export.profiles": []}
+    given |= {"stages.distil.epochs": 1, "stages.distil.batch": 8}
+    given |= {"runtime.device": "cpu", "runtime.tensorboard": False}
+    run = xarch.convert(sets=["stages.distil.validation=null"], overrides=given, out=tmp_path / "run")
+    assert json.loads((run.path / "eval.json").read_text())["n"] == 4

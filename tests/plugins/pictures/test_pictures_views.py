@@ -140,6 +140,16 @@ def test_enlarged_and_grey(data: Any, tmp_path: Path) -> None:
     assert batch["images"].shape[1:] == (1, 24, 24)
 
 
+@pytest.mark.parametrize("strong", [{"auto": "rand-m9-mstd0.5-inc1"}, {"colour": 0.3}, {"colour": 0.3, "erase": 1.0}])
+def test_grey_pictures_are_augmented_as_colours_are(data: Any, tmp_path: Path, strong: dict[str, Any]) -> None:
+    np.savez(tmp_path / "a.npz", images=pixels(40, 1, 28), labels=np.arange(40) % 2)
+    plain = {"crop": "none", "flip": 0}
+    batch = next(data(tmp_path / "a.npz", augment={**plain, **strong}).open())
+    other = next(data(tmp_path / "a.npz", augment=plain).open())
+    assert batch["images"].shape == other["images"].shape == (6, 1, 28, 28)
+    assert not torch.allclose(batch["images"], other["images"], atol=0.02)
+
+
 def test_small_pictures_cost_little(data: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=pixels(400, 1, 28), labels=np.arange(400) % 10)
     stream = data(tmp_path / "a.npz").open(samples=100)

@@ -141,10 +141,16 @@ class HardLabelOptions(BalanceOptions):
 
 class HardLabel(LabelObjective):
     """−log softmax(s)_ŷ with ŷ the most likely class of the right side (DeiT, arXiv 2012.12877), optionally weighted by
-    its class (DeiT-LT, arXiv 2404.02900)."""
+    its class (DeiT-LT, arXiv 2404.02900). Given labels of the same positions (``aux: {labels: …}``), it
+    logs at which share ŷ is their likeliest class."""
 
     Options = HardLabelOptions
     accepts = frozenset({("dense", "dense")})
+    aux = frozenset({"labels"})
+
+    def __init__(self, student: Tap, teacher: Tap | None, options: Any, context: MatchContext) -> None:
+        super().__init__(student, teacher, options, context)
+        self._agreement: Tensor | None = None
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
@@ -155,3 +161,15 @@ class HardLabel(LabelObjective):
 
     def labels(self, right: Tensor) -> Tensor:
         return rows(right, self.teacher_tap.layout).argmax(-1)
+
+    def forward(self, student: Any, teacher: Any, batch: Batch, *, mask: Tensor | None = None, **aux: Any) -> Tensor:
+        given = aux.get("labels")
+        if self.monitored and given is not None:
+            soft = given.ndim == len(self.student_tap.layout)
+            label_BP = rows(given, self.student_tap.layout).argmax(-1) if soft else given.reshape(len(given), -1)
+            same_BP = (self.labels(teacher) == label_BP)[label_BP != IGNORED]
+            self._agreement = same_BP.float().mean()
+        return super().forward(student, teacher, batch, mask=mask)
+
+    def monitor(self) -> dict[str, float]:
+        return {} if self._agreement is None else {"label_agreement": float(self._agreement)}
