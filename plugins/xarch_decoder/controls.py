@@ -30,6 +30,10 @@ EVICTIONS: dict[str, tuple[ExactPrecision, SlotPrecision]] = {
 }
 """Precision of the most recent tokens, and of those that are kept for the attention they received."""
 
+HEAVY_HITTERS = "H2O int8"
+"""The strongest of the published schemes that were measured at the bytes of such students
+(`benchmarks/cache_schemes.py`)."""
+
 
 def window_layout(facts: DecoderFacts, budget: int, precision: ExactPrecision) -> MemoryLayout | None:
     """Return the longest window with sinks within ``budget`` bytes, None if not one token fits."""
@@ -62,6 +66,19 @@ def eviction_layout(
     return MemoryLayout(SINKS, (window,) * heads, (slots,) * heads, exact=exact, stored=stored, write="evict")
 
 
+def heavy_hitter_layout(facts: DecoderFacts, budget: int) -> MemoryLayout | None:
+    """Return H2O (arXiv 2306.14048) in int8 within ``budget`` bytes, None if not two tokens fit: half of the places for
+    the most recent tokens, half for those with the largest sum of attention received, without sinks of their own.
+
+    Keys and values are rounded as they arrive. Tokens kept for their attention are held as they were and count with the
+    bytes of int8; sums of attention take none. Both favour the control.
+    """
+    places = budget // (facts.kv_heads * entry_bytes(facts.head_dim, "int8", importance=False))
+    recent = (places // 2,) * facts.kv_heads
+    kept = (places - places // 2,) * facts.kv_heads
+    return MemoryLayout(0, recent, kept, exact="int8", write="evict", decay=1.0, age=0) if places >= 2 else None
+
+
 def control_layouts(student: DecoderStudent) -> dict[str, dict[int, MemoryLayout]]:
     """Return the memories of every control by name and layer, within the bytes of the student's constant states; none
     where no layer has one, and no control that does not fit into every such layer."""
@@ -71,6 +88,7 @@ def control_layouts(student: DecoderStudent) -> dict[str, dict[int, MemoryLayout
         f"window {precision}": partial(window_layout, facts, precision=precision) for precision in WINDOWS
     }
     made |= {name: partial(eviction_layout, facts, exact=e, stored=s) for name, (e, s) in EVICTIONS.items()}
+    made[HEAVY_HITTERS] = partial(heavy_hitter_layout, facts)
     found: dict[str, dict[int, MemoryLayout]] = {}
     for name, layout_of in made.items():
         fitting = {i: layout for i, n in budgets.items() if (layout := layout_of(n)) is not None}
@@ -113,7 +131,8 @@ def _facts(facts: DecoderFacts, budgets: Mapping[int, int], layouts: Mapping[int
     windows, slots = zip(*entries, strict=True)
     # The positions and counts of evicted tokens need no bytes: their keys are rotated, and each is one token.
     bytes_used = [min(layout.bytes(facts.head_dim), budgets[i]) for i, layout in layouts.items()]
-    words = f"{_range(windows)} recent tokens, {SINKS} first"
+    sinks = min(layout.sinks for layout in layouts.values())
+    words = f"{_range(windows)} recent tokens" + (f", {sinks} first" if sinks else "")
     return {
         "keeps": words + (f", {_range(slots)} most attended" if max(slots) else ""),
         "layers": len(layouts),

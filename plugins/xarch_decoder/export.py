@@ -78,14 +78,15 @@ class _Enter(nn.Module):
 
 
 class _Step(nn.Module):
-    """Maps (hidden states, positions, a block's states) to (hidden states, new states)."""
+    """Maps (hidden states, positions, a block's states, its tables) to (hidden states, new states)."""
 
-    def __init__(self, block: Block, *, fixed: bool) -> None:
+    def __init__(self, block: Block, states: int, *, fixed: bool) -> None:
         super().__init__()
-        self.block, self.fixed = block, fixed
+        self.block, self.states, self.fixed = block, states, fixed
 
-    def forward(self, x_1LD: Tensor, positions_1L: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        x_1LD, state = self.block.advance(x_1LD, positions_1L, state, fixed=self.fixed)
+    def forward(self, x_1LD: Tensor, positions_1L: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        state, tables = given[: self.states], given[self.states :]
+        x_1LD, state = self.block.advance(x_1LD, positions_1L, state, tables, fixed=self.fixed)
         return (x_1LD, *state)
 
 
@@ -114,18 +115,23 @@ def step_chain(decoder: MixerDecoder, *, fixed: bool, last: bool) -> Chain:
     states = list(graph_states(decoder))
     links = [Link(_Enter(decoder), ["input_ids", "position"], ["hidden", "positions"])]
     hidden = "hidden"
+    constants: dict[str, Tensor] = {}
     for layer in range(decoder.facts.layers):
         own = [state for state in states if state.layer == layer]
-        reads = [hidden, "positions", *(state.name for state in own)]
+        tables = {f"{table.name}.{layer}": table for table in decoder.block(layer).mixer().tables()}
+        reads = [hidden, "positions", *(state.name for state in own), *tables]
+        sizes = {state.name: state.spec.sizes for state in own} | {name: t.sizes for name, t in tables.items()}
+        constants |= {name: table.value for name, table in tables.items()}
         hidden = f"hidden.{layer}"
-        step = _Step(decoder.block(layer), fixed=fixed)
-        links.append(Link(step, reads, [hidden, *(state.present for state in own)]))
+        step = _Step(decoder.block(layer), len(own), fixed=fixed)
+        links.append(Link(step, reads, [hidden, *(state.present for state in own)], sizes if tables else {}))
     links.append(Link(_Leave(decoder, last=last), [hidden], ["logits"]))
     return Chain(
         decoder,
         links,
         inputs=["input_ids", "position", *(state.name for state in states)],
         outputs=["logits", *(state.present for state in states)],
+        constants=constants,
     )
 
 

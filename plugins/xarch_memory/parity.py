@@ -10,7 +10,8 @@ Legend: L tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ AFTER = 16
 """Merges that each head has made before the case with full memories begins."""
 
 
+@dataclass(frozen=True)
+class Full:
+    """The student's own states after ``past`` tokens of a batch, when every head has merged."""
+
+    batch: Batch
+    past: int
+    states: dict[str, np.ndarray]
+
+
 def memory_parity(
     student: MemoryStudent,
     graphs: Sequence[ExportGraph],
@@ -63,25 +73,22 @@ def memory_parity(
         for window, slots in zip(layout.windows, layout.slots, strict=True)
     ]
     full = AFTER + max(held)
+    largest = max(graph.metadata["tokens"] for graph in graphs)
     # As long as no memory is full nothing is merged, and states are comparable.
     yield _case(student, decode, decode, text, 0, [(decode.name, 1)] * min(steps, min(held)), dtype=dtype, states=True)
-    yield _case(student, decode, decode, text, full, [(decode.name, 1)] * steps, dtype=dtype)
     for graph in graphs:
         size = graph.metadata["tokens"]
         if size > 1:
-            pieces = [(graph.name, size)] * 2 + [(decode.name, 1)] * 3
-            yield _case(
-                student,
-                graph,
-                decode,
-                text,
-                0,
-                pieces[: 1 + (2 * size <= min(held))],
-                dtype=dtype,
-                states=True,
-                merges=size > min(held),
-            )
-            yield _case(student, graph, decode, text, full, pieces, dtype=dtype)
+            pieces = [(graph.name, size)] * (1 + (2 * size <= min(held)))
+            merges = size > min(held)
+            yield _case(student, graph, decode, text, 0, pieces, dtype=dtype, states=True, merges=merges)
+    # One text for all cases with full memories, one after another: the student reads it once.
+    ids_1L = cut_text(text, 0, full + max(steps, 2 * largest + 3))
+    late = Full(Batch({"input_ids": ids_1L}, ids_1L.shape[1]), full, _states(student, ids_1L[:, :full]))
+    for graph in graphs:
+        size = graph.metadata["tokens"]
+        pieces = [(graph.name, size)] * 2 + [(decode.name, 1)] * 3 if size > 1 else [(decode.name, 1)] * steps
+        yield _case(student, graph, decode, text, late, pieces, dtype=dtype)
 
 
 def _case(
@@ -89,24 +96,25 @@ def _case(
     graph: ExportGraph,
     decode: ExportGraph,
     text: torch.Tensor,
-    past: int,
+    begin: Full | Literal[0],
     pieces: Pieces,
     *,
     dtype: str,
     states: bool = False,
     merges: bool = False,
 ) -> ParityCase:
-    """Return a case that begins with the student's own states after ``past`` tokens.
+    """Return a case that begins with the first token, or with full memories.
 
     Args:
+        text: of a case that begins with the first token.
         states: compare the last states.
         merges: they come after merges.
     """
     precision = next(iter(student.layouts().values())).exact
     described: list[dict[str, Any]] = decode.metadata["states"]
+    past, held = (begin.past, begin.states) if begin else (0, None)
     length = past + sum(tokens for _, tokens in pieces)
-    ids_1L = cut_text(text, 0, length)
-    held = _states(student, ids_1L[:, :past]) if past else None
+    ids_1L = begin.batch["input_ids"][:, :length] if begin else cut_text(text, 0, length)
 
     def drive(call: Call) -> dict[str, np.ndarray]:
         found = drive_prompt(call, ids_1L.numpy(), pieces, described, past, held)
@@ -123,7 +131,7 @@ def _case(
         measures=[kl_measure(max(MOST_KL[precision], weights.MOST_KL.get(dtype, 0.0)))],
         rel_l2=max(REL_L2[precision], weights.REL_L2.get(dtype, 0.0), MERGED if merges else 0.0),
         least_top1=LEAST_TOP1.get(precision) if dtype == "float32" else None,
-        batch=Batch({"input_ids": ids_1L}, length),
+        batch=begin.batch if begin else Batch({"input_ids": ids_1L}, length),
         taps={"logits": "logits"},
         positions={"logits": (1, given)},
     )

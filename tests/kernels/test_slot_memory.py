@@ -12,7 +12,15 @@ from agreement import assert_close, each, source
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import MemoryLayout, Rotary, slot_memory, slot_memory_state, slot_memory_step
+from xarch.kernels import (
+    MemoryLayout,
+    Rotary,
+    memory_tables,
+    shared_sizes,
+    slot_memory,
+    slot_memory_state,
+    slot_memory_step,
+)
 
 ROTARY = Rotary((1.0, 0.5, 0.1), scale=0.35)
 MIXED = MemoryLayout(2, (5, 3), (3, 6))
@@ -81,6 +89,24 @@ def test_values_pieces_and_steps(backend, case):
             ys.append(y[:, None])
         assert_close([torch.cat(ys, 1)], [wanted], limit)
     assert [t.shape for t in state] == [t.shape for t in last]
+
+
+def test_with_tables_only_they_decide_about_sizes():
+    """Graphs of layers of other sizes share operators, so no size may come from the layout itself."""
+    case = Memory(replace(MIXED, exact="int8", stored="float16"))
+    other = replace(case.layout, windows=(3, 5), slots=(6, 3))
+    tables = memory_tables(case.layout, torch.float32)
+    q, k, v = (t[:1].float() for t in case.operands())
+    positions = case.positions()[:1]
+    wanted, last = slot_memory(q, k, v, positions, case.layout, ROTARY, return_final_state=True, backend="torch")
+    state = slot_memory_state(case.layout, 1, 8)
+    found, after = slot_memory(q, k, v, positions, other, ROTARY, state=state, return_final_state=True, tables=tables)
+    assert torch.equal(found, wanted)
+    assert all(torch.equal(a, b) for a, b in zip(after, last, strict=True))
+    # Layouts whose sizes may be shared name every size of their state.
+    named = {name: len(shared_sizes(case.layout, name)) for name in case.layout.state(8)}
+    assert set(named.values()) == {1}
+    assert shared_sizes(replace(case.layout, slots=(0, 1)), "exact_keys") == {}
 
 
 @each(torch=[()], cpp=[()], naive=[()])

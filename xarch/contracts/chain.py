@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -16,11 +16,15 @@ class Link:
         module: called as ``module(*values)``, returns one tensor or a tuple of tensors; depends on nothing else.
         reads: names of the values it is called with: inputs of the chain, or what earlier links give.
         gives: names of the tensors it returns, in order.
+        sizes: value it reads -> axis -> name of a size in which links of one structure may differ. Links with such
+            sizes have the same structure if they differ in nothing but these and fields marked
+            ``xarch.kernels.SIZES_ONLY``, so all that depends on them must come from what the link reads.
     """
 
     module: nn.Module
     reads: Sequence[str]
     gives: Sequence[str]
+    sizes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 class Chain(nn.Module):
@@ -35,18 +39,26 @@ class Chain(nn.Module):
         links: in the order in which they run.
         inputs: names of the tensors that :meth:`forward` is called with.
         outputs: names of the tensors that it returns.
+        constants: further tensors that links read, by name; files name them so.
 
     Raises:
         ValueError: a link or an output names a value that does not exist yet, or a link gives one that does.
     """
 
     def __init__(
-        self, owner: nn.Module, links: Sequence[Link], *, inputs: Sequence[str], outputs: Sequence[str]
+        self,
+        owner: nn.Module,
+        links: Sequence[Link],
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        constants: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.owner, self.modules_of_links = owner, nn.ModuleList([link.module for link in links])
         self.links, self.inputs, self.outputs = list(links), list(inputs), list(outputs)
-        known = set(inputs)
+        self.constants = dict(constants or {})
+        known = {*inputs, *self.constants}
         for i, link in enumerate(self.links):
             unknown, twice = sorted(set(link.reads) - known), sorted(set(link.gives) & known)
             if unknown or twice or len(set(link.gives)) != len(link.gives):
@@ -56,7 +68,7 @@ class Chain(nn.Module):
             raise ValueError(f"no link gives {sorted(set(outputs) - known)}")
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = dict(zip(self.inputs, inputs, strict=True))
+        values = dict(zip(self.inputs, inputs, strict=True)) | self.constants
         for link in self.links:
             values.update(link_values(link, values))
         return tuple(values[name] for name in self.outputs)

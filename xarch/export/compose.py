@@ -16,11 +16,16 @@ from torch import Tensor
 
 from xarch.contracts.chain import Chain, Link, link_values
 from xarch.contracts.export import ExportGraph
+from xarch.errors import PlanError
 from xarch.export.origins import SCOPES
 from xarch.export.structure import named_tensors, structure
 
 Translate = Callable[[ExportGraph], ir.Model]
 """Translates one link; weights are inputs after the graph's own, named as in its module."""
+
+
+SIZE = "size_of_"
+"""Prefix of the free dimensions of a template that stand for sizes of a link."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +45,45 @@ class Template:
     free: list[dict[int, str]]
 
 
-def composed(graph: ExportGraph, chain: Chain, translate: Translate) -> ir.Model | None:
+def composed(graph: ExportGraph, chain: Chain, translate: Translate, *, static: bool) -> ir.Model | None:
     """Return the model of a chain, or None if a size between two links is computed, which only a translation of the
     whole can express.
 
     Args:
         graph: its module is ``chain``.
         translate: see :data:`Translate`.
+        static: every size must be a constant already when a link is translated, so that links that differ in sizes
+            share nothing.
     """
     symbols = {symbol for dims in graph.dynamic.values() for symbol in dims.values()}
-    examples = dict(zip(chain.inputs, graph.inputs.values(), strict=True))
-    free = {own: dict(graph.dynamic.get(n, {})) for own, n in zip(chain.inputs, graph.inputs, strict=True)}
+    examples = dict(zip(chain.inputs, graph.inputs.values(), strict=True)) | chain.constants
+    free: dict[str, dict[int, str]] = {name: {} for name in chain.constants}
+    free |= {own: dict(graph.dynamic.get(n, {})) for own, n in zip(chain.inputs, graph.inputs, strict=True)}
     templates: dict[Hashable, Template] = {}
     used: list[Template] = []
     for i, link in enumerate(chain.links):
         if not symbols.issuperset(symbol for n in link.reads for symbol in free[n].values()):
             return None
-        given = [(tuple(examples[n].shape), examples[n].dtype, tuple(free[n].items())) for n in link.reads]
-        key = structure(link.module), tuple(given)
+        sizes = {} if static else _sizes(link, examples)
+        dims = {n: free[n] | sizes.get(n, {}) for n in link.reads}
+        given = [(_shape(examples[n], dims[n]), examples[n].dtype, tuple(dims[n].items())) for n in link.reads]
+        key = structure(link.module, sizes=not sizes), tuple(given)
         if key not in templates:
-            templates[key] = _template(f"{graph.name}, link {i}", link, examples, free, translate)
+            templates[key] = _template(f"{graph.name}, link {i}", link, examples, dims, translate)
         used.append(templates[key])
-        examples |= dict(zip(link.gives, used[-1].given, strict=True))
-        free |= dict(zip(link.gives, used[-1].free, strict=True))
-    return _joined(graph, chain, used)
+        with torch.no_grad():
+            examples |= link_values(link, examples) if sizes else dict(zip(link.gives, used[-1].given, strict=True))
+        free |= {n: {} if sizes else dims for n, dims in zip(link.gives, used[-1].free, strict=True)}
+    return _joined(graph, chain, used, examples)
+
+
+def _sizes(link: Link, examples: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """Return the sizes in which a link may differ from others, of values it reads."""
+    return {name: {axis: f"{SIZE}{size}" for axis, size in axes.items()} for name, axes in link.sizes.items() if axes}
+
+
+def _shape(example: Tensor, dims: Mapping[int, str]) -> tuple[int | str, ...]:
+    return tuple(dims.get(axis, size) for axis, size in enumerate(example.shape))
 
 
 def _template(
@@ -84,6 +104,15 @@ def _template(
         {own: free[n] for own, n in zip(names, link.reads, strict=True) if free[n]},
     )
     model = translate(one)
+    for value, n in zip(model.graph.inputs, link.reads, strict=False):
+        fixed = [
+            symbol for axis, symbol in free[n].items() if value.shape is None or isinstance(value.shape[axis], int)
+        ]
+        if fixed:
+            raise PlanError(
+                f"{name}: translation made {', '.join(fixed)} of {n!r} a constant",
+                "compute nothing in Python from a size in which links differ",
+            )
     weights = [str(value.name) for value in model.graph.inputs[len(names) :]]
     return Template(model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
 
@@ -93,11 +122,12 @@ def _free(value: ir.Value) -> dict[int, str]:
     return {axis: str(size.value) for axis, size in enumerate(shape) if not isinstance(size, int)}
 
 
-def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.Model:
+def _joined(graph: ExportGraph, chain: Chain, templates: list[Template], examples: Mapping[str, Tensor]) -> ir.Model:
     first = templates[0].model
     values = {own: _input(graph, name) for own, name in zip(chain.inputs, graph.inputs, strict=True)}
     whole = ir.Graph(list(values.values()), [], nodes=[], opset_imports=dict(first.graph.opset_imports))
     store = _Weights(chain, whole)
+    values |= {name: store.value(tensor) for name, tensor in chain.constants.items()}
     modules = {id(module): name for name, module in chain.owner.named_modules()}
     for i, (link, template) in enumerate(zip(chain.links, templates, strict=True)):
         whole.opset_imports.update(template.model.graph.opset_imports)
@@ -113,6 +143,7 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.M
             del part.initializers[str(value.name)]
             value.name = f"{i}/{value.name}"
             whole.register_initializer(value)
+        _settle(part, link, examples)
         for inner_node in ir.traversal.RecursiveGraphIterator(part):
             _rename(inner_node, f"{i}/")
         nodes = list(part)
@@ -134,6 +165,23 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template]) -> ir.M
         value.name = name
         whole.outputs.append(value)
     return ir.Model(whole, ir_version=first.ir_version)
+
+
+def _settle(part: ir.Graph, link: Link, examples: Mapping[str, Tensor]) -> None:
+    """Put a link's own sizes in the place of their names; dimensions computed from these become unknown."""
+    own = {f"{SIZE}{n}": examples[v].shape[a] for v, axes in link.sizes.items() for a, n in axes.items()}
+    if not own:
+        return
+    values = [v for node in ir.traversal.RecursiveGraphIterator(part) for v in node.outputs]
+    bodies = [
+        v
+        for node in ir.traversal.RecursiveGraphIterator(part)
+        for a in node.attributes.values()
+        for v in _body_inputs(a)
+    ]
+    for value in (*values, *bodies):
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else own.get(str(d.value)) for d in value.shape])
 
 
 def _rename(node: ir.Node, prefix: str) -> None:
@@ -168,6 +216,7 @@ class _Weights:
     def __init__(self, chain: Chain, graph: ir.Graph) -> None:
         self.graph = graph
         self.names = {id(t): name for name, t in reversed(named_tensors(chain.owner).items())}
+        self.names |= {id(t): name for name, t in chain.constants.items()}
         self.made: dict[int, ir.Value] = {}
 
     def value(self, tensor: Tensor) -> ir.Value:

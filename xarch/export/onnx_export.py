@@ -65,7 +65,7 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     """
     model = None
     if isinstance(graph.module, Chain):
-        model = composed(graph, graph.module, lambda link: _translated(link, profile, bare=True))
+        model = composed(graph, graph.module, lambda link: _translated(link, profile, bare=True), static=profile.static)
     if model is None:
         model = _translated(graph, profile)
     else:

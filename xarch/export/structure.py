@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xarch.kernels.graph_forms import SIZES_ONLY
+
 _CONTAINERS = (list, tuple, set, frozenset)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, Enum)
 
 
-def structure(module: nn.Module) -> Hashable:
+def structure(module: nn.Module, *, sizes: bool = True) -> Hashable:
     """Return a value that is equal for modules of the same structure: types, attributes, names and shapes.
 
     Objects that it cannot look into are equal only to themselves.
+
+    Args:
+        sizes: False: leave out dataclass fields marked ``xarch.kernels.SIZES_ONLY``.
     """
     owners = [(name, one) for name, one in module.named_modules(remove_duplicate=False)]
     places: dict[int, str] = {}
@@ -27,7 +32,7 @@ def structure(module: nn.Module) -> Hashable:
         # Weights that are one tensor in one module must be one in the other.
         first = places.setdefault(id(tensor), name)
         tensors.append((name, first, tuple(tensor.shape), tensor.dtype, tensor.device))
-    return tuple((name, type(one), _attributes(one)) for name, one in owners), tuple(tensors)
+    return tuple((name, type(one), _attributes(one, sizes)) for name, one in owners), tuple(tensors)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -39,22 +44,23 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def _attributes(module: nn.Module) -> Hashable:
+def _attributes(module: nn.Module, sizes: bool) -> Hashable:
     own = {name: value for name, value in vars(module).items() if name not in _INTERNAL or name == "training"}
-    return _described(own)
+    return _described(own, sizes)
 
 
-def _described(value: Any) -> Hashable:
+def _described(value: Any, sizes: bool) -> Hashable:
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, _CONTAINERS):
-        parts = [_described(item) for item in value]
+        parts = [_described(item, sizes) for item in value]
         return (type(value), frozenset(parts) if isinstance(value, (set, frozenset)) else tuple(parts))
     if isinstance(value, Mapping):
-        return (type(value), tuple((key, _described(item)) for key, item in value.items()))
+        return (type(value), tuple((key, _described(item, sizes)) for key, item in value.items()))
     if isinstance(value, Tensor):
         numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return (value.dtype, tuple(value.shape), hashlib.sha256(numbers).digest())
     if is_dataclass(value):
-        return (type(value), tuple(_described(getattr(value, f.name)) for f in fields(value)))
+        used = [f for f in fields(value) if sizes or f.metadata != SIZES_ONLY]
+        return (type(value), tuple(_described(getattr(value, f.name), sizes) for f in used))
     return (type(value), id(value))

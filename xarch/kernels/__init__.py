@@ -6,7 +6,7 @@ from xarch.kernels.allocator import keep_freed_memory
 from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
 from xarch.kernels.gated_delta import gated_delta, gated_delta_step
-from xarch.kernels.graph_forms import FORMS, graph_form, graph_forms
+from xarch.kernels.graph_forms import FORMS, SIZES_ONLY, graph_form, graph_forms
 from xarch.kernels.grid_encoding import grid_encode
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
 from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
@@ -17,9 +17,12 @@ from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
     ExactPrecision,
     MemoryLayout,
+    MemoryTables,
     Rotary,
     SlotPrecision,
     entry_bytes,
+    memory_tables,
+    shared_sizes,
     slot_bytes,
     slot_memory,
     slot_memory_state,
@@ -29,11 +32,13 @@ from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
     "FORMS",
+    "SIZES_ONLY",
     "Choice",
     "ExactPrecision",
     "HashConfig",
     "MatrixDistance",
     "MemoryLayout",
+    "MemoryTables",
     "Rotary",
     "SlotPrecision",
     "attention_matrix",
@@ -50,12 +55,14 @@ __all__ = [
     "hash_encode",
     "keep_freed_memory",
     "matrix_distance",
+    "memory_tables",
     "mixing_matrix",
     "octave_waves",
     "prefix_sum",
     "register",
     "selective_scan",
     "selective_scan_step",
+    "shared_sizes",
     "slot_bytes",
     "slot_memory",
     "slot_memory_state",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from xarch.errors import UsageError
 
@@ -24,6 +25,10 @@ waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin 
 prefix_sum: CumSum, or log2(length) shifted additions.
 tokens: the operators of a step repeated for every token, or a Scan with the step as its body.
 """
+
+SIZES_ONLY = MappingProxyType({"sizes_only": True})
+"""Metadata of a dataclass field that decides nothing about an exported graph but sizes of tensors and values of tables
+that it is called with."""
 
 _CHOSEN: ContextVar[Mapping[str, str] | None] = ContextVar("xarch_graph_forms", default=None)
 

@@ -16,11 +16,12 @@ from xarch.kernels.graph_forms import graph_form
 from xarch.kernels.precision import tracing
 
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""(one token of every sequence [B, ...], state) -> (what it gives [B, ...], state of the same shapes and dtypes)."""
+"""(one token of every sequence [B, ...], state, constants if there are any) -> (what it gives [B, ...], the state after
+it in the same shapes and dtypes)."""
 
 
 def over_tokens(
-    step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...]
+    step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...], constants: tuple[Tensor, ...] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return what ``step`` gives for all tokens [B, L, ...], and the state after the last one.
 
@@ -31,36 +32,40 @@ def over_tokens(
         step: one token.
         sequences: [B, L, ...] each, L at least 1.
         state: before the first token.
+        constants: further tensors that every step is called with.
     """
     if tracing() and graph_form("tokens") == "scan":
-        return _recorded(step, sequences, state)
+        return _recorded(step, sequences, state, constants)
     rows: list[Tensor] = []
     for t in range(sequences[0].shape[1]):
-        row, state = step(*(sequence[:, t] for sequence in sequences), state)
+        row, state = step(*(sequence[:, t] for sequence in sequences), state, *constants)
         rows.append(row)
     return torch.stack(rows, 1), state
 
 
-def _recorded(step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _recorded(
+    step: Step, sequences: Sequence[Tensor], state: tuple[Tensor, ...], constants: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     from torch._higher_order_ops.scan import scan_op
 
     tokens = [sequence.transpose(0, 1) for sequence in sequences]
-    held, taken = len(state), len(tokens)
+    held, taken = len(state), len(state) + len(tokens)
+    given = taken + len(constants)
 
     def body(values: Sequence[Tensor]) -> list[Tensor]:
-        row, after = step(*values[held:], tuple(values[:held]))
+        row, after = step(*values[held:taken], tuple(values[:held]), *values[taken:])
         # The state must come back in the memory layout that it went in with, and must be no view of it.
         return [*(t.clone(memory_format=torch.contiguous_format) for t in after), row]
 
     # The exporter loses constants that are created inside of a body, so they come in from outside.
-    with _Constants() as constants:
-        body([*state, *(sequence[0] for sequence in tokens)])
+    with _Constants() as created:
+        body([*state, *(sequence[0] for sequence in tokens), *constants])
 
     def combine(*values: Tensor) -> list[Tensor]:
-        with _Constants(values[held + taken :]):
-            return body(values[: held + taken])
+        with _Constants(values[given:]):
+            return body(values[:given])
 
-    *after, rows = scan_op(combine, list(state), tokens, tuple(constants.made))
+    *after, rows = scan_op(combine, list(state), tokens, (*constants, *created.made))
     return rows.transpose(0, 1), tuple(after)
 
 

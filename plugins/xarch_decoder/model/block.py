@@ -118,13 +118,26 @@ class Block(nn.Module):
         return output_BLD
 
     def advance(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], *, fixed: bool = False
+        self,
+        x_BLD: Tensor,
+        positions_BL: Tensor,
+        state: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...] = (),
+        *,
+        fixed: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Process L more tokens from ``state``; return (output [B, L, D], new state)."""
+        """Process L more tokens from ``state``; return (output [B, L, D], new state).
+
+        Args:
+            tables: the mixer's, for a graph that is to learn sizes from them.
+        """
         normed_BLD = self.norm1(x_BLD)
         mixer = self.mixer()
-        step = mixer.advance_fixed if fixed else mixer.advance
-        mixed_BLD, state = step(normed_BLD, positions_BL, state)
+        if tables:
+            mixed_BLD, state = mixer.advance_sized(normed_BLD, positions_BL, state, tables)
+        else:
+            step = mixer.advance_fixed if fixed else mixer.advance
+            mixed_BLD, state = step(normed_BLD, positions_BL, state)
         return self.close(x_BLD, normed_BLD, mixed_BLD), state
 
     def close(self, x_BLD: Tensor, normed_BLD: Tensor, mixed_BLD: Tensor) -> Tensor:

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from xarch import PlanError
-from xarch.kernels import MemoryLayout, Rotary, slot_memory, slot_memory_step
+from xarch.kernels import (
+    MemoryLayout,
+    MemoryTables,
+    Rotary,
+    memory_tables,
+    shared_sizes,
+    slot_memory,
+    slot_memory_step,
+)
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
-from xarch_decoder.model.mixer import SequenceInfo, StateSpec
+from xarch_decoder.model.mixer import SequenceInfo, StateSpec, Table
 
 
 class MemoryAttention(Attention):
@@ -75,20 +83,43 @@ class MemoryAttention(Attention):
 
     def state_spec(self) -> tuple[StateSpec, ...]:
         return tuple(
-            StateSpec(name, shape, dtype=str(dtype).removeprefix("torch."))
+            StateSpec(name, shape, dtype=str(dtype).removeprefix("torch."), sizes=shared_sizes(self.layout, name))
             for name, (shape, dtype) in self.layout.state(self.head_dim).items()
         )
+
+    def tables(self) -> tuple[Table, ...]:
+        made = memory_tables(self.layout, torch.float32, self.o.weight.device)._asdict()
+        shared = any(shared_sizes(self.layout, name) for name in made)
+        return tuple(Table(f"memory_{n}", t, shared_sizes(self.layout, n)) for n, t in made.items()) if shared else ()
 
     def advance(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._advanced(x_BLD, positions_BL, state, None)
+
+    def advance_sized(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._advanced(x_BLD, positions_BL, state, MemoryTables(*tables))
+
+    def _advanced(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: MemoryTables | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         q_BLHE, k_BLKE, v_BLKE = self.operands(x_BLD, SequenceInfo(positions_BL))
         if x_BLD.shape[1] == 1:
             given = (q_BLHE[:, 0], k_BLKE[:, 0], v_BLKE[:, 0], positions_BL[:, 0])
-            heads_BHE, state = slot_memory_step(*given, self.layout, self.rotary, state)
+            heads_BHE, state = slot_memory_step(*given, self.layout, self.rotary, state, tables)
             return self.o(heads_BHE.flatten(1)[:, None]), state
         found = slot_memory(
-            q_BLHE, k_BLKE, v_BLKE, positions_BL, self.layout, self.rotary, state=state, return_final_state=True
+            q_BLHE,
+            k_BLKE,
+            v_BLKE,
+            positions_BL,
+            self.layout,
+            self.rotary,
+            state=state,
+            return_final_state=True,
+            tables=tables,
         )
         heads_BLHE, state = found
         assert torch.is_tensor(heads_BLHE)

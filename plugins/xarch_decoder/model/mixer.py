@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -32,12 +32,14 @@ class StateSpec:
         shape: per-sample shape, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
         fill: value of the initial state.
         dtype: torch dtype by name, e.g. "int8"; None: the weights' for a state that grows, else float32.
+        sizes: axis of the batched tensor -> name of a size in which layers with :class:`Table` may differ.
     """
 
     name: str
     shape: tuple[int, ...]
     fill: float = 0.0
     dtype: str | None = None
+    sizes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def axis(self) -> int | None:
@@ -58,6 +60,21 @@ class StateSpec:
     def sized(self, length: int) -> tuple[int, ...]:
         """Return the per-sample shape with ``length`` in place of -1."""
         return tuple(length if n == -1 else n for n in self.shape)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A constant tensor through which a graph learns the sizes of one layer.
+
+    Attributes:
+        name: in exported graphs layer i's tensor is the weight ``NAME.i``.
+        value: the tensor.
+        sizes: axis -> name of a size, as in :class:`StateSpec`.
+    """
+
+    name: str
+    value: Tensor
+    sizes: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,6 +140,18 @@ class Mixer(nn.Module, ABC):
                 "implement `advance_fixed`, or export for a profile with dynamic shapes",
             )
         return self.advance(x_BLD, positions_BL, state)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return constants with which :meth:`advance_sized` records the same operators for layers whose states differ
+        in their sizes only; none by default. Dataclass fields that hold such sizes have the metadata
+        ``xarch.kernels.SIZES_ONLY``."""
+        return ()
+
+    def advance_sized(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Like :meth:`advance` and :meth:`advance_fixed`, for a mixer with :meth:`tables`."""
+        raise NotImplementedError(f"mixer {self.kind!r} has no tables")
 
     def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         """Return the values of inner taps (``matrix``, ``heads``) that a stage matches."""

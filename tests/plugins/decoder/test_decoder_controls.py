@@ -10,8 +10,15 @@ from torch import Tensor
 
 from tests.plugins.decoder.decoder_models import EMA, tiny_facts
 from xarch import PlanError
-from xarch.kernels import MemoryLayout
-from xarch_decoder.controls import SINKS, bounded_teacher, decoder_controls, eviction_layout, window_layout
+from xarch.kernels import MemoryLayout, Rotary, slot_memory
+from xarch_decoder.controls import (
+    SINKS,
+    bounded_teacher,
+    decoder_controls,
+    eviction_layout,
+    heavy_hitter_layout,
+    window_layout,
+)
 from xarch_decoder.family import DecoderFamily
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.model.memory import MemoryAttention
@@ -48,6 +55,7 @@ def test_controls_fit_the_students_bytes():
         "window int8",
         "eviction float32",
         "eviction int8 and float16",
+        "H2O int8",
     ]
     assert list(DecoderFamily().control_names(student)) == list(found), "the plan counts those that are evaluated"
     # Two key/value heads of 8: 128 bytes a float32 token and head, 32 + 8 with 8 bits and two scales.
@@ -60,6 +68,8 @@ def test_controls_fit_the_students_bytes():
         assert isinstance(control.model.decoder.block(0).mixer(), Attention)
         assert not isinstance(control.model.decoder.block(0).mixer(), MemoryAttention)
     assert "most attended" in found["eviction float32"].facts["keeps"]
+    # Without sums of attention, 24 bytes a token and head: 62 recent and 63 most attended.
+    assert found["H2O int8"].facts["keeps"] == "62 recent tokens, 63 most attended"
 
 
 def test_a_window_is_the_teachers_own():
@@ -104,3 +114,19 @@ def test_a_memory_continues_as_it_reads():
 def test_a_layer_with_a_window_of_its_own_is_no_memory():
     with pytest.raises(PlanError, match="sliding window of 7"):
         bounded_teacher(teacher(tiny_facts(windows=(7, None))), {0: MemoryLayout(2, (5, 5), (0, 0))})
+
+
+def test_heavy_hitters_leave_as_in_the_paper():
+    """Against H2O written token by token for `benchmarks/cache_schemes.py`, which makes room after it has read."""
+    from benchmarks.cache_schemes import Cache
+
+    torch.manual_seed(0)
+    cache, scale = Cache(2, 8, places=10), 0.35
+    exact = heavy_hitter_layout(tiny_facts(), 2 * 11 * 24)
+    assert exact is not None
+    layout = replace(exact, exact="float32", windows=(cache.recent + 1,) * 2, slots=(10 - cache.recent,) * 2)
+    q, k, v = torch.randn(1, 60, 4, 8) * 3, torch.randn(1, 60, 2, 8), torch.randn(1, 60, 2, 8)
+    found = slot_memory(q, k, v, torch.arange(60)[None], layout, Rotary((), scale=scale))
+    for t in range(60):
+        read = cache.read(q[0, t].unflatten(0, (2, 2)), k[0, t], v[0, t], scale)
+        assert torch.allclose(found[0, t], read.flatten(0, 1), atol=1e-5), t

@@ -132,7 +132,8 @@ def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int])
 @pytest.mark.parametrize(("steps", "prefill"), [(24, [64]), (2048, [])])
 def test_graphs_step_as_the_student_reads(tmp_path, steps, prefill):
     facts = tiny_facts(layers=2)
-    student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), {}, device=CPU)
+    entries = {"entries": {"0": [9, 14], "1": [20, 5]}}
+    student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), entries, device=CPU)
     MemoryTarget().initialise(student, make_teacher(facts))
     student.module.eval().requires_grad_(False)
     parity(student, tmp_path, steps, prefill)

@@ -16,16 +16,20 @@ from xarch.kernels.precision import island_dtype, without_autocast
 from xarch.kernels.slot_memory import cpp, naive, plain
 from xarch.kernels.slot_memory.layout import ExactPrecision, MemoryLayout, SlotPrecision, entry_bytes, slot_bytes
 from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
+from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables, shared_sizes
 
 __all__ = [
     "ExactPrecision",
     "MemoryLayout",
+    "MemoryTables",
     "Rotary",
     "SlotPrecision",
     "cpp",
     "entry_bytes",
+    "memory_tables",
     "naive",
     "plain",
+    "shared_sizes",
     "slot_bytes",
     "slot_memory",
     "slot_memory_state",
@@ -43,6 +47,7 @@ def slot_memory(
     *,
     state: Sequence[Tensor] | None = None,
     return_final_state: bool = False,
+    tables: MemoryTables | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
     """Attend from every token to sinks, window and slots, updating them token by token.
@@ -65,6 +70,8 @@ def slot_memory(
         rotary: the rotation that q and k have had, and the scale of scores.
         state: what :func:`slot_memory_state` or an earlier call returned; None before the first token.
         return_final_state: also return the state after the last token.
+        tables: those of ``layout``. With them the operators that an exporter records do not depend on its sizes, which
+            must then be those of ``state``.
         backend: force a backend, see :mod:`xarch.kernels.dispatch`.
 
     Returns:
@@ -78,12 +85,18 @@ def slot_memory(
     if state is None:
         dtype = island_dtype(q_BLHE, k_BLKE, v_BLKE)
         state = slot_memory_state(layout, q_BLHE.shape[0], q_BLHE.shape[3], device=q_BLHE.device, dtype=dtype)
-    _check_state(state, layout, q_BLHE)
+    if tables is None:
+        _check_state(state, layout, q_BLHE)
     given = (q_BLHE, k_BLKE, v_BLKE, *state)
-    features = {"gradients"} if torch.is_grad_enabled() and any(t.requires_grad for t in given) else set()
+    features: set[str] = set()
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        features.add("gradients")
+    if tables is not None:
+        features.add("tables")
     chosen = select("slot_memory", q_BLHE.device, q_BLHE.dtype, features=features, backend=backend)
     with without_autocast(q_BLHE.device):
-        y_BLHE, after = chosen.run(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary, state=tuple(state))
+        own = {} if tables is None else {"tables": tables}
+        y_BLHE, after = chosen.run(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary, state=tuple(state), **own)
     return (y_BLHE, after) if return_final_state else y_BLHE
 
 

@@ -65,7 +65,7 @@ def _check(_: str) -> None:
     priority=30,
     devices=["cpu"],
     dtypes=[torch.float32, torch.bfloat16, torch.float16],
-    lacks=["gradients"],
+    lacks=["gradients", "tables"],
     available=why_not,
     check=_check,
 )

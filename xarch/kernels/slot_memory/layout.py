@@ -6,13 +6,14 @@ Legend: B batch, K key/value heads, E head width, P exact entries of all heads, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
 
 from xarch.errors import UsageError
+from xarch.kernels.graph_forms import SIZES_ONLY
 
 ExactPrecision = Literal["float32", "float16", "int8"]
 SlotPrecision = Literal["float32", "float16"]
@@ -40,8 +41,8 @@ class MemoryLayout:
     """
 
     sinks: int
-    windows: tuple[int, ...]
-    slots: tuple[int, ...]
+    windows: tuple[int, ...] = field(metadata=SIZES_ONLY)
+    slots: tuple[int, ...] = field(metadata=SIZES_ONLY)
     exact: ExactPrecision = "float32"
     stored: SlotPrecision = "float32"
     write: Write = "merge"

@@ -29,7 +29,7 @@ class _Entry:
     scales: tuple[Tensor, Tensor] | None = None
 
 
-@register("slot_memory", "naive", priority=0)
+@register("slot_memory", "naive", priority=0, lacks=["tables"])
 def slot_memory_naive(
     q_BLHE: Tensor,
     k_BLKE: Tensor,

@@ -1,7 +1,7 @@
 """The memory for one token: what a generating student runs and exporters record.
 
 The entries of all heads lie in one pool, sections one after another; constant masks keep heads apart. So the number of
-operators does not depend on the number of heads, and every size is constant.
+operators does not depend on the number of heads, and the tables hold every size (see ``tables.py``).
 
 Legend: B batch, H heads, K key/value heads, E head width, F rotated pairs, P exact entries, M slots of all heads,
 N = M + 1 candidates, R rows of facts, X = 2 E + 4 values of a slot.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xarch.kernels.precision import island_dtype, without_autocast
 from xarch.kernels.slot_memory.layout import MemoryLayout
+from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables
 
 MASKED = -30000.0
 """Score of an entry that is not there: finite in half precision, and exp(MASKED - max) is exactly zero."""
@@ -70,6 +71,7 @@ def slot_memory_step(
     layout: MemoryLayout,
     rotary: Rotary,
     state: tuple[Tensor, ...],
+    tables: MemoryTables | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One token of :func:`xarch.kernels.slot_memory`.
 
@@ -78,34 +80,28 @@ def slot_memory_step(
         positions_B: place of the token in its document.
         layout, rotary: as there.
         state: before the token.
+        tables: those of ``layout``, from :func:`memory_tables`; a caller with many tokens makes them once.
 
     Returns:
         heads [B, H, E] in the dtype of ``q_BHE``, and the state after the token.
     """
     with without_autocast(q_BHE.device):
         dtype = island_dtype(q_BHE, *state)
-        step = _Step(layout, rotary, dtype, q_BHE.device)
+        step = _Step(layout, rotary, tables or memory_tables(layout, dtype, q_BHE.device))
         q, k, v, t = (_cast(x, dtype) for x in (q_BHE, k_BKE, v_BKE, positions_B))
         heads_BHE, state = step.run(q, k, v, t, state)
         return _cast(heads_BHE, q_BHE.dtype), state
 
 
 class _Step:
-    """One step, with the constants of its layout."""
+    """One step, with the tables of its layout."""
 
-    def __init__(self, layout: MemoryLayout, rotary: Rotary, dtype: torch.dtype, device: torch.device) -> None:
-        self.layout, self.rotary, self.dtype, self.device = layout, rotary, dtype, device
+    def __init__(self, layout: MemoryLayout, rotary: Rotary, tables: MemoryTables) -> None:
+        self.layout, self.rotary, self.tables = layout, rotary, tables
+        self.dtype, self.device = tables.exact_age_P.dtype, tables.exact_age_P.device
         self.sinks = layout.heads * layout.sinks
-        owners = [j for j in range(layout.heads) for _ in range(layout.sinks)]
-        owners += [j for j, w in enumerate(layout.windows) for _ in range(w)]
-        self.exact_KP = self._mine(owners)
-        self.slots_KM = self._mine([j for j, m in enumerate(layout.slots) for _ in range(m)])
-        self.exact_own_KP, self.slots_own_KM = self.exact_KP.to(dtype), self.slots_KM.to(dtype)
-        self.ages_W = self._constant([w - 1 - i for w in layout.windows for i in range(w)])
-        self.windows_K, self.sizes_K = self._constant(layout.windows), self._constant(layout.slots)
-        self.place_M = self._constant([i for m in layout.slots for i in range(m)])
-        self.size_M = self._constant([m for m in layout.slots for _ in range(m)])
-        self.window_M = self._constant([layout.windows[j] for j, m in enumerate(layout.slots) for _ in range(m)])
+        self.exact_KP, self.slots_KM = tables.exact_own_KP > 0, tables.slot_own_KM > 0
+        self.ages_W = tables.exact_age_P[self.sinks :]
 
     def run(
         self, q_BHE: Tensor, k_BKE: Tensor, v_BKE: Tensor, t_B: Tensor, state: tuple[Tensor, ...]
@@ -141,8 +137,8 @@ class _Step:
             ],
             -1,
         )
-        oldest_K = torch.tensor(layout.window_starts, device=self.device)
-        p_BK = t_B1 - self.windows_K
+        tables, oldest_K = self.tables, self.tables.oldest_K
+        p_BK = t_B1 - tables.window_K
         rotated_BKE = self._exact(held, "key").index_select(1, oldest_K)
         width = rotated_BKE.shape[-1]
         importance_BK = self._wide(held["exact_facts"][:, 0]).index_select(1, oldest_K)
@@ -156,9 +152,9 @@ class _Step:
         )
         # How many tokens had left the window before: the next free slot, while there is one.
         before_BK = p_BK - layout.sinks
-        before_BM = t_B1 - self.window_M - layout.sinks
-        free_BM = (self.place_M == before_BM).to(self.dtype)
-        full_BK1 = ((before_BK >= self.sizes_K) & (self.sizes_K > 0))[:, :, None].to(self.dtype)
+        before_BM = t_B1 - tables.slot_window_M - layout.sinks
+        free_BM = (tables.slot_place_M == before_BM).to(self.dtype)
+        full_BK1 = ((before_BK >= tables.slots_K) & (tables.slots_K > 0))[:, :, None].to(self.dtype)
         mine_KM = self.slots_KM
         candidates_BKN = torch.cat([_or_far(mine_KM, slots_BMX[..., -1][:, None]), importance_BK[:, :, None]], 2)
         least_BKN = self._one_hot(candidates_BKN)
@@ -167,7 +163,7 @@ class _Step:
         merged_BMX = None
         if layout.write == "merge":
             b_BKX = _pick(least_BKN, slots_BMX, leaving_BKX)
-            b_BME = self.slots_own_KM.mT @ b_BKX[..., :width]
+            b_BME = tables.slot_own_KM.mT @ b_BKX[..., :width]
             apart_BM = (slots_BMX[..., :width] - b_BME).square().sum(-1)
             apart_BK1 = (leaving_BKX[..., :width] - b_BKX[..., :width]).square().sum(-1, keepdim=True)
             apart_BKN = torch.cat([_or_far(mine_KM, apart_BM[:, None]), apart_BK1], 2)
@@ -180,7 +176,7 @@ class _Step:
             placed_BKM = placed_BKM * stays_BK1
             merged_BMX = to_BKM.mT @ _merged(a_BKX, b_BKX, d_BK1)
             written_BM = to_BKM.sum(1)
-        fresh_BKM = placed_BKM + free_BM[:, None] * self.slots_own_KM
+        fresh_BKM = placed_BKM + free_BM[:, None] * tables.slot_own_KM
         kept_BM1 = 1.0 - fresh_BKM.sum(1)[:, :, None]
         fresh_BMX = fresh_BKM.mT @ leaving_BKX
         if merged_BMX is not None:
@@ -210,7 +206,7 @@ class _Step:
             held["exact_facts"] = self._moved(self._wide(facts_BRP.mT), new_BKR, t_B1).mT
 
     def _moved(self, pool_BPX: Tensor, new_BKX: Tensor, t_B1: Tensor) -> Tensor:
-        new_BPX = self.exact_own_KP.mT @ new_BKX
+        new_BPX = self.tables.exact_own_KP.mT @ new_BKX
         window_BWX = pool_BPX[:, self.sinks :]
         moved_BWX = torch.cat([window_BWX[:, 1:], window_BWX[:, :1]], 1)
         moved_BWX = torch.where((self.ages_W == 0)[:, None], new_BPX[:, self.sinks :], moved_BWX)
@@ -241,19 +237,20 @@ class _Step:
         norm_BH1 = q_BHE.square().sum(-1, keepdim=True)
         bias_BHM = (norm_BH1 * u_BM[:, None] * (self.rotary.scale**2 / (2 * width))).clamp_max(self.layout.cap)
         scores_BHM = self.rotary.scores(q_BHE @ keys_BME.mT) + count_BM.clamp_min(1.0).log()[:, None] + bias_BHM
-        used_BM = self.place_M <= t_B1 - self.window_M - self.layout.sinks
+        used_BM = self.tables.slot_place_M <= t_B1 - self.tables.slot_window_M - self.layout.sinks
         return torch.where(self._per_head(self.slots_KM, group, used_BM), scores_BHM, MASKED)
 
     def _receive(self, held: dict[str, Tensor], slots_BMX: Tensor, attention_BN: Tensor) -> None:
         """Update importance by the attention that each entry received from the heads that share it."""
         layout = self.layout
-        ages = [w - 1 - i for w in layout.windows for i in range(w)]
-        counts_P = self._constant([0] * self.sinks + [age >= layout.age for age in ages])
         exact_BP = self._wide(held["exact_facts"][:, 0])
-        exact_BP = (exact_BP * layout.decay + attention_BN[:, : layout.exact_total]) * counts_P
+        total = exact_BP.shape[1]
+        # What lies in the window for less than `age` tokens; sinks never.
+        counts_P = (self.tables.exact_age_P >= layout.age).to(self.dtype)
+        exact_BP = (exact_BP * layout.decay + attention_BN[:, :total]) * counts_P
         kept = held["exact_facts"]
         held["exact_facts"] = torch.cat([_cast(exact_BP[:, None], kept.dtype), kept[:, 1:]], 1)
-        importance_BM = slots_BMX[..., -1] * layout.decay + attention_BN[:, layout.exact_total :]
+        importance_BM = slots_BMX[..., -1] * layout.decay + attention_BN[:, total:]
         facts_BM4 = torch.cat([slots_BMX[..., -4:-1], importance_BM[:, :, None]], -1)
         held["slot_facts"] = facts_BM4.mT
 
@@ -264,19 +261,13 @@ class _Step:
         return mine_KN.repeat_interleave(group, 0) & present_BN[:, None]
 
     def _sink_places(self) -> Tensor:
-        return self._constant([i for _ in range(self.layout.heads) for i in range(self.layout.sinks)])
+        places = [float(i) for _ in range(self.layout.heads) for i in range(self.layout.sinks)]
+        return torch.tensor(places, dtype=self.dtype, device=self.device)
 
     def _one_hot(self, costs_BKN: Tensor) -> Tensor:
         """One at the smallest cost, the first of equal ones."""
-        places_N = torch.tensor(list(range(costs_BKN.shape[-1])), device=self.device)
+        places_N = torch.cat([self.tables.slot_index_M, self.tables.slot_last_1])
         return (costs_BKN.argmin(-1, keepdim=True) == places_N).to(self.dtype)
-
-    def _mine(self, owners: list[int]) -> Tensor:
-        return torch.tensor([[owner == j for owner in owners] for j in range(self.layout.heads)], device=self.device)
-
-    def _constant(self, values: object) -> Tensor:
-        # From Python numbers: exporters make it an initializer, where arange would become a node.
-        return torch.tensor([float(x) for x in values], dtype=self.dtype, device=self.device)  # type: ignore[attr-defined]
 
     @staticmethod
     def _width(q_BHE: Tensor) -> int:
