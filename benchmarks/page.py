@@ -25,6 +25,8 @@ TITLES = {
     "streamed_memory": "Local stages: memory over depth",
     "kernels_cpu": "Kernels: forward and backward",
     "kernels_cpu_2048": "Kernels: scans at 2048 tokens, the same allocator and repeats for all",
+    "study_deit_lt_digits": "DeiT-LT against its controls on long-tailed digits, imbalance 20",
+    "study_deit_lt_fashion": "DeiT-LT against its controls on Fashion-MNIST-LT, imbalance 100, 3,720 pictures",
     "study_ofa_fashion": "OFA-KD against its rivals and controls: four pairs, 1,000 labelled pictures of Fashion-MNIST",
     "study_ofa_demo": "The demo of digits against labels alone",
     "fields_speed_up": "Fields: conversion against training from pictures",

@@ -54,6 +54,7 @@ _PUBLIC = {
     "DivergenceOptions": "xarch.matching.objectives.divergence",
     "averaged": "xarch.matching.objectives.divergence",
     "divergence": "xarch.matching.objectives.divergence",
+    "Check": "xarch.planning.plan",
     "Connector": "xarch.contracts.connector",
     "BatchStep": "xarch.contracts.batch_step",
     "StepContext": "xarch.contracts.batch_step",
@@ -181,5 +182,6 @@ if TYPE_CHECKING:
     from xarch.files.safe_load import load_weights, save_weights
     from xarch.matching.objectives.dense import DenseObjective
     from xarch.matching.objectives.divergence import DivergenceOptions, averaged, divergence
+    from xarch.planning.plan import Check
     from xarch.printable import clean, say
     from xarch.registry.hooks import hookimpl

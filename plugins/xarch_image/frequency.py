@@ -65,7 +65,7 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         series[said] = [(row.get("beside") or {}).get(name) for row in ordered]
     drawn = {who: _thinned(values) for who, values in series.items()}
     title = "Recall of the classes, from the most to the least frequent"
-    return lines("frequency", {w: p for w, p in drawn.items() if p}, title, "class in order of training image")
+    return lines("frequency", {w: p for w, p in drawn.items() if p}, title, "class rank", bounds=(0.0, 1.0))
 
 
 def _thinned(values: Sequence[Any]) -> list[tuple[float, float]]:

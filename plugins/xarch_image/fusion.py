@@ -33,7 +33,11 @@ class Fuse(StageKind):
     Options = FuseOptions
 
     def units(self, request: StageRequest) -> int:
-        return 0
+        return int(request.options.samples)
+
+    def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
+        """The student once."""
+        return student
 
     def run(self, context: StageContext) -> StageOutcome:
         """See :class:`xarch.StageKind`.

@@ -33,3 +33,11 @@ def xarch_register(registry: Any) -> None:
         )
         if (folder / "__init__.py").is_file():
             importlib.import_module(f"{__name__}.{folder.name}").register(registry)
+
+
+@hookimpl
+def xarch_modify_plan(plan: Any) -> None:
+    """Add what a plan says of long-tailed data."""
+    from xarch_methods.long_tail import checks
+
+    plan.checks += checks(plan)

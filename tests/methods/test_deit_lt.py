@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import xarch
+from xarch.config.schema import Stage
 from xarch.matching.objectives.balance import class_weights
 from xarch.matching.objectives.labels import HardLabel, LabelObjective
 from xarch.testing.models import load_teacher, tiny_configuration
 from xarch_image.testing import picture
+from xarch_methods.long_tail import checks
 
 EPOCHS, BATCH = 10, 7
 COUNTS = [12, 6, 3]
@@ -147,6 +150,27 @@ def test_both_tokens_are_operating_points_and_their_weight_is_chosen_last(steps:
     assert {"cls", "dist"} <= measured["variants"].keys()
     plan = json.loads((steps.run / "plan.json").read_text())
     assert [stage["name"] for stage in plan["stages"]] == ["distil", "fuse"]
+
+
+def test_the_plan_says_what_a_teacher_is_good_for(steps: Steps) -> None:
+    plan = json.loads((steps.run / "plan.json").read_text())
+    (said,) = (check for check in plan["checks"] if check["name"] == "long tail")
+    assert said["state"] == "not checked"
+    assert "two-token-drw" in said["detail"]
+    assert "monitor.label_agreement.dist" in said["detail"]
+    assert "monitor.label_agreement.dist" in steps.rows[-1]
+
+
+@pytest.mark.parametrize(("counts", "said"), [([5, 5], "change nothing"), ([5, 4], "re-weighting alone")])
+def test_equal_classes_need_no_weights(counts: list[int], said: str) -> None:
+    matches = {
+        "labels": {"student": "logits.cls", "objective": "cross-entropy"},
+        "dist": {"student": "logits.dist", "objective": "hard-label"},
+    }
+    phase = {"from": 0.8, "set": {"matches.dist.options.reweight": True}}
+    stages = [SimpleNamespace(config=Stage.model_validate({"matches": matches, "phases": [phase]}))]
+    (found,) = checks(SimpleNamespace(stages=stages, data={"facts": {"class_counts": counts}}))
+    assert said in found.detail
 
 
 def test_weights_are_those_of_the_paper() -> None:

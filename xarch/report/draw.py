@@ -22,14 +22,22 @@ def bars(name: str, values: Sequence[tuple[str, float]], title: str) -> Figure |
     return None if svg is None else Figure(svg, f"{title}: {said}.", title)
 
 
-def lines(name: str, series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str) -> Figure | None:
+def lines(
+    name: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    unit: str,
+    bounds: tuple[float, float] | None = None,
+) -> Figure | None:
     """Draw curves over ``unit``; return None if no value is finite.
 
     Args:
         name: unique in the report; letters and hyphens only.
         series: label -> [(x, y)].
+        bounds: of the vertical axis, e.g. (0, 1) for shares; by default those of the values, on a logarithmic axis if
+            they span much.
     """
-    svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit)
+    svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit, bounds=bounds)
     ends = ", ".join(f"{label} {number(p[0][1])} → {number(p[-1][1])}" for label, p in series.items() if p)
     return None if svg is None else Figure(svg, f"{title}: {ends}.", title)
 

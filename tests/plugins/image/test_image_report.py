@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_long_tails_are_shown_by_frequency_with_a_line_for_every_model(tmp_path:
     ]
     recall = [
         {"class": n, "images": n, "teacher": 0.9, "student": 0.5, "beside": {"variants.dist": s, "cut": 0.1}}
-        for n, s in ((3, 0.25), (90, 0.75), (9, 0.5))
+        for n, s in ((3, 0.01), (90, 0.75), (9, 0.5))
     ]
     figures = {"top1": 0.5, "recall.head": 0.75, "recall.tail": 0.375, "ece": 0.1, "ece.head": 0.0, "ece.tail": 0.2}
     found = {"teacher": {}, "student": figures, "variants": {"dist": figures}, "baselines": {"cut": figures}}
@@ -45,6 +46,7 @@ def test_long_tails_are_shown_by_frequency_with_a_line_for_every_model(tmp_path:
     assert [row[0] for row in table.rows] == ["student", "student, dist", "exported, cpu-int8", "cut"]
     assert table.rows[2][3] == "25.0 %"
     assert table.rows[0][1:] == ["50.0 %", "75.0 %", "37.5 %", "10.0 %", "0.0 %", "20.0 %"]
-    assert "student, dist 0.7500 → 0.2500" in figure.text
+    assert "student, dist 0.7500 → 0.01000" in figure.text
+    assert {"0", "1", "class ranks"} <= set(re.findall(r">([^<>]*)</text>", figure.svg)), "shares on a linear axis"
     assert all(name in figure.svg for name in ("teacher", "student, dist", "cut"))
     assert not [s for s in sections(RunInfo(tmp_path, eval={"samples": [{"recall": recall}]})) if "freq" in s.title]

@@ -14,7 +14,12 @@ POINTS = 300
 
 
 def curve_svg(
-    name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str, marks: Sequence[float] = ()
+    name: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    unit: str,
+    marks: Sequence[float] = (),
+    bounds: tuple[float, float] | None = None,
 ) -> str | None:
     """Draw one or more curves over units of data; return None if nothing can be drawn.
 
@@ -22,6 +27,7 @@ def curve_svg(
         series: label -> (units, value), in order; values that are not finite are skipped.
         unit: unit of the horizontal axis.
         marks: places on it where a phase of the stage begins.
+        bounds: of the vertical axis, which then is linear; by default those of the values.
     """
     drawn = {key: _thinned(points) for key, points in series.items()}
     drawn = {key: points for key, points in drawn.items() if len(points[0])}
@@ -38,7 +44,9 @@ def curve_svg(
             if smooth:
                 axes.plot(x, _smooth(y), color=color, linewidth=1.8)
             axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3.5)
-        if values.min() > 0 and values.max() / values.min() > 8:
+        if bounds is not None:
+            axes.set_ylim(*bounds)
+        elif values.min() > 0 and values.max() / values.min() > 8:
             axes.set_yscale("log")
         elif 0 <= values.min() < 0.5 * values.max():
             axes.set_ylim(bottom=0)

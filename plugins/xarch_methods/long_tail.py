@@ -1,0 +1,31 @@
+"""What a plan says about re-weighted labels of a teacher: when a teacher is worth having for the rare classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from xarch import Check
+
+NAME = "long tail"
+OBJECTIVE, OPTION = "hard-label", "reweight"
+RULE = (
+    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw). It can where its class is "
+    "often not the label, even of pictures that are not mixed: on Fashion-MNIST-LT (6 to 13 % of them) it did, on "
+    "digits-LT (none) hardly; 1 - monitor.label_agreement.{match} at the end of metrics.jsonl tells it of this run"
+)
+
+
+def checks(plan: Any) -> Iterator[Check]:
+    """Yield what is to be said of every match that weights the teacher's classes, now or in a later phase."""
+    counts = [int(n) for n in plan.data.get("facts", {}).get("class_counts") or ()]
+    for stage in plan.stages:
+        for name, match in stage.config.matches.items():
+            later = (f"matches.{name}.options.{OPTION}" in phase.set for phase in stage.config.phases)
+            if match.objective != OBJECTIVE or not (match.options.get(OPTION) or any(later)):
+                continue
+            if counts and min(counts) == max(counts):
+                same = f"every class has {counts[0]} training pictures, so weights by class change nothing; deit does"
+                yield Check(name=NAME, state="not checked", detail=f"{same} the same")
+            else:
+                yield Check(name=NAME, state="not checked", detail=RULE.format(match=name))
