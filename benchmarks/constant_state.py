@@ -1,11 +1,12 @@
 """Decoders of constant state without training: quality by domain and context at equal state bytes.
 
     python benchmarks/constant_state.py --wikitext wikitext2/test.txt
+    python benchmarks/constant_state.py --wikitext wikitext2/test.txt --bytes 84000 --contexts 2048
 
-Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, and
-merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code (three
-modules of the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other modules and
-topics. Nothing is random. An interrupted measurement resumes.
+Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, H2O in
+int8, and merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code
+(three modules of the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other
+modules and topics. Nothing is random. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from benchmarks import page
 from benchmarks.store import Store, add_options, header
 from xarch import Batch, TapModel, Teacher
 from xarch.kernels import MemoryLayout
-from xarch_decoder.controls import EVICTIONS, WINDOWS, bounded_teacher, eviction_layout, window_layout
+from xarch_decoder.controls import (
+    EVICTIONS,
+    HEAVY_HITTERS,
+    WINDOWS,
+    bounded_teacher,
+    eviction_layout,
+    heavy_hitter_layout,
+    window_layout,
+)
 from xarch_decoder.copying import trunk_tensors
 from xarch_memory.allocate import ErrorProbe, allocated, measured_sizes
 from xarch_memory.options import MemoryOptions, Sizes
@@ -37,9 +46,10 @@ from xarch_text.scores import Scores, add_batch
 
 TEACHER = "zoo:smollm2-135m"
 BYTES = 168_000
+DOMAINS = ("wikitext", "code", "prose")
 CODE = ("typing", "tarfile", "argparse")
 LAYERS: dict[str, list[int] | None] = {"30 of 30": None, "10 of 30": [5, 7, 9, 12, 15, 21, 22, 25, 27, 29]}
-ROWS = {512: 4, 2048: 1, 4096: 1}
+ROWS = {512: 4, 2048: 4, 4096: 1, 8192: 1}
 """Context -> rows of each domain."""
 FIT_TOKENS = 2048
 """Tokens of each of the two rows that ``allocate`` reads."""
@@ -52,19 +62,25 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path, required=True, help="text of WikiText-2's test split")
     parser.add_argument("--contexts", type=int, nargs="+", default=sorted(ROWS))
     parser.add_argument("--layers", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
+    parser.add_argument("--domains", nargs="+", default=list(DOMAINS), choices=DOMAINS)
     parser.add_argument("--bytes", type=int, default=BYTES, help="state bytes a layer")
     add_options(parser, "constant_state")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    settings = {"teacher": TEACHER, "bytes": chosen.bytes, "contexts": chosen.contexts, "layers": chosen.layers}
+    settings = {"teacher": TEACHER, "bytes": chosen.bytes, "rows": ROWS}
     store = Store(chosen.out, header("constant_state", settings, threads=1), chosen.fresh)
     teacher = xarch.load_teacher(TEACHER)
     domains = texts(teacher.processor(), chosen.wikitext)
     for layers in chosen.layers:
         arms = Arms(teacher, LAYERS[layers], chosen.bytes, domains)
+        unknown = sorted(set(chosen.arms or ()) - set(arms.made))
+        if unknown:
+            parser.error(f"--arms: no {unknown[0]!r}; the arms are {', '.join(map(repr, arms.made))}")
+        wanted = chosen.arms or list(arms.made)
         for context in chosen.contexts:
-            for domain in ("wikitext", "code", "prose"):
-                measure(store, teacher, arms, layers, context, domain, domains[domain])
+            for domain in chosen.domains:
+                measure(store, teacher, arms, wanted, layers, context, domain, domains[domain])
     page.show(store.finish())
 
 
@@ -100,6 +116,7 @@ class Arms:
         self.made: dict[str, Callable[[], Layouts]] = {
             **{f"window {p}": self._window(p) for p in WINDOWS},
             **{name: self._eviction(*precisions) for name, precisions in EVICTIONS.items()},
+            HEAVY_HITTERS: lambda: self._everywhere(heavy_hitter_layout(teacher.facts, budget)),
             "slots float32, uniform": lambda: self._slots("float32", "float32", 0.44, fit=False),
             "slots float32": lambda: self._slots("float32", "float32", 0.44, fit=True),
             "slots, window int8, slots float16": lambda: self._slots("int8", "float16", 0.5, fit=True),
@@ -141,10 +158,19 @@ class Arms:
         return {layer: Sizes(options, facts).layout(found) for layer, found in entries.items()}
 
 
-def measure(store: Store, teacher: Teacher, arms: Arms, layers: str, context: int, domain: str, tokens: Tensor) -> None:
-    """Add every missing arm at one context in one domain."""
+def measure(
+    store: Store,
+    teacher: Teacher,
+    arms: Arms,
+    wanted: Sequence[str],
+    layers: str,
+    context: int,
+    domain: str,
+    tokens: Tensor,
+) -> None:
+    """Add every missing one of the wanted arms at one context in one domain."""
     key = {"layers": layers, "context": context, "domain": domain}
-    missing = [arm for arm in arms.made if store.find(**key, arm=arm) is None]
+    missing = [arm for arm in wanted if store.find(**key, arm=arm) is None]
     if not missing:
         return
     rows = list(batches(tokens, context))
@@ -158,15 +184,18 @@ def measure(store: Store, teacher: Teacher, arms: Arms, layers: str, context: in
             for row, logits in zip(rows, known, strict=True):
                 add_batch(row, logits, {"student": model.collect(row, ["logits"])["logits"]}, scores)
             student, given = scores["student"], scores["teacher"]
-            used = [layout.bytes(teacher.facts.head_dim) for layout in layouts.values()]
+            # What a control holds for ease of computation, and need not, is not counted.
+            used = [min(layout.bytes(teacher.facts.head_dim), arms.budget) for layout in layouts.values()]
             store.add(
                 {
                     **key,
                     "arm": arm,
                     "kl": student.kl,
+                    "kl_stderr": None if len(rows) < 2 else student.kl_stderr,
                     "ratio": float(torch.tensor(student.cross_entropy - given.cross_entropy).exp()),
                     "top1": student.agree / student.tokens,
                     "tokens": student.tokens,
+                    "rows": len(rows),
                     "fit_cpu_seconds": round(fit, 1),
                     "cpu_seconds": round(time.process_time() - begin, 1),
                     "state_bytes_a_layer": round(sum(used) / len(used)),

@@ -101,6 +101,30 @@ def test_sizes_and_tables_are_each_links_own(tmp_path: Path, monkeypatch: pytest
         np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_free_dimension_stays_free_beside_sizes(tmp_path: Path) -> None:
+    class Cached(nn.Module):
+        def forward(self, x_L: Tensor, cache_T: Tensor, pool_P: Tensor) -> tuple[Tensor, Tensor]:
+            return x_L + pool_P.sum() + cache_T.sum(), torch.cat([cache_T, x_L])
+
+    class Sum(nn.Module):
+        def forward(self, cache_T: Tensor) -> Tensor:
+            return cache_T.sum(0)
+
+    links = [Link(Cached(), ["x", "cache", "p"], ["y", "new"], {"p": {0: "pool"}}), Link(Sum(), ["new"], ["sum"])]
+    chain = Chain(
+        nn.Module(), links, inputs=["x", "cache"], outputs=["y", "sum"], constants={"p": torch.tensor([1.0, 2.0, 3.0])}
+    )
+    inputs = {"x": torch.randn(2), "cache": torch.randn(4)}
+    one = ExportGraph("cached", chain.eval(), inputs, ["y", "sum"], {"cache": {0: "past"}})
+    ir.save(to_onnx(one, cpu), tmp_path / "g.onnx")
+    session = ort.InferenceSession(tmp_path / "g.onnx")
+    for past in (0, 3):
+        given = (inputs["x"], inputs["cache"][:past])
+        found = session.run(None, {n: v.numpy() for n, v in zip(inputs, given, strict=True)})
+        for a, b in zip(found, one.module(*given), strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_no_size_is_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = names(monkeypatch)
     to_onnx(graph([(3, 4), (5, 6), (4, 3)], gains=(1.0, 2.0, 1.0)), cpu)

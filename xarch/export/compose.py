@@ -6,7 +6,9 @@ thirty layers has two or three kinds of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -73,13 +75,18 @@ def composed(graph: ExportGraph, chain: Chain, translate: Translate, *, static: 
         used.append(templates[key])
         with torch.no_grad():
             examples |= link_values(link, examples) if sizes else dict(zip(link.gives, used[-1].given, strict=True))
-        free |= {n: {} if sizes else dims for n, dims in zip(link.gives, used[-1].free, strict=True)}
+        free |= {n: _left(dims, symbols) for n, dims in zip(link.gives, used[-1].free, strict=True)}
     return _joined(graph, chain, used, examples)
 
 
 def _sizes(link: Link, examples: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """Return the sizes in which a link may differ from others, of values it reads."""
     return {name: {axis: f"{SIZE}{size}" for axis, size in axes.items()} for name, axes in link.sizes.items() if axes}
+
+
+def _left(dims: Mapping[int, str], symbols: AbstractSet[str]) -> dict[int, str]:
+    """Return the dimensions that stay free when a link has its own sizes: all but those computed from these alone."""
+    return {a: size for a, size in dims.items() if SIZE not in size or symbols & set(re.findall(r"\w+", size))}
 
 
 def _shape(example: Tensor, dims: Mapping[int, str]) -> tuple[int | str, ...]:
@@ -105,8 +112,11 @@ def _template(
     )
     model = translate(one)
     for value, n in zip(model.graph.inputs, link.reads, strict=False):
+        shape = value.shape
         fixed = [
-            symbol for axis, symbol in free[n].items() if value.shape is None or isinstance(value.shape[axis], int)
+            size
+            for axis, size in free[n].items()
+            if size.startswith(SIZE) and (shape is None or isinstance(shape[axis], int))
         ]
         if fixed:
             raise PlanError(

@@ -11,6 +11,7 @@ import torch
 
 from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
 from xarch import PlanError, UsageError
+from xarch.export import onnx_export
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, openvino
 from xarch_decoder.export import DecoderExport
@@ -130,13 +131,19 @@ def parity(student: MemoryStudent, folder: Path, steps: int, prefill: list[int])
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "prefill"), [(24, [64]), (2048, [])])
-def test_graphs_step_as_the_student_reads(tmp_path, steps, prefill):
+def test_graphs_step_as_the_student_reads(tmp_path, monkeypatch, steps, prefill):
+    translated, before = [], onnx_export._translate
+    monkeypatch.setattr(
+        onnx_export, "_translate", lambda graph, profile: (translated.append(graph.name), before(graph, profile))[1]
+    )
     facts = tiny_facts(layers=2)
     entries = {"entries": {"0": [9, 14], "1": [20, 5]}}
     student = MemoryTarget().build(facts, MemoryOptions(bytes_a_layer=1500), entries, device=CPU)
     MemoryTarget().initialise(student, make_teacher(facts))
     student.module.eval().requires_grad_(False)
     parity(student, tmp_path, steps, prefill)
+    # Embedding, one layer for both, head.
+    assert len(translated) == 3 * (1 + len(prefill))
 
 
 def test_a_prompt_is_read_by_a_loop_or_token_by_token():
