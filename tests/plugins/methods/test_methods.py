@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 import xarch
 import xarch_methods
+from xarch.config.load import load_config
 from xarch.config.method import read_method
 from xarch.registry.loader import get_registry
 from xarch_decoder.family import DecoderFamily
@@ -51,6 +52,18 @@ def test_a_folder_is_a_method(folder: Path) -> None:
     assert f"xarch convert --method {name} " in readme
     assert not head.paper or head.paper in readme
     assert not head.control or get_registry().has("method", head.control)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_moved_towards_rare_classes_does_not_decide_what_is_kept(name: str) -> None:
+    """A margin or weights raise the loss of a student that got better: `ldam-drw-sam` once undid its whole training."""
+    for stage in load_config(name).config.stages.values():
+        settings = stage.model_dump(mode="json", by_alias=True)
+        moved = ("ldam", "logit-adjustment", "effective-number", "inverse", "reweight")
+        used = json.dumps([settings["matches"], settings["phases"]])
+        if any(f'"{word}"' in used or f".{word}" in used for word in moved):
+            assert stage.validation is not None
+            assert stage.validation.metric == "balanced_accuracy"
 
 
 def test_registering_them_reads_no_yaml_and_imports_no_torch() -> None:

@@ -42,7 +42,7 @@ def test_a_transformer_learns_the_tail_from_a_network_made_on_the_spot(tmp_path:
     write_pictures(tmp_path / "pictures")
     data = ("--data", "images:pictures", "--set", "data.options.validation=0.2", "--set", "stages.distil.batch.size=16")
     made = ("--method", "ldam-drw-sam", "--teacher", "none", "--to", "timm:test_resnet?cosine=30&size=32")
-    xarch("convert", *made, *data, "--set", "stages.distil.epochs=20", "--out", "teacher", folder=tmp_path)
+    xarch("convert", *made, *data, "--set", "stages.distil.epochs=40", "--out", "teacher", folder=tmp_path)
     command = ("--method", "deit-lt", "--teacher", "run:teacher", "--to", DEIT, *data)
     plan = xarch("plan", *command, folder=tmp_path)
     assert "from 80%: batch.steps.cutmix = null" in plan
