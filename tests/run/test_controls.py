@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
 from xarch import Control
+from xarch.config.schema import RunConfig
 from xarch.contracts.metric import Evaluation
 from xarch.run.controls import compare
+from xarch.run.evaluate import Evaluator
 from xarch.run.gates import gateable
 
 
@@ -46,6 +51,32 @@ def test_without_controls_nothing_is_compared():
     compare(found, {})
     assert found.gated == {"loss": 3.0}
     assert found.controls == {}
+
+
+def test_the_trial_of_a_metric_measures_one_control():
+    """It costs a pass over a sample for every model, and proves gates on figures that all controls have."""
+
+    class Trial(Evaluator):
+        def __init__(self) -> None:
+            self.config = RunConfig(gates={"loss_to_control": {"max": 2.0}})
+            self.plan, self.ranks = SimpleNamespace(metric="loss"), SimpleNamespace(main=True)
+            self.reporter = SimpleNamespace(phase=lambda *words: None)
+            self.sides = SimpleNamespace(facts={})
+            self.measured: list[list[str]] = []
+
+        def _controls(self, student):
+            return {"short": Control(None), "long": Control(None)}
+
+        def measure(self, students, *args, **options):
+            self.measured.append(list(students))
+            found = evaluation()
+            found.baselines = {name: found.baselines[name] for name in students if name != "student"}
+            return found
+
+    trial, student = Trial(), SimpleNamespace(variants=dict)
+    trial.registry = SimpleNamespace(attributed=lambda what: nullcontext())
+    trial.try_out(student)
+    assert trial.measured == [["student", "short"]]
 
 
 def test_a_perfect_control_leaves_no_ratio():
