@@ -10,9 +10,10 @@ from xarch import Check
 NAME = "long tail"
 OBJECTIVE, OPTION = "hard-label", "reweight"
 RULE = (
-    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw). It can where its class is "
-    "often not the label, even of pictures that are not mixed: on Fashion-MNIST-LT (6 to 13 % of them) it did, on "
-    "digits-LT (none) hardly; 1 - monitor.label_agreement.{match} at the end of metrics.jsonl tells it of this run"
+    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw): compare both. It gained "
+    "more where its class is often not the label, also of pictures that are not mixed: 14 points of the tail on "
+    "Fashion-MNIST-LT (6 to 13 % of them), 5 on digits-LT (none). Of this run, 1 - monitor.label_agreement.{match} at "
+    "the end of metrics.jsonl tells it"
 )
 
 
