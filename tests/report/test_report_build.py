@@ -18,9 +18,11 @@ from tests.report.page_check import check_page
 from tests.report.run_folders import make_eval, make_parity, make_plan, make_run
 from xarch.files.run_dir import RunDir
 from xarch.report import Image
+from xarch.report.blocks import Tiles
 from xarch.report.build import DETAILS, RESULT, build_report
-from xarch.report.files import clean
+from xarch.report.files import clean, read_run
 from xarch.report.sections import over_time, per_site, quality, training
+from xarch.report.sections.verdict import verdict
 
 SHOWN = [*(name for name, _ in RESULT), "Layers", *(name for name, _ in DETAILS)]
 """Those of the core, with the family's between what came out and the details."""
@@ -561,3 +563,14 @@ def test_gates_are_those_that_the_engine_reads(tmp_path: Path) -> None:
     page = built(run)
     assert "Done, but the student misses 1 of 2 quality gates: kl" in page.text
     assert "passes both" not in page.text
+
+
+@pytest.mark.parametrize(("higher", "named"), [(False, "strong 35.00"), (True, "weak 60.00")])
+def test_a_headline_stands_beside_the_best_baseline(higher: bool, named: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    found = make_eval()
+    row = found["baselines"]["before training"]
+    found["baselines"] = {"weak": {**row, "perplexity": 60.0}, "strong": {**row, "perplexity": 35.0}}
+    put(run.path / "eval.json", {**found, "metric": "perplexity", "higher_is_better": higher})
+    tiles = next(block for block in verdict(read_run(run)).blocks if isinstance(block, Tiles))
+    assert tiles.tiles[0].note.endswith(f"; {named}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles, Tone
 from xarch.report.files import RunInfo, dig, table_of
 from xarch.report.outcome import Outcome, is_tiny, outcome_of
@@ -41,9 +43,20 @@ def _quality(files: RunInfo) -> list[Tile]:
 
 
 def _rivals(files: RunInfo, name: str) -> list[str]:
-    """Return the same figure of the teacher and of the first baseline, for comparison."""
-    others = {"teacher": table_of(files.eval, "teacher"), **table_of(files.eval, "baselines")}
-    return [f"{who} {number(f[name])}" for who, f in others.items() if isinstance(f, dict) and name in f][:2]
+    """Return the same figure of the teacher and of the best baseline, for comparison."""
+    given = {str(who): f[name] for who, f in table_of(files.eval, "baselines").items() if _has(f, name)}
+    teacher = table_of(files.eval, "teacher")
+    rivals = {"teacher": teacher[name]} if _has(teacher, name) else {}
+    if given:
+        own = name == dig(files.eval, "metric")
+        higher = dig(files.eval, "higher_is_better") if own else dig(files.eval, "directions", name)
+        best = next(iter(given)) if higher is None else (max if higher else min)(given, key=given.__getitem__)
+        rivals[best] = given[best]
+    return [f"{who} {number(value)}" for who, value in rivals.items()]
+
+
+def _has(figures: Any, name: str) -> bool:
+    return isinstance(figures, dict) and isinstance(figures.get(name), int | float)
 
 
 def _size(files: RunInfo) -> list[Tile]:
