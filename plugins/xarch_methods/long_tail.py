@@ -10,10 +10,9 @@ from xarch import Check
 NAME = "long tail"
 OBJECTIVE, OPTION = "hard-label", "reweight"
 RULE = (
-    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw): compare both. It gained "
-    "more where its class is often not the label, also of pictures that are not mixed: 14 points of the tail on "
-    "Fashion-MNIST-LT (6 to 13 % of them), 5 on digits-LT (none). Of this run, 1 - monitor.label_agreement.{match} at "
-    "the end of metrics.jsonl tells it"
+    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw): compare both, the studies "
+    "deit_lt_fashion and deit_lt_digits do. How often the teacher's class is not the label is, of this run, "
+    "1 - monitor.label_agreement.{match} at the end of metrics.jsonl"
 )
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from xarch import MatchContext, PlanError
+from xarch import MatchContext
+from xarch.matching.objectives.balance import class_counts
 from xarch.matching.objectives.labels import CrossEntropy, CrossEntropyOptions
 
 
@@ -32,14 +32,7 @@ class LDAM(CrossEntropy):
 
     def __init__(self, student: Any, teacher: Any, options: Any, context: MatchContext) -> None:
         super().__init__(student, teacher, options, context)
-        counts = list(context.data.get("class_counts") or ())
-        if not counts or min(counts) < 1:
-            raise PlanError(
-                f"matches.{context.match}: ldam requires class_counts of the data, at least 1 each, not {counts[:8]}",
-                "use data whose provider counts its classes, or `cross-entropy`",
-            )
-        # On the CPU even when the plan builds on meta: the values are read at run time.
-        count_K = torch.tensor(counts, dtype=torch.float64, device="cpu")
+        count_K = class_counts(context.data, context.match, "ldam")
         self._share_K = (count_K / count_K.min()).pow(-0.25).float()
 
     def scores(self, student_BPK: Tensor, label: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from xarch import MatchContext, PlanError
+from xarch import MatchContext
+from xarch.matching.objectives.balance import class_counts
 from xarch.matching.objectives.labels import CrossEntropy, CrossEntropyOptions
 
 
@@ -21,14 +21,7 @@ def log_prior(context: MatchContext) -> Tensor:
     Raises:
         PlanError: the data do not count their classes, or one has no sample.
     """
-    counts = list(context.data.get("class_counts") or ())
-    if not counts or min(counts) < 1:
-        raise PlanError(
-            f"matches.{context.match}: shares of classes require class_counts of the data, not {counts[:8]}",
-            "use data whose provider counts its classes",
-        )
-    # On the CPU even when the plan builds on meta: the values are read at run time.
-    count_K = torch.tensor(counts, dtype=torch.float64, device="cpu")
+    count_K = class_counts(context.data, context.match, "a shift by the classes' shares")
     return (count_K / count_K.sum()).log().float()
 
 

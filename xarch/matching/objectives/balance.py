@@ -34,16 +34,29 @@ def class_weights(balance: str, beta: float, data: Mapping[str, Any], where: str
     """
     if balance == "none":
         return None
+    count_K = class_counts(data, where, f"`balance: {balance}`")
+    weight_K = 1 / count_K if balance == "inverse" else (1 - beta) / (1 - beta**count_K)
+    return (weight_K / weight_K.mean()).float()
+
+
+def class_counts(data: Mapping[str, Any], where: str, reader: str) -> Tensor:
+    """Return the training samples of every class [K], float64, each at least 1.
+
+    Args:
+        data: facts of the data set; ``class_counts`` is read.
+        where: name of the match. reader: what requires the counts. Both for messages.
+
+    Raises:
+        PlanError: the data set has no counts, or a class without samples.
+    """
     counts = data.get("class_counts")
     if not counts or min(counts) < 1:
         seen = (
             f"class {list(counts).index(min(counts))} has {min(counts)} samples" if counts else "it declares no counts"
         )
         raise PlanError(
-            f"matches.{where}: `balance: {balance}` requires class_counts of the data, at least 1 each; {seen}",
-            "use data whose provider counts its classes, or `balance: none`",
+            f"matches.{where}: {reader} requires class_counts of the data, at least 1 each; {seen}",
+            f"use data whose provider counts its classes, or do without {reader}",
         )
     # On the CPU even when the plan builds on meta: the values are read at run time.
-    count_K = torch.tensor(list(counts), dtype=torch.float64, device="cpu")
-    weight_K = 1 / count_K if balance == "inverse" else (1 - beta) / (1 - beta**count_K)
-    return (weight_K / weight_K.mean()).float()
+    return torch.tensor(list(counts), dtype=torch.float64, device="cpu")
