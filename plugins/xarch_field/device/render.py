@@ -30,7 +30,7 @@ def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.
     parts = []
     for i in range(0, len(dirs), chunk):
         rows = np.arange(i, i + chunk).clip(max=len(dirs) - 1)
-        given = {"origins": origins[rows], "directions": dirs[rows], "background": np.float32(colour)}
+        given = {"origins": origins[rows], "directions": dirs[rows], "background": np.asarray(colour, np.float32)}
         parts += session.run(["rgb"], given)
     return np.concatenate(parts)[: len(dirs)].clip(0, 1)
 
@@ -48,11 +48,12 @@ options.add_session_config_entry("session.x64quantprecision", "1")  # otherwise 
 session = onnxruntime.InferenceSession(str(said.export / "rays.onnx"), options, providers=["CPUExecutionProvider"])
 told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items() if v[:1] in "[{"}
 facts, colour = told["xarch.camera"], told["xarch.background"]
-width = said.size or facts["width"]
-height = round(width * facts["height"] / facts["width"])
+height = round((width := said.size or facts["width"]) * facts["height"] / facts["width"])
 angles = [said.azimuth + 360 * i / said.frames for i in range(said.frames if said.turntable else 1)]
 views = [camera_rays(facts, width, height, angle, said.elevation) for angle in angles]
-pictures = [(255 * render(session, *view, colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views]
+pictures = [
+    (255 * render(session, *view[:2], colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views
+]
 Image.fromarray(pictures[0]).save(said.png)
 if said.turntable:
     first, *rest = (Image.fromarray(picture).quantize(dither=Image.Dither.NONE) for picture in pictures)
