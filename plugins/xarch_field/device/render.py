@@ -13,15 +13,15 @@ import onnxruntime
 from PIL import Image
 
 
-def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation: float) -> tuple:
-    """Return origins and unit directions [pixels, 3] of a camera facing the scene's centre, z up; angles in degrees."""
+def camera_rays(facts: dict, width: int, height: int, azimuth: float, elevation: float) -> np.ndarray:
+    """Return origins and unit directions [2, pixels, 3] of a camera facing the scene's centre, z up; in degrees."""
     a, e = np.radians(azimuth), np.radians(elevation)
     back = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     right = np.array([-np.sin(a), np.cos(a), 0.0])
     x, y = np.meshgrid(np.arange(width) + 0.5 - width / 2, height / 2 - np.arange(height) - 0.5)
     dirs = (x[..., None] * right + y[..., None] * np.cross(back, right)) / (facts["focal"] * width) - back
-    dirs = (dirs / np.linalg.norm(dirs, axis=-1, keepdims=True)).reshape(-1, 3).astype(np.float32)
-    return np.broadcast_to(facts["target"] + facts["radius"] * back, dirs.shape).astype(np.float32), dirs
+    dirs = (dirs / np.linalg.norm(dirs, axis=-1, keepdims=True)).reshape(-1, 3)
+    return np.stack([np.broadcast_to(facts["target"] + facts["radius"] * back, dirs.shape), dirs]).astype(np.float32)
 
 
 def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.ndarray, colour: list) -> np.ndarray:
@@ -51,9 +51,7 @@ facts, colour = told["xarch.camera"], told["xarch.background"]
 height = round((width := said.size or facts["width"]) * facts["height"] / facts["width"])
 angles = [said.azimuth + 360 * i / said.frames for i in range(said.frames if said.turntable else 1)]
 views = [camera_rays(facts, width, height, angle, said.elevation) for angle in angles]
-pictures = [
-    (255 * render(session, *view[:2], colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views
-]
+pictures = [(255 * render(session, *view, colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views]
 Image.fromarray(pictures[0]).save(said.png)
 if said.turntable:
     first, *rest = (Image.fromarray(picture).quantize(dither=Image.Dither.NONE) for picture in pictures)
