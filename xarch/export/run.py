@@ -124,7 +124,8 @@ def export_profile(
             complete(folder, names)
         seal(folder)
     raise_unless_passed(parity, Path(out))
-    say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
+    verb = "reproduces" if len(names) == 1 else "reproduce"
+    say(f"export {profile.name}: {', '.join(names)} {verb} the student ({_size(described['bytes'])})")
     return ExportResult(names, parity, described)
 
 
