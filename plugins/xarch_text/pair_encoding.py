@@ -75,7 +75,7 @@ def to_batch(rows: Sequence[Tokens], units: int, *, joined: bool) -> Batch:
     """Return a batch padded to its longest pair.
 
     ``input_ids`` and ``attention_mask`` [B, S], padded on the right; ``decoder_input_ids`` [B, T], padded on the right,
-    and ``loss_mask`` [B, T], 1 where the next token is one of the answer. ``joined`` adds what a decoder reads:
+    and ``answer_mask`` [B, T], 1 where the next token is one of the answer. ``joined`` adds what a decoder reads:
     ``input_ids@teacher`` [B, L], sources padded on the left and decoder tokens on the right, so that all rows have the
     same boundary, and ``segment_ids@teacher`` [B, L], which tell pads from text.
     """
@@ -88,7 +88,7 @@ def to_batch(rows: Sequence[Tokens], units: int, *, joined: bool) -> Batch:
         "input_ids": _padded(sources, width_S),
         "attention_mask": (torch.arange(width_S) < source_B[:, None]).long(),
         "decoder_input_ids": decoder_BT,
-        "loss_mask": (torch.arange(width_T) < decoder_B[:, None] - 1).float(),
+        "answer_mask": (torch.arange(width_T) < decoder_B[:, None] - 1).float(),
     }
     if joined:
         left_BS = torch.tensor([[PAD] * (width_S - len(ids)) + ids for ids in sources])

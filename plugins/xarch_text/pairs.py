@@ -70,7 +70,7 @@ class PairData(DataProvider):
     docstrings), ``pairs:FILE``, ``pairs:FOLDER`` and ``'pairs:GLOB'``.
 
     A sample is ``{"source": 256, "target": 64}`` tokens at most. Batches are padded to their longest pair: S source
-    tokens, T decoder tokens. ``input_ids``, ``attention_mask`` [B, S]; ``decoder_input_ids``, ``loss_mask`` [B, T];
+    tokens, T decoder tokens. ``input_ids``, ``attention_mask`` [B, S]; ``decoder_input_ids``, ``answer_mask`` [B, T];
     what a decoder reads as a teacher is in views [B, S + T]. Units are tokens, pads of the longest sample included.
 
     Pairs are split by file name and number, so the splits never overlap and are the same on every machine.
@@ -91,7 +91,7 @@ class PairData(DataProvider):
             "input_ids": TensorInfo("BS", dtype="int64"),
             "attention_mask": TensorInfo("BS", dtype="int64"),
             "decoder_input_ids": TensorInfo("BT"),
-            "loss_mask": TensorInfo("BT", dtype="float32"),
+            "answer_mask": TensorInfo("BT", dtype="float32"),
         }
         if options.joined:
             tensors |= {key: TensorInfo("BL") for key in ("input_ids@teacher", "segment_ids@teacher")}

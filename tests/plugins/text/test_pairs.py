@@ -40,7 +40,7 @@ def rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
     return [
         (
             batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist(),
-            batch["decoder_input_ids"][i][: int(batch["loss_mask"][i].sum()) + 1].tolist(),
+            batch["decoder_input_ids"][i][: int(batch["answer_mask"][i].sum()) + 1].tolist(),
         )
         for i in range(len(batch))
     ]
@@ -59,14 +59,14 @@ def test_the_teacher_reads_source_and_decoder_tokens_as_one_row() -> None:
     made = to_batch([Tokens([5, 6, 7], [8, 9]), Tokens([1], [2, 3, 4])], 2, joined=True)
     assert made["input_ids@teacher"].tolist() == [[5, 6, 7, 8, 9, 0], [0, 0, 1, 2, 3, 4]]
     assert made["segment_ids@teacher"].tolist() == [[1, 1, 1, 1, 1, 2], [0, 0, 1, 1, 1, 1]]
-    assert made["loss_mask"].tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert made["answer_mask"].tolist() == [[1, 0, 0], [1, 1, 0]]
     assert made["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_a_token_with_the_id_of_a_pad_counts() -> None:
     """E2: masks come from lengths; an unknown word in the answer may have the pad's id."""
     made = to_batch([Tokens([0, 0], [0, 0, 0]), Tokens([1], [2, 3])], 2, joined=False)
-    assert made["loss_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
+    assert made["answer_mask"].tolist() == [[1, 1, 0], [1, 0, 0]]
     assert made["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
 

@@ -1,0 +1,48 @@
+"""The family, its target, metric and batch step pass the kit that third-party plugins pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from xarch.testing import BatchStepConformance, FamilyConformance, MetricConformance, TargetConformance
+from xarch_encdec.testing import tiny_pairs
+
+
+class TestFamily(FamilyConformance):
+    family = "encdec"
+
+
+class TestAnswers(MetricConformance):
+    metric = "answers"
+    family = "encdec"
+    needs_teacher = False
+
+
+class TestOpenEncoder(BatchStepConformance):
+    step = "open-encoder"
+    family = "encdec"
+
+
+class TestMerged(TargetConformance):
+    adapter = "encdec"
+    local = False
+
+    def configuration(self, folder: Path) -> dict[str, Any]:
+        data = {
+            "data.ref": tiny_pairs(folder / "pairs.jsonl"),
+            "data.sample": {"source": 48, "target": 16},
+            "data.options": {"tokenizer": "bytes"},
+        }
+        return super().configuration(folder) | data
+
+
+class TestOwnAttention(TestMerged):
+    options: ClassVar[Mapping[str, Any]] = {"cross": "self_copy", "plan": "copy", "norm": "dual", "memory": "layers"}
+
+    @pytest.mark.slow
+    def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
