@@ -63,17 +63,30 @@ def _case(
     padded = [np.pad(given[key], ((0, 0), (0, pads))) for key in ("input_ids", "attention_mask")]
     decoder_BT = given["decoder_input_ids"]
 
+    layers = student.facts.decoder
+
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return {"logits": write(call, padded[0], padded[1], decoder_BT, student.facts.decoder, cache)}
+        return write(call, padded[0], padded[1], decoder_BT, layers, cache)
 
     return ParityCase(
         DECODER,
         {"batch": len(sources), "source": width, "pads": pads, "tokens": steps},
         drive,
+        dict(zip(own_names(layers, "present"), _caches(student, batch), strict=True)),
         top1="logits",
         batch=batch,
         taps={"logits": "logits"},
     )
+
+
+def _caches(student: EncDecStudent, batch: Batch) -> list[np.ndarray]:
+    """Return the student's own keys and values of all decoder tokens."""
+    model = student.module
+    there = batch.to(model.embed.weight.device)
+    with torch.no_grad():
+        source = model.encode(there["input_ids"], there["attention_mask"], model.opened())
+        _, caches = model.decode(there["decoder_input_ids"], there["attention_mask"], source)
+    return [tensor.cpu().numpy() for cache in caches for tensor in cache]
 
 
 def write(
@@ -83,8 +96,9 @@ def write(
     decoder_BT: np.ndarray,
     layers: int,
     cache: Sequence[int],
-) -> np.ndarray:
-    """Return the logits [B, T, V] of decoder tokens read one by one, using only numpy and the exported graphs.
+) -> dict[str, np.ndarray]:
+    """Return the logits [B, T, V] of decoder tokens read one by one, and keys and values of all, using only numpy
+    and the exported graphs.
 
     Args:
         cache: key/value heads, and the width of a head.
@@ -101,4 +115,4 @@ def write(
         out = call(DECODER, {"input_ids": decoder_BT[:, t : t + 1], **fixed, **held})
         logits.append(out["logits"])
         held = {name: out[now] for name, now in zip(own, given, strict=True)}
-    return np.concatenate(logits, 1)
+    return {"logits": np.concatenate(logits, 1), **{now: held[name] for name, now in zip(own, given, strict=True)}}
