@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from xarch import Batch, Control, DataInfo, Family, Options
+from xarch import Batch, BenchCase, Control, DataInfo, Family, Options
 from xarch_encdec.facts import EncDecFacts
 
 
@@ -60,6 +60,12 @@ class EncDecFamily(Family):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+    def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
+        """Yield time to first token and decoding speed at several prompt lengths."""
+        from xarch_encdec.bench import answer_cases
+
+        return answer_cases(graphs, folder)
 
     def controls(self, teacher: Any, student: Any) -> Mapping[str, Control]:
         """Return the teacher with layers left out, at the student's parameters."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from xarch import Batch, ExportGraph, Initialisation, ParityCase, Profile, Student, Tap, TargetAdapter, Teacher
 from xarch_decoder.facts import DecoderFacts
+from xarch_encdec.bench import rival_graphs
 from xarch_encdec.copying import copy_weights, initialisation
 from xarch_encdec.export import EncDecExport, encdec_graphs
 from xarch_encdec.layout import Layout, facts_of, layout_of
@@ -79,6 +80,10 @@ class EncDecTarget(TargetAdapter):
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return encdec_graphs(own(student), profile)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        """Return the teacher as a decoder with caches, without weights of its own."""
+        return rival_graphs(teacher, profile)
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

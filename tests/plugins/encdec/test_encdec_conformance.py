@@ -39,10 +39,12 @@ class TestMerged(TargetConformance):
         }
         return super().configuration(folder) | data
 
-
-class TestOwnAttention(TestMerged):
-    options: ClassVar[Mapping[str, Any]] = {"cross": "self_copy", "plan": "copy", "norm": "dual", "memory": "layers"}
-
     @pytest.mark.slow
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
+
+
+class TestOwnAttention(TestMerged):
+    options: ClassVar[Mapping[str, Any]] = {"cross": "self_copy", "plan": "copy", "norm": "dual", "memory": "layers"}
+    # A second conversion would show no more than the export of such a student, see test_encdec_export.py.
+    test_tiny_conversion_to_verified_onnx = None  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.plugins.encdec.encdec_models import EQUAL, FACTS, decoder, logits, pairs, student_of
 from xarch import Batch, StepContext, Teacher, load_teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.testing import tiny_llama
@@ -18,55 +19,15 @@ from xarch_encdec.model.network import Opening
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.predict import best, predict
 from xarch_encdec.rows import joined_rows
-from xarch_encdec.target import EncDecTarget
 from xarch_encdec.teacher import AnswerView
-from xarch_text.pair_encoding import Tokens, to_batch
-
-EQUAL = {"plan": "copy", "cross": "merged", "mask": "causal", "memory": "layers"}
 
 LLAMA = dict(layers=30, width=576, vocab=49152, heads=9, kv_heads=3, head_dim=64, mlp_width=1536)
 """SmolLM2-135M."""
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    """A random Llama with three layers, whose predictions are not flat."""
-    made = load_teacher(tiny_llama(tmp_path_factory.mktemp("llama")))
-    with torch.no_grad():
-        for parameter in made.module.parameters():
-            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
-    return made
-
-
-def pairs(seed: int = 0, *, more: int = 0) -> Batch:
-    """Pairs of unequal lengths; ``more`` pads on every side."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def ids(count: int) -> list[int]:
-        return torch.randint(1, 250, (count,), generator=draw).tolist()
-
-    made = to_batch([Tokens(ids(n), ids(m)) for n, m in ((11, 6), (4, 9), (7, 3))], 3, joined=True)
-    if not more:
-        return made
-    right = {k: torch.nn.functional.pad(v, (0, more)) for k, v in made.tensors.items() if "@" not in k}
-    left = torch.nn.functional.pad(made["input_ids@teacher"], (more, more))
-    segments = torch.nn.functional.pad(made["segment_ids@teacher"], (more, 0))
-    segments = torch.nn.functional.pad(segments, (0, more), value=2)
-    return Batch({**right, "input_ids@teacher": left, "segment_ids@teacher": segments}, 3)
-
-
-def student_of(teacher: Teacher, **options: Any) -> Any:
-    torch.manual_seed(0)
-    target = EncDecTarget()
-    made = target.build(teacher.facts, EncDecOptions(**options), {}, device=torch.device("cpu"))
-    target.initialise(made, teacher)
-    made.module.eval().requires_grad_(False)
-    return made
-
-
-def logits(model: Any, batch: Batch) -> torch.Tensor:
-    with torch.no_grad():
-        return model.collect(batch, ["logits"])["logits"].full()
+def teacher() -> Teacher:
+    return decoder()
 
 
 def divergence(teacher_BTV: torch.Tensor, student_BTV: torch.Tensor, mask_BT: torch.Tensor) -> float:
@@ -91,21 +52,22 @@ def test_the_equal_start_is_the_teacher(teacher: Teacher) -> None:
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("block", ["sequential", "parallel"])
-def test_the_equal_start_of_other_decoders(tmp_path: Path, window: int | None, block: Any) -> None:
-    """Sliding windows and parallel blocks, against the decoder family's own model."""
-    from xarch_decoder.model.attention import Attention
-    from xarch_decoder.student import DecoderStudent
-
-    base = load_teacher(tiny_llama(tmp_path, layers=2)).facts
-    facts = replace(base, block=block, windows=(window, None) if window else (), softcap=4.0, final_softcap=9.0)
-    torch.manual_seed(1)
-    decoder = DecoderStudent(facts, [[Attention], [Attention]])
-    known_by = decoder.as_teacher("own", "")
+def test_the_equal_start_of_other_decoders(window: int | None, block: Any) -> None:
+    """Sliding windows, parallel blocks, capped scores, norms of queries and keys."""
+    windows = (window, None, window) if window else ()
+    known_by = decoder(replace(FACTS, block=block, windows=windows, softcap=4.0, final_softcap=9.0, qk_norm=True))
     batch = pairs()
     known = logits(AnswerView(known_by), batch.seen_by("teacher"))
     same = logits(student_of(known_by, **EQUAL), batch.seen_by("student"))
     counted = batch["answer_mask"] > 0
     assert torch.allclose(same[counted], known[counted], atol=1e-4)
+
+
+def test_the_equal_start_of_a_transformers_model(tmp_path: Path) -> None:
+    teacher, batch = load_teacher(tiny_llama(tmp_path)), pairs()
+    known = logits(AnswerView(teacher), batch.seen_by("teacher"))
+    same = logits(student_of(teacher, **EQUAL), batch.seen_by("student"))
+    assert abs(divergence(known, same, batch["answer_mask"])) <= 1e-6
 
 
 def test_the_teacher_agrees_with_itself_at_the_right_tokens(teacher: Teacher) -> None:
@@ -211,14 +173,14 @@ def test_plans_choose_layers(options: dict[str, Any], encoder: Any, decoder: Any
 def test_the_predictor_is_that_of_the_specification() -> None:
     """Spec A5: first token, throughput and parameters of splits of SmolLM2-135M at a prompt of 1024 tokens."""
     facts = DecoderFacts(**LLAMA)
-    for encoder, decoder, cross, parameters, first, speed in (
+    for encoder, layers, cross, parameters, first, speed in (
         (10, 16, "self_copy", 1.00, 0.36, 1.4),
         (15, 12, "self_copy", 1.00, 0.52, 1.7),
         (19, 9, "self_copy", 1.007, 0.65, 2.1),
         (20, 10, "merged", 1.00, 0.68, 2.1),
         (24, 5, "self_copy", 1.01, 0.81, 2.8),
     ):
-        found = predict(facts, cross, encoder, decoder, prompt=1024, answer=32)  # type: ignore[arg-type]
+        found = predict(facts, cross, encoder, layers, prompt=1024, answer=32)  # type: ignore[arg-type]
         assert found.parameters == pytest.approx(parameters, abs=0.01)
         assert found.first_token == pytest.approx(first, abs=0.01)
         assert found.speed == pytest.approx(speed, abs=0.12)
