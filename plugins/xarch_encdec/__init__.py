@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Register family, target, metric, batch step and methods."""
+    """Register family, target, metric, batch steps and methods."""
     registry.family("encdec", load="xarch_encdec.family:EncDecFamily", summary="models that read a source and answer")
     registry.target(
         "encdec",
@@ -31,6 +31,11 @@ def xarch_register(registry: Any) -> None:
         "open-encoder",
         load="xarch_encdec.anneal:OpenEncoder",
         summary="open an encoder that begins as a causal decoder, as a schedule says",
+    )
+    registry.batch_step(
+        "write-answers",
+        load="xarch_encdec.on_policy:WriteAnswers",
+        summary="replace answers with samples of the student",
     )
     for name, summary in (
         ("encdec", "decoder to encoder-decoder: what reads the source, then encoder, then everything"),

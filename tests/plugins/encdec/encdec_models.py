@@ -34,8 +34,9 @@ FACTS = DecoderFacts(
 
 def decoder(facts: DecoderFacts = FACTS) -> Teacher:
     """A random decoder whose predictions are not flat."""
-    torch.manual_seed(1)
-    made = DecoderStudent(facts, [[Attention]] * facts.layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        made = DecoderStudent(facts, [[Attention]] * facts.layers)
     with torch.no_grad():
         for parameter in made.module.parameters():
             parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
@@ -44,9 +45,10 @@ def decoder(facts: DecoderFacts = FACTS) -> Teacher:
 
 def student_of(teacher: Teacher, **options: Any) -> EncDecStudent:
     """A student right after its initialisation."""
-    torch.manual_seed(0)
     target = EncDecTarget()
-    made = target.build(teacher.facts, EncDecOptions(**options), {}, device=torch.device("cpu"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = target.build(teacher.facts, EncDecOptions(**options), {}, device=torch.device("cpu"))
     target.initialise(made, teacher)
     made.module.eval().requires_grad_(False)
     return made

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.plugins.encdec.encdec_models import decoder, pairs, student_of
+from xarch import Batch, Student, TensorInfo
 from xarch.testing import BatchStepConformance, FamilyConformance, MetricConformance, TargetConformance
 from xarch_encdec.testing import tiny_pairs
 
@@ -25,6 +27,26 @@ class TestAnswers(MetricConformance):
 class TestOpenEncoder(BatchStepConformance):
     step = "open-encoder"
     family = "encdec"
+
+
+class TestWriteAnswers(BatchStepConformance):
+    step = "write-answers"
+    options: ClassVar[Mapping[str, Any]] = {"share": 0.7}
+    models = ("input_ids", "attention_mask", "decoder_input_ids")
+    tensors: ClassVar[Mapping[str, TensorInfo]] = {
+        "input_ids": TensorInfo("BS", dtype="int64"),
+        "attention_mask": TensorInfo("BS", dtype="int64"),
+        "decoder_input_ids": TensorInfo("BT"),
+        "answer_mask": TensorInfo("BT", dtype="float32"),
+        "input_ids@teacher": TensorInfo("BL"),
+        "segment_ids@teacher": TensorInfo("BL"),
+    }
+
+    def batch(self) -> Batch:
+        return pairs()
+
+    def student(self) -> Student:
+        return student_of(decoder())
 
 
 class TestMerged(TargetConformance):

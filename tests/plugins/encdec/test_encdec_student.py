@@ -14,8 +14,10 @@ from xarch import Batch, StepContext, Teacher, load_teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.testing import tiny_llama
 from xarch_encdec.anneal import OpenEncoder
+from xarch_encdec.generation import answers
 from xarch_encdec.layout import layout_of
 from xarch_encdec.model.network import Opening
+from xarch_encdec.on_policy import WriteAnswers
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.predict import best, predict
 from xarch_encdec.rows import joined_rows
@@ -145,6 +147,26 @@ def test_a_schedule_opens_the_encoder_and_the_student_keeps_it(teacher: Teacher)
     student.module.eval()
     logits(student, step(pairs().seen_by("student"), StepContext(student, None, step=0, steps=4, training=False)))
     assert student.module.opened() == Opening(1.0, 1.0), "measuring changed the student"
+
+
+def test_the_student_writes_answers_and_the_teacher_reads_them(teacher: Teacher) -> None:
+    """Drawn from the likeliest token alone, an answer is the student's own; it ends where its end token is."""
+    student, batch = student_of(teacher, plan="copy"), pairs()
+    step = WriteAnswers(WriteAnswers.Options(share=1.0, top_k=1), {})
+    made = step(batch, StepContext(student, None, generator=torch.Generator().manual_seed(0)))
+    seen = made.seen_by("student")
+    own = answers(student, batch.seen_by("student"), seen["decoder_input_ids"].shape[1] - 1, student.facts.eos)
+    for i, answer in enumerate(own):
+        count = int(seen["answer_mask"][i].sum())
+        assert count == min(len(answer) + 1, seen["decoder_input_ids"].shape[1] - 1)
+        assert seen["decoder_input_ids"][i, 1 : 1 + len(answer)].tolist() == answer
+        source = batch["input_ids"][i][batch["attention_mask"][i] > 0].tolist()
+        row = made["input_ids@teacher"][i][made["segment_ids@teacher"][i] == 1].tolist()
+        assert row[: len(source) + 1 + len(answer)] == [*source, int(seen["decoder_input_ids"][i, 0]), *answer]
+    assert not made["gold_mask"].any()
+    kept = WriteAnswers(WriteAnswers.Options(share=0.0), {})(batch, StepContext(student, None))
+    assert torch.equal(kept["gold_mask"], batch["answer_mask"])
+    assert torch.equal(kept["decoder_input_ids"], batch["decoder_input_ids"])
 
 
 def test_rows_for_a_decoder_are_those_of_the_data() -> None:
