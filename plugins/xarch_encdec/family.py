@@ -104,5 +104,5 @@ class EncDecFamily(Family):
         return {
             "data.ref": tiny_pairs(folder / "pairs.jsonl"),
             "data.sample": {"source": 48, "target": 16},
-            "data.options": {"tokenizer": "bytes", "joined": False},
+            "data.options": {"tokenizer": "bytes"},
         }

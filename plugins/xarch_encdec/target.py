@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import BaseModel
 
-from xarch import Batch, ExportGraph, Initialisation, ParityCase, Profile, Student, Tap, TargetAdapter, Teacher
+from xarch import (
+    Batch,
+    ExportGraph,
+    Initialisation,
+    ParityCase,
+    Profile,
+    Student,
+    Tap,
+    TapModel,
+    TargetAdapter,
+    Teacher,
+)
 from xarch_decoder.facts import DecoderFacts
 from xarch_encdec.bench import rival_graphs
 from xarch_encdec.copying import copy_weights, initialisation
 from xarch_encdec.export import EncDecExport, encdec_graphs
+from xarch_encdec.exported import ExportedAnswers
 from xarch_encdec.layout import Layout, facts_of, layout_of
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.parity import answer_parity
@@ -89,6 +102,9 @@ class EncDecTarget(TargetAdapter):
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
         return answer_parity(own(student), graphs, batches)
+
+    def exported(self, folder: Path, student: Student, threads: int) -> TapModel:
+        return ExportedAnswers(folder, own(student), threads=threads)
 
 
 def _built(student: Student) -> Built:

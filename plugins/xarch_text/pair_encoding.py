@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xarch import Batch
+from xarch import Batch, UsageError
 from xarch_text.encoding import Encoder
 from xarch_text.library import Piece
 from xarch_text.pair_library import Pair
@@ -43,28 +43,37 @@ class PairEncoder:
 
     Args:
         encoder: of texts.
-        prompt: the prompt, in which ``{source}`` stands for the source.
+        prompt: the prompt, in which ``{source}`` stands for the source. Special tokens are parsed in it, and never in
+            sources and targets.
         source, target: most tokens of a prompt and of an answer; a longer source loses its end, not what follows it in
             the prompt, and a longer answer loses its end.
         end: token at the end of an answer where the encoder has none, or None.
+
+    Raises:
+        UsageError: the prompt alone has as many tokens as a prompt may have.
     """
 
     def __init__(self, encoder: Encoder, prompt: str, *, source: int, target: int, end: int | None) -> None:
-        self.encoder, self.prompt, self.most_source, self.most_target = encoder, prompt, source, target
+        self.encoder, self.most_target = encoder, target
         self.end = [] if end is None or encoder.after else [end]
-        tail = prompt.rpartition("{source}")[2]
-        self.tail = len(encoder(Piece("", tail, False, False))) if tail else 0
+        before, _, after = prompt.partition("{source}")
+        self.before, self.after = [*encoder.before, *encoder.template(before)], encoder.template(after)
+        self.room = source - len(self.before) - len(self.after)
+        if self.room < 1:
+            raise UsageError(
+                f"data.options.prompt has {source - self.room} tokens without the source, and prompts at most {source}",
+                f"`--set data.sample.source={source - self.room + 128}`",
+            )
 
     def __call__(self, pair: Pair, tally: Tally) -> Tokens | None:
         """Return the tokens of a pair; None if its prompt has fewer than two, which ``tally`` counts."""
-        text = self.prompt.replace("{source}", pair.text)
-        prompt = self.encoder(Piece(pair.document, text, True, False))
+        source = self.encoder(Piece(pair.document, pair.text, False, False))
         answer = self.encoder(Piece(pair.document, pair.target, False, True)) + self.end
-        if len(prompt) > self.most_source:
+        if len(source) > self.room:
             tally.add("cut_sources", 1)
-            prompt = prompt[: self.most_source - self.tail] + prompt[len(prompt) - self.tail :]
         if len(answer) > self.most_target:
             tally.add("cut_targets", 1)
+        prompt = [*self.before, *source[: self.room], *self.after]
         if len(prompt) < 2 or not answer:
             tally.add("left_out_empty", 1)
             return None

@@ -46,7 +46,11 @@ class PairOptions(ReadingOptions):
     source: str = Field("source", min_length=1, description="key of the source text (`a.b` for nested), or column")
     target: str = Field("target", min_length=1, description="key of the target text, or column")
     prompt: str = Field("{source}\n", description="what the model reads; {source} stands for the source")
-    joined: bool = Field(True, description="also make rows of source and target, which a decoder reads as a teacher")
+    joined: bool | None = Field(
+        None,
+        description="also make rows of source and target, which a decoder reads as a teacher; default: unless the "
+        "teacher has an encoder of its own",
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -93,7 +97,7 @@ class PairData(DataProvider):
             "decoder_input_ids": TensorInfo("BT"),
             "answer_mask": TensorInfo("BT", dtype="float32"),
         }
-        if options.joined:
+        if _joined(options, request.facts):
             tensors |= {key: TensorInfo("BL") for key in ("input_ids@teacher", "segment_ids@teacher")}
         return DataInfo(
             corpus.title,
@@ -132,7 +136,7 @@ class PairData(DataProvider):
         encoder = PairEncoder(
             text, options.prompt, source=sample.source, target=sample.target, end=ends[0] if ends else None
         )
-        given = {"samples": request.samples, "units": sample.source + sample.target, "joined": options.joined}
+        given = {"samples": request.samples, "units": sample.source + sample.target, "joined": _joined(options, facts)}
         if request.split == "train":
             return TrainPairs(library, encoder, seed=request.seed, **given)
         return FixedPairs(library, encoder, **given)
@@ -141,6 +145,10 @@ class PairData(DataProvider):
 def _corpus(request: DataRequest) -> Corpus:
     options: PairOptions = request.options
     return find_corpus(request.ref, options.extensions, options.read_as, INCLUDED_PAIRS)
+
+
+def _joined(options: PairOptions, facts: Any) -> bool:
+    return not hasattr(facts, "encoder") if options.joined is None else options.joined
 
 
 def _check_length(sample: PairSample, facts: Any) -> None:

@@ -41,7 +41,7 @@ def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
     target.adapter.initialise(student, teacher)
     student.finish()
     student.module.eval().requires_grad_(False)
-    settings = family.tiny_run(tmp_path)
+    settings = registry.create("family", student.family).tiny_run(tmp_path)
     data = resolve_data(registry, settings["data.ref"], settings.get("data.options", {}))
     processor = teacher.processor()
     request = DataRequest(

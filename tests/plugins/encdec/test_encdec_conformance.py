@@ -11,7 +11,6 @@ import pytest
 from tests.plugins.encdec.encdec_models import decoder, pairs, student_of
 from xarch import Batch, Student, TensorInfo
 from xarch.testing import BatchStepConformance, FamilyConformance, MetricConformance, TargetConformance
-from xarch_encdec.testing import tiny_pairs
 
 
 class TestFamily(FamilyConformance):
@@ -52,14 +51,6 @@ class TestWriteAnswers(BatchStepConformance):
 class TestMerged(TargetConformance):
     adapter = "encdec"
     local = False
-
-    def configuration(self, folder: Path) -> dict[str, Any]:
-        data = {
-            "data.ref": tiny_pairs(folder / "pairs.jsonl"),
-            "data.sample": {"source": 48, "target": 16},
-            "data.options": {"tokenizer": "bytes"},
-        }
-        return super().configuration(folder) | data
 
     @pytest.mark.slow
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from tests.plugins.encdec.encdec_models import FACTS, decoder, pairs, student_of
+from tests.plugins.encdec.encdec_models import FACTS, decoder, logits, pairs, student_of
 from xarch import graph_metadata, open_session
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
@@ -99,6 +99,12 @@ def test_the_example_writes_the_students_answer(run: tuple[Path, ExportResult, A
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.removesuffix("\n") == "".join(LETTERS[token] for token in wanted)
+
+
+def test_the_files_are_evaluated_as_the_student_is(run: tuple[Path, ExportResult, Any]) -> None:
+    exported = EncDecTarget().exported(run[0] / "export" / "cpu", run[2], threads=1)
+    batch = pairs(3).seen_by("student")
+    assert torch.allclose(logits(exported, batch), logits(run[2], batch), atol=1e-4)
 
 
 def test_the_bench_runs_encoder_and_decoder(run: tuple[Path, ExportResult, Any]) -> None:

@@ -80,6 +80,19 @@ def test_a_long_source_keeps_what_follows_it_in_the_prompt(open_pairs: Callable[
     assert stream.counters()["cut_sources"] == 2
 
 
+def test_special_tokens_are_parsed_in_the_prompt_and_never_in_the_texts(open_pairs: Callable[..., Any]) -> None:
+    """``<|end|>`` is token 0 of this tokenizer."""
+    marked = [{"source": "a <|end|> b", "target": "c <|end|> d"}] * 60
+    [(source, decoder), _] = rows(next(open_pairs(marked, prompt="<|end|>{source}<|end|>")))
+    assert (source[0], source.count(0)) == (0, 1)
+    assert (decoder[0], decoder[-1], decoder.count(0)) == (0, 0, 2)
+
+
+def test_a_prompt_without_room_for_a_source_is_refused(open_pairs: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="without the source"):
+        open_pairs(RECORDS, prompt="one two three four five six seven {source}", longest=6)
+
+
 def test_a_damaged_record_is_counted_and_the_sides_stay_together(open_pairs: Callable[..., Any]) -> None:
     damaged = [*RECORDS, {"source": "no target"}, {"source": 7, "target": "no source"}]
     stream = open_pairs(damaged, split="heldout", heldout=0.9, validation=0.0, calibration=0.0)
