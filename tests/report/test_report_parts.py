@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,18 +167,34 @@ def test_a_gate_on_a_missing_figure_is_a_problem(tmp_path: Path) -> None:
 
 def test_the_card_is_valid_and_its_code_compiles(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    card = model_card(run)
+    card = model_card(read_run(run))
     _, front, body = card.split("---\n", 2)
     facts = yaml.safe_load(front)
-    assert facts["base_model"] == "smollm2-135m"
+    assert facts["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert facts["pipeline_tag"] == "text-generation"
     assert facts["license"] == "apache-2.0"
-    assert facts["metrics"] == ["kl", "perplexity_ratio", "top1_agreement"]
+    (result,) = ModelCardData(**facts, ignore_metadata_errors=False).eval_results[:1]
+    assert (result.metric_type, result.metric_value) == ("perplexity", pytest.approx(34.16, abs=0.01))
     codes = re.findall(r"```python\n(.*?)```", body, flags=re.DOTALL)
-    assert len(codes) == 3
-    for code in codes:
-        ast.parse(code)
+    assert len(codes) == 1
+    ast.parse(codes[0])
+    for title in ("Quality", "Size and speed", "Samples", "Limits", "Use", "How it was made", "Licence", "Citation"):
+        assert f"\n## {title}\n" in body, title
+    assert "https://arxiv.org/abs/2408.10189" in body
     assert "| perplexity (per token) | 34.16 | 32.18 | 39.88 |" in body
-    assert "export/cpu/decode\\_1.onnx" in body.replace("_1", "\\_1") or "export/cpu/decode_1.onnx" in body
+
+
+def test_the_author_words_the_card(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    said = {"title": "Mine", "base_model": "me/mine", "language": ["de"], "limits": "Not for medicine."}
+    plan["config"]["report"] = said
+    run.plan.write_text(json.dumps(plan))
+    card = model_card(read_run(run))
+    facts = yaml.safe_load(card.split("---\n")[1])
+    assert (facts["base_model"], facts["language"]) == ("me/mine", ["de"])
+    assert "\n# Mine\n" in card
+    assert "- Not for medicine." in card
 
 
 def test_a_card_without_a_licence_says_so(tmp_path: Path) -> None:
@@ -185,6 +202,6 @@ def test_a_card_without_a_licence_says_so(tmp_path: Path) -> None:
     plan = make_plan()
     plan["teacher"]["details"] = {}
     run.plan.write_text(json.dumps(plan))
-    card = model_card(run)
+    card = model_card(read_run(run))
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "unknown"
     assert "states no licence" in card

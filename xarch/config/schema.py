@@ -327,6 +327,15 @@ class Export(Model):
     bench: bool = True
 
 
+class Report(Model):
+    """What the page and the model card say beside the figures."""
+
+    title: str = Field("", description="default: the name of the run")
+    base_model: str = Field("", description="the teacher on the Hugging Face hub, OWNER/NAME, if the run does not know")
+    language: list[str] = Field(default_factory=list, description="languages of a text model, e.g. [en]")
+    limits: str = Field("", description="what users of the student must know, for the model card")
+
+
 class StudentConfig(Model):
     """The student's architecture."""
 
@@ -382,6 +391,7 @@ class RunConfig(Model):
     gates: dict[str, Gate] = Field(default_factory=dict)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
+    report: Report = Field(default_factory=Report)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: int = Field(0, ge=0)
     tiny: bool = False

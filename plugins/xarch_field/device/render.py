@@ -1,5 +1,5 @@
-"""Render an exported radiance field with numpy and onnxruntime, and Pillow to write the files.
-python render.py RUN/export/cpu picture.png [--turntable turn.gif] [--size 200] [--azimuth 45] [--elevation 25]"""
+"""Render the radiance field in this folder with numpy and onnxruntime, and Pillow to write the files.
+python render.py picture.png [--turntable turn.gif] [--size 200] [--azimuth 45] [--elevation 25]"""
 
 import argparse
 import json
@@ -36,8 +36,8 @@ def render(session: onnxruntime.InferenceSession, origins: np.ndarray, dirs: np.
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("export", type=Path, help="export folder")
 parser.add_argument("png")
+parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of the graph; default: this one")
 parser.add_argument("--turntable", help="write a turntable GIF")
 parser.add_argument("--size", type=int, help="width in pixels; default: the scene's")
 for name, default in {"frames": 24, "azimuth": 45.0, "elevation": 25.0}.items():
