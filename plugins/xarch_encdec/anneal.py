@@ -1,8 +1,9 @@
 """Batch step ``open-encoder``: opens an encoder that begins as a causal decoder.
 
 With merged attention, a causal encoder, and the input of layer l read by decoder layer l, an encoder-decoder of all of
-a decoder's layers is that decoder. From there the encoder's mask opens to both sides, and what decoder layers read
-moves to the encoder's last output, as a schedule of the stage says.
+a decoder's layers is that decoder. From there the encoder's mask opens to both sides, and what decoder layers read may
+move to the encoder's last output, as a schedule of the stage says. An encoder opens and never closes: a student that
+starts opened stays so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from pydantic import Field
 
 from xarch import Batch, BatchStep, Options, StepContext, TensorInfo
-from xarch_encdec.student import FUTURE, LAST
+from xarch_encdec.model.network import Opening
+from xarch_encdec.student import FUTURE, LAST, EncDecStudent
 
 
 class Ramp(Options):
@@ -37,9 +39,11 @@ class Ramp(Options):
 class OpeningOptions(Options):
     """Options of ``open-encoder``."""
 
-    future: Ramp = Field(default_factory=Ramp, description="weight of later source tokens in the encoder's attention")
-    last: Ramp = Field(
-        default_factory=Ramp, description="share of the encoder's last output in what decoder layers read"
+    future: Ramp | None = Field(
+        default_factory=Ramp, description="weight of later source tokens in the encoder's attention; null: as it is"
+    )
+    last: Ramp | None = Field(
+        None, description="share of the encoder's last output in what decoder layers read; null: as it is"
     )
 
 
@@ -53,7 +57,9 @@ class OpenEncoder(BatchStep):
         return {FUTURE: info, LAST: info}
 
     def __call__(self, batch: Batch, context: StepContext) -> Batch:
-        future, last = self.options.future.at(context.progress), self.options.last.at(context.progress)
-        context.log(encoder_future=future, memory_last=last)
-        values = {FUTURE: future, LAST: last}
+        student, ramps = context.student, {FUTURE: self.options.future, LAST: self.options.last}
+        now = student.module.opened() if isinstance(student, EncDecStudent) else Opening(0.0, 0.0)
+        kept = {FUTURE: now.future, LAST: now.last}
+        values = {k: max(kept[k], ramp.at(context.progress) if ramp else 0.0) for k, ramp in ramps.items()}
+        context.log(**values)
         return batch.replace(**{k: torch.full((len(batch),), v, device=batch.device) for k, v in values.items()})

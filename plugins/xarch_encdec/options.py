@@ -29,11 +29,11 @@ class EncDecOptions(Options):
     )
     norm: Norm = Field("pre", description="dual: what attention and MLP give is normed too")
     tied: bool | None = Field(None, description="whether the head is the embedding; default: as in the teacher")
-    mask: Literal["full", "causal"] = Field("full", description="what an encoder token sees before training")
-    memory: Literal["last", "layers"] = Field(
-        "last",
-        description="what decoder layers read before training: the encoder's last output, or the input of the encoder "
-        "layer that stands for their own",
+    mask: Literal["causal", "full"] = Field("causal", description="what an encoder token sees before training")
+    memory: Literal["layers", "last"] = Field(
+        "layers",
+        description="what decoder layers read before training: the input of the encoder layer that stands for their "
+        "own, which is what they read in the teacher, or the encoder's last output",
     )
     prompt: int = Field(
         512, ge=1, le=MOST, description="prompt length in tokens that the plan predicts and chooses for"

@@ -144,6 +144,8 @@ def test_a_schedule_opens_the_encoder_and_the_student_keeps_it(teacher: Teacher)
         logits(student, batch)
         seen.append(student.module.opened())
     assert seen == [Opening(0.0, 0.0), Opening(0.5, 0.0), Opening(1.0, 0.0), Opening(1.0, 1.0)]
+    closed = OpenEncoder(OpenEncoder.Options(future=None), {})
+    assert float(closed(pairs(), StepContext(student, None, steps=4))["memory_last"][0]) == 1.0, "it closed again"
     student.module.eval()
     logits(student, step(pairs().seen_by("student"), StepContext(student, None, step=0, steps=4, training=False)))
     assert student.module.opened() == Opening(1.0, 1.0), "measuring changed the student"

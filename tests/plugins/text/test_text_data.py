@@ -55,7 +55,7 @@ def test_registration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     metrics = ", ".join(f"('metric', '{name}', ('decoder',))" for name in ("perplexity", "recall"))
-    assert done.stdout.strip() == f"[('data', 'text', ()), {metrics}] set()"
+    assert done.stdout.strip() == f"[('data', 'text', ()), ('data', 'pairs', ()), {metrics}] set()"
 
 
 @pytest.mark.timeout(60)
