@@ -37,6 +37,11 @@ def xarch_register(registry: Any) -> None:
         load="xarch_encdec.on_policy:WriteAnswers",
         summary="replace answers with samples of the student",
     )
+    registry.recipe(
+        "encdec-demo",
+        load="xarch_encdec:recipes/encdec-demo.yaml",
+        summary="demo: SmolLM2-135M reads a function once, with 20 of its layers, and writes its docstring",
+    )
     for name, summary in (
         ("encdec", "decoder to encoder-decoder: what reads the source, then encoder, then everything"),
         ("encdec-ce", "the control of encdec: answers of the data, no teacher"),
