@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from xarch import Batch, BenchCase, Control, DataInfo, Family, Options
+from xarch import Batch, BenchCase, Control, DataInfo, Options, Runner
+from xarch_decoder.family import TokenFamily
 from xarch_encdec.facts import EncDecFacts
 
 
@@ -18,7 +19,11 @@ class AnswerOptions(Options):
     tokens: int = Field(64, ge=1, description="most tokens of the answer; the end token stops earlier")
 
 
-class EncDecFamily(Family):
+PROGRAM = Path(__file__).with_name("device") / "answer.py"
+"""Copied beside the graphs."""
+
+
+class EncDecFamily(TokenFamily):
     """Encoder-decoders over tokens: the encoder reads a prompt without its last token, the decoder begins with that
     token and writes the answer."""
 
@@ -49,17 +54,12 @@ class EncDecFamily(Family):
             return f"pairs have {longest} tokens, but the model supports at most {facts.max_positions}"
         return None
 
-    def save_processor(self, processor: Any, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        processor.save_pretrained(str(folder))
-
-    def load_processor(self, folder: Path) -> Any:
-        """Load the tokenizer from a student's folder, or return None."""
-        if not (folder / "tokenizer.json").is_file():
+    def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
+        """Return the program that answers a prompt; it needs both graphs and a tokenizer."""
+        if not {"encoder", "decoder_1"} <= set(graphs) or not (student / "tokenizer.json").is_file():
             return None
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        usage = '"def add(a, b):\\n    return a + b\\n"'
+        return Runner(PROGRAM, usage, ("numpy", "onnxruntime", "tokenizers"), ("tokenizer.json",))
 
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
         """Yield time to first token and decoding speed at several prompt lengths."""

@@ -41,6 +41,7 @@ def _front(files: RunInfo) -> str:
         **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
         "license": str(licence).lower() if licence else "unknown",
         **({"language": [str(language) for language in languages]} if languages else {}),
+        **({"datasets": [str(hub)]} if (hub := dig(files.plan, "data", "facts", "hub_dataset")) else {}),
         "tags": ["xarch", "distillation", str(dig(files.student, "target", default="student")), "onnx"],
     }
     if task and not is_tiny(files):

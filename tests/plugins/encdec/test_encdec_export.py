@@ -1,4 +1,4 @@
-"""Encoder and decoder as files: parity over 64 steps, one weights file, and the example for a device."""
+"""Encoder and decoder as files: parity over 64 steps, one weights file, and the program for a device."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
 from xarch_encdec.bench import AnswerGraphs, answer_cases
 from xarch_encdec.export import DECODER, ENCODER
+from xarch_encdec.family import PROGRAM
 from xarch_encdec.generation import written
 from xarch_encdec.target import EncDecTarget
 
@@ -84,18 +85,19 @@ def test_a_weight_is_stored_once(run: tuple[Path, ExportResult, Any]) -> None:
     assert run[1].profile["weights"]["shared_bytes"] >= 4 * run[2].module.embed.weight.numel()
 
 
-def test_the_example_writes_the_students_answer(run: tuple[Path, ExportResult, Any]) -> None:
+def test_the_program_writes_the_students_answer(run: tuple[Path, ExportResult, Any]) -> None:
     student, ids = run[2], torch.tensor([[LETTERS.index(c) for c in PROMPT]])
     with torch.no_grad():
         steps = written(student.module, ids[:, :-1], torch.ones_like(ids[:, :-1]), ids[:, -1], 64)
         wanted = [int(token) for token in steps]
     wanted = wanted[: wanted.index(258)] if 258 in wanted else wanted
-    example = Path(__file__).parents[3] / "examples" / "edge" / "answer.py"
+    folder = run[0] / "export" / "cpu"
+    (folder / "tokenizer.json").write_bytes((run[0] / "student" / "tokenizer.json").read_bytes())
     script = (
         "import runpy, sys; path = sys.argv.pop(1); runpy.run_path(path, run_name='__main__'); "
         "assert not {'torch', 'xarch', 'transformers'} & set(sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(example), str(run[0] / "export" / "cpu"), PROMPT]
+    command = [sys.executable, "-c", script, str(PROGRAM), PROMPT, "--export", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.removesuffix("\n") == "".join(LETTERS[token] for token in wanted)
