@@ -46,9 +46,9 @@ class ExportedAnswers(TapModel):
         """Push the logits of every decoder token."""
         if "logits" not in wanted:
             return
-        given = [batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids")]
+        ids, mask, tokens = (batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids"))
         cache = self._driven.heads, self._driven.width
-        logits_BTV = torch.from_numpy(write(self._call, *given, self._driven.layers, cache)["logits"])
+        logits_BTV = torch.from_numpy(write(self._call, ids, mask, tokens, self._driven.layers, cache)["logits"])
         sink("logits", ReadLogits(logits_BTV, logits_BTV.new_empty(logits_BTV.shape[-1], 0)))
 
     def _call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

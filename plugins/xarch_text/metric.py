@@ -29,7 +29,7 @@ UNITS = {
 }
 
 DOMAINS = ("code", "prose", "other")
-"""Domains of documents, see :func:`xarch_text.domains.domain_of`."""
+"""Domains of documents, see :func:`xarch_decoder.domains.domain_of`."""
 
 DIRECTIONS = {
     "cross_entropy": False,

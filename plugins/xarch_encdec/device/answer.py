@@ -38,7 +38,7 @@ fixed["encoder_attention_mask"] = value(np.ones_like(source))
 heads, width = json.loads(facts["xarch.cache"])
 empty = value(np.zeros((1, heads, 0, width), np.float32))
 held = {i.name: empty for i in decoder.get_inputs() if ".decoder." in i.name}
-stream, times = decoders.DecodeStream(), []
+stream, times = decoders.DecodeStream(), list[float]()
 while len(times) < args.tokens:  # keys and values stay in the runtime's memory
     logits, *present = decoder.run_with_ort_values(None, {"input_ids": value(token), **fixed, **held})
     held, token = dict(zip(held, present, strict=True)), logits.numpy()[:, -1].argmax(-1)[None]

@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
         self.norm_cross = None if self.merged else make_norm(facts.layer)
         self.mlp = MLP(facts.layer)
         self.post1, self.post2 = _posts(facts, 2)
-        [self.post_cross] = _posts(facts, 1) if not self.merged else [nn.Identity()]
+        self.post_cross = nn.Identity() if self.merged else _posts(facts, 1)[0]
 
     def read_memory(self, memory_BSD: Tensor, by: Rotation, level_BSD: Tensor | None, last: float) -> Cache:
         """Return keys and values of the source; only a merged attention gives it positions.
