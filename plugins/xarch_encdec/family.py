@@ -67,6 +67,12 @@ class EncDecFamily(TokenFamily):
 
         return answer_cases(graphs, folder)
 
+    def report_sections(self, run: Any) -> Sequence[Any]:
+        """Return the layers, and predicted beside measured times."""
+        from xarch_encdec.report import sections
+
+        return sections(run)
+
     def controls(self, teacher: Any, student: Any) -> Mapping[str, Control]:
         """Return the teacher with layers left out, at the student's parameters."""
         from xarch_encdec.controls import cut_controls

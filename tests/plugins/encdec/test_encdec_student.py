@@ -11,6 +11,7 @@ import torch
 
 from tests.plugins.encdec.encdec_models import EQUAL, FACTS, decoder, logits, pairs, student_of
 from xarch import Batch, StepContext, Teacher, load_teacher
+from xarch.report import RunInfo, Table, Text
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.testing import tiny_llama
 from xarch_encdec.anneal import OpenEncoder
@@ -20,6 +21,7 @@ from xarch_encdec.model.network import Opening
 from xarch_encdec.on_policy import WriteAnswers
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.predict import best, predict
+from xarch_encdec.report import sections
 from xarch_encdec.rows import joined_rows
 from xarch_encdec.teacher import AnswerView
 
@@ -226,3 +228,16 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
 
     with pytest.raises(PlanError, match="not one layer"):
         layout_of(DecoderFacts(**LLAMA), EncDecOptions(plan="budget", parameters=0.1))
+
+
+def test_the_report_sets_predicted_beside_measured_times() -> None:
+    run = RunInfo(Path())
+    options = EncDecOptions(encoder=20, decoder=10).model_dump()
+    run.plan["teacher"] = {"facts": DecoderFacts(**LLAMA).to_json()}
+    run.plan["student"] = {"target": "encdec", "options": options, "traits": {"layers": "20 and 10"}}
+    run.bench["cpu"] = {"teacher": {"speed_up": {"first token, prompt of 256": 1.6, "decode_1": 2.0}}}
+    [section] = sections(run)
+    [text, table] = section.blocks
+    assert text == Text("20 and 10.")
+    assert isinstance(table, Table)
+    assert table.rows == [["cpu: first token, prompt of 256", "0.69", "0.62"]]
