@@ -107,7 +107,7 @@ def test_pictures_follow_the_theme(tmp_path: Path) -> None:
     build_report(run)
     html = run.report_html.read_text(encoding="utf-8")
     svgs = html.split("<svg")[1:]
-    assert len(svgs) == 11
+    assert len(svgs) == 12
     defined = {line.split(":")[0].strip() for part in html.split("--")[1:] if ":" in (line := part[:20])}
     for svg in svgs:
         body = svg.split("</svg>")[0]

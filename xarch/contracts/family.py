@@ -63,6 +63,7 @@ class Family(ABC):
             -> value, e.g. ``{"batch": 100}``. By default the core's few samples in small batches.
         constants: names that ``Teacher.constants`` may return in this family.
         GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
+        bench_calls: calls of a graph in one run of each of :meth:`bench_cases`; the plan counts their time.
         hub_task: its task as the Hugging Face hub calls it, e.g. "text-generation"; "" if it knows none.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
     """
@@ -82,6 +83,7 @@ class Family(ABC):
     evaluation: ClassVar[Mapping[str, Any]] = {}
     constants: ClassVar[Sequence[str]] = ()
     GenerateOptions: ClassVar[type[BaseModel]] = Options
+    bench_calls: ClassVar[Sequence[int]] = ()
     hub_task: ClassVar[str] = ""
     template: ClassVar[str] = ""
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from xarch.contracts.export import Runner
 from xarch.report.files import RunInfo, dig, names_of, natural, rows_of, table_of
 from xarch.report.licence import licence_text
 from xarch.report.outcome import is_tiny, undone_of
@@ -196,25 +195,13 @@ def _use(files: RunInfo) -> list[str]:
         text = (
             f"ONNX for {profile} ({size(dig(described, 'bytes'))}): {graphs}, in {folder} (of a run: export/{profile})"
         )
-        runner = _runner(files, profile)
+        runner = table_of(described, "runner")
         parts += [escape(f"{text}. {'It runs alone:' if runner else ''}").rstrip(), ""]
         if runner:
-            install = f"pip install {' '.join(runner.packages)}"
-            parts += [*fenced(f"{install}\npython {folder}/{runner.program.name} {runner.usage}", "sh"), ""]
+            install = f"pip install {' '.join(names_of(runner, 'packages'))}"
+            command = f"python {folder}/{runner.get('program')} {runner.get('usage')}"
+            parts += [*fenced(f"{install}\n{command}", "sh"), ""]
     return parts
-
-
-def _runner(files: RunInfo, profile: str) -> Runner | None:
-    """Return the program that an export holds."""
-    from xarch.registry.loader import get_registry
-
-    registry = get_registry()
-    if not any(spec.name == files.family for spec in registry.specs("family")):
-        return None
-    graphs = [str(name) for name in table_of(files.profile[profile], "graphs")]
-    runner: Runner | None = registry.create("family", files.family).runner(graphs, files.path / "student")
-    there = runner is not None and (files.path / "export" / profile / runner.program.name).is_file()
-    return runner if there else None
 
 
 def _passed(files: RunInfo) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xarch.contracts.export import Runner
-from xarch.export.stored import read_profile
-from xarch.files.atomic import write_text
+from xarch.export.stored import PROFILE, read_profile
+from xarch.files.atomic import write_json, write_text
 from xarch.planning.describe import family_of
 from xarch.planning.plan import Plan
 from xarch.registry.registry import Registry
@@ -19,8 +19,8 @@ README = "README.md"
 
 
 def complete(folder: Path, graphs: Sequence[str], student: Path, family: str, plan: Plan, registry: Registry) -> None:
-    """Copy the family's program for these graphs and the files of the student that it reads into ``folder``, and
-    describe the folder in README.md.
+    """Copy the family's program for these graphs and the files of the student that it reads into ``folder``, name it in
+    ``profile.json``, and describe the folder in README.md.
 
     Args:
         folder: of the export, with its graphs and ``profile.json``.
@@ -33,6 +33,8 @@ def complete(folder: Path, graphs: Sequence[str], student: Path, family: str, pl
         runner = family_of(registry, family).runner(graphs, student)
         if runner is not None:
             copy_runner(runner, student, folder)
+            told = {"program": runner.program.name, "usage": runner.usage, "packages": list(runner.packages)}
+            write_json(folder / PROFILE, {**read_profile(folder), "runner": told})
     write_text(folder / README, _readme(folder, plan, runner))
 
 
