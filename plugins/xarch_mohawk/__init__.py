@@ -10,11 +10,23 @@ from xarch import hookimpl
 @hookimpl
 def xarch_register(registry: Any) -> None:
     """Register the targets, the objective, the layer probe and the recipes."""
-    for name, attribute, summary in (
-        ("dm2", "DM2Target", "decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some"),
-        ("gdn", "GDNTarget", "decoder with Gated DeltaNet in place of attention, one state per key/value head"),
-        ("mamba1", "Mamba1Target", "decoder with Mamba in place of attention, in the mapping of MambaInLlama"),
-        ("mamba2", "Mamba2Target", "decoder with Mamba-2 as published in place of attention"),
+    everywhere = ("cpu", "cpu-int8", "cpu-int4", "openvino", "web")
+    static = (*everywhere, "npu", "npu-fp16")
+    for name, attribute, profiles, summary in (
+        (
+            "dm2",
+            "DM2Target",
+            static,
+            "decoder with Discrete Mamba-2 mixers in place of attention, in all layers or in some",
+        ),
+        ("gdn", "GDNTarget", static, "decoder with Gated DeltaNet in place of attention, one state per key/value head"),
+        (
+            "mamba1",
+            "Mamba1Target",
+            everywhere,
+            "decoder with Mamba in place of attention, in the mapping of MambaInLlama",
+        ),
+        ("mamba2", "Mamba2Target", static, "decoder with Mamba-2 as published in place of attention"),
     ):
         registry.target(
             name,
@@ -22,7 +34,7 @@ def xarch_register(registry: Any) -> None:
             accepts=["decoder"],
             produces="decoder",
             recipes=["mohawk"],
-            profiles=["cpu", "cpu-int8"],
+            profiles=list(profiles),
             summary=summary,
         )
     registry.objective(

@@ -19,7 +19,7 @@ from torch import Tensor
 from xarch.contracts.chain import Chain
 from xarch.contracts.export import Divergence, ExportGraph
 from xarch.export.blocks import narrow_weights
-from xarch.export.grids import affine
+from xarch.export.grids import packed4, restored4
 from xarch.export.structure import named_tensors
 
 Measure = Callable[[set[str]], float]
@@ -95,7 +95,8 @@ def widened(weights: Mapping[str, int], measure: Measure, most: float) -> tuple[
 
 
 def _rounded(weight: Tensor, size: int) -> Tensor:
-    numbers = torch.from_numpy(affine(weight.detach().float().cpu().numpy(), size).numbers())
+    given_NK = weight.detach().float().cpu().numpy()
+    numbers = torch.from_numpy(restored4(packed4(given_NK, size), given_NK.shape[1], size))
     return numbers.to(device=weight.device, dtype=weight.dtype).reshape(weight.shape)
 
 

@@ -141,7 +141,7 @@ class _Blocks:
             sums = ir.node("MatMul", [x, ones])
             both = ir.node("Concat", [x, sums.outputs[0]], {"axis": -1})
             assert x.shape is not None
-            for one, width in ((sums, ones.shape[1]), (both, features + ones.shape[1])):  # type: ignore[index, operator]
+            for one, width in ((sums, ones.shape[1]), (both, features + ones.shape[1])):  # type: ignore[index]
                 one.outputs[0].shape, one.outputs[0].type = ir.Shape([*x.shape[:-1], width]), x.type
             sums.outputs[0].name, both.outputs[0].name = f"{x.name}_sums", f"{x.name}_beside_sums"
             self.graph.insert_before(node, [sums, both])

@@ -29,11 +29,6 @@ class Grid:
     scale: np.ndarray
     offset: np.ndarray
 
-    def numbers(self) -> np.ndarray:
-        """Return [N, K]."""
-        found: np.ndarray = self.integers * self.scale[..., None] + self.offset[..., None]
-        return found.reshape(len(found), -1)
-
 
 def affine(weight_NK: np.ndarray, size: int) -> Grid:
     """Return the grid of 16 levels of every block, with least squares where the weights are not on one already."""
@@ -97,6 +92,18 @@ def packed4(weight_NK: np.ndarray, size: int) -> list[np.ndarray]:
     ]
 
 
+def restored4(parts: list[np.ndarray], features: int, size: int) -> np.ndarray:
+    """Return the matrix [N, K] that the parts of :func:`packed4` are for x alone."""
+    data, scale, zeros = parts
+    both = _apart(data).astype(np.float32).reshape(*scale.shape, size)
+    both -= _apart(zeros)[:, : scale.shape[1], None]
+    both *= scale[..., None]
+    flat = both.reshape(len(scale), -1)
+    left_NG = flat[:, features : features + features // size]
+    found: np.ndarray = flat[:, :features] + np.repeat(left_NG, size, axis=1)
+    return found
+
+
 def block_sums(features: int, size: int) -> np.ndarray:
     """Return the matrix [K, G + P] by which x is multiplied for the sums of its blocks."""
     groups = features // size
@@ -121,6 +128,10 @@ def _whole(weight_NK: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np
     zero_NG = np.rint(-low_NG / scale_NG).clip(0, LEVELS)
     q_NGS = (np.rint(w_NGS / scale_NG[..., None]) + zero_NG[..., None]).clip(0, LEVELS)
     return q_NGS, scale_NG, zero_NG
+
+
+def _apart(pairs: np.ndarray) -> np.ndarray:
+    return np.stack([pairs & LEVELS, pairs >> 4], -1).reshape(*pairs.shape[:-1], -1)
 
 
 def _pairs(numbers: np.ndarray) -> np.ndarray:
