@@ -185,7 +185,7 @@ def measure(
                 add_batch(row, logits, {"student": model.collect(row, ["logits"])["logits"]}, scores)
             student, given = scores["student"], scores["teacher"]
             # What a control holds for ease of computation, and need not, is not counted.
-            used = [min(layout.bytes(teacher.facts.head_dim), arms.budget) for layout in layouts.values()]
+            used = sum(layout.bytes(teacher.facts.head_dim) for layout in layouts.values()) / len(layouts)
             store.add(
                 {
                     **key,
@@ -198,7 +198,7 @@ def measure(
                     "rows": len(rows),
                     "fit_cpu_seconds": round(fit, 1),
                     "cpu_seconds": round(time.process_time() - begin, 1),
-                    "state_bytes_a_layer": round(sum(used) / len(used)),
+                    "state_bytes_a_layer": round(min(used, arms.budget)),
                 }
             )
             print(store.points[-1], file=sys.stderr)

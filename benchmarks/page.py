@@ -14,6 +14,7 @@ HEADS = ("what", "figure", "spread", "n", "rival or control")
 TITLES = {
     "smollm2_hybrid": "SmolLM2-135M, 10 of 30 layers replaced: quality",
     "constant_state": "SmolLM2-135M in constant state without training: quality at equal bytes",
+    "constant_state_half": "The same with half the bytes, 84 kB a layer",
     "cache_schemes": "The same bytes by published schemes: quality at 2048 tokens in all 30 layers",
     "state_recall": "The same students: what they know of a text some distance later",
     "edge_speed": "Exported students against their teacher at its best: speed, bytes, quality of the files",

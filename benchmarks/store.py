@@ -215,7 +215,7 @@ def publish(name: str, source: Path | None = None, *, partial: bool = False) -> 
         raise SystemExit(f"nothing was measured: {source} does not exist")
     result = read(source)
     if "settings" not in result.header:
-        result = _of_study(result)
+        result = _of_study(name, result)
     if not (result.header["finished"] or partial):
         raise SystemExit(f"{source} is unfinished; finish the measurement, or publish it as it is with --partial")
     local = LOCAL.search(result.text())
@@ -226,10 +226,18 @@ def publish(name: str, source: Path | None = None, *, partial: bool = False) -> 
     return target
 
 
-def _of_study(result: Result) -> Result:
-    """A study of ``xarch study`` as a benchmark's result: what it ran on and of which code, and its figures by arm."""
+def _of_study(name: str, result: Result) -> Result:
+    """A study of ``xarch study`` as a benchmark's result: what it ran on and of which code, and its figures by arm. Its
+    command names the study file of this repository; that of the study names the copy in its output folder.
+
+    Raises:
+        SystemExit: this repository has no such study file.
+    """
     from benchmarks import machine
 
+    file = Path("benchmarks", "quality", f"{name.removeprefix('study_')}.yaml")
+    if not (ROOT / file).is_file():
+        raise SystemExit(f"{name} is measured by {file}, which does not exist")
     told, facts = result.header, result.facts
     runs = [value for key, value in facts.items() if key.startswith("run ")]
     shown = set(facts["metrics"])
@@ -239,7 +247,9 @@ def _of_study(result: Result) -> Result:
         figures.setdefault(run["arm"], {})[str(run["seed"])] = kept or run["state"]
     settings = {"seeds": told["seeds"], "control": told["control"], "runs": {r["arm"]: r["digest"] for r in runs}}
     head = {
-        **{key: told[key] for key in ("benchmark", "command", "date", "finished")},
+        "benchmark": name,
+        "command": f"xarch study {file} --out benchmarks/out/{file.stem}",
+        **{key: told[key] for key in ("date", "finished")},
         "commit": machine.commit(),
         "settings": settings,
         "digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12],

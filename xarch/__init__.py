@@ -81,10 +81,11 @@ _PUBLIC = {
     "Call": "xarch.contracts.bench",
     "Chain": "xarch.contracts.chain",
     "Link": "xarch.contracts.chain",
+    "Divergence": "xarch.contracts.export",
     "ExportGraph": "xarch.contracts.export",
     "Measure": "xarch.contracts.export",
-    "Divergence": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
+    "Runner": "xarch.contracts.export",
     "Profile": "xarch.contracts.export",
     "Throughput": "xarch.contracts.export",
     # measuring exported graphs
@@ -158,7 +159,7 @@ if TYPE_CHECKING:
     from xarch.contracts.connector import Connector
     from xarch.contracts.control import Control
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo
-    from xarch.contracts.export import Divergence, ExportGraph, Measure, ParityCase, Profile, Throughput
+    from xarch.contracts.export import Divergence, ExportGraph, Measure, ParityCase, Profile, Runner, Throughput
     from xarch.contracts.family import Facts, Family
     from xarch.contracts.indexed import IndexedData, IndexedStream, SkipSample, split_indices
     from xarch.contracts.local import LocalStudent, Site, Solver

@@ -251,22 +251,29 @@ def generate(
         return "".join(pieces)
 
 
-def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str] = ()) -> Any:
+def _reopen(run_path: Path | str, reporter: Reporter | None, sets: Sequence[str], keys: Sequence[str]) -> Any:
     from xarch.config.overrides import with_sets
     from xarch.run.conversion import Conversion
 
     run = RunDir.open(run_path)
     made = read_plan(run)
-    if sets:
-        made = made.model_copy(update={"config": with_sets(made.config, sets, ("export", "evaluate"))})
+    made = made.model_copy(update={"config": with_sets(made.config, sets, keys)})
     conversion = Conversion(made, run, get_registry(), reporter)
     return run, conversion
 
 
 @translated()
-def evaluate(run_path: Path | str, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Evaluate the student of a run again and rewrite eval.json and the report."""
-    run, conversion = _reopen(run_path, reporter)
+def evaluate(run_path: Path | str, reporter: Reporter | None = None, *, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate the student of a run again and rewrite eval.json and the report.
+
+    Args:
+        sets: ``evaluate.a=b`` items, for this evaluation.
+
+    Raises:
+        UsageError: a setting is unknown.
+        QualityError: the student misses a gate.
+    """
+    run, conversion = _reopen(run_path, reporter, sets, ("evaluate",))
     conversion.evaluate_again()
     return dict(run.read_evaluation()) if run.eval_json.exists() else {}
 
@@ -284,7 +291,7 @@ def export(
         UsageError: an option of the export is unknown.
         ParityError: a graph does not reproduce the student.
     """
-    run, conversion = _reopen(run_path, reporter, sets)
+    run, conversion = _reopen(run_path, reporter, sets, ("export", "evaluate"))
     conversion.export_again(profile)
     from xarch.export.stored import read_parity
 
@@ -292,12 +299,25 @@ def export(
 
 
 @translated()
-def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None) -> dict[str, Any]:
-    """Measure the latency of a run's exports, or of any ONNX file."""
+def bench(
+    path: Path | str, reporter: Reporter | None = None, *, threads: int | None = None, sets: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Measure the latency of a run's exports, or of any ONNX file.
+
+    Args:
+        threads: of the runtime; by default the cores that other work leaves free.
+        sets: ``runtime.threads=N``, which ``threads`` overrides.
+
+    Raises:
+        UsageError: a setting is unknown, there is no export, or a file is damaged.
+    """
     from xarch.bench.cases import cases_of
     from xarch.bench.latency import bench_export, bench_model
+    from xarch.config.overrides import with_sets
+    from xarch.config.schema import RunConfig
     from xarch.threads import choose_threads
 
+    threads = threads or with_sets(RunConfig(), sets, ("runtime",)).runtime.threads
     tell = reporter.message if reporter is not None else say
     chosen = choose_threads(threads)
     tell(f"bench: {chosen}")
@@ -327,16 +347,21 @@ def bench(path: Path | str, reporter: Reporter | None = None, *, threads: int | 
 
 
 @translated()
-def report(run_path: Path | str) -> Path:
-    """Rebuild report.html and report.md of a run; return the page.
+def report(run_path: Path | str, *, sets: Sequence[str] = ()) -> Path:
+    """Rebuild report.html, report.md and the model card of a run; return the page.
+
+    Args:
+        sets: ``report.a=b`` items, for these pages.
 
     Raises:
-        UsageError: a file that it is made from is damaged.
+        UsageError: a file that it is made from is damaged, or a setting is unknown.
     """
+    from xarch.config.overrides import with_sets
     from xarch.report.build import build_report
 
     run = RunDir.open(run_path)
     run.refuse_damage(run.faults(checkpoints=False))
+    wording = with_sets(read_plan(run).config, sets, ("report",)).report if sets else None
     with run.held():
-        build_report(run)
+        build_report(run, wording=None if wording is None else wording.model_dump())
     return run.report_html

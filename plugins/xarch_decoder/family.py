@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from xarch import Batch, BenchCase, Control, DataInfo, Family, Options
+from xarch import Batch, BenchCase, Control, DataInfo, Family, Options, Runner
 from xarch_decoder.facts import DecoderFacts
+
+PROGRAM = Path(__file__).with_name("device") / "generate.py"
+"""What runs the exports on a device."""
 
 
 class TextGeneration(Options):
@@ -30,6 +33,9 @@ class DecoderFamily(Family):
     tensors: ClassVar[Mapping[str, str]] = {"input_ids": "BL", "segment_ids?": "BL", "loss_mask?": "BL"}
     mask = "loss_mask"
     metric = "perplexity"
+    # Prompts of 1, 64 and 256 tokens through the default prefill graph, and three times 32 tokens.
+    bench_calls = (1, 1, 4, 32, 32, 32)
+    hub_task = "text-generation"
     GenerateOptions = TextGeneration
     places: ClassVar[Mapping[str, str]] = {
         "logits": "logits",
@@ -57,6 +63,14 @@ class DecoderFamily(Family):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+    def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
+        """Return the program that continues a text; it needs ``decode_1`` and a tokenizer."""
+        if "decode_1" not in graphs or not (student / "tokenizer.json").is_file():
+            return None
+        files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        usage = '"The capital of France is" --temperature 0'
+        return Runner(PROGRAM, usage, ("numpy", "onnxruntime", "tokenizers"), files)
 
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:
         """Yield time to first token and decoding speed at several prompt and context lengths."""

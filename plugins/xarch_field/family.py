@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from xarch import Batch, DataInfo, Family, Options
+from xarch import Batch, DataInfo, Family, Options, Runner
 from xarch_field.facts import FieldFacts
+
+PROGRAM = Path(__file__).with_name("device") / "render.py"
+"""What runs the exports on a device."""
 
 
 class PictureOptions(Options):
@@ -34,11 +37,18 @@ class FieldFamily(Family):
         "jitter?": "R",
     }
     metric = "field-psnr"
+    hub_task = "image-to-3d"
     GenerateOptions = PictureOptions
 
     def accepts(self, facts: FieldFacts, data: DataInfo) -> str | None:
         """Accept all data: fields read points and rays of their own scene."""
         return None
+
+    def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
+        """Return the program that renders pictures and turntables; it needs the graph ``rays``."""
+        if "rays" not in graphs:
+            return None
+        return Runner(PROGRAM, "picture.png --turntable turn.gif", ("numpy", "onnxruntime", "pillow"))
 
     def generate(self, model: Any, processor: Any, prompt: str, options: PictureOptions) -> bytes:
         """Render the scene as PNG; the prompt is "AZIMUTH ELEVATION" in degrees, "" for a front view."""

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from xarch import Batch, DataInfo, Family
+from xarch import Batch, DataInfo, Family, Runner
 from xarch_image.facts import ImageFacts
 
 LEAST_SEEN, MOST_EPOCHS = 40_000, 300
 VALIDATED, EVALUATED = 500, 1000
 """Pictures that choose the best student, and that give the final figures, if there are as many."""
+
+PROGRAM = Path(__file__).with_name("device") / "classify.py"
+"""What runs the exports on a device."""
 
 
 class ImageFamily(Family):
@@ -25,6 +28,7 @@ class ImageFamily(Family):
     unit = "image"
     tensors: ClassVar[Mapping[str, str]] = {"images": "BCHW"}
     metric = "top1"
+    hub_task = "image-classification"
     places: ClassVar[Mapping[str, str]] = {
         "logits": "logits",
         "hidden": "features.{}",
@@ -53,6 +57,12 @@ class ImageFamily(Family):
         if isinstance(classes, int) and classes != facts.classes:
             return f"they have {classes} classes, the model {facts.classes}"
         return None
+
+    def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
+        """Return the program that prints the likeliest classes of pictures."""
+        if "model" not in graphs:
+            return None
+        return Runner(PROGRAM, "picture.jpg --top 3", ("numpy", "onnxruntime", "pillow"))
 
     def report_sections(self, run: Any) -> Sequence[Any]:
         """Return pictures with both answers, recall by class, and which layers are alike."""

@@ -42,6 +42,11 @@ class MemoryStudent(DecoderStudent):
         super().__init__(facts, mixers, device=device)
         self.sizes, self.budget = sizes, budget
 
+    def param_groups(self) -> Mapping[str, list[str]]:
+        """Return the groups of :class:`DecoderStudent`, and ``outputs``: the output projections of memories."""
+        groups = super().param_groups()
+        return {**groups, "outputs": [name for name in groups["mixers"] if name.rsplit(".", 2)[-2] == "o"]}
+
     def memory(self, layer: int) -> MemoryAttention:
         """Return the memory of a layer.
 

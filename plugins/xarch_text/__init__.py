@@ -30,3 +30,9 @@ def xarch_register(registry: Any) -> None:
         accepts=["decoder"],
         needs=("torch",),
     )
+    registry.report(
+        "domains",
+        load="xarch_text.report:sections",
+        summary="figures of perplexity by domain",
+        accepts=["decoder"],
+    )

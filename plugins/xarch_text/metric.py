@@ -28,6 +28,9 @@ UNITS = {
     "top1_accuracy": "share",
 }
 
+DOMAINS = ("code", "prose", "other")
+"""Domains of documents, see :func:`xarch_text.domains.domain_of`."""
+
 DIRECTIONS = {
     "cross_entropy": False,
     "kl": False,
@@ -43,10 +46,12 @@ class Perplexity(Metric):
     Figures: ``perplexity`` and ``cross_entropy`` (nats/token) of every model; of a student also ``perplexity_ratio``
     (its perplexity over the teacher's), ``kl`` (KL(teacher || student), nats/token) with ``kl_stderr`` (over rows),
     ``top1_agreement`` (share of positions where both prefer the same token) and ``top1_accuracy``. Predictions across
-    document boundaries are excluded. ``n`` is the number of predicted tokens.
+    document boundaries are excluded. ``n`` is the number of predicted tokens. Where documents are of several domains
+    ("code", "prose", "other"), every figure is also given for each of them, as ``kl.code``, with the number of its
+    tokens.
     """
 
-    figures = ("perplexity", *UNITS)
+    figures = ("perplexity", *UNITS, *(f"{name}.*" for name in ("perplexity", "tokens", *UNITS)))
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """See :meth:`xarch.Metric.evaluate`.
@@ -70,21 +75,37 @@ class Perplexity(Metric):
             if not tokens:
                 raise UsageError("no held-out tokens to evaluate on", "raise evaluate.samples or data.options.heldout")
             samples = _samples(teacher, students.get("student"), prompts, request.processor)
-        figures = {name: _figures(scores[name], scores.get("teacher")) for name in students}
+        figures = {name: _with_parts(scores[name], scores.get("teacher")) for name in students}
+        domains = sorted(next(iter(scores.values())).parts)
+        several = domains if len(domains) > 1 else []
         student = figures.pop("student", {})
         return Evaluation(
             metric="perplexity",
             higher_is_better=False,
             unit="per token",
-            teacher=_alone(scores["teacher"]) if teacher is not None else {},
+            teacher=_with_parts(scores["teacher"], None) if teacher is not None else {},
             student=student,
             baselines=figures,
             gated={k: student[k] for k in ("perplexity_ratio", "kl", "top1_agreement") if k in student},
-            units=UNITS,
-            directions=DIRECTIONS,
+            units={**UNITS, **{f"{name}.{d}": unit for d in several for name, unit in _PART_UNITS.items()}},
+            directions={**DIRECTIONS, **{f"{name}.{d}": h for d in several for name, h in DIRECTIONS.items()}},
             n=tokens,
             samples=samples,
         )
+
+
+_PART_UNITS = {**UNITS, "perplexity": "per token", "tokens": "tokens"}
+
+
+def _with_parts(score: Scores, teacher: Scores | None) -> dict[str, float]:
+    """Figures of all text, and of each domain where there are several."""
+    found = _figures(score, teacher)
+    if len(score.parts) > 1:
+        for domain, part in sorted(score.parts.items()):
+            known = None if teacher is None else teacher.parts[domain]
+            found |= {f"{name}.{domain}": value for name, value in _figures(part, known).items()} if part.tokens else {}
+            found[f"tokens.{domain}"] = float(part.tokens)
+    return found
 
 
 def _alone(score: Scores) -> dict[str, float]:

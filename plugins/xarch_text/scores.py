@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xarch import Batch, XarchError
 from xarch_decoder.factored import FactoredLogits
+from xarch_text.domains import domains_of
 
 CHUNK = 128
 """Tokens whose distributions are held at once: 128 x vocabulary 49k x 4 bytes = 25 MB per tensor."""
@@ -34,6 +35,8 @@ class Scores:
         self.hits = 0
         self.kl_rows: list[float] = []
         self.token_rows: list[int] = []
+        self.parts: dict[str, Scores] = {}
+        """The same sums by domain."""
 
     @property
     def cross_entropy(self) -> float:
@@ -83,31 +86,30 @@ def add_batch(
     """
     next_BL, valid_BL = targets(batch)
     next_T, valid_T = next_BL.flatten(), valid_BL.flatten()
-    row_T = torch.arange(len(batch), device=next_T.device).repeat_interleave(next_BL.shape[1])
-    kl_rows = {name: torch.zeros(len(batch), dtype=torch.float64) for name in models}
+    domains, part_BL = domains_of(batch)
+    sums = {name: _BatchSums(len(batch), domains) for name in scores}
+    # A row of the sums for every row of the batch and domain.
+    place_BL = torch.arange(len(batch), device=next_T.device)[:, None] * len(domains) + part_BL
+    place_T = place_BL.flatten()
     walks = {name: logits.chunks(CHUNK) for name, logits in models.items()}
     known = None if teacher is None else teacher.chunks(CHUNK)
     for start in range(0, len(next_T), CHUNK):
         keep_T = valid_T[start : start + CHUNK]
-        want_T, which_T = next_T[start : start + CHUNK][keep_T], row_T[start : start + CHUNK][keep_T]
+        want_T, at_T = next_T[start : start + CHUNK][keep_T], place_T[start : start + CHUNK][keep_T].cpu()
         teacher_TV = None if known is None else next(known)[1][keep_T].log_softmax(-1)
         if teacher_TV is not None:
-            _add_predictions(scores["teacher"], teacher_TV, want_T)
+            sums["teacher"].predictions(teacher_TV, want_T, at_T)
         for name, walk in walks.items():
             logits_TV = next(walk)[1]
             model_TV = logits_TV[keep_T].log_softmax(-1)
-            _add_predictions(scores[name], model_TV, want_T)
+            sums[name].predictions(model_TV, want_T, at_T)
             if teacher_TV is None:
                 continue
             _check_words(logits_TV, teacher_TV, name)
-            scores[name].agree += int((model_TV.argmax(-1) == teacher_TV.argmax(-1)).sum())
-            kl_T = (teacher_TV.exp() * (teacher_TV - model_TV)).sum(-1)
-            kl_rows[name].index_add_(0, which_T.cpu(), kl_T.double().cpu())
-    if teacher is not None:
-        for name, rows in kl_rows.items():
-            scores[name].kl_rows += rows.tolist()
-            scores[name].token_rows += valid_BL.sum(1).tolist()
+            sums[name].add("agree", model_TV.argmax(-1) == teacher_TV.argmax(-1), at_T)
+            sums[name].add("kl", (teacher_TV.exp() * (teacher_TV - model_TV)).sum(-1), at_T)
     for name, score in scores.items():
+        sums[name].into(score, compared=teacher is not None and name in models)
         if not math.isfinite(score.nll) or not all(map(math.isfinite, score.kl_rows)):
             raise NotFiniteError(
                 f"the distributions of the {name} are not finite on held-out text",
@@ -115,10 +117,39 @@ def add_batch(
             )
 
 
-def _add_predictions(score: Scores, log_p_TV: Tensor, want_T: Tensor) -> None:
-    score.tokens += len(want_T)
-    score.nll -= float(log_p_TV.gather(-1, want_T[:, None]).double().sum())
-    score.hits += int((log_p_TV.argmax(-1) == want_T).sum())
+class _BatchSums:
+    """Sums over one batch for every row and domain [B, domains]."""
+
+    def __init__(self, rows: int, domains: list[str]) -> None:
+        self.rows, self.domains = rows, domains
+        names = ("tokens", "nll", "hits", "agree", "kl")
+        self.sums = {name: torch.zeros(rows * len(domains), dtype=torch.float64) for name in names}
+
+    def add(self, name: str, values_T: Tensor, at_T: Tensor) -> None:
+        self.sums[name].index_add_(0, at_T, values_T.double().cpu())
+
+    def predictions(self, log_p_TV: Tensor, want_T: Tensor, at_T: Tensor) -> None:
+        self.add("tokens", torch.ones_like(want_T), at_T)
+        self.add("nll", -log_p_TV.gather(-1, want_T[:, None])[:, 0].double(), at_T)
+        self.add("hits", log_p_TV.argmax(-1) == want_T, at_T)
+
+    def into(self, score: Scores, *, compared: bool) -> None:
+        by_row = {name: of.view(self.rows, len(self.domains)) for name, of in self.sums.items()}
+        _add(score, {name: of.sum(1) for name, of in by_row.items()}, compared=compared)
+        for i, domain in enumerate(self.domains):
+            part = {name: of[:, i] for name, of in by_row.items()}
+            _add(score.parts.setdefault(domain, Scores()), part, compared=compared)
+
+
+def _add(score: Scores, of: dict[str, Tensor], *, compared: bool) -> None:
+    score.tokens += int(of["tokens"].sum())
+    score.nll += float(of["nll"].sum())
+    score.hits += int(of["hits"].sum())
+    score.agree += int(of["agree"].sum())
+    if compared:
+        own = of["tokens"] > 0
+        score.kl_rows += of["kl"][own].tolist()
+        score.token_rows += [int(n) for n in of["tokens"][own]]
 
 
 def _check_words(logits_TV: Tensor, teacher_TV: Tensor, name: str) -> None:

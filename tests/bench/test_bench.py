@@ -30,6 +30,7 @@ from xarch.export.run import export_profile, export_teacher
 from xarch.export.session import open_session
 from xarch.files.manifest import seal
 from xarch_decoder.bench import language_cases
+from xarch_decoder.family import DecoderFamily
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
     cases = result["cases"]
     first = {n: cases[f"first token, prompt of {n}"] for n in (1, 64, 256)}
     assert {n: case["figures"]["calls"] for n, case in first.items()} == {1: 1, 64: 8, 256: 32}
+    assert len(DecoderFamily.bench_calls) == len(cases)
     for name, entry in cases.items():
         tokens = 32 if name.startswith("decode") else entry["amount"]
         assert (entry["unit"], entry["amount"]) == ("token", tokens)

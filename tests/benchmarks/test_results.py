@@ -49,7 +49,11 @@ def test_a_published_result_has_the_one_format_and_says_what_was_measured(path: 
     result = read(path)
     assert path.read_text(encoding="utf-8") == result.text()
     assert set(HEADER) <= set(result.header)
-    assert result.header["command"].startswith(("python ", "xarch study "))
+    program, *arguments = result.header["command"].split()
+    module = arguments[1].replace(".", "/") if arguments[0] == "-m" else ""
+    file = f"{module}/__main__.py" if module else arguments[program == "xarch"]
+    assert program in ("python", "xarch")
+    assert (store.ROOT / file).is_file(), "the command does not run in a clone"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", result.header["date"])
     assert len(path.read_text(encoding="utf-8").splitlines()) < len(result.points) + 40
     assert tables.rows(result)

@@ -113,6 +113,21 @@ def test_a_panel_for_terminals() -> None:
     assert reporter.live is None
 
 
+def test_a_silent_phase_gives_signs_of_life() -> None:
+    out, clock = io.StringIO(), Clock()
+    with watched(LineReporter(Console(file=out, width=200), clock)) as reporter:
+        assert isinstance(reporter, LineReporter)
+        reporter.phase("export", "cpu")
+        for _ in range(40):
+            clock.now += 1.0
+            reporter.heartbeat.check()
+        reporter.message("written")
+        clock.now += 4.0
+        reporter.heartbeat.check()
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines == ["export cpu", *(f"export cpu  {s} s so far" for s in (5, 15, 35)), "written"]
+
+
 PANEL = """
 from rich.console import Console
 from types import SimpleNamespace

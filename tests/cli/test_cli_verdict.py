@@ -71,6 +71,18 @@ def test_a_finished_run(run: Path) -> None:
     assert f"next  xarch bench '{run}'" in text
 
 
+def test_a_trial_shows_no_quality_and_an_export_how_it_runs(run: Path) -> None:
+    runner = {"program": "go.py", "usage": "in.png", "packages": ["numpy"]}
+    facts = {"profile": {"name": "cpu", "provider": "CPUExecutionProvider"}, "graphs": {}, "runner": runner}
+    put(run / "export" / "cpu" / "profile.json", facts)
+    assert f"next  python '{run / 'export' / 'cpu' / 'go.py'}' in.png" in shown(run)
+    assert "1 graph, 1.5 kB" in shown(run)
+    put(run / "plan.json", {"config": {"tiny": True}})
+    text = shown(run)
+    assert "the figures of a truncated model measure nothing" in text
+    assert "11.5" not in text
+
+
 def test_a_rejected_export(run: Path) -> None:
     (run / "export" / "cpu" / "decode_1.onnx").rename(run / "export" / "cpu" / "decode_1.onnx.rejected")
     parity = {"passed": False, "graphs": {"decode_1": {"cases": []}}}

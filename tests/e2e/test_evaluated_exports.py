@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.leaving_plugin import SETTINGS, STACK
-from xarch.api import convert, export
+from xarch.api import bench, convert, evaluate, export, report
 from xarch.errors import ParityError, QualityError, UsageError
 from xarch.files.bounded_json import read_json
 from xarch.registry.loader import get_registry
@@ -36,6 +36,18 @@ def test_the_files_figures_stand_in_eval_json_and_options_can_change(settings: d
     with pytest.raises(ParityError, match="does not reproduce the student"):
         export(run, "cpu", sets=["export.options.off=1"])
     assert export(run, "cpu")["passed"]
+    told = (run / "export" / "cpu" / "README.md").read_text(encoding="utf-8")
+    assert "has no program for these graphs" in told
+    assert "states no licence" in told
+    assert evaluate(run, sets=["evaluate.samples=1"])["n"] < found["n"]
+    with pytest.raises(UsageError, match="a finished run can change evaluate only"):
+        evaluate(run, sets=["gates.mse.max=1"])
+    assert bench(run, sets=["runtime.threads=1"])["cpu"]["threads"] == 1
+    with pytest.raises(UsageError, match=r"runtime\.thread: unknown key"):
+        bench(run, sets=["runtime.thread=1"])
+    page = report(run, sets=["report.title=Mine", "report.limits=Only a test"])
+    assert "<h1>Mine" in page.read_text(encoding="utf-8")
+    assert "- Only a test" in (run / "student" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_file_that_misses_its_gate_ends_the_run(settings: dict[str, Any], tmp_path: Path) -> None:

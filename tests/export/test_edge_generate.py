@@ -1,9 +1,11 @@
-"""A decoder student all the way to text on a device: export, parity on a prompt, and examples/edge/generate.py."""
+"""A decoder student all the way to text on a device: export, parity on a prompt, and the program beside the graphs."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +16,28 @@ from tests.export.decoder_export import FACTS, LETTERS, DecoderTarget, decoder_s
 from xarch.contracts.batch import Batch
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
+from xarch.run.standalone import copy_runner
 from xarch_decoder.exported import ExportedDecoder
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "edge" / "generate.py"
+from xarch_decoder.family import DecoderFamily
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
     """A run folder with a student's tokenizer and its export for ``cpu`` in a dynamic and a static form."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "student").mkdir()
-    letters_tokenizer(folder / "student" / "tokenizer.json")
+    student = folder / "student"
+    student.mkdir()
+    letters_tokenizer(student / "tokenizer.json")
+    (student / "tokenizer_config.json").write_text('{"bos_token": "a", "eos_token": {"content": "<|im_end|>"}}')
+    (student / "chat_template.jinja").write_text(
+        "{% for m in messages %}\n{{ bos_token }}b{{ m.content }}{% endfor %}{% if add_generation_prompt %}c{% endif %}"
+    )
+
+    def complete(out: Path, graphs: Sequence[str]) -> None:
+        runner = DecoderFamily().runner(graphs, student)
+        assert runner is not None
+        copy_runner(runner, student, out)
+
     text = torch.randint(FACTS.vocab, (2, 50), generator=torch.Generator().manual_seed(1))
     results = [
         export_profile(
@@ -36,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
             out=folder / "export" / profile.name,
             metadata={},
             say=lambda line: None,
+            complete=complete,
         )
         for profile in (cpu, replace(cpu, name="fixed", static=True))
     ]
@@ -57,12 +71,15 @@ def test_the_files_are_evaluated_as_the_student_is(run: tuple[Path, ExportResult
 
 
 def generate(run: Path, prompt: str, *arguments: str, export: str = "cpu") -> str:
-    """Text of the example; fails if it imported torch or xarch."""
+    """Text of the program in the folder of an export, moved elsewhere; fails if it imported torch or xarch."""
     script = (
         "import runpy, sys; path = sys.argv.pop(1); runpy.run_path(path, run_name='__main__'); "
         "assert not {'torch', 'xarch', 'transformers'} & set(sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(EXAMPLE), str(run / "export" / export), prompt, *arguments]
+    moved = run / "device" / export
+    if not moved.exists():
+        shutil.copytree(run / "export" / export, moved)
+    command = [sys.executable, "-c", script, str(moved / "generate.py"), prompt, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
@@ -105,15 +122,13 @@ def test_example_samples_by_seed(run: tuple[Path, ExportResult]) -> None:
     assert best_only == greedy("hello", 12)
 
 
-def test_example_takes_a_tokenizer_file_and_wraps_a_chat(run: tuple[Path, ExportResult], tmp_path: Path) -> None:
-    letters_tokenizer(tmp_path / "other.json")
-    chat = generate(
-        run[0], "hi", "--chat", "--temperature", "0", "--tokens", "5", "--tokenizer", str(tmp_path / "other.json")
-    )
-    plain = generate(
-        run[0], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", "--temperature", "0", "--tokens", "5"
-    )
-    assert chat == plain != ""
+def test_a_question_is_put_in_the_chat_template(run: tuple[Path, ExportResult]) -> None:
+    asked = generate(run[0], "hi", "--chat", "--temperature", "0", "--tokens", "5")
+    assert asked == greedy("abhic", 5) != greedy("hi", 5)
+
+
+def test_no_program_without_a_tokenizer(tmp_path: Path) -> None:
+    assert DecoderFamily().runner(["decode_1"], tmp_path) is None
 
 
 def test_example_stops_when_fixed_buffers_are_full(run: tuple[Path, ExportResult]) -> None:
@@ -122,8 +137,11 @@ def test_example_stops_when_fixed_buffers_are_full(run: tuple[Path, ExportResult
     assert generate(run[0], "a" * 40, "--tokens", "5", export="fixed") == ""
 
 
-def test_example_is_short_and_needs_little() -> None:
-    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 60
+@pytest.mark.parametrize(
+    "program", sorted(Path(__file__).parents[2].glob("plugins/*/device/*.py")), ids=lambda p: p.name
+)
+def test_programs_are_short_and_need_little(program: Path) -> None:
+    lines = program.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
     modules = {line.split()[1].partition(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert modules == {"argparse", "json", "os", "pathlib", "numpy", "onnxruntime", "tokenizers"}
+    assert modules <= {*sys.stdlib_module_names, "numpy", "onnxruntime", "tokenizers", "PIL"}

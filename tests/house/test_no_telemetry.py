@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+EXAMPLES = sorted([*(ROOT / "examples").rglob("*.py"), *(ROOT / "plugins").glob("*/device/*.py")])
 OPENING = """
 import sys
 from pathlib import Path

@@ -6,7 +6,6 @@ conformance tests. A method costs one to two CPU seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,6 @@ PAIRS = [
     for family in families
 ]
 """A method that serves several families runs on the first of them, in the slow set on every one."""
-MOST_SECONDS = 8.0
-"""CPU seconds of one method; four times what it should take, for a loaded machine and first imports."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +68,4 @@ def test_its_head_is_true(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "family"), PAIRS)
 def test_it_runs(method: str, family: str, start: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    begun = time.process_time()
     assert_runs(method, settings_of(method, start(family)), tmp_path / "run")
-    assert time.process_time() - begun < MOST_SECONDS

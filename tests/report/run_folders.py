@@ -59,7 +59,7 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         ),
     ]  # fmt: skip
     config = RunConfig(
-        recipe="mohawk-small", teacher="zoo:smollm2-135m", budget=320_000,
+        recipe="mohawk", teacher="zoo:smollm2-135m", budget=320_000,
         student={"target": "dm2"}, export={"profiles": ["cpu", "npu"]}, stages=STAGES,
         gates={"perplexity_ratio": {"max": 1.2}, "kl": {"max": 0.3}},
     )  # fmt: skip
@@ -98,8 +98,8 @@ def make_plan(**changes: Any) -> dict[str, Any]:
         "warnings": ["the teacher is 4-bit; its weights are dequantised once"],
         "estimates": {"seconds": 2700.0, "parts": {"stages": 2500.0, "evaluation": 200.0},
             "peak_bytes": 1_450_000_000, "disk_bytes": 1_900_000_000},
-        "device": "cpu", "threads": 2, "command": "xarch convert mohawk-small --set budget=320000 --out runs/demo",
-        "provenance": {"teacher": "recipe mohawk-small", "budget": "--set"},
+        "device": "cpu", "threads": 2, "command": "xarch convert mohawk --set budget=320000 --out runs/demo",
+        "provenance": {"teacher": "recipe mohawk", "budget": "--set"},
         "plugins": {"core": "0.1.0", "hf": "0.1.0", "mohawk": "0.1.0", "text": "0.1.0"},
         "config": config.model_dump(mode="json"),
     }  # fmt: skip

@@ -11,19 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.run_folders import make_plan, make_run
+from xarch.files.run_dir import RunDir
 from xarch.report import Strip
+from xarch.report.blocks import Figure, Figures, Tile, Tiles
 from xarch.report.card import model_card
-from xarch.report.files import natural, read_run
+from xarch.report.files import RunInfo, natural, read_run
 from xarch.report.outcome import outcome_of
 from xarch.report.plots.bars import comparison_svg
-from xarch.report.plots.canvas import THEME
+from xarch.report.plots.canvas import THEME, Ticks
 from xarch.report.plots.curves import POINTS, curve_svg
 from xarch.report.plots.heat import LEVELS, heat_svg, level_edges
 from xarch.report.render_markdown import escape, fenced
+from xarch.report.sections.per_site import per_site
+from xarch.report.sections.training import training
+from xarch.report.sections.verdict import verdict
 from xarch.report.wording import count, duration, number, size, with_unit, words
 from xarch_decoder.report import sections
 
@@ -166,18 +172,77 @@ def test_a_gate_on_a_missing_figure_is_a_problem(tmp_path: Path) -> None:
 
 def test_the_card_is_valid_and_its_code_compiles(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    card = model_card(run)
+    card = model_card(read_run(run))
     _, front, body = card.split("---\n", 2)
     facts = yaml.safe_load(front)
-    assert facts["base_model"] == "smollm2-135m"
+    assert facts["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert facts["pipeline_tag"] == "text-generation"
     assert facts["license"] == "apache-2.0"
-    assert facts["metrics"] == ["kl", "perplexity_ratio", "top1_agreement"]
+    (result,) = ModelCardData(**facts, ignore_metadata_errors=False).eval_results[:1]
+    assert (result.metric_type, result.metric_value) == ("perplexity", pytest.approx(34.16, abs=0.01))
     codes = re.findall(r"```python\n(.*?)```", body, flags=re.DOTALL)
-    assert len(codes) == 3
-    for code in codes:
-        ast.parse(code)
+    assert len(codes) == 1
+    ast.parse(codes[0])
+    for title in ("Quality", "Size and speed", "Samples", "Limits", "Use", "How it was made", "Licence", "Citation"):
+        assert f"\n## {title}\n" in body, title
+    assert "https://arxiv.org/abs/2408.10189" in body
     assert "| perplexity (per token) | 34.16 | 32.18 | 39.88 |" in body
-    assert "export/cpu/decode\\_1.onnx" in body.replace("_1", "\\_1") or "export/cpu/decode_1.onnx" in body
+
+
+def test_a_trial_has_no_headline_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "student perplexity" in [tile.label for tile in tiles_of(run)]
+    plan = make_plan()
+    plan["config"]["tiny"] = True
+    run.plan.write_text(json.dumps(plan))
+    labels = [tile.label for tile in tiles_of(run)]
+    assert "student parameters" in labels
+    assert not {"student perplexity", "KL"} & set(labels)
+
+
+def tiles_of(run: RunDir) -> list[Tile]:
+    return [tile for block in verdict(read_run(run)).blocks if isinstance(block, Tiles) for tile in block.tiles]
+
+
+def test_labels_of_an_axis_differ() -> None:
+    assert Ticks().format_ticks([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
+    assert Ticks().format_ticks([29.05, 29.1, 29.15]) == ["29.05", "29.1", "29.15"]
+
+
+def test_figures_before_and_after_a_stage_share_a_scale_and_stages_do_not(tmp_path: Path) -> None:
+    def numbers(*values: float) -> dict[str, float]:
+        return {f"blocks.{i}": value for i, value in enumerate(values)}
+
+    init = {"relative_error_before": numbers(0.9, 0.8), "relative_error": numbers(0.2, 0.1)}
+    stages = {"01-init": {"per_site": init}, "02-refit": {"per_site": {"relative_error": numbers(0.3, 0.4)}}}
+    section = per_site(RunInfo(tmp_path, stages=stages))
+    assert section is not None
+    heat = [f for block in section.blocks if isinstance(block, Figures) for f in block.figures]
+    assert [f.caption for f in heat] == ["01-init: relative error"]
+    assert "before 0.8500, after 0.1500" in heat[0].text
+    assert [block.caption for block in section.blocks if isinstance(block, Figure)] == ["02-refit: relative error"]
+
+
+def test_a_loss_over_sites_is_their_mean_and_names_what_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    section = training(read_run(run))
+    assert section is not None
+    captions = [f.caption for block in section.blocks if isinstance(block, Figures) for f in block.figures]
+    assert any(re.match(r"03-hidden: loss \(l2; mean over 30 sites\) ", caption) for caption in captions)
+    assert any(caption.startswith("04-logits: loss (kl) ") for caption in captions)
+
+
+def test_the_author_words_the_card(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = make_plan()
+    said = {"title": "Mine", "base_model": "me/mine", "language": ["de"], "limits": "Not for medicine."}
+    plan["config"]["report"] = said
+    run.plan.write_text(json.dumps(plan))
+    card = model_card(read_run(run))
+    facts = yaml.safe_load(card.split("---\n")[1])
+    assert (facts["base_model"], facts["language"]) == ("me/mine", ["de"])
+    assert "\n# Mine\n" in card
+    assert "- Not for medicine." in card
 
 
 def test_a_card_without_a_licence_says_so(tmp_path: Path) -> None:
@@ -185,6 +250,6 @@ def test_a_card_without_a_licence_says_so(tmp_path: Path) -> None:
     plan = make_plan()
     plan["teacher"]["details"] = {}
     run.plan.write_text(json.dumps(plan))
-    card = model_card(run)
+    card = model_card(read_run(run))
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "unknown"
     assert "states no licence" in card

@@ -19,7 +19,9 @@ from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
 from xarch.export.session import open_session
 
-PROFILED_RUNS = 5
+PROFILED_RUNS, PROFILED_SECONDS = 5, 1.0
+"""Number of runs of which the runtime records every node, and the time after which no further one begins: a loop over
+tokens has hundreds of thousands of records a run."""
 
 _TYPES = {
     "tensor(float)": np.float32,
@@ -105,8 +107,11 @@ def _placement(
     """Return the nodes per provider and the slowest operators, from the runtime's profiler."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, threads=threads, prepack=prepack, profile=Path(folder) / "nodes")
+        until = time.perf_counter() + PROFILED_SECONDS
         for _ in range(PROFILED_RUNS):
             session.run(None, inputs)
+            if time.perf_counter() > until:
+                break
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     placed: dict[str, set[str]] = {}
     spent: Counter[str] = Counter()

@@ -27,6 +27,7 @@ def command(session: Session, run: Path, prompt: str) -> None:
     times: list[float] = []
 
     def show(piece: str) -> None:
+        session.quieten()
         times.append(time.perf_counter())
         if not session.json:
             click.echo(clean(piece), nl=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xarch.cli import stdout
+from xarch.cli.activity import Activity
 from xarch.errors import UsageError
 from xarch.printable import clean, say
 
@@ -35,6 +36,7 @@ class Session:
         sets, out, device, seed: the common options.
         command: the command line as typed.
         stream: receives the JSON document or the output for people.
+        activity: sign of life until the command prints something.
     """
 
     json: bool = False
@@ -45,6 +47,7 @@ class Session:
     seed: int | None = None
     command: str = "xarch"
     stream: TextIO = field(default_factory=lambda: sys.stdout)
+    activity: Activity | None = None
 
     @property
     def first(self) -> bool:
@@ -56,12 +59,14 @@ class Session:
         """Console for people: standard output, or standard error with --json; silent on ranks other than 0."""
         from xarch.cli.console import make_console
 
+        self.quieten()
         if not self.first:
             return make_console(open(os.devnull, "w", encoding="utf-8"))
         return make_console(sys.stderr if self.json else self.stream)
 
     def emit(self, document: Any, show: Callable[[Console], None]) -> None:
         """Print the result of the command, as a JSON document or for people."""
+        self.quieten()
         if not self.json:
             show(self.console)
         elif self.first:
@@ -69,7 +74,13 @@ class Session:
 
     def note(self, text: str) -> None:
         """Print one line in addition to the result."""
+        self.quieten()
         say(text)
+
+    def quieten(self) -> None:
+        """End the sign of life, before the command itself prints."""
+        if self.activity is not None:
+            self.activity.stop()
 
     def overrides(self, **more: Any) -> dict[str, Any]:
         """Return the options that set configuration values, by dotted key."""
@@ -134,6 +145,9 @@ def _start(name: str, uses: tuple[str, ...], shared: Mapping[str, Any]) -> Sessi
         context.call_on_close(lambda: setattr(sys, "stdout", original))
     _log_to_stderr(logging.DEBUG if session.verbose else logging.WARNING)
     context.call_on_close(lambda: logging.captureWarnings(False))
+    if session.first:
+        session.activity = Activity(f"xarch {name}")
+        context.call_on_close(session.quieten)
     add_plugin_files(shared["plugins"])
     for key in SHARED:
         if key not in uses and shared["sets" if key == "set" else key]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from xarch.cli.activity import Heartbeat
 from xarch.cli.eta import Eta
 from xarch.engine.events import Reporter
 from xarch.numbers import count, duration, figure
@@ -29,7 +30,7 @@ def watched(reporter: Reporter) -> Iterator[Reporter]:
     try:
         yield reporter
     finally:
-        if isinstance(reporter, LiveReporter):
+        if isinstance(reporter, LineReporter | LiveReporter):
             reporter.close()
 
 
@@ -44,18 +45,20 @@ class _Followed(Reporter):
         self.step_now, self.steps = 0, 0
         self.detail = ""
         self.loss: float | None = None
+        self.began = clock()
 
     def plan_ready(self, plan: Any) -> None:
         self.eta = Eta({s.name: s.seconds for s in plan.stages}, self.clock)
         self.unit = f"{plan.unit}s"
 
     def phase(self, name: str, detail: str = "") -> None:
-        self.title, self.detail = f"{name} {detail}".strip(), ""
+        self.title, self.detail, self.began = f"{name} {detail}".strip(), "", self.clock()
         self.step_now = self.steps = 0
         self.loss = None
 
     def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
         self.eta.begin(name)
+        self.began = self.clock()
         self.title, self.detail = f"stage {index}/{total} {name}", kind
         self.step_now, self.steps, self.loss = 0, steps, None
 
@@ -76,11 +79,19 @@ class _Followed(Reporter):
         parts += [f"loss {figure(self.loss)}"] if self.loss is not None else []
         if self.loss is not None and self.eta.rate is not None:
             parts.append(f"{count(self.eta.rate)} {self.unit}/s")
-            left, run = self.eta.stage_seconds(), self.eta.run_seconds()
-            if left is not None and self.step_now < self.steps:
-                parts.append(f"{duration(left)} left" + (f", run {duration(run)}" if run is not None else ""))
+            parts += [self._left()] if self._left() else []
         parts += [self.detail] if self.detail else []
         return "  ".join(parts)
+
+    def _left(self) -> str:
+        left, run = self.eta.stage_seconds(), self.eta.run_seconds()
+        if self.loss is None or left is None or self.step_now >= self.steps:
+            return ""
+        return f"{duration(left)} left" + (f", run {duration(run)}" if run is not None else "")
+
+    def since(self) -> str:
+        """Return how long this phase or stage has taken, e.g. ``12 s so far``."""
+        return f"{duration(self.clock() - self.began)} so far"
 
 
 class LineReporter(_Followed):
@@ -90,6 +101,7 @@ class LineReporter(_Followed):
         super().__init__(clock)
         self.console = console
         self.printed = -LINE_SECONDS
+        self.heartbeat = Heartbeat(self._alive, clock)
 
     def phase(self, name: str, detail: str = "") -> None:
         super().phase(name, detail)
@@ -115,12 +127,26 @@ class LineReporter(_Followed):
     def message(self, text: str) -> None:
         self._print(text)
 
+    def finished(self, status: Mapping[str, Any]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the signs of life; safe to call twice."""
+        self.heartbeat.stop()
+
+    def _alive(self) -> None:
+        self._line("  ".join(filter(None, [self.title, self.figures(), self.since()])))
+
     def _sometimes(self, last: bool) -> None:
         if last or self.clock() - self.printed >= LINE_SECONDS:
             self._print(f"{self.title}  {self.figures()}")
 
     def _print(self, text: str) -> None:
         self.printed = self.clock()
+        self.heartbeat.said()
+        self._line(text)
+
+    def _line(self, text: str) -> None:
         self.console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)
 
 
@@ -169,12 +195,13 @@ class LiveReporter(_Followed):
         from rich.live import Live
 
         if self.live is None:
-            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            # Drawn four times a second whatever happens, so that the time taken goes on while a phase says nothing.
+            self.live = Live(console=self.console, get_renderable=self._panel, refresh_per_second=4, transient=True)
             self.live.start()
         return self.live
 
     def _draw(self) -> None:
-        self._started().update(self._panel())
+        self._started()
 
     def _panel(self) -> RenderableType:
         from rich.console import Group
@@ -195,6 +222,5 @@ class LiveReporter(_Followed):
             bars.add_row(name, ProgressBar(total=1.0, completed=share), f"{100 * share:.0f} %")
         body = [bars] if shares else []
         title = Text(self.title)
-        return Panel(
-            Group(*body, Text(self.figures() or "working")), title=title, title_align="left", border_style="dim"
-        )
+        text = "  ".join(filter(None, [self.figures(), "" if self._left() else self.since()]))
+        return Panel(Group(*body, Text(text)), title=title, title_align="left", border_style="dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xarch.cli.tables import table
 from xarch.config.validation import validated
-from xarch.export.stored import read_parity
+from xarch.export.stored import PROFILE, read_parity, read_profile
 from xarch.files.bounded_json import read_json
 from xarch.files.run_dir import RunDir
 from xarch.numbers import count, figure, size
@@ -26,6 +27,7 @@ def run_document(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "status": status,
+        "trial": _is_trial(run),
         "evaluation": evaluation,
         "gates": _gates(run, evaluation),
         "export": {f.parent.name: _export(f.parent) for f in sorted(path.glob("export/*/parity.json"))},
@@ -38,11 +40,20 @@ def run_document(path: Path) -> dict[str, Any]:
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
     """Print quality against the teacher, gates, parity, files, and suggested next commands."""
-    rows = [*_quality(document), *_gate_rows(document), *_parity_rows(document), *_file_rows(document)]
+    if document["trial"] and document["evaluation"]:
+        console.print("trial: every step works; the figures of a truncated model measure nothing", markup=False)
+    quality = () if document["trial"] else _quality(document)
+    rows = [*quality, *_gate_rows(document), *_parity_rows(document), *_file_rows(document)]
     if rows:
         console.print(table(["", "item", "result"], rows))
     for command in document["next"]:
         console.print(f"next  {command}", markup=False, soft_wrap=True)
+
+
+def _is_trial(run: RunDir) -> bool:
+    plan = run.read_json(run.plan) if run.plan.is_file() else None
+    config = plan.get("config") if isinstance(plan, dict) else None
+    return isinstance(config, dict) and bool(config.get("tiny"))
 
 
 def _gates(run: RunDir, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -72,7 +83,14 @@ def _export(folder: Path) -> dict[str, Any]:
         ],
         "measures": {graph: g["measures"] for graph, g in parity["graphs"].items() if g.get("measures")},
         "files": {str(f): f.stat().st_size for f in files},
+        "runner": _runner(folder),
     }
+
+
+def _runner(folder: Path) -> dict[str, Any] | None:
+    """Return the program in the folder of an export, if there is one."""
+    found = read_profile(folder).get("runner") if (folder / PROFILE).is_file() else None
+    return found if isinstance(found, dict) else None
 
 
 def _worst(parity: Mapping[str, Any]) -> float | None:
@@ -102,7 +120,13 @@ def _next(path: Path, status: Mapping[str, Any]) -> list[str]:
     if status.get("state") != "done":
         return [status["resume"]] if status.get("resume") else []
     exported = any(path.glob("export/*/*.onnx"))
-    return [f"xarch bench {name}" if exported else f"xarch export {name} --profile cpu", f"xarch inspect {name}"]
+    programs = (
+        f"python {shlex.quote(str(f.parent / told['program']))} {told['usage']}"
+        for f in sorted(path.glob("export/*/profile.json"))
+        if (told := _runner(f.parent))
+    )
+    run = list(itertools.islice(programs, 1))
+    return [*run, f"xarch bench {name}" if exported else f"xarch export {name} --profile cpu", f"xarch inspect {name}"]
 
 
 def _quality(document: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -156,7 +180,13 @@ def _file_rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{student['path']} ({count(student['parameters'] or 0)} parameters, {size(student['bytes'])})",
         ]
     for target, export in document["export"].items():
-        for file, length in export["files"].items():
-            yield ["", f"export {target}", f"{file} ({size(length)})"]
+        graphs = sum(Path(file).suffix == ".onnx" for file in export["files"])
+        folder = next((str(Path(file).parent) for file in export["files"]), "")
+        if graphs:
+            told = f"{graphs} graph{'s' if graphs != 1 else ''}, {size(sum(export['files'].values()))}"
+            yield ["", f"export {target}", f"{folder} ({told})"]
+        for file in export["files"]:
+            if file.endswith(".rejected"):
+                yield ["", f"export {target}", f"{file} was rejected"]
     if document["report"]:
         yield ["", "report", document["report"]]

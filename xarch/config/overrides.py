@@ -75,7 +75,7 @@ def typed(path: Path, text: str, origin: str) -> Assignment:
 
 
 def with_sets(config: RunConfig, sets: Sequence[str], keys: Sequence[str]) -> RunConfig:
-    """Return a finished run's configuration with ``--set`` values for what is repeated.
+    """Return a finished run's configuration with ``--set`` values for what is repeated; null removes a named entry.
 
     Args:
         keys: first parts of the keys that may be changed.
@@ -93,5 +93,8 @@ def with_sets(config: RunConfig, sets: Sequence[str], keys: Sequence[str]) -> Ru
         place = data[first]
         for part in rest[:-1]:
             place = place.setdefault(part, {})
-        place[rest[-1]] = assignment.value
+        if assignment.value is None and isinstance(place.get(rest[-1]), dict):
+            del place[rest[-1]]
+        else:
+            place[rest[-1]] = assignment.value
     return validated(RunConfig, data, "--set ")

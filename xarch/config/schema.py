@@ -7,21 +7,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
 
-from xarch.contracts.options import Options
+from xarch.config.base import SAMPLES, SECONDS, STEPS, UNITS, Model
+from xarch.config.delivery import Evaluate, Export, Report
 
 Device = str
-UNITS = 10**15
-"""Largest budget, in tokens, images or rays."""
-STEPS = 10**12
-SAMPLES = 10**6
-SECONDS = 1e9
-"""Thirty years."""
-
-
-class Model(Options):
-    """Base class of the parts of a configuration, whose numbers are finite."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 def _without_null(data: Any, *fields: str) -> Any:
@@ -286,47 +275,6 @@ class Data(Model):
     workers: int = Field(0, ge=0, le=1024, description="processes that prepare samples; 0: none")
 
 
-class CurveConfig(Model):
-    """Evaluates the metric on a few fixed samples during training; the time is not counted as training."""
-
-    samples: int = Field(2, ge=1, le=SAMPLES, description="samples, the same at every point")
-    every: int = Field(
-        100, ge=1, le=STEPS, description="optimiser steps between points; every stage also ends with a point"
-    )
-    seconds: float | None = Field(
-        None, gt=0, le=SECONDS, description="training seconds between points; instead of `every`"
-    )
-
-
-class Evaluate(Model):
-    """Held-out evaluation."""
-
-    metric: str | None = Field(
-        None, description="registered metric; default: that of the target or the student's family"
-    )
-    metric_options: dict[str, Any] = Field(default_factory=dict)
-    samples: int = Field(16, ge=1, le=SAMPLES, description="held-out samples")
-    batch: int = Field(2, ge=1, le=SAMPLES)
-    sample: dict[str, Any] = Field(default_factory=dict)
-    baseline: bool = Field(True, description="also evaluate the student right after initialisation")
-    controls: bool = Field(True, description="also evaluate the controls of the student's family")
-    curve: CurveConfig | None = Field(
-        None, description="quality curve over training time, e.g. {samples: 2, every: 100}"
-    )
-    exports: bool = Field(
-        False, description="also evaluate the exported files; their figures and gates are exports.PROFILE.FIGURE"
-    )
-
-
-class Export(Model):
-    """ONNX export."""
-
-    profiles: list[str] = Field(default_factory=lambda: ["cpu"])
-    options: dict[str, Any] = Field(default_factory=dict, description="options of the target's export, e.g. prefill")
-    parity_samples: int = Field(8, ge=1, le=SAMPLES, description="held-out samples on which exports are compared")
-    bench: bool = True
-
-
 class StudentConfig(Model):
     """The student's architecture."""
 
@@ -348,6 +296,10 @@ class Runtime(Model):
     cache_gb: float = Field(4.0, ge=0, le=1e6, description="maximum size of the teacher cache on disk, GB")
     cache: Literal["run", "shared"] = Field("run", description="shared: one teacher cache for many runs, by sample_id")
     tensorboard: bool = True
+    trackers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="trackers of accelerate that get the figures too, with their arguments: {mlflow: {}, wandb: {}}",
+    )
 
 
 class TeacherConfig(Model):
@@ -382,6 +334,7 @@ class RunConfig(Model):
     gates: dict[str, Gate] = Field(default_factory=dict)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: Export = Field(default_factory=Export)
+    report: Report = Field(default_factory=Report)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: int = Field(0, ge=0)
     tiny: bool = False

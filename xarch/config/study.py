@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from xarch.config.schema import Model
+from xarch.config.base import Model
 from xarch.config.validation import validated
 from xarch.config.yaml_text import MAX_BYTES, parse_yaml
 from xarch.errors import UsageError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,23 @@ class Throughput:
     unit: str
     amount: int
     sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A program that runs the graphs of an export from their own folder, without xarch and torch.
+
+    Attributes:
+        program: the Python file, copied beside the graphs. Called without options that name a folder, it reads its own.
+        usage: example of its arguments, as typed in a shell.
+        packages: what it imports besides the standard library, as pip names it.
+        files: names of files of the student's folder that it reads too (a tokenizer); those that exist are copied.
+    """
+
+    program: Path
+    usage: str
+    packages: Sequence[str]
+    files: Sequence[str] = ()
 
 
 @dataclass

@@ -13,6 +13,7 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.bench import BenchCase
 from xarch.contracts.control import Control
 from xarch.contracts.data import DataInfo
+from xarch.contracts.export import Runner
 from xarch.contracts.options import Options
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
@@ -62,6 +63,8 @@ class Family(ABC):
             -> value, e.g. ``{"batch": 100}``. By default the core's few samples in small batches.
         constants: names that ``Teacher.constants`` may return in this family.
         GenerateOptions: options of :meth:`generate`, given by ``xarch generate --set``.
+        bench_calls: calls of a graph in one run of each of :meth:`bench_cases`; the plan counts their time.
+        hub_task: its task as the Hugging Face hub calls it, e.g. "text-generation"; "" if it knows none.
         template: "package:folder" of the files that ``xarch new plugin --family NAME`` fills in; "" for none.
     """
 
@@ -80,6 +83,8 @@ class Family(ABC):
     evaluation: ClassVar[Mapping[str, Any]] = {}
     constants: ClassVar[Sequence[str]] = ()
     GenerateOptions: ClassVar[type[BaseModel]] = Options
+    bench_calls: ClassVar[Sequence[int]] = ()
+    hub_task: ClassVar[str] = ""
     template: ClassVar[str] = ""
 
     def accepts(self, facts: Any, data: DataInfo) -> str | None:
@@ -104,6 +109,15 @@ class Family(ABC):
 
     def load_processor(self, folder: Path) -> Any:
         """Return the processor in a student's folder, or None."""
+        return None
+
+    def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
+        """Return the program that runs these graphs on a device, copied into every export; by default none.
+
+        Args:
+            graphs: names of the exported graphs.
+            student: folder of the saved student, with its processor's files.
+        """
         return None
 
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase]:

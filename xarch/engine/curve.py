@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xarch.config.schema import CurveConfig
+from xarch.config.delivery import CurveConfig
 from xarch.contracts.metric import Evaluation
 from xarch.contracts.model import Student
 from xarch.engine.seeds import RandomState

@@ -36,6 +36,40 @@ def open_run(out: Path | str | None, name: str, head: Mapping[str, str]) -> RunD
     return RunDir(out)
 
 
+def open_tracker(name: str, project: str, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Start a tracker of accelerate: an object with ``log(values, step)`` and ``finish()``.
+
+    Args:
+        name: as accelerate calls it: wandb, mlflow, trackio, tensorboard, comet_ml, aim, clearml, swanlab, ...
+        project: the project or experiment.
+        folder: where trackers that write files do so.
+        options: further arguments of accelerate's class.
+
+    Raises:
+        UsageError: the name is unknown, its package is not installed, or it does not start.
+    """
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise UsageError(
+            f"runtime.trackers: there is no tracker {name!r}", f"trackers: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+        )
+    if name not in [str(getattr(found, "value", found)) for found in get_available_trackers()]:
+        raise UsageError(f"runtime.trackers: the package of {name!r} is not installed", f"pip install {name}")
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    PartialState()
+    try:
+        where = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+        tracker = kind(project, **{**where, **options})
+        tracker.start()
+    except Exception as e:
+        # Whatever its library raises: an unknown argument, a login that is missing, a server that does not answer.
+        why = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise UsageError(f"runtime.trackers: {name} does not start: {why}") from e
+    return tracker
+
+
 class Distributed:
     """The process group of this run. With one process every method is a no-op.
 

@@ -1,10 +1,11 @@
-"""metrics.jsonl (deterministic, no times) and TensorBoard."""
+"""metrics.jsonl (deterministic, no times), TensorBoard and further trackers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from xarch.engine.trackers import Trackers
 from xarch.files.run_dir import NO_ROWS, RunDir
 
 
@@ -14,10 +15,14 @@ class MetricsLog:
     Args:
         run: the run folder, or None on other ranks.
         tensorboard: also write TensorBoard scalars.
+
+    Attributes:
+        trackers: also get the figures.
     """
 
     def __init__(self, run: RunDir | None, *, tensorboard: bool) -> None:
         self.run = run
+        self.trackers: Trackers | None = None
         self._tensorboard = tensorboard and run is not None
         self._writer: Any = None
 
@@ -36,6 +41,13 @@ class MetricsLog:
                 self._writer = SummaryWriter(str(self.run.tb))
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
+        if self.trackers is not None:
+            self.trackers.log(stage, step, metrics)
+
+    def summary(self, figures: Mapping[str, float]) -> None:
+        """Send the evaluated figures of the student to the trackers."""
+        if self.trackers is not None:
+            self.trackers.summary(figures)
 
     def mark(self) -> Mapping[str, Any]:
         """Return the position in metrics.jsonl and the digest of what is before it, for checkpoints."""
@@ -51,7 +63,9 @@ class MetricsLog:
             self.run.cut_rows(self.run.metrics, mark)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard and end the trackers."""
+        if self.trackers is not None:
+            self.trackers.finish()
         if self._writer is not None:
             self._writer.close()
             self._writer = None

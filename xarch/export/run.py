@@ -71,6 +71,7 @@ def export_profile(
     calibration: Sequence[Batch] = (),
     translate: Translate = to_onnx,
     blame: Blame = lambda during: nullcontext(),
+    complete: Callable[[Path, Sequence[str]], None] = lambda folder, graphs: None,
 ) -> ExportResult:
     """Write ``out/GRAPH.onnx`` for every graph, the shared weights, ``parity.json`` and ``profile.json``.
 
@@ -86,6 +87,7 @@ def export_profile(
         graphs: exported instead of the adapter's graphs; checked in the same way.
         translate: gives the model of a graph, to be changed here; default: :func:`to_onnx`.
         blame: wraps calls into the adapter and its results; takes a description of the call.
+        complete: adds files to the folder of an export that passed, given that folder and the names of the graphs.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
@@ -123,6 +125,8 @@ def export_profile(
                 os.replace(folder / f"{name}.onnx", folder / f"{name}.onnx.rejected")
         write_json(folder / "parity.json", parity)
         write_json(folder / "profile.json", described)
+        if parity["passed"]:
+            complete(folder, names)
         seal(folder)
     raise_unless_passed(parity, Path(out))
     say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")

@@ -54,8 +54,7 @@ def _recorded(
 
     def body(values: Sequence[Tensor]) -> list[Tensor]:
         row, after = step(*values[held:taken], tuple(values[:held]), *values[taken:])
-        # The state must come back in the memory layout that it went in with, and must be no view of it.
-        return [*(t.clone(memory_format=torch.contiguous_format) for t in after), row]
+        return [*_laid_out(after), row]
 
     # The exporter loses constants that are created inside of a body, so they come in from outside.
     with _Constants() as created:
@@ -65,8 +64,13 @@ def _recorded(
         with _Constants(values[given:]):
             return body(values[:given])
 
-    *after, rows = scan_op(combine, list(state), tokens, (*constants, *created.made))
+    *after, rows = scan_op(combine, _laid_out(state), tokens, (*constants, *created.made))
     return rows.transpose(0, 1), tuple(after)
+
+
+def _laid_out(state: Iterable[Tensor]) -> list[Tensor]:
+    """Return copies in one memory layout: the state must come back in that which it went in with, as no view of it."""
+    return [t.clone(memory_format=torch.contiguous_format) for t in state]
 
 
 class _Constants(TorchFunctionMode):

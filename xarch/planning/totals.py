@@ -14,6 +14,12 @@ from xarch.planning.sides import Sides
 BENCH_SECONDS = 3.0
 """Maximum measuring time per graph."""
 BENCH_CALLS = 52
+PROFILED_SECONDS = 1.0
+"""Time for recording the nodes of a graph."""
+PROCEDURE_SECONDS, PROCEDURE_RUNS = 5.0, 11
+"""Time after which a procedure is not repeated, and its most repetitions with the one before measuring."""
+WEIGHT_BYTES_PER_SECOND = 8e9
+"""Weights that a call of a graph reads; a step over one unit does little else."""
 EXPORTER_BYTES = 350_000_000
 """What the exporter and its graphs take besides weights."""
 FILE_BYTES_PER_SECOND = 1.5e8
@@ -102,6 +108,11 @@ class Totals:
         return self.trials.get(export.profile, 0.0) + files + parity
 
     def _bench(self, export: PlannedExport) -> float:
-        """Seconds for benchmarking every graph of the student and, if available, of the teacher."""
+        """Seconds for benchmarking every graph of the student and, if available, of the teacher, and the procedures of
+        the student's family."""
         calls = [min(BENCH_SECONDS, BENCH_CALLS * work / self.rate) for work in (self.student, self.teacher)]
-        return len(export.graphs) * (sum(calls) + 4 * self.sides.parameters / FILE_BYTES_PER_SECOND)
+        loads = 2 * 4 * self.sides.parameters / FILE_BYTES_PER_SECOND
+        graphs = len(export.graphs) * (sum(calls) + loads + min(PROFILED_SECONDS, calls[0]))
+        call = 4 * self.sides.parameters / WEIGHT_BYTES_PER_SECOND
+        procedures = (call * n for n in family_of(self.sides.registry, self.sides.student.family).bench_calls)
+        return graphs + sum(min(PROCEDURE_SECONDS + each, PROCEDURE_RUNS * each) for each in procedures)

@@ -9,7 +9,7 @@ from xarch.files.run_dir import CARD, RunDir
 from xarch.report.blocks import Section, Text
 from xarch.report.card import model_card
 from xarch.report.extension import plugin_sections
-from xarch.report.files import RunInfo, dig, read_run
+from xarch.report.files import RunInfo, dig, read_run, table_of
 from xarch.report.outcome import outcome_of
 from xarch.report.render_html import to_html
 from xarch.report.render_markdown import to_markdown
@@ -48,22 +48,27 @@ DETAILS: Sections = (
 _BADGE = {"done": "done", "failed": "failed", "interrupted": "interrupted", "running": "not finished"}
 
 
-def build_report(run: RunDir, status: Mapping[str, Any] | None = None) -> None:
+def build_report(
+    run: RunDir, status: Mapping[str, Any] | None = None, wording: Mapping[str, Any] | None = None
+) -> None:
     """Write report.html, report.md and, next to a saved student, its model card README.md.
 
     Args:
         status: shown instead of status.json, for a run that will be done when its report is written.
+        wording: used instead of the plan's ``report`` settings.
 
     Reads the files of the run folder only. If files are missing or damaged, their section is left out and a note is
     added. The report of a failed run states the cause and how to resume.
     """
     files = read_run(run)
     files.status = files.status if status is None else dict(status)
+    if wording is not None:
+        files.plan["config"] = {**table_of(files.plan, "config"), "report": dict(wording)}
     sections = [*_made(RESULT, files), *plugin_sections(files, _renders), *_made(DETAILS, files)]
     card = _card(run, files)
     if files.notes:
         sections.append(Section("Notes", [Text(note, "warn") for note in files.notes]))
-    title = f"{dig(files.plan, 'name', default=run.path.name)}"
+    title = files.title
     subtitle = _subtitle(files)
     outcome = outcome_of(files)
     page = to_html(title, subtitle, (_BADGE.get(outcome.state, outcome.state), outcome.tone), sections)
@@ -93,7 +98,7 @@ def _card(run: RunDir, files: RunInfo) -> str | None:
     if not files.student:
         return None
     try:
-        return model_card(run)
+        return model_card(files)
     except _UNEXPECTED as e:
         files.notes.append(f"the model card could not be written: {type(e).__name__}: {e}")
         return None

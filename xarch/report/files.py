@@ -62,6 +62,15 @@ class RunInfo:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def title(self) -> str:
+        """The title that its author chose, or the name of the run."""
+        return str(self.wording("title") or dig(self.plan, "name", default=self.path.name))
+
+    def wording(self, key: str) -> Any:
+        """A ``report`` setting of the run, None if it is empty."""
+        return dig(self.plan, "config", "report", key) or None
+
+    @property
     def family(self) -> str:
         """Family of the student, "" if unknown."""
         return str(dig(self.student, "family") or dig(self.plan, "student", "family", default=""))

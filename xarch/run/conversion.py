@@ -18,6 +18,7 @@ from xarch.engine.events import Reporter, Reporters
 from xarch.engine.metrics import MetricsLog
 from xarch.engine.signals import StopRequest
 from xarch.engine.stopwatch import Spent, Stopwatch
+from xarch.engine.trackers import Trackers
 from xarch.errors import Interrupted, OutOfMemoryError, PlanError, QualityError, StopSignal, StorageError, XarchError
 from xarch.failures import as_error, is_machine_failure
 from xarch.files.manifest import whole
@@ -177,6 +178,8 @@ class Conversion:
 
     def _train(self) -> None:
         """Load all sides, run the stages that are not done, and save the student."""
+        if self.ranks.main and self.config.runtime.trackers:
+            self.metrics.trackers = Trackers(self.plan, self.folder.tb, self.say)
         self._load()
         if not any(self.folder.stages_dir.glob("*/checkpoints/*")):
             self.evaluator.try_out(self.student)
@@ -204,6 +207,8 @@ class Conversion:
         """Write the report, then seal the run; that it is done is written last."""
         if self.ranks.main:
             self.reporter.phase("report")
+            if self.plan.metric is not None:
+                self.metrics.summary(self.folder.read_evaluation().get("student", {}))
             self.metrics.close()
             self._build_report(status)
             self.reporter.finished(status)

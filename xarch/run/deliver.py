@@ -24,6 +24,7 @@ from xarch.planning.plan import Plan
 from xarch.planning.resolve import Resolved, export_options
 from xarch.registry.registry import Registry
 from xarch.run.evaluate import Evaluator
+from xarch.run.standalone import complete, licence_of
 from xarch.run.student_io import load_student, save_student
 
 
@@ -127,7 +128,7 @@ class Delivery:
         with self._blame("export_graphs"):
             graphs = list(adapter.export_graphs(student, profile, options))
         replaced = self.registry.call("xarch_export", student=student, profile=profile, graphs=graphs)
-        samples = self.config.export.parity_samples
+        samples, licence = self.config.export.parity_samples, licence_of(self.plan)
         self.run.lock.check()
         export_profile(
             student,
@@ -138,9 +139,16 @@ class Delivery:
             batches=list(self.evaluator.batches("heldout", samples)),
             calibration=self._calibration(profile, replaced or graphs),
             out=self.run.export_dir / name,
-            metadata={"xarch.teacher": self.config.teacher, "xarch.target": self.plan.student.target},
+            metadata={
+                "xarch.teacher": self.config.teacher,
+                "xarch.target": self.plan.student.target,
+                **({} if licence is None else {"xarch.licence": licence}),
+            },
             say=self._say,
             blame=self._blame,
+            complete=lambda folder, names: complete(
+                folder, names, self.run.student, student.family, self.plan, self.registry
+            ),
         )
         if self.config.evaluate.exports:
             self._evaluate(student, name)
@@ -217,4 +225,10 @@ class Delivery:
 
 def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:
     assert plan.teacher is not None
-    return {"ref": plan.teacher.ref, "title": plan.teacher.title, "fingerprint": teacher.fingerprint}
+    licence = licence_of(plan)
+    return {
+        "ref": plan.teacher.ref,
+        "title": plan.teacher.title,
+        "fingerprint": teacher.fingerprint,
+        **({"licence": licence} if licence else {}),
+    }

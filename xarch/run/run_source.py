@@ -35,7 +35,7 @@ class RunSource(SourceAdapter):
             parameters=config.parameters,
             weight_bytes=weights.stat().st_size if weights.exists() else 0,
             title=f"{target_title(get_registry(), config.target, config.options)} student {origin}",
-            details={"target": config.target, "decisions": config.decisions},
+            details={"target": config.target, "decisions": config.decisions, **_licence(config)},
             constants={name: tuple(tensor.shape) for name, tensor in teacher.constants().items()},
             weights=tuple(teacher.weights()),
         )
@@ -54,6 +54,12 @@ class RunSource(SourceAdapter):
             student, _ = build_student(config, get_registry(), torch.device("cpu"))
         student.module.to(device).eval().requires_grad_(False)
         return _as_teacher(student, config, ref, folder, torch.float32, f"random-{seed}")
+
+
+def _licence(config: StudentConfig) -> dict[str, str]:
+    """Return the licence of the teacher that the student comes from, {} if it states none."""
+    licence = (config.teacher or {}).get("licence")
+    return {"licence": str(licence)} if licence else {}
 
 
 def _as_teacher(

@@ -16,6 +16,7 @@ from xarch_pvd.data.points import points_batch
 from xarch_pvd.data.posed_views import PosedViews
 from xarch_pvd.data.sampling import FieldSample
 from xarch_pvd.data.views import fixed_cameras
+from xarch_pvd.train import scene
 
 VALIDATION_VIEWS, HELDOUT_VIEWS = 4, 64
 POINT_SEEDS = {"validation": 3_000_017, "calibration": 4_000_037}
@@ -82,6 +83,21 @@ class Pictures(Finite):
             kept = self.posed.mask(index)
             if kept is not None:
                 batch.tensors["mask"] = kept
+        return batch
+
+
+class ScenePictures(Pictures):
+    """Whole held-out views with images of the procedural scene that the demo's teacher was trained on."""
+
+    def __init__(self, teacher: FieldTeacher) -> None:
+        super().__init__(teacher, None)
+
+    def make(self, index: int) -> Batch:
+        batch = super().make(index)
+        rgba_HW4 = scene.render_view(self.cameras[index])
+        colour, alpha = rgba_HW4[..., :3], rgba_HW4[..., 3:]
+        over = colour * alpha + torch.tensor(self.teacher.facts.background) * (1 - alpha)
+        batch.tensors["picture"] = over.reshape(-1, 3)
         return batch
 
 

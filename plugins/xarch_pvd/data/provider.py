@@ -1,7 +1,8 @@
 """Data ``views:``: points of occupied cells and rays of random cameras, sampled from the teacher alone.
 
-Training reads no images. ``views:teacher`` uses the cameras in the teacher's facts; ``views:FOLDER`` uses a folder of
-posed images, whose held-out images also serve to evaluate teacher and student.
+Training reads no images. ``views:teacher`` uses the cameras in the teacher's facts; ``views:demo`` too, with images of
+the demo's procedural scene to evaluate teacher and student; ``views:FOLDER`` uses a folder of posed images, whose
+held-out images serve the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from xarch import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo, UsageError, validated
 from xarch_field.facts import ViewFacts
 from xarch_field.teacher import FieldTeacher
-from xarch_pvd.data.fixed import Checks, Pictures
+from xarch_pvd.data.fixed import Checks, Pictures, ScenePictures
 from xarch_pvd.data.points import Points
 from xarch_pvd.data.posed_views import PosedViews, posed_views
 from xarch_pvd.data.rays import Rays
@@ -24,6 +25,12 @@ TENSORS = {
 }
 """Tensors of a batch by kind of sample: N points, R rays, C coordinates or colours."""
 
+AROUND = {
+    "teacher": "cameras around the teacher, without images",
+    "demo": "cameras around the teacher; images of the procedural scene for the evaluation alone",
+}
+"""References whose cameras are the teacher's own."""
+
 
 def _whole_view(request: DataRequest) -> dict[str, int]:
     """What a plan must know of held-out samples: each is a whole view."""
@@ -32,16 +39,15 @@ def _whole_view(request: DataRequest) -> dict[str, int]:
 
 
 class Views(DataProvider):
-    """Opens ``views:teacher`` and ``views:FOLDER``."""
+    """Opens ``views:teacher``, ``views:demo`` and ``views:FOLDER``."""
 
     Options = ViewOptions
     Sample = FieldSample
 
     def describe(self, request: DataRequest) -> DataInfo:
         tensors = TENSORS[_sample(request.sample).kind]
-        if request.ref == "teacher":
-            title = "cameras around the teacher, without images"
-            return DataInfo(title, "teacher", "sample", tensors=tensors, facts=_whole_view(request))
+        if request.ref in AROUND:
+            return DataInfo(AROUND[request.ref], request.ref, "sample", tensors=tensors, facts=_whole_view(request))
         posed = _posed(request, getattr(request.facts, "views", None))
         size = {"heldout_views": len(posed.heldout), "heldout_pictures": posed.pictures}
         return DataInfo(
@@ -68,11 +74,13 @@ class Views(DataProvider):
         if not isinstance(teacher, FieldTeacher):
             raise UsageError(f"views: samples from a radiance field, but the teacher is a {type(teacher).__name__}")
         wanted = _sample(request.sample)
-        posed = None if request.ref == "teacher" else _posed(request, teacher.facts.views)
+        posed = None if request.ref in AROUND else _posed(request, teacher.facts.views)
         options: ViewOptions = request.options
         views = teacher.facts.views if posed is None else posed.facts
         if request.split == "heldout":
             # Images of the original scene cannot evaluate an edited one.
+            if request.ref == "demo" and not teacher.facts.edits:
+                return ScenePictures(teacher)
             return Pictures(teacher, None if teacher.facts.edits else posed)
         if request.split != "train":
             return Checks(teacher, wanted, request.samples, views, request.split)

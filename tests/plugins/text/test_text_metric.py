@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,6 +124,45 @@ def test_figures_are_the_definition(monkeypatch: pytest.MonkeyPatch, chunk: int)
         assert found.student[name] == pytest.approx(want[name], rel=1e-5)
     assert found.student["perplexity_ratio"] == pytest.approx(want["perplexity"] / want["teacher"], rel=1e-5)
     assert found.gated == {k: found.student[k] for k in ("perplexity_ratio", "kl", "top1_agreement")}
+
+
+def test_figures_by_domain_are_those_of_its_documents_alone() -> None:
+    teacher, student, b = decoder(1), decoder(2), batch(1)
+    b.meta["documents"] = [["a.py", "topics/b.txt"], ["c.md#3", "d.py#0", "e.html"], ["f.py"]]
+    code = [(0, 0, 29), (1, 25, 33), (2, 0, 40)]
+    found = evaluate(teacher, {"student": student, "other": decoder(3)}, [b])
+    masks = {"code": torch.zeros(3, 40), "prose": torch.ones(3, 40)}
+    for row, start, stop in code:
+        masks["code"][row, start:stop], masks["prose"][row, start:stop] = 1.0, 0.0
+    tokens = 0.0
+    for domain, mask in masks.items():
+        own = evaluate(teacher, {"student": student}, [b.replace(loss_mask=mask)])
+        wanted = {n: v for n, v in own.student.items() if "." not in n}
+        given = {n.removesuffix(f".{domain}"): v for n, v in found.student.items() if n.endswith(f".{domain}")}
+        tokens += given.pop("tokens")
+        assert given == pytest.approx(wanted, rel=1e-6)
+        assert found.teacher[f"perplexity.{domain}"] == pytest.approx(own.teacher["perplexity"], rel=1e-6)
+        assert found.higher(f"kl.{domain}") is False
+        assert found.baselines["other"][f"kl.{domain}"] > 0
+    assert tokens == found.n
+    b.meta["documents"] = [["a.py"], ["b.py"], ["c.py"]]
+    assert not [name for name in evaluate(teacher, {"student": student}, [b]).student if "." in name]
+
+
+def test_the_page_shows_every_domain_with_the_gain_over_each_control() -> None:
+    from xarch_text.report import sections
+
+    figures = {"perplexity.code": 4.0, "perplexity_ratio.code": 1.1, "kl.code": 0.02, "top1_agreement.code": 0.9}
+    figures |= {name.replace("code", "prose"): value for name, value in figures.items()} | {"tokens.code": 100.0}
+    rival = {**figures, "kl.code": 0.08}
+
+    told = {"teacher": {"perplexity.code": 3.6}, "student": figures, "baselines": {"window int8": rival}}
+    (section,) = sections(SimpleNamespace(eval=told))  # type: ignore[arg-type]
+    _, code, prose = section.blocks
+    assert [row[0] for row in code.rows] == ["teacher", "student", "window int8"]
+    assert code.rows[2][-1] == "0.25×"
+    assert prose.rows[2][-1] == "1.00×"
+    assert sections(SimpleNamespace(eval={"teacher": {}, "student": {"kl": 1.0}})) == []  # type: ignore[arg-type]
 
 
 def test_the_teacher_as_its_own_student_is_perfect() -> None:

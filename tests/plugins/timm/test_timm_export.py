@@ -18,6 +18,7 @@ import torch
 from xarch import Batch
 from xarch.export.run import export_profile
 from xarch.registry.loader import get_registry
+from xarch_image.family import PROGRAM
 from xarch_image.testing import picture
 from xarch_timm.build import create, describe
 from xarch_timm.export import ImageExport
@@ -125,18 +126,17 @@ def test_the_faster_of_two_8_bit_forms_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_classifies_without_xarch(tmp_path: Path) -> None:
+def test_the_program_classifies_without_xarch(tmp_path: Path) -> None:
     from PIL import Image
 
     student = student_of(CNN)
     exported(student, "cpu", tmp_path / "out")
     pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
-    script = ROOT / "examples" / "edge" / "classify.py"
-    assert len(script.read_text().splitlines()) < 60
     block = "import sys; sys.modules['torch'] = sys.modules['xarch'] = None; "
-    code = block + f"sys.argv = ['classify.py', {str(tmp_path / 'out')!r}, {str(tmp_path / 'picture.png')!r}]; "
-    code += f"exec(open({str(script)!r}).read())"
+    (tmp_path / "out" / PROGRAM.name).write_text(PROGRAM.read_text())
+    code = block + f"sys.argv = ['classify.py', {str(tmp_path / 'picture.png')!r}]; "
+    code += f"import runpy; runpy.run_path({str(tmp_path / 'out' / PROGRAM.name)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255

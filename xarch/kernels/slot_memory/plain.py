@@ -1,4 +1,4 @@
-"""The memory in plain PyTorch: one step after another, vectorised over sequences and heads.
+"""The memory in plain PyTorch, vectorised over sequences and heads, some tokens at a time.
 
 Legend: B batch, L tokens, H heads, K key/value heads, E head width.
 """
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.precision import island_dtype
+from xarch.kernels.slot_memory.chunk import slot_memory_chunk
 from xarch.kernels.slot_memory.layout import MemoryLayout
-from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
+from xarch.kernels.slot_memory.step import Rotary
 from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables
-from xarch.kernels.token_scan import over_tokens
+
+TOKENS = 128
+"""Tokens of a chunk: scores of exact entries are held for all of them."""
 
 
 @register("slot_memory", "torch", priority=10)
@@ -37,10 +40,10 @@ def slot_memory_plain(
         return torch.zeros_like(q_BLHE), state
     if tables is None:
         tables = memory_tables(layout, island_dtype(q_BLHE, *state), q_BLHE.device)
-
-    def step(
-        q_BHE: Tensor, k_BKE: Tensor, v_BKE: Tensor, t_B: Tensor, held: tuple[Tensor, ...], *tables: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return slot_memory_step(q_BHE, k_BKE, v_BKE, t_B, layout, rotary, held, MemoryTables(*tables))
-
-    return over_tokens(step, (q_BLHE, k_BLKE, v_BLKE, positions_BL), state, tables)
+    rows = []
+    for begin in range(0, q_BLHE.shape[1], TOKENS):
+        cut = slice(begin, begin + TOKENS)
+        given = (q_BLHE[:, cut], k_BLKE[:, cut], v_BLKE[:, cut], positions_BL[:, cut])
+        row_BLHE, state = slot_memory_chunk(*given, layout, rotary, state, tables)
+        rows.append(row_BLHE)
+    return torch.cat(rows, 1) if len(rows) > 1 else rows[0], state

@@ -1,6 +1,6 @@
 """The sizes of a layout as tensors: graphs of layouts that differ in nothing else consist of the same operators.
 
-Legend: K key/value heads, P exact entries, M slots of all heads, N = M + 1 candidates.
+Legend: K key/value heads, P exact entries, M slots of all heads, R longest window, N = 2 + slots of the largest head.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ class MemoryTables(NamedTuple):
     """Place of a slot among all, int64."""
     slot_last_1: Tensor
     """M, int64: the place of the leaving token among the candidates."""
+    reach_age_R: Tensor
+    """Tokens since the entry of a longest, full window arrived: R - 1 ... 0."""
+    reach_place_KR: Tensor
+    """Place of such an entry of the head among the exact entries, int64; beyond a shorter window that of its oldest."""
+    slot_order_N: Tensor
+    """0 ... N - 1."""
+    slot_take_KN: Tensor
+    """Place of a slot of the head among all, int64; beyond its slots that of another one."""
+    slot_leaving_1: Tensor
+    """N - 2, int64: the place of the leaving token beside the slots of the largest head."""
 
 
 SIZES: dict[str, dict[int, str]] = {
@@ -52,8 +62,13 @@ SIZES: dict[str, dict[int, str]] = {
     "slot_place_M": {0: "slot"},
     "slot_window_M": {0: "slot"},
     "slot_index_M": {0: "slot"},
+    "reach_age_R": {0: "reach"},
+    "reach_place_KR": {1: "reach"},
+    "slot_order_N": {0: "most"},
+    "slot_take_KN": {1: "most"},
 }
-"""Batched tensor of the state, or table -> axis -> which number of entries it has: P "exact" or M "slot"."""
+"""Batched tensor of the state, or table -> axis -> which number of entries it has: P "exact", M "slot", R "reach" or N
+"most"."""
 
 
 def shared_sizes(layout: MemoryLayout, name: str) -> Mapping[int, str]:
@@ -61,7 +76,7 @@ def shared_sizes(layout: MemoryLayout, name: str) -> Mapping[int, str]:
 
     Exporters take sizes below 2 for constants.
     """
-    return SIZES.get(name, {}) if min(sum(layout.windows), layout.slot_total) >= 2 else {}
+    return SIZES.get(name, {}) if min(max(layout.windows), layout.slot_total) >= 2 else {}
 
 
 def memory_tables(layout: MemoryLayout, dtype: torch.dtype, device: torch.device | str = "cpu") -> MemoryTables:
@@ -78,6 +93,10 @@ def memory_tables(layout: MemoryLayout, dtype: torch.dtype, device: torch.device
     exact_owners = [j for j in range(layout.heads) for _ in range(layout.sinks)]
     exact_owners += [j for j, w in enumerate(layout.windows) for _ in range(w)]
     slot_owners = [j for j, m in enumerate(layout.slots) for _ in range(m)]
+    reach, most = max(layout.windows), max(layout.slots) + 2
+    windows = zip(layout.windows, layout.window_starts, strict=True)
+    oldest = [[start + max(0, w - reach + i) for i in range(reach)] for w, start in windows]
+    taken = [[min(start + i, max(layout.slot_total - 1, 0)) for i in range(most)] for start in layout.slot_starts]
     return MemoryTables(
         own(exact_owners),
         table([-1.0] * sinks + [float(w - 1 - i) for w in layout.windows for i in range(w)]),
@@ -89,4 +108,9 @@ def memory_tables(layout: MemoryLayout, dtype: torch.dtype, device: torch.device
         table([float(layout.windows[j]) for j in slot_owners]),
         torch.tensor(list(range(layout.slot_total)), dtype=torch.int64, device=device),
         torch.tensor([layout.slot_total], device=device),
+        table([float(reach - 1 - i) for i in range(reach)]),
+        torch.tensor(oldest, dtype=torch.int64, device=device),
+        table([float(i) for i in range(most)]),
+        torch.tensor(taken, dtype=torch.int64, device=device),
+        torch.tensor([most - 2], device=device),
     )

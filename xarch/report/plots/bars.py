@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 
-from xarch.report.plots.canvas import THEME, Canvas, drawable, label
+from xarch.report.plots.canvas import THEME, Canvas, Ticks, drawable, label
 from xarch.report.wording import number
 
 ROLE = {"teacher": "teacher", "student": "student"}
@@ -48,7 +48,7 @@ def sites_svg(name: str, values: Sequence[tuple[str, float]], chosen: Collection
         axes.grid(axis="y")
         axes.set_xlabel(_first(drawn[0][0]))
         axes.set_ylabel(label(unit))
-        axes.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        axes.yaxis.set_major_formatter(Ticks())
         axes.locator_params(axis="y", nbins=4)
         return canvas.svg()
 

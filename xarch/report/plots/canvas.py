@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MplFigure
+from matplotlib.ticker import Formatter
 
 THEME = {
     "ink": "#010203",
@@ -60,6 +62,22 @@ def drawable(value: float) -> bool:
 def label(text: str, most: int = 22) -> str:
     """Shorten a name so that it fits next to an axis."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class Ticks(Formatter):
+    """Labels of an axis with as many digits as tell them apart, at least three."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return f"{value:.3g}"
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Return the labels of all ticks."""
+        labels: list[str] = []
+        for digits in range(3, 10):
+            labels = [f"{value:.{digits}g}" for value in values]
+            if len(set(labels)) == len(labels):
+                break
+        return labels
 
 
 class Canvas:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xarch.report.plots.canvas import SERIES, THEME, Canvas, drawable, label
+from xarch.report.plots.canvas import SERIES, THEME, Canvas, Ticks, drawable, label
 from xarch.report.wording import count
 
 POINTS = 300
@@ -55,7 +55,7 @@ def curve_svg(
         axes.grid(axis="y")
         axes.set_xlabel(label(f"{unit}s"))
         axes.xaxis.set_major_formatter(lambda v, _: count(v))
-        axes.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        axes.yaxis.set_major_formatter(Ticks())
         axes.yaxis.set_minor_formatter(lambda v, _: "")
         axes.locator_params(axis="x", nbins=5)
         if len(drawn) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.ticker import NullLocator
 
-from xarch.report.plots.canvas import THEME, Canvas, label
+from xarch.report.plots.canvas import THEME, Canvas, Ticks, label
 
 LEVELS = 9
 
@@ -38,7 +38,7 @@ def heat_svg(name: str, rows: Sequence[tuple[str, Mapping[str, float]]], sites: 
         bar = canvas.figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.02, aspect=10)
         bar.outline.set_visible(False)
         bar.set_ticks([edges[0], edges[LEVELS // 2], edges[-1]])
-        bar.ax.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        bar.ax.yaxis.set_major_formatter(Ticks())
         bar.ax.yaxis.set_minor_locator(NullLocator())
         return canvas.svg()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xarch.report.plots.canvas import THEME, Canvas, drawable, label
+from xarch.report.plots.canvas import THEME, Canvas, Ticks, drawable, label
 
 NARROW = 0.12
 """Fraction of the width that a stage needs for its name to fit."""
@@ -44,6 +44,6 @@ def over_time_svg(
         axes.grid(axis="y")
         axes.set_xlabel("training seconds")
         axes.xaxis.set_major_formatter(lambda v, _: f"{v:.4g}")
-        axes.yaxis.set_major_formatter(lambda v, _: f"{v:.3g}")
+        axes.yaxis.set_major_formatter(Ticks())
         axes.locator_params(axis="x", nbins=6)
         return canvas.svg()

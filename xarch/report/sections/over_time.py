@@ -32,9 +32,16 @@ def over_time(files: RunInfo) -> Section | None:
             figures.append(Figure(svg, f"{words}after {duration(points[-1][0])} of training.", title))
     blocks: list[Block] = [Figures(figures)] if figures else []
     if names:
-        blocks.append(Text(_reached(rows, names[0])))
+        blocks.append(Text(_reached(rows, names[0], _higher(files, names[0]))))
     blocks.append(_ends(files, rows, names[:FIGURES]))
     return Section("Quality over time", blocks)
+
+
+def _higher(files: RunInfo, name: str) -> bool | None:
+    """Return whether more of a figure is better, None if nobody says it."""
+    own = name == dig(files.eval, "metric")
+    found = dig(files.eval, "higher_is_better") if own else dig(files.eval, "directions", name)
+    return found if isinstance(found, bool) else None
 
 
 def _changing(rows: list[dict[str, Any]], metric: str) -> list[str]:
@@ -58,9 +65,11 @@ def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     return spans
 
 
-def _reached(rows: list[dict[str, Any]], name: str) -> str:
-    """Describe how fast the figure approaches its final value."""
+def _reached(rows: list[dict[str, Any]], name: str, higher: bool | None) -> str:
+    """Describe how fast the figure approaches its final value, if that is better than the first."""
     first, last = (float(r["student"][name]) for r in (rows[0], rows[-1]))
+    if last == first or (higher is not None and (last > first) != higher):
+        return f"From {number(first)} to {number(last)}: no gain."
     parts = []
     for share in SHARES:
         there = (r["seconds"] for r in rows if (r["student"][name] - first) / ((last - first) or 1.0) >= share)

@@ -11,14 +11,21 @@ from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
 from xarch.report.wording import number, with_unit
 
+BEFORE = "_before"
+"""Ends the name of a figure that a stage measured before its change."""
 MOMENTS = 5
 """Number of heat-map rows for one stage, spread over its steps."""
 
 
 def per_site(files: RunInfo) -> Section | None:
-    """Show figures of several stages, and losses over the steps of a stage, as heat maps; other figures as bars."""
+    """Show what a stage measured before and after itself, and its losses over its steps, as heat maps; other figures as
+    bars. Stages measure on data of their own, so each has a scale of its own."""
     tables = _tables(files)
-    maps = [_heat(f"table-{name}", _titled(files, name), rows) for name, rows in tables.items() if len(rows) > 1]
+    maps = [
+        _heat(f"table-{folder}-{name}", f"{folder}: {_titled(files, name)}", rows)
+        for folder, name, rows in tables
+        if len(rows) > 1
+    ]
     for folder, metrics in files.metrics.items():
         rows = _course(metrics)
         if len(rows) > 1:
@@ -28,9 +35,9 @@ def per_site(files: RunInfo) -> Section | None:
     blocks: list[Block] = [Figures(narrow)] if narrow else []
     blocks += [figure for figure, _ in found if figure.wide]
     blocks += [Details(f"{figure.caption} (table)", [table]) for figure, table in found]
-    for name, rows in tables.items():
+    for folder, name, rows in tables:
         if len(rows) == 1:
-            blocks += _bars(files, name, *rows[0])
+            blocks += _bars(files, name, folder, rows[0][1])
     return Section("Per site", blocks) if blocks else None
 
 
@@ -75,22 +82,27 @@ def _places(files: RunInfo, folder: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _tables(files: RunInfo) -> dict[str, list[tuple[str, dict[str, float]]]]:
-    """Table name -> rows (stage, values). Losses of different stages have different units, so each gets a table; so do
-    the matches of a stage, whose figures are of different values."""
-    found: dict[str, list[tuple[str, dict[str, float]]]] = {}
+def _tables(files: RunInfo) -> list[tuple[str, str, list[tuple[str, dict[str, float]]]]]:
+    """Return (stage, name, rows of a table). What a stage measured before and after itself is one table. Figures of
+    different stages, measured on different data, are not; nor are those of a stage's matches, of different values."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for folder, summary in files.stages.items():
         places = _places(files, folder)
         for table, values in _numbers(summary).items():
+            if table == "loss":
+                continue
             by_match: dict[str, dict[str, float]] = {}
             for name, value in values.items():
                 match, place = places.get(name, ("", name))
                 by_match.setdefault(match, {})[place] = value
+            base = table.removesuffix(BEFORE)
             for match, own in by_match.items():
-                if table != "loss":
-                    title = f"{table} of {match}" if match and len(by_match) > 1 else table
-                    found.setdefault(title, []).append((folder, own))
-    return found
+                title = f"{base} of {match}" if match and len(by_match) > 1 else base
+                found.setdefault((folder, title), {})["before" if base != table else "after"] = own
+    ordered = [
+        (key, [(when, rows[when]) for when in ("before", "after") if when in rows]) for key, rows in found.items()
+    ]
+    return [(folder, title, rows) for (folder, title), rows in ordered]
 
 
 def _course(curve: StageMetrics) -> list[tuple[str, dict[str, float]]]:

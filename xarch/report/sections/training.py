@@ -20,9 +20,9 @@ def training(files: RunInfo) -> Section | None:
         head = ["stage", "validation loss before", "after", "change", "result"]
         blocks.append(Table(head, rows, "lrrrl"))
     ends = [
-        [folder, words(name.removeprefix("match.")), number(_first(files, folder, name)), number(value)]
+        [folder, _named(files, folder, name), number(_first(files, folder, name)), number(value)]
         for folder, summary in files.stages.items()
-        for name, value in _ends(table_of(summary, "metrics")).items()
+        for name, value in _ends(table_of(summary, "metrics"), _sites(files, folder)).items()
     ]
     if ends:
         blocks.append(Table(["stage", "figure", "start", "end"], ends, "llrr"))
@@ -36,10 +36,32 @@ def _first(files: RunInfo, folder: str, name: str) -> float | None:
     return points[0][1] if points else None
 
 
-def _ends(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Select figures for the table: a single match equals the loss, and validation has its own table."""
+def _sites(files: RunInfo, folder: str) -> int:
+    """Return over how many sites the loss of a stage is a sum; 1 for a student that runs as a whole."""
+    planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
+    return max(1, len({str(row.get("site")) for row in rows_of(planned, "matches")}))
+
+
+def _objectives(files: RunInfo, folder: str) -> str:
+    planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
+    return " + ".join(dict.fromkeys(str(row.get("objective")) for row in rows_of(planned, "matches")))
+
+
+def _named(files: RunInfo, folder: str, name: str) -> str:
+    sites = _sites(files, folder)
+    mean = f", mean over {sites} sites" if sites > 1 and name.startswith(("match.", "weighted.")) else ""
+    return words(name.removeprefix("match.")) + mean
+
+
+def _ends(metrics: dict[str, Any], sites: int) -> dict[str, Any]:
+    """Select figures for the table: a single match equals the loss, the loss over several sites is a sum that means
+    nothing, and validation has its own table."""
     matches = [name for name in metrics if name.startswith("match.")]
-    hidden = {"grad_norm", *(matches if len(matches) < 2 else ())}
+    hidden = {"grad_norm"}
+    if sites > 1 and matches:
+        hidden.add("loss")
+    if len(matches) < 2:
+        hidden |= {name for name in metrics if name.startswith("weighted.")} | set(() if sites > 1 else matches)
     return {k: v for k, v in metrics.items() if k not in hidden and not k.startswith("validation")}
 
 
@@ -53,6 +75,8 @@ def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
         return [(curve.units.get(step, step), value) for step, value in points]
 
     parts = {k.removeprefix("match."): over_units(v) for k, v in curve.values.items() if k.startswith("match.")}
+    sites = _sites(files, folder)
+    losses = [(step, value / sites) for step, value in losses]
     series = {"loss": over_units(losses)}
     if 1 < len(parts) <= 3:
         series |= parts
@@ -61,12 +85,14 @@ def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
     if svg is None:
         return None
     first, last = losses[0][1], losses[-1][1]
-    text = f"Loss of stage {folder}: {number(first)} at the first step, {number(last)} at step {len(losses)}."
+    what = "; ".join(filter(None, [_objectives(files, folder), f"mean over {sites} sites" if sites > 1 else ""]))
+    what = f" ({what})" if what else ""
+    text = f"Loss of stage {folder}{what}: {number(first)} at the first step, {number(last)} at step {len(losses)}."
     if begins:
         text += f" Dashed lines: phases begin at step {', '.join(str(step) for step, _ in begins)}."
     ended = table_of(files.stages.get(folder), "ended")
     early = f"; stopped at step {number(ended.get('step'))} of {number(ended.get('steps'))}: {ended.get('reason')}"
-    return Figure(svg, text, f"{folder}: loss {number(first)} → {number(last)}{early if ended else ''}")
+    return Figure(svg, text, f"{folder}: loss{what} {number(first)} → {number(last)}{early if ended else ''}")
 
 
 def _phases(files: RunInfo, folder: str, *, in_units: bool) -> list[tuple[int, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles, Tone
+from xarch.report.blocks import Block, Cell, Code, Section, Steps, Table, Text, Tile, Tiles
 from xarch.report.files import RunInfo, dig, table_of
 from xarch.report.outcome import Outcome, is_tiny, outcome_of
 from xarch.report.wording import count, duration, number, percent, rate, size, with_unit, words
@@ -18,7 +18,8 @@ def verdict(files: RunInfo) -> Section:
         blocks.append(Text(outcome.reason, "quiet"))
     if outcome.resume and outcome.state != "done":
         blocks += [Text("To resume:"), Code(outcome.resume, "sh")]
-    tiles = [*_quality(files), *_size(files), *_speed(files), *_time(files)]
+    # The figures of a trial measure nothing; the section on quality has them, and says so.
+    tiles = [*(() if is_tiny(files) else _quality(files)), *_size(files), *_speed(files), *_time(files)]
     if tiles:
         blocks.append(Tiles(tiles))
     blocks += _gates(outcome)
@@ -32,13 +33,12 @@ def _quality(files: RunInfo) -> list[Tile]:
     student = dig(files.eval, "student", metric or "")
     if metric is None or not isinstance(student, int | float):
         return []
-    tone: Tone = "warn" if is_tiny(files) else ""
     said = [unit] if unit else []
-    tiles = [Tile(f"student {words(metric)}", number(student), "; ".join(said + _rivals(files, metric)), tone)]
+    tiles = [Tile(f"student {words(metric)}", number(student), "; ".join(said + _rivals(files, metric)))]
     for name, value in table_of(files.eval, "gated").items():
-        if name != metric:
+        if name != metric and not name.endswith("bytes"):
             said = [files.unit_of(name)] if files.unit_of(name) else []
-            tiles.append(Tile(words(name), number(value), "; ".join(said + _rivals(files, name)), tone))
+            tiles.append(Tile(words(name), number(value), "; ".join(said + _rivals(files, name))))
     return tiles[:4]
 
 
@@ -65,10 +65,12 @@ def _size(files: RunInfo) -> list[Tile]:
     tiles = []
     if isinstance(student, int) and isinstance(teacher, int):
         tiles.append(Tile("student parameters", count(student), f"{percent(student, teacher)} of the teacher's"))
-    kept = [p for target, p in files.profile.items() if dig(files.parity, target, "passed", default=False)]
-    exported = [dig(p, "bytes") for p in kept if dig(p, "bytes")]
+    kept = {n: dig(p, "bytes") for n, p in files.profile.items() if dig(files.parity, n, "passed", default=False)}
+    exported = [f"{name} {size(value)}" for name, value in kept.items() if value]
     if exported:
-        tiles.append(Tile("export on disk", size(min(exported)), "ONNX with weights"))
+        # The profile of the speed beside it comes first.
+        first, *others = exported
+        tiles.append(Tile("ONNX with weights", first.partition(" ")[2], "; ".join([first.partition(" ")[0], *others])))
     elif files.student_bytes:
         tiles.append(Tile("student on disk", size(files.student_bytes), "safetensors"))
     return tiles

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xarch.config.delivery import Evaluate
 from xarch.config.load import load_config
 from xarch.config.provenance import leaves
-from xarch.config.schema import Evaluate, RunConfig
+from xarch.config.schema import RunConfig
 from xarch.config.study import StudyConfig, read_yaml
 from xarch.config.yaml_text import dump_yaml, parse_yaml
 from xarch.errors import UsageError

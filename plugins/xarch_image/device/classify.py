@@ -1,5 +1,5 @@
-"""Classify pictures with an exported image student: numpy, onnxruntime, and Pillow to read the files.
-python classify.py RUN/export/cpu picture.jpg [more.png ...] [--top 5]"""
+"""Classify pictures with the image student in this folder: numpy, onnxruntime, and Pillow to read the files.
+python classify.py picture.jpg [more.png ...] [--top 5]"""
 
 import argparse
 import json
@@ -27,8 +27,8 @@ def prepared(file: str, facts: dict) -> np.ndarray:
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("export", type=Path, help="export folder")
 parser.add_argument("pictures", nargs="+")
+parser.add_argument("--export", type=Path, default=Path(__file__).parent, help="folder of the graph; default: this one")
 parser.add_argument("--top", type=int, default=5, help="classes to print")
 said = parser.parse_args()
 options = onnxruntime.SessionOptions()

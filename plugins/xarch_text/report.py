@@ -1,0 +1,53 @@
+"""Report section of text: every model in every domain, and the student's gain over each control there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xarch.report import Block, Cell, RunInfo, Section, Table, Text
+from xarch_text.metric import DOMAINS
+
+COLUMNS = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
+HEAD = ("model", "perplexity", "ratio", "KL, nats/token", "top-1 agreement", "student's KL")
+
+
+def sections(run: RunInfo) -> list[Section]:
+    """Return a table for each domain; nothing if the run evaluated a single one."""
+    models = dict(_models(run.eval))
+    found = [d for d in DOMAINS if any(f"perplexity.{d}" in figures for figures in models.values())]
+    if len(found) < 2:
+        return []
+    blocks: list[Block] = [Text("The same held-out rows, divided by the files that they come from.")]
+    for domain in found:
+        blocks.append(_table(domain, models))
+    return [Section("Quality by domain", blocks)]
+
+
+def _models(told: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    sides = [(side, told.get(side)) for side in ("teacher", "student")]
+    beside = told.get("baselines")
+    every = [*sides, *(beside.items() if isinstance(beside, dict) else ())]
+    return [(str(name), figures) for name, figures in every if isinstance(figures, dict)]
+
+
+def _table(domain: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
+    own = models.get("student", {}).get(f"kl.{domain}")
+    rows: list[list[str | Cell]] = []
+    for name, figures in models.items():
+        values = [figures.get(f"{column}.{domain}") for column in COLUMNS]
+        words = [_said(column, value) for column, value in zip(COLUMNS, values, strict=True)]
+        other = values[COLUMNS.index("kl")]
+        known = isinstance(own, int | float) and isinstance(other, int | float) and other > 0
+        gain = f"{own / other:.2f}×" if known and name != "student" and own is not None and other else ""
+        rows.append([name, *words, gain])
+    tokens = models.get("student", {}).get(f"tokens.{domain}")
+    return Table(list(HEAD), rows, "lrrrrr", f"{domain.capitalize()}" + (f": {tokens:.0f} tokens." if tokens else "."))
+
+
+def _said(column: str, value: object) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    if column == "top1_agreement":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f}" if column == "perplexity" else f"{value:.3f}"
