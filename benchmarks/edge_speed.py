@@ -15,6 +15,7 @@ interrupted measurement resumes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -50,7 +51,8 @@ from xarch_decoder.exported import ExportedDecoder
 from xarch_decoder.student import DecoderStudent
 
 TEACHER = "zoo:smollm2-135m"
-CONTEXTS = (256, 1024, 4096, 8192)
+CONTEXTS = (256, 1024, 4096, 8000)
+"""The teacher's positions end at 8192."""
 PREFILL = 64
 PRECISIONS = {"fp32": "cpu", "int8": "cpu-int8", "int4": "cpu-int4"}
 REPEATS = 10
@@ -73,18 +75,19 @@ def main() -> None:
     teacher = xarch.load_teacher(TEACHER)
     runs = {"memory, 30 of 30 layers": chosen.memory, "hybrid, 10 of 30 layers": chosen.hybrid}
     work = chosen.work / store.key
+    made: dict[str, Callable[[], DecoderStudent]] = {
+        name: lambda run=run: load_student(run, get_registry(), torch.device("cpu"))[0]  # type: ignore[misc]
+        for name, run in runs.items()
+        if run is not None
+    }
+    made["teacher, xarch"] = lambda: bounded_teacher(teacher, {})
     for precision in chosen.precisions:
         rival(store, work, precision, chosen.contexts)
-        made: dict[str, Callable[[], DecoderStudent]] = {
-            name: lambda run=run: load_student(run, get_registry(), torch.device("cpu"))[0]  # type: ignore[misc]
-            for name, run in runs.items()
-            if run is not None
-        }
-        made["teacher, xarch"] = lambda: bounded_teacher(teacher, {})
         for arm, student in made.items():
             own(store, work, arm, student, precision, chosen.contexts)
-            if chosen.quality and not arm.startswith("teacher"):
-                quality(store, work, arm, student, precision, teacher.processor())
+    for precision, (arm, student) in itertools.product(chosen.precisions, made.items()):
+        if chosen.quality and precision != "fp32" and not arm.startswith("teacher"):
+            quality(store, work, arm, student, precision)
     page.show(store.finish())
 
 
@@ -218,14 +221,12 @@ def calibration() -> list[Batch]:
     return [Batch({"input_ids": torch.tensor(rows)}, 512)]
 
 
-def quality(
-    store: Store, work: Path, arm: str, student: Callable[[], DecoderStudent], precision: str, tokenizer: Any
-) -> None:
+def quality(store: Store, work: Path, arm: str, student: Callable[[], DecoderStudent], precision: str) -> None:
     """Measure the files of an arm on text, beside the student that they come from."""
     folder = work / arm.split(",")[0] / precision
     for domain in ("code", "prose"):
         key = {"arm": arm, "precision": precision, "domain": domain}
-        if store.find(**key) is not None or precision == "fp32":
+        if store.find(**key) is not None:
             continue
         made = student()
         profile = folder / "profile.json"
