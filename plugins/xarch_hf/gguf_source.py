@@ -37,7 +37,6 @@ class GGUFSource(DecoderSource):
             "file": path.name,
             "name": header.metadata.get("general.name"),
             "licence": header.metadata.get("general.license"),
-            "languages": header.metadata.get("general.languages"),
             "types": sorted({tensor.kind for tensor in header.tensors.values()}),
         }
         details = {key: value for key, value in details.items() if value is not None}

@@ -9,7 +9,7 @@ from xarch.report import Block, Cell, RunInfo, Section, Table, Text
 from xarch_text.metric import DOMAINS
 
 COLUMNS = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
-HEAD = ("model", "perplexity", "ratio", "KL, nats/token", "top-1 agreement", "student's KL")
+HEAD = ("perplexity", "ratio", "KL, nats/token", "top-1 agreement", "student's KL / its")
 
 
 def sections(run: RunInfo) -> list[Section]:
@@ -42,7 +42,7 @@ def _table(domain: str, models: Mapping[str, Mapping[str, Any]]) -> Table:
         gain = f"{own / other:.2f}×" if known and name != "student" and own is not None and other else ""
         rows.append([name, *words, gain])
     tokens = models.get("student", {}).get(f"tokens.{domain}")
-    return Table(list(HEAD), rows, "lrrrrr", f"{domain.capitalize()}" + (f": {tokens:.0f} tokens." if tokens else "."))
+    return Table([f"{domain}, {tokens:.0f} tokens" if tokens else domain, *HEAD], rows, "lrrrrr")
 
 
 def _said(column: str, value: object) -> str:

@@ -20,6 +20,7 @@ from xarch.export.run import export_profile
 from xarch.export.session import Sessions
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
+from xarch.testing.models import student_family
 from xarch.testing.mutants import surviving_mutants
 
 
@@ -46,7 +47,7 @@ def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
     target.adapter.initialise(student, teacher)
     student.finish()
     student.module.eval().requires_grad_(False)
-    settings = family.tiny_run(tmp_path)
+    settings = student_family(spec).tiny_run(tmp_path)
     data = resolve_data(registry, settings["data.ref"], settings.get("data.options", {}))
     processor = teacher.processor()
     request = DataRequest(

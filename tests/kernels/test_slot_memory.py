@@ -21,6 +21,7 @@ from xarch.kernels import (
     slot_memory_state,
     slot_memory_step,
 )
+from xarch.kernels.slot_memory import plain
 
 ROTARY = Rotary((1.0, 0.5, 0.1), scale=0.35)
 MIXED = MemoryLayout(2, (5, 3), (3, 6))
@@ -89,6 +90,16 @@ def test_values_pieces_and_steps(backend, case):
             ys.append(y[:, None])
         assert_close([torch.cat(ys, 1)], [wanted], limit)
     assert [t.shape for t in state] == [t.shape for t in last]
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_chunks_of_any_size_give_the_same(monkeypatch, tokens):
+    case = Memory(replace(MIXED, exact="int8", stored="float16"))
+    wanted, last = case.call("torch", *case.operands())
+    monkeypatch.setattr(plain, "TOKENS", tokens)
+    found, after = case.call("torch", *case.operands())
+    assert_close([found], [wanted], 1e-12)
+    assert_close([t.double() for t in after[2:]], [t.double() for t in last[2:]], 1e-12)
 
 
 def test_with_tables_only_they_decide_about_sizes():

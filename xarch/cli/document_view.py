@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xarch.cli.tables import table
-from xarch.numbers import figure
+from xarch.numbers import count, figure, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def _mapping(document: Mapping[str, Any], console: Console, indent: str, everyth
     plain = {k: v for k, v in document.items() if not _nested(v)}
     width = max((len(str(k)) for k in plain), default=0)
     for key, value in plain.items():
-        text = Text.assemble((f"{key:<{width}}  ", "dim"), _scalar(value))
+        text = Text.assemble((f"{key:<{width}}  ", "dim"), _figure(str(key), value))
         console.print(Padding(text, (0, 0, 0, len(indent)), expand=False))
     for key, value in document.items():
         if not _nested(value):
@@ -34,6 +34,8 @@ def _mapping(document: Mapping[str, Any], console: Console, indent: str, everyth
         console.print(Text.assemble(indent, (str(key), "bold")))
         if isinstance(value, str):
             console.print(Padding(Text(value.rstrip()), (0, 0, 0, len(indent) + 2), expand=False))
+        elif isinstance(value, Mapping) and _uniform(value):
+            _list([{"name": name, **entry} for name, entry in value.items()], console, indent + "  ", everything)
         elif isinstance(value, Mapping):
             _mapping(value, console, indent + "  ", everything)
         else:
@@ -55,6 +57,12 @@ def _list(items: Sequence[Any], console: Console, indent: str, everything: bool)
         console.print(f"{indent}... {len(items) - len(shown)} more; use -v or --json to show all", markup=False)
 
 
+def _uniform(entries: Mapping[str, Any]) -> bool:
+    """Whether all values are mappings with the same keys, none of them nested: a table."""
+    keys = {tuple(entry) if isinstance(entry, Mapping) else () for entry in entries.values()}
+    return len(keys) == 1 and keys != {()} and not any(_nested(v) for e in entries.values() for v in e.values())
+
+
 def _nested(value: Any) -> bool:
     """Whether a value is printed on separate lines."""
     if isinstance(value, Mapping):
@@ -67,6 +75,16 @@ def _nested(value: Any) -> bool:
 def _flat(value: Any) -> bool:
     """Whether a value is a small mapping of scalars, such as a shape, that fits into a table cell."""
     return isinstance(value, Mapping) and not any(isinstance(v, (Mapping, list)) for v in value.values())
+
+
+def _figure(key: str, value: Any) -> str:
+    """Format a value by its key: bytes as a size, counts of parameters in short."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if key.endswith("bytes"):
+            return size(value)
+        if key == "parameters":
+            return count(value)
+    return _scalar(value)
 
 
 def _scalar(value: Any) -> str:

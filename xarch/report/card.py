@@ -33,7 +33,7 @@ def model_card(files: RunInfo) -> str:
 def _front(files: RunInfo) -> str:
     teacher, task = table_of(files.plan, "teacher"), _task(files)
     licence, base = dig(teacher, "details", "licence"), _base_model(files)
-    languages = files.wording("language") or dig(teacher, "details", "languages", default=[])
+    languages = files.wording("language") or []
     front: dict[str, Any] = {
         "library_name": "xarch",
         **({"pipeline_tag": task} if task else {}),

@@ -15,9 +15,10 @@ from xarch.contracts.local import LocalStudent, sites_of
 from xarch.contracts.model import Student, Teacher
 from xarch.planning.feasibility import account_for
 from xarch.planning.resolve import resolve_target
+from xarch.registry.declare import ANY_FAMILY
 from xarch.registry.loader import get_registry
 from xarch.testing.checks import assert_light_registration, assert_taps
-from xarch.testing.models import family_named, family_of, load_teacher, tiny_configuration
+from xarch.testing.models import family_named, family_of, load_teacher, student_family, tiny_configuration
 
 
 class TargetConformance:
@@ -46,8 +47,11 @@ class TargetConformance:
         return family_of(facts).example_batch(facts)
 
     def configuration(self, folder: Path) -> dict[str, Any]:
-        """Values of a tiny conversion, dotted keys."""
+        """Values of a tiny conversion, dotted keys; the data are those of the student's family."""
         made = {**tiny_configuration(self._family(), folder), "teacher": self.make_teacher(folder)}
+        spec = get_registry().get("target", self.adapter)
+        if spec.produces not in ("", ANY_FAMILY, self._family()):
+            made |= student_family(spec).tiny_run(folder)
         return {**made, "student.target": self.adapter, "student.options": dict(self.options)}
 
     def _family(self) -> str:

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from xarch import UsageError
+from xarch.planning.resolve import providers
+from xarch.registry.loader import get_registry
+from xarch.testing.models import load_teacher
 from xarch_field import Camera, sphere_pose
 from xarch_pvd.data.datasets.open import open_posed
+from xarch_pvd.train import scene
 from xarch_pvd.train.scene import FOV, RADIUS, distances, render_view, trace, write_scene
 
 
@@ -63,3 +67,17 @@ def test_the_same_seed_gives_the_same_folder(tmp_path: Path) -> None:
 def test_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one or more"):
         write_scene(tmp_path, views=0)
+
+
+def test_the_demo_is_judged_by_its_scene(tmp_path: Path) -> None:
+    teacher = load_teacher(get_registry().create("family", "radiance-field").tiny_teacher(tmp_path))
+    opened = providers(get_registry())("views:demo", {})
+    batch = next(opened.open(split="heldout", samples=1, teacher=teacher, facts=teacher.facts))
+    colour, hit = scene.trace(batch["origins"], batch["dirs"])
+    middle = torch.where(hit[:, None], colour, batch["background"])
+    assert batch["picture"].shape == middle.shape
+    # The picture has four rays a pixel, this one: edges differ.
+    assert (
+        float((batch["picture"] - middle).abs().mean()) < 0.02 < float((batch["picture"] - middle.flip(0)).abs().mean())
+    )
+    assert "picture" not in next(opened.open(split="validation", samples=1, teacher=teacher)).tensors
