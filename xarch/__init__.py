@@ -38,6 +38,8 @@ _PUBLIC = {
     "Solver": "xarch.contracts.local",
     "Initialisation": "xarch.contracts.model",
     "LocalStudent": "xarch.contracts.local",
+    "Replaceable": "xarch.contracts.replaceable",
+    "rebuilder": "xarch.registry.rebuild",
     "Options": "xarch.contracts.options",
     "validated": "xarch.config.validation",
     "typed": "xarch.contracts.typed",
@@ -168,6 +170,7 @@ if TYPE_CHECKING:
     from xarch.contracts.objective import MatchContext, Objective
     from xarch.contracts.optimiser import OptimiserKind, OptimiserWrapper, Schedule
     from xarch.contracts.options import Options
+    from xarch.contracts.replaceable import Replaceable
     from xarch.contracts.stage import StageContext, StageKind, StageOutcome, StageRequest
     from xarch.contracts.tap import Tap
     from xarch.contracts.typed import Size, typed
@@ -187,3 +190,4 @@ if TYPE_CHECKING:
     from xarch.planning.plan import Check
     from xarch.printable import clean, say
     from xarch.registry.hooks import hookimpl
+    from xarch.registry.rebuild import rebuilder
