@@ -40,8 +40,8 @@ from xarch_decoder.controls import window_layout
 from xarch_decoder.copying import trunk_tensors
 from xarch_decoder.model.memory import MemoryAttention
 from xarch_decoder.model.mixer import SequenceInfo
+from xarch_decoder.scores import Scores, add_batch
 from xarch_decoder.student import DecoderStudent
-from xarch_text.scores import Scores, add_batch
 
 CONTEXT = 2048
 PRECISIONS = ("float32", "int8")

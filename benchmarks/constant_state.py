@@ -39,10 +39,10 @@ from xarch_decoder.controls import (
     window_layout,
 )
 from xarch_decoder.copying import trunk_tensors
+from xarch_decoder.scores import Scores, add_batch
 from xarch_memory.allocate import ErrorProbe, allocated, measured_sizes
 from xarch_memory.options import MemoryOptions, Sizes
 from xarch_memory.target import MemoryTarget
-from xarch_text.scores import Scores, add_batch
 
 TEACHER = "zoo:smollm2-135m"
 BYTES = 168_000

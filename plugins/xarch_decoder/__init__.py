@@ -32,3 +32,15 @@ def xarch_register(registry: Any) -> None:
     registry.batch_step(
         "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replace tokens with samples from the student"
     )
+
+
+@hookimpl
+def xarch_rebuild(facts: Any) -> Any:
+    """Rebuild any decoder: its facts say all of its architecture."""
+    from xarch_decoder.facts import DecoderFacts
+
+    if not isinstance(facts, DecoderFacts):
+        return None
+    from xarch_decoder.rebuild import SameDecoder
+
+    return SameDecoder(), SameDecoder.Options()

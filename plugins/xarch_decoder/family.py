@@ -25,7 +25,23 @@ class TextGeneration(Options):
     chat: bool = Field(False, description="put the prompt as a question, in the tokenizer's chat template")
 
 
-class DecoderFamily(Family):
+class TokenFamily(Family):
+    """Base of families whose processor is a tokenizer."""
+
+    def save_processor(self, processor: Any, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        processor.save_pretrained(str(folder))
+
+    def load_processor(self, folder: Path) -> Any:
+        """Load the tokenizer from a student's folder, or return None."""
+        if not (folder / "tokenizer.json").is_file():
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+
+
+class DecoderFamily(TokenFamily):
     """Causal language models: tokens in, the distribution of the next token out."""
 
     Facts = DecoderFacts
@@ -51,18 +67,6 @@ class DecoderFamily(Family):
         if isinstance(longest, int) and longest > facts.max_positions:
             return f"samples have {longest} tokens, but the model supports at most {facts.max_positions}"
         return None
-
-    def save_processor(self, processor: Any, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        processor.save_pretrained(str(folder))
-
-    def load_processor(self, folder: Path) -> Any:
-        """Load the tokenizer from a student's folder, or return None."""
-        if not (folder / "tokenizer.json").is_file():
-            return None
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
 
     def runner(self, graphs: Sequence[str], student: Path) -> Runner | None:
         """Return the program that continues a text; it needs ``decode_1`` and a tokenizer."""

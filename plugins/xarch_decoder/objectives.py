@@ -49,7 +49,7 @@ class VocabularyObjective(Objective):
 
     @classmethod
     def masks(cls, student: Tap, layout: str) -> bool:
-        return layout in ("B", "BL")
+        return layout in ("B", "BL", "BT")
 
     @classmethod
     def check(cls, student: Tap, teacher: Tap | None) -> str | None:
@@ -176,7 +176,7 @@ class CrossEntropy(LabelObjective):
     """
 
     Options = CrossEntropyOptions
-    accepts = frozenset({("factored-logits", "BL")})
+    accepts = frozenset({("factored-logits", "BL"), ("factored-logits", "BT")})
 
     def smoothing(self) -> float:
         return float(self.options.smoothing)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, LocalStudent, PlanError, Sink, Site, Tap, Teacher
+from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Tap, Teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.block import MixerFactory
 from xarch_decoder.model.decoder import MixerDecoder, Probe, make_sequence
@@ -234,6 +234,18 @@ class DecoderStudent(LocalStudent):
     def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
         """Return this student, frozen and in eval mode, as the teacher of another conversion."""
         return StudentTeacher(self, ref=ref, fingerprint=fingerprint, processor=processor)
+
+    def replaceable(self) -> Sequence[Replaceable]:
+        """Return the MLP of every block, and the projections of every attention that is the teacher's."""
+        found: list[Replaceable] = []
+        for layer in range(self.facts.layers):
+            block = self.decoder.block(layer)
+            if block.kinds == (ATTENTION,):
+                stem = f"blocks.{layer}.mixers.{ATTENTION}"
+                found += [Replaceable(f"{stem}.{name}", name) for name in ("q", "k", "v", "o")]
+            into = ("up",) if block.mlp.gate is None else ("gate", "up")
+            found.append(Replaceable(f"blocks.{layer}.mlp", "mlp", True, into, block.mlp.hidden, "down"))
+        return found
 
     def shard_units(self) -> Iterable[nn.Module]:
         return self.decoder.blocks

@@ -16,6 +16,12 @@ def xarch_register(registry: Any) -> None:
         summary="packed tokens from text:FILE, text:DIR, 'text:GLOB' or text:python-stdlib, -topics, -mixed",
         needs=("torch", "pydantic"),
     )
+    registry.data(
+        "pairs",
+        load="xarch_text.pairs:PairData",
+        summary="a source and a target text each, from pairs:FILE.jsonl, pairs:FOLDER or pairs:python-docstrings",
+        needs=("torch", "pydantic"),
+    )
     registry.metric(
         "perplexity",
         load="xarch_text.metric:Perplexity",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from xarch import UsageError
-from xarch_text.included import INCLUDED, walk
+from xarch_text.included import INCLUDED, Included, walk
 from xarch_text.kinds import MAYBE_RECORDS, TABLES, Kind, kind_by_content, kind_by_name
 
 _GLOB = frozenset("*?[")
@@ -76,19 +76,22 @@ class Corpus:
         return sum(f.bytes for f in self.files)
 
 
-def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -> Corpus:
+def find_corpus(
+    ref: str, extensions: Sequence[str], read_as: ReadAs = "auto", included: Mapping[str, Included] = INCLUDED
+) -> Corpus:
     """Find the corpus of a file, a folder, a quoted glob, or text that Python brings (``python-mixed``, ...).
 
     Args:
         extensions: extensions of files to read from a folder; empty means all.
         read_as: kind of the files, overriding detection by name and first bytes.
+        included: what Python brings, by reference.
 
     Raises:
         UsageError: there are no files, or a named file is of an unsupported kind.
     """
     left_out: dict[str, int] = {}
-    if ref in INCLUDED:
-        found, what = INCLUDED[ref]
+    if ref in included:
+        found, what = included[ref]
         files = [_file(path, name) for path, name in found()]
         title, hint = f"Python {platform.python_version()} {what}", "name a file or a folder instead"
     else:
@@ -107,7 +110,8 @@ def find_corpus(ref: str, extensions: Sequence[str], read_as: ReadAs = "auto") -
         others = f"; left out: {_shown(left_out)}" if left_out else ""
         raise UsageError(f"text data {ref!r} has no readable file{others}", hint)
     # A file named explicitly must be readable.
-    known = [f if ref in INCLUDED else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
+    as_it_is = ref in included and read_as == "auto"
+    known = [f if as_it_is else _known(f, read_as, named_by_user=len(files) == 1) for f in files]
     ordered = tuple(sorted(known, key=lambda f: f.name))
     lines = "\n".join(f"{f.name}\t{f.bytes}" for f in ordered)
     count = f"{len(ordered)} file{'s' if len(ordered) > 1 else ''}"

@@ -50,11 +50,15 @@ class Encoder:
             )
         return [*(self.before if piece.first else ()), *ids, *(self.after if piece.last else ())]
 
-    def _plain(self, text: str) -> list[int]:
+    def template(self, text: str) -> list[int]:
+        """Return the ids of a text around others that the user wrote, e.g. a chat's: here special tokens are parsed."""
+        return self._plain(text, special=True)
+
+    def _plain(self, text: str, *, special: bool = False) -> list[int]:
         if self.tokenizer is None:
             return list(text.encode("utf-8"))
         try:
-            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as e:

@@ -25,6 +25,9 @@ _NOT_STDLIB = frozenset({"site-packages", "dist-packages", "test", "tests", "idl
 Files = Iterator[tuple[Path, str]]
 """Path and name of each file."""
 
+Included = tuple[Callable[[], Files], str]
+"""Files that every Python brings or makes, and their title."""
+
 
 def walk(root: Path, skipped: Iterable[str]) -> Iterator[Path]:
     """Yield the files below a folder, in order; names that begin with a dot and some folders are skipped."""
@@ -65,9 +68,9 @@ def mixed() -> Files:
     yield from topics()
 
 
-INCLUDED: dict[str, tuple[Callable[[], Files], str]] = {
+INCLUDED: dict[str, Included] = {
     STDLIB: (stdlib, "standard library"),
     TOPICS: (topics, "documentation"),
     MIXED: (mixed, "standard library and documentation"),
 }
-"""Reference -> (its files, title)."""
+"""By reference."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 from xarch_text.corpus import Corpus, TextFile
-from xarch_text.options import TextOptions
+from xarch_text.options import ReadingOptions, TextOptions
 from xarch_text.reading import can_seek, cut_text, pieces_of
 from xarch_text.records import records_of
 from xarch_text.split import Splitter
@@ -49,28 +50,45 @@ class Block:
     documents: list[list[Piece]]
 
 
-class Library:
-    """The documents of one split.
+class Documents(ABC):
+    """What one split holds, read block by block.
 
     Args:
         corpus: its files.
-        options: how they are read.
+        reading: which of them are read, and how.
         split: one of :data:`SPLITS`.
+
+    Attributes:
+        files: those that hold documents of the split.
     """
 
-    def __init__(self, corpus: Corpus, options: TextOptions, split: str) -> None:
-        self.corpus, self.options, self.split = corpus, options, split
-        self.splitter = Splitter(options.validation, options.heldout, options.calibration)
-        whole = [f for f in corpus.files if not f.holds_records]
-        few = len(whole) == len(corpus.files) < FEW_FILES
-        self.by_piece = options.split_by == "piece" or (options.split_by == "auto" and few)
-        chosen = {} if self.by_piece else self.splitter.documents([f.name for f in whole])
-        self.files = [f for f in corpus.files if chosen.get(f.name, split) == split]
+    files: list[TextFile]
+
+    def __init__(self, corpus: Corpus, reading: ReadingOptions, split: str) -> None:
+        self.corpus, self.reading, self.split = corpus, reading, split
+        self.splitter = Splitter(reading.validation, reading.heldout, reading.calibration)
 
     @property
     def bytes(self) -> int:
         """Return the size of the files that are read for this split."""
         return sum(f.bytes for f in self.files)
+
+    @abstractmethod
+    def blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None = None) -> Iterator[Block]:
+        """Yield the blocks of a file from a block's ``start``; unreadable parts are counted in ``tally``."""
+
+
+class Library(Documents):
+    """Documents that are texts."""
+
+    def __init__(self, corpus: Corpus, options: TextOptions, split: str) -> None:
+        super().__init__(corpus, options, split)
+        self.options = options
+        whole = [f for f in corpus.files if not f.holds_records]
+        few = len(whole) == len(corpus.files) < FEW_FILES
+        self.by_piece = options.split_by == "piece" or (options.split_by == "auto" and few)
+        chosen = {} if self.by_piece else self.splitter.documents([f.name for f in whole])
+        self.files = [f for f in corpus.files if chosen.get(f.name, split) == split]
 
     def piece_chars(self, file: TextFile) -> int:
         """Return the characters per piece; a file divided among splits has at least a few dozen pieces unless tiny."""
@@ -78,13 +96,12 @@ class Library:
         return max(1024, min(most, file.bytes // 64)) if self.by_piece else most
 
     def blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None = None) -> Iterator[Block]:
-        """Yield the blocks of a file from a block's ``start``; unreadable parts are counted in ``tally``."""
         return (self._record_blocks if file.holds_records else self._text_blocks)(file, tally, start)
 
     def _text_blocks(self, file: TextFile, tally: Tally, start: Mapping[str, int] | None) -> Iterator[Block]:
         begin = dict(start or {"piece": 0, "at": 0})
         skipped = 0 if can_seek(file) else begin["piece"]
-        found = _Readable(islice(pieces_of(file, self.piece_chars(file), begin["at"]), skipped, None))
+        found = Readable(islice(pieces_of(file, self.piece_chars(file), begin["at"]), skipped, None))
         documents: list[list[Piece]] = []
         chars = 0
         for number, (text, after, last) in enumerate(found, start=begin["piece"]):
@@ -111,7 +128,7 @@ class Library:
         def wanted(number: int) -> bool:
             return self.splitter.document(f"{file.name}#{number}") == self.split
 
-        found = _Readable(records_of(file, self.options.field, wanted, begin))
+        found = Readable(records_of(file, self.options.field, wanted, begin))
         for record in found:
             if record.problem:
                 tally.skip(record.problem, f"{file.name} record {record.number + 1}")
@@ -134,7 +151,7 @@ class Library:
 T = TypeVar("T")
 
 
-class _Readable(Iterator[T]):
+class Readable(Iterator[T]):
     """Iterator over the readable part of a file; stops where the file is damaged."""
 
     def __init__(self, source: Iterator[T]) -> None:

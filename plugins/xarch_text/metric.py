@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
 from xarch_decoder.generation import continue_greedily
-from xarch_text.scores import Scores, add_batch
+from xarch_decoder.scores import Scores, add_batch
 
 PROMPTS = 2
 PROMPT_TOKENS = 24
@@ -29,7 +29,7 @@ UNITS = {
 }
 
 DOMAINS = ("code", "prose", "other")
-"""Domains of documents, see :func:`xarch_text.domains.domain_of`."""
+"""Domains of documents, see :func:`xarch_decoder.domains.domain_of`."""
 
 DIRECTIONS = {
     "cross_entropy": False,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xarch import UsageError
-from xarch_text.library import Block, Library, Piece
+from xarch_text.library import Block, Documents, Piece
 from xarch_text.tally import Tally
 
 START: dict[str, Any] = {"epoch": 0, "file": 0, "block": None, "item": 0}
@@ -23,7 +23,7 @@ class Walk:
         seed: determines the order.
     """
 
-    def __init__(self, library: Library, seed: int) -> None:
+    def __init__(self, library: Documents, seed: int) -> None:
         self.library, self.seed = library, seed
 
     def pieces(self, place: Mapping[str, Any], tally: Tally) -> Iterator[tuple[dict[str, Any], Piece]]:
@@ -56,7 +56,7 @@ class Walk:
         return [piece for pieces in documents for piece in pieces]
 
     def _shuffled(self, items: list[Any], epoch: int, what: str) -> list[Any]:
-        if not self.library.options.shuffle or len(items) < 2:
+        if not self.library.reading.shuffle or len(items) < 2:
             return items
         items = list(items)
         # Seeding with a string uses SHA-512, which is identical on every machine.

@@ -10,6 +10,7 @@ import pytest
 
 from xarch.cli.app import run
 from xarch.registry.loader import get_registry
+from xarch.testing.models import student_family
 
 TARGETS = [pytest.param(spec, id=spec.name) for spec in get_registry().specs("target")]
 
@@ -25,7 +26,7 @@ def test_a_target_converts_by_its_recipe(
     family = get_registry().create("family", spec.accepts[0])
     out = tmp_path / "run"
     chosen = {
-        **family.tiny_run(tmp_path),
+        **student_family(spec).tiny_run(tmp_path),
         "export.bench": False,
         "runtime.device": "cpu",
         "runtime.threads": 1,

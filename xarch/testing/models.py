@@ -11,6 +11,7 @@ import torch
 from xarch.contracts.family import Family
 from xarch.contracts.model import Teacher
 from xarch.planning.resolve import resolve_teacher
+from xarch.registry.declare import ANY_FAMILY, Spec
 from xarch.registry.loader import get_registry
 
 
@@ -34,6 +35,12 @@ def family_of(facts: Any) -> Family:
     found = [name for name in names if type(facts) is family_named(name).Facts]
     assert len(found) == 1, f"{type(facts).__name__} is the Facts of {' and '.join(found) or 'no registered family'}"
     return family_named(found[0])
+
+
+def student_family(spec: Spec) -> Family:
+    """Return the family of a target's students, whose data a conversion to it reads: the teacher's unless the target
+    says otherwise."""
+    return family_named(spec.accepts[0] if spec.produces in ("", ANY_FAMILY) else spec.produces)
 
 
 def tiny_configuration(family: str, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,17 @@ class TestText(DataConformance):
         text = " ".join(f"Sentence {i} says that {i * 7919 % 10007} is not {i * 104729 % 99991}." for i in range(2000))
         (folder / "text.txt").write_text(text, encoding="utf-8")
         return f"text:{folder / 'text.txt'}"
+
+
+class TestPairs(DataConformance):
+    options: ClassVar[Mapping[str, Any]] = {"tokenizer": "bytes"}
+    sample: ClassVar[Mapping[str, Any]] = {"source": 24, "target": 12}
+    workers = False
+
+    def make_ref(self, folder: Path) -> str:
+        pairs = ({"source": f"What is {i} plus {i % 7}?", "target": f"It is {i + i % 7}."} for i in range(400))
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+        return f"pairs:{folder / 'pairs.jsonl'}"
 
 
 class TestPerplexity(MetricConformance):

@@ -55,7 +55,8 @@ def test_registration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     metrics = ", ".join(f"('metric', '{name}', ('decoder',))" for name in ("perplexity", "recall"))
-    assert done.stdout.strip() == f"[('data', 'text', ()), {metrics}, ('report', 'domains', ('decoder',))] set()"
+    data = ", ".join(f"('data', '{name}', ())" for name in ("text", "pairs"))
+    assert done.stdout.strip() == f"[{data}, {metrics}, ('report', 'domains', ('decoder',))] set()"
 
 
 @pytest.mark.timeout(60)

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from xarch import Batch, EvaluationRequest, TapModel, UsageError
+from xarch_decoder import scores
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.generation import continue_greedily
 from xarch_decoder.model.attention import Attention
+from xarch_decoder.scores import NotFiniteError, targets
 from xarch_decoder.student import DecoderStudent
-from xarch_text import scores
 from xarch_text.metric import Perplexity
-from xarch_text.scores import NotFiniteError, targets
 
 FACTS = DecoderFacts(
     layers=2,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from xarch import Batch, XarchError
+from xarch_decoder.domains import domains_of
 from xarch_decoder.factored import FactoredLogits
-from xarch_text.domains import domains_of
 
 CHUNK = 128
 """Tokens whose distributions are held at once: 128 x vocabulary 49k x 4 bytes = 25 MB per tensor."""

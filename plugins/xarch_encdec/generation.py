@@ -1,0 +1,96 @@
+"""Answers, greedily: of an encoder-decoder with its caches, and of a decoder for comparison.
+
+Legend: B batch, S source tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xarch import Batch, TapModel, UsageError
+from xarch_decoder.generation import continue_greedily
+from xarch_encdec.model.network import EncDecModel
+from xarch_encdec.student import Running
+from xarch_encdec.teacher import AnswerView
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""Ends a decoded text whose last character lacks bytes that later tokens bring."""
+
+
+def written(model: EncDecModel, ids_BS: Tensor, mask_BS: Tensor, start_B: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Yield the most likely next token [B] of every answer, ``tokens`` times.
+
+    Args:
+        ids_BS, mask_BS: sources.
+        start_B: the decoder's first token.
+    """
+    source, past, token_B = model.encode(ids_BS, mask_BS, model.opened()), None, start_B
+    for _ in range(tokens):
+        final_B1D, past = model.decode(token_B[:, None], mask_BS, source, past)
+        token_B = model.logits(final_B1D).of(final_B1D[:, -1]).argmax(-1)
+        yield token_B
+
+
+def answers(model: TapModel, batch: Batch, tokens: int, ends: Collection[int]) -> list[list[int]]:
+    """Return the answer to every source of a batch as the student sees it, up to its end token.
+
+    Raises:
+        UsageError: the model is neither an encoder-decoder nor a decoder that reads both as one row.
+    """
+    ids_BS, mask_BS, start_B = batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"][:, 0]
+    if isinstance(model, Running):
+        found_BT = torch.stack(list(written(model.module, ids_BS, mask_BS, start_B, tokens)), 1)
+    elif isinstance(model, AnswerView):
+        rows = [
+            torch.cat([ids[mask > 0], start[None]]) for ids, mask, start in zip(ids_BS, mask_BS, start_B, strict=True)
+        ]
+        found_BT = torch.cat([continue_greedily(model.teacher, row[None], tokens) for row in rows])
+    else:
+        raise UsageError(f"a {type(model).__name__} writes no answers")
+    return [_until(row, ends) for row in found_BT.tolist()]
+
+
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
+    return ids[: next((t for t, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def answer_pieces(model: TapModel, processor: Any, prompt: str, tokens: int) -> Iterator[str]:
+    """Yield the prompt, and then the text that each token adds.
+
+    Args:
+        processor: tokenizer with ``encode`` and ``decode``.
+
+    Raises:
+        UsageError: there is no tokenizer, or the prompt has fewer than two tokens.
+    """
+    if processor is None:
+        raise UsageError(
+            "the student has no tokenizer, so it cannot read a prompt", "convert a teacher that has a tokenizer"
+        )
+    ids = list(processor.encode(prompt))
+    if len(ids) < 2:
+        raise UsageError("the prompt has fewer than two tokens", "enter a few words")
+    if not isinstance(model, Running):
+        raise UsageError(f"a {type(model).__name__} writes no answers")
+    return _pieces(model, processor, ids, prompt, tokens)
+
+
+def _pieces(model: Running, processor: Any, ids: list[int], prompt: str, tokens: int) -> Iterator[str]:
+    yield prompt
+    device = model.module.embed.weight.device
+    ids_1S, start_1 = torch.tensor([ids[:-1]], device=device), torch.tensor(ids[-1:], device=device)
+    made: list[int] = []
+    shown = ""
+    with torch.no_grad():
+        for token_1 in written(model.module, ids_1S, torch.ones_like(ids_1S), start_1, tokens):
+            if int(token_1) in model.facts.eos:
+                return
+            made.append(int(token_1))
+            text = str(processor.decode(made))
+            waits = text.endswith(UNFINISHED) and len(made) < tokens
+            yield "" if waits else text[len(shown) :]
+            shown = shown if waits else text

@@ -1,0 +1,53 @@
+"""Options of the target ``encdec``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from xarch import Options
+from xarch_encdec.facts import Cross, Norm
+
+MOST = 1 << 20
+
+
+class EncDecOptions(Options):
+    """Which of the teacher's layers become encoder and decoder, and how the decoder reads the source."""
+
+    plan: Literal["split", "stride", "copy", "budget"] = Field(
+        "split",
+        description="split: first layers and last layers; stride: evenly spaced layers for both; copy: all layers for "
+        "both; budget: the split whose prompt and answer take least time",
+    )
+    encoder: int | None = Field(None, ge=1, le=2048, description="encoder layers; default: two thirds of the teacher's")
+    decoder: int | None = Field(None, ge=1, le=2048, description="decoder layers; default: the rest")
+    cross: Cross = Field(
+        "merged",
+        description="merged: one softmax over source and own tokens, without new weights; self_copy: an attention of "
+        "its own, copied from self-attention; random: likewise with random weights",
+    )
+    norm: Norm = Field("pre", description="dual: what attention and MLP give is normed too")
+    tied: bool | None = Field(None, description="whether the head is the embedding; default: as in the teacher")
+    mask: Literal["causal", "full"] = Field("causal", description="what an encoder token sees before training")
+    memory: Literal["layers", "last"] = Field(
+        "layers",
+        description="what decoder layers read before training: the input of the encoder layer that stands for their "
+        "own, which is what they read in the teacher, or the encoder's last output",
+    )
+    prompt: int = Field(
+        512, ge=1, le=MOST, description="prompt length in tokens that the plan predicts and chooses for"
+    )
+    answer: int = Field(64, ge=1, le=MOST, description="answer length in tokens that the plan predicts and chooses for")
+    parameters: float = Field(1.0, gt=0, le=4, description="budget: parameters, as a share of the teacher's")
+
+    @model_validator(mode="after")
+    def _counts_belong_to_a_plan(self) -> EncDecOptions:
+        if self.plan in ("copy", "budget") and (self.encoder is not None or self.decoder is not None):
+            raise ValueError(f"plan {self.plan!r} decides how many layers there are; leave out encoder and decoder")
+        return self
+
+    def tiny(self) -> EncDecOptions:
+        """Return options for a teacher cut to two layers."""
+        plan = "split" if self.plan == "budget" else self.plan
+        return self.model_copy(update={"plan": plan, "encoder": None, "decoder": None})

@@ -1,0 +1,126 @@
+"""Target ``encdec``: an encoder and a decoder of a causal decoder's own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel
+
+from xarch import (
+    Batch,
+    ExportGraph,
+    Initialisation,
+    ParityCase,
+    Profile,
+    Student,
+    Tap,
+    TapModel,
+    TargetAdapter,
+    Teacher,
+)
+from xarch_decoder.facts import DecoderFacts
+from xarch_encdec.bench import rival_graphs
+from xarch_encdec.copying import copy_weights, initialisation
+from xarch_encdec.export import EncDecExport, encdec_graphs
+from xarch_encdec.exported import ExportedAnswers
+from xarch_encdec.layout import Layout, facts_of, layout_of
+from xarch_encdec.options import EncDecOptions
+from xarch_encdec.parity import answer_parity
+from xarch_encdec.predict import predict
+from xarch_encdec.student import EncDecStudent, own
+from xarch_encdec.teacher import AnswerView, target_taps
+
+
+class Built(EncDecStudent):
+    """A student that knows which of the teacher's layers it is made of, and how its encoder is opened at first."""
+
+    def __init__(
+        self, facts: DecoderFacts, options: EncDecOptions, layout: Layout, *, device: torch.device | str
+    ) -> None:
+        super().__init__(
+            facts_of(facts, options, layout),
+            places=dict(enumerate(layout.decoder)),
+            traits=_traits(facts, options, layout),
+            lengths={"source": options.prompt, "target": options.answer},
+            device=device,
+        )
+        self.layout = layout
+        self.first = [float(options.mask == "full"), float(options.memory == "last")]
+
+
+class EncDecTarget(TargetAdapter):
+    """Every layer is one of the teacher's; what is new is what a cross-attention or a second norm adds."""
+
+    Options = EncDecOptions
+    ExportOptions = EncDecExport
+
+    def tiny(self, options: BaseModel) -> BaseModel:
+        return cast(EncDecOptions, options).tiny()
+
+    def build(
+        self, facts: DecoderFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
+    ) -> EncDecStudent:
+        """Build encoder and decoder as the options plan them.
+
+        Raises:
+            PlanError: the teacher has too few layers, or nothing fits the budget.
+        """
+        chosen = cast(EncDecOptions, options)
+        return Built(facts, chosen, layout_of(facts, chosen), device=device)
+
+    def initialisation(self, facts: DecoderFacts, student: Student) -> Initialisation:
+        built = _built(student)
+        return initialisation(built.module, built.layout, facts)
+
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
+        built = _built(student)
+        with torch.no_grad():
+            built.module.opening.copy_(torch.tensor(built.first))
+        return copy_weights(built.module, built.layout, teacher)
+
+    def view(self, teacher: Teacher) -> Teacher:
+        """Return the teacher at the tokens of the answer."""
+        return AnswerView(teacher)
+
+    def view_taps(self, facts: DecoderFacts, options: BaseModel, taps: Mapping[str, Tap]) -> Mapping[str, Tap]:
+        return target_taps(facts, taps)
+
+    def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
+        return "encdec"
+
+    def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        return encdec_graphs(own(student), profile)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        """Return the teacher as a decoder with caches, without weights of its own."""
+        return rival_graphs(teacher, profile)
+
+    def parity_cases(
+        self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
+    ) -> Iterable[ParityCase]:
+        return answer_parity(own(student), graphs, batches)
+
+    def exported(self, folder: Path, student: Student, threads: int) -> TapModel:
+        return ExportedAnswers(folder, own(student), threads=threads)
+
+
+def _built(student: Student) -> Built:
+    found = own(student)
+    assert isinstance(found, Built)
+    return found
+
+
+def _traits(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> dict[str, str]:
+    found = predict(
+        facts, options.cross, len(layout.encoder), len(layout.decoder), prompt=options.prompt, answer=options.answer
+    )
+    return {
+        "layers": f"{found.encoder} encoder and {found.decoder} decoder layers of the teacher's {facts.layers}, "
+        f"{found.parameters:.2f} of its parameters",
+        "predicted": f"prompt of {options.prompt}, answer of {options.answer} tokens: first token in "
+        f"{found.first_token:.2f} of the teacher's time, {found.speed:.1f} times its tokens a second, "
+        f"{found.total:.2f} of the whole time",
+    }

@@ -1,0 +1,160 @@
+"""Data provider ``pairs``: a source and a target text each, for models that read one and write the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from xarch import (
+    BatchStream,
+    DataInfo,
+    DataProvider,
+    DataRequest,
+    Options,
+    TensorInfo,
+    UsageError,
+    sampled_digest,
+    validated,
+)
+from xarch_text.corpus import Corpus, find_corpus
+from xarch_text.docstrings import INCLUDED_PAIRS
+from xarch_text.encoding import NO_TOKENIZER, Encoder
+from xarch_text.options import ReadingOptions
+from xarch_text.pair_encoding import PairEncoder
+from xarch_text.pair_library import PairLibrary
+from xarch_text.pair_streams import FixedPairs, TrainPairs
+from xarch_text.split import SPLITS
+
+RECORDS = [".jsonl", ".ndjson", ".json", ".parquet"]
+
+MOST = 1 << 20
+
+BYTES = 256
+"""Values of a byte; a teacher that reads bytes may have further tokens for beginnings and ends."""
+
+
+class PairOptions(ReadingOptions):
+    """Options of ``pairs:`` data."""
+
+    extensions: list[str] = Field(
+        default_factory=lambda: list(RECORDS), description="extensions of files to read from a folder, also with .gz"
+    )
+    read_as: Literal["records"] = Field("records", description="pairs are records of JSON or Parquet")
+    source: str = Field("source", min_length=1, description="key of the source text (`a.b` for nested), or column")
+    target: str = Field("target", min_length=1, description="key of the target text, or column")
+    prompt: str = Field("{source}\n", description="what the model reads; {source} stands for the source")
+    joined: bool | None = Field(
+        None,
+        description="also make rows of source and target, which a decoder reads as a teacher; default: unless the "
+        "teacher has an encoder of its own",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _names_the_source(cls, prompt: str) -> str:
+        if prompt.count("{source}") != 1:
+            raise ValueError("should contain {source} once, e.g. '{source}\\n'")
+        return prompt
+
+
+class PairSample(Options):
+    """Form of one pair."""
+
+    source: int = Field(256, strict=True, ge=2, le=MOST, description="most tokens of a prompt; longer ones are cut")
+    target: int = Field(64, strict=True, ge=1, le=MOST, description="most tokens of an answer; longer ones are cut")
+
+
+class PairData(DataProvider):
+    """Pairs of texts, from JSON lines, JSON arrays and Parquet.
+
+    References: ``pairs:python-docstrings`` (the functions of the running Python's standard library and their
+    docstrings), ``pairs:FILE``, ``pairs:FOLDER`` and ``'pairs:GLOB'``.
+
+    A sample is ``{"source": 256, "target": 64}`` tokens at most. Batches are padded to their longest pair: S source
+    tokens, T decoder tokens. ``input_ids``, ``attention_mask`` [B, S]; ``decoder_input_ids``, ``answer_mask`` [B, T];
+    what a decoder reads as a teacher is in views [B, S + T]. Units are tokens, pads of the longest sample included.
+
+    Pairs are split by file name and number, so the splits never overlap and are the same on every machine.
+    """
+
+    Options = PairOptions
+    Sample = PairSample
+
+    def describe(self, request: DataRequest) -> DataInfo:
+        options: PairOptions = request.options
+        sample = validated(PairSample, request.sample, "sample")
+        _check_length(sample, request.facts)
+        corpus = _corpus(request)
+        lines = [f"{corpus.digest} {options.source} {options.target} {options.prompt}"]
+        if request.ref not in INCLUDED_PAIRS:
+            lines.append(sampled_digest((f.name, f.path) for f in corpus.files))
+        tensors = {
+            "input_ids": TensorInfo("BS", dtype="int64"),
+            "attention_mask": TensorInfo("BS", dtype="int64"),
+            "decoder_input_ids": TensorInfo("BT"),
+            "answer_mask": TensorInfo("BT", dtype="float32"),
+        }
+        if _joined(options, request.facts):
+            tensors |= {key: TensorInfo("BL") for key in ("input_ids@teacher", "segment_ids@teacher")}
+        return DataInfo(
+            corpus.title,
+            hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+            "token",
+            {"files": len(corpus.files), "bytes": corpus.bytes},
+            tensors=tensors,
+            facts={"length": sample.source + sample.target, "source": sample.source, "target": sample.target},
+            processor_hint=NO_TOKENIZER if options.tokenizer == "teacher" else "",
+        )
+
+    def units_per_sample(self, sample: Mapping[str, Any]) -> int:
+        chosen = validated(PairSample, sample, "sample")
+        return chosen.source + chosen.target
+
+    def sizes(self, sample: Mapping[str, Any]) -> Mapping[str, int]:
+        chosen = validated(PairSample, sample, "sample")
+        return {"S": chosen.source - 1, "T": chosen.target + 1, "L": chosen.source + chosen.target}
+
+    def open(self, request: DataRequest) -> BatchStream:
+        """See :meth:`xarch.DataProvider.open`.
+
+        Raises:
+            UsageError: the options are invalid, there is no tokenizer or no pair, or a pair exceeds the teacher's
+                maximum context.
+        """
+        options: PairOptions = request.options
+        if request.split not in SPLITS:
+            raise UsageError(f"pairs have no split {request.split!r}", f"splits: {', '.join(SPLITS)}")
+        sample = validated(PairSample, request.sample, "sample")
+        facts = request.facts or getattr(request.teacher, "facts", None)
+        _check_length(sample, facts)
+        library = PairLibrary(_corpus(request), options, request.split, source=options.source, target=options.target)
+        text = Encoder(request.processors.get("teacher"), options.tokenizer, "eos", getattr(facts, "vocab", None))
+        ends = [token for token in getattr(facts, "eos", ()) if options.tokenizer == "bytes" and token >= BYTES]
+        encoder = PairEncoder(
+            text, options.prompt, source=sample.source, target=sample.target, end=ends[0] if ends else None
+        )
+        given = {"samples": request.samples, "units": sample.source + sample.target, "joined": _joined(options, facts)}
+        if request.split == "train":
+            return TrainPairs(library, encoder, seed=request.seed, **given)
+        return FixedPairs(library, encoder, **given)
+
+
+def _corpus(request: DataRequest) -> Corpus:
+    options: PairOptions = request.options
+    return find_corpus(request.ref, options.extensions, options.read_as, INCLUDED_PAIRS)
+
+
+def _joined(options: PairOptions, facts: Any) -> bool:
+    return not hasattr(facts, "encoder") if options.joined is None else options.joined
+
+
+def _check_length(sample: PairSample, facts: Any) -> None:
+    longest = getattr(facts, "max_positions", None)
+    if longest is not None and sample.source + sample.target > longest:
+        raise UsageError(
+            f"pairs have up to {sample.source + sample.target} tokens, but the teacher supports at most {longest}",
+            "lower `data.sample.source` or `data.sample.target`",
+        )
