@@ -51,9 +51,6 @@ def xarch_register(registry: Any) -> None:
         paper="arXiv:2408.10189",
         summary="distance of mixing matrices",
     )
-    registry.stage(
-        "kl_probe", load="xarch_mohawk.probe:KLProbe", summary="choose the layers whose replacement costs the least KL"
-    )
     registry.method(
         "mohawk",
         load="xarch_mohawk:recipes/mohawk.yaml",
