@@ -190,6 +190,19 @@ def test_the_student_writes_answers_and_the_teacher_reads_them(teacher: Teacher)
     assert torch.equal(kept["decoder_input_ids"], batch["decoder_input_ids"])
 
 
+def test_the_teachers_answers_are_its_own(teacher: Teacher) -> None:
+    """With caches as without, and as its equal writes them."""
+    batch = pairs().seen_by("student")
+    cached = answers(AnswerView(teacher), batch, 12, teacher.facts.eos)
+    assert cached == answers(student_of(teacher, **EQUAL), batch, 12, teacher.facts.eos)
+    for i, answer in enumerate(cached):
+        source = batch["input_ids"][i][batch["attention_mask"][i] > 0]
+        row = torch.cat([source, batch["decoder_input_ids"][i, :1]])
+        with torch.no_grad():
+            plain = teacher.student.decoder(torch.cat([row, torch.tensor(answer, dtype=row.dtype)])[None])[0]
+        assert plain[len(row) - 1 : -1].argmax(-1).tolist() == answer
+
+
 def test_rows_for_a_decoder_are_those_of_the_data() -> None:
     batch = pairs()
     made = joined_rows(batch.seen_by("student"))
