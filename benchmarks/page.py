@@ -17,6 +17,7 @@ TITLES = {
     "constant_state_half": "The same with half the bytes, 84 kB a layer",
     "cache_schemes": "The same bytes by published schemes: quality at 2048 tokens in all 30 layers",
     "state_recall": "The same students: what they know of a text some distance later",
+    "edge_speed": "Exported students against their teacher at its best: speed, bytes, quality of the files",
     "conversion_speed_cpu": "Matrix and hidden stages: speed",
     "matrix_memory": "Matrix stage: memory over tokens",
     "engine_overhead": "Engine: CPU time of a step over a plain loop",

@@ -38,6 +38,8 @@ _PUBLIC = {
     "Solver": "xarch.contracts.local",
     "Initialisation": "xarch.contracts.model",
     "LocalStudent": "xarch.contracts.local",
+    "Replaceable": "xarch.contracts.replaceable",
+    "rebuilder": "xarch.registry.rebuild",
     "Options": "xarch.contracts.options",
     "validated": "xarch.config.validation",
     "typed": "xarch.contracts.typed",
@@ -81,6 +83,7 @@ _PUBLIC = {
     "Call": "xarch.contracts.bench",
     "Chain": "xarch.contracts.chain",
     "Link": "xarch.contracts.chain",
+    "Divergence": "xarch.contracts.export",
     "ExportGraph": "xarch.contracts.export",
     "Measure": "xarch.contracts.export",
     "ParityCase": "xarch.contracts.export",
@@ -158,7 +161,7 @@ if TYPE_CHECKING:
     from xarch.contracts.connector import Connector
     from xarch.contracts.control import Control
     from xarch.contracts.data import BatchStream, DataInfo, DataProvider, DataRequest, TensorInfo
-    from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile, Runner, Throughput
+    from xarch.contracts.export import Divergence, ExportGraph, Measure, ParityCase, Profile, Runner, Throughput
     from xarch.contracts.family import Facts, Family
     from xarch.contracts.indexed import IndexedData, IndexedStream, SkipSample, split_indices
     from xarch.contracts.local import LocalStudent, Site, Solver
@@ -167,6 +170,7 @@ if TYPE_CHECKING:
     from xarch.contracts.objective import MatchContext, Objective
     from xarch.contracts.optimiser import OptimiserKind, OptimiserWrapper, Schedule
     from xarch.contracts.options import Options
+    from xarch.contracts.replaceable import Replaceable
     from xarch.contracts.stage import StageContext, StageKind, StageOutcome, StageRequest
     from xarch.contracts.tap import Tap
     from xarch.contracts.typed import Size, typed
@@ -186,3 +190,4 @@ if TYPE_CHECKING:
     from xarch.planning.plan import Check
     from xarch.printable import clean, say
     from xarch.registry.hooks import hookimpl
+    from xarch.registry.rebuild import rebuilder

@@ -9,7 +9,7 @@ from xarch import hookimpl
 
 @hookimpl
 def xarch_register(registry: Any) -> None:
-    """Register the family, its objectives on factored logits, and on-policy sampling."""
+    """Register the family, its objectives on factored logits, the choice of layers, and on-policy sampling."""
     registry.family("decoder", load="xarch_decoder.family:DecoderFamily", summary="causal language models")
     for name, attribute, compares, summary in (
         ("kl", "KL", "logits with logits", "divergence per token, in chunks"),
@@ -24,6 +24,23 @@ def xarch_register(registry: Any) -> None:
             units="nats/token",
             summary=summary,
         )
+    registry.stage(
+        "kl_probe",
+        load="xarch_decoder.layer_probe:KLProbe",
+        summary="choose the layers whose replacement costs the least KL",
+    )
     registry.batch_step(
         "on-policy", load="xarch_decoder.on_policy:OnPolicy", summary="replace tokens with samples from the student"
     )
+
+
+@hookimpl
+def xarch_rebuild(facts: Any) -> Any:
+    """Rebuild any decoder: its facts say all of its architecture."""
+    from xarch_decoder.facts import DecoderFacts
+
+    if not isinstance(facts, DecoderFacts):
+        return None
+    from xarch_decoder.rebuild import SameDecoder
+
+    return SameDecoder(), SameDecoder.Options()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, LocalStudent, PlanError, Sink, Site, Tap, Teacher
+from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Tap, Teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.block import MixerFactory
 from xarch_decoder.model.decoder import MixerDecoder, Probe, make_sequence
@@ -29,6 +29,7 @@ class DecoderStudent(LocalStudent):
     Args:
         facts: the teacher's architecture.
         mixers: mixer factories of each layer, e.g. ``[DM2, Attention]``.
+        count: number of layers for a stage ``kl_probe`` to choose, None if the layers are given.
         device: device of the parameters; "meta" allocates nothing.
 
     Raises:
@@ -38,9 +39,14 @@ class DecoderStudent(LocalStudent):
     family = "decoder"
 
     def __init__(
-        self, facts: DecoderFacts, mixers: Sequence[Sequence[MixerFactory]], *, device: torch.device | str = "cpu"
+        self,
+        facts: DecoderFacts,
+        mixers: Sequence[Sequence[MixerFactory]],
+        *,
+        count: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.facts = facts
+        self.facts, self.count = facts, count
         with torch.device(device):
             self.decoder = MixerDecoder(facts, mixers)
         self.module = self.decoder
@@ -59,6 +65,11 @@ class DecoderStudent(LocalStudent):
     def replaced(self) -> tuple[int, ...]:
         """Return the layers that have a replacement mixer."""
         return tuple(i for i in range(self.facts.layers) if self._replacements(i))
+
+    @property
+    def open_layers(self) -> tuple[int, ...]:
+        """Return the layers that hold both a replacement and the teacher's attention."""
+        return tuple(i for i in self.replaced if ATTENTION in self.decoder.block(i).kinds)
 
     def state_bytes(self) -> dict[int, int]:
         """Return the bytes of the constant state of every replaced layer whose replacement has no growing state."""
@@ -203,6 +214,19 @@ class DecoderStudent(LocalStudent):
             assert kind is not None
             self.decoder.keep(layer, kind)
 
+    def finish(self) -> None:
+        """Check that every layer has one mixer.
+
+        Raises:
+            PlanError: no stage chose the layers.
+        """
+        if self.open_layers:
+            raise PlanError(
+                f"student.options.layers: no stage chose among the {len(self.open_layers)} layers with two mixers",
+                "add a stage `choose: {kind: kl_probe}` (or set `stages.choose.skip=no`), or name the layers with "
+                "`replace`, `keep` or `every`",
+            )
+
     def constants(self) -> Mapping[str, Tensor]:
         """Return ``head.weight`` [V, D], the output projection."""
         return {"head.weight": self.decoder.head_weight}
@@ -210,6 +234,18 @@ class DecoderStudent(LocalStudent):
     def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
         """Return this student, frozen and in eval mode, as the teacher of another conversion."""
         return StudentTeacher(self, ref=ref, fingerprint=fingerprint, processor=processor)
+
+    def replaceable(self) -> Sequence[Replaceable]:
+        """Return the MLP of every block, and the projections of every attention that is the teacher's."""
+        found: list[Replaceable] = []
+        for layer in range(self.facts.layers):
+            block = self.decoder.block(layer)
+            if block.kinds == (ATTENTION,):
+                stem = f"blocks.{layer}.mixers.{ATTENTION}"
+                found += [Replaceable(f"{stem}.{name}", name) for name in ("q", "k", "v", "o")]
+            into = ("up",) if block.mlp.gate is None else ("gate", "up")
+            found.append(Replaceable(f"blocks.{layer}.mlp", "mlp", True, into, block.mlp.hidden, "down"))
+        return found
 
     def shard_units(self) -> Iterable[nn.Module]:
         return self.decoder.blocks

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from xarch import (
     Batch,
+    Divergence,
     ExportGraph,
     Initialisation,
     ParityCase,
@@ -21,6 +22,7 @@ from xarch import (
     Teacher,
 )
 from xarch_decoder.copying import check_initialisation, copy_trunk, trunk_initialisation
+from xarch_decoder.divergence import decoder_divergence
 from xarch_decoder.export import DecoderExport, decoder_graphs
 from xarch_decoder.exported import ExportedDecoder
 from xarch_decoder.facts import DecoderFacts
@@ -71,6 +73,9 @@ class DecoderTarget(TargetAdapter, Generic[S]):
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
         return decoder_parity(self.own(student), graphs, batches, profile.dtype)
+
+    def divergence(self, student: Student, batches: Sequence[Batch]) -> Divergence | None:
+        return decoder_divergence(self.own(student), batches)
 
     def exported(self, folder: Path, student: Student, threads: int) -> TapModel:
         return ExportedDecoder(folder, self.own(student), threads=threads)

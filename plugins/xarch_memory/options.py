@@ -37,8 +37,6 @@ class MemoryOptions(LayerOptions):
     def _one_budget(self) -> MemoryOptions:
         if self.bytes_a_layer is not None and self.bytes_in_all is not None:
             raise ValueError("set only one of bytes_a_layer and bytes_in_all")
-        if self.layers.choose is not None:
-            raise ValueError("layers.choose needs a probe of layers, which this target has none of; name the layers")
         return self
 
     def budget(self, facts: DecoderFacts, layers: int) -> int:

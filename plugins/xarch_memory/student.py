@@ -12,6 +12,7 @@ from xarch import PlanError
 from xarch.kernels import MemoryLayout
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
+from xarch_decoder.model.block import MixerFactory
 from xarch_decoder.model.memory import MemoryAttention
 from xarch_decoder.student import DecoderStudent
 from xarch_memory.options import Sizes
@@ -24,6 +25,7 @@ class MemoryStudent(DecoderStudent):
         sizes: how entries become windows and slots.
         entries: layer -> entries of each key/value head besides its sinks.
         budget: state bytes of all these layers together, for a stage that divides them anew.
+        count: number of layers for a stage ``kl_probe`` to choose; all others keep attention.
     """
 
     def __init__(
@@ -33,13 +35,14 @@ class MemoryStudent(DecoderStudent):
         entries: Mapping[int, list[int]],
         budget: int,
         *,
+        count: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        mixers = [
-            [partial(MemoryAttention, layout=sizes.layout(entries[i])) if i in entries else Attention]
-            for i in range(facts.layers)
-        ]
-        super().__init__(facts, mixers, device=device)
+        mixers: list[list[MixerFactory]] = [[Attention] for _ in range(facts.layers)]
+        for layer, own in entries.items():
+            memory = partial(MemoryAttention, layout=sizes.layout(own))
+            mixers[layer] = [memory] if count is None else [memory, Attention]
+        super().__init__(facts, mixers, count=count, device=device)
         self.sizes, self.budget = sizes, budget
 
     def param_groups(self) -> Mapping[str, list[str]]:
@@ -62,7 +65,11 @@ class MemoryStudent(DecoderStudent):
         return {layer: self.memory(layer).layout for layer in self.replaced}
 
     def decide(self, decisions: Mapping[str, Any]) -> None:
-        """Apply ``{"entries": {layer: [entries of each head]}}``, see :func:`decided_entries`."""
+        """Apply ``{"layers": [...]}``, after which the budget is that of these layers, and ``{"entries": {layer:
+        [entries of each head]}}``, see :func:`decided_entries`."""
+        if "layers" in decisions:
+            super().decide({"layers": decisions["layers"]})
+            self.budget = self.sizes.options.budget(self.facts, len(self.replaced))
         entries = decided_entries(decisions, self.replaced, self.facts.kv_heads)
         for layer, sizes in entries.items():
             self.memory(layer).layout = self.sizes.layout(sizes)
@@ -75,9 +82,9 @@ def decided_entries(decisions: Mapping[str, Any], layers: tuple[int, ...], heads
         PlanError: the decision names other layers or another number of heads.
         ValueError: the decision is unknown.
     """
-    unknown = sorted(set(decisions) - {"entries"})
+    unknown = sorted(set(decisions) - {"entries", "layers"})
     if unknown:
-        raise ValueError(f"a memory student accepts decisions about entries only, got {unknown}")
+        raise ValueError(f"a memory student accepts decisions about layers and entries only, got {unknown}")
     found = {int(layer): [int(n) for n in sizes] for layer, sizes in decisions.get("entries", {}).items()}
     if found and (set(found) != set(layers) or any(len(sizes) != heads for sizes in found.values())):
         raise PlanError(

@@ -26,23 +26,26 @@ class MemoryTarget(DecoderTarget[MemoryStudent]):
     def build(
         self, facts: DecoderFacts, options: BaseModel, decisions: Mapping[str, Any], *, device: torch.device
     ) -> MemoryStudent:
-        """Give every head of every replaced layer the same entries, or those that a stage decided.
+        """Give every head of every replaced layer the same entries, or those that a stage decided; with ``choose`` also
+        the teacher's attention, until a stage has chosen.
 
         Raises:
             PlanError: the options do not fit the decoder.
         """
         chosen = cast(MemoryOptions, options)
-        layers = tuple(i for i in chosen.layers.replaced(facts.layers) if facts.window(i) is None)
+        count = None if "layers" in decisions else chosen.layers.count
+        named = decisions.get("layers", chosen.layers.replaced(facts.layers))
+        layers = tuple(i for i in map(int, named) if facts.window(i) is None)
         if not layers:
             raise PlanError(
                 "student.options.layers: every chosen layer has a sliding window of its own, whose memory is constant",
                 "choose layers with full attention",
             )
         sizes = Sizes(chosen, facts)
-        budget = chosen.budget(facts, len(layers))
-        uniform = [sizes.most(budget // (len(layers) * facts.kv_heads))] * facts.kv_heads
+        budget = chosen.budget(facts, count or len(layers))
+        uniform = [sizes.most(budget // ((count or len(layers)) * facts.kv_heads))] * facts.kv_heads
         entries = decided_entries(decisions, layers, facts.kv_heads) or dict.fromkeys(layers, uniform)
-        return MemoryStudent(facts, sizes, entries, budget, device=device)
+        return MemoryStudent(facts, sizes, entries, budget, count=count, device=device)
 
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
         return "slot-memory"

@@ -39,3 +39,19 @@ def xarch_register(registry: Any) -> None:
         profiles=["cpu", "cpu-int8", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         reference="model",
     )
+
+
+@hookimpl
+def xarch_rebuild(facts: Any) -> Any:
+    """Rebuild the models that timm can build."""
+    from xarch_image import ImageFacts
+
+    if not isinstance(facts, ImageFacts):
+        return None
+    import timm
+
+    if not timm.is_model(facts.arch):
+        return None
+    from xarch_timm.rebuild import SameTimm
+
+    return SameTimm(), SameTimm.Options()

@@ -88,7 +88,7 @@ def examine(net: Net, channels: int, size: tuple[int, int], name: str) -> Anatom
         features=tuple(Feature(*maps[i].shape[1:]) for i in places),
         pooled=pooled_BD.shape[-1],
         classes=logits_BK.shape[-1],
-        kind="token" if tokens or any(_attends(m) for m in called) else "conv",
+        kind="token" if tokens or any(attends(m) for m in called) else "conv",
         prefix_tokens=_prefix_tokens(net),
         macs=counter.get_total_flops() / 2 / len(x_BCHW),
         heads=tuple(heads(net)),
@@ -155,7 +155,8 @@ def _chosen(maps: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(range(len(maps)))[-STAGES:]
 
 
-def _attends(module: nn.Module) -> bool:
+def attends(module: nn.Module) -> bool:
+    """Return whether a module is attention with heads."""
     heads = getattr(module, "num_heads", 0)
     return isinstance(heads, int) and heads > 0 and any(hasattr(module, name) for name in PROJECTIONS)
 

@@ -5,17 +5,18 @@ Legend: B images, C channels, H and W the grid, P prefix tokens, D width, K clas
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from xarch import Sink, Student, TapModel, Teacher
+from xarch import Replaceable, Sink, Student, TapModel, Teacher
 from xarch_image import HeadModel, ImageFacts, ImageModel
 from xarch_timm.anatomy import Net, classifiers, heads, intermediates
 from xarch_timm.build import anatomy, classifier
+from xarch_timm.parts import replaceable_parts
 
 FUSION = "fusion"
 """Decision of a stage that weighs two classifiers."""
@@ -143,6 +144,9 @@ class TimmStudent(TimmModel, Student):
         """Return biases, norms, and what timm exempts (position embeddings, class tokens)."""
         exempt = getattr(self.module, "no_weight_decay", None)
         return {*super().no_decay(), *(exempt() if callable(exempt) else ())} & set(self.param_groups()["all"])
+
+    def replaceable(self) -> Sequence[Replaceable]:
+        return replaceable_parts(self.facts)
 
     def as_teacher(self, ref: str, fingerprint: str, processor: Any) -> TimmTeacher:
         """Return the finished student as the teacher of another conversion."""

@@ -32,7 +32,9 @@ class Clock:
 
 
 PLAN = SimpleNamespace(
-    unit="token", stages=[SimpleNamespace(name="a", seconds=10.0), SimpleNamespace(name="b", seconds=40.0)]
+    unit="token",
+    estimates=SimpleNamespace(parts={"export": 50.0}),
+    stages=[SimpleNamespace(name="a", seconds=10.0), SimpleNamespace(name="b", seconds=40.0)],
 )
 
 
@@ -91,7 +93,7 @@ def test_lines_for_files_and_pipes() -> None:
     lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
     assert lines[0] == "load hf:x"
     assert lines[1] == "stage 1/2 a (gradient, 20 steps)"
-    assert "stage 1/2 a  3/20  loss 0.3333  2500 tokens/s  34 s left, run 3 m 14 s" in lines
+    assert "stage 1/2 a  3/20  loss 0.3333  2500 tokens/s  34 s left, run 6 m 34 s" in lines
     assert lines[-5] == "stage 1/2 a  20/20  loss 0.05  2500 tokens/s"
     assert lines[-4] == "stage a done  loss 0.05"
     assert lines[-2] == "stage 2/2 b  3/3  blocks.2"
@@ -111,6 +113,33 @@ def test_a_panel_for_terminals() -> None:
     assert "stage 2/2 b" in text
     assert isinstance(reporter, LiveReporter)
     assert reporter.live is None
+
+
+def test_the_run_is_done_when_its_exports_are() -> None:
+    clock = Clock()
+    reporter = LiveReporter(Console(file=io.StringIO(), force_terminal=True, width=100), clock)
+    with watched(reporter):
+        reporter.plan_ready(PLAN)
+        reporter.phase("evaluate", "one sample")
+        for name, seconds in (("a", 10.0), ("b", 40.0)):
+            reporter.stage_started(1, 2, name, "closed_form", 0)
+            clock.now += seconds
+            reporter.stage_finished(name, StageOutcome(metrics={}))
+        assert reporter.eta.share() == pytest.approx(0.5)
+        reporter.phase("export", "cpu")
+        clock.now += 25.0
+        assert reporter.eta.share() == pytest.approx(0.75)
+        clock.now += 1000.0
+        assert reporter.eta.share() < 1.0
+
+
+def test_a_stage_ends_with_its_loss_and_validation() -> None:
+    out, clock = io.StringIO(), Clock()
+    with watched(LineReporter(Console(file=out, width=200), clock)) as reporter:
+        reporter.stage_started(1, 1, "a", "gradient", 2)
+        figures = {"loss": 0.5, "match.kd": 0.5, "grad_norm": 3.0, "validation_before": 0.9, "validation_after": 0.4}
+        reporter.stage_finished("a", StageOutcome(metrics=figures))
+    assert out.getvalue().splitlines()[-1].endswith("stage a done  loss 0.5  validation 0.9 to 0.4")
 
 
 def test_a_silent_phase_gives_signs_of_life() -> None:
@@ -138,7 +167,7 @@ reporter = make_reporter(console)
 assert isinstance(reporter, LiveReporter)
 reporter.clock = reporter.eta.clock = lambda: 2.0 * next(clock)
 stages = [SimpleNamespace(name="a", seconds=10.0), SimpleNamespace(name="b", seconds=30.0)]
-reporter.plan_ready(SimpleNamespace(unit="token", stages=stages))
+reporter.plan_ready(SimpleNamespace(unit="token", stages=stages, estimates=SimpleNamespace(parts={})))
 reporter.eta.clock = reporter.clock
 reporter.stage_started(1, 2, "a", "gradient", 20)
 for step in range(1, 11):

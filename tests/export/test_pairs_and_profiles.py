@@ -7,12 +7,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.export.other_runtimes import runtime_of
 from xarch.contracts.batch import Batch
+from xarch.contracts.bench import Call
 from xarch.contracts.data import DataRequest
+from xarch.export.proof import Prover
 from xarch.export.run import export_profile
+from xarch.export.session import Sessions
 from xarch.planning.resolve import resolve_data, resolve_target, resolve_teacher
 from xarch.registry.loader import get_registry
 from xarch.testing.models import student_family
@@ -82,3 +87,23 @@ def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, pro
     )
     assert result.parity["passed"]
     assert all(entry["proof"] for entry in result.parity["graphs"].values())
+    with runtime_of(profile, tmp_path / "out", result.graphs) as call:
+        if call is not None:
+            assert_same_elsewhere(call, adapter, student, batches, profile, tmp_path / "out")
+
+
+def assert_same_elsewhere(
+    call: Call, adapter: Any, student: Any, batches: list[Batch], profile: str, folder: Path
+) -> None:
+    """A case of each graph, which may go on in others, in another runtime and in onnxruntime."""
+    made = get_registry().create("export", profile)
+    graphs = list(adapter.export_graphs(student, made, adapter.ExportOptions()))
+    cases = list(adapter.parity_cases(student, graphs, batches, made)) or list(
+        Prover(student, graphs, batches).drives()
+    )
+    known = Sessions(folder, made.provider, threads=1, optimise=True)
+    for graph in graphs:
+        case = min((c for c in cases if c.graph == graph.name), key=lambda c: c.shape.get("calls", 1))
+        found, wanted = case.drive(call), case.drive(known)
+        for name, value in wanted.items():
+            assert np.linalg.norm(found[name] - value) <= 1e-4 * max(np.linalg.norm(value), 1e-6), (graph.name, name)

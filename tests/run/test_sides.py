@@ -114,6 +114,35 @@ def test_operating_points_are_judged_and_gated(stack: StackCase) -> None:
     assert "half" not in found["baselines"]
 
 
+COUNTING = """
+class Counting(stack.StackStudent):
+    passes, spends = 0, ("passes",)
+    def run(self, batch, wanted, sink):
+        super().run(batch, wanted, sink)
+        if not self.module.training:
+            self.passes += 1
+    def spent(self):
+        found, self.passes = {"passes": self.passes / 4} if self.passes else {}, 0
+        return found
+
+class Target(stack.LowTarget):
+    def build(self, facts, options, decisions, *, device): return Counting(facts, device)
+
+@hookimpl
+def xarch_register(registry): registry.target("counting", load=f"{__name__}:Target", accepts=["stack"])
+"""
+
+
+def test_what_a_model_counts_of_its_own_work_is_a_figure_of_its_evaluation(stack: StackCase) -> None:
+    stack.use(COUNTING)
+    stack.convert(student__target="counting", gates={"passes": {"max": 0.5}})
+    found = read(stack, "eval.json")
+    # One batch of two samples; what ran before the evaluation does not count.
+    assert found["student"]["passes"] == 0.25
+    assert (found["units"]["passes"], found["directions"]["passes"]) == ("share", False)
+    assert "passes" not in found["teacher"]
+
+
 def test_a_gate_on_a_figure_that_nobody_measures_is_refused_before_training(stack: StackCase) -> None:
     with pytest.raises(UsageError, match=r"gates\.mze: no such figure; did you mean 'mse'"):
         stack.convert(gates={"mze": {"max": 1}})

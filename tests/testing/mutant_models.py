@@ -68,6 +68,20 @@ class KeepsStateOutside(RightTarget):
             super().run(batch, wanted, lambda name, value: sink(name, value + shift))
 
 
+class ViewsOtherTaps(RightTarget):
+    """Its view of the teacher has a tap of other sizes than it gives."""
+
+    def view(self, teacher):
+        class View(KitTeacher):
+            def taps(self):
+                return {n: replace(t, shape={"D": t.shape["D"] + 1}) for n, t in super().taps().items()}
+
+        return View(teacher.facts)
+
+    def view_taps(self, facts, options, taps):
+        return self.view(KitTeacher(facts)).taps()
+
+
 class RightSource(_loaded.KitSource):
     teacher: Any = KitTeacher
 
@@ -136,6 +150,7 @@ TARGETS = (
     DeclaresOtherTaps,
     NamesUnknownParameters,
     KeepsStateOutside,
+    ViewsOtherTaps,
 )
 SOURCES = (RightSource, CountsWrong, NotFrozen, GivesEverything, IgnoresTheSeed)
 STAGES = (RightStage, DependsOnChance)

@@ -51,6 +51,7 @@ FAULTS = {
     "DeclaresOtherTaps": "test_taps_are_as_declared",
     "NamesUnknownParameters": "test_groups_name_real_parameters",
     "KeepsStateOutside": "test_state_dict_round_trip",
+    "ViewsOtherTaps": "test_the_view_of_the_teacher_is_as_declared",
     "CountsWrong": "test_description_agrees_with_the_weights",
     "NotFrozen": "test_teacher_is_frozen_and_in_eval_mode",
     "GivesEverything": "test_a_run_stops_after_the_last_wanted_tap",

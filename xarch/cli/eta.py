@@ -70,12 +70,17 @@ class Eta:
         return own + later * self._scale()
 
     def share(self) -> float:
-        """Return the share of the run's stages that is done, by their planned seconds; 0 without a plan."""
+        """Return the share of the run that is done, by the planned seconds of its parts; 0 without a plan. What counts
+        no steps goes by the clock."""
         names, total = list(self.planned), sum(self.planned.values())
         if self.stage not in names or total <= 0:
             return 0.0
         done = sum(self.planned[n] for n in names[: names.index(self.stage)])
-        own = 1 - self.remaining_steps / self.total_steps if self.total_steps else float(self.ended)
+        own = float(self.ended)
+        if self.total_steps:
+            own = 1 - self.remaining_steps / self.total_steps
+        elif not self.ended and self.planned[self.stage] > 0:
+            own = min((self.clock() - self.started) / (self.planned[self.stage] * self._scale()), 0.99)
         return (done + own * self.planned[self.stage]) / total
 
     def _scale(self) -> float:

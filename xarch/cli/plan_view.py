@@ -47,7 +47,7 @@ def match_table(plan: Plan) -> Any:
     rows = [row for stage in plan.stages for row in _matches(stage)]
     if all(row[-1] == "-" for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return table(columns, rows, right=("weight",), whole=("stage", "match", "student"))
+    return table(columns, rows, right=("weight",), whole=("stage", "match"))
 
 
 def origin_table(plan: Plan) -> Any:

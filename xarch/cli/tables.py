@@ -18,14 +18,23 @@ def table(
     from rich.text import Text
 
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for column in columns:
+    lines = [list(row) for row in rows]
+    for place, column in enumerate(columns):
+        longest = max((len(word) for line in lines for word in line[place].split()), default=0)
         made.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in whole
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in whole,
+            min_width=min(longest, LEAST),
         )
-    for row in rows:
+    for row in lines:
         made.add_row(*(Text(cell, style=STYLES.get(cell.split(":")[0], "")) for cell in row))
     return made
 
+
+LEAST = 10
+"""Characters that a column keeps on a narrow terminal, if its words are as long."""
 
 STYLES = {
     "ready": "green",

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 LINE_SECONDS = 5.0
+INNER = ("grad_norm", "validation_before", "validation_after", "validation_kept_after")
+"""Figures of a stage that are not shown by name at its end."""
+DELIVERY = {"evaluate": "evaluation", "export": "export", "bench": "bench"}
+"""Phases after the stages -> their part of the plan's time."""
 
 
 def make_reporter(console: Console) -> Reporter:
@@ -45,16 +49,21 @@ class _Followed(Reporter):
         self.step_now, self.steps = 0, 0
         self.detail = ""
         self.loss: float | None = None
+        self.stages_left: set[str] = set()
         self.began = clock()
 
     def plan_ready(self, plan: Any) -> None:
-        self.eta = Eta({s.name: s.seconds for s in plan.stages}, self.clock)
+        parts = {phase: plan.estimates.parts.get(part, 0.0) for phase, part in DELIVERY.items()}
+        self.stages_left = {s.name for s in plan.stages}
+        self.eta = Eta({s.name: s.seconds for s in plan.stages} | parts, self.clock)
         self.unit = f"{plan.unit}s"
 
     def phase(self, name: str, detail: str = "") -> None:
         self.title, self.detail, self.began = f"{name} {detail}".strip(), "", self.clock()
         self.step_now = self.steps = 0
         self.loss = None
+        if name in DELIVERY and not self.stages_left:
+            self.eta.begin(name)
 
     def stage_started(self, index: int, total: int, name: str, kind: str, steps: int) -> None:
         self.eta.begin(name)
@@ -72,6 +81,7 @@ class _Followed(Reporter):
 
     def stage_finished(self, name: str, outcome: Any) -> None:
         self.eta.end()
+        self.stages_left.discard(name)
 
     def figures(self) -> str:
         """Return e.g. ``10/100  loss 0.41  5200 tokens/s  3 m left, run 9 m``; unknown parts are left out."""
@@ -92,6 +102,16 @@ class _Followed(Reporter):
     def since(self) -> str:
         """Return how long this phase or stage has taken, e.g. ``12 s so far``."""
         return f"{duration(self.clock() - self.began)} so far"
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    """Format what a stage ends with; the figures of its matches are in the report."""
+    shown = {k: v for k, v in metrics.items() if not k.startswith(("match.", "weighted.")) and k not in INNER}
+    parts = [f"{name} {figure(value)}" for name, value in shown.items()]
+    before, after = (metrics.get(f"validation_{when}") for when in ("before", "after"))
+    if before is not None and after is not None:
+        parts.append(f"validation {figure(before)} to {figure(after)}")
+    return "  ".join(parts)
 
 
 class LineReporter(_Followed):
@@ -121,7 +141,7 @@ class LineReporter(_Followed):
 
     def stage_finished(self, name: str, outcome: Any) -> None:
         super().stage_finished(name, outcome)
-        found = "  ".join(f"{k} {figure(v)}" for k, v in outcome.metrics.items())
+        found = _figures(outcome.metrics)
         self._print(f"stage {name} done  {found}".rstrip())
 
     def message(self, text: str) -> None:
@@ -176,7 +196,7 @@ class LiveReporter(_Followed):
 
     def stage_finished(self, name: str, outcome: Any) -> None:
         super().stage_finished(name, outcome)
-        found = "  ".join(f"{k} {figure(v)}" for k, v in outcome.metrics.items())
+        found = _figures(outcome.metrics)
         self.message(f"{self.title} done in {duration(self.clock() - self.eta.started)}  {found}".rstrip())
 
     def message(self, text: str) -> None:

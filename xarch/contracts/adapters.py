@@ -15,7 +15,7 @@ from xarch.contracts.batch import Batch
 from xarch.contracts.bench import BenchCase
 from xarch.contracts.control import Control
 from xarch.contracts.data import DataInfo
-from xarch.contracts.export import ExportGraph, ParityCase, Profile
+from xarch.contracts.export import Divergence, ExportGraph, ParityCase, Profile
 from xarch.contracts.local import Solver
 from xarch.contracts.model import Initialisation, Student, TapModel, Teacher
 from xarch.contracts.options import Options
@@ -209,6 +209,11 @@ class TargetAdapter(ABC):
         belong to weights, so a graph whose weights are all measured in other graphs needs no case.
         """
         return self.parity_cases(student, graphs, batches, profile)
+
+    def divergence(self, student: Student, batches: Sequence[Batch]) -> Divergence | None:
+        """Return a measure of the student's predictions on calibration data, by which an export chooses the bits of
+        weights; by default none: all have those of the profile."""
+        return None
 
     def exported(self, folder: Path, student: Student, threads: int) -> TapModel | None:
         """Return the graphs of an export as a model with taps of the student, so that a metric evaluates the files;

@@ -156,6 +156,21 @@ class Measure:
         return above and below and figure == figure
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How far a student's predictions are from those that it had when this was made.
+
+    Attributes:
+        measure: returns the present figure; an export calls it while some of the weights are rounded.
+        most: figure up to which weights keep the few bits of a profile.
+        unit: e.g. "nats/token".
+    """
+
+    measure: Callable[[], float]
+    most: float
+    unit: str = ""
+
+
 @dataclass
 class ParityCase:
     """Comparison between the student in torch and its exported graphs in a runtime, in addition to the engine's own.

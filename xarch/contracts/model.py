@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from xarch.contracts.batch import Batch
+from xarch.contracts.replaceable import Replaceable
 from xarch.contracts.tap import Tap
 from xarch.errors import PlanError
 
@@ -33,6 +34,9 @@ class TapModel(ABC):
     module: nn.Module
     family: str
     facts: Any
+
+    spends: ClassVar[Collection[str]] = ()
+    """Names of the figures that :meth:`spent` returns; without them the plan refuses a gate on one."""
 
     @abstractmethod
     def taps(self) -> Mapping[str, Tap]:
@@ -66,6 +70,13 @@ class TapModel(ABC):
     def unpacked(self, name: str, stored: Tensor) -> Any:
         """Return the value of a tap from the tensor of :meth:`packed`."""
         return stored
+
+    def spent(self) -> Mapping[str, float]:
+        """Return what the model counted of its own forward passes since the last call, and count anew: name -> a share
+        of some whole, e.g. of the multiply-adds that all its parts would take. Less is better. An evaluation shows it
+        beside the figures of its metric; by default nothing.
+        """
+        return {}
 
     def collect(self, batch: Batch, wanted: Collection[str]) -> dict[str, Any]:
         """Run and return all requested values together."""
@@ -190,6 +201,11 @@ class Student(TapModel):
             PlanError: this student cannot be a teacher, with the reason.
         """
         raise PlanError(f"students of {type(self).__name__} cannot be teachers")
+
+    def replaceable(self) -> Sequence[Replaceable]:
+        """Return the modules that other targets may replace (see :func:`xarch.rebuilder`), in the order in which they
+        run; by default none."""
+        return ()
 
     def shard_units(self) -> Iterable[nn.Module]:
         """Return the modules to shard one by one when the student does not fit on one device."""

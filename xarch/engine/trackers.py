@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Trackers:
         for name, options in plan.config.runtime.trackers.items():
             tracker = open_tracker(name, plan.name, folder, options)
             self.open[name] = tracker
-            self._try(name, lambda tracker=tracker: tracker.store_init_configuration(_settings(plan)))
+            self._try(name, partial(tracker.store_init_configuration, _settings(plan)))
 
     def summary(self, figures: Mapping[str, float]) -> None:
         """Send the evaluated figures of the student, after the last step."""
@@ -56,7 +57,7 @@ class Trackers:
 
     def _send(self, values: Mapping[str, float], step: int) -> None:
         for name, tracker in list(self.open.items()):
-            self._try(name, lambda tracker=tracker: tracker.log(dict(values), step=step))
+            self._try(name, partial(tracker.log, dict(values), step=step))
 
     def _try(self, name: str, call: Callable[[], object]) -> None:
         try:

@@ -10,6 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+COLUMNS = "_columns"
+"""Ends the name of a weight that is stored transposed."""
+
 
 def gemm_to_matmul(model: ir.Model) -> int:
     """Rewrite ``Gemm(x, W, bias, transB=1)`` into ``MatMul(x, Wᵀ) [+ bias]`` in place; views of x and of the result
@@ -72,7 +75,7 @@ def _columns(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     """Return the initialiser with the transpose of a matrix, computed when it is read."""
     tensor = weight.const_value
     assert tensor is not None
-    name, shape = f"{weight.name}_columns", ir.Shape(list(reversed(tensor.shape.numpy())))
+    name, shape = f"{weight.name}{COLUMNS}", ir.Shape(list(reversed(tensor.shape.numpy())))
     held = ir.LazyTensor(
         lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T)), dtype=tensor.dtype, shape=shape, name=name
     )

@@ -51,7 +51,7 @@ cpu_int4 = replace(
     name="cpu-int4",
     dtype="int4",
     runtime_ops=BLOCK_OPS,
-    summary="like cpu, weights of products in 4 bits in blocks of 16, tables in 8 bits",
+    summary="like cpu, weights of products in 4 bits in blocks of 32, in 8 where these cost too much; tables in 8",
 )
 
 openvino = replace(

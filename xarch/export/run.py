@@ -18,10 +18,11 @@ import torch
 from xarch._version import __version__
 from xarch.contracts.adapters import TargetAdapter
 from xarch.contracts.batch import Batch
-from xarch.contracts.export import ExportGraph, ParityCase, Profile
+from xarch.contracts.export import Divergence, ExportGraph, ParityCase, Profile
 from xarch.contracts.model import Student, TapModel
 from xarch.engine.stopwatch import Spent, Stopwatch
 from xarch.errors import PlanError
+from xarch.export.bits import Choice, choose
 from xarch.export.blocks import BLOCK_OPS, quantise_blocks
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import check_file
@@ -80,7 +81,7 @@ def export_profile(
     Args:
         options: values of the target's ``ExportOptions``.
         batches: held-out data on which the student and its graphs are compared, with the views of both sides.
-        calibration: other held-out data, for profiles with 8-bit weights; default: ``batches``.
+        calibration: other held-out data, for profiles with weights of few bits; default: ``batches``.
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: receives a line of progress at each step.
         graphs: exported instead of the adapter's graphs; checked in the same way.
@@ -105,8 +106,12 @@ def export_profile(
             own = list(adapter.calibration_cases(student, graphs, data, profile))
         return own or Prover(student, graphs, data).drives()
 
+    def divergence() -> Divergence | None:
+        with blame("divergence"):
+            return adapter.divergence(student, calibration or batches)
+
     with new_folder(Path(out)) as folder:
-        described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration, translate)
+        described = _write_graphs(graphs, profile, folder, metadata, say, seen_in_calibration, translate, divergence)
         clock = Stopwatch()
         prover = Prover(student, graphs, batches)
         comparisons = _comparisons(prover, adapter, student, graphs, batches, profile, blame)
@@ -124,7 +129,8 @@ def export_profile(
             complete(folder, names)
         seal(folder)
     raise_unless_passed(parity, Path(out))
-    say(f"export {profile.name}: {', '.join(names)} reproduce the student ({_size(described['bytes'])})")
+    verb = "reproduces" if len(names) == 1 else "reproduce"
+    say(f"export {profile.name}: {', '.join(names)} {verb} the student ({_size(described['bytes'])})")
     return ExportResult(names, parity, described)
 
 
@@ -208,6 +214,7 @@ def _write_graphs(
     say: Callable[[str], None],
     cases: Callable[[], Iterable[ParityCase]],
     translate: Translate = to_onnx,
+    divergence: Callable[[], Divergence | None] = lambda: None,
 ) -> dict[str, Any]:
     entries: dict[str, dict[str, Any]] = {}
     models: dict[str, ir.Model] = {}
@@ -217,7 +224,8 @@ def _write_graphs(
         models[graph.name] = translate(graph, profile)
         entries[graph.name] = {"seconds": round(time.monotonic() - started, 2)}
     weights = _weight_bits(graphs, profile)
-    models, reduced = _in_blocks(models, weights) if weights else _reduce(models, profile, cases, say)
+    choice = _bits(models, graphs, weights, divergence, say) if weights else Choice()
+    models, reduced = _in_blocks(models, weights, choice) if weights else _reduce(models, profile, cases, say)
     with WeightStore(folder / WEIGHTS) as store:
         for graph in graphs:
             started = time.monotonic()
@@ -261,6 +269,7 @@ def _write_graphs(
         "graphs": entries,
         "weights": {"file": WEIGHTS, "bytes": store.bytes, "shared_bytes": store.saved},
         "bytes": store.bytes + sum(e["graph_bytes"] for e in entries.values()),
+        **({"bits": choice.figures} if choice.figures else {}),
         "seconds": {},
         "cpu_seconds": {},
     }
@@ -288,10 +297,29 @@ def _weight_bits(graphs: Sequence[ExportGraph], profile: Profile) -> int:
     return 8 if able and profile.dtype == "int8" and all(graph.weight_only for graph in graphs) else 0
 
 
-def _in_blocks(models: dict[str, ir.Model], bits: int) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
+def _bits(
+    models: dict[str, ir.Model],
+    graphs: Sequence[ExportGraph],
+    bits: int,
+    divergence: Callable[[], Divergence | None],
+    say: Callable[[str], None],
+) -> Choice:
+    """Return which weights of the profile's few bits have 8 instead."""
+    measured = divergence() if bits < 8 else None
+    if measured is None:
+        return Choice()
+    choice = choose(models, graphs, measured)
+    say(f"weights in {bits} bits: {choice.text()}")
+    return choice
+
+
+def _in_blocks(
+    models: dict[str, ir.Model], bits: int, choice: Choice
+) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
     """Return the graphs with weights in blocks, and the changes to each."""
     return models, {
-        name: {"weight_bits": bits, "block_products": quantise_blocks(model, bits)} for name, model in models.items()
+        name: {"weight_bits": bits, "block_products": quantise_blocks(model, bits, choice.wide)}
+        for name, model in models.items()
     }
 
 

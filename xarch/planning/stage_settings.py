@@ -26,11 +26,13 @@ class NamedFigures:
         registry: of the run.
         metric: the run's metric, None without one.
         family: of the student.
+        spends: figures that the student counts itself.
     """
 
     registry: Registry
     metric: str | None
     family: str
+    spends: Collection[str] = ()
 
     def check(self, where: str, name: str) -> None:
         """Check a figure of the run's metric, or the name of a metric whose headline is meant.
@@ -90,7 +92,7 @@ class NamedFigures:
         if self.metric is None:
             return ()
         kind: type[Metric] = self.registry.resolve(self.registry.get("metric", self.metric))
-        return kind.figures
+        return (*kind.figures, *self.spends) if kind.figures else ()
 
     @staticmethod
     def _matches(name: str, known: Collection[str]) -> bool:

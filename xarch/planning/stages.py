@@ -58,7 +58,7 @@ class StagePlanner:
         self.sides, self.config, self.registry = sides, sides.config, sides.registry
         self.student, self.taps = sides.student, sides.taps()
         self.data: DataProvider = sides.data.adapter.adapter
-        self.figures = NamedFigures(self.registry, metric, self.student.family)
+        self.figures = NamedFigures(self.registry, metric, self.student.family, self.student.spends)
         self.read = ReadModels()
         self.bf16 = self.config.runtime.precision == "bf16" or (
             self.config.runtime.precision == "auto" and device.type == "cuda"

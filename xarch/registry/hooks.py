@@ -9,7 +9,9 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+    from pydantic import BaseModel
 
+    from xarch.contracts.adapters import TargetAdapter
     from xarch.contracts.export import ExportGraph, Profile
     from xarch.contracts.model import Student
     from xarch.contracts.stage import StageOutcome
@@ -58,6 +60,16 @@ def xarch_export(student: Student, profile: Profile, graphs: Sequence[ExportGrap
     The first result wins. Checker and parity gate run on what was returned: each graph is compared
     with the student's taps as its ``reads`` and ``gives`` say, and by the target's own cases, so names, inputs and
     outputs must stay.
+    """
+
+
+@hookspec(firstresult=True)
+def xarch_rebuild(facts: Any) -> tuple[TargetAdapter, BaseModel] | None:
+    """Return a target whose students have exactly the architecture of a model with these facts, and its options; None
+    for facts of other libraries.
+
+    ``xarch.rebuilder`` asks for it, for targets that change parts of any model. The target's ``initialise`` copies
+    every weight, and its students say in ``Student.replaceable`` which parts may change.
     """
 
 

@@ -83,7 +83,8 @@ def _base_model(files: RunInfo) -> str | None:
 def _what(files: RunInfo) -> list[str]:
     student, plan = files.student, files.plan
     teacher = dig(plan, "teacher", "title") or dig(student, "teacher", "title") or dig(student, "teacher", "ref")
-    line = f"A {dig(student, 'family', default='model')} of {count(student.get('parameters'))} parameters, "
+    family, parameters = dig(student, "family", default="unknown"), count(student.get("parameters"))
+    line = f"A model of the family {family} with {parameters} parameters, "
     line += f"converted from {teacher}" if teacher else "trained"
     line += (
         f" by xarch {student.get('xarch', '')} (target {dig(plan, 'student', 'title') or student.get('target', '?')})."
@@ -146,10 +147,10 @@ def _figures(files: RunInfo) -> list[str]:
 
 def _speed(files: RunInfo) -> list[str]:
     """Return size and speed of every export, beside the teacher's graphs in the same run where they were measured."""
-    rows = []
+    rows, whole = [], size(dig(files.plan, "teacher", "weight_bytes"))
     for profile, described in _passed(files).items():
         bench = table_of(files.bench, profile)
-        rows.append(f"| {escape(profile)} | size | {size(dig(described, 'bytes'))} | – |")
+        rows.append(f"| {escape(profile)} | size | {size(dig(described, 'bytes'))} | {whole} |")
         for kind in ("cases", "graphs"):
             for name, measured in table_of(bench, kind).items():
                 own, other = (

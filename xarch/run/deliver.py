@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from xarch.contracts.batch import Batch
+from xarch.contracts.data import Split
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
@@ -135,7 +137,7 @@ class Delivery:
             graphs=replaced or graphs,
             options=options,
             batches=list(self.evaluator.batches("heldout", samples)),
-            calibration=list(self.evaluator.batches("calibration", samples)) if profile.dtype == "int8" else (),
+            calibration=self._calibration(profile, replaced or graphs),
             out=self.run.export_dir / name,
             metadata={
                 "xarch.teacher": self.config.teacher,
@@ -152,6 +154,14 @@ class Delivery:
             self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
+
+    def _calibration(self, profile: Profile, graphs: list[ExportGraph]) -> list[Batch]:
+        """Return the data by which weights of few bits are chosen: ranges of inputs need a split of their own; of
+        weights alone, only their bits are chosen, for which validation data serve."""
+        if profile.dtype not in ("int8", "int4"):
+            return []
+        split: Split = "validation" if all(graph.weight_only for graph in graphs) else "calibration"
+        return list(self.evaluator.batches(split, self.config.export.parity_samples))
 
     def _say(self, text: str) -> None:
         """Display a line; between two steps of an export is also a place to stop, should a library have dropped the

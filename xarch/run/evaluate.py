@@ -30,6 +30,7 @@ from xarch.run.sides import RunSides
 
 TINY_SAMPLES = 2
 VARIANT = "variants."
+TEACHER, STUDENT = "teacher", "student"
 
 
 class Evaluator:
@@ -111,6 +112,9 @@ class Evaluator:
             self.reporter.progress(done, -(-count // self.config.evaluate.batch))
 
         resolved = self._metric(name)
+        models = {**students, **({} if self.sides.viewed is None else {TEACHER: self.sides.viewed})}
+        for model in models.values():
+            model.spent()
         request = EvaluationRequest(
             teacher=self.sides.viewed,
             students=students,
@@ -130,6 +134,7 @@ class Evaluator:
                 raise DivergedError(f"{e.what}; first non-finite: {self._origin(request)}", e.hint) from e
         if not isinstance(evaluation, Evaluation):
             raise PluginError(f"metric {name!r} returned {type(evaluation).__name__}, expected an Evaluation")
+        add_spent(evaluation, models)
         self._require_numbers(name, evaluation, request)
         if quiet:
             restore_rng(*state)
@@ -263,3 +268,14 @@ class Evaluator:
         names = [name for name in found.baselines if name.startswith(VARIANT)]
         found.variants |= {name.removeprefix(VARIANT): found.baselines.pop(name) for name in names}
         return found
+
+
+def add_spent(evaluation: Evaluation, models: Mapping[str, TapModel]) -> None:
+    """Add to the figures of every model what it counted of its own work, see :meth:`TapModel.spent`."""
+    sides = {TEACHER: evaluation.teacher, STUDENT: evaluation.student, **evaluation.baselines}
+    for name, model in models.items():
+        for figure, value in model.spent().items():
+            if name in sides and figure not in sides[name]:
+                sides[name][figure] = float(value)
+                evaluation.units.setdefault(figure, "share")
+                evaluation.directions.setdefault(figure, False)

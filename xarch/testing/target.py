@@ -102,21 +102,27 @@ class TargetConformance:
     def test_taps_are_as_declared(self, student: Student, teacher: Teacher) -> None:
         assert_taps(student, self.batch(student.facts))
 
-    def test_sites_read_teacher_taps_that_exist(self, student: Student, teacher: Teacher) -> None:
+    def test_sites_read_teacher_taps_that_exist(self, target: Any, student: Student, teacher: Teacher) -> None:
         sites = sites_of(student)
         assert bool(sites) == self.local, "local stages train sites; set `local` accordingly"
-        known = set(teacher.taps())
+        known = set(target.adapter.view(teacher).taps())
+        assert known == set(target.adapter.view_taps(teacher.facts, target.options, teacher.taps()))
         for site in sites.values():
             assert set(site.inputs.values()) <= known
             assert any(site.owns(n) for n, _ in student.module.named_parameters()), f"{site.name} owns no parameter"
         assert set(student.counterparts().values()) <= known
 
-    def test_a_site_trains_only_itself(self, student: Student, teacher: Teacher) -> None:
+    def test_the_view_of_the_teacher_is_as_declared(self, target: Any, student: Student, teacher: Teacher) -> None:
+        viewed = target.adapter.view(teacher)
+        if viewed is not teacher:
+            assert_taps(viewed, self.batch(student.facts).seen_by("teacher"))
+
+    def test_a_site_trains_only_itself(self, target: Any, student: Student, teacher: Teacher) -> None:
         batch = self.batch(teacher.facts)
         if not isinstance(student, LocalStudent):
             pytest.skip("this family has no sites; its stages are global")
         name, site = next(iter(student.sites().items()))
-        inputs = teacher.collect(batch, set(site.inputs.values()))
+        inputs = target.adapter.view(teacher).collect(batch, set(site.inputs.values()))
         student.module.requires_grad_(True)
         local = {k: t for k, t in site.taps.items() if t.dense}
         given = {k: inputs[v] for k, v in site.inputs.items()}

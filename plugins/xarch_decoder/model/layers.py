@@ -6,6 +6,7 @@ Legend: B batch, L tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -60,21 +61,32 @@ def make_norm(facts: DecoderFacts) -> RMSNorm | LayerNorm:
     return (RMSNorm if facts.norm == "rms" else LayerNorm)(facts.width, facts.norm_eps)
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden values of an MLP from what the layers give that read its input: act(gate) · up, or act(up)."""
+
+    activation: str
+
+    def __call__(self, *read: Tensor) -> Tensor:
+        first = ACTIVATIONS[self.activation](read[0])
+        return first * read[1] if len(read) > 1 else first
+
+
 class MLP(nn.Module):
     """down(act(gate x) · up x) if gated, else down(act(up x))."""
 
     def __init__(self, facts: DecoderFacts) -> None:
         super().__init__()
         width, inner, bias = facts.width, facts.mlp_width, facts.mlp_bias
-        self.act = ACTIVATIONS[facts.activation]
+        self.hidden = Hidden(facts.activation)
         self.gate = nn.Linear(width, inner, bias=bias) if facts.mlp == "gated" else None
         self.up = nn.Linear(width, inner, bias=bias)
         self.down = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(self.act(self.up(x_BLD)))
-        return self.down(self.act(self.gate(x_BLD)) * self.up(x_BLD))
+            return self.down(self.hidden(self.up(x_BLD)))
+        return self.down(self.hidden(self.gate(x_BLD), self.up(x_BLD)))
 
 
 class Head(nn.Module):

@@ -52,7 +52,7 @@ facts, colour = told["xarch.camera"], told["xarch.background"]
 height = round((width := said.size or facts["width"]) * facts["height"] / facts["width"])
 angles = [said.azimuth + 360 * i / said.frames for i in range(said.frames if said.turntable else 1)]
 views = [camera_rays(facts, width, height, angle, said.elevation) for angle in angles]
-pictures = [(255 * render(session, *view, colour)).round().astype(np.uint8).reshape(height, width, 3) for view in views]
+pictures = [(255 * render(session, o, d, colour)).round().astype(np.uint8).reshape(height, width, 3) for o, d in views]
 Image.fromarray(pictures[0]).save(said.png)
 if said.turntable:
     first, *rest = (Image.fromarray(picture).quantize(dither=Image.Dither.NONE) for picture in pictures)

@@ -85,8 +85,24 @@ def test_decisions_are_those_of_the_built_student():
     assert [w + m for w, m in zip(built.layouts()[2].windows, built.layouts()[2].slots, strict=True)] == [1, 30]
     with pytest.raises(PlanError, match="names layers"):
         later.decide({"entries": {"0": [9, 20]}})
-    with pytest.raises(ValueError, match="about entries only"):
-        later.decide({"layers": [0]})
+    with pytest.raises(ValueError, match="about layers and entries only"):
+        later.decide({"heads": [0]})
+
+
+def test_layers_left_to_a_probe_keep_attention_and_the_budget_is_that_of_the_chosen():
+    student = build(bytes_a_layer=3000, layers={"choose": "kl", "count": 1})
+    MemoryTarget().initialise(student, make_teacher(FACTS))
+    assert student.open_layers == (0, 1, 2)
+    with pytest.raises(PlanError, match="no stage chose"):
+        student.finish()
+    decisions = {"layers": [1], "entries": {"1": [7, 12]}}
+    student.decide({"layers": [1]})
+    assert (student.replaced, student.open_layers, student.budget) == ((1,), (), 3000)
+    student.decide({"entries": decisions["entries"]})
+    student.finish()
+    again = build(decisions, bytes_a_layer=3000, layers={"choose": "kl", "count": 1})
+    assert (again.layouts(), again.budget) == (student.layouts(), student.budget)
+    again.module.load_state_dict(student.module.state_dict())
 
 
 def test_bytes_go_where_the_error_falls():

@@ -17,11 +17,19 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from xarch.contracts.export import Profile
-from xarch.export.lowerings import erf, hard, layer_norm, rank, sdpa
+from xarch.export.lowerings import argmin, erf, hard, layer_norm, rank, sdpa, waves
 from xarch.export.lowerings.lowering import Lowering
 from xarch.kernels.graph_forms import FORMS, graph_forms
 
-LOWERINGS = (erf.LOWERING, sdpa.LOWERING, layer_norm.LOWERING, hard.LOWERING, rank.LOWERING)
+LOWERINGS = (
+    erf.LOWERING,
+    sdpa.LOWERING,
+    layer_norm.LOWERING,
+    hard.LOWERING,
+    waves.LOWERING,
+    argmin.LOWERING,
+    rank.LOWERING,
+)
 
 
 def needed(profile: Profile) -> list[Lowering]:

@@ -11,6 +11,7 @@ from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
 from xarch.report.wording import number, with_unit
 
+MOMENTS_OF_A_STAGE: tuple[str, ...] = ("before", "after")
 BEFORE = "_before"
 """Ends the name of a figure that a stage measured before its change."""
 MOMENTS = 5
@@ -99,10 +100,11 @@ def _tables(files: RunInfo) -> list[tuple[str, str, list[tuple[str, dict[str, fl
             for match, own in by_match.items():
                 title = f"{base} of {match}" if match and len(by_match) > 1 else base
                 found.setdefault((folder, title), {})["before" if base != table else "after"] = own
-    ordered = [
-        (key, [(when, rows[when]) for when in ("before", "after") if when in rows]) for key, rows in found.items()
-    ]
-    return [(folder, title, rows) for (folder, title), rows in ordered]
+    tables = []
+    for (folder, title), moments in found.items():
+        rows = [(when, moments[when]) for when in MOMENTS_OF_A_STAGE if when in moments]
+        tables.append((folder, title, rows))
+    return tables
 
 
 def _course(curve: StageMetrics) -> list[tuple[str, dict[str, float]]]:

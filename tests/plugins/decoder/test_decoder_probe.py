@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tests.plugins.mohawk.mohawk_models import logits, make_student, make_teacher, tiny_facts, tokens
 from xarch import Batch, BatchStream, StageRequest, UsageError
-from xarch_mohawk.probe import KLProbe, ProbeOptions
+from xarch_decoder.layer_probe import KLProbe, ProbeOptions
 
 
 class Stream(BatchStream):
@@ -70,6 +70,13 @@ def test_probe_measures_each_layer_alone_and_takes_the_lowest():
         assert outcome.per_site["kl"][f"blocks.{layer}"] == pytest.approx(kl, rel=1e-3)
     ranked = sorted(range(4), key=lambda i: outcome.per_site["kl"][f"blocks.{i}"])
     assert outcome.decisions == {"layers": sorted(ranked[:2])}
+    # Four rows of as many tokens: the standard error of their mean.
+    layer = ranked[0]
+    alone = make_student(teacher, layers={"replace": [layer]})
+    rows = [(F.log_softmax(logits(teacher, b), -1), F.log_softmax(logits(alone, b), -1)) for b in read]
+    kls = torch.cat([(p.exp() * (p - q)).sum((1, 2)) / 30 for p, q in rows])
+    assert outcome.per_site["kl_stderr"][f"blocks.{layer}"] == pytest.approx(float(kls.std()) / 2, rel=1e-3)
+    assert 0 <= outcome.metrics["ties"] <= 2
     assert context.done[-1] == (400, 400)
     assert all(a <= b for a, b in context.done)
     student.decide(outcome.decisions)
@@ -85,6 +92,9 @@ def test_a_perfect_mixer_costs_nothing():
     student = make_student(teacher, layers={"choose": "kl", "count": 1})
     outcome = KLProbe().run(Context(student, teacher, [tokens(teacher.facts, 1, 30)], tokens=30))
     assert outcome.decisions == {"layers": [2]}
+    # A single row has no error bar, so nothing is clear.
+    assert outcome.metrics["ties"] == 2
+    assert outcome.per_site["kl_stderr"] == {}
     assert abs(outcome.per_site["kl"]["blocks.2"]) < 1e-6
     assert outcome.per_site["kl"]["blocks.0"] > 1e-4
 
@@ -109,5 +119,5 @@ def test_units_and_options():
 
 def test_foreign_students_are_refused():
     teacher = make_teacher(tiny_facts())
-    with pytest.raises(UsageError, match="recurrent mixers"):
-        KLProbe().run(Context(teacher.student, teacher, []))
+    with pytest.raises(UsageError, match="only decoders"):
+        KLProbe().run(Context(torch.nn.Identity(), teacher, []))

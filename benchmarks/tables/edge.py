@@ -1,0 +1,50 @@
+"""The table of exported students against their teacher."""
+
+from __future__ import annotations
+
+from benchmarks.store import Result
+from benchmarks.tables.row import Row, grouped
+
+RIVAL = "teacher, onnxruntime-genai"
+BARS = {"memory": {256: 1.0, 1024: 1.5, 4096: 3.0, 8000: 5.0}, "hybrid": {4096: 1.5}}
+"""Student -> context -> how much faster than the teacher of the same precision it is to be (int4 for all layers)."""
+RATIO = {"int8": 1.005, "int4": 1.02}
+"""Largest perplexity of a file relative to its student's."""
+
+
+def edge_speed(result: Result) -> list[Row]:
+    """Decoding and first token by context, then bytes, then quality of the files; each beside the rival and its bar."""
+    speeds = [p for p in result.points if "context" in p]
+    known = {(p["precision"], p["context"]): p for p in speeds if p["arm"] == RIVAL}
+    found = []
+    for (precision, context), at in grouped(speeds, "precision", "context").items():
+        for p in at:
+            figure = f"{p['decode_cpu_ms']:.1f} CPU ms a token, first token {p['first_cpu_ms'] / 1000:.2f} CPU s"
+            wall = f"wall {p['decode_wall_ms']:.0f} ms, {p['first_wall_ms'] / 1000:.1f} s; load {p['load']}"
+            rival = known.get((precision, context))
+            found.append(Row(f"{precision}, {context} tokens: {p['arm']}", figure, wall, "", _beside(p, rival)))
+    for (arm, precision), at in grouped(speeds, "arm", "precision").items():
+        p, rival = at[0], next((q for (other, _), q in known.items() if other == precision), None)
+        flat = [q["decode_cpu_ms"] for q in at]
+        beside = f"{p['bytes'] / rival['bytes']:.2f}× the rival's" if rival and arm != RIVAL else ""
+        beside += " (bar 1.15×)" if beside and precision == "int4" else ""
+        states = f"states {at[0]['state_bytes'] / 1e6:.1f} MB at {at[0]['context']}"
+        states += f", {at[-1]['state_bytes'] / 1e6:.1f} MB at {at[-1]['context']} tokens"
+        figure = f"{p['bytes'] / 1e6:.0f} MB, {p['nodes']} nodes; {states}"
+        found.append(Row(f"{arm}, {precision}", figure, f"slowest context {max(flat) / min(flat):.2f}×", "", beside))
+    for p in result.points:
+        if "domain" in p:
+            figure = f"perplexity {p['ratio']:.4f}×, KL {p['kl']:.4f}, top-1 {100 * p['top1']:.1f} %"
+            bar = f"the student in float32; bar {RATIO[p['precision']]}×"
+            found.append(Row(f"{p['arm']}, file in {p['precision']}, {p['domain']}", figure, "", str(p["tokens"]), bar))
+    return found
+
+
+def _beside(p: dict[str, float | str], rival: dict[str, float] | None) -> str:
+    if rival is None or p["arm"] == RIVAL:
+        return ""
+    decode = rival["decode_cpu_ms"] / float(p["decode_cpu_ms"])
+    first = rival["first_cpu_ms"] / float(p["first_cpu_ms"])
+    bar = BARS.get(str(p["arm"]).partition(",")[0], {}).get(int(p["context"]))
+    wanted = f" (bar {bar:g}×)" if bar and p["precision"] == "int4" else ""
+    return f"{decode:.2f}×{wanted} and {first:.2f}× as fast as {RIVAL}"

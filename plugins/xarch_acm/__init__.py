@@ -1,0 +1,44 @@
+"""Adaptive computation modules: width chosen for every token, in any model with replaceable parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xarch import hookimpl
+
+PAPER = "arXiv:2312.10193"
+
+
+@hookimpl
+def xarch_register(registry: Any) -> None:
+    """Register the target, its stages, objectives and recipes."""
+    families = ["decoder", "image"]
+    registry.target(
+        "acm",
+        load="xarch_acm.target:AcmTarget",
+        accepts=families,
+        recipes=["acm"],
+        profiles=["cpu"],
+        summary="the teacher itself, with modules that run as many of their learners as a gate chooses for every token",
+    )
+    for name, load, summary in (
+        ("acm-threshold", "threshold:Threshold", "from when on a further learner helps too little, for a budget"),
+        ("acm-tables", "tables:Tables", "shift of gates and fixed numbers of learners for every budget"),
+    ):
+        registry.stage(name, load=f"xarch_acm.{load}", summary=summary)
+    every = "choices of all gates"
+    for name, load, compares, units, summary in (
+        ("acm-prefixes", "prefixes:Prefixes", "prefixes with an output", "squared value", "every number of learners"),
+        ("acm-budget", "budget:Budget", every, "share", "the share of learners that runs, on average"),
+        ("acm-entropy", "entropy:Entropy", every, "share", "different choices within a sample"),
+        ("acm-spread", "spread:Spread", every, "share", "different shares for different samples"),
+    ):
+        load = f"xarch_acm.objectives.{load}"
+        registry.objective(name, load=load, compares=compares, units=units, paper=PAPER, summary=summary)
+    registry.report("acm", load="xarch_acm.report:sections", summary="quality against the learners that ran")
+    registry.method(
+        "acm",
+        load="xarch_acm:recipes/acm.yaml",
+        families=families,
+        summary="sort, distil every prefix, train gates, then all under a budget",
+    )

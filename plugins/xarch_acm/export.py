@@ -1,0 +1,123 @@
+"""Graphs of an acm student: its gates with all or only the chosen learners, or a fixed number of them per module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from xarch import ExportGraph, PlanError, Profile, Student, rebuilder, validated
+from xarch_acm.cut import DynamicModule, StaticModule
+from xarch_acm.module import AdaptiveModule, Point
+from xarch_acm.options import AcmExport
+from xarch_acm.sharing import sharing
+from xarch_acm.student import GATED, STATIC, AcmStudent
+
+NEEDED = ("NonZero", "ScatterND", "ArgMax")
+"""Operators of a graph that runs only the chosen learners."""
+
+
+def rebuilt(student: AcmStudent, form: Callable[[str, AdaptiveModule], nn.Module]) -> Student:
+    """Return the model around the modules with other forms of them; everything else shares the student's weights."""
+    places = tuple(f"{path}." for path in student.adaptive)
+    shared = {n: t for n, t in student.module.state_dict().items() if not n.startswith(places)}
+
+    def change(model: Student) -> None:
+        for path, module in student.adaptive.items():
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.module.get_submodule(parent), leaf, form(path, module))
+
+    return sharing(student.facts, shared, next(iter(student.module.parameters())).device, change)
+
+
+def static_model(student: AcmStudent, name: str) -> Student:
+    """Return the model at a static operating point."""
+    fixed = learners_of(student, name)
+    return rebuilt(student, lambda path, module: StaticModule(module, fixed[path]))
+
+
+def learners_of(student: AcmStudent, name: str) -> dict[str, int]:
+    """Return path -> learners of a static operating point."""
+    return {path: point.fixed or 0 for path, point in student.points(name).items()}
+
+
+def masked_model(student: AcmStudent, name: str) -> Student:
+    """Return the model with gates, at a gated operating point; "" for gates as they were trained."""
+    if not name:
+        return student.inner
+    points = student.points(name)
+    return rebuilt(student, lambda path, module: _aimed(module, points[path]))
+
+
+def dynamic_model(student: AcmStudent, name: str) -> Student:
+    """Return the same model, running only the chosen learners."""
+    shifts = {path: point.shift for path, point in student.points(name).items()} if name else {}
+    return rebuilt(student, lambda path, module: DynamicModule(module, shifts.get(path, 0.0)))
+
+
+def _aimed(module: AdaptiveModule, point: Point) -> AdaptiveModule:
+    made = copy(module)
+    made.point = point
+    return made
+
+
+def exported_model(student: AcmStudent, variant: str) -> Student:
+    """Return a model that computes what the graphs of a variant do; "" for gates as they were trained."""
+    static = variant.startswith(f"{STATIC}-")
+    return static_model(student, variant) if static else masked_model(student, variant)
+
+
+def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> list[ExportGraph]:
+    """Return the graphs of the model around the modules, in the mode that the options choose.
+
+    Raises:
+        PlanError: the student has no such budget, or the profile no such mode.
+    """
+    free = not profile.static and profile.allows(*NEEDED)
+    mode = options.mode if options.mode != "auto" else "dynamic" if free else "static_budget"
+    if mode == "dynamic" and not free:
+        raise PlanError(
+            f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
+            f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
+            "--set export.options.mode=static_budget, which has a fixed number of learners per module",
+        )
+    facts: dict[str, Any] = {"mode": mode, "modules": {p: m.learners for p, m in student.adaptive.items()}}
+    if mode == "static_budget":
+        variant = _variant(student, STATIC, options.budget or student.options.budget, exact=options.budget is not None)
+        model, facts["learners"] = static_model(student, variant), learners_of(student, variant)
+        facts["executed"] = round(executed(student, facts["learners"]), 4)
+    else:
+        variant = "" if options.budget is None else _variant(student, GATED, options.budget, exact=True)
+        form = masked_model if mode == "masked" or _is_plan(student) else dynamic_model
+        model = form(student, variant)
+    adapter, _ = rebuilder(student.facts)
+    given = validated(adapter.ExportOptions, options.graph, "export.options.graph")
+    graphs = adapter.export_graphs(model, profile, given)
+    return [replace(graph, variant=variant, metadata={**graph.metadata, "acm": facts}) for graph in graphs]
+
+
+def _is_plan(student: AcmStudent) -> bool:
+    """Return whether the student has no values, from which the rows of a learner follow; the graphs of its masked form
+    have the same names and inputs."""
+    return any(p.is_meta for p in student.module.parameters())
+
+
+def executed(student: AcmStudent, learners: Mapping[str, int]) -> float:
+    """Return the share of all learners' multiply-adds that so many learners take, at equal numbers of positions."""
+    ran = sum(k * student.adaptive[path].cost for path, k in learners.items())
+    return float(ran / sum(m.learners * m.cost for m in student.adaptive.values()))
+
+
+def _variant(student: AcmStudent, kind: str, wanted: float, *, exact: bool) -> str:
+    shares: Sequence[float] = student.options.budgets
+    nearest = min(shares, key=lambda share: abs(share - wanted), default=None)
+    if nearest is None or (exact and abs(nearest - wanted) > 1e-9):
+        known = ", ".join(f"{share:g}" for share in shares) or "none"
+        raise PlanError(
+            f"export.options.budget: this student has no operating point at {wanted:g}; its budgets are {known}",
+            "choose one of them, or convert with student.options.budgets",
+        )
+    return f"{kind}-{round(100 * nearest)}"

@@ -1,0 +1,192 @@
+"""An adaptive computation module: learners in order of importance, and a gate that says how many of them run.
+
+Legend: ... samples and positions, D width of the input, F hidden units, N learners, K choices of a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SURE = 4.0
+"""Logit of a new gate for all learners, beside 0 for the others: until gates are trained, nothing is left out."""
+
+Watch = Callable[[Tensor, Tensor], None]
+"""Called with a gate's logits and its choice, both [..., K]."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """How a module is run.
+
+    Attributes:
+        shift: added to a gate's logit once per learner, so that more of them (fewer, if negative) run.
+        fixed: number of learners for every position, without the gate; None: the gate chooses.
+    """
+
+    shift: float = 0.0
+    fixed: int | None = None
+
+
+class Gate(nn.Module):
+    """[..., D] -> logits [..., K], in float32."""
+
+    def __init__(self, inputs: int, width: int, choices: int) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(inputs, width), nn.Linear(width, choices)
+        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            self.out.bias.zero_()[-1] = SURE
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._logits(x)
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(F.gelu(self.into(x.float())))
+        return made
+
+
+class AdaptiveModule(nn.Module):
+    """out(hidden(x)) restricted to the hidden units of the first k learners, k chosen for every position. With all
+    learners it is the module it was made from; the bias of ``out`` does not depend on k.
+
+    Args:
+        into, activation, out: see ``xarch.Replaceable``; the layers become the module's own.
+        learners: N; blocks of hidden units of equal size, up to one unit.
+        least: fewest learners that a gate may choose, 0 or 1.
+        gate_width: hidden width of the gate.
+        temperature: of the softmax over sampled gates.
+
+    Attributes:
+        point: how it is run.
+        watch: told of every choice, if set.
+    """
+
+    def __init__(
+        self,
+        into: Sequence[nn.Linear],
+        activation: Callable[..., Tensor] | None,
+        out: nn.Linear,
+        *,
+        learners: int,
+        least: int,
+        gate_width: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.into, self.activation, self.out = nn.ModuleList(into), activation, out
+        self.learners, self.least, self.temperature = learners, least, temperature
+        self.inputs, self.units, self.outputs = into[0].in_features, out.in_features, out.out_features
+        self.gate = Gate(self.inputs, gate_width, learners + 1 - least).to(out.weight.device)
+        self.edges = tuple(self.units * n // learners for n in range(learners + 1))
+        self.point = Point()
+        self.watch: Watch | None = None
+        owner = [n for n in range(learners) for _ in range(self.edges[n], self.edges[n + 1])]
+        self.owner_F: Tensor
+        self.register_buffer("owner_F", torch.tensor(owner, device=out.weight.device), persistent=False)
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """Return the layers that read the input."""
+        return [layer for layer in self.into if isinstance(layer, nn.Linear)]
+
+    @property
+    def cost(self) -> float:
+        """Return the multiply-adds of one learner at one position, the mean of all."""
+        return self.units * (self.inputs * len(self.into) + self.outputs) / self.learners
+
+    @property
+    def gate_cost(self) -> float:
+        """Return the multiply-adds of the gate at one position."""
+        return float(sum(p.numel() for p in self.gate.parameters() if p.ndim == 2))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return the hidden values [..., F]."""
+        read = [layer(x) for layer in self.into]
+        return read[0] if self.activation is None else self.activation(*read)
+
+    def prefixes(self, x: Tensor) -> Tensor:
+        """Return the outputs of the first 1, 2, ..., N learners, [..., N, width of the output]."""
+        hidden = self.hidden(x)
+        total = None if self.out.bias is None else self.out.bias.expand(*x.shape[:-1], -1)
+        found = []
+        for begin, end in zip(self.edges, self.edges[1:], strict=False):
+            part = F.linear(hidden[..., begin:end], self.out.weight[:, begin:end])
+            total = part if total is None else total + part
+            found.append(total)
+        return torch.stack(found, -2)
+
+    def bare(self, like: Tensor) -> Tensor:
+        """Return the output without any learner, as large as ``like`` [..., width of the output]."""
+        return torch.zeros_like(like) if self.out.bias is None else self.out.bias.expand_as(like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, fixed = self.hidden(x), self.point.fixed
+        if fixed is not None:
+            if self.watch is not None:
+                choice = x.new_zeros(*x.shape[:-1], self.learners + 1 - self.least)
+                choice[..., fixed - self.least] = 1.0
+                self.watch(choice, choice)
+            return self.out(hidden * (self.owner_F < fixed))
+        logits = shifted(self.gate(x), self.point.shift)
+        if self.training or (torch.is_grad_enabled() and logits.requires_grad):
+            choice = self.chosen(logits)
+            # A unit runs if at least as many learners do as come up to its own: the sum over these choices.
+            tails = choice.flip(-1).cumsum(-1).flip(-1)
+            kept = tails[..., 1:] if self.least == 0 else tails
+            hidden = hidden * kept.to(hidden.dtype).index_select(-1, self.owner_F)
+            if self.watch is not None:
+                self.watch(logits, choice)
+            return self.out(hidden)
+        best = logits.argmax(-1, keepdim=True)
+        if self.watch is not None:
+            self.watch(logits, F.one_hot(best[..., 0], logits.shape[-1]).to(logits))
+        return self.out(hidden * (best + self.least > self.owner_F))
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        """Return choices [..., K]: one-hot, with the gradient of their softmax; sampled in train mode."""
+        soft = logits
+        if self.training:
+            soft = (logits - torch.empty_like(logits).exponential_().log()) / self.temperature
+        soft = soft.softmax(-1)
+        hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
+        return hard + (soft - soft.detach())
+
+    def distances(self, prefixes: Tensor, wanted: Tensor) -> Tensor:
+        """Return the distance of every prefix from the module's wanted output, k = least ... N, [..., K].
+
+        Args:
+            prefixes: [..., N, width], see :meth:`prefixes`. wanted: [..., width].
+        """
+        if self.least == 0:
+            prefixes = torch.cat([self.bare(wanted)[..., None, :], prefixes], -2)
+        return (prefixes - wanted[..., None, :]).float().norm(dim=-1)
+
+
+def shifted(logits: Tensor, shift: float) -> Tensor:
+    """Return a gate's logits [..., K] with ``shift`` added once per learner."""
+    if not shift:
+        return logits
+    return logits + shift * torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+
+
+def stop(distances: Tensor, threshold: float, offset: int) -> Tensor:
+    """Return the choice [...] after which a further learner leaves more than ``threshold`` of the distance; the last
+    one if each helps more.
+
+    Args:
+        distances: [..., K], see :meth:`AdaptiveModule.distances`.
+        offset: 0: the learner that helps too little is included; -1: it is not.
+    """
+    left = distances[..., 1:] / distances[..., :-1].clamp_min(torch.finfo(distances.dtype).tiny)
+    ends = torch.cat([left >= threshold, torch.ones_like(left[..., :1], dtype=torch.bool)], -1)
+    first = ends.int().argmax(-1)
+    last = distances.shape[-1] - 1
+    return torch.where(first == last, last, first + 1 + offset)

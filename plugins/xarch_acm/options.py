@@ -1,0 +1,55 @@
+"""Options of the target ``acm`` and of its export."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from xarch import Options
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Kind = Literal["mlp", "q", "k", "v", "qkv", "o"]
+
+
+class AcmOptions(Options):
+    """Options of the target ``acm``."""
+
+    modules: list[Kind] = Field(
+        ["mlp"],
+        min_length=1,
+        description="kinds of modules to replace: mlp, and the projections q, k, v, qkv (three in one) and o",
+    )
+    learners: int = Field(4, ge=2, le=64, description="learners N of a module")
+    budget: Share = Field(0.5, description="share of the learners' multiply-adds that gates are trained to run")
+    budgets: list[Share] = Field(
+        [0.25, 0.5, 0.75],
+        max_length=32,
+        description="budgets of the operating points: gates shifted to each, and a fixed number of learners per module",
+    )
+    gate_share: float = Field(
+        0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
+    )
+    temperature: float = Field(0.8, gt=0, description="of the softmax over sampled gates; no sampling outside training")
+    label_offset: Literal[0, -1] = Field(
+        -1, description="labels of gates: the first learner that helps too little (0), or the one before it (-1)"
+    )
+
+
+class AcmExport(Options):
+    """Export options of the target ``acm``."""
+
+    mode: Literal["auto", "masked", "static_budget", "dynamic"] = Field(
+        "auto",
+        description="dynamic: every learner runs on the positions that chose it; static_budget: a fixed number of "
+        "learners per module, without gates; masked: gates choose, but all learners are computed, a reference of "
+        "quality that is never faster; auto: dynamic, or static_budget where shapes are static",
+    )
+    budget: Share | None = Field(
+        None,
+        description="one of the student's budgets; default: with gates as they were trained, with fixed learners the "
+        "trained budget, or the one nearest to it",
+    )
+    graph: dict[str, Any] = Field(
+        default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"
+    )

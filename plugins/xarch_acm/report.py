@@ -1,0 +1,63 @@
+"""Report section of acm students: quality against the share of learners that ran, and where they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xarch.report import Block, Cell, RunInfo, Section, Table, heat, lines
+
+CURVES = {"gated": "gates choose", "static": "fixed learners"}
+
+
+def sections(run: RunInfo) -> list[Section]:
+    """Return a table and a curve of all operating points, and the learners of every module; nothing for students of
+    other targets, and nothing before they are evaluated."""
+    if str(run.student.get("target", "")).rpartition(":")[2] != "acm" or not run.eval.get("student"):
+        return []
+    metric = str(run.eval.get("metric", ""))
+    points = _points(run.eval, metric)
+    blocks: list[Block] = [_table(points, metric)]
+    curves = {
+        words: sorted((100 * share, value) for name, share, value in points if name.startswith(f"{kind}-"))
+        for kind, words in CURVES.items()
+    }
+    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learner")
+    blocks += [figure] if figure is not None else []
+    modules = _modules(run.stages)
+    blocks += [modules] if modules is not None else []
+    return [Section("Quality and computation", blocks)]
+
+
+def _points(evaluation: Mapping[str, Any], metric: str) -> list[tuple[str, float, float]]:
+    """Return (name, share of learners that ran, quality) of teacher, student and operating points."""
+    models = {"teacher": {"executed": 1.0, **(evaluation.get("teacher") or {})}, "student": evaluation["student"]}
+    models |= evaluation.get("variants") or {}
+    return [
+        (name, float(figures["executed"]), float(figures[metric]))
+        for name, figures in models.items()
+        if isinstance(figures.get("executed"), int | float) and isinstance(figures.get(metric), int | float)
+    ]
+
+
+def _table(points: list[tuple[str, float, float]], metric: str) -> Table:
+    rows: list[list[str | Cell]] = [[name, f"{100 * share:.1f} %", f"{value:.4g}"] for name, share, value in points]
+    caption = (
+        "Learners that ran, as a share of the multiply-adds of all of them, on the held-out data. gated-B: gates "
+        "shifted to B per cent on calibration data; static-B: the same learners, a fixed number per module, no gates."
+    )
+    return Table(["model", "learners run", metric], rows, "lrr", caption)
+
+
+def _modules(stages: Mapping[str, Mapping[str, Any]]) -> Block | None:
+    found: dict[str, Any] = next((s["per_site"] for s in stages.values() if "mean" in s.get("per_site", {})), {})
+    columns = list(found.get("mean", {}))
+    rows = [
+        ("gates" if name == "mean" else name.replace(".", " "), {path: float(row[path]) for path in columns})
+        for name, row in found.items()
+    ]
+    text = "; ".join(f"{name}: " + ", ".join(f"{v:.2g}" for v in row.values()) for name, row in rows)
+    caption = (
+        "Learners of every module, in the order in which they run: fixed at each budget, and the mean of the gates."
+    )
+    return heat("acm-learners", rows, columns, f"Learners of {len(columns)} modules. {text}", caption) if rows else None

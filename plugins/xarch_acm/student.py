@@ -1,0 +1,267 @@
+"""A model with some modules replaced by adaptive ones, and its operating points.
+
+Legend: B samples, L positions, D width, N learners, K choices of a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch_acm.learners import adaptive, chosen
+from xarch_acm.module import AdaptiveModule, Point, stop
+from xarch_acm.options import AcmOptions
+from xarch_acm.spent import EXECUTED, Spent
+
+GATE, CHOICE = "gate", "choice"
+STATIC, GATED = "static", "gated"
+Points = Mapping[str, Point]
+
+
+def flat(value: Tensor) -> Tensor:
+    """Return a value as [B, L, width]: a part works on each position on its own, wherever positions lie."""
+    return value.reshape(value.shape[0], -1, value.shape[-1])
+
+
+class AcmStudent(LocalStudent):
+    """Wraps a student that is the teacher's own architecture.
+
+    Args:
+        inner: changed in place.
+        options: of the target.
+
+    Attributes:
+        adaptive: path of a replaced module -> the adaptive module, in the order in which they run.
+        threshold: from which share of the distance on a further learner helps too little; labels of gates depend on it.
+        shifts, fixed: budget -> shift of the gates; budget -> path -> learners.
+    """
+
+    spends = (EXECUTED,)
+
+    def __init__(self, inner: Student, options: AcmOptions) -> None:
+        self.inner, self.options = inner, options
+        self.module: nn.Module = inner.module
+        self.family, self.facts = inner.family, inner.facts
+        self.parts: list[Replaceable] = chosen(inner.replaceable(), options, f"this {inner.family}")
+        self.adaptive = {part.path: self._replace(part) for part in self.parts}
+        self.threshold = 1.0
+        self.shifts = {share: 0.0 for share in options.budgets}
+        self.fixed = {share: self._uniform(share) for share in options.budgets}
+        self._spent = Spent(self.adaptive)
+
+    def _replace(self, part: Replaceable) -> AdaptiveModule:
+        made = adaptive(self.module, part, self.options)
+        parent, _, leaf = part.path.rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, made)
+        return made
+
+    def _uniform(self, share: float) -> dict[str, int]:
+        """Return the same number of learners for every module, within a budget where one learner is."""
+        return {path: max(1, int(share * m.learners + 1e-9)) for path, m in self.adaptive.items()}
+
+    def taps(self) -> Mapping[str, Tap]:
+        """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: logits and
+        one-hot choices [B, L, K]."""
+        return {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+
+    def _gate_taps(self, path: str) -> Iterator[Tap]:
+        module = self.adaptive[path]
+        info = {
+            "cost": module.cost,
+            "least": module.least,
+            "learners": module.learners,
+            "budget": self.options.budget,
+        }
+        for leaf in (GATE, CHOICE):
+            yield Tap(f"{path}.{leaf}", "logits", "BLK", {"K": module.learners + 1 - module.least}, info)
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        self.run_counted(batch, wanted, sink, self._spent)
+
+    def run_counted(self, batch: Batch, wanted: Collection[str], sink: Sink, spent: Spent) -> None:
+        """Run, and count the learners that run outside training in ``spent``."""
+        gates = {name for name in wanted if name.rpartition(".")[0] in self.adaptive}
+        own, known = set(wanted) - gates, list(self.inner.taps())
+        # Its last tap takes the model to its end, past every gate.
+        asked = own | {known[-1]} if gates else own
+        counts = not self.module.training and not torch.is_grad_enabled()
+        for path, module in self.adaptive.items():
+            module.watch = self._watch(path, gates, sink, spent if counts else None)
+        try:
+            self.inner.run(batch, asked, lambda name, value: sink(name, value) if name in own else None)
+        finally:
+            for module in self.adaptive.values():
+                module.watch = None
+
+    @staticmethod
+    def _watch(path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
+        def watch(logits: Tensor, choice: Tensor) -> None:
+            if spent is not None:
+                spent.add(path, choice)
+            for leaf, value in ((GATE, logits), (CHOICE, choice)):
+                if f"{path}.{leaf}" in gates:
+                    sink(f"{path}.{leaf}", flat(value))
+
+        return watch
+
+    def spent(self) -> Mapping[str, float]:
+        return self._spent.read()
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.inner.work(sample)
+
+    def constants(self) -> Mapping[str, Tensor]:
+        return self.inner.constants()
+
+    def packed(self, name: str, value: Any) -> Any:
+        return self.inner.packed(name, value)
+
+    def unpacked(self, name: str, stored: Tensor) -> Any:
+        return self.inner.unpacked(name, stored)
+
+    def traits(self) -> Mapping[str, str]:
+        """Return what is replaced, and what the gates cost."""
+        learners = sum(m.cost * m.learners for m in self.adaptive.values())
+        gates = sum(m.gate_cost for m in self.adaptive.values())
+        return {
+            "learners": f"{self.options.learners} in each of {len(self.adaptive)} modules ({', '.join(self._kinds)})",
+            "gates": f"{100 * gates / learners:.1f} % of the learners' multiply-adds",
+        }
+
+    @property
+    def _kinds(self) -> list[str]:
+        return sorted({part.kind for part in self.parts})
+
+    def sites(self) -> Mapping[str, Site]:
+        """Return every adaptive module: it reads the input and the output of the teacher's module at its place."""
+        return {path: self._site(path) for path in self.adaptive}
+
+    def _site(self, path: str) -> Site:
+        module = self.adaptive[path]
+        logits, _ = self._gate_taps(path)
+        taps = {
+            "prefixes": Tap(
+                f"{path}.prefixes", "hidden", "BLND", {"N": module.learners, "D": module.outputs}, logits.info
+            ),
+            GATE: logits,
+            "label": Tap(f"{path}.label", "label", "BL"),
+        }
+        inputs = {"in": f"{path}.in", "out": f"{path}.out"}
+        return Site(path, inputs, taps, targets={"prefixes": f"{path}.out"})
+
+    def run_site(self, site: str, inputs: Mapping[str, Any], wanted: Collection[str], batch: Batch) -> dict[str, Any]:
+        module, values = self.adaptive[site], {}
+        x_BLD: Tensor = inputs["in"].to(module.out.weight.dtype)
+        if "prefixes" in wanted:
+            values["prefixes"] = module.prefixes(x_BLD)
+        if GATE in wanted:
+            values[GATE] = module.gate(x_BLD)
+        if "label" in wanted:
+            with torch.no_grad():
+                distances = module.distances(module.prefixes(x_BLD), inputs["out"])
+                values["label"] = stop(distances, self.threshold, self.options.label_offset)
+        return values
+
+    def param_groups(self) -> Mapping[str, list[str]]:
+        """Return ``gates``, ``learners``, ``trunk`` (everything that is the teacher's) and ``all``."""
+        groups: dict[str, list[str]] = {"gates": [], "learners": [], "trunk": [], "all": []}
+        for name, _ in self.module.named_parameters():
+            path = next((p for p in self.adaptive if name.startswith(f"{p}.")), None)
+            kind = "trunk" if path is None else "gates" if name.startswith(f"{path}.gate.") else "learners"
+            groups[kind].append(name)
+            groups["all"].append(name)
+        return groups
+
+    def no_decay(self) -> Collection[str]:
+        known = {name for name, _ in self.module.named_parameters()}
+        return ({*super().no_decay(), *self.inner.no_decay()}) & known
+
+    @property
+    def couples_batch(self) -> bool:
+        return self.inner.couples_batch
+
+    def variants(self) -> Mapping[str, TapModel]:
+        """Return ``gated-B`` and ``static-B`` for every budget of B per cent."""
+        return {name: OperatingPoint(self, self.points(name)) for name in self.names()}
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all operating points."""
+        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in (GATED, STATIC)]
+
+    def points(self, name: str) -> Points:
+        """Return how every module is run at an operating point."""
+        kind, _, percent = name.partition("-")
+        share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
+        if kind == STATIC:
+            return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
+        return dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+
+    @contextmanager
+    def at(self, points: Points) -> Iterator[None]:
+        """Run some modules as told until the end of the block."""
+        before = {path: self.adaptive[path].point for path in points}
+        try:
+            for path, point in points.items():
+                self.adaptive[path].point = point
+            yield
+        finally:
+            for path, point in before.items():
+                self.adaptive[path].point = point
+
+    def decide(self, decisions: Mapping[str, Any]) -> None:
+        """Apply ``threshold``, and ``tables``: for every budget the shift of gates and learners per module.
+
+        Raises:
+            PlanError: a table does not name every module.
+            ValueError: the decision is unknown.
+        """
+        unknown = sorted(set(decisions) - {"threshold", "tables"})
+        if unknown:
+            raise ValueError(f"an acm student accepts decisions about threshold and tables only, got {unknown}")
+        self.threshold = float(decisions.get("threshold", self.threshold))
+        for row in decisions.get("tables", ()):
+            share, fixed = float(row["budget"]), {str(path): int(k) for path, k in row["fixed"].items()}
+            if set(fixed) != set(self.adaptive):
+                raise PlanError(f"decision `tables`: budget {share} names {len(fixed)} modules of {len(self.adaptive)}")
+            self.shifts[share], self.fixed[share] = float(row["shift"]), fixed
+
+    def shard_units(self) -> Sequence[nn.Module]:
+        return list(self.inner.shard_units())
+
+
+class OperatingPoint(TapModel):
+    """The student at a budget; shares its weights.
+
+    Args:
+        student: the whole student. points: see :meth:`AcmStudent.points`.
+    """
+
+    spends = (EXECUTED,)
+
+    def __init__(self, student: AcmStudent, points: Points) -> None:
+        self.student, self.points = student, points
+        self.module, self.family, self.facts = student.module, student.family, student.facts
+        self._spent = Spent(student.adaptive)
+
+    def taps(self) -> Mapping[str, Tap]:
+        return self.student.inner.taps()
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        with self.student.at(self.points):
+            self.student.run_counted(batch, wanted, sink, self._spent)
+
+    def spent(self) -> Mapping[str, float]:
+        return self._spent.read()
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.student.work(sample)
+
+
+def all_learners(student: AcmStudent) -> dict[str, Point]:
+    """Return the points at which every learner runs."""
+    return {path: Point(fixed=module.learners) for path, module in student.adaptive.items()}

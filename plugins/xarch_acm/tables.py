@@ -1,0 +1,158 @@
+"""Stage kind ``acm-tables``: for every budget, how far gates are shifted, and how many learners each module has without
+them.
+
+Legend: T positions, K choices of a gate, V logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch.matching.objectives.dense import opened
+from xarch_acm.module import Point, shifted
+from xarch_acm.spent import Counted
+from xarch_acm.student import GATE, AcmStudent, Points, all_learners
+from xarch_acm.threshold import acm_student
+
+HALVINGS = 32
+FARTHEST = 64.0
+"""Largest shift of a gate's logits per learner."""
+
+
+class TablesOptions(Options):
+    """Options of an ``acm-tables`` stage."""
+
+    samples: int = Field(64, ge=1, le=10**6, description="calibration samples to measure on, at most those there are")
+
+
+class Tables(StageKind):
+    """Decides ``tables`` on calibration samples: a shift by bisection, and learners per module by taking away, again
+    and again, the learner whose loss (divergence from the teacher, the other modules whole) is least for its cost.
+    Trains nothing."""
+
+    Options = TablesOptions
+
+    def units(self, request: StageRequest) -> int:
+        return int(request.options.samples) * request.units_per_sample
+
+    def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
+        """A forward pass for every module and number of learners, about: ten sites of four learners."""
+        return teacher + student * (1 + 4 * len(request.sites or range(10)))
+
+    def run(self, context: StageContext) -> StageOutcome:
+        student = acm_student(context)
+        batches = context.calibration(context.options.samples)
+        if not batches:
+            raise UsageError(
+                f"stage {context.name}: there are no calibration samples", "raise the data's held-out share"
+            )
+        student.module.eval()
+        with torch.no_grad():
+            logits = _gate_logits(student, batches)
+            losses = _losses(student, batches, context)
+        rows: list[dict[str, Any]] = []
+        figures: dict[str, float] = {}
+        per_site: dict[str, dict[str, float]] = {}
+        for share in student.options.budgets:
+            shift, name = shift_for(student.adaptive, logits, share), f"{round(100 * share)}"
+            fixed = fewest(losses, student.adaptive, share)
+            rows.append({"budget": share, "shift": shift, "fixed": fixed})
+            figures[f"shift.{name}"] = shift
+            figures[f"gated.{name}"] = executed(student.adaptive, logits, shift)
+            per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
+        per_site["mean"] = {
+            path: float(found.argmax(-1).double().mean()) + student.adaptive[path].least
+            for path, found in logits.items()
+        }
+        return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
+
+
+def _gate_logits(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Return path -> logits of its gate [T, K]."""
+    parts: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
+
+    def take(name: str, value: Any) -> None:
+        parts[name.rpartition(".")[0]].append(value.flatten(0, -2))
+
+    for batch in batches:
+        student.run(batch.seen_by("student"), {f"{path}.{GATE}" for path in student.adaptive}, take)
+    return {path: torch.cat(found) for path, found in parts.items()}
+
+
+def executed(modules: Mapping[str, Counted], logits: Mapping[str, Tensor], shift: float) -> float:
+    """Return the share of all learners' multiply-adds that shifted gates run, from their logits [T, K]."""
+    ran = whole = 0.0
+    for path, module in modules.items():
+        found = logits[path]
+        best = shifted(found, shift).argmax(-1) + module.least
+        ran += float(best.double().sum()) * module.cost
+        whole += len(found) * module.learners * module.cost
+    return ran / whole
+
+
+def shift_for(modules: Mapping[str, Counted], logits: Mapping[str, Tensor], share: float) -> float:
+    """Return the shift whose executed share is nearest to ``share``; more shift never means fewer learners."""
+    low, high = -FARTHEST, FARTHEST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if executed(modules, logits, middle) < share else (low, middle)
+    return min((low, high), key=lambda shift: abs(executed(modules, logits, shift) - share))
+
+
+def _losses(student: AcmStudent, batches: Sequence[Batch], context: StageContext) -> dict[str, dict[int, float]]:
+    """Return path -> learners -> divergence from the teacher with so many in this module and all in the others; without
+    a teacher, from the student with all learners."""
+    whole = all_learners(student)
+    found: dict[str, dict[int, float]] = {path: {} for path in student.adaptive}
+    wanted = [_reference(student, batch, context, whole) for batch in batches]
+    total = sum(m.learners + 1 - m.least for m in student.adaptive.values())
+    done = 0
+    for path, module in student.adaptive.items():
+        for learners in range(module.least, module.learners + 1):
+            points = {**whole, path: Point(fixed=learners)}
+            sums = [_divergence(w, _answer(student, b, points)) for w, b in zip(wanted, batches, strict=True)]
+            found[path][learners] = sum(sums) / len(sums)
+            done += 1
+            context.progress(done, total, path)
+    return found
+
+
+def _reference(student: AcmStudent, batch: Batch, context: StageContext, whole: Points) -> Tensor:
+    if context.teacher is None:
+        return _answer(student, batch, whole)
+    values: dict[str, Any] = {}
+    context.run_teacher(batch, {"logits"}, values.__setitem__)
+    return opened(values["logits"]).float().log_softmax(-1)
+
+
+def _answer(student: AcmStudent, batch: Batch, points: Points) -> Tensor:
+    with student.at(points):
+        return opened(student.inner.collect(batch.seen_by("student"), {"logits"})["logits"]).float().log_softmax(-1)
+
+
+def _divergence(wanted: Tensor, found: Tensor) -> float:
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def fewest(losses: Mapping[str, Mapping[int, float]], modules: Mapping[str, Counted], share: float) -> dict[str, int]:
+    """Return path -> learners within a budget: of all learners, those are taken away first that are missed least for
+    their multiply-adds. If noise makes a smaller module look better, it counts as equal."""
+    kept = {path: module.learners for path, module in modules.items()}
+    falling = {path: dict(rows) for path, rows in losses.items()}
+    for rows in falling.values():
+        for k in sorted(rows, reverse=True)[1:]:
+            rows[k] = max(rows[k], rows[k + 1])
+    most = share * sum(m.cost * m.learners for m in modules.values())
+    while sum(modules[path].cost * k for path, k in kept.items()) > most + 1e-6:
+        able = [path for path, k in kept.items() if k - 1 in falling[path]]
+        if not able:
+            break
+        least = min(able, key=lambda p: (falling[p][kept[p] - 1] - falling[p][kept[p]]) / modules[p].cost)
+        kept[least] -= 1
+    return kept

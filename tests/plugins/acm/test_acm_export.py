@@ -1,0 +1,97 @@
+"""Exported forms of an acm student (E16 of the specification)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.plugins.acm.acm_models import with_random_gates
+from xarch import ExportGraph, PlanError
+from xarch.export.check import check_file
+from xarch.export.onnx_export import to_onnx
+from xarch.export.profiles import cpu, npu
+from xarch_acm.export import acm_graphs, executed, learners_of, static_model
+from xarch_acm.options import AcmExport
+from xarch_acm.student import AcmStudent
+from xarch_image.testing import image_batch
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> AcmStudent:
+    made = with_random_gates(tmp_path_factory.mktemp("acm"))
+    first, second = made.adaptive
+    rows = [
+        {"budget": 0.25, "shift": -0.2, "fixed": {first: 2, second: 0}},
+        {"budget": 0.5, "shift": 0.0, "fixed": {first: 3, second: 1}},
+    ]
+    made.decide({"tables": rows})
+    return made
+
+
+def answer(model, images: torch.Tensor) -> torch.Tensor:
+    batch = image_batch(model.facts, len(images)).replace(images=images)
+    with torch.no_grad():
+        return model.collect(batch, {"logits"})["logits"]
+
+
+def run(graph: ExportGraph, profile, folder: Path, images: torch.Tensor) -> tuple[np.ndarray, Counter[str]]:
+    import onnx_ir
+    import onnxruntime
+
+    model = to_onnx(graph, profile)
+    onnx_ir.save(model, folder / "model.onnx")
+    check_file(folder / "model.onnx", profile)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    return found, Counter(node.op_type for node in model.graph)
+
+
+def test_a_static_graph_has_no_gates_and_is_that_much_smaller(student, tmp_path):
+    [graph] = acm_graphs(student, npu, AcmExport(budget=0.5))
+    assert graph.variant == "static-50"
+    images = graph.inputs["images"]
+    found, ops = run(graph, npu, tmp_path, images)
+    assert not ops.keys() & {"ArgMax", "NonZero", "Greater", "GreaterOrEqual", "ScatterND", "TopK"}
+    assert np.allclose(found, answer(student.variants()["static-50"], images).numpy(), atol=1e-4)
+    whole, cut = (FlopCounterMode(display=False) for _ in range(2))
+    with whole:
+        answer(student.inner, images)
+    with cut:
+        answer(static_model(student, "static-50"), images)
+    share = executed(student, learners_of(student, "static-50"))
+    assert share == pytest.approx(0.5)
+    assert graph.metadata["acm"]["executed"] == pytest.approx(0.5)
+    positions = 17
+    mlps = 2 * positions * sum(m.cost * m.learners for m in student.adaptive.values())
+    gates = 2 * positions * sum(m.gate_cost for m in student.adaptive.values())
+    saved = whole.get_total_flops() - gates - cut.get_total_flops()
+    assert saved == pytest.approx(0.5 * mlps, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("mode", "budget"), [("dynamic", 0.25), *(pytest.param("masked", b, marks=pytest.mark.slow) for b in (None, 0.25))]
+)
+def test_graphs_with_gates_compute_what_the_student_does(student, mode, budget, tmp_path):
+    [graph] = acm_graphs(student, cpu, AcmExport(mode=mode, budget=budget))
+    model = student.variants()[graph.variant] if budget else student
+    assert graph.variant == ("gated-25" if budget else "")
+    torch.manual_seed(5)
+    images = torch.rand(5, 3, 32, 32)
+    found, ops = run(graph, cpu, tmp_path, images)
+    assert np.allclose(found, answer(model, images).numpy(), atol=1e-4)
+    assert ops["ArgMax"] == 2
+    assert (ops["NonZero"] == 8) == (mode == "dynamic")
+    assert 0.1 < model.spent()["executed"] < 0.8
+
+
+def test_modes_that_a_profile_or_student_does_not_have(student):
+    with pytest.raises(PlanError, match=r"shapes depend on values \(NonZero") as refused:
+        acm_graphs(student, npu, AcmExport(mode="dynamic"))
+    assert "static_budget" in str(refused.value.hint)
+    with pytest.raises(PlanError, match=r"no operating point at 0\.4; its budgets are 0\.25, 0\.5, 0\.75"):
+        acm_graphs(student, cpu, AcmExport(mode="static_budget", budget=0.4))

@@ -1,0 +1,77 @@
+"""The target's view of the teacher, and what it makes of the teacher's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.plugins.acm.acm_models import tiny_vit
+from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
+from xarch import PlanError
+from xarch.testing.models import load_teacher
+from xarch_acm.learners import factors
+from xarch_acm.options import AcmOptions
+from xarch_acm.target import AcmTarget
+from xarch_decoder.testing import token_batch
+
+CPU = torch.device("cpu")
+
+
+def test_the_view_taps_the_teachers_own_values():
+    """What an MLP gives is what its block adds after attention, whatever library runs the teacher."""
+    teacher = make_teacher(tiny_facts(layers=2))
+    viewed = AcmTarget().view(teacher)
+    batch = token_batch(teacher.facts.vocab, 2, 9)
+    with torch.no_grad():
+        own = teacher.collect(batch, {"blocks.1.input", "blocks.1.mixer_out", "blocks.1.output"})
+        found = viewed.collect(batch, {"blocks.1.mlp.out", "blocks.1.mixers.attention.o.out", "blocks.0.output"})
+    added = own["blocks.1.output"] - own["blocks.1.input"] - own["blocks.1.mixer_out"]
+    assert torch.allclose(found["blocks.1.mlp.out"], added, atol=1e-5)
+    assert torch.allclose(found["blocks.1.mixers.attention.o.out"], own["blocks.1.mixer_out"], atol=1e-5)
+    assert torch.allclose(found["blocks.0.output"], own["blocks.1.input"], atol=1e-5)
+    assert viewed.model.module.embed.weight.data_ptr() == teacher.weights()["embed.weight"].data_ptr(), "a copy"
+
+
+def test_parts_that_are_left_alone_are_the_teachers():
+    teacher = make_teacher(tiny_facts(layers=2))
+    target = AcmTarget()
+    student = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
+    planned = target.initialise(student, teacher)
+    assert planned.mapped == ()
+    assert all(".mlp.gate." in name for name in planned.new)
+    student.module.eval()
+    groups = student.param_groups()
+    assert {*groups["gates"], *groups["learners"], *groups["trunk"]} == set(groups["all"])
+    assert all(".mlp." in name for name in groups["learners"])
+    batch = token_batch(teacher.facts.vocab, 2, 9)
+    with torch.no_grad():
+        one, two = (model.collect(batch, {"final"})["final"] for model in (teacher, student))
+    assert torch.allclose(one, two, atol=1e-5)
+    assert student.spent() == {"executed": 1.0}
+
+
+def test_projections_are_the_nearest_ones_of_their_rank():
+    torch.manual_seed(0)
+    weight = torch.randn(12, 8)
+    into, out = factors(weight, 4)
+    left = torch.linalg.svdvals(weight)[4:].norm()
+    assert float((weight - out @ into).norm()) == pytest.approx(float(left), rel=1e-4)
+    # Units in the order of what they contribute, which is shared evenly between the layers.
+    scale = into.norm(dim=1)
+    assert torch.allclose(scale, out.norm(dim=0), rtol=1e-4)
+    assert scale.tolist() == sorted(scale.tolist(), reverse=True)
+
+
+def test_projections_of_pictures(tmp_path: Path):
+    teacher, target = load_teacher(tiny_vit(tmp_path)), AcmTarget()
+    student = target.build(teacher.facts, AcmOptions(modules=["qkv", "o"]), {}, device=CPU)
+    planned = target.initialise(student, teacher)
+    assert len(student.adaptive) == 4
+    assert set(planned.mapped) == {f"{path}.{n}.weight" for path in student.adaptive for n in ("into.0", "out")}
+    assert "blocks.0.attn.qkv.out.bias" in planned.copied
+    with pytest.raises(PlanError, match="has no q that can be replaced; it has mlp, o, qkv"):
+        target.build(teacher.facts, AcmOptions(modules=["q"]), {}, device=CPU)
+    with pytest.raises(PlanError, match=r"blocks\.0\.mlp has 192 hidden units"):
+        target.build(teacher.facts, AcmOptions(learners=64).model_copy(update={"learners": 193}), {}, device=CPU)
