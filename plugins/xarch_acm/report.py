@@ -7,6 +7,7 @@ from typing import Any
 
 from xarch.report import Block, Cell, RunInfo, Section, Table, heat, lines
 
+GATES = {"mean": "gates, mean", "deviation": "gates, deviation"}
 CURVES = {"gated": "gates choose", "static": "fixed learners"}
 
 
@@ -53,11 +54,12 @@ def _modules(stages: Mapping[str, Mapping[str, Any]]) -> Block | None:
     found: dict[str, Any] = next((s["per_site"] for s in stages.values() if "mean" in s.get("per_site", {})), {})
     columns = list(found.get("mean", {}))
     rows = [
-        ("gates" if name == "mean" else name.replace(".", " "), {path: float(row[path]) for path in columns})
+        (GATES.get(name, name.replace(".", " ")), {path: float(row[path]) for path in columns})
         for name, row in found.items()
     ]
     text = "; ".join(f"{name}: " + ", ".join(f"{v:.2g}" for v in row.values()) for name, row in rows)
     caption = (
-        "Learners of every module, in the order in which they run: fixed at each budget, and the mean of the gates."
+        "Learners of every module, in the order in which they run: fixed at each budget, and those that gates choose, "
+        "their mean and standard deviation over positions."
     )
     return heat("acm-learners", rows, columns, f"Learners of {len(columns)} modules. {text}", caption) if rows else None

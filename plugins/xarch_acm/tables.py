@@ -66,10 +66,11 @@ class Tables(StageKind):
             figures[f"shift.{name}"] = shift
             figures[f"gated.{name}"] = executed(student.adaptive, logits, shift)
             per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
-        per_site["mean"] = {
-            path: float(found.argmax(-1).double().mean()) + student.adaptive[path].least
-            for path, found in logits.items()
-        }
+        # Without the terms that keep choices apart, gates collapse to one number of learners: then this is 0.
+        counts = {p: found.argmax(-1).double() + student.adaptive[p].least for p, found in logits.items()}
+        per_site["mean"] = {path: float(count_T.mean()) for path, count_T in counts.items()}
+        per_site["deviation"] = {path: float(count_T.std(correction=0)) for path, count_T in counts.items()}
+        figures["deviation"] = sum(per_site["deviation"].values()) / len(counts)
         return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
 
 

@@ -26,14 +26,11 @@ class TestAcmOfPictures(TargetConformance):
         super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 class TestAcmOfText(TargetConformance):
     adapter = "acm"
     family = "decoder"
     options: ClassVar[Mapping[str, Any]] = {"modules": ["mlp", "q", "o"]}
-
-    @pytest.mark.slow
-    def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().test_tiny_conversion_to_verified_onnx(tmp_path, monkeypatch)
 
 
 GATES = {

@@ -73,9 +73,8 @@ def test_a_static_graph_has_no_gates_and_is_that_much_smaller(student, tmp_path)
     assert saved == pytest.approx(0.5 * mlps, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("mode", "budget"), [("dynamic", 0.25), *(pytest.param("masked", b, marks=pytest.mark.slow) for b in (None, 0.25))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "budget"), [("dynamic", 0.25), ("masked", 0.25), ("masked", None)])
 def test_graphs_with_gates_compute_what_the_student_does(student, mode, budget, tmp_path):
     [graph] = acm_graphs(student, cpu, AcmExport(mode=mode, budget=budget))
     model = student.variants()[graph.variant] if budget else student

@@ -79,6 +79,9 @@ def test_every_budget_is_an_operating_point_with_its_cost(whole: Path) -> None:
     assert 0 <= found["student"]["executed"] <= 1
     tables = json.loads((whole / "student" / "config.json").read_text())["decisions"]["tables"]
     assert [row["budget"] for row in tables] == [0.25, 0.5]
+    [summary] = [json.loads(f.read_text()) for f in (whole / "stages").glob("*-tables/summary.json")]
+    assert summary["metrics"]["deviation"] >= 0
+    assert set(summary["per_site"]) == {"fixed.25", "fixed.50", "mean", "deviation"}
     profile = json.loads((whole / "export" / "cpu" / "profile.json").read_text())
     assert profile["graphs"]["model"]["variant"] == "static-25"
     report = (whole / "report.md").read_text()

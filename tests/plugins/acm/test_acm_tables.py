@@ -73,5 +73,5 @@ def test_the_page_shows_quality_against_what_ran():
     assert table.rows[0] == ["teacher", "100.0 %", "0.98"]
     assert ["static-25", "25.0 %", "0.25"] in table.rows
     assert "fixed learners" in curve.text
-    assert "gates: 1.5, 2.5" in learners.text
+    assert "gates, mean: 1.5, 2.5" in learners.text
     assert sections(RunInfo(Path("run"), student={"target": "timm"}, eval=evaluation)) == []
