@@ -19,7 +19,7 @@ from xarch import BenchCase, Call, graph_metadata
 PROMPTS = (1, 64, 256)
 """Prompt lengths in tokens."""
 
-CONTEXTS = (0, 256, 1024)
+CONTEXTS = (0, 256, 1024, 4096)
 """Context lengths in tokens at which decode speed is measured."""
 
 DECODED = 32

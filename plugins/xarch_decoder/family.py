@@ -50,7 +50,7 @@ class DecoderFamily(TokenFamily):
     mask = "loss_mask"
     metric = "perplexity"
     # Prompts of 1, 64 and 256 tokens through the default prefill graph, and three times 32 tokens.
-    bench_calls = (1, 1, 4, 32, 32, 32)
+    bench_calls = (1, 1, 4, 32, 32, 32, 32)
     hub_task = "text-generation"
     GenerateOptions = TextGeneration
     places: ClassVar[Mapping[str, str]] = {

@@ -21,6 +21,7 @@ from xarch import (
     TargetAdapter,
     Teacher,
 )
+from xarch_decoder.controls import bounded_teacher
 from xarch_decoder.copying import check_initialisation, copy_trunk, trunk_initialisation
 from xarch_decoder.divergence import decoder_divergence
 from xarch_decoder.export import DecoderExport, decoder_graphs
@@ -68,6 +69,12 @@ class DecoderTarget(TargetAdapter, Generic[S]):
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return decoder_graphs(self.own(student), profile, options)
+
+    def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
+        """Return the teacher with its own attention in the graphs of a student."""
+        if teacher.family != "decoder":
+            return ()
+        return decoder_graphs(bounded_teacher(teacher, {}), profile, options)
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile

@@ -32,6 +32,7 @@ class EncDecFacts:
         levels: decoder layer -> encoder layer whose input it may read in place of the encoder's last output (as many as
             there are encoder layers: that output before the norm).
         encoder_windows: sliding window of each encoder layer, to both sides; empty: none.
+        twins: encoder layer -> decoder layer whose weights are also its own, None for weights of its own; empty: none.
     """
 
     layer: DecoderFacts
@@ -41,6 +42,7 @@ class EncDecFacts:
     norm: Norm = "pre"
     levels: Annotated[tuple[Level, ...], Field(max_length=2048)] = ()
     encoder_windows: Annotated[tuple[int | None, ...], Field(max_length=2048)] = ()
+    twins: Annotated[tuple[Level | None, ...], Field(max_length=2048)] = ()
 
     @property
     def vocab(self) -> int:
@@ -68,7 +70,7 @@ class EncDecFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, without loss."""
-        lists = {"levels": list(self.levels), "encoder_windows": list(self.encoder_windows)}
+        lists = {key: list(getattr(self, key)) for key in ("levels", "encoder_windows", "twins")}
         return asdict(self) | {"layer": self.layer.to_json()} | lists
 
     @classmethod
@@ -83,19 +85,25 @@ class EncDecFacts:
         for what, seen, wanted in (
             ("levels", len(facts.levels), facts.decoder),
             ("encoder_windows", len(facts.encoder_windows) or facts.encoder, facts.encoder),
+            ("twins", len(facts.twins) or facts.encoder, facts.encoder),
             ("layer.layers", facts.layer.layers, facts.decoder),
         ):
             if seen != wanted:
                 raise UsageError(f"encoder-decoder facts: {what} has {seen} for {wanted} layers")
         if max(facts.levels) > facts.encoder:
             raise UsageError(f"encoder-decoder facts: level {max(facts.levels)} of {facts.encoder} encoder layers")
+        wrong = [j for j in facts.twins if j is not None and j >= facts.decoder]
+        if wrong:
+            raise UsageError(f"encoder-decoder facts: a twin in layer {wrong[0]} of {facts.decoder} decoder layers")
         return facts
 
     def tiny(self) -> EncDecFacts:
         """Return the same architecture with a layer of each, a narrow MLP and a small vocabulary."""
         shape = replace(self.layer.tiny(), layers=1, windows=self.layer.windows[:1])
         levels = tuple(min(level, 1) for level in self.levels[:1])
-        return replace(self, layer=shape, encoder=1, decoder=1, levels=levels, encoder_windows=self.encoder_windows[:1])
+        twins = tuple(None if twin is None else 0 for twin in self.twins[:1])
+        windows = self.encoder_windows[:1]
+        return replace(self, layer=shape, encoder=1, decoder=1, levels=levels, encoder_windows=windows, twins=twins)
 
     def taps(self) -> dict[str, Tap]:
         """Return the taps of a model with these facts, by name."""

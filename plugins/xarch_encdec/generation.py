@@ -5,13 +5,14 @@ Legend: B batch, S source tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xarch import Batch, TapModel, UsageError
+from xarch import Batch, PlanError, TapModel, Teacher, UsageError
+from xarch_decoder.controls import bounded_teacher
 from xarch_decoder.generation import continue_greedily
 from xarch_encdec.model.network import EncDecModel
 from xarch_encdec.student import Running
@@ -45,13 +46,30 @@ def answers(model: TapModel, batch: Batch, tokens: int, ends: Collection[int]) -
     if isinstance(model, Running):
         found_BT = torch.stack(list(written(model.module, ids_BS, mask_BS, start_B, tokens)), 1)
     elif isinstance(model, AnswerView):
-        rows = [
-            torch.cat([ids[mask > 0], start[None]]) for ids, mask, start in zip(ids_BS, mask_BS, start_B, strict=True)
-        ]
-        found_BT = torch.cat([continue_greedily(model.teacher, row[None], tokens) for row in rows])
+        pairs = zip(ids_BS, mask_BS, start_B, strict=True)
+        rows = [torch.cat([ids[mask > 0], start[None]]) for ids, mask, start in pairs]
+        found_BT = _continued(model.teacher, rows, tokens)
     else:
         raise UsageError(f"a {type(model).__name__} writes no answers")
     return [_until(row, ends) for row in found_BT.tolist()]
+
+
+def _continued(teacher: Teacher, rows: Sequence[Tensor], tokens: int) -> Tensor:
+    """Return the most likely continuation of every row [B, tokens], with caches if the teacher's weights are those of
+    attention in every layer."""
+    try:
+        decoder = bounded_teacher(teacher, {}).decoder
+    except PlanError:
+        return torch.cat([continue_greedily(teacher, row[None], tokens) for row in rows])
+    found = []
+    for row in rows:
+        logits_1TV, states = decoder.advance(row[None], 0, decoder.initial_states(), last=True)
+        made = [logits_1TV[:, -1].argmax(-1)]
+        for place in range(len(row), len(row) + tokens - 1):
+            logits_1TV, states = decoder.advance(made[-1][:, None], place, states)
+            made.append(logits_1TV[:, -1].argmax(-1))
+        found.append(torch.stack(made, 1))
+    return torch.cat(found)
 
 
 def _until(ids: list[int], ends: Collection[int]) -> list[int]:

@@ -19,6 +19,11 @@ class Layout:
     decoder: tuple[int, ...]
 
     @property
+    def twins(self) -> tuple[int | None, ...]:
+        """Return encoder layer -> the decoder layer made of the same layer, None if there is none."""
+        return tuple(self.decoder.index(mine) if mine in self.decoder else None for mine in self.encoder)
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """Return decoder layer -> the first encoder layer made of the teacher's same layer or a later one, whose input
         stands for what the decoder layer read in the teacher; the encoder's depth if there is none."""
@@ -46,7 +51,14 @@ def layout_of(facts: DecoderFacts, options: EncDecOptions) -> Layout:
 def _counts(facts: DecoderFacts, options: EncDecOptions) -> tuple[int, int]:
     total = facts.layers
     if options.plan == "budget":
-        found = best(facts, options.cross, prompt=options.prompt, answer=options.answer, parameters=options.parameters)
+        found = best(
+            facts,
+            options.cross,
+            prompt=options.prompt,
+            answer=options.answer,
+            parameters=options.parameters,
+            share=options.share,
+        )
         if found is None:
             raise PlanError(
                 f"student.options.parameters: not one layer of each fits {options.parameters:g} times the teacher's",
@@ -89,4 +101,5 @@ def facts_of(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> Enc
         norm=options.norm,
         levels=layout.levels,
         encoder_windows=tuple(windows[i] for i in layout.encoder) if windows else (),
+        twins=layout.twins if options.share else (),
     )

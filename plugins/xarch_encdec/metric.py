@@ -12,7 +12,7 @@ from xarch import Batch, Evaluation, EvaluationRequest, Metric, Options, TapMode
 from xarch_decoder.scores import Scores, add_batch
 from xarch_encdec.generation import answers
 
-SAMPLES = 4
+SAMPLES = 2
 """Pairs shown in the report."""
 
 UNITS = {
@@ -29,7 +29,7 @@ DIRECTIONS = {"kl": False, "top1_agreement": True, "top1_accuracy": True}
 class AnswersOptions(Options):
     """Options of ``answers``."""
 
-    tokens: int = Field(48, ge=1, le=1 << 16, description="most tokens of the answers shown in the report")
+    tokens: int = Field(32, ge=1, le=1 << 16, description="most tokens of the answers shown in the report")
 
 
 class Answers(Metric):

@@ -27,6 +27,9 @@ class EncDecOptions(Options):
         description="merged: one softmax over source and own tokens, without new weights; self_copy: an attention of "
         "its own, copied from self-attention; random: likewise with random weights",
     )
+    share: bool = Field(
+        False, description="encoder layers have the weights of the decoder layers made of the same layer of the teacher"
+    )
     norm: Norm = Field("pre", description="dual: what attention and MLP give is normed too")
     tied: bool | None = Field(None, description="whether the head is the embedding; default: as in the teacher")
     mask: Literal["causal", "full"] = Field("causal", description="what an encoder token sees before training")

@@ -69,12 +69,18 @@ class Costs:
         )
 
 
-def predict(facts: DecoderFacts, cross: Cross, encoder: int, decoder: int, *, prompt: int, answer: int) -> Prediction:
-    """Return what ``encoder`` and ``decoder`` layers cost for such a prompt and answer, against the whole decoder."""
+def predict(
+    facts: DecoderFacts, cross: Cross, encoder: int, decoder: int, *, prompt: int, answer: int, shared: int = 0
+) -> Prediction:
+    """Return what ``encoder`` and ``decoder`` layers cost for such a prompt and answer, against the whole decoder.
+
+    Args:
+        shared: encoder layers without weights of their own.
+    """
     c, layers = Costs.of(facts, cross), facts.layers
     own = 0 if cross == "merged" else c.memory
     embeddings = c.head * (1 if facts.tied else 2)
-    parameters = (encoder * c.layer + decoder * (c.layer + c.reading + own) + embeddings) / (
+    parameters = ((encoder - shared) * c.layer + decoder * (c.layer + c.reading + own) + embeddings) / (
         layers * c.layer + embeddings
     )
     first, first_teacher = prompt * (encoder * c.layer + decoder * c.memory), prompt * layers * c.layer
@@ -84,17 +90,24 @@ def predict(facts: DecoderFacts, cross: Cross, encoder: int, decoder: int, *, pr
     return Prediction(encoder, decoder, parameters, first / first_teacher, step_teacher / step, total)
 
 
-def best(facts: DecoderFacts, cross: Cross, *, prompt: int, answer: int, parameters: float) -> Prediction | None:
+def best(
+    facts: DecoderFacts, cross: Cross, *, prompt: int, answer: int, parameters: float, share: bool = False
+) -> Prediction | None:
     """Return the split that takes least time among the largest within a share of the teacher's parameters; None if not
-    one layer of each fits."""
+    one layer of each fits.
+
+    Args:
+        share: whether layers that encoder and decoder have in common count once.
+    """
+
+    def split(encoder: int, decoder: int) -> Prediction:
+        common = max(0, encoder + decoder - facts.layers) if share else 0
+        return predict(facts, cross, encoder, decoder, prompt=prompt, answer=answer, shared=common)
+
     chosen = None
     for decoder in range(1, facts.layers + 1):
-        fitting = [
-            found
-            for encoder in range(1, facts.layers + 1)
-            if (found := predict(facts, cross, encoder, decoder, prompt=prompt, answer=answer)).parameters
-            <= parameters + 1e-9
-        ]
+        each = (split(encoder, decoder) for encoder in range(1, facts.layers + 1))
+        fitting = [found for found in each if found.parameters <= parameters + 1e-9]
         # Of each number of decoder layers the most encoder layers: a smaller student is always faster.
         if fitting and (chosen is None or fitting[-1].total < chosen.total):
             chosen = fitting[-1]

@@ -37,9 +37,8 @@ def _rows(facts: DecoderFacts, options: EncDecOptions, profile: str, bench: dict
         found = CASE.fullmatch(name)
         if found is None:
             continue
-        expected = predict(
-            facts, options.cross, len(layout.encoder), len(layout.decoder), prompt=int(found[2]), answer=options.answer
-        )
+        counts = len(layout.encoder), len(layout.decoder)
+        expected = predict(facts, options.cross, *counts, prompt=int(found[2]), answer=options.answer)
         share = expected.first_token if found[1].startswith("first") else 1 / expected.speed
         rows.append([f"{profile}: {name}", f"{share:.2f}", f"{1 / speed_up:.2f}"])
     return rows

@@ -114,12 +114,13 @@ def _built(student: Student) -> Built:
 
 
 def _traits(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> dict[str, str]:
-    found = predict(
-        facts, options.cross, len(layout.encoder), len(layout.decoder), prompt=options.prompt, answer=options.answer
-    )
+    shared = sum(twin is not None for twin in layout.twins) if options.share else 0
+    counts = len(layout.encoder), len(layout.decoder)
+    found = predict(facts, options.cross, *counts, prompt=options.prompt, answer=options.answer, shared=shared)
+    common = f" ({shared} are both)" if shared else ""
     return {
-        "layers": f"{found.encoder} encoder and {found.decoder} decoder layers of the teacher's {facts.layers}, "
-        f"{found.parameters:.2f} of its parameters",
+        "layers": f"{found.encoder} encoder and {found.decoder} decoder layers{common} of the teacher's "
+        f"{facts.layers}, {found.parameters:.2f} of its parameters",
         "predicted": f"prompt of {options.prompt}, answer of {options.answer} tokens: first token in "
         f"{found.first_token:.2f} of the teacher's time, {found.speed:.1f} times its tokens a second, "
         f"{found.total:.2f} of the whole time",

@@ -82,8 +82,8 @@ def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
         assert (entry["unit"], entry["amount"]) == ("token", tokens)
         assert entry["per_second"] == pytest.approx(1e3 * tokens / entry["p50_ms"], rel=1e-2)
     per_token = 2 * 2 * 8 * 4
-    held = {n: cases[f"decode after {n}"]["figures"]["state_bytes"] for n in (0, 256, 1024)}
-    assert held == {n: 32 * 4 + per_token * n for n in (0, 256, 1024)}
+    held = {n: cases[f"decode after {n}"]["figures"]["state_bytes"] for n in (0, 256, 1024, 4096)}
+    assert held == {n: 32 * 4 + per_token * n for n in (0, 256, 1024, 4096)}
     assert any("token/s" in line for line in said)
 
 

@@ -174,8 +174,9 @@ def export_teacher(
     teacher: TapModel | None = None,
     batches: Sequence[Batch] = (),
 ) -> None:
-    """Write a teacher's graphs for the bench to compare speeds: in 8 bits if the profile has 8 bits, its graphs declare
-    what they read, and there is data to calibrate them; else in float32.
+    """Write a teacher's graphs for the bench to compare speeds: with weights in the profile's bits where only weights
+    have few; in 8 bits if the profile has 8 bits, its graphs declare what they read, and there is data to calibrate
+    them; else in float32.
 
     Args:
         batches: calibration data as the teacher sees it.
@@ -187,7 +188,7 @@ def export_teacher(
     drives: list[ParityCase] = []
     if profile.dtype == "int8" and teacher is not None and batches:
         drives = list(Prover(teacher, graphs, batches).drives())
-    if not drives:
+    if not drives and not _weight_bits(graphs, profile):
         profile = replace(profile, dtype="float32")
     with new_folder(Path(out)) as folder:
         _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: drives)

@@ -213,8 +213,7 @@ class Delivery:
 
         teacher, say = self.evaluator.teacher, self.reporter.message
         if profile.dtype == "int8":
-            seen = self.evaluator.batches("calibration", self.config.export.parity_samples)
-            batches = [batch.seen_by("teacher") for batch in seen]
+            batches = [batch.seen_by("teacher") for batch in self._calibration(profile, graphs)]
             try:
                 export_teacher(graphs, profile, folder, say, teacher=teacher, batches=batches)
                 return

@@ -21,11 +21,19 @@ Cache = tuple[Tensor, Tensor]
 
 
 class EncoderLayer(nn.Module):
-    """A layer of the decoder it was made of, that reads the source to both sides."""
+    """A layer of the decoder it was made of, that reads the source to both sides.
 
-    def __init__(self, facts: EncDecFacts) -> None:
+    Args:
+        twin: decoder layer whose weights are also this layer's; None for weights of its own.
+    """
+
+    def __init__(self, facts: EncDecFacts, twin: DecoderLayer | None = None) -> None:
         super().__init__()
         self.parallel = facts.layer.block == "parallel"
+        if twin is not None:
+            self.norm1, self.norm2, self.attention, self.mlp = twin.norm1, twin.norm2, twin.attention, twin.mlp
+            self.post1, self.post2 = twin.post1, twin.post2
+            return
         self.norm1 = make_norm(facts.layer)
         self.norm2 = None if facts.layer.shared_norm else make_norm(facts.layer)
         self.attention = Projections(facts.layer)

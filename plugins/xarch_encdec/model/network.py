@@ -65,9 +65,12 @@ class EncDecModel(nn.Module):
         super().__init__()
         self.facts = facts
         self.embed = nn.Embedding(facts.layer.vocab, facts.layer.width)
-        self.encoder = nn.ModuleList([EncoderLayer(facts) for _ in range(facts.encoder)])
+        decoder = [DecoderLayer(facts) for _ in range(facts.decoder)]
+        twins = [None if twin is None else decoder[twin] for twin in facts.twins or (None,) * facts.encoder]
+        # Weights of both are named and trained as the encoder's, which comes first.
+        self.encoder = nn.ModuleList([EncoderLayer(facts, twin) for twin in twins])
         self.encoder_norm = make_norm(facts.layer)
-        self.decoder = nn.ModuleList([DecoderLayer(facts) for _ in range(facts.decoder)])
+        self.decoder = nn.ModuleList(decoder)
         self.norm = make_norm(facts.layer)
         self.head = Head(facts.layer)
         self.register_buffer("opening", torch.ones(2))

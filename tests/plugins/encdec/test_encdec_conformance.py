@@ -58,6 +58,6 @@ class TestMerged(TargetConformance):
 
 
 class TestOwnAttention(TestMerged):
-    options: ClassVar[Mapping[str, Any]] = {"cross": "self_copy", "plan": "copy", "norm": "dual", "memory": "layers"}
+    options: ClassVar[Mapping[str, Any]] = {"cross": "self_copy", "plan": "copy", "norm": "dual", "share": True}
     # A second conversion would show no more than the export of such a student, see test_encdec_export.py.
     test_tiny_conversion_to_verified_onnx = None  # type: ignore[assignment]

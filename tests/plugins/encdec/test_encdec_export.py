@@ -29,7 +29,7 @@ LETTERS = [chr(0x100 + i) for i in range(FACTS.vocab)]
 PROMPT = "".join(LETTERS[i] for i in (17, 3, 140, 8, 99))
 
 KINDS: dict[str, dict[str, Any]] = {
-    "merged": {"mask": "causal", "memory": "layers"},
+    "merged": {"encoder": 2, "decoder": 3, "share": True},
     "own attention": {"cross": "self_copy", "plan": "copy", "norm": "dual"},
 }
 

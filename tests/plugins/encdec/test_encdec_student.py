@@ -102,7 +102,9 @@ def test_pads_and_other_pairs_change_nothing(teacher: Teacher, cross: str) -> No
     assert torch.allclose(alone[0][counted[1]], logits(student, batch.seen_by("student"))[1][counted[1]], atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"cross": "self_copy"}, {"cross": "random", "norm": "dual"}, EQUAL])
+@pytest.mark.parametrize(
+    "options", [{}, {"cross": "self_copy"}, {"cross": "random", "norm": "dual"}, EQUAL, {**EQUAL, "share": True}]
+)
 def test_cached_steps_equal_one_pass(teacher: Teacher, options: dict[str, Any]) -> None:
     """E3: from an empty past, token by token and in pieces, with sources of unequal lengths."""
     student, batch = student_of(teacher, **options), pairs().seen_by("student")
@@ -115,6 +117,21 @@ def test_cached_steps_equal_one_pass(teacher: Teacher, options: dict[str, Any]) 
             final, past = model.decode(ids_BT[:, start:stop], mask_BS, source, past)
             pieces.append(final)
     assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5)
+
+
+def test_shared_layers_are_stored_once_and_change_nothing(teacher: Teacher) -> None:
+    """An encoder of the first two of three layers, all of which the decoder has too."""
+    batch = pairs().seen_by("student")
+    own, shared = (student_of(teacher, encoder=2, decoder=3, share=share) for share in (False, True))
+    assert torch.equal(logits(own, batch), logits(shared, batch))
+    sizes = [sum(p.numel() for p in model.module.parameters()) for model in (own, shared)]
+    assert sizes[1] == sum(t.numel() for t in teacher.weights().values()) + teacher.facts.width
+    assert sizes[0] > 1.4 * sizes[1]
+    again = student_of(teacher, encoder=2, decoder=3, share=True)
+    again.module.load_state_dict(shared.module.state_dict(), strict=True)
+    assert again.module.encoder[1].mlp is again.module.decoder[1].mlp
+    found = predict(DecoderFacts(**LLAMA), "merged", 20, 30, prompt=512, answer=16, shared=20)
+    assert found.parameters == pytest.approx(1.0)
 
 
 def test_the_encoder_sees_the_future_as_far_as_it_is_opened(teacher: Teacher) -> None:
@@ -171,6 +188,19 @@ def test_the_student_writes_answers_and_the_teacher_reads_them(teacher: Teacher)
     kept = WriteAnswers(WriteAnswers.Options(share=0.0), {})(batch, StepContext(student, None))
     assert torch.equal(kept["gold_mask"], batch["answer_mask"])
     assert torch.equal(kept["decoder_input_ids"], batch["decoder_input_ids"])
+
+
+def test_the_teachers_answers_are_its_own(teacher: Teacher) -> None:
+    """With caches as without, and as its equal writes them."""
+    batch = pairs().seen_by("student")
+    cached = answers(AnswerView(teacher), batch, 12, teacher.facts.eos)
+    assert cached == answers(student_of(teacher, **EQUAL), batch, 12, teacher.facts.eos)
+    for i, answer in enumerate(cached):
+        source = batch["input_ids"][i][batch["attention_mask"][i] > 0]
+        row = torch.cat([source, batch["decoder_input_ids"][i, :1]])
+        with torch.no_grad():
+            plain = teacher.student.decoder(torch.cat([row, torch.tensor(answer, dtype=row.dtype)])[None])[0]
+        assert plain[len(row) - 1 : -1].argmax(-1).tolist() == answer
 
 
 def test_rows_for_a_decoder_are_those_of_the_data() -> None:

@@ -19,6 +19,7 @@ from tests.plugins.mohawk.mohawk_models import (
     tokens,
 )
 from xarch import PlanError, Profile, UsageError
+from xarch.export.profiles import cpu
 from xarch_decoder.copying import check_initialisation
 from xarch_decoder.export import DecoderExport
 from xarch_decoder.teacher import StudentTeacher
@@ -238,3 +239,25 @@ def test_export_with_static_shapes(options, tmp_path: Path):
         operators = {node.op_type for node in graph.node}
         assert not operators & {"Loop", "Scan", "If", "CumSum", "Einsum", "Trilu", "NonZero", "ScatterND"}
         assert max(len(v.type.tensor_type.shape.dim) for v in graph.value_info) <= 5
+
+
+def test_the_benchs_teacher_is_the_teacher_in_the_graphs_of_a_student():
+    teacher = make_teacher(tiny_facts())
+    graphs = DM2Target().teacher_graphs(teacher, cpu, DecoderExport(prefill=[6], logits="all"))
+    assert [graph.name for graph in graphs] == ["decode_1", "prefill_6"]
+    assert {name.split("_")[1].split(".")[0] for g in graphs for name in list(g.inputs)[2:]} == {"cache"}
+    batch = tokens(teacher.facts, 1, 6)
+    states = [torch.zeros(1, *t.shape[1:2], 0, t.shape[3]) for t in list(graphs[1].inputs.values())[2:]]
+    found = graphs[1].module(batch["input_ids"], torch.tensor([0]), *states)[0]
+    assert difference(found, logits(teacher, batch)) < 1e-5
+
+
+def test_divergence_is_that_of_now():
+    teacher = make_teacher(tiny_facts())
+    student = make_student(teacher, layers="all")
+    divergence = DM2Target().divergence(student, [tokens(teacher.facts, 2, 16)])
+    assert abs(divergence.measure()) < 1e-6
+    weight = student.decoder.block(0).mlp.up.weight
+    weight.data = weight.data + 0.5 * weight.data.roll(1, 0)
+    assert divergence.measure() > 1e-5
+    assert divergence.unit == "nats/token"
