@@ -270,8 +270,7 @@ def quality_of_rival(store: Store, work: Path, teacher: Teacher) -> None:
         given: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         for value in session.get_inputs():
             if value.name not in given:
-                shape = [size if isinstance(size, int) else 0 for size in value.shape]
-                given[value.name] = np.zeros([1, *shape[1:]], np.float32)
+                given[value.name] = np.zeros([1, teacher.facts.kv_heads, 0, teacher.facts.head_dim], np.float32)
         found_LV = torch.from_numpy(session.run(["logits"], given)[0])[0].float().log_softmax(-1)
         batch = Batch({"input_ids": torch.from_numpy(ids)}, QUALITY_TOKENS)
         with torch.no_grad():
