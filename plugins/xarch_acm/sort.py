@@ -47,11 +47,17 @@ class Sorter(Solver):
         assert self._squares_F is not None, "a solver solves after it observed"
         module = self.module
         importance_F = self._squares_F / self._count * module.out.weight.double().square().sum(0)
-        order_F = importance_F.argsort(descending=True, stable=True)
-        for layer in module.layers:
-            layer.weight.copy_(layer.weight[order_F])
-            if layer.bias is not None:
-                layer.bias.copy_(layer.bias[order_F])
-        module.out.weight.copy_(module.out.weight[:, order_F])
+        order_F = arrange(module, importance_F)
         first = importance_F[order_F][: module.edges[1]].sum() / importance_F.sum().clamp_min(1e-30)
         return {"first_learner": float(first), "error": self._error / max(self._power, 1e-30)}
+
+
+def arrange(module: AdaptiveModule, importance_F: Tensor) -> Tensor:
+    """Sort the hidden units of a module in place, the most important first; return their order [F]."""
+    order_F = importance_F.argsort(descending=True, stable=True)
+    for layer in module.layers:
+        layer.weight.copy_(layer.weight[order_F])
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias[order_F])
+    module.out.weight.copy_(module.out.weight[:, order_F])
+    return order_F

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from xarch import (
     Batch,
+    Control,
     ExportGraph,
     Initialisation,
     ParityCase,
@@ -24,6 +25,7 @@ from xarch import (
     rebuilder,
     validated,
 )
+from xarch_acm.controls import name_of, truncated
 from xarch_acm.export import acm_graphs, exported_model
 from xarch_acm.learners import chosen, factors, renamed
 from xarch_acm.options import AcmExport, AcmOptions
@@ -98,6 +100,17 @@ class AcmTarget(TargetAdapter):
 
     def recipe(self, facts: Any, options: BaseModel) -> str:
         return "acm"
+
+    def controls(self, teacher: Teacher, student: Student) -> Mapping[str, Control]:
+        """Return the teacher truncated to the student's budget."""
+        acm = own(student)
+        device = next(iter(acm.module.parameters())).device
+        fresh = self.build(teacher.facts, acm.options, {}, device=device)
+        self.initialise(fresh, teacher)
+        return {name_of(acm): truncated(fresh)}
+
+    def control_names(self, student: Student) -> Collection[str]:
+        return [name_of(own(student))]
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         return acm_graphs(own(student), profile, options)

@@ -77,6 +77,8 @@ def test_every_budget_is_an_operating_point_with_its_cost(whole: Path) -> None:
     assert executed["static-50"] == pytest.approx(0.5)
     assert executed["gated-25"] <= executed["gated-50"]
     assert 0 <= found["student"]["executed"] <= 1
+    assert found["baselines"]["truncated-50"]["executed"] == pytest.approx(0.5)
+    assert list(found["controls"]) == ["truncated-50"]
     tables = json.loads((whole / "student" / "config.json").read_text())["decisions"]["tables"]
     assert [row["budget"] for row in tables] == [0.25, 0.5]
     [summary] = [json.loads(f.read_text()) for f in (whole / "stages").glob("*-tables/summary.json")]

@@ -52,6 +52,26 @@ def test_parts_that_are_left_alone_are_the_teachers():
     assert student.spent() == {"executed": 1.0}
 
 
+def test_the_control_is_the_teacher_with_the_largest_units_only():
+    teacher, target = make_teacher(tiny_facts(layers=2)), AcmTarget()
+    student = target.build(teacher.facts, AcmOptions(budget=0.5), {}, device=CPU)
+    target.initialise(student, teacher)
+    before = {name: value.clone() for name, value in student.module.state_dict().items()}
+    [(name, control)] = target.controls(teacher, student).items()
+    assert [name] == target.control_names(student) == ["truncated-50"]
+    assert control.facts == {"keeps": "2 of 4 parts of every module's hidden units"}
+    assert all(torch.equal(value, before[key]) for key, value in student.module.state_dict().items())
+    batch = token_batch(teacher.facts.vocab, 2, 9)
+    with torch.no_grad():
+        found = control.model.collect(batch, {"final"})["final"]
+        wanted = teacher.collect(batch, {"final"})["final"]
+    assert control.model.spent() == {"executed": 0.5}
+    assert not torch.allclose(found, wanted, atol=1e-3)
+    module = control.model.student.adaptive["blocks.0.mlp"]
+    size = (module.layers[0].weight.norm(dim=1) * module.layers[1].weight.norm(dim=1)) * module.out.weight.norm(dim=0)
+    assert size.tolist() == sorted(size.tolist(), reverse=True)
+
+
 def test_projections_are_the_nearest_ones_of_their_rank():
     torch.manual_seed(0)
     weight = torch.randn(12, 8)
