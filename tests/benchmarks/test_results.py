@@ -63,7 +63,7 @@ def test_a_published_result_has_the_one_format_and_says_what_was_measured(path: 
 def test_all_results_together_stay_small() -> None:
     texts = [path.read_text(encoding="utf-8") for path in PUBLISHED]
     assert sum(len(t.splitlines()) for t in texts) < 2500
-    assert sum(len(t.encode()) for t in texts) < 500_000
+    assert sum(len(t.encode()) for t in texts) < 700_000
 
 
 def test_nothing_is_measured_into_the_published_results() -> None:
@@ -213,30 +213,42 @@ def test_the_readme_says_what_the_faults_and_mutated_inputs_say() -> None:
     assert not any(sum(of(mutated, kind)) for kind in UNWANTED), "none ended badly, it says"
 
 
+CONSTANT = "\nSmolLM2-135M, all 30 layers in 168 kB"
+"""Where the README begins to speak of constant states."""
+
+
 def test_the_readme_says_what_the_constant_states_say() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
-    said = " ".join(text.partition("\nSmolLM2-135M with 168 kB")[2].partition("\n\n")[0].split())
+    said = " ".join(text.partition(CONSTANT)[2].partition("\n\n")[0].split())
     points = read(store.RESULTS / "constant_state.json").points
     at = grouped([p for p in points if (p["layers"], p["context"]) == ("30 of 30", 2048)], "domain")
     schemes = grouped(read(store.RESULTS / "cache_schemes.json").points, "domain")
-    ours, rivals = [], []
-    for domain in ("code", "prose", "wikitext"):
-        kl = {p["arm"]: p["kl"] for p in (*at[domain,], *schemes[domain,])}
-        ours.append(kl.pop("slots, window int8, slots float16"))
-        rivals.append(min(value for arm, value in kl.items() if not arm.startswith("slots")))
+    halves = grouped(read(store.RESULTS / "constant_state_half.json").points, "domain")
+
+    def best(*measured: Any) -> tuple[list[float], list[float]]:
+        ours, rivals = [], []
+        for domain in ("code", "prose", "wikitext"):
+            kl = {p["arm"]: p["kl"] for of_domain in measured for p in of_domain[domain,]}
+            ours.append(kl.pop("slots, window int8, slots float16"))
+            rivals.append(min(value for arm, value in kl.items() if not arm.startswith("slots")))
+        return ours, rivals
+
+    ours, rivals = best(at, schemes)
     assert "{:.3f} on code, {:.3f} on prose, {:.3f} on WikiText-2".format(*ours) in said
-    assert "{:.3f}, {:.3f}, {:.3f}".format(*rivals) in said
+    assert "{:.3f}, {:.3f}, {:.3f}. Half the bytes:".format(*rivals) in said
+    ours, rivals = best(halves)
+    assert "Half the bytes: {:.3f}, {:.3f}, {:.3f}; rivals {:.3f}, {:.3f}, {:.3f}".format(*ours, *rivals) in said
 
 
 def test_the_readme_says_what_a_constant_state_forgets() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
-    said = " ".join(text.partition("constant state forgets")[2].partition("\n\n")[0].split())
+    said = " ".join(text.partition(CONSTANT)[2].partition("\n\n")[0].split())
     points = {p["arm"]: p for p in read(store.RESULTS / "state_recall.json").points}
     ours, teacher, window = (
-        "{:.0f}, {:.0f} and {:.0f}".format(*(100 * points[arm][f"recall.{d}"] for d in (256, 512, 1024)))
+        "{:.0f}, {:.0f}, {:.0f}".format(*(100 * points[arm][f"recall.{d}"] for d in (256, 512, 1024)))
         for arm in ("slots, window int8, slots float16", "teacher", "window int8")
     )
-    assert f"it knows {ours} % (the teacher {teacher}, a window in int8 {window};" in said
+    assert f"it knows {ours} % (teacher {teacher}, int8 window {window};" in said
 
 
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
