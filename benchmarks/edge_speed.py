@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 import xarch
 from benchmarks import page
 from benchmarks.store import SCRATCH, Store, add_options, header
-from xarch import Batch, graph_metadata, open_session
+from xarch import Batch, Teacher, graph_metadata, open_session
 from xarch.export.bits import Choice, choose
 from xarch.export.blocks import quantise_blocks
 from xarch.export.onnx_export import to_onnx
@@ -85,6 +86,8 @@ def main() -> None:
         rival(store, work, precision, chosen.contexts)
         for arm, student in made.items():
             own(store, work, arm, student, precision, chosen.contexts)
+    if chosen.quality and "int4" in chosen.precisions:
+        quality_of_rival(store, work, teacher)
     for precision, (arm, student) in itertools.product(chosen.precisions, made.items()):
         if chosen.quality and precision != "fp32" and not arm.startswith("teacher"):
             quality(store, work, arm, student, precision)
@@ -238,17 +241,41 @@ def quality(store: Store, work: Path, arm: str, student: Callable[[], DecoderStu
                 model.collect(batch, ["logits"])["logits"].full()[0].float().log_softmax(-1)
                 for model in (made, ExportedDecoder(folder, made, threads=1))
             ]
-        wanted = batch["input_ids"][0, 1:, None]
-        losses = [-side[:-1].gather(-1, wanted).mean() for side in sides]
-        store.add(
-            {
-                **key,
-                "kl": float((sides[0].exp() * (sides[0] - sides[1])).sum(-1).mean()),
-                "ratio": float(torch.exp(losses[1] - losses[0])),
-                "top1": float((sides[0].argmax(-1) == sides[1].argmax(-1)).float().mean()),
-                "tokens": QUALITY_TOKENS,
-            }
-        )
+        store.add({**key, **compared(sides[0], sides[1], batch["input_ids"][0])})
+        print(store.points[-1], file=sys.stderr)
+
+
+def compared(known_LV: Tensor, found_LV: Tensor, ids_L: Tensor) -> dict[str, Any]:
+    """Figures of log probabilities beside the float model's."""
+    losses = [-side[:-1].gather(-1, ids_L[1:, None]).mean() for side in (known_LV, found_LV)]
+    return {
+        "kl": float((known_LV.exp() * (known_LV - found_LV)).sum(-1).mean()),
+        "ratio": float(torch.exp(losses[1] - losses[0])),
+        "top1": float((known_LV.argmax(-1) == found_LV.argmax(-1)).float().mean()),
+        "tokens": len(ids_L),
+    }
+
+
+def quality_of_rival(store: Store, work: Path, teacher: Teacher) -> None:
+    """Measure the rival's 4-bit file on the same text, beside the teacher."""
+    file = work / "genai" / "int4" / "model.onnx"
+    if not file.is_file():
+        return
+    session = open_session(file, "CPUExecutionProvider", threads=1)
+    for domain in ("code", "prose"):
+        key = {"arm": RIVAL, "precision": "int4", "domain": domain}
+        if store.find(**key) is not None:
+            continue
+        ids = np.array([tokens(domain, QUALITY_TOKENS)], np.int64)
+        given: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        for value in session.get_inputs():
+            if value.name not in given:
+                given[value.name] = np.zeros([1, teacher.facts.kv_heads, 0, teacher.facts.head_dim], np.float32)
+        found_LV = torch.from_numpy(session.run(["logits"], given)[0])[0].float().log_softmax(-1)
+        batch = Batch({"input_ids": torch.from_numpy(ids)}, QUALITY_TOKENS)
+        with torch.no_grad():
+            known_LV = teacher.collect(batch, ["logits"])["logits"].full()[0].float().log_softmax(-1)
+        store.add({**key, **compared(known_LV, found_LV, batch["input_ids"][0])})
         print(store.points[-1], file=sys.stderr)
 
 
