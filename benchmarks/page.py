@@ -33,6 +33,7 @@ TITLES = {
     "study_ofa_why": "Why DIST is as good as OFA-KD for students with tokens",
     "study_ofa_cifar100": "OFA-KD against its rivals and controls: a residual network to a ViT on CIFAR-100",
     "study_objectives_league": "All objectives beside the labels, on two pairs",
+    "study_recurrent_kinds": "Kinds of recurrent layers in ten layers of SmolLM2-135M, before any training",
     "study_ofa_demo": "The demo of digits against labels alone",
     "fields_speed_up": "Fields: conversion against training from pictures",
     "fields_speed_up_vm": "Fields: the same for vm, with rays and samples tuned on both sides",
