@@ -10,7 +10,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-from xarch import cache_dir, new_folder
+from xarch import cache_dir, new_folder, regular_text
 from xarch_text.included import Files, Included, stdlib
 
 DOCSTRINGS = "python-docstrings"
@@ -45,7 +45,7 @@ def _digest(source: str) -> str:
 def _documented() -> Iterator[tuple[str, str]]:
     for path, _ in sorted(stdlib(), key=lambda found: found[1]):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = regular_text(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of escape sequences in old modules
                 tree = ast.parse(text)

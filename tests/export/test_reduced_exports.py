@@ -51,8 +51,8 @@ def layers(profile: Profile) -> ExportGraph:
     return ExportGraph("layers", Layers().eval().requires_grad_(False), {"x": x}, ("y", "best"))
 
 
-SIN = replace(npu, allowed_ops=(npu.allowed_ops or frozenset()) | {"Sin", "Mod"})
-"""The test's network has a sine; that the npu profile refuses it is a test of its own."""
+MOD = replace(npu, allowed_ops=(npu.allowed_ops or frozenset()) | {"Mod"})
+"""The test's network has a remainder; that the npu profile refuses it is a test of its own."""
 
 
 def run(model: ir.Model, path: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,21 +80,21 @@ def types(model: ir.Model, name: str) -> list[ir.DataType]:
 
 
 def test_the_accelerator_profile_gets_opset_17_and_narrow_indices(tmp_path: Path) -> None:
-    graph = layers(SIN)
-    model = to_onnx(graph, SIN)
+    graph = layers(MOD)
+    model = to_onnx(graph, MOD)
     assert (model.opset_imports[""], model.ir_version) == (17, 8)
-    assert fits(model, SIN) == []
+    assert fits(model, MOD) == []
     seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
     for name, wanted in expected(graph).items():
         assert np.allclose(seen[name], wanted, rtol=1e-5, atol=1e-6)
     wide = to_onnx(graph, cpu)
-    assert any("64-bit integers" in problem for problem in fits(wide, SIN))
-    assert any("opset 18, at most 17" in problem for problem in fits(wide, SIN))
+    assert any("64-bit integers" in problem for problem in fits(wide, MOD))
+    assert any("opset 18, at most 17" in problem for problem in fits(wide, MOD))
 
 
 def test_what_a_profile_lacks_is_named() -> None:
     problems = fits(to_onnx(layers(npu), npu), npu)
-    assert "operator Sin is not in the profile" in problems
+    assert "operator Mod is not in the profile" in problems
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_an_operator_of_64_bit_integers_keeps_them_and_is_named() -> None:
 
 
 def test_half_precision_is_for_weights_and_products(tmp_path: Path) -> None:
-    graph = layers(SIN)
-    model = to_onnx(graph, SIN)
+    graph = layers(MOD)
+    model = to_onnx(graph, MOD)
     full = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     assert halve(model) == 2
     assert types(model, "Gemm") == [ir.DataType.FLOAT16] * 2
@@ -164,16 +164,16 @@ def test_half_precision_is_for_weights_and_products(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_half_precision_cannot_hold_is_refused() -> None:
-    graph = layers(SIN)
+    graph = layers(MOD)
     with torch.no_grad():
         graph.module.first.weight[0, 0] = 1e5  # type: ignore[union-attr,index]
     with pytest.raises(PlanError, match="reaches 1e\\+05, float16 ends at 65504"):
-        halve(to_onnx(graph, SIN))
+        halve(to_onnx(graph, MOD))
 
 
 def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
-    graph = layers(SIN)
-    model = to_onnx(graph, SIN)
+    graph = layers(MOD)
+    model = to_onnx(graph, MOD)
     (tmp_path / "calibration").mkdir()
     ranges = calibrate(
         {"layers": model}, single_graph_cases([graph]), tmp_path / "calibration", cpu.provider, threads=1
@@ -191,19 +191,19 @@ def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
     seen = run(model, tmp_path / "m.onnx", x=graph.inputs["x"].numpy())
     for name, wanted in expected(graph).items():
         assert 0 < np.abs(seen[name] - wanted).max() / np.abs(wanted).max() < 0.05
-    problems = fits(model, SIN)
+    problems = fits(model, MOD)
     assert problems == []
 
 
 def test_a_value_that_is_not_finite_is_named_in_calibration(tmp_path: Path) -> None:
     """A minimum and a maximum with NaN would just be dropped."""
-    graph = layers(SIN)
+    graph = layers(MOD)
     cases = [*single_graph_cases([graph])]
     graph.inputs["x"][0, 0] = float("inf")
     (tmp_path / "calibration").mkdir()
     with pytest.raises(DivergedError, match=r"calibration of graph 'layers': first non-finite: .*first\.weight"):
         calibrate(
-            {"layers": to_onnx(graph, SIN)}, [*cases, *single_graph_cases([graph])], tmp_path / "calibration",
+            {"layers": to_onnx(graph, MOD)}, [*cases, *single_graph_cases([graph])], tmp_path / "calibration",
             cpu.provider, threads=1,
         )  # fmt: skip
 
@@ -253,7 +253,7 @@ def whole(module: nn.Module, profile: Profile, out: Path) -> ExportResult:
 
 @pytest.mark.parametrize("profile", [npu_fp16, npu_int8], ids=lambda p: p.name)
 def test_a_whole_export_with_its_gate(profile: Profile, tmp_path: Path) -> None:
-    profile = replace(profile, allowed_ops=SIN.allowed_ops)
+    profile = replace(profile, allowed_ops=MOD.allowed_ops)
     result = whole(Layers(), profile, tmp_path / "out")
     assert result.profile["graphs"]["layers"][f"{profile.dtype}_products"] == 2
     assert result.parity["limits"]["rel_l2"] > 1e-4
@@ -266,7 +266,7 @@ def test_eight_bits_that_are_too_few_are_rejected(tmp_path: Path) -> None:
     with torch.no_grad():
         module.table[:, 0] *= 3e3
         module.first.weight[:, 0] = 0
-    profile = replace(npu_int8, allowed_ops=SIN.allowed_ops)
+    profile = replace(npu_int8, allowed_ops=MOD.allowed_ops)
     with pytest.raises(ParityError, match="rel_l2"):
         whole(module, profile, tmp_path / "out")
     assert (tmp_path / "out" / "layers.onnx.rejected").is_file()

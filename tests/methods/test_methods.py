@@ -15,10 +15,11 @@ import pytest
 from xarch.config.load import load_config
 from xarch.registry.loader import get_registry
 from xarch.testing.method import assert_head, assert_runs, families_of
-from xarch.testing.models import tiny_configuration
+from xarch.testing.models import tiny_conversion
 
 TARGETS: dict[str, dict[str, Any]] = {
     "decoder": {"student.target": "dm2"},
+    "encdec": {"student.target": "encdec"},
     "radiance-field": {"student.target": "hash"},
     "image": {
         "student.target": "timm",
@@ -49,7 +50,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str,
         if family not in made:
             assert family in TARGETS, f"name a small target of family {family!r} in TARGETS"
             folder = tmp_path_factory.mktemp(family)
-            made[family] = {**tiny_configuration(family, folder), **TARGETS[family]}
+            made[family] = {**tiny_conversion(family, folder), **TARGETS[family]}
         return made[family]
 
     return of

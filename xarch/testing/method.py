@@ -15,7 +15,7 @@ from xarch.errors import UsageError
 from xarch.files.bounded_json import read_json
 from xarch.registry.declare import ANY_FAMILY
 from xarch.registry.loader import get_registry
-from xarch.testing.models import tiny_configuration
+from xarch.testing.models import tiny_conversion
 
 STEPS = 2
 """Optimiser steps of every stage in a test."""
@@ -42,7 +42,7 @@ class MethodConformance:
         for family in families_of(self.method):
             folder = tmp_path / family
             folder.mkdir()
-            values = {**tiny_configuration(family, folder), **self.values}
+            values = {**tiny_conversion(family, folder), **self.values}
             if family in self.targets:
                 values["student.target"] = self.targets[family]
             assert_runs(self.method, values, folder / "run")

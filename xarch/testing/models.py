@@ -43,6 +43,18 @@ def student_family(spec: Spec) -> Family:
     return family_named(spec.accepts[0] if spec.produces in ("", ANY_FAMILY) else spec.produces)
 
 
+def tiny_conversion(family: str, folder: Path) -> dict[str, Any]:
+    """Return the values (dotted keys) for a conversion whose student is of this family: a teacher of the family, or,
+    where no target converts one, of the family that a target makes such students of, and that target."""
+    targets = get_registry().specs("target")
+    if any(family in spec.accepts for spec in targets):
+        return tiny_configuration(family, folder)
+    made = [spec for spec in targets if spec.produces == family]
+    assert made, f"no target converts a model of family {family!r} or makes one"
+    teacher = {**tiny_configuration(made[0].accepts[0], folder), "student.target": made[0].name}
+    return {**teacher, **family_named(family).tiny_run(folder)}
+
+
 def tiny_configuration(family: str, folder: Path) -> dict[str, Any]:
     """Return the values (dotted keys) for a conversion of a family's tiny teacher, without the target."""
     made = family_named(family)
