@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.plugins.acm.acm_models import tiny_vit
 from xarch.config.load import load_config
 from xarch.registry.loader import get_registry
 from xarch.testing.method import assert_head, assert_runs, families_of
@@ -29,6 +30,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     },
 }
 """Family -> the target that stands for it where a method names none."""
+TEACHERS: dict[tuple[str, str], Callable[[Path], str]] = {("acm", "image"): tiny_vit}
+"""Method and family -> its teacher, where the family's has none of the modules that the method changes."""
 OWN = {plugin.name for plugin in get_registry().plugins() if plugin.distribution == "xarch"}
 METHODS = [spec.name for spec in get_registry().specs("method") if spec.plugin in OWN]
 FAMILIES = {spec.name for spec in get_registry().specs("family") if spec.plugin in OWN}
@@ -69,4 +72,7 @@ def test_its_head_is_true(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "family"), PAIRS)
 def test_it_runs(method: str, family: str, start: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
-    assert_runs(method, settings_of(method, start(family)), tmp_path / "run")
+    settings = settings_of(method, start(family))
+    if (method, family) in TEACHERS:
+        settings["teacher"] = TEACHERS[method, family](tmp_path)
+    assert_runs(method, settings, tmp_path / "run")
