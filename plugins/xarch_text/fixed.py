@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from xarch import Batch, BatchStream, UsageError
@@ -42,11 +43,7 @@ class FixedStream(BatchStream):
         self._given = 0
 
     def __next__(self) -> Batch:
-        rows = []
-        for row in self._rows:
-            rows.append(row)
-            if len(rows) == self.samples:
-                break
+        rows = list(islice(self._rows, self.samples))
         if not rows:
             if not self._given:
                 self._nothing()

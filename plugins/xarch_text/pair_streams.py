@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 from xarch import Batch, BatchStream, UsageError
@@ -103,11 +104,7 @@ class FixedPairs(PairStream):
         self.tally.end_pass(self.library.bytes)
 
     def __next__(self) -> Batch:
-        rows = []
-        for row in self._rows:
-            rows.append(row)
-            if len(rows) == self.samples:
-                break
+        rows = list(islice(self._rows, self.samples))
         if not rows:
             if not self._given:
                 split = self.library.split
