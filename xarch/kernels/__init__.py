@@ -5,6 +5,17 @@ from __future__ import annotations
 from xarch.kernels.allocator import keep_freed_memory
 from xarch.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from xarch.kernels.dispatch import Choice, backends, describe, register, use_backend
+from xarch.kernels.folded_memory import (
+    FoldedLayout,
+    FoldedPrecision,
+    FoldedRanges,
+    fold_memory,
+    folded_memory,
+    folded_memory_state,
+    folded_memory_step,
+    slot_cost,
+    token_cost,
+)
 from xarch.kernels.gated_delta import gated_delta, gated_delta_step
 from xarch.kernels.graph_forms import FORMS, SIZES_ONLY, graph_form, graph_forms
 from xarch.kernels.grid_encoding import grid_encode
@@ -35,6 +46,9 @@ __all__ = [
     "SIZES_ONLY",
     "Choice",
     "ExactPrecision",
+    "FoldedLayout",
+    "FoldedPrecision",
+    "FoldedRanges",
     "HashConfig",
     "MatrixDistance",
     "MemoryLayout",
@@ -47,6 +61,10 @@ __all__ = [
     "causal_conv1d_step",
     "describe",
     "entry_bytes",
+    "fold_memory",
+    "folded_memory",
+    "folded_memory_state",
+    "folded_memory_step",
     "gated_delta",
     "gated_delta_step",
     "graph_form",
@@ -64,10 +82,12 @@ __all__ = [
     "selective_scan_step",
     "shared_sizes",
     "slot_bytes",
+    "slot_cost",
     "slot_memory",
     "slot_memory_state",
     "slot_memory_step",
     "ssd",
     "ssd_step",
+    "token_cost",
     "use_backend",
 ]

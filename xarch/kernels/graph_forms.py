@@ -15,6 +15,7 @@ FORMS = {
     "waves": ("sine", "polynomial"),
     "prefix_sum": ("cumsum", "doubling"),
     "tokens": ("unrolled", "scan"),
+    "attention": ("standard", "runtime"),
 }
 """Operation -> its forms, the default first.
 
@@ -24,6 +25,7 @@ hash: a chain of operators a level, or one for all levels: a sixth of the nodes 
 waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin is missing or half precision.
 prefix_sum: CumSum, or log2(length) shifted additions.
 tokens: the operators of a step repeated for every token, or a Scan with the step as its body.
+attention: products and a softmax, or one operator of onnxruntime over entries that it writes in place.
 """
 
 SIZES_ONLY = MappingProxyType({"sizes_only": True})

@@ -1,0 +1,135 @@
+"""Attention over a memory of constant size that is folded every few tokens: a window, and slots of merged keys and
+values; one softmax.
+
+Legend: B batch, L tokens, H heads, K key/value heads, G heads that share one, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xarch.errors import UsageError
+from xarch.kernels.dispatch import select
+from xarch.kernels.folded_memory import naive, plain
+from xarch.kernels.folded_memory.layout import (
+    FoldedLayout,
+    FoldedPrecision,
+    FoldedRanges,
+    slot_cost,
+    token_cost,
+)
+from xarch.kernels.folded_memory.step import fold_memory, folded_memory_step
+from xarch.kernels.precision import without_autocast
+from xarch.kernels.slot_memory.step import Rotary
+
+__all__ = [
+    "FoldedLayout",
+    "FoldedPrecision",
+    "FoldedRanges",
+    "fold_memory",
+    "folded_memory",
+    "folded_memory_state",
+    "folded_memory_step",
+    "naive",
+    "plain",
+    "slot_cost",
+    "token_cost",
+]
+
+
+def folded_memory(
+    q_BLHE: Tensor,
+    k_BLKE: Tensor,
+    v_BLKE: Tensor,
+    positions_BL: Tensor,
+    layout: FoldedLayout,
+    rotary: Rotary,
+    ranges: FoldedRanges,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Attend from every token to slots and to what came after the last fold, and before it within the window.
+
+    Before every token whose position p is a multiple of F = ``layout.fold``, except the first, what every entry
+    received from the last token is added to its importance, which decays by ``decay ** F``; then the F oldest tokens
+    leave the window. Of slots and these, the F least important are merged into what remains, each into the entry with
+    the nearest key, all at once: keys (before their rotation), values and positions become means over tokens, the
+    spread u the mean squared distance from the mean key, counts n and importance add. First tokens stay as they are.
+    Then tokens attend, with one softmax, to
+
+        tokens:  scale q · k
+        slots:   scale q · R(p) k + ln n + min(scale² E|q|² u / (2 E), cap)
+
+    Args:
+        q_BLHE, k_BLKE: rotated queries and keys; head h reads key/value head ``h // (H // K)``.
+        v_BLKE: values.
+        positions_BL: places in the document, consecutive; 0 begins one, and every row begins with one.
+        layout: sizes and precision.
+        rotary: the rotation that q and k have had, and the scale of scores.
+        ranges: of keys and values, and E|q|².
+        backend: force a backend, see :mod:`xarch.kernels.dispatch`.
+
+    Returns:
+        heads [B, L, H, E] in the dtype of ``q_BLHE``. Gradients flow through everything but choices, importance and
+        rounding, which they pass.
+
+    Raises:
+        UsageError: shapes do not fit together, or the backend cannot run the call.
+    """
+    _check(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary)
+    chosen = select("folded_memory", q_BLHE.device, q_BLHE.dtype, backend=backend)
+    with without_autocast(q_BLHE.device):
+        begins = (positions_BL == 0).nonzero().tolist()
+        if len(begins) == q_BLHE.shape[0]:
+            found: Tensor = chosen.run(q_BLHE, k_BLKE, v_BLKE, layout, rotary, ranges)
+            return found
+        ends = [after if row == other else q_BLHE.shape[1] for (row, _), (other, after) in _pairs(begins)]
+        parts: list[list[Tensor]] = [[] for _ in q_BLHE]
+        for (row, begin), end in zip(begins, ends, strict=True):
+            own = [x[row : row + 1, begin:end] for x in (q_BLHE, k_BLKE, v_BLKE)]
+            parts[row].append(chosen.run(*own, layout, rotary, ranges))
+        return torch.cat([torch.cat(row, 1) for row in parts])
+
+
+def folded_memory_state(
+    layout: FoldedLayout,
+    batch: int,
+    width: int,
+    group: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """Return the state before the first token, in the order of ``layout.state``.
+
+    Args:
+        width, group: E and G.
+        dtype: of what the layout calls float32; float64 for reference results.
+    """
+    return tuple(
+        torch.full((batch, *shape), fill, dtype=dtype if kind == torch.float32 else kind, device=device)
+        for shape, kind, fill in layout.state(width, group).values()
+    )
+
+
+def _pairs(begins: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    return list(zip(begins, [*begins[1:], [-1, -1]], strict=True))
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, layout: FoldedLayout, rotary: Rotary) -> None:
+    if q.dim() != 4 or k.shape != v.shape or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
+        raise UsageError(
+            "folded_memory: want q [B, L, H, E] and k, v [B, L, K, E], "
+            f"got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
+        )
+    if layout.heads != k.shape[2] or q.shape[2] % k.shape[2]:
+        raise UsageError(
+            f"folded_memory: {q.shape[2]} heads, {k.shape[2]} key/value heads and a layout of {layout.heads} do not fit"
+        )
+    if tuple(positions.shape) != tuple(q.shape[:2]):
+        raise UsageError(f"folded_memory: positions have shape {list(positions.shape)}, want {list(q.shape[:2])}")
+    if 2 * len(rotary.frequencies) > q.shape[3]:
+        raise UsageError(f"folded_memory: {len(rotary.frequencies)} rotated pairs do not fit a head of {q.shape[3]}")
+    if q.shape[1] and bool((positions[:, 0] != 0).any()):
+        raise UsageError("folded_memory: every row begins with a document, so its first position is 0")

@@ -1,0 +1,73 @@
+"""The fold: what leaves the window and what the slots hold become as many slots again, all merges at once.
+
+Of slots and leaving tokens, as many as leave are removed, the least important ones; each is merged into the one of the
+rest whose key is nearest. First tokens are never removed and receive nothing. Every operator is one that exporters
+have, and their number does not depend on sizes.
+
+Legend: R rows (sequences, or sequences times heads), N slots, F tokens that leave, M = N + F, E head width,
+X = 2 E + 4 columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BARRED = 1e30
+"""Rank of what must stay, and distance to what must not be merged into."""
+
+
+class Entries(NamedTuple):
+    """Slots, or tokens on their way to become slots."""
+
+    key_RME: Tensor
+    """Mean key before its rotation."""
+    value_RME: Tensor
+    count_RM: Tensor
+    """Tokens; 0 where there is none."""
+    position_RM: Tensor
+    """Their mean place in the document."""
+    spread_RM: Tensor
+    """Their mean squared distance from the key."""
+    importance_RM: Tensor
+
+
+def folded(candidates: Entries, leaving: int, sinks: int, blocked_RM: Tensor | None = None) -> Entries:
+    """Return N of the M candidates, the most important first, with the others merged into them.
+
+    Args:
+        candidates: slots, then the tokens that leave.
+        leaving: F.
+        sinks: first tokens of a document that stay as they are.
+        blocked_RM: True for places that are none: a row with fewer slots than others. They come first in the result.
+    """
+    key_RME, value_RME, count_RM, position_RM, spread_RM, importance_RM = candidates
+    width, total = key_RME.shape[-1], key_RME.shape[1]
+    kept = total - leaving
+    held_RM = count_RM > 0
+    first_RM = held_RM & (position_RM < sinks)
+    rank_RM = torch.where(held_RM, importance_RM, -1.0)
+    rank_RM = torch.where(first_RM, BARRED, rank_RM)
+    if blocked_RM is not None:
+        rank_RM = torch.where(blocked_RM, 10 * BARRED, rank_RM)
+    order_RM = rank_RM.topk(total, -1).indices
+    square_RM = key_RME.square().sum(-1)
+    facts_RM4 = torch.stack([position_RM, spread_RM + square_RM, torch.ones_like(count_RM)], -1)
+    sums_RMX = torch.cat([key_RME, value_RME, facts_RM4], -1) * count_RM[..., None]
+    barrier_RM = torch.where(held_RM & ~first_RM, square_RM, BARRED)
+    keyed_RMX = torch.cat([key_RME, barrier_RM[..., None], importance_RM[..., None], sums_RMX], -1)
+    sorted_RMX = keyed_RMX.gather(1, order_RM[..., None].expand(-1, -1, keyed_RMX.shape[-1]))
+    stays_RNX, goes_RFX = sorted_RMX[:, :kept], sorted_RMX[:, kept:]
+    # |k|² - 2 k · b orders the rest as their distances from b do.
+    apart_RFN = stays_RNX[..., width][:, None] - 2.0 * goes_RFX[..., :width] @ stays_RNX[..., :width].mT
+    nearest_RF1 = apart_RFN.argmin(-1, keepdim=True)
+    places_N = torch.tensor(list(range(kept)), device=key_RME.device)
+    to_RFN = (nearest_RF1 == places_N) & (apart_RFN < 0.5 * BARRED)
+    after_RNX = stays_RNX[..., width + 1 :] + to_RFN.to(key_RME.dtype).mT @ goes_RFX[..., width + 1 :]
+    importance_RN, sums_RNX, count_RN = after_RNX[..., 0], after_RNX[..., 1:-1], after_RNX[..., -1]
+    mean_RNX = sums_RNX / count_RN.clamp_min(1.0)[..., None]
+    key_RNE, value_RNE = mean_RNX[..., :width], mean_RNX[..., width : 2 * width]
+    spread_RN = (mean_RNX[..., -1] - key_RNE.square().sum(-1)).clamp_min(0.0)
+    return Entries(key_RNE, value_RNE, count_RN, mean_RNX[..., -2], spread_RN, importance_RN)

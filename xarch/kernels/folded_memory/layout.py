@@ -1,0 +1,129 @@
+"""Sizes, precision and constants of a folded memory, and the tensors of its state.
+
+Legend: K key/value heads, G heads that share one, E head width, N slots of a head, W its window, F tokens of a fold,
+C = N + W + F entries of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from xarch.errors import UsageError
+
+FoldedPrecision = Literal["float32", "int8"]
+
+FACTS = ("count", "position", "spread", "importance")
+"""Rows of the state ``facts``."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLayout:
+    """How many tokens each key/value head remembers, and how.
+
+    Attributes:
+        slots: places of each head for tokens that left its window, alone or merged; more than ``sinks``.
+        windows: most recent tokens of each head that a fold keeps; at least ``fold``.
+        fold: tokens after which those that are too old leave the windows together.
+        sinks: first tokens of a document; they get slots of their own and are never merged.
+        precision: of keys and values; int8 has a constant scale per channel.
+        decay: importance is multiplied by it with every token.
+        cap: largest bias by which the spread of a slot's keys may raise its score.
+    """
+
+    slots: tuple[int, ...]
+    windows: tuple[int, ...]
+    fold: int = 32
+    sinks: int = 4
+    precision: FoldedPrecision = "int8"
+    decay: float = 0.995
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.slots or len(self.slots) != len(self.windows):
+            raise UsageError(f"folded_memory: {len(self.slots)} numbers of slots for {len(self.windows)} windows")
+        if self.fold < 1 or self.sinks < 0 or min(self.slots) <= self.sinks or min(self.windows) < self.fold:
+            raise UsageError(
+                "folded_memory: want fold >= 1, sinks >= 0, slots > sinks and windows >= fold, got "
+                f"fold {self.fold}, sinks {self.sinks}, slots {list(self.slots)} and windows {list(self.windows)}"
+            )
+        if self.precision not in get_args(FoldedPrecision):
+            known = ", ".join(get_args(FoldedPrecision))
+            raise UsageError(f"folded_memory: precision is {self.precision!r}, want one of {known}")
+
+    @property
+    def heads(self) -> int:
+        """K: number of key/value heads."""
+        return len(self.slots)
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """C of each head."""
+        return tuple(n + w + self.fold for n, w in zip(self.slots, self.windows, strict=True))
+
+    def state(self, width: int, group: int) -> dict[str, tuple[tuple[int, ...], torch.dtype, float]]:
+        """Name -> (shape without the batch, dtype, initial value) of the state's tensors.
+
+        For every key/value head j: ``keys_j`` and ``values_j`` [1, C, E], slots first, then tokens, the oldest first,
+        with rotated keys; ``bias_j`` [G, 1, N + W], what is added to scores of all but the last F entries; ``facts_j``
+        [4, N], rows :data:`FACTS` of slots; ``recent_j`` [W], importance of the window. For all: ``query`` [K, G, E],
+        that of the last token, before its rotation.
+
+        Args:
+            width: E.
+            group: G.
+        """
+        stored = getattr(torch, self.precision)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype, float]] = {}
+        for j, (slots, window) in enumerate(zip(self.slots, self.windows, strict=True)):
+            shapes[f"keys_{j}"] = shapes[f"values_{j}"] = ((1, slots + window + self.fold, width), stored, 0.0)
+            shapes[f"bias_{j}"] = ((group, 1, slots + window), torch.float32, MASKED)
+            shapes[f"facts_{j}"] = ((len(FACTS), slots), torch.float32, 0.0)
+            shapes[f"recent_{j}"] = ((window,), torch.float32, 0.0)
+        shapes["query"] = ((self.heads, group, width), torch.float32, 0.0)
+        return shapes
+
+    def bytes(self, width: int, group: int) -> int:
+        """Bytes of the state of one sequence."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in self.state(width, group).values())
+
+
+MASKED = -30000.0
+"""Score of an entry that is not there: finite in half precision, and exp(MASKED - max) is exactly zero."""
+
+HALFWAY = 1e-3
+"""Added to a mean before it is rounded: that of two tokens lies halfway between two numbers every other time, and
+rounding errors must not decide."""
+
+
+class FoldedRanges(NamedTuple):
+    """What a folded memory has to know beforehand about its keys, values and queries."""
+
+    key_scale_KE: Tensor
+    """Rotated key = scale times a whole number from -128 to 127; read with precision int8 only."""
+    value_scale_KE: Tensor
+    query_square_KG: Tensor
+    """Mean of |q|² of rotated queries."""
+
+
+def slot_cost(width: int, group: int, precision: FoldedPrecision) -> int:
+    """Bytes of one slot of one key/value head."""
+    return _pair(width, precision) + 4 * (group + len(FACTS))
+
+
+def token_cost(width: int, group: int, precision: FoldedPrecision, *, pending: bool = False) -> int:
+    """Bytes of one token of the window of one key/value head, or of one that waits for a fold."""
+    return _pair(width, precision) + (0 if pending else 4 * (group + 1))
+
+
+def _pair(width: int, precision: FoldedPrecision) -> int:
+    return 2 * width * int(getattr(torch, precision).itemsize)
+
+
+Held = Mapping[str, Tensor]
+"""State tensors by name, with the batch in dimension 0."""

@@ -1,0 +1,153 @@
+"""Whole sequences from their first token, in plain PyTorch: attention between two folds is one product.
+
+Sequences and heads are rows, all with as many slots as the largest head; places that a smaller head lacks are blocked.
+What is in a window is read from the sequence itself.
+
+Legend: B batch, L tokens, H heads, K key/value heads, G heads that share one, E head width, R = B K rows, N slots of
+the largest head, F tokens of a fold, T tokens that any row still sees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xarch.kernels.dispatch import register
+from xarch.kernels.folded_memory.folding import Entries, folded
+from xarch.kernels.folded_memory.layout import HALFWAY, MASKED, FoldedLayout, FoldedRanges
+from xarch.kernels.precision import island_dtype
+from xarch.kernels.slot_memory.step import Rotary
+
+
+@register("folded_memory", "torch", priority=10)
+def folded_memory_plain(
+    q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, layout: FoldedLayout, rotary: Rotary, ranges: FoldedRanges
+) -> Tensor:
+    """Arguments and result of :func:`xarch.kernels.folded_memory`, positions from 0 in every row."""
+    batch, heads, dtype = q_BLHE.shape[0], layout.heads, island_dtype(q_BLHE, k_BLKE, v_BLKE)
+    q_RGLE = q_BLHE.to(dtype).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+    k_RLE, v_RLE = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (k_BLKE, v_BLKE))
+    rows = _Rows(layout, rotary, _per_row(ranges, batch, dtype), batch, k_RLE, v_RLE)
+    found = []
+    for begin in range(0, q_RGLE.shape[2], layout.fold):
+        found.append(rows.attend(q_RGLE[:, :, begin : begin + layout.fold], begin))
+    if not found:
+        return torch.zeros_like(q_BLHE)
+    heads_BKGLE = torch.cat(found, 2).unflatten(0, (batch, heads))
+    return heads_BKGLE.permute(0, 3, 1, 2, 4).flatten(2, 3).to(q_BLHE.dtype)
+
+
+def stored(x: Tensor, scale: Tensor | None, *, mean: bool = False) -> Tensor:
+    """What memory keeps of x, which is a mean of tokens or a token; gradients pass through the rounding."""
+    if scale is None:
+        return x
+    kept = numbers(x, scale, mean=mean) * scale
+    return x + (kept - x).detach() if x.requires_grad else kept
+
+
+def numbers(x: Tensor, scale: Tensor, *, mean: bool = False) -> Tensor:
+    """Whole numbers that fit into 8 bits, and times ``scale`` are nearest to x."""
+    steps = x / scale
+    return (steps + HALFWAY if mean else steps).round().clamp(-128.0, 127.0)
+
+
+def slot_bias(count_RN: Tensor, spread_RN: Tensor, square_RG: Tensor, scale: float, width: int, cap: float) -> Tensor:
+    """What is added to scores of slots [R, G, N]: ln n, and for the spread of what was merged, whose scores have the
+    variance scale² |q|² u / E, half of that."""
+    gain_RG1 = (square_RG * (scale**2 / (2 * width)))[..., None]
+    bias_RGN = count_RN.clamp_min(1.0).log()[:, None] + (gain_RG1 * spread_RN[:, None]).clamp_max(cap)
+    return torch.where((count_RN > 0)[:, None], bias_RGN, MASKED)
+
+
+def _per_row(ranges: FoldedRanges, batch: int, dtype: torch.dtype) -> FoldedRanges:
+    return FoldedRanges(*(t.to(dtype).repeat(batch, *[1] * (t.dim() - 1)) for t in ranges))
+
+
+class _Rows:
+    """Slots of all rows, and the importance of tokens."""
+
+    def __init__(
+        self,
+        layout: FoldedLayout,
+        rotary: Rotary,
+        ranges: FoldedRanges,
+        batch: int,
+        k_RLE: Tensor,
+        v_RLE: Tensor,
+    ) -> None:
+        self.layout, self.rotary, self.ranges = layout, rotary, ranges
+        scaled = layout.precision == "int8"
+        self.key_scale = ranges.key_scale_KE[:, None] if scaled else None
+        self.value_scale = ranges.value_scale_KE[:, None] if scaled else None
+        self.k_RLE, self.v_RLE = stored(k_RLE, self.key_scale), stored(v_RLE, self.value_scale)
+        rows, length, width = k_RLE.shape
+        device = k_RLE.device
+        self.window_R = torch.tensor(layout.windows, device=device).repeat(batch)
+        slots_R = torch.tensor(layout.slots, device=device).repeat(batch)
+        most = max(layout.slots)
+        blocked_RN = torch.arange(most, device=device) < (most - slots_R)[:, None]
+        self.blocked_RM = torch.cat([blocked_RN, blocked_RN.new_zeros(rows, layout.fold)], 1)
+        empty_RN = k_RLE.new_zeros(rows, most)
+        empty_RNE = k_RLE.new_zeros(rows, most, width)
+        self.slots = Entries(empty_RNE, empty_RNE, empty_RN, empty_RN, empty_RN, empty_RN)
+        self.turned_RNE = empty_RNE
+        self.importance_RL = k_RLE.new_zeros(rows, length)
+
+    def attend(self, q_RGFE: Tensor, begin: int) -> Tensor:
+        """Fold if tokens came before, then return the outputs [R, G, F, E] of the tokens from ``begin``."""
+        if begin:
+            self._fold(begin)
+        end = begin + q_RGFE.shape[2]
+        first = max(0, begin - int(max(self.layout.windows)))
+        k_RTE, v_RTE = self.k_RLE[:, first:end], self.v_RLE[:, first:end]
+        place_T = torch.arange(first, end, device=q_RGFE.device)
+        near_RT = place_T >= begin - self.window_R[:, None]
+        seen_FT = place_T <= torch.arange(begin, end, device=q_RGFE.device)[:, None]
+        scores_RGFT = self.rotary.scores(q_RGFE @ k_RTE.mT[:, None])
+        scores_RGFT = torch.where((near_RT[:, None] & seen_FT)[:, None], scores_RGFT, MASKED)
+        if not begin:
+            return scores_RGFT.softmax(-1) @ v_RTE[:, None]
+        scores_RGFN = self.rotary.scores(q_RGFE @ self.turned_RNE.mT[:, None]) + self._bias()[:, :, None]
+        weights = torch.cat([scores_RGFN, scores_RGFT], -1).softmax(-1)
+        most = scores_RGFN.shape[-1]
+        self._receive(weights[:, :, -1].detach().sum(1), first, begin)
+        return weights[..., :most] @ self.slots.value_RME[:, None] + weights[..., most:] @ v_RTE[:, None]
+
+    def _bias(self) -> Tensor:
+        width = self.k_RLE.shape[-1]
+        square_RG, cap = self.ranges.query_square_KG, self.layout.cap
+        return slot_bias(self.slots.count_RM, self.slots.spread_RM, square_RG, self.rotary.scale, width, cap)
+
+    def _receive(self, attention_RN: Tensor, first: int, begin: int) -> None:
+        """Add what the last token before a fold paid to slots and to the window, and let all decay."""
+        most = self.slots.count_RM.shape[1]
+        kept = self.layout.decay**self.layout.fold
+        importance_RN = (self.slots.importance_RM + attention_RN[:, :most]) * kept
+        self.slots = self.slots._replace(importance_RM=importance_RN)
+        received_RT = attention_RN[:, most : most + begin - first]
+        self.importance_RL = self.importance_RL * kept
+        self.importance_RL[:, first:begin] += received_RT * kept
+
+    def _fold(self, begin: int) -> None:
+        leaving = self.layout.fold
+        ages_F = torch.arange(leaving, device=self.k_RLE.device)
+        place_RF = begin - leaving - self.window_R[:, None] + ages_F
+        there_RF = place_RF >= 0
+        at_RF = place_RF.clamp_min(0)
+        at_RFE = at_RF[..., None].expand(-1, -1, self.k_RLE.shape[-1])
+        position_RF = at_RF.to(self.k_RLE.dtype)
+        token = Entries(
+            self.rotary.turn(self.k_RLE.gather(1, at_RFE), position_RF, back=True),
+            self.v_RLE.gather(1, at_RFE),
+            there_RF.to(self.k_RLE.dtype),
+            position_RF,
+            torch.zeros_like(position_RF),
+            self.importance_RL.gather(1, at_RF) * there_RF,
+        )
+        key_RNE = self.rotary.turn(self.turned_RNE, self.slots.position_RM, back=True)
+        candidates = Entries(
+            *(torch.cat(pair, 1) for pair in zip(self.slots._replace(key_RME=key_RNE), token, strict=True))
+        )
+        made = folded(candidates, leaving, self.layout.sinks, self.blocked_RM)
+        self.turned_RNE = stored(self.rotary.turn(made.key_RME, made.position_RM), self.key_scale, mean=True)
+        self.slots = made._replace(value_RME=stored(made.value_RME, self.value_scale, mean=True))
