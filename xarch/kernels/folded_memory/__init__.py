@@ -16,10 +16,16 @@ from xarch.kernels.folded_memory.layout import (
     FoldedLayout,
     FoldedPrecision,
     FoldedRanges,
-    slot_cost,
-    token_cost,
+    entry_cost,
 )
 from xarch.kernels.folded_memory.step import fold_memory, folded_memory_step
+from xarch.kernels.folded_memory.tables import (
+    FoldedTables,
+    HeadTables,
+    folded_tables,
+    state_sizes,
+    table_sizes,
+)
 from xarch.kernels.precision import without_autocast
 from xarch.kernels.slot_memory.step import Rotary
 
@@ -27,14 +33,18 @@ __all__ = [
     "FoldedLayout",
     "FoldedPrecision",
     "FoldedRanges",
+    "FoldedTables",
+    "HeadTables",
+    "entry_cost",
     "fold_memory",
     "folded_memory",
     "folded_memory_state",
     "folded_memory_step",
+    "folded_tables",
     "naive",
     "plain",
-    "slot_cost",
-    "token_cost",
+    "state_sizes",
+    "table_sizes",
 ]
 
 

@@ -34,36 +34,37 @@ class Entries(NamedTuple):
     importance_RM: Tensor
 
 
-def folded(candidates: Entries, leaving: int, sinks: int, blocked_RM: Tensor | None = None) -> Entries:
+def folded(
+    candidates: Entries, leaving: int, sinks: int, places_N: Tensor, blocked_RM: Tensor | None = None
+) -> Entries:
     """Return N of the M candidates, the most important first, with the others merged into them.
 
     Args:
         candidates: slots, then the tokens that leave.
         leaving: F.
         sinks: first tokens of a document that stay as they are.
+        places_N: 0 … N - 1, int64.
         blocked_RM: True for places that are none: a row with fewer slots than others. They come first in the result.
     """
     key_RME, value_RME, count_RM, position_RM, spread_RM, importance_RM = candidates
-    width, total = key_RME.shape[-1], key_RME.shape[1]
-    kept = total - leaving
+    width = key_RME.shape[-1]
     held_RM = count_RM > 0
     first_RM = held_RM & (position_RM < sinks)
     rank_RM = torch.where(held_RM, importance_RM, -1.0)
     rank_RM = torch.where(first_RM, BARRED, rank_RM)
     if blocked_RM is not None:
         rank_RM = torch.where(blocked_RM, 10 * BARRED, rank_RM)
-    order_RM = rank_RM.topk(total, -1).indices
+    order_RM = rank_RM.topk(rank_RM.shape[1], -1).indices
     square_RM = key_RME.square().sum(-1)
     facts_RM4 = torch.stack([position_RM, spread_RM + square_RM, torch.ones_like(count_RM)], -1)
     sums_RMX = torch.cat([key_RME, value_RME, facts_RM4], -1) * count_RM[..., None]
     barrier_RM = torch.where(held_RM & ~first_RM, square_RM, BARRED)
     keyed_RMX = torch.cat([key_RME, barrier_RM[..., None], importance_RM[..., None], sums_RMX], -1)
     sorted_RMX = keyed_RMX.gather(1, order_RM[..., None].expand(-1, -1, keyed_RMX.shape[-1]))
-    stays_RNX, goes_RFX = sorted_RMX[:, :kept], sorted_RMX[:, kept:]
+    stays_RNX, goes_RFX = sorted_RMX[:, :-leaving], sorted_RMX[:, -leaving:]
     # |k|² - 2 k · b orders the rest as their distances from b do.
     apart_RFN = stays_RNX[..., width][:, None] - 2.0 * goes_RFX[..., :width] @ stays_RNX[..., :width].mT
     nearest_RF1 = apart_RFN.argmin(-1, keepdim=True)
-    places_N = torch.tensor(list(range(kept)), device=key_RME.device)
     to_RFN = (nearest_RF1 == places_N) & (apart_RFN < 0.5 * BARRED)
     after_RNX = stays_RNX[..., width + 1 :] + to_RFN.to(key_RME.dtype).mT @ goes_RFX[..., width + 1 :]
     importance_RN, sums_RNX, count_RN = after_RNX[..., 0], after_RNX[..., 1:-1], after_RNX[..., -1]

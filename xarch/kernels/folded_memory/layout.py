@@ -7,18 +7,18 @@ C = N + W + F entries of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from xarch.errors import UsageError
+from xarch.kernels.graph_forms import SIZES_ONLY
 
 FoldedPrecision = Literal["float32", "int8"]
 
-FACTS = ("count", "position", "spread", "importance")
+FACTS = ("count", "position", "spread")
 """Rows of the state ``facts``."""
 
 
@@ -36,8 +36,8 @@ class FoldedLayout:
         cap: largest bias by which the spread of a slot's keys may raise its score.
     """
 
-    slots: tuple[int, ...]
-    windows: tuple[int, ...]
+    slots: tuple[int, ...] = field(metadata=SIZES_ONLY)
+    windows: tuple[int, ...] = field(metadata=SIZES_ONLY)
     fold: int = 32
     sinks: int = 4
     precision: FoldedPrecision = "int8"
@@ -70,9 +70,8 @@ class FoldedLayout:
         """Name -> (shape without the batch, dtype, initial value) of the state's tensors.
 
         For every key/value head j: ``keys_j`` and ``values_j`` [1, C, E], slots first, then tokens, the oldest first,
-        with rotated keys; ``bias_j`` [G, 1, N + W], what is added to scores of all but the last F entries; ``facts_j``
-        [4, N], rows :data:`FACTS` of slots; ``recent_j`` [W], importance of the window. For all: ``query`` [K, G, E],
-        that of the last token, before its rotation.
+        with rotated keys; ``bias_j`` [G, 1, C], what is added to scores; ``importance_j`` [C]; ``facts_j`` [3, N], rows
+        :data:`FACTS` of slots. For all: ``query`` [K, G, E], that of the last token, rotated.
 
         Args:
             width: E.
@@ -80,11 +79,11 @@ class FoldedLayout:
         """
         stored = getattr(torch, self.precision)
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype, float]] = {}
-        for j, (slots, window) in enumerate(zip(self.slots, self.windows, strict=True)):
-            shapes[f"keys_{j}"] = shapes[f"values_{j}"] = ((1, slots + window + self.fold, width), stored, 0.0)
-            shapes[f"bias_{j}"] = ((group, 1, slots + window), torch.float32, MASKED)
+        for j, (slots, entries) in enumerate(zip(self.slots, self.entries, strict=True)):
+            shapes[f"keys_{j}"] = shapes[f"values_{j}"] = ((1, entries, width), stored, 0.0)
+            shapes[f"bias_{j}"] = ((group, 1, entries), torch.float32, MASKED)
+            shapes[f"importance_{j}"] = ((entries,), torch.float32, 0.0)
             shapes[f"facts_{j}"] = ((len(FACTS), slots), torch.float32, 0.0)
-            shapes[f"recent_{j}"] = ((window,), torch.float32, 0.0)
         shapes["query"] = ((self.heads, group, width), torch.float32, 0.0)
         return shapes
 
@@ -111,19 +110,7 @@ class FoldedRanges(NamedTuple):
     """Mean of |q|² of rotated queries."""
 
 
-def slot_cost(width: int, group: int, precision: FoldedPrecision) -> int:
-    """Bytes of one slot of one key/value head."""
-    return _pair(width, precision) + 4 * (group + len(FACTS))
-
-
-def token_cost(width: int, group: int, precision: FoldedPrecision, *, pending: bool = False) -> int:
-    """Bytes of one token of the window of one key/value head, or of one that waits for a fold."""
-    return _pair(width, precision) + (0 if pending else 4 * (group + 1))
-
-
-def _pair(width: int, precision: FoldedPrecision) -> int:
-    return 2 * width * int(getattr(torch, precision).itemsize)
-
-
-Held = Mapping[str, Tensor]
-"""State tensors by name, with the batch in dimension 0."""
+def entry_cost(width: int, group: int, precision: FoldedPrecision, *, slot: bool = False) -> int:
+    """Bytes of an entry of one key/value head, a token's or a slot."""
+    pair = 2 * width * int(getattr(torch, precision).itemsize)
+    return pair + 4 * (group + 1) + (4 * len(FACTS) if slot else 0)

@@ -85,7 +85,8 @@ class _Rows:
         self.window_R = torch.tensor(layout.windows, device=device).repeat(batch)
         slots_R = torch.tensor(layout.slots, device=device).repeat(batch)
         most = max(layout.slots)
-        blocked_RN = torch.arange(most, device=device) < (most - slots_R)[:, None]
+        self.places_N = torch.arange(most, device=device)
+        blocked_RN = self.places_N < (most - slots_R)[:, None]
         self.blocked_RM = torch.cat([blocked_RN, blocked_RN.new_zeros(rows, layout.fold)], 1)
         empty_RN = k_RLE.new_zeros(rows, most)
         empty_RNE = k_RLE.new_zeros(rows, most, width)
@@ -148,6 +149,6 @@ class _Rows:
         candidates = Entries(
             *(torch.cat(pair, 1) for pair in zip(self.slots._replace(key_RME=key_RNE), token, strict=True))
         )
-        made = folded(candidates, leaving, self.layout.sinks, self.blocked_RM)
+        made = folded(candidates, leaving, self.layout.sinks, self.places_N, self.blocked_RM)
         self.turned_RNE = stored(self.rotary.turn(made.key_RME, made.position_RM), self.key_scale, mean=True)
         self.slots = made._replace(value_RME=stored(made.value_RME, self.value_scale, mean=True))
