@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xarch import BenchCase, Call, graph_metadata
+from xarch import BenchCase, Call, ExportGraph, graph_metadata
 
 PROMPTS = (1, 64, 256)
 """Prompt lengths in tokens."""
@@ -39,10 +39,19 @@ class LanguageGraphs:
     def __init__(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
         self.names = {int(facts["xarch.tokens"]): name for name, facts in metadata.items() if is_language(facts)}
         decode = metadata[self.names[1]]
+        self.fold: dict[str, Any] | None = json.loads(decode.get("xarch.fold", "null"))
+        used = [*self.names.values(), *([self.fold["graph"]] if self.fold else [])]
+        self.reads = {name: json.loads(metadata[name]["xarch.reads"]) for name in used}
+        self.gives = {name: json.loads(metadata[name]["xarch.gives"]) for name in used}
         self.states: list[dict[str, Any]] = json.loads(decode["xarch.states"])
         self.vocab = int(decode.get("xarch.vocab", 1))
         self.context: int | None = json.loads(decode.get("xarch.context", "null"))
         self.sizes = sorted(self.names, reverse=True)
+
+    @classmethod
+    def of(cls, graphs: Sequence[ExportGraph]) -> LanguageGraphs:
+        """Return the graphs of an export that is not written yet."""
+        return cls({g.name: {f"xarch.{k}": _text(v) for k, v in g.metadata.items()} for g in graphs})
 
     def initial(self, tokens: int = 0) -> States:
         """Return states as if ``tokens`` had been read: caches have that length, values are the initial ones."""
@@ -55,9 +64,19 @@ class LanguageGraphs:
         return held
 
     def step(self, call: Call, ids: np.ndarray, position: int, held: States) -> tuple[np.ndarray, States]:
-        """Make one call on ``ids`` [L], L one of ``sizes``; return (logits, new states)."""
-        out = call(self.names[len(ids)], {"input_ids": ids[None], "position": np.array([position]), **held})
-        return out["logits"], {state["name"]: out[state["present"]] for state in self.states}
+        """Read ``ids`` [L], L one of ``sizes``, after a fold where one is due; return (logits, new states)."""
+        place = np.array([position])
+        if self.fold and len(ids) == 1 and position % self.fold["every"] == 0:
+            _, held = self._call(call, self.fold["graph"], {"position": place}, held)
+        out, held = self._call(call, self.names[len(ids)], {"input_ids": ids[None], "position": place}, held)
+        return out["logits"], held
+
+    def _call(
+        self, call: Call, graph: str, inputs: dict[str, np.ndarray], held: States
+    ) -> tuple[dict[str, np.ndarray], States]:
+        """Make one call; return its outputs, and all states after it."""
+        out = call(graph, inputs | {name: held[name] for name in self.reads[graph]})
+        return out, held | {name: out[f"present_{name}"] for name in self.gives[graph]}
 
     def pieces(self, length: int) -> list[int]:
         """Return the number of tokens in each call that reads a prompt."""
@@ -66,6 +85,11 @@ class LanguageGraphs:
             sizes.append(next(s for s in self.sizes if s <= length))
             length -= sizes[-1]
         return sizes
+
+    def graphs_of(self, pieces: Sequence[int]) -> tuple[str, ...]:
+        """Return the names of the graphs that reading such pieces calls."""
+        folds = [self.fold["graph"]] if self.fold and 1 in pieces else []
+        return tuple(dict.fromkeys([*(self.names[size] for size in pieces), *folds]))
 
     def read(self, call: Call, ids: np.ndarray) -> States:
         """Read a whole prompt from the initial states."""
@@ -87,6 +111,10 @@ class LanguageGraphs:
         return sum(value.nbytes for value in self.initial(tokens).values())
 
 
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def is_language(facts: Mapping[str, str]) -> bool:
     """Return whether a graph's metadata describes a step over tokens with explicit states."""
     return facts.get("xarch.family") == "decoder" and "xarch.tokens" in facts and "xarch.states" in facts
@@ -106,11 +134,11 @@ def language_cases(graphs: Sequence[str], folder: Path) -> Iterator[BenchCase]:
     ids = np.random.default_rng(0).integers(0, driven.vocab, max(PROMPTS))
     for length in (n for n in PROMPTS if n <= fits):
         pieces = driven.pieces(length)
-        used = tuple(dict.fromkeys(driven.names[size] for size in pieces))
+        used = driven.graphs_of(pieces)
         drive = functools.partial(driven.read, ids=ids[:length])
         figures = {"calls": float(len(pieces))}
         yield BenchCase(f"first token, prompt of {length}", "token", length, used, drive, figures)
     for context in (n for n in CONTEXTS if n + DECODED <= fits):
         more = functools.partial(driven.decode, context=context, held=driven.initial(context))
         figures = {"state_bytes": float(driven.state_bytes(context))}
-        yield BenchCase(f"decode after {context}", "token", DECODED, (driven.names[1],), more, figures)
+        yield BenchCase(f"decode after {context}", "token", DECODED, driven.graphs_of([1]), more, figures)

@@ -1,14 +1,16 @@
 """ONNX graphs of a decoder student: ``prefill_T`` reads T tokens at once, ``decode_1`` one token.
 
 Both take the recurrent states and return the updated ones, so a prompt takes a few prefill calls followed by decode
-calls, without padding. A prefill graph returns the logits of its last position, from which a program samples.
+calls, without padding. A prefill graph returns the logits of its last position, from which a program samples. Where
+mixers put work off, ``fold`` does it: before ``decode_1`` at every position that is a multiple of ``fold.every`` in its
+metadata. Each graph reads and gives only the states that it needs; the others stay as they are.
 
 Legend: L tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from xarch import Chain, ExportGraph, Link, Options, PlanError, Profile
 from xarch_decoder.model.block import Block
-from xarch_decoder.model.decoder import MixerDecoder, embedded, places
+from xarch_decoder.model.decoder import MixerDecoder, States, embedded, places
 from xarch_decoder.model.mixer import StateSpec
 from xarch_decoder.student import DecoderStudent
 
@@ -27,6 +29,9 @@ EXAMPLE_PAST = 5
 
 PAST = "past"
 """Name of the free dimension of growing states."""
+
+FOLD = "fold"
+"""Name of the graph of folds."""
 
 Tokens = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -78,16 +83,37 @@ class _Enter(nn.Module):
 
 
 class _Step(nn.Module):
-    """Maps (hidden states, positions, a block's states, its tables) to (hidden states, new states)."""
+    """Maps (hidden states, positions, a block's states, its tables) to (hidden states, new states).
 
-    def __init__(self, block: Block, states: int, *, fixed: bool) -> None:
+    Args:
+        reads, gives: places of the states that it takes and returns among all of the block.
+    """
+
+    def __init__(self, block: Block, reads: list[int], gives: list[int], *, fixed: bool) -> None:
         super().__init__()
-        self.block, self.states, self.fixed = block, states, fixed
+        self.block, self.reads, self.gives, self.fixed = block, reads, gives, fixed
 
     def forward(self, x_1LD: Tensor, positions_1L: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        state, tables = given[: self.states], given[self.states :]
+        known, tables = dict(zip(self.reads, given, strict=False)), given[len(self.reads) :]
+        # What is not read is not looked at either.
+        state = tuple(
+            known[i] if i in known else x_1LD.new_zeros((1, *spec.sized(1)))
+            for i, spec in enumerate(self.block.mixer().state_spec())
+        )
         x_1LD, state = self.block.advance(x_1LD, positions_1L, state, tables, fixed=self.fixed)
-        return (x_1LD, *state)
+        return (x_1LD, *(state[i] for i in self.gives))
+
+
+class _Fold(nn.Module):
+    """Maps (position [1], a block's states, its tables) to those of its states that a fold changes."""
+
+    def __init__(self, block: Block, states: int, gives: list[int]) -> None:
+        super().__init__()
+        self.block, self.states, self.gives = block, states, gives
+
+    def forward(self, position_1: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        state = self.block.mixer().fold(position_1, given[: self.states], given[self.states :])
+        return tuple(state[i] for i in self.gives)
 
 
 class _Leave(nn.Module):
@@ -106,33 +132,80 @@ class _Leave(nn.Module):
         return self.head(self.norm(x_1LD), weight_VD)
 
 
-def step_chain(decoder: MixerDecoder, *, fixed: bool, last: bool) -> Chain:
-    """Return ``decoder.advance`` as a chain of embedding, blocks and head.
+def step_chain(decoder: MixerDecoder, tokens: int, *, fixed: bool, last: bool) -> Chain:
+    """Return ``decoder.advance`` on so many tokens as a chain of embedding, blocks and head.
 
     It maps (input_ids [1, L], position [1], states by layer) to (logits, new states), with logits [1, L, V], or
-    [1, 1, V] if ``last``.
+    [1, 1, V] if ``last``, and the states of :func:`touched`.
     """
-    states = list(graph_states(decoder))
+    reads, gives = touched(decoder, tokens)
     links = [Link(_Enter(decoder), ["input_ids", "position"], ["hidden", "positions"])]
-    hidden = "hidden"
-    constants: dict[str, Tensor] = {}
+    hidden, constants = "hidden", {}
     for layer in range(decoder.facts.layers):
-        own = [state for state in states if state.layer == layer]
-        tables = {f"{table.name}.{layer}": table for table in decoder.block(layer).mixer().tables()}
-        reads = [hidden, "positions", *(state.name for state in own), *tables]
-        sizes = {state.name: state.spec.sizes for state in own} | {name: t.sizes for name, t in tables.items()}
-        constants |= {name: table.value for name, table in tables.items()}
+        block, own = decoder.block(layer), [s for s in graph_states(decoder) if s.layer == layer]
+        read, given = ([i for i, state in enumerate(own) if state in some] for some in (reads, gives))
+        tables, sizes = _tables(block, layer)
+        constants |= tables
+        sizes |= {own[i].name: own[i].spec.sizes for i in read} if tables else {}
+        names = [hidden, "positions", *(own[i].name for i in read), *tables]
         hidden = f"hidden.{layer}"
-        step = _Step(decoder.block(layer), len(own), fixed=fixed)
-        links.append(Link(step, reads, [hidden, *(state.present for state in own)], sizes if tables else {}))
+        step = _Step(block, read, given, fixed=fixed)
+        links.append(Link(step, names, [hidden, *(own[i].present for i in given)], sizes))
     links.append(Link(_Leave(decoder, last=last), [hidden], ["logits"]))
     return Chain(
         decoder,
         links,
-        inputs=["input_ids", "position", *(state.name for state in states)],
-        outputs=["logits", *(state.present for state in states)],
+        inputs=["input_ids", "position", *(state.name for state in reads)],
+        outputs=["logits", *(state.present for state in gives)],
         constants=constants,
     )
+
+
+def fold_chain(decoder: MixerDecoder) -> Chain:
+    """Return ``decoder.fold`` as a chain of its blocks: it maps (position [1], states) to the states of :func:`touched`
+    without tokens."""
+    reads, gives = touched(decoder, 0)
+    links, constants = [], {}
+    for layer in sorted({state.layer for state in reads}):
+        block, own = decoder.block(layer), [state for state in reads if state.layer == layer]
+        given = [i for i, state in enumerate(own) if state in gives]
+        tables, sizes = _tables(block, layer)
+        constants |= tables
+        sizes |= {state.name: state.spec.sizes for state in own} if tables else {}
+        names = ["position", *(state.name for state in own), *tables]
+        links.append(Link(_Fold(block, len(own), given), names, [own[i].present for i in given], sizes))
+    return Chain(
+        decoder,
+        links,
+        inputs=["position", *(state.name for state in reads)],
+        outputs=[state.present for state in gives],
+        constants=constants,
+    )
+
+
+def _tables(block: Block, layer: int) -> tuple[dict[str, Tensor], dict[str, Mapping[int, str]]]:
+    """Return the tables of a block's mixer by name, and the sizes that they hold."""
+    found = block.mixer().tables()
+    named = {f"{table.name}.{layer}": table for table in found}
+    return {name: t.value for name, t in named.items()}, {name: t.sizes for name, t in named.items()}
+
+
+def touched(decoder: MixerDecoder, tokens: int) -> tuple[list[GraphState], list[GraphState]]:
+    """Return the states that a graph reads, and those that it changes: one token's, several tokens' with the folds
+    before them, or without tokens those of a fold."""
+    every = {i for i in range(decoder.facts.layers) if decoder.block(i).mixer().fold_every is not None}
+    states = list(graph_states(decoder))
+    if tokens == 1:
+        return (
+            [s for s in states if s.layer not in every or s.spec.read],
+            [s for s in states if s.layer not in every or s.spec.written],
+        )
+    if tokens:
+        return states, states
+    # What tokens write and do not read is there for folds, which leave it alone.
+    return [s for s in states if s.layer in every], [
+        s for s in states if s.layer in every and (s.spec.read or not s.spec.written)
+    ]
 
 
 def graph_states(decoder: MixerDecoder) -> Iterator[GraphState]:
@@ -158,28 +231,37 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExp
             f"export options: prefill {wrong} must lie between 2 and {context or 'the prompt length'}",
             "set `export.options.prefill` to the numbers of tokens to read per call, e.g. [64]",
         )
-    return [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
+    every = student.decoder.fold_every
+    uneven = [size for size in sizes if every is not None and size % every]
+    if uneven:
+        raise PlanError(
+            f"export options: prefill {uneven} are no multiples of {every}, the tokens of a fold",
+            f"set `export.options.prefill` to multiples, e.g. [{2 * (every or 1)}]",
+        )
+    graphs = [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
+    return graphs if every is None else [*graphs, _fold_graph(student, every)]
 
 
 def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None, logits: str) -> ExportGraph:
     decoder, facts = student.decoder, student.facts
-    states = list(graph_states(decoder))
     device = decoder.embed.weight.device
-    ids = (torch.arange(EXAMPLE_PAST + tokens, device=device) % facts.vocab)[None]
-    fixed = context is not None
+    fixed, every = context is not None, decoder.fold_every
     past = min(EXAMPLE_PAST, context - tokens) if context is not None else EXAMPLE_PAST
-    with torch.no_grad():
-        nested = decoder.initial_states(length=context or 0)
-        if past:
-            _, nested = decoder.advance(ids[:, :past], 0, nested, fixed=fixed)
+    if every is not None and tokens > 1:
+        # A piece begins where a fold does.
+        past = 0
+    ids, nested = _example(decoder, past, tokens, context)
+    states = list(graph_states(decoder))
+    examples = {state.name: tensor for state, tensor in zip(states, (t for s in nested for t in s), strict=True)}
+    reads, gives = touched(decoder, tokens)
     inputs = {"input_ids": ids[:, past : past + tokens], "position": torch.tensor([past], device=device)}
-    inputs |= {state.name: tensor for state, tensor in zip(states, (t for s in nested for t in s), strict=True)}
-    dynamic = {s.name: {s.spec.axis: PAST} for s in states if s.spec.axis is not None and not fixed}
+    inputs |= {state.name: examples[state.name] for state in reads}
+    dynamic = {s.name: {s.spec.axis: PAST} for s in reads if s.spec.axis is not None and not fixed}
     return ExportGraph(
         name="decode_1" if tokens == 1 else f"prefill_{tokens}",
-        module=step_chain(decoder, fixed=fixed, last=logits == "last").eval(),
+        module=step_chain(decoder, tokens, fixed=fixed, last=logits == "last").eval(),
         inputs=inputs,
-        outputs=["logits", *(state.present for state in states)],
+        outputs=["logits", *(state.present for state in gives)],
         dynamic=dynamic,
         weight_only=True,
         metadata={
@@ -196,9 +278,45 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
             "mixers": [decoder.block(i).active for i in range(facts.layers)],
             "facts": facts.to_json(),
             "position": "tokens already in the states",
-            "states": [_described(state, inputs[state.name], context or 0) for state in states],
+            "fold": None if every is None else {"graph": FOLD, "every": every},
+            "states": [_described(state, examples[state.name], context or 0) for state in states],
+            **_touched(reads, gives),
         },
     )
+
+
+def _fold_graph(student: DecoderStudent, every: int) -> ExportGraph:
+    decoder = student.decoder
+    _, nested = _example(decoder, every, 0, None)
+    examples = (tensor for state in nested for tensor in state)
+    inputs = {s.name: t for s, t in zip(graph_states(decoder), examples, strict=True)}
+    reads, gives = touched(decoder, 0)
+    return ExportGraph(
+        name=FOLD,
+        module=fold_chain(decoder).eval(),
+        inputs={
+            "position": torch.tensor([every], device=decoder.embed.weight.device),
+            **{state.name: inputs[state.name] for state in reads},
+        },
+        outputs=[state.present for state in gives],
+        weight_only=True,
+        metadata={"family": "decoder", "every": every, **_touched(reads, gives)},
+    )
+
+
+def _example(decoder: MixerDecoder, past: int, tokens: int, context: int | None) -> tuple[Tensor, States]:
+    """Return tokens [1, past + tokens], and the states after ``past`` of them."""
+    ids = (torch.arange(past + tokens, device=decoder.embed.weight.device) % decoder.facts.vocab)[None]
+    with torch.no_grad():
+        nested = decoder.initial_states(length=context or 0)
+        if past:
+            _, nested = decoder.advance(ids[:, :past], 0, nested, fixed=context is not None)
+    return ids, nested
+
+
+def _touched(reads: list[GraphState], gives: list[GraphState]) -> dict[str, list[str]]:
+    """Describe which states a program passes in and takes out."""
+    return {"reads": [state.name for state in reads], "gives": [state.name for state in gives]}
 
 
 def _described(state: GraphState, example: Tensor, length: int) -> dict[str, Any]:

@@ -41,11 +41,12 @@ class ExportedDecoder(TapModel):
         self._logits = student.taps()["logits"]
         described = read_json(folder / "profile.json")
         self._driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in described["graphs"]})
-        name = self._driven.names[1]
-        self._session = open_session(
-            folder / f"{name}.onnx", described["profile"]["provider"], threads=threads, prepack=True
-        )
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        provider = described["profile"]["provider"]
+        self._sessions = {
+            name: open_session(folder / f"{name}.onnx", provider, threads=threads, prepack=True)
+            for name in self._driven.graphs_of([1])
+        }
+        self._outputs = {name: [o.name for o in session.get_outputs()] for name, session in self._sessions.items()}
 
     def taps(self) -> Mapping[str, Tap]:
         return {"logits": self._logits}
@@ -71,4 +72,5 @@ class ExportedDecoder(TapModel):
         return found
 
     def _call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        names = self._outputs[graph]
+        return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))

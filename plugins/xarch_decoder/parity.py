@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
 
 from xarch import Batch, Call, ExportGraph, Measure, ParityCase
+from xarch_decoder.bench import LanguageGraphs
 from xarch_decoder.export import graph_states
 from xarch_decoder.student import DecoderStudent
 
@@ -52,8 +52,9 @@ def decoder_parity(
         dtype: of the profile's weights; few bits are judged by divergence and top-1.
     """
     text = torch.cat([batch["input_ids"].flatten().cpu() for batch in batches])
-    decode = next(graph for graph in graphs if graph.metadata["tokens"] == 1)
-    prefills = [graph for graph in graphs if graph.metadata["tokens"] > 1]
+    driven = LanguageGraphs.of(graphs)
+    decode = next(graph for graph in graphs if graph.name == driven.names[1])
+    prefills = [graph for graph in graphs if graph.name in driven.names.values() and graph is not decode]
     context = decode.metadata["context"]
     plans: list[tuple[ExportGraph, int, Pieces]] = []
     for graph in prefills or [decode]:
@@ -69,7 +70,7 @@ def decoder_parity(
         if (context is not None and length > context) or (graph.name, length) in done:
             continue
         done.add((graph.name, length))
-        yield _case(student, graph, decode.metadata["states"], cut_text(text, start, length), pieces, dtype)
+        yield _case(student, graph, driven, cut_text(text, start, length), pieces, dtype)
         start += length
 
 
@@ -81,7 +82,7 @@ def cut_text(text: torch.Tensor, start: int, length: int) -> torch.Tensor:
 def _case(
     student: DecoderStudent,
     graph: ExportGraph,
-    states: list[dict[str, Any]],
+    driven: LanguageGraphs,
     ids_1L: torch.Tensor,
     pieces: Pieces,
     dtype: str,
@@ -96,7 +97,7 @@ def _case(
         expected[state.present] = tensor.cpu().numpy()
 
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return drive_prompt(call, ids_1L.numpy(), pieces, states)
+        return drive_prompt(call, ids_1L.numpy(), pieces, driven)
 
     ends = list(accumulate(tokens for _, tokens in pieces))
     given = [end - 1 for end in ends] if graph.metadata["logits"] == "last" else range(length)
@@ -134,31 +135,28 @@ def drive_prompt(
     call: Call,
     ids_1L: np.ndarray,
     pieces: Pieces,
-    states: Sequence[dict[str, Any]],
+    driven: LanguageGraphs,
     position: int = 0,
     held: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Read a prompt in the given pieces, using only numpy and the exported graphs.
 
     Args:
-        states: the ``states`` entry of a graph's metadata.
         position: tokens of the prompt that are not read because ``held`` contains them.
         held: states to begin with; None before the first token.
 
     Returns:
         ``logits`` [1, N, V] of the N positions that the calls return, and the final states under their output names.
     """
-    held = held or {s["name"]: np.full(s["shape"], s["fill"], s["dtype"]) for s in states}
+    found = dict(held or driven.initial())
     logits = []
-    for name, tokens in pieces:
-        window = ids_1L[:, position : position + tokens]
-        out = call(name, {"input_ids": window, "position": np.array([position]), **held})
-        logits.append(out["logits"])
-        held = {s["name"]: out[s["present"]] for s in states}
+    for _, tokens in pieces:
+        given, found = driven.step(call, ids_1L[0, position : position + tokens], position, found)
+        logits.append(given)
         position += tokens
     final = {}
-    for s in states:
+    for s in driven.states:
         axis = s["tokens_axis"]
-        value = held[s["name"]]
+        value = found[s["name"]]
         final[s["present"]] = value if axis is None else value.take(range(position), axis)
     return {"logits": np.concatenate(logits, 1), **final}

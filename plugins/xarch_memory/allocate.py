@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, Sink, StageContext, StageKind, StageOutcome, StageRequest, UsageError
-from xarch.kernels import slot_memory
+from xarch.kernels import FoldedRanges, folded_memory
 from xarch_decoder.model.decoder import make_sequence
-from xarch_decoder.model.memory import MemoryAttention
+from xarch_decoder.model.folded import FoldedAttention
 from xarch_memory.options import Sizes
 from xarch_memory.student import MemoryStudent
 
@@ -31,6 +31,9 @@ FACTORS = (0.1, 0.2, 0.4, 0.7, 1.0, 1.6, 2.5, 4.0)
 
 FLOOR = 1e-12
 """Error of a memory that holds every token of the rows."""
+
+ROOM = 1.25
+"""Largest number of 8 bits, relative to the largest key or value of a channel that was seen."""
 
 Table = dict[int, np.ndarray]
 """Layer -> errors [K, sizes]."""
@@ -93,7 +96,7 @@ class Allocate(StageKind):
 def measured_sizes(student: MemoryStudent) -> list[int]:
     """Return the entries of a head for which errors are measured, in ascending order."""
     mean = student.sizes.most(_share(student))
-    return sorted({max(1, round(mean * factor)) for factor in FACTORS})
+    return sorted({max(student.sizes.least, round(mean * factor)) for factor in FACTORS})
 
 
 def _share(student: MemoryStudent) -> int:
@@ -115,6 +118,7 @@ class ErrorProbe:
         self.student, self.sizes, self.run_teacher = student, sizes, run_teacher
         heads = student.facts.kv_heads
         self.sums: Table = {layer: np.zeros((heads, len(sizes))) for layer in student.replaced}
+        self.ranges: dict[int, _Ranges] = {layer: _Ranges() for layer in student.replaced}
         self.tokens = 0
 
     def table(self) -> Table:
@@ -133,14 +137,19 @@ class ErrorProbe:
                 streams[block] = value
                 return
             layer = int(block.rsplit(".", 1)[-1])
-            self.sums[layer] += self._errors(self.student.memory(layer), value, streams.pop(block), sequence)
+            memory = self.student.memory(layer)
+            operands = memory.operands(value.float(), sequence)
+            self.ranges[layer].see(*operands, memory.kv_heads)
+            memory.set_ranges(self.ranges[layer].found())
+            self.sums[layer] += self._errors(memory, operands, streams.pop(block), sequence)
 
         wanted = {f"blocks.{layer}.{leaf}" for layer in self.sums for leaf in ("input", "mixer_in")}
         self.run_teacher(sample.seen_by("teacher"), wanted, push)
         self.tokens += sample["input_ids"].numel()
 
-    def _errors(self, memory: MemoryAttention, x_BLD: Tensor, stream_BLD: Tensor, sequence: Any) -> np.ndarray:
-        operands = memory.operands(x_BLD.float(), sequence)
+    def _errors(
+        self, memory: FoldedAttention, operands: tuple[Tensor, Tensor, Tensor], stream_BLD: Tensor, sequence: Any
+    ) -> np.ndarray:
         exact_BLHE = memory.exact(*operands, sequence)
         heads = memory.kv_heads
         projection_DKI = memory.o.weight.float().unflatten(1, (heads, -1))
@@ -150,13 +159,40 @@ class ErrorProbe:
         columns = []
         for size in self.sizes:
             layout = self.student.sizes.layout([size] * heads)
-            found = slot_memory(*operands, sequence.positions_BL, layout, memory.rotary)
-            assert isinstance(found, Tensor)
+            found = folded_memory(*operands, sequence.positions_BL, layout, memory.rotary, memory.ranges)
             apart_BLKI = (found - exact_BLHE).unflatten(2, (heads, -1)).flatten(3)
             added_BLKI = torch.einsum("blki,kij->blkj", apart_BLKI, gram_KII)
             squared_BLK = (added_BLKI * apart_BLKI).sum(-1)
             columns.append((squared_BLK * weight_BL[:, :, None]).sum((0, 1)).double().cpu().numpy())
         return np.stack(columns, 1)
+
+
+class _Ranges:
+    """Largest keys and values of every channel, and the mean square of queries, of the tokens seen."""
+
+    def __init__(self) -> None:
+        self.key_KE: Tensor | None = None
+        self.value_KE: Tensor | None = None
+        self.query_KG: Tensor | None = None
+        self.tokens = 0
+
+    def see(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, heads: int) -> None:
+        """Take in the operands of one row."""
+        key_KE, value_KE = (x.float().abs().amax((0, 1)) for x in (k_BLKE, v_BLKE))
+        query_KG = q_BLHE.float().square().sum(-1).sum((0, 1)).unflatten(0, (heads, -1))
+        if self.key_KE is not None and self.value_KE is not None and self.query_KG is not None:
+            key_KE, value_KE = key_KE.maximum(self.key_KE), value_KE.maximum(self.value_KE)
+            query_KG = query_KG + self.query_KG
+        self.key_KE, self.value_KE, self.query_KG = key_KE, value_KE, query_KG
+        self.tokens += q_BLHE.shape[0] * q_BLHE.shape[1]
+
+    def found(self) -> FoldedRanges:
+        """Return scales of 8 bits that leave room beyond what was seen, and the mean square."""
+        assert self.key_KE is not None
+        assert self.value_KE is not None
+        assert self.query_KG is not None
+        scales = (x_KE.clamp_min(1e-6) * ROOM / 127 for x_KE in (self.key_KE, self.value_KE))
+        return FoldedRanges(*scales, self.query_KG / self.tokens)
 
 
 def allocated(table: Table, measured: Sequence[int], sizes: Sizes, budget: int) -> dict[int, list[int]]:

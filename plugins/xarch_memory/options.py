@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from xarch import PlanError
-from xarch.kernels import MemoryLayout, entry_bytes, slot_bytes
+from xarch.kernels import FoldedLayout, entry_bytes, entry_cost
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.layer_choice import LayerOptions
 
@@ -28,10 +28,12 @@ class MemoryOptions(LayerOptions):
         description="mean state bytes of a replaced layer; default: those of 109 tokens of a float32 cache",
     )
     bytes_in_all: int | None = Field(None, ge=1, le=1 << 44, description="state bytes of all replaced layers together")
-    window: Literal["float32", "float16", "int8"] = Field("int8", description="precision of sinks and window")
-    slots: Literal["float32", "float16"] = Field("float16", description="precision of merged keys and values")
+    precision: Literal["float32", "int8"] = Field("int8", description="of keys and values; int8 has a scale per channel")
     sinks: int = Field(4, ge=0, le=1 << 16, description="first tokens that are always kept")
-    window_share: float = Field(0.5, gt=0, le=1, description="part of a head's entries that are recent tokens")
+    fold: int = Field(
+        32, ge=1, le=1 << 12, description="tokens after which the oldest leave the windows together; prefill pieces are multiples"
+    )
+    window_share: float = Field(0.45, gt=0, lt=1, description="part of a head's entries that are recent tokens")
 
     @model_validator(mode="after")
     def _one_budget(self) -> MemoryOptions:
@@ -57,38 +59,46 @@ class Sizes:
 
     def __init__(self, options: MemoryOptions, facts: DecoderFacts) -> None:
         self.options, self.facts = options, facts
-        self.slotted = options.window_share < 1
-        self.entry = entry_bytes(facts.head_dim, options.window, importance=self.slotted)
-        self.slot = slot_bytes(facts.head_dim, options.slots)
+        width, group = facts.head_dim, facts.heads // facts.kv_heads
+        self.token = entry_cost(width, group, options.precision)
+        self.slot = entry_cost(width, group, options.precision, slot=True)
+        self.query = 4 * width * group
+        self.least = options.fold + options.sinks + 1
+        """Fewest entries of a head."""
 
     def split(self, entries: int) -> tuple[int, int]:
-        """Return (window, slots) of a head with so many entries besides its sinks."""
-        window = min(entries, max(1, round(self.options.window_share * entries)))
+        """Return (window, slots) of a head with so many entries besides those that wait for a fold."""
+        entries = max(entries, self.least)
+        window = min(
+            max(self.options.fold, round(self.options.window_share * entries)), entries - self.options.sinks - 1
+        )
         return window, entries - window
 
     def bytes(self, entries: int) -> int:
-        """Return the state bytes of such a head, sinks included."""
+        """Return the state bytes of such a head."""
         window, slots = self.split(entries)
-        return (self.options.sinks + window) * self.entry + slots * self.slot
+        return (window + self.options.fold) * self.token + slots * self.slot + self.query
 
     def most(self, budget: int) -> int:
-        """Return the entries of a head that fit into ``budget`` bytes, at least one.
+        """Return the entries of a head that fit into ``budget`` bytes.
 
         Raises:
-            PlanError: not one does.
+            PlanError: not even the fewest do.
         """
-        if self.bytes(1) > budget:
+        if self.bytes(self.least) > budget:
             raise PlanError(
-                f"student.options: {budget} bytes for a key/value head, but sinks and one token need {self.bytes(1)}",
-                "raise bytes_a_layer (or bytes_in_all), or lower sinks",
+                f"student.options: {budget} bytes for a key/value head, but first tokens, a window of one fold and one "
+                f"slot need {self.bytes(self.least)}",
+                "raise bytes_a_layer (or bytes_in_all), or lower fold or sinks",
             )
-        low, high = 1, 2 + budget // min(self.entry, self.slot)
+        low, high = self.least, 2 + self.least + budget // self.token
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.bytes(middle) <= budget else (low, middle)
         return low
 
-    def layout(self, entries: list[int]) -> MemoryLayout:
+    def layout(self, entries: list[int]) -> FoldedLayout:
         """Return the layout of a layer from the entries of its heads."""
         windows, slots = zip(*(self.split(n) for n in entries), strict=True)
-        return MemoryLayout(self.options.sinks, windows, slots, exact=self.options.window, stored=self.options.slots)
+        options = self.options
+        return FoldedLayout(slots, windows, options.fold, options.sinks, options.precision)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from xarch import PlanError
-from xarch.kernels import MemoryLayout
+from xarch.kernels import FoldedLayout
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.model.block import MixerFactory
-from xarch_decoder.model.memory import MemoryAttention
+from xarch_decoder.model.folded import FoldedAttention
 from xarch_decoder.student import DecoderStudent
 from xarch_memory.options import Sizes
 
@@ -40,7 +40,7 @@ class MemoryStudent(DecoderStudent):
     ) -> None:
         mixers: list[list[MixerFactory]] = [[Attention] for _ in range(facts.layers)]
         for layer, own in entries.items():
-            memory = partial(MemoryAttention, layout=sizes.layout(own))
+            memory = partial(FoldedAttention, layout=sizes.layout(own))
             mixers[layer] = [memory] if count is None else [memory, Attention]
         super().__init__(facts, mixers, count=count, device=device)
         self.sizes, self.budget = sizes, budget
@@ -50,17 +50,17 @@ class MemoryStudent(DecoderStudent):
         groups = super().param_groups()
         return {**groups, "outputs": [name for name in groups["mixers"] if name.rsplit(".", 2)[-2] == "o"]}
 
-    def memory(self, layer: int) -> MemoryAttention:
+    def memory(self, layer: int) -> FoldedAttention:
         """Return the memory of a layer.
 
         Raises:
             ValueError: the layer has none.
         """
-        found = self.decoder.block(layer).mixer(MemoryAttention.kind)
-        assert isinstance(found, MemoryAttention)
+        found = self.decoder.block(layer).mixer(FoldedAttention.kind)
+        assert isinstance(found, FoldedAttention)
         return found
 
-    def layouts(self) -> dict[int, MemoryLayout]:
+    def layouts(self) -> dict[int, FoldedLayout]:
         """Return the layout of every replaced layer."""
         return {layer: self.memory(layer).layout for layer in self.replaced}
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from pydantic import BaseModel
 
-from xarch import Batch, ExportGraph, ParityCase, PlanError, Profile, Student
-from xarch_decoder.export import DecoderExport
+from xarch import Batch, ExportGraph, Initialisation, ParityCase, PlanError, Profile, Student, Teacher
+from xarch_decoder.copying import check_initialisation, copy_trunk, merged
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.target import DecoderTarget
 from xarch_memory.options import MemoryOptions, Sizes
@@ -50,15 +50,24 @@ class MemoryTarget(DecoderTarget[MemoryStudent]):
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
         return "slot-memory"
 
-    def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
-        """Build the graphs of a decoder. Merges follow one another, so a prompt needs a loop over its tokens: for a
-        profile without Scan there is a prefill graph only if its size is set."""
-        chosen = cast(DecoderExport, options)
-        if not profile.allows("Scan") and "prefill" not in chosen.model_fields_set:
-            chosen = chosen.model_copy(update={"prefill": []})
-        return super().export_graphs(student, profile, chosen)
+    def initialisation(self, facts: DecoderFacts, student: Student) -> Initialisation:
+        return merged(super().initialisation(facts, student), _measured(self.own(student)))
+
+    def initialise(self, student: Student, teacher: Teacher) -> Initialisation:
+        """Copy every tensor of the teacher; ranges of keys, values and queries are estimates until a stage measures
+        them."""
+        own = self.own(student)
+        done = merged(copy_trunk(own, teacher), _measured(own))
+        check_initialisation(own, done, teacher.weights())
+        for layer in own.replaced:
+            own.memory(layer).estimate_ranges(own.decoder.block(layer).norm1.weight)
+        return done
 
     def parity_cases(
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
         return memory_parity(self.own(student), graphs, batches, dtype=profile.dtype)
+
+
+def _measured(student: MemoryStudent) -> Initialisation:
+    return Initialisation(new=tuple(name for name, _ in student.module.named_buffers()))

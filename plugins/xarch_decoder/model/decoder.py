@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from xarch import Sink
+from xarch import PlanError, Sink
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.block import Block, MixerFactory
 from xarch_decoder.model.layers import Head, make_norm
-from xarch_decoder.model.mixer import SequenceInfo, StateSpec
+from xarch_decoder.model.mixer import Mixer, SequenceInfo, StateSpec
 
 States = tuple[tuple[Tensor, ...], ...]
 """State tensors of every layer, each with the batch in dimension 0."""
@@ -128,6 +128,47 @@ class MixerDecoder(nn.Module):
             fixed: growing states are buffers of fixed length (see ``Mixer.advance_fixed``).
             last: return logits of the last token only, [B, 1, V].
         """
+        every = self.fold_every
+        if every is None:
+            return self._advanced(input_ids_BL, position, states, fixed, last)
+        logits, begin, length = [], int(position), input_ids_BL.shape[1]
+        end = begin + length
+        while begin < end:
+            size = (end - begin) // every * every if begin % every == 0 else 0
+            if begin % every == 0 and not size:
+                states = self.fold(begin, states)
+            part_BL = input_ids_BL[:, begin - end :][:, : size or 1]
+            found_BLV, states = self._advanced(part_BL, begin, states, fixed, last)
+            logits, begin = [found_BLV] if last else [*logits, found_BLV], begin + part_BL.shape[1]
+        return torch.cat(logits, 1), states
+
+    @property
+    def fold_every(self) -> int | None:
+        """Tokens after which states need :meth:`fold`, None if no mixer puts work off.
+
+        Raises:
+            PlanError: mixers disagree.
+        """
+        found = {mixer.fold_every for mixer in self._active() if mixer.fold_every is not None}
+        if len(found) > 1:
+            raise PlanError(f"layers fold after {sorted(found)} tokens", "give all of them the same `fold`")
+        return next(iter(found), None)
+
+    def fold(self, position: int, states: States) -> States:
+        """Return the states that a single token at ``position``, a multiple of :attr:`fold_every`, reads."""
+        found = []
+        for mixer, state in zip(self._active(), states, strict=True):
+            if mixer.fold_every is not None:
+                state = mixer.fold(torch.full(state[0].shape[:1], position, device=state[0].device), state)
+            found.append(state)
+        return tuple(found)
+
+    def _active(self) -> list[Mixer]:
+        return [self.block(layer).mixer() for layer in range(self.facts.layers)]
+
+    def _advanced(
+        self, input_ids_BL: Tensor, position: int | Tensor, states: States, fixed: bool, last: bool
+    ) -> tuple[Tensor, States]:
         positions_BL = places(input_ids_BL, position)
         x_BLD = self._embedded(input_ids_BL)
         out: list[tuple[Tensor, ...]] = []

@@ -33,6 +33,7 @@ class StateSpec:
         fill: value of the initial state.
         dtype: torch dtype by name, e.g. "int8"; None: the weights' for a state that grows, else float32.
         sizes: axis of the batched tensor -> name of a size in which layers with :class:`Table` may differ.
+        read, written: whether a single token reads it, and changes it. What it leaves alone only folds change.
     """
 
     name: str
@@ -40,6 +41,8 @@ class StateSpec:
     fill: float = 0.0
     dtype: str | None = None
     sizes: Mapping[int, str] = field(default_factory=dict)
+    read: bool = True
+    written: bool = True
 
     @property
     def axis(self) -> int | None:
@@ -105,6 +108,9 @@ class Mixer(nn.Module, ABC):
     kind: ClassVar[str]
     """Name used in student configs, e.g. "attention" or "dm2"."""
 
+    fold_every: int | None = None
+    """Tokens after which the state needs :meth:`fold`, for a mixer that puts work off; None: never."""
+
     @abstractmethod
     def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         """Process whole sequences from the initial state (training, evaluation)."""
@@ -116,11 +122,20 @@ class Mixer(nn.Module, ABC):
         """Process L more tokens of one document from ``state``; return (output [B, L, D], new state).
 
         Traceable by torch.export. Feeding a sequence in pieces of any size yields the same output as :meth:`forward`.
+        With ``fold_every`` a piece is one token, or a multiple of it that begins at one and makes the folds itself.
         """
 
     @abstractmethod
     def state_spec(self) -> tuple[StateSpec, ...]:
         """Return names and shapes of the state tensors, in the order in which :meth:`advance` takes them."""
+
+    def fold(self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        """Return the state that a single token at ``positions_B``, a multiple of ``fold_every`` (0, too), reads.
+
+        Args:
+            tables: as in :meth:`advance_sized`.
+        """
+        raise NotImplementedError(f"mixer {self.kind!r} has no folds")
 
     def advance_fixed(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]

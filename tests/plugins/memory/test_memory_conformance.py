@@ -13,7 +13,7 @@ from xarch.testing import StageConformance, TargetConformance
 
 class TestMemory(TargetConformance):
     adapter = "memory"
-    options: ClassVar[Mapping[str, Any]] = {"layers": {"replace": [1]}, "bytes_a_layer": 1500}
+    options: ClassVar[Mapping[str, Any]] = {"layers": {"replace": [1]}, "bytes_a_layer": 9000}
 
     @pytest.mark.slow
     def test_tiny_conversion_to_verified_onnx(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,4 +25,4 @@ class TestAllocate(StageConformance):
     family = "decoder"
     target = "memory"
     settings: ClassVar[Mapping[str, Any]] = {"options": {"tokens": 96}, "batch": {"size": 2}}
-    values: ClassVar[Mapping[str, Any]] = {"student.options": {"bytes_a_layer": 1500}}
+    values: ClassVar[Mapping[str, Any]] = {"student.options": {"bytes_a_layer": 9000}}
