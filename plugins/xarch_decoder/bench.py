@@ -66,7 +66,7 @@ class LanguageGraphs:
     def step(self, call: Call, ids: np.ndarray, position: int, held: States) -> tuple[np.ndarray, States]:
         """Read ``ids`` [L], L one of ``sizes``, after a fold where one is due; return (logits, new states)."""
         place = np.array([position])
-        if self.fold and len(ids) == 1 and position % self.fold["every"] == 0:
+        if self.fold and position % self.fold["every"] == 0:
             _, held = self._call(call, self.fold["graph"], {"position": place}, held)
         out, held = self._call(call, self.names[len(ids)], {"input_ids": ids[None], "position": place}, held)
         return out["logits"], held
@@ -88,7 +88,7 @@ class LanguageGraphs:
 
     def graphs_of(self, pieces: Sequence[int]) -> tuple[str, ...]:
         """Return the names of the graphs that reading such pieces calls."""
-        folds = [self.fold["graph"]] if self.fold and 1 in pieces else []
+        folds = [self.fold["graph"]] if self.fold else []
         return tuple(dict.fromkeys([*(self.names[size] for size in pieces), *folds]))
 
     def read(self, call: Call, ids: np.ndarray) -> States:

@@ -2,8 +2,8 @@
 
 Both take the recurrent states and return the updated ones, so a prompt takes a few prefill calls followed by decode
 calls, without padding. A prefill graph returns the logits of its last position, from which a program samples. Where
-mixers put work off, ``fold`` does it: before ``decode_1`` at every position that is a multiple of ``fold.every`` in its
-metadata. Each graph reads and gives only the states that it needs; the others stay as they are.
+mixers put work off, ``fold`` does it: before another graph at every position that is a multiple of ``fold.every`` in the
+metadata, which is also the only size of a prefill graph. Each graph reads and gives only the states that it needs; the others stay as they are.
 
 Legend: L tokens, D width, V vocabulary.
 """
@@ -40,7 +40,9 @@ class DecoderExport(Options):
     """Export options of a decoder student."""
 
     prefill: list[Tokens] = Field(
-        default=[64], max_length=64, description="tokens per call, one graph each; empty: decode only"
+        default=[64],
+        max_length=64,
+        description="tokens per call, one graph each; empty: decode only; a student that folds has its own size"
     )
     logits: Literal["last", "all"] = Field(
         "last", description="positions whose logits a prefill call returns; `all` computes the head for each of them"
@@ -191,17 +193,14 @@ def _tables(block: Block, layer: int) -> tuple[dict[str, Tensor], dict[str, Mapp
 
 
 def touched(decoder: MixerDecoder, tokens: int) -> tuple[list[GraphState], list[GraphState]]:
-    """Return the states that a graph reads, and those that it changes: one token's, several tokens' with the folds
-    before them, or without tokens those of a fold."""
+    """Return the states that a graph of so many tokens reads, and those that it changes; without tokens, a fold's."""
     every = {i for i in range(decoder.facts.layers) if decoder.block(i).mixer().fold_every is not None}
     states = list(graph_states(decoder))
-    if tokens == 1:
+    if tokens:
         return (
             [s for s in states if s.layer not in every or s.spec.read],
             [s for s in states if s.layer not in every or s.spec.written],
         )
-    if tokens:
-        return states, states
     # What tokens write and do not read is there for folds, which leave it alone.
     return [s for s in states if s.layer in every], [
         s for s in states if s.layer in every and (s.spec.read or not s.spec.written)
@@ -224,19 +223,19 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExp
         PlanError: a prefill size does not fit, or a mixer does not support static shapes.
     """
     context = (chosen.context or min(student.facts.max_positions, 1024)) if profile.static else None
-    sizes = sorted(set(chosen.prefill), reverse=True)
+    every = student.decoder.fold_every
+    default = chosen.prefill if every is None or "prefill" in chosen.model_fields_set else [every]
+    sizes = sorted(set(default), reverse=True)
     wrong = [size for size in sizes if size < 2 or (context is not None and size > context)]
     if wrong:
         raise PlanError(
             f"export options: prefill {wrong} must lie between 2 and {context or 'the prompt length'}",
             "set `export.options.prefill` to the numbers of tokens to read per call, e.g. [64]",
         )
-    every = student.decoder.fold_every
-    uneven = [size for size in sizes if every is not None and size % every]
-    if uneven:
+    if every is not None and set(sizes) - {every}:
         raise PlanError(
-            f"export options: prefill {uneven} are no multiples of {every}, the tokens of a fold",
-            f"set `export.options.prefill` to multiples, e.g. [{2 * (every or 1)}]",
+            f"export options: prefill {sizes}, but this student folds its memory after {every} tokens",
+            f"leave out `export.options.prefill`, or set it to [{every}] or [] and the size by `student.options.fold`",
         )
     graphs = [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
     return graphs if every is None else [*graphs, _fold_graph(student, every)]

@@ -83,10 +83,10 @@ def test_state_gives_what_whole_sequences_give(name: str, rotary: Rotary) -> Non
     wanted = folded_memory(q_at, k_at, v, places(q), layout, rotary, ranges())
     state = folded_memory_state(layout, 2, 8, 2, dtype=torch.float64)
     found, position = [], 0
-    # folds at once, then single tokens, as a device reads a prompt and goes on
-    for size in [2 * layout.fold, layout.fold] + [1] * (41 - 3 * layout.fold):
+    # several tokens at once, then single ones, as a device reads a prompt and goes on
+    for size in [layout.fold] * 2 + [1] * (41 - 2 * layout.fold):
         at = torch.full((2,), position)
-        if size == 1 and position % layout.fold == 0:
+        if position % layout.fold == 0:
             state = fold_memory(at, layout, rotary, ranges(), state)
         cut = slice(position, position + size)
         given = (q_at[:, cut], k_at[:, cut], v[:, cut], places(q)[:, cut])
@@ -134,7 +134,11 @@ def test_documents_of_a_row_do_not_see_each_other() -> None:
 def test_what_was_rounded_once_is_not_rounded_again() -> None:
     layout, (q, k, v) = LAYOUTS["int8"], operands(40, batch=1)
     state = folded_memory_state(layout, 1, 8, 2, dtype=torch.float64)
-    _, state = folded_memory_step(*turned(q, k), v, places(q), layout, ROTARY, ranges(), state)
+    q, k = turned(q, k)
+    for begin in range(0, 40, 4):
+        state = fold_memory(torch.full((1,), begin), layout, ROTARY, ranges(), state)
+        given = [x[:, begin : begin + 4] for x in (q, k, v, places(q))]
+        _, state = folded_memory_step(*given, layout, ROTARY, ranges(), state)
     names = list(layout.state(8, 2))
     before = dict(zip(names, state, strict=True))
     after = dict(zip(names, fold_memory(torch.full((1,), 40), layout, ROTARY, ranges(), state), strict=True))
@@ -171,5 +175,5 @@ def test_impossible_calls() -> None:
     q, k, v = operands(5)
     with pytest.raises(UsageError, match="first position is 0"):
         folded_memory(q, k, v, places(q) + 1, SMALL, ROTARY, ranges())
-    with pytest.raises(UsageError, match="want 1 token or a multiple of 4, got 5"):
+    with pytest.raises(UsageError, match="want 1 token or 4, got 5"):
         folded_memory_step(q, k, v, places(q), SMALL, ROTARY, ranges(), folded_memory_state(SMALL, 2, 8, 2))

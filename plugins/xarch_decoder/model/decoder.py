@@ -134,10 +134,10 @@ class MixerDecoder(nn.Module):
         logits, begin, length = [], int(position), input_ids_BL.shape[1]
         end = begin + length
         while begin < end:
-            size = (end - begin) // every * every if begin % every == 0 else 0
-            if begin % every == 0 and not size:
+            size = every if begin % every == 0 and end - begin >= every else 1
+            if begin % every == 0:
                 states = self.fold(begin, states)
-            part_BL = input_ids_BL[:, begin - end :][:, : size or 1]
+            part_BL = input_ids_BL[:, begin - end :][:, :size]
             found_BLV, states = self._advanced(part_BL, begin, states, fixed, last)
             logits, begin = [found_BLV] if last else [*logits, found_BLV], begin + part_BL.shape[1]
         return torch.cat(logits, 1), states
@@ -155,7 +155,7 @@ class MixerDecoder(nn.Module):
         return next(iter(found), None)
 
     def fold(self, position: int, states: States) -> States:
-        """Return the states that a single token at ``position``, a multiple of :attr:`fold_every`, reads."""
+        """Return the states that a token at ``position``, a multiple of :attr:`fold_every`, reads."""
         found = []
         for mixer, state in zip(self._active(), states, strict=True):
             if mixer.fold_every is not None:

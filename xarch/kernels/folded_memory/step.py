@@ -1,4 +1,4 @@
-"""The memory as a state: one token, several tokens between two folds, and the fold. What exporters record.
+"""The memory as a state: one token, all tokens between two folds, and the fold. What exporters record.
 
 Every head has tensors of its own, as long as it needs them. No operator depends on their sizes, which the tables hold.
 
@@ -35,34 +35,26 @@ def folded_memory_step(
     state: State,
     tables: FoldedTables | None = None,
 ) -> tuple[Tensor, State]:
-    """Attend from tokens that lie between two folds, or from whole folds of them.
+    """Attend from tokens that lie between two folds.
 
     Args:
-        q_BLHE, k_BLKE: rotated queries and keys of one token, or of a multiple of ``layout.fold`` tokens whose first
-            position is a multiple of it, too; with several, each fold is made before its tokens.
+        q_BLHE, k_BLKE: rotated queries and keys of one token, or of ``layout.fold`` tokens, the first at a multiple of it.
         v_BLKE: values.
         positions_BL: consecutive places in the document.
-        state: before the tokens, in the order of ``layout.state``; before one token at a multiple of ``layout.fold``
-            :func:`fold_memory` has been called.
+        state: before the tokens, in the order of ``layout.state``; if the first of them is at a multiple of
+            ``layout.fold``, :func:`fold_memory` has been called for it.
         tables: those of ``layout``. With them the operators that an exporter records do not depend on its sizes.
 
     Returns:
         heads [B, L, H, E], and the state after the tokens.
     """
-    length = q_BLHE.shape[1]
-    if length != 1 and length % layout.fold:
-        raise UsageError(f"folded_memory_step: want 1 token or a multiple of {layout.fold}, got {length}")
+    if q_BLHE.shape[1] not in (1, layout.fold):
+        raise UsageError(f"folded_memory_step: want 1 token or {layout.fold}, got {q_BLHE.shape[1]}")
     with without_autocast(q_BLHE.device):
         memory = _Memory(layout, rotary, ranges, state, island_dtype(q_BLHE, state[-1]), tables)
         q_BKGLE = memory.cast(q_BLHE).unflatten(2, (layout.heads, -1)).permute(0, 2, 3, 1, 4)
         k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (k_BLKE, v_BLKE))
-        position_B, found = memory.cast(positions_BL[:, 0]), []
-        for begin in range(0, length, layout.fold):
-            cut = slice(begin, begin + layout.fold)
-            if length > 1:
-                memory.fold(position_B + begin)
-            found.append(memory.attend(q_BKGLE[:, :, :, cut], k_BKLE[:, :, cut], v_BKLE[:, :, cut], position_B + begin))
-        heads_BKGLE = torch.cat(found, 3) if len(found) > 1 else found[0]
+        heads_BKGLE = memory.attend(q_BKGLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
         heads_BLHE = heads_BKGLE.permute(0, 3, 1, 2, 4).flatten(2, 3)
         return _cast(heads_BLHE, q_BLHE.dtype), memory.state()
 
@@ -119,8 +111,8 @@ class _Memory:
         self.held["query"] = _cast(q_BKGLE[:, :, :, -1], self.held["query"].dtype)
         # Folds begin at multiples of F, so this is how many tokens wait already.
         waiting_B = position_B - (position_B / fold).floor() * fold
-        if length == 1 and graph_form("attention") == "runtime":
-            return self._attend_in_runtime(q_BKGLE[:, :, :, 0], k_BKLE[:, :, 0], v_BKLE[:, :, 0], waiting_B)
+        if graph_form("attention") == "runtime":
+            return self._attend_in_runtime(q_BKGLE, k_BKLE, v_BKLE, waiting_B)
         waiting_B1 = waiting_B[:, None]
         late_BLF = self.places_F > waiting_B1[:, :, None] + self.places_F[:length, None]
         late_B1LF = torch.where(late_BLF, MASKED, 0.0).to(self.dtype)[:, None]
@@ -135,23 +127,23 @@ class _Memory:
             found.append(scores_BGLC.softmax(-1) @ values_B1CE)
         return torch.stack(found, 1)
 
-    def _attend_in_runtime(self, q_BKGE: Tensor, k_BKE: Tensor, v_BKE: Tensor, waiting_B: Tensor) -> Tensor:
+    def _attend_in_runtime(self, q_BKGLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, waiting_B: Tensor) -> Tensor:
         waiting_1, found = waiting_B.to(torch.int32), []
         for j, head in enumerate(self.tables):
             pools = self.held[f"keys_{j}"], self.held[f"values_{j}"]
             scales = (self.ranges.key_scale_KE[j], self.ranges.value_scale_KE[j])
-            out_BGE, self.held[f"keys_{j}"], self.held[f"values_{j}"] = grouped_query_attention(
-                q_BKGE[:, j],
-                k_BKE[:, j],
-                v_BKE[:, j],
+            out_BGLE, self.held[f"keys_{j}"], self.held[f"values_{j}"] = grouped_query_attention(
+                q_BKGLE[:, j],
+                k_BKLE[:, j],
+                v_BKLE[:, j],
                 *pools,
                 self.held[f"bias_{j}"],
                 waiting_1 + head.before_1,
                 self.rotary,
                 scales if self.layout.precision == "int8" else None,
             )
-            found.append(out_BGE)
-        return torch.stack(found, 1)[:, :, :, None]
+            found.append(out_BGLE)
+        return torch.stack(found, 1)
 
     def _append(self, name: str, new_B1LE: Tensor, waiting_B1: Tensor, scale: Tensor) -> Tensor:
         """Write new tokens among those that wait, and return all entries [B, 1, C, E] as attention reads them."""
