@@ -1,9 +1,11 @@
 """ONNX graphs of a decoder student: ``prefill_T`` reads T tokens at once, ``decode_1`` one token.
 
 Both take the recurrent states and return the updated ones, so a prompt takes a few prefill calls followed by decode
-calls, without padding. A prefill graph returns the logits of its last position, from which a program samples. Where
-mixers put work off, ``fold`` does it: before another graph at every position that is a multiple of ``fold.every`` in the
-metadata, which is also the only size of a prefill graph. Each graph reads and gives only the states that it needs; the others stay as they are.
+calls, without padding. A prefill graph returns the logits of its last position, from which a program samples.
+
+Where mixers put work off, ``fold`` does it: before another graph at every position that is a multiple of ``fold.every``
+in the metadata, which is also the only size of a prefill graph. Each graph reads and gives only the states that it
+needs; the others stay as they are.
 
 Legend: L tokens, D width, V vocabulary.
 """
@@ -42,7 +44,7 @@ class DecoderExport(Options):
     prefill: list[Tokens] = Field(
         default=[64],
         max_length=64,
-        description="tokens per call, one graph each; empty: decode only; a student that folds has its own size"
+        description="tokens per call, one graph each; empty: decode only; a student that folds has its own size",
     )
     logits: Literal["last", "all"] = Field(
         "last", description="positions whose logits a prefill call returns; `all` computes the head for each of them"

@@ -28,10 +28,15 @@ class MemoryOptions(LayerOptions):
         description="mean state bytes of a replaced layer; default: those of 109 tokens of a float32 cache",
     )
     bytes_in_all: int | None = Field(None, ge=1, le=1 << 44, description="state bytes of all replaced layers together")
-    precision: Literal["float32", "int8"] = Field("int8", description="of keys and values; int8 has a scale per channel")
+    precision: Literal["float32", "int8"] = Field(
+        "int8", description="of keys and values; int8 has a scale per channel"
+    )
     sinks: int = Field(4, ge=0, le=1 << 16, description="first tokens that are always kept")
     fold: int = Field(
-        32, ge=1, le=1 << 12, description="tokens after which the oldest leave the windows together; prefill pieces are multiples"
+        32,
+        ge=1,
+        le=1 << 12,
+        description="tokens after which the oldest leave the windows together; prefill pieces are multiples",
     )
     window_share: float = Field(0.45, gt=0, lt=1, description="part of a head's entries that are recent tokens")
 

@@ -2,8 +2,7 @@
 
 What a memory merges is a choice of entries. Where two are nearly equal, rounding decides, and the states of two correct
 runs differ from then on, while their distributions hardly do. So states are compared before the first merge, and after
-few merges, with a wide limit, where a graph reads more tokens at once than the smallest memory holds. Tokens that wait for
-a fold are compared only after one, since what lies behind the last of them is never read.
+few merges, with a wide limit, where a graph reads more tokens at once than the smallest memory holds.
 
 Legend: L tokens, V vocabulary.
 """
@@ -76,7 +75,9 @@ def memory_parity(
     full = (AFTER + -(-max(held) // fold)) * fold
     one = by_name[driven.names[1]]
     # As long as no memory is full nothing is merged, and states are comparable.
-    yield _case(student, one, driven, text, 0, [(one.name, 1)] * min(steps, min(held) // fold * fold), dtype=dtype, states=True)
+    yield _case(
+        student, one, driven, text, 0, [(one.name, 1)] * min(steps, min(held) // fold * fold), dtype=dtype, states=True
+    )
     for size in driven.sizes:
         if size > 1:
             graph = by_name[driven.names[size]]

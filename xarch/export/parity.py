@@ -267,7 +267,9 @@ def measure_parity(
             graphs need no reference in a student (those of a teacher).
         blame: wraps calls into the case author's code.
     """
-    in_blocks = profile.dtype == "int8" and profile.runtime_ops >= BLOCK_OPS and all(graph.weight_only for graph in graphs)
+    in_blocks = (
+        profile.dtype == "int8" and profile.runtime_ops >= BLOCK_OPS and all(graph.weight_only for graph in graphs)
+    )
     gate = _Gate(WEIGHTS_ONLY if in_blocks else LIMITS[profile.dtype], graphs, blame)
     # Weights in blocks that are not repacked would take a hundred times longer.
     blocks = profile.runtime_ops >= BLOCK_OPS

@@ -128,7 +128,9 @@ class FoldedAttention(BoundedAttention):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self.advance(x_BLD, positions_BL, state)
 
-    def fold(self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+    def fold(
+        self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
         given = _by_head(tables) if tables else None
         return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, given)
 

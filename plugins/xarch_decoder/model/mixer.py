@@ -122,15 +122,17 @@ class Mixer(nn.Module, ABC):
         """Process L more tokens of one document from ``state``; return (output [B, L, D], new state).
 
         Traceable by torch.export. Feeding a sequence in pieces of any size yields the same output as :meth:`forward`.
-        With ``fold_every`` a piece is one token, or that many that begin at a multiple of it; at a multiple, :meth:`fold`
-        has been called for the first.
+        With ``fold_every`` a piece is one token, or that many that begin at a multiple of it; at a multiple,
+        :meth:`fold` has been called before.
         """
 
     @abstractmethod
     def state_spec(self) -> tuple[StateSpec, ...]:
         """Return names and shapes of the state tensors, in the order in which :meth:`advance` takes them."""
 
-    def fold(self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+    def fold(
+        self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()
+    ) -> tuple[Tensor, ...]:
         """Return the state that a token at ``positions_B``, a multiple of ``fold_every`` (0, too), reads.
 
         Args:

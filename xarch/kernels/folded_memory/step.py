@@ -38,7 +38,7 @@ def folded_memory_step(
     """Attend from tokens that lie between two folds.
 
     Args:
-        q_BLHE, k_BLKE: rotated queries and keys of one token, or of ``layout.fold`` tokens, the first at a multiple of it.
+        q_BLHE, k_BLKE: rotated queries and keys of one token, or of ``layout.fold`` whose first is at a multiple of it.
         v_BLKE: values.
         positions_BL: consecutive places in the document.
         state: before the tokens, in the order of ``layout.state``; if the first of them is at a multiple of
