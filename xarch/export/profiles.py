@@ -24,7 +24,7 @@ NPU_OPS = frozenset({
 """Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, except those that
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
-RUNTIME_OPS = frozenset({"com.microsoft::GroupQueryAttention"})
+RUNTIME_OPS = frozenset({"com.microsoft::GroupQueryAttention", "com.microsoft::RotaryEmbedding"})
 """Operators of onnxruntime's own that graphs for it may contain."""
 
 cpu = Profile(

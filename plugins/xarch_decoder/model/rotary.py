@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xarch.kernels import graph_form
+
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine, both [B, L, 1, F] in float32."""
 
@@ -31,6 +33,8 @@ def rotate(x_BLHE: Tensor, by: Rotation) -> Tensor:
     """Rotate the first 2F channels: halves (x1, x2) become (x1 cos - x2 sin, x2 cos + x1 sin)."""
     if by[0].shape[-1] == 0:
         return x_BLHE
+    if graph_form("attention") == "runtime" and by[0].shape[0] == 1:
+        return _in_runtime(x_BLHE, *by)
     plain = x_BLHE.dtype != by[0].dtype or torch.compiler.is_compiling() or any(t.requires_grad for t in by)
     if plain or any(n not in (1, whole) for n, whole in zip(by[0].shape[:2], x_BLHE.shape[:2], strict=True)):
         return _plain(x_BLHE, *by)
@@ -46,6 +50,24 @@ def _plain(x_BLHE: Tensor, cos_BL1F: Tensor, sin_BL1F: Tensor) -> Tensor:
     if 2 * pairs < x_BLHE.shape[-1]:
         parts.append(x_BLHE[..., 2 * pairs :])
     return torch.cat([p.to(x_BLHE.dtype) for p in parts], -1)
+
+
+def _in_runtime(x_BLHE: Tensor, cos_1L1F: Tensor, sin_1L1F: Tensor) -> Tensor:
+    """As one operator of onnxruntime, whose tables are the rows of these tokens; for exporters."""
+    batch, length, heads, width = x_BLHE.shape
+    pairs = cos_1L1F.shape[-1]
+    tables_LF = [t.reshape(length, pairs) for t in (cos_1L1F, sin_1L1F)]
+    first_1 = torch.zeros(1, dtype=torch.int64, device=x_BLHE.device)
+    attributes = {"num_heads": heads} | ({"rotary_embedding_dim": 2 * pairs} if 2 * pairs < width else {})
+    x_BLX: Tensor = torch.onnx.ops.symbolic(
+        "com.microsoft::RotaryEmbedding",
+        (x_BLHE.reshape(batch, length, heads * width), first_1, *tables_LF),
+        attributes,
+        dtype=x_BLHE.dtype,
+        shape=(batch, length, heads * width),
+        version=1,
+    )
+    return x_BLX.reshape(batch, length, heads, width)
 
 
 class _Rotate(torch.autograd.Function):

@@ -52,6 +52,8 @@ def folded_memory_step(
         raise UsageError(f"folded_memory_step: want 1 token or {layout.fold}, got {q_BLHE.shape[1]}")
     with without_autocast(q_BLHE.device):
         memory = _Memory(layout, rotary, ranges, state, island_dtype(q_BLHE, state[-1]), tables)
+        if graph_form("attention") == "runtime":
+            return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, memory.cast(positions_BL[:, 0])), memory.state()
         q_BKGLE = memory.cast(q_BLHE).unflatten(2, (layout.heads, -1)).permute(0, 2, 3, 1, 4)
         k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (k_BLKE, v_BLKE))
         heads_BKGLE = memory.attend(q_BKGLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
@@ -109,11 +111,7 @@ class _Memory:
         """Put the tokens behind the last ones; return their outputs [B, K, G, L, E]."""
         fold, length = self.layout.fold, q_BKGLE.shape[3]
         self.held["query"] = _cast(q_BKGLE[:, :, :, -1], self.held["query"].dtype)
-        # Folds begin at multiples of F, so this is how many tokens wait already.
-        waiting_B = position_B - (position_B / fold).floor() * fold
-        if graph_form("attention") == "runtime":
-            return self._attend_in_runtime(q_BKGLE, k_BKLE, v_BKLE, waiting_B)
-        waiting_B1 = waiting_B[:, None]
+        waiting_B1 = self._waiting(position_B)[:, None]
         late_BLF = self.places_F > waiting_B1[:, :, None] + self.places_F[:length, None]
         late_B1LF = torch.where(late_BLF, MASKED, 0.0).to(self.dtype)[:, None]
         found = []
@@ -127,23 +125,37 @@ class _Memory:
             found.append(scores_BGLC.softmax(-1) @ values_B1CE)
         return torch.stack(found, 1)
 
-    def _attend_in_runtime(self, q_BKGLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, waiting_B: Tensor) -> Tensor:
-        waiting_1, found = waiting_B.to(torch.int32), []
-        for j, head in enumerate(self.tables):
-            pools = self.held[f"keys_{j}"], self.held[f"values_{j}"]
+    def attend_in_runtime(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, position_B: Tensor) -> Tensor:
+        """As :meth:`attend`, with an operator for each head; outputs are [B, L, H, E]."""
+        heads, length = self.layout.heads, q_BLHE.shape[1]
+        self.held["query"] = q_BLHE[:, -1].unflatten(1, (heads, self.group))
+        total_K = (
+            torch.cat([head.before_1 for head in self.tables]) + length + self._waiting(position_B).to(torch.int32)
+        )
+        totals, lasts = total_K.split(1), (total_K - 1).split(1)
+        queries = q_BLHE.flatten(2).split(self.group * self.width, -1)
+        keys, values = (x_BLKE.flatten(2).split(self.width, -1) for x_BLKE in (k_BLKE, v_BLKE))
+        found = []
+        for j in range(heads):
             scales = (self.ranges.key_scale_KE[j], self.ranges.value_scale_KE[j])
-            out_BGLE, self.held[f"keys_{j}"], self.held[f"values_{j}"] = grouped_query_attention(
-                q_BKGLE[:, j],
-                k_BKLE[:, j],
-                v_BKLE[:, j],
-                *pools,
+            out_BLX, self.held[f"keys_{j}"], self.held[f"values_{j}"] = grouped_query_attention(
+                queries[j],
+                keys[j],
+                values[j],
+                self.held[f"keys_{j}"],
+                self.held[f"values_{j}"],
                 self.held[f"bias_{j}"],
-                waiting_1 + head.before_1,
+                lasts[j],
+                totals[j],
                 self.rotary,
                 scales if self.layout.precision == "int8" else None,
             )
-            found.append(out_BGLE)
-        return torch.stack(found, 1)
+            found.append(out_BLX)
+        return torch.cat(found, -1).unflatten(2, (-1, self.width))
+
+    def _waiting(self, position_B: Tensor) -> Tensor:
+        """How many tokens wait already: folds begin at multiples of F."""
+        return position_B - (position_B / self.layout.fold).floor() * self.layout.fold
 
     def _append(self, name: str, new_B1LE: Tensor, waiting_B1: Tensor, scale: Tensor) -> Tensor:
         """Write new tokens among those that wait, and return all entries [B, 1, C, E] as attention reads them."""
