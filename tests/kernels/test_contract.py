@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xarch.errors import UsageError
 from xarch.kernels import (
+    FoldedLayout,
+    FoldedRanges,
     HashConfig,
     MemoryLayout,
     Rotary,
@@ -28,6 +30,7 @@ from xarch.kernels import (
     causal_conv1d_step,
     describe,
     dispatch,
+    folded_memory,
     gated_delta,
     gated_delta_step,
     grid_encode,
@@ -191,7 +194,24 @@ def _slot_memory() -> Op:
     return Op(call, operands, dict.fromkeys(range(3), 1), fixed=3)
 
 
+def _folded_memory() -> Op:
+    """Short, as exporters record every token; the rest is in test_folded_memory.py."""
+    draw = source()
+    layout, rotary = FoldedLayout((2,), (2,), fold=2, sinks=1, precision="float32"), Rotary((1.0, 0.2), scale=0.5)
+    ones = torch.ones(1, 6, dtype=torch.float64)
+    ranges = FoldedRanges(ones, ones, 3.0 * ones[:, :2])
+
+    def call(backend: str | None, *t: Tensor, **options: Any) -> Any:
+        positions = torch.arange(t[0].shape[1], device=t[0].device).expand(t[0].shape[:2])
+        own = FoldedRanges(*(x.to(t[0]) for x in ranges))
+        return folded_memory(*t, positions, layout, rotary, own, backend=backend, **options)
+
+    operands = [draw(BATCH, 9, 2, 6), draw(BATCH, 9, 1, 6), draw(BATCH, 9, 1, 6)]
+    return Op(call, operands, dict.fromkeys(range(3), 1))
+
+
 OPS = {
+    "folded_memory": _folded_memory(),
     "ssd": _ssd(),
     "gated_delta": _gated_delta(),
     "selective_scan": _selective_scan(),

@@ -1,4 +1,4 @@
-"""One token's attention as the operator of the runtime, where a profile asks for it.
+"""GroupQueryAttention, the operator of the runtime that writes a state in place, where a profile asks for it.
 
 torch declares sizes of every value; the biases of the entries in use have one that is known only when they are read.
 """
@@ -27,6 +27,6 @@ def without_declared_sizes(model: ir.Model, profile: Profile) -> int:
 
 LOWERING = Lowering(
     "group-query",
-    "attention of one token to a state of constant size as GroupQueryAttention",
+    "states of constant size read and written in place by GroupQueryAttention",
     graph=without_declared_sizes,
 )

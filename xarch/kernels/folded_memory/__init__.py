@@ -26,7 +26,7 @@ from xarch.kernels.folded_memory.tables import (
     state_sizes,
     table_sizes,
 )
-from xarch.kernels.precision import without_autocast
+from xarch.kernels.precision import tracing, without_autocast
 from xarch.kernels.slot_memory.step import Rotary
 
 __all__ = [
@@ -74,7 +74,8 @@ def folded_memory(
     Args:
         q_BLHE, k_BLKE: rotated queries and keys; head h reads key/value head ``h // (H // K)``.
         v_BLKE: values.
-        positions_BL: places in the document, consecutive; 0 begins one, and every row begins with one.
+        positions_BL: places in the document, consecutive; 0 begins one, and every row begins with one. For exporters and
+            on the meta device every row is one document.
         layout: sizes and precision.
         rotary: the rotation that q and k have had, and the scale of scores.
         ranges: of keys and values, and E|q|².
@@ -90,8 +91,8 @@ def folded_memory(
     _check(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary)
     chosen = select("folded_memory", q_BLHE.device, q_BLHE.dtype, backend=backend)
     with without_autocast(q_BLHE.device):
-        begins = (positions_BL == 0).nonzero().tolist()
-        if len(begins) == q_BLHE.shape[0]:
+        begins = None if _unseen(positions_BL) else (positions_BL == 0).nonzero().tolist()
+        if begins is None or len(begins) <= q_BLHE.shape[0]:
             found: Tensor = chosen.run(q_BLHE, k_BLKE, v_BLKE, layout, rotary, ranges)
             return found
         ends = [after if row == other else q_BLHE.shape[1] for (row, _), (other, after) in _pairs(begins)]
@@ -123,6 +124,11 @@ def folded_memory_state(
     )
 
 
+def _unseen(positions: Tensor) -> bool:
+    """Whether values cannot be looked at: rows are then one document each."""
+    return tracing() or positions.is_meta
+
+
 def _pairs(begins: list[list[int]]) -> list[tuple[list[int], list[int]]]:
     return list(zip(begins, [*begins[1:], [-1, -1]], strict=True))
 
@@ -141,5 +147,5 @@ def _check(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, layout: FoldedLay
         raise UsageError(f"folded_memory: positions have shape {list(positions.shape)}, want {list(q.shape[:2])}")
     if 2 * len(rotary.frequencies) > q.shape[3]:
         raise UsageError(f"folded_memory: {len(rotary.frequencies)} rotated pairs do not fit a head of {q.shape[3]}")
-    if q.shape[1] and bool((positions[:, 0] != 0).any()):
+    if q.shape[1] and not _unseen(positions) and bool((positions[:, 0] != 0).any()):
         raise UsageError("folded_memory: every row begins with a document, so its first position is 0")

@@ -102,13 +102,13 @@ class _Head:
         open_ = [i for i, e in enumerate(stay) if not self._first(e)]
         parts: dict[int, list[_Entry]] = {}
         for b in go:
-            apart = [float((stay[i].key - b.key).square().sum()) for i in open_]
+            apart = [float((stay[i].key - b.key).detach().square().sum()) for i in open_]
             if apart:
                 parts.setdefault(open_[apart.index(min(apart))], []).append(b)
         self.slots = [self._merged([entry, *parts.get(i, [])]) for i, entry in enumerate(stay)]
 
     def _first(self, entry: _Entry) -> bool:
-        return float(entry.position) < self.layout.sinks
+        return float(entry.position.detach()) < self.layout.sinks
 
     def _rank(self, entry: _Entry) -> float:
         return math.inf if self._first(entry) else entry.importance

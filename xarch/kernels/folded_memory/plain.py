@@ -59,6 +59,11 @@ def slot_bias(count_RN: Tensor, spread_RN: Tensor, square_RG: Tensor, scale: flo
     return torch.where((count_RN > 0)[:, None], bias_RGN, MASKED)
 
 
+def _shared(a_RGFX: Tensor, b_RXY: Tensor) -> Tensor:
+    """Products of all heads with what they share, which is not repeated for each."""
+    return (a_RGFX.flatten(1, 2) @ b_RXY).unflatten(1, a_RGFX.shape[1:3])
+
+
 def _per_row(ranges: FoldedRanges, batch: int, dtype: torch.dtype) -> FoldedRanges:
     return FoldedRanges(*(t.to(dtype).repeat(batch, *[1] * (t.dim() - 1)) for t in ranges))
 
@@ -104,15 +109,15 @@ class _Rows:
         place_T = torch.arange(first, end, device=q_RGFE.device)
         near_RT = place_T >= begin - self.window_R[:, None]
         seen_FT = place_T <= torch.arange(begin, end, device=q_RGFE.device)[:, None]
-        scores_RGFT = self.rotary.scores(q_RGFE @ k_RTE.mT[:, None])
+        scores_RGFT = self.rotary.scores(_shared(q_RGFE, k_RTE.mT))
         scores_RGFT = torch.where((near_RT[:, None] & seen_FT)[:, None], scores_RGFT, MASKED)
         if not begin:
-            return scores_RGFT.softmax(-1) @ v_RTE[:, None]
-        scores_RGFN = self.rotary.scores(q_RGFE @ self.turned_RNE.mT[:, None]) + self._bias()[:, :, None]
+            return _shared(scores_RGFT.softmax(-1), v_RTE)
+        scores_RGFN = self.rotary.scores(_shared(q_RGFE, self.turned_RNE.mT)) + self._bias()[:, :, None]
         weights = torch.cat([scores_RGFN, scores_RGFT], -1).softmax(-1)
         most = scores_RGFN.shape[-1]
         self._receive(weights[:, :, -1].detach().sum(1), first, begin)
-        return weights[..., :most] @ self.slots.value_RME[:, None] + weights[..., most:] @ v_RTE[:, None]
+        return _shared(weights[..., :most], self.slots.value_RME) + _shared(weights[..., most:], v_RTE)
 
     def _bias(self) -> Tensor:
         width = self.k_RLE.shape[-1]
