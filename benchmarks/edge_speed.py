@@ -5,8 +5,9 @@
 
 RUN is a finished run of `smollm2-memory` and of `smollm2-hybrid`. The teacher is exported by xarch, and by the builder
 of onnxruntime-genai where that is installed (`pip install onnxruntime-genai`). One thread; CPU and wall milliseconds
-are the least of several calls. The first token after a long prompt is a sum over calls of prefill graphs: those at the
-measured contexts, and between them on straight lines. The rival's prompt is read as a whole.
+are the least of several calls; a fold of a memory counts with its part of each token. The first token after a long
+prompt is a sum over calls of prefill graphs: those at the measured contexts, and between them on straight lines. The
+rival's prompt is read as a whole.
 
 With ``quality``, the files of the students decode real text of two domains, beside the students themselves. An
 interrupted measurement resumes.
@@ -129,19 +130,26 @@ def own(
         write(folder, student(), precision)
     facts = json.loads((folder / "facts.json").read_text())
     driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in facts["graphs"]})
-    call = Sessions(folder)
+    call, piece = Sessions(folder), driven.sizes[0]
     reads = {}
     for past in (0, *sorted(contexts)):
         held = driven.initial(past)
-        reads[past] = least(lambda p=past, h=held: driven.step(call, np.zeros(PREFILL, np.int64), p, h), 4)  # type: ignore[misc]
+        reads[past] = least(lambda p=past, h=held: driven.step(call, np.zeros(piece, np.int64), p, h), 4)  # type: ignore[misc]
     for context in missing:
         held = driven.initial(context)
-        step = least(lambda c=context, h=held: driven.step(call, np.zeros(1, np.int64), c, h))  # type: ignore[misc]
-        starts = range(0, context, PREFILL)
+        # one token on, where no fold is due; each token bears its part of one
+        step = least(lambda c=context + 1, h=held: driven.step(call, np.zeros(1, np.int64), c, h))  # type: ignore[misc]
+        fold = Spent(0.0, 0.0)
+        if driven.fold:
+            fold = least(lambda c=context, h=held: driven.folded(call, c, h))  # type: ignore[misc]
+            every = driven.fold["every"]
+            step = Spent(step.cpu + fold.cpu / every, step.wall + fold.wall / every)
+        starts = range(0, context, piece)
         first = Spent(
             *(sum(np.interp(starts, list(reads), [getattr(s, k) for s in reads.values()])) for k in ("cpu", "wall"))
         )
-        store.add(point(arm, precision, context, step, first, facts, driven.state_bytes(context)))
+        made = point(arm, precision, context, step, first, facts, driven.state_bytes(context))
+        store.add(made | ({"fold_cpu_ms": round(fold.cpu, 2)} if driven.fold else {}))
         print(store.points[-1], file=sys.stderr)
 
 

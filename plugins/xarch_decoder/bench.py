@@ -65,11 +65,16 @@ class LanguageGraphs:
 
     def step(self, call: Call, ids: np.ndarray, position: int, held: States) -> tuple[np.ndarray, States]:
         """Read ``ids`` [L], L one of ``sizes``, after a fold where one is due; return (logits, new states)."""
-        place = np.array([position])
         if self.fold and position % self.fold["every"] == 0:
-            _, held = self._call(call, self.fold["graph"], {"position": place}, held)
-        out, held = self._call(call, self.names[len(ids)], {"input_ids": ids[None], "position": place}, held)
+            held = self.folded(call, position, held)
+        given = {"input_ids": ids[None], "position": np.array([position])}
+        out, held = self._call(call, self.names[len(ids)], given, held)
         return out["logits"], held
+
+    def folded(self, call: Call, position: int, held: States) -> States:
+        """Make the fold that is due before the token at ``position``; return the states after it."""
+        assert self.fold is not None
+        return self._call(call, self.fold["graph"], {"position": np.array([position])}, held)[1]
 
     def _call(
         self, call: Call, graph: str, inputs: dict[str, np.ndarray], held: States

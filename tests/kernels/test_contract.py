@@ -391,9 +391,11 @@ def test_backward_twice_gives_the_same(op: str, backend: str) -> None:
 @pytest.mark.parametrize(("op", "backend"), [p for p in FAST if p.values[1] != "triton"])
 def test_autocast_does_not_reach_the_islands(op: str, backend: str) -> None:
     o = OPS[op]
-    want = results(o.call, backend, o.operands, torch.float32, o.fixed)
+    # The folded memory leaves gradients to autograd, which trainers run outside of autocast.
+    fixed = len(o.operands) if op == "folded_memory" else o.fixed
+    want = results(o.call, backend, o.operands, torch.float32, fixed)
     with torch.autocast("cpu", torch.bfloat16):
-        got = results(o.call, backend, o.operands, torch.float32, o.fixed)
+        got = results(o.call, backend, o.operands, torch.float32, fixed)
     for a, b in zip(*(t[0] + t[1] for t in (got, want)), strict=True):
         assert torch.equal(a, b)
 

@@ -74,8 +74,8 @@ def folded_memory(
     Args:
         q_BLHE, k_BLKE: rotated queries and keys; head h reads key/value head ``h // (H // K)``.
         v_BLKE: values.
-        positions_BL: places in the document, consecutive; 0 begins one, and every row begins with one. For exporters and
-            on the meta device every row is one document.
+        positions_BL: places in the document, consecutive; 0 begins one, and every row begins with one. For exporters
+            and on the meta device every row is one document.
         layout: sizes and precision.
         rotary: the rotation that q and k have had, and the scale of scores.
         ranges: of keys and values, and E|q|².

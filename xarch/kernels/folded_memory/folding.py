@@ -60,7 +60,7 @@ def folded(
     sums_RMX = torch.cat([key_RME, value_RME, facts_RM4], -1) * count_RM[..., None]
     barrier_RM = torch.where(held_RM & ~first_RM, square_RM, BARRED)
     keyed_RMX = torch.cat([key_RME, barrier_RM[..., None], importance_RM[..., None], sums_RMX], -1)
-    sorted_RMX = keyed_RMX.gather(1, order_RM[..., None].expand(-1, -1, keyed_RMX.shape[-1]))
+    sorted_RMX = _rows(keyed_RMX, order_RM)
     stays_RNX, goes_RFX = sorted_RMX[:, :-leaving], sorted_RMX[:, -leaving:]
     # |k|² - 2 k · b orders the rest as their distances from b do.
     apart_RFN = stays_RNX[..., width][:, None] - 2.0 * goes_RFX[..., :width] @ stays_RNX[..., :width].mT
@@ -72,3 +72,11 @@ def folded(
     key_RNE, value_RNE = mean_RNX[..., :width], mean_RNX[..., width : 2 * width]
     spread_RN = (mean_RNX[..., -1] - key_RNE.square().sum(-1)).clamp_min(0.0)
     return Entries(key_RNE, value_RNE, count_RN, mean_RNX[..., -2], spread_RN, importance_RN)
+
+
+def _rows(x_RMX: Tensor, order_RM: Tensor) -> Tensor:
+    """Put the M rows of every x in an order. Whole rows are copied, where ``gather`` looks up every number."""
+    if x_RMX.shape[0] == 1:
+        return x_RMX.index_select(1, order_RM[0])
+    firsts_R1 = torch.arange(x_RMX.shape[0], device=x_RMX.device)[:, None] * x_RMX.shape[1]
+    return x_RMX.flatten(0, 1).index_select(0, (order_RM + firsts_R1).flatten()).view(x_RMX.shape)
