@@ -4,7 +4,7 @@
     python benchmarks/constant_state.py --wikitext wikitext2/test.txt --bytes 84000 --contexts 2048
 
 Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, H2O in
-int8, and merged slots, uniform or divided among heads by the stage ``allocate``. Domains: WikiText-2 from a file, code
+int8, and the target ``memory``: of the same size in every head, or divided among them by the stage ``allocate``. Domains: WikiText-2 from a file, code
 (three modules of the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other
 modules and topics. Nothing is random. An interrupted measurement resumes.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 import xarch
 from benchmarks import page
 from benchmarks.store import Store, add_options, header
-from xarch import Batch, TapModel, Teacher
+from xarch import Batch, Teacher
 from xarch.kernels import MemoryLayout
 from xarch_decoder.controls import (
     EVICTIONS,
@@ -38,10 +38,10 @@ from xarch_decoder.controls import (
     heavy_hitter_layout,
     window_layout,
 )
-from xarch_decoder.copying import trunk_tensors
 from xarch_decoder.scores import Scores, add_batch
+from xarch_decoder.student import DecoderStudent
 from xarch_memory.allocate import ErrorProbe, allocated, measured_sizes
-from xarch_memory.options import MemoryOptions, Sizes
+from xarch_memory.options import MemoryOptions
 from xarch_memory.target import MemoryTarget
 
 TEACHER = "zoo:smollm2-135m"
@@ -53,8 +53,6 @@ ROWS = {512: 4, 2048: 4, 4096: 1, 8192: 1}
 """Context -> rows of each domain."""
 FIT_TOKENS = 2048
 """Tokens of each of the two rows that ``allocate`` reads."""
-
-Layouts = dict[int, MemoryLayout]
 
 
 def main() -> None:
@@ -107,55 +105,50 @@ def _source(module: str) -> str:
 
 
 class Arms:
-    """Layouts of every arm, and the CPU seconds that finding them took."""
+    """Models of every arm, and the CPU seconds that their fit took."""
 
     def __init__(self, teacher: Teacher, layers: list[int] | None, budget: int, domains: dict[str, Tensor]) -> None:
         self.teacher, self.budget, self.domains = teacher, budget, domains
         self.layers = list(range(teacher.facts.layers)) if layers is None else layers
-        self.found: dict[str, tuple[Layouts, float]] = {}
-        self.made: dict[str, Callable[[], Layouts]] = {
-            **{f"window {p}": self._window(p) for p in WINDOWS},
-            **{name: self._eviction(*precisions) for name, precisions in EVICTIONS.items()},
-            HEAVY_HITTERS: lambda: self._everywhere(heavy_hitter_layout(teacher.facts, budget)),
-            "slots float32, uniform": lambda: self._slots("float32", "float32", 0.44, fit=False),
-            "slots float32": lambda: self._slots("float32", "float32", 0.44, fit=True),
-            "slots, window int8, slots float16": lambda: self._slots("int8", "float16", 0.5, fit=True),
+        self.found: dict[str, tuple[DecoderStudent, float]] = {}
+        self.made: dict[str, Callable[[], DecoderStudent]] = {
+            **{f"window {p}": self._control(window_layout, p) for p in WINDOWS},
+            **{name: self._control(eviction_layout, *precisions) for name, precisions in EVICTIONS.items()},
+            HEAVY_HITTERS: self._control(heavy_hitter_layout),
+            "memory int8, uniform": lambda: self._memory("int8", fit=False),
+            "memory float32": lambda: self._memory("float32", fit=True),
+            "memory int8": lambda: self._memory("int8", fit=True),
         }
 
-    def layouts(self, arm: str) -> tuple[Layouts, float]:
-        """Layouts and the CPU seconds of the fit, found once."""
+    def model(self, arm: str) -> tuple[DecoderStudent, float]:
+        """The model and the CPU seconds of its fit, made once."""
         if arm not in self.found:
             begin = time.process_time()
             self.found[arm] = (self.made[arm](), time.process_time() - begin)
         return self.found[arm]
 
-    def _window(self, precision: Any) -> Callable[[], Layouts]:
-        return lambda: self._everywhere(window_layout(self.teacher.facts, self.budget, precision))
+    def _control(self, layout_of: Callable[..., MemoryLayout | None], *precisions: Any) -> Callable[[], DecoderStudent]:
+        def made() -> DecoderStudent:
+            layout = layout_of(self.teacher.facts, self.budget, *precisions)
+            assert layout is not None
+            return bounded_teacher(self.teacher, dict.fromkeys(self.layers, layout))
 
-    def _eviction(self, exact: Any, stored: Any) -> Callable[[], Layouts]:
-        return lambda: self._everywhere(eviction_layout(self.teacher.facts, self.budget, exact, stored))
+        return made
 
-    def _everywhere(self, layout: MemoryLayout | None) -> Layouts:
-        assert layout is not None
-        return dict.fromkeys(self.layers, layout)
-
-    def _slots(self, window: Any, slots: Any, share: float, *, fit: bool) -> Layouts:
+    def _memory(self, precision: Any, *, fit: bool) -> DecoderStudent:
         layers: Any = {"replace": self.layers}
-        options = MemoryOptions(
-            layers=layers, bytes_a_layer=self.budget, window=window, slots=slots, window_share=share
-        )
-        facts = self.teacher.facts
-        student = MemoryTarget().build(facts, options, {}, device=torch.device("meta"))
-        if not fit:
-            return student.layouts()
-        student.module.load_state_dict(trunk_tensors(student, self.teacher), assign=True)
+        options = MemoryOptions(layers=layers, bytes_a_layer=self.budget, precision=precision)
+        student = MemoryTarget().build(self.teacher.facts, options, {}, device=torch.device("cpu"))
+        MemoryTarget().initialise(student, self.teacher)
+        student.module.eval().requires_grad_(False)
         sizes = measured_sizes(student)
-        probe = ErrorProbe(student, sizes, self.teacher.run)
+        probe = ErrorProbe(student, sizes if fit else [], self.teacher.run)
         for name in ("fit code", "fit prose"):
             ids_1L = self.domains[name][:FIT_TOKENS][None]
             probe.measure(Batch({"input_ids": ids_1L}, ids_1L.numel()))
-        entries = allocated(probe.table(), sizes, student.sizes, student.budget)
-        return {layer: Sizes(options, facts).layout(found) for layer, found in entries.items()}
+        if fit:
+            student.decide({"entries": allocated(probe.table(), sizes, student.sizes, student.budget)})
+        return student
 
 
 def measure(
@@ -177,15 +170,15 @@ def measure(
     with torch.no_grad():
         known = [teacher.collect(row, ["logits"])["logits"] for row in rows]
         for arm in missing:
-            layouts, fit = arms.layouts(arm)
-            model: TapModel = bounded_teacher(teacher, layouts)
+            model, fit = arms.model(arm)
             scores = {"teacher": Scores(), "student": Scores()}
             begin = time.process_time()
             for row, logits in zip(rows, known, strict=True):
                 add_batch(row, logits, {"student": model.collect(row, ["logits"])["logits"]}, scores)
             student, given = scores["student"], scores["teacher"]
             # What a control holds for ease of computation, and need not, is not counted.
-            used = sum(layout.bytes(teacher.facts.head_dim) for layout in layouts.values()) / len(layouts)
+            held = model.state_bytes()
+            used = sum(held.values()) / len(held)
             store.add(
                 {
                     **key,

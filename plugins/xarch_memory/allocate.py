@@ -164,7 +164,7 @@ class ErrorProbe:
             added_BLKI = torch.einsum("blki,kij->blkj", apart_BLKI, gram_KII)
             squared_BLK = (added_BLKI * apart_BLKI).sum(-1)
             columns.append((squared_BLK * weight_BL[:, :, None]).sum((0, 1)).double().cpu().numpy())
-        return np.stack(columns, 1)
+        return np.stack(columns, 1) if columns else np.zeros((heads, 0))
 
 
 class _Ranges:

@@ -33,7 +33,8 @@ def rotate(x_BLHE: Tensor, by: Rotation) -> Tensor:
     """Rotate the first 2F channels: halves (x1, x2) become (x1 cos - x2 sin, x2 cos + x1 sin)."""
     if by[0].shape[-1] == 0:
         return x_BLHE
-    if graph_form("attention") == "runtime" and by[0].shape[0] == 1:
+    # One rotation for all heads of one row of tokens, which is what the operator takes.
+    if graph_form("attention") == "runtime" and by[0].shape[0] == 1 and by[0].shape[2] == 1:
         return _in_runtime(x_BLHE, *by)
     plain = x_BLHE.dtype != by[0].dtype or torch.compiler.is_compiling() or any(t.requires_grad for t in by)
     if plain or any(n not in (1, whole) for n, whole in zip(by[0].shape[:2], x_BLHE.shape[:2], strict=True)):
