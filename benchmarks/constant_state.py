@@ -4,9 +4,9 @@
     python benchmarks/constant_state.py --wikitext wikitext2/test.txt --bytes 84000 --contexts 2048
 
 Every arm is the teacher with bounded memories in the same layers: windows in three precisions, eviction in two, H2O in
-int8, and the target ``memory``: of the same size in every head, or divided among them by the stage ``allocate``. Domains: WikiText-2 from a file, code
-(three modules of the standard library) and prose (topics of pydoc); the rows that ``allocate`` reads are of other
-modules and topics. Nothing is random. An interrupted measurement resumes.
+int8, and the target ``memory``: of the same size in every head, or divided among them by the stage ``allocate``.
+Domains: WikiText-2 from a file, code (three modules of the standard library) and prose (topics of pydoc); the rows that
+``allocate`` reads are of other modules and topics. Nothing is random. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
