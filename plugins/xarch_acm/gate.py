@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SURE = 6.0
-"""Logit of a new gate for all learners, beside 0 for the others, or the logarithm of what the last one gains: until gates
+"""Logit of a new gate for all learners, beside 0 for others, or the logarithm of what the last one gains: until gates
 are trained, nothing is left out."""
 SHARP = 10.0
 """Times which the logarithm of costs is a logit: a choice that costs a tenth more is drawn 2.6 times less often."""

@@ -21,7 +21,7 @@ class AcmOptions(Options):
         description="kinds of modules to replace: mlp, and the projections q, k, v, qkv (three in one) and o",
     )
     learners: int = Field(4, ge=2, le=64, description="learners N of a module")
-    budget: Share = Field(0.5, description="share of the learners' multiply-adds that gates are trained to run")
+    budget: Share = Field(0.5, description="share of the learners' multiply-adds that gates and what they run take")
     budgets: list[Share] = Field(
         [0.25, 0.5, 0.75],
         max_length=32,
@@ -38,7 +38,7 @@ class AcmOptions(Options):
         "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing",
     )
     temperature: float = Field(
-        0.8, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
+        0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
     )
     label_offset: Literal[0, -1] = Field(
         -1,

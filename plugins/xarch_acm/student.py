@@ -96,6 +96,7 @@ class AcmStudent(LocalStudent):
             "cost": module.cost,
             "least": module.least,
             "learners": module.learners,
+            "gate": 0.0 if self.ungated else module.gate_cost,
             "budget": self.options.budget,
         }
         for leaf in (GATE, CHOICE):
@@ -119,11 +120,10 @@ class AcmStudent(LocalStudent):
             for module in self.adaptive.values():
                 module.watch = None
 
-    @staticmethod
-    def _watch(path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
+    def _watch(self, path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
         def watch(made: Tensor, choice: Tensor) -> None:
             if spent is not None:
-                spent.add(path, choice)
+                spent.add(path, choice, gated=self.adaptive[path].point.fixed is None)
             for leaf, value in ((GATE, made), (CHOICE, choice)):
                 if f"{path}.{leaf}" in gates:
                     sink(f"{path}.{leaf}", flat(value))

@@ -110,12 +110,13 @@ def histogram(modules: Mapping[str, Counted], made: Mapping[str, Tensor], shift:
 
 
 def executed(modules: Mapping[str, Counted], logits: Mapping[str, Tensor], shift: float) -> float:
-    """Return the share of all learners' multiply-adds that shifted gates run, from what they give [T, K]."""
+    """Return the share of all learners' multiply-adds that shifted gates and what they choose take, from what they give
+    [T, K]."""
     ran = whole = 0.0
     for path, module in modules.items():
         found = logits[path]
         best = module.gate.scores(found, shift).argmax(-1) + module.least
-        ran += float(best.double().sum()) * module.cost
+        ran += float(best.double().sum()) * module.cost + len(found) * module.gate_cost
         whole += len(found) * module.learners * module.cost
     return ran / whole
 

@@ -61,6 +61,7 @@ class Threshold(StageKind):
                 else:
                     choice_T = module.gate.scores(lost(distances, sensitivity, threshold).log(), 0.0).argmax(-1)
                 ran += float((choice_T + module.least).double().sum()) * module.cost
+                ran += len(choice_T) * module.gate_cost
             return ran / total
 
         priced = student.options.gates == "estimate"

@@ -42,7 +42,7 @@ def make(
     x = torch.randn(3, 5, 8)
     wanted = model["mlp"](x).detach()
     part = Replaceable("mlp", "mlp", residual, ("up", "value"), lambda gate, value: F.silu(gate) * value, "down")
-    module = adaptive(model, part, AcmOptions(gates=gates))
+    module = adaptive(model, part, AcmOptions(gates=gates, temperature=0.8))
     nn.init.normal_(module.gate.out.weight, std=3.0 if gates == "estimate" else 1.0)
     nn.init.zeros_(module.gate.out.bias)
     return module.eval(), x, wanted
@@ -135,7 +135,7 @@ def choices(*learners: list[int]) -> torch.Tensor:
 
 
 def joined(kind, **options):
-    info = {"least": 0, "learners": 4, "budget": 0.5}
+    info = {"least": 0, "learners": 4, "budget": 0.5, "gate": 0.0}
     costs = {"a": 10.0, "b": 30.0}
     taps = {name: Tap(name, "logits", "BLK", {"K": 5}, info | {"cost": cost}) for name, cost in costs.items()}
     return kind(taps, None, kind.Options(**options), MatchContext())
