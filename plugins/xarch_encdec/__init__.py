@@ -17,7 +17,7 @@ def xarch_register(registry: Any) -> None:
         accepts=["decoder"],
         produces="encdec",
         recipes=["encdec"],
-        profiles=["cpu"],
+        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="encoder and decoder of a decoder's own layers: split, strided, copied, or by a budget",
     )
     registry.metric(
@@ -26,6 +26,14 @@ def xarch_register(registry: Any) -> None:
         accepts=["encdec"],
         summary="loss on held-out answers, KL to the teacher and top-1 agreement",
         needs=("torch",),
+    )
+    registry.metric(
+        "written-answers",
+        load="xarch_encdec.written:WrittenAnswers",
+        accepts=["encdec"],
+        summary="answers, and exact match and ROUGE-L of what the models write",
+        extra="answers",
+        needs=("torch", "rouge_score"),
     )
     registry.batch_step(
         "open-encoder",

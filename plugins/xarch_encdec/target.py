@@ -92,7 +92,7 @@ class EncDecTarget(TargetAdapter):
         return "encdec"
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
-        return encdec_graphs(own(student), profile)
+        return encdec_graphs(own(student), profile, options)
 
     def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         """Return the teacher as a decoder with caches, without weights of its own."""
