@@ -16,7 +16,7 @@ def xarch_register(registry: Any) -> None:
         load="xarch_encdec.target:EncDecTarget",
         accepts=["decoder"],
         produces="encdec",
-        recipes=["encdec"],
+        recipes=["encdec", "encdec-drop"],
         profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="encoder and decoder of a decoder's own layers: split, strided, copied, or by a budget",
     )
@@ -44,6 +44,16 @@ def xarch_register(registry: Any) -> None:
         "write-answers",
         load="xarch_encdec.on_policy:WriteAnswers",
         summary="replace answers with samples of the student",
+    )
+    registry.stage(
+        "drop_layers",
+        load="xarch_encdec.drop:DropLayers",
+        summary="choose the decoder layers that cost least to leave out",
+    )
+    registry.recipe(
+        "encdec-drop",
+        load="xarch_encdec:recipes/encdec-drop.yaml",
+        summary="encdec for `plan: drop`: the decoder's layers are chosen first",
     )
     registry.recipe(
         "encdec-demo",

@@ -87,6 +87,15 @@ class EncDecModel(nn.Module):
         future, last = self.opening.tolist()
         return Opening(future, last)
 
+    def keep(self, layers: Sequence[int], facts: EncDecFacts) -> None:
+        """Drop every decoder layer but some.
+
+        Args:
+            facts: of the model that is left.
+        """
+        self.facts = facts
+        self.decoder = nn.ModuleList([self.decoder[j] for j in layers])
+
     def layers(self) -> Sequence[DecoderLayer]:
         """Return the decoder layers."""
         return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
@@ -173,6 +182,7 @@ class EncDecModel(nn.Module):
         past: Sequence[Cache] | None = None,
         wanted: Collection[str] = (),
         push: Push = nothing,
+        without: Collection[int] = (),
     ) -> tuple[Tensor, list[Cache]]:
         """Return the final hidden states [B, T, D] of decoder tokens, and keys and values of all so far.
 
@@ -180,10 +190,13 @@ class EncDecModel(nn.Module):
             mask_BS: of the source.
             source: from :meth:`encode`.
             past: keys and values of earlier tokens; None before the first.
+            without: layers left out, as if they added nothing to the residual stream.
         """
         x_BTD, readings = self.enter_target(ids_BT, mask_BS, 0 if past is None else past[0][0].shape[2])
         caches = []
         for j, block in enumerate(self.layers()):
+            if j in without:
+                continue
             _give(wanted, push, f"decoder.{j}.input", x_BTD)
             reading = readings[self.facts.layer.window(j)]
             x_BTD, cache = block(x_BTD, reading, source[j], None if past is None else past[j])
