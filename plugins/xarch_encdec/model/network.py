@@ -128,10 +128,10 @@ class EncDecModel(nn.Module):
         readings = {}
         for window in dict.fromkeys(layer.windows or (None,)):
             bias_B1TS = self._cross_bias(place_BT, mask_BS, window)
-            if isinstance(before, int):
-                readings[window] = Reading(by, bias_B1TS, _self_bias(steps_T, before, window))
-            else:
+            if isinstance(before, Tensor):
                 readings[window] = Reading(by, bias_B1TS, *_buffer_bias(before, room or 0, window))
+            else:
+                readings[window] = Reading(by, bias_B1TS, _self_bias(steps_T, before, window))
         return embedded(self.embed, layer.embed_gain, ids_BT), readings
 
     def encode(
