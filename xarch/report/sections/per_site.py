@@ -74,8 +74,8 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _places(files: RunInfo, folder: str) -> dict[str, tuple[str, str]]:
-    """Return the name of a value in a stage's tables -> (its match, its site or tap); neither of these for a match of the
-    whole model."""
+    """Return the name of a value in a stage's tables -> (its match, its site or tap); no place for a match of the whole
+    model."""
     planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
     found = {}
     for row in rows_of(planned, "matches"):
@@ -115,11 +115,11 @@ def _of_matches(files: RunInfo) -> list[Block]:
     rows: list[list[str | Cell]] = []
     for folder, summary in files.stages.items():
         places = _places(files, folder)
-        for table, values in _numbers(summary).items():
+        for figure, values in _numbers(summary).items():
             for name, value in values.items():
                 match, place = places.get(name, ("", name))
                 if not place:
-                    rows.append([folder, match, _titled(files, table), number(value)])
+                    rows.append([folder, match, _titled(files, figure), number(value)])
     table = Table(["stage", "match", "figure", ""], rows, "lllr")
     return [Details("Figures of matches of the whole model", [table])] if rows else []
 
