@@ -33,6 +33,14 @@ class TestPairs(DataConformance):
         return f"pairs:{folder / 'pairs.jsonl'}"
 
 
+class TestDenoising(TestText):
+    options: ClassVar[Mapping[str, Any]] = {"tokenizer": "bytes", "mixture": "ul2", "marker": 0}
+    sample: ClassVar[Mapping[str, Any]] = {"source": 16, "target": 16}
+
+    def make_ref(self, folder: Path) -> str:
+        return super().make_ref(folder).replace("text:", "denoising:", 1)
+
+
 class TestPerplexity(MetricConformance):
     metric = "perplexity"
     family = "decoder"
