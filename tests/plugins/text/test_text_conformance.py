@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from xarch.testing import DataConformance, MetricConformance
 
 
@@ -33,6 +35,7 @@ class TestPairs(DataConformance):
         return f"pairs:{folder / 'pairs.jsonl'}"
 
 
+@pytest.mark.slow
 class TestDenoising(TestText):
     options: ClassVar[Mapping[str, Any]] = {"tokenizer": "bytes", "mixture": "ul2", "marker": 0}
     sample: ClassVar[Mapping[str, Any]] = {"source": 16, "target": 16}
