@@ -18,6 +18,8 @@ TITLES = {
     "cache_schemes": "The same bytes by published schemes: quality at 2048 tokens in all 30 layers",
     "state_recall": "The same students: what they know of a text some distance later",
     "edge_speed": "Exported students against their teacher at its best: speed, bytes, quality of the files",
+    "encdec_speed": "Exported encoder-decoders against their teacher: first token, tokens a second, bytes",
+    "study_encdec_starts": "How a decoder begins as an encoder-decoder, at equal tokens",
     "conversion_speed_cpu": "Matrix and hidden stages: speed",
     "matrix_memory": "Matrix stage: memory over tokens",
     "engine_overhead": "Engine: CPU time of a step over a plain loop",

@@ -32,6 +32,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "cache_schemes": conversions.cache_schemes,
     "state_recall": conversions.state_recall,
     "edge_speed": edge.edge_speed,
+    "encdec_speed": edge.encdec_speed,
     "matrix_memory": conversions.matrix_memory,
     "plan_accuracy": conversions.plan_accuracy,
     "engine_overhead": conversions.engine_overhead,

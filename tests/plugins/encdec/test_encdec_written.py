@@ -14,6 +14,8 @@ from xarch_encdec.generation import answers
 from xarch_encdec.teacher import AnswerView
 from xarch_encdec.written import WrittenAnswers
 
+pytestmark = pytest.mark.slow  # rouge-score imports nltk, which takes seconds
+
 
 class Words:
     """Tokens as words of which the second half differ in case and punctuation alone."""
