@@ -61,6 +61,7 @@ def xarch_register(registry: Any) -> None:
     for name, summary in (
         ("acm-classify", "acm with the paper's gates, which choose among numbers of learners"),
         ("acm-fixed", "control of acm: the same learners and training, a fixed number per module, no gates"),
+        ("acm-experts", "rival of acm: hidden units as experts, routers that expect the most active (MoEfication)"),
         ("digits-vit-teacher", "makes the teacher of acm-demo"),
         ("acm-demo", "demo: a ViT of digits with MLPs that run half of their learners, chosen for every token"),
     ):

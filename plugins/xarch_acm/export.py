@@ -76,6 +76,8 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     Raises:
         PlanError: the student has no such budget, or the profile no such mode.
     """
+    if student.options.gates == "experts":
+        raise PlanError("export: experts are a rival to measure, and have no graph", "export.profiles=[]")
     free = not profile.static and profile.allows(*NEEDED)
     mode = options.mode if options.mode != "auto" else "dynamic" if free else "static_budget"
     if mode == "dynamic" and not free:

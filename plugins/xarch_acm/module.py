@@ -84,6 +84,11 @@ class AdaptiveModule(nn.Module):
         return self.units * (self.inputs * len(self.into) + self.outputs) / self.learners
 
     @property
+    def gated(self) -> bool:
+        """Whether its gate runs."""
+        return self.point.fixed is None
+
+    @property
     def gate_cost(self) -> float:
         """Return the multiply-adds of the gate at one position."""
         return float(sum(p.numel() for p in self.gate.parameters() if p.ndim == 2))

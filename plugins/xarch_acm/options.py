@@ -30,12 +30,13 @@ class AcmOptions(Options):
     gate_share: float = Field(
         0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
     )
-    gates: Literal["estimate", "classify", "fixed", "random"] = Field(
+    gates: Literal["estimate", "classify", "fixed", "random", "experts"] = Field(
         "estimate",
         description="`estimate`: gates tell what the teacher's answer loses with each number of learners, and the "
         "cheapest at the price of a budget runs; `classify`: they choose among the numbers, and learn first where the "
-        "distance to the module's output falls too little, as in the paper. Two controls: `fixed`: a number per "
-        "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing",
+        "distance to the module's output falls too little, as in the paper. Three controls: `fixed`: a number per "
+        "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing; `experts`: as "
+        "many learners at every position, those that a router expects to be most active (MoEfication)",
     )
     temperature: float = Field(
         0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch_acm.experts import ExpertModule
 from xarch_acm.labels import lost, stop
 from xarch_acm.learners import adaptive, chosen
 from xarch_acm.module import AdaptiveModule, Point
@@ -78,8 +79,17 @@ class AcmStudent(LocalStudent):
 
     @property
     def ungated(self) -> bool:
-        """Whether no gate ever chooses."""
-        return self.options.gates == "fixed"
+        """Whether no gate chooses a number of learners."""
+        return self.options.gates in ("fixed", "experts")
+
+    def always(self) -> float:
+        """Return what gates take at a fixed number of learners, as a share of all learners' multiply-adds."""
+        modules = self.adaptive.values()
+        return (
+            sum(m.gate_cost for m in modules if m.gated) / sum(m.cost * m.learners for m in modules)
+            if self.ungated
+            else 0.0
+        )
 
     def _uniform(self, share: float) -> dict[str, int]:
         """Return the same number of learners for every module, within a budget where one learner is."""
@@ -96,7 +106,7 @@ class AcmStudent(LocalStudent):
             "cost": module.cost,
             "least": module.least,
             "learners": module.learners,
-            "gate": 0.0 if self.ungated else module.gate_cost,
+            "gate": 0.0 if self.options.gates == "fixed" else module.gate_cost,
             "budget": self.options.budget,
         }
         for leaf in (GATE, CHOICE):
@@ -123,7 +133,7 @@ class AcmStudent(LocalStudent):
     def _watch(self, path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
         def watch(made: Tensor, choice: Tensor) -> None:
             if spent is not None:
-                spent.add(path, choice, gated=self.adaptive[path].point.fixed is None)
+                spent.add(path, choice, gated=self.adaptive[path].gated)
             for leaf, value in ((GATE, made), (CHOICE, choice)):
                 if f"{path}.{leaf}" in gates:
                     sink(f"{path}.{leaf}", flat(value))
@@ -181,10 +191,11 @@ class AcmStudent(LocalStudent):
 
     def _gate(self, path: str) -> Site:
         gate, _ = self._gate_taps(path)
-        taught = (
-            Tap(f"{path}.lost", "loss", "BLK", gate.shape) if self._estimates else Tap(f"{path}.label", "label", "BL")
-        )
-        read = ("in", "out", SENSITIVITY) if self._estimates else ("in", "out")
+        read, taught = ["in", "out"], Tap(f"{path}.label", "label", "BL")
+        if self._estimates:
+            read, taught = [*read, SENSITIVITY], Tap(f"{path}.lost", "loss", "BLK", gate.shape)
+        elif self.options.gates == "experts":
+            taught = Tap(f"{path}.activity", "share", "BLK", gate.shape)
         return Site(f"{path}.{GATE}", {name: f"{path}.{name}" for name in read}, {GATE: gate, taught.leaf: taught})
 
     @property
@@ -199,14 +210,20 @@ class AcmStudent(LocalStudent):
             values["prefixes"] = module.prefixes(x_BLD)
         if GATE in wanted:
             values[GATE] = module.gate(x_BLD)
-        if "lost" in wanted or "label" in wanted:
+        if not {"lost", "label", "activity"}.isdisjoint(wanted):
             with torch.no_grad():
-                distances = module.distances(module.prefixes(x_BLD), inputs["out"])
-                if "lost" in wanted:
-                    values["lost"] = lost(distances, inputs[SENSITIVITY], self.threshold)
-                else:
-                    values["label"] = stop(distances, self.threshold, self.options.label_offset)
+                values |= self._taught(path, x_BLD, inputs)
         return values
+
+    def _taught(self, path: str, x_BLD: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what a gate learns first, by the name of its tap."""
+        module = self.adaptive[path]
+        if isinstance(module, ExpertModule):
+            return {"activity": module.activity(x_BLD)}
+        distances = module.distances(module.prefixes(x_BLD), inputs["out"])
+        if self._estimates:
+            return {"lost": lost(distances, inputs[SENSITIVITY], self.threshold)}
+        return {"label": stop(distances, self.threshold, self.options.label_offset)}
 
     def param_groups(self) -> Mapping[str, list[str]]:
         """Return ``gates``, ``learners``, ``trunk`` (everything that is the teacher's) and ``all`` that

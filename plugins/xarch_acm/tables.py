@@ -62,7 +62,7 @@ class Tables(StageKind):
         per_site: dict[str, dict[str, float]] = {}
         for share in student.shares():
             name, shift = f"{round(100 * share)}", 0.0
-            fixed = fewest(losses, student.adaptive, share) if losses else student.fixed[share]
+            fixed = fewest(losses, student.adaptive, share - student.always()) if losses else student.fixed[share]
             per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
             if not student.ungated:
                 shift, made = _shifted(student, batches, share)
