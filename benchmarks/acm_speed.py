@@ -144,7 +144,7 @@ def modules(width: int) -> dict[str, tuple[ExportGraph, float]]:
     for budget in BUDGETS:
         shift = shift_for({"mlp": module}, {"mlp": made}, budget)
         share = executed({"mlp": module}, {"mlp": made}, shift)
-        found[f"dynamic {budget}"] = graph(DynamicModule(module, shift)), share
+        found[f"dynamic {budget}"] = graph(DynamicModule(module, Point(shift=shift))), share
         found[f"static {budget}"] = graph(StaticModule(module, round(4 * budget))), budget
     found["masked 0.5"] = graph(module), 0.5
     return found

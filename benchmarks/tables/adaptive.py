@@ -7,7 +7,7 @@ from benchmarks.tables.row import Row, grouped
 
 
 def acm_speed(result: Result) -> list[Row]:
-    """CPU time of every form of a model or module beside the dense one, and the share of multiply-adds that it takes."""
+    """CPU time of every form of a model or module beside the dense one, and the share of multiply-adds it takes."""
     found = []
     for (part, modules, width), at in grouped(result.points, "part", "modules", "width").items():
         dense = next(p for p in at if p["form"] == "dense")

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from xarch import ExportGraph, PlanError, Profile, Student, rebuilder, validated
-from xarch_acm.cut import DynamicModule, StaticModule
+from xarch_acm.cut import DynamicModule, FilledModule, StaticModule
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmExport
 from xarch_acm.sharing import sharing
-from xarch_acm.student import GATED, STATIC, AcmStudent
+from xarch_acm.shift_input import with_shift
+from xarch_acm.student import BUCKETED, GATED, STATIC, AcmStudent
 
 NEEDED = ("NonZero", "ScatterND", "ArgMax")
 """Operators of a graph that runs only the chosen learners."""
@@ -46,16 +47,25 @@ def learners_of(student: AcmStudent, name: str) -> dict[str, int]:
 
 def masked_model(student: AcmStudent, name: str) -> Student:
     """Return the model with gates, at a gated operating point; "" for gates as they were trained."""
-    if not name:
-        return student.inner
-    points = student.points(name)
+    points = points_of(student, name)
     return rebuilt(student, lambda path, module: _aimed(module, points[path]))
 
 
 def dynamic_model(student: AcmStudent, name: str) -> Student:
     """Return the same model, running only the chosen learners."""
-    points = student.points(name) if name else {path: module.point for path, module in student.adaptive.items()}
-    return rebuilt(student, lambda path, module: DynamicModule(module, points[path].shift))
+    points = points_of(student, name)
+    return rebuilt(student, lambda path, module: DynamicModule(module, points[path]))
+
+
+def points_of(student: AcmStudent, name: str) -> dict[str, Point]:
+    """Return how every module is run at an operating point; "" for the student itself."""
+    return dict(student.points(name)) if name else {path: module.point for path, module in student.adaptive.items()}
+
+
+def bucketed_model(student: AcmStudent, name: str) -> Student:
+    """Return the model whose learners have room for fixed shares of the positions."""
+    points = student.points(name)
+    return rebuilt(student, lambda path, module: FilledModule(module, points[path]))
 
 
 def _aimed(module: AdaptiveModule, point: Point) -> AdaptiveModule:
@@ -84,13 +94,19 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
         raise PlanError(
             f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
             f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
-            "--set export.options.mode=static_budget, which has a fixed number of learners per module",
+            "--set export.options.mode=static_budget, with a fixed number of learners per module, or mode=bucketed, "
+            "where every learner has room for a fixed share of positions",
         )
     facts: dict[str, Any] = {"mode": mode, "modules": {p: m.learners for p, m in student.adaptive.items()}}
     if mode == "static_budget":
         variant = _variant(student, STATIC, options.budget or student.options.budget, exact=options.budget is not None)
         model, facts["learners"] = static_model(student, variant), learners_of(student, variant)
         facts["executed"] = round(executed(student, facts["learners"]), 4)
+    elif mode == "bucketed":
+        variant = _variant(
+            student, BUCKETED, options.budget or student.options.budget, exact=options.budget is not None
+        )
+        model = masked_model(student, variant) if _is_plan(student) else bucketed_model(student, variant)
     else:
         variant = "" if options.budget is None else _variant(student, GATED, options.budget, exact=True)
         form = masked_model if mode == "masked" or _is_plan(student) else dynamic_model
@@ -98,6 +114,11 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     adapter, _ = rebuilder(student.facts)
     given = validated(adapter.ExportOptions, options.graph, "export.options.graph")
     graphs = adapter.export_graphs(model, profile, given)
+    if options.shift_input:
+        facts["shifts"] = {f"{share:g}": student.shifts[share] for share in student.shares()}
+        shift = float(next(iter(points_of(student, variant).values())).shift)
+        parts = [model.module.get_submodule(path) for path in student.adaptive]
+        graphs = [with_shift(graph, parts, shift, mode) for graph in graphs]
     return [replace(graph, variant=variant, metadata={**graph.metadata, "acm": facts}) for graph in graphs]
 
 

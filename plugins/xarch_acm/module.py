@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xarch_acm.filled import counts
 from xarch_acm.gate import Gate
 
 Watch = Callable[[Tensor, Tensor], None]
@@ -26,10 +27,12 @@ class Point:
         shift: for more learners (fewer, if negative): the logarithm by which gates that estimate take a learner to be
             cheaper, or what is added once per learner to the logits of others. A tensor in an exported graph.
         fixed: number of learners for every position, without the gate; None: the gate chooses.
+        filled: share of a sample's positions that runs each learner, those that want it most; None: as many as do.
     """
 
     shift: float | Tensor = 0.0
     fixed: int | None = None
+    filled: tuple[float, ...] | None = None
 
 
 class AdaptiveModule(nn.Module):
@@ -132,10 +135,15 @@ class AdaptiveModule(nn.Module):
             if self.watch is not None:
                 self.watch(made, choice)
             return self.out(hidden)
-        best = scores.argmax(-1, keepdim=True)
+        best = scores.argmax(-1, keepdim=True) if self.point.filled is None else self._filled(scores, self.point.filled)
         if self.watch is not None:
             self.watch(made, F.one_hot(best[..., 0], made.shape[-1]).to(made))
         return self.out(hidden * (best + self.least > self.owner_F))
+
+    def _filled(self, scores: Tensor, shares: Sequence[float]) -> Tensor:
+        """Return choices [..., 1] by the room that learners have; positions are all dimensions but first and last."""
+        flat = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+        return (counts(flat, shares) - self.least).clamp_min(0).reshape(*scores.shape[:-1], 1)
 
     def chosen(self, scores: Tensor) -> Tensor:
         """Return choices [..., K]: one-hot, with the gradient of their softmax; sampled in train mode, unless the

@@ -50,16 +50,22 @@ class AcmOptions(Options):
 class AcmExport(Options):
     """Export options of the target ``acm``."""
 
-    mode: Literal["auto", "masked", "static_budget", "dynamic"] = Field(
+    mode: Literal["auto", "masked", "static_budget", "dynamic", "bucketed"] = Field(
         "auto",
         description="dynamic: every learner runs on the positions that chose it; static_budget: a fixed number of "
-        "learners per module, without gates; masked: gates choose, but all learners are computed, a reference of "
+        "learners per module, without gates; bucketed: every learner has room for a fixed share of the "
+        "positions, those that want it most; masked: gates choose, but all learners are computed, a reference of "
         "quality that is never faster; auto: dynamic, or static_budget where shapes are static",
     )
     budget: Share | None = Field(
         None,
         description="one of the student's budgets; default: with gates as they were trained, with fixed learners the "
         "trained budget, or the one nearest to it",
+    )
+    shift_input: bool = Field(
+        False,
+        description="with gates: the graph takes their shift as its input `shift`, and one file serves all budgets; "
+        "the shift of each is in its metadata",
     )
     graph: dict[str, Any] = Field(
         default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"

@@ -21,7 +21,9 @@ from xarch_acm.options import AcmOptions
 from xarch_acm.spent import DEVIATION, EXECUTED, Spent
 
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
-STATIC, GATED = "static", "gated"
+STATIC, GATED, BUCKETED = "static", "gated", "bucketed"
+CAUSAL = ("decoder",)
+"""Families whose positions must not depend on later ones."""
 Points = Mapping[str, Point]
 
 
@@ -42,6 +44,7 @@ class AcmStudent(LocalStudent):
         threshold: for what gates learn: the price of a mean learner, in the answer's divergence; or from which share of
             the distance on a further one helps too little.
         shifts, fixed: budget -> shift of the gates; budget -> path -> learners.
+        filled: budget -> path -> share of the positions that runs each learner, in bucketed form.
     """
 
     spends = (EXECUTED, DEVIATION)
@@ -58,6 +61,7 @@ class AcmStudent(LocalStudent):
         self.threshold = 1.0
         self.shifts = {share: 0.0 for share in self.shares()}
         self.fixed = {share: self._uniform(share) for share in self.shares()}
+        self.filled = {share: self._rooms(self.fixed[share]) for share in self.shares()}
         self._spent = Spent(self.adaptive)
         self._settle()
 
@@ -94,6 +98,10 @@ class AcmStudent(LocalStudent):
     def _uniform(self, share: float) -> dict[str, int]:
         """Return the same number of learners for every module, within a budget where one learner is."""
         return {path: max(1, int(share * m.learners + 1e-9)) for path, m in self.adaptive.items()}
+
+    def _rooms(self, fixed: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+        """Return the shares of positions at which all run as many learners."""
+        return {path: tuple(float(n < k) for n in range(self.adaptive[path].learners)) for path, k in fixed.items()}
 
     def taps(self) -> Mapping[str, Tap]:
         """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: what the gate
@@ -246,13 +254,19 @@ class AcmStudent(LocalStudent):
         return self.inner.couples_batch
 
     def variants(self) -> Mapping[str, TapModel]:
-        """Return ``gated-B`` (if there are gates) and ``static-B`` for every budget of B per cent."""
+        """Return an operating point of every kind at every budget of B per cent, e.g. ``gated-B``."""
         return {name: OperatingPoint(self, self.points(name)) for name in self.names()}
+
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of operating points: gates choose, the number is fixed, learners have room for a fixed share
+        of the positions. The last needs all positions of a sample at once."""
+        if self.ungated:
+            return (STATIC,)
+        return (GATED, STATIC) if self.family in CAUSAL else (GATED, STATIC, BUCKETED)
 
     def names(self) -> Sequence[str]:
         """Return the names of all operating points."""
-        kinds = (STATIC,) if self.ungated else (GATED, STATIC)
-        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in kinds]
+        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in self.kinds()]
 
     def points(self, name: str) -> Points:
         """Return how every module is run at an operating point."""
@@ -260,7 +274,10 @@ class AcmStudent(LocalStudent):
         share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
         if kind == STATIC:
             return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
-        return dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+        shift = self.shifts[share]
+        if kind == BUCKETED:
+            return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
+        return dict.fromkeys(self.adaptive, Point(shift=shift))
 
     @contextmanager
     def at(self, points: Points) -> Iterator[None]:
@@ -290,6 +307,8 @@ class AcmStudent(LocalStudent):
             if set(fixed) != set(self.adaptive):
                 raise PlanError(f"decision `tables`: budget {share} names {len(fixed)} modules of {len(self.adaptive)}")
             self.shifts[share], self.fixed[share] = float(row["shift"]), fixed
+            filled = {str(path): tuple(map(float, shares)) for path, shares in row.get("filled", {}).items()}
+            self.filled[share] = filled or self._rooms(fixed)
         self._settle()
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -64,12 +64,14 @@ class Tables(StageKind):
             name, shift = f"{round(100 * share)}", 0.0
             fixed = fewest(losses, student.adaptive, share - student.always()) if losses else student.fixed[share]
             per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
+            row: dict[str, Any] = {"budget": share, "fixed": fixed}
             if not student.ungated:
                 shift, made = _shifted(student, batches, share)
                 figures |= {f"shift.{name}": shift, f"gated.{name}": executed(student.adaptive, made, shift)}
                 if share == student.options.budget:
                     per_site |= histogram(student.adaptive, made, shift)
-            rows.append({"budget": share, "shift": shift, "fixed": fixed})
+                row["filled"] = {path: _reached(m, made[path], shift) for path, m in student.adaptive.items()}
+            rows.append(row | {"shift": shift})
         return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
 
 
@@ -94,6 +96,12 @@ def _gate_values(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Ten
     for batch in batches:
         student.run(batch.seen_by("student"), {f"{path}.{GATE}" for path in student.adaptive}, take)
     return {path: torch.cat(found) for path, found in parts.items()}
+
+
+def _reached(module: Counted, made: Tensor, shift: float) -> list[float]:
+    """Return the share of positions that runs each learner, from what a gate gives [T, K]."""
+    count_T = module.gate.scores(made, shift).argmax(-1) + module.least
+    return [float((count_T > n).double().mean()) for n in range(module.learners)]
 
 
 def histogram(modules: Mapping[str, Counted], made: Mapping[str, Tensor], shift: float) -> dict[str, dict[str, float]]:

@@ -55,7 +55,10 @@ def whole(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_every_budget_is_an_operating_point_with_its_cost(whole: Path) -> None:
     found = json.loads((whole / "eval.json").read_text())
-    assert list(found["variants"]) == ["gated-25", "static-25", "gated-50", "static-50"]
+    assert list(found["variants"]) == [
+        *("gated-25", "static-25", "bucketed-25"),
+        *("gated-50", "static-50", "bucketed-50"),
+    ]
     executed = {name: figures["executed"] for name, figures in found["variants"].items()}
     assert executed["static-25"] <= 0.25
     assert executed["static-50"] == pytest.approx(0.5)
