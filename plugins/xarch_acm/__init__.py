@@ -63,6 +63,7 @@ def xarch_register(registry: Any) -> None:
         ("acm-fixed", "control of acm: the same learners and training, a fixed number per module, no gates"),
         ("acm-experts", "rival of acm: hidden units as experts, routers that expect the most active (MoEfication)"),
         ("digits-vit-teacher", "makes the teacher of acm-demo"),
+        ("acm-smollm2", "demo: SmolLM2-135M with MLPs that run half of their learners, chosen for every token"),
         ("acm-demo", "demo: a ViT of digits with MLPs that run half of their learners, chosen for every token"),
     ):
         registry.recipe(name, load=f"xarch_acm:recipes/{name}.yaml", summary=summary)

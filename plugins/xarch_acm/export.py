@@ -86,17 +86,7 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     Raises:
         PlanError: the student has no such budget, or the profile no such mode.
     """
-    if student.options.gates == "experts":
-        raise PlanError("export: experts are a rival to measure, and have no graph", "export.profiles=[]")
-    free = not profile.static and profile.allows(*NEEDED)
-    mode = options.mode if options.mode != "auto" else "dynamic" if free else "static_budget"
-    if mode == "dynamic" and not free:
-        raise PlanError(
-            f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
-            f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
-            "--set export.options.mode=static_budget, with a fixed number of learners per module, or mode=bucketed, "
-            "where every learner has room for a fixed share of positions",
-        )
+    mode = _mode(student, profile, options.mode)
     facts: dict[str, Any] = {"mode": mode, "modules": {p: m.learners for p, m in student.adaptive.items()}}
     if mode == "static_budget":
         variant = _variant(student, STATIC, options.budget or student.options.budget, exact=options.budget is not None)
@@ -120,6 +110,31 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
         parts = [model.module.get_submodule(path) for path in student.adaptive]
         graphs = [with_shift(graph, parts, shift, mode) for graph in graphs]
     return [replace(graph, variant=variant, metadata={**graph.metadata, "acm": facts}) for graph in graphs]
+
+
+def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
+    """Return the mode of the graphs.
+
+    Raises:
+        PlanError: the student or the profile does not have it.
+    """
+    hint = "--set export.options.mode=static_budget, with a fixed number of learners per module"
+    if student.options.gates == "experts":
+        raise PlanError("export: experts are a rival to measure, and have no graph", "--set export.profiles=[]")
+    free = not profile.static and profile.allows(*NEEDED)
+    if wanted == "auto":
+        return "dynamic" if free and not student.ungated else "static_budget"
+    if wanted != "static_budget" and student.ungated:
+        raise PlanError(f"export.options.mode: {wanted} needs gates, and this student has none", hint)
+    if wanted == "bucketed" and BUCKETED not in student.kinds():
+        raise PlanError("export.options.mode: bucketed gates compare a position with later ones, also of text", hint)
+    if wanted == "dynamic" and not free:
+        raise PlanError(
+            f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
+            f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
+            f"{hint}, or mode=bucketed, where every learner has room for a fixed share of positions",
+        )
+    return wanted
 
 
 def _is_plan(student: AcmStudent) -> bool:

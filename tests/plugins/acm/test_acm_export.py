@@ -132,10 +132,16 @@ def test_room_is_for_positions_that_want_most():
     assert counts(scores, [0.75, 0.25]).tolist() == [[1, 2, 0, 1]]
 
 
-def test_modes_that_a_profile_or_student_does_not_have(student):
+def test_modes_that_a_profile_or_student_does_not_have(student, tmp_path):
     with pytest.raises(PlanError, match=r"shapes depend on values \(NonZero") as refused:
         acm_graphs(student, npu, AcmExport(mode="dynamic"))
     assert "static_budget" in str(refused.value.hint)
+    fixed = with_random_gates(tmp_path, gates="fixed")
+    for mode in ("dynamic", "masked", "bucketed"):
+        with pytest.raises(PlanError, match="gates") as refused:
+            acm_graphs(fixed, cpu, AcmExport(mode=mode))
+        assert "static_budget" in str(refused.value.hint)
+    assert acm_graphs(fixed, cpu, AcmExport())[0].variant == "static-50"
     with pytest.raises(PlanError, match="mode static_budget has no shift"):
         acm_graphs(student, cpu, AcmExport(mode="static_budget", budget=0.5, shift_input=True))
     with pytest.raises(PlanError, match=r"no operating point at 0\.4; its budgets are 0\.25, 0\.5, 0\.75"):
