@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from xarch_acm.module import AdaptiveModule, shifted
+from xarch_acm.module import AdaptiveModule
 
 
 class Learners(nn.Module):
@@ -57,7 +57,7 @@ class DynamicModule(nn.Module):
         module: in whose weights learners are cut. shift: of the gate, see ``Point``.
     """
 
-    def __init__(self, module: AdaptiveModule, shift: float) -> None:
+    def __init__(self, module: AdaptiveModule, shift: float | Tensor) -> None:
         super().__init__()
         self.gate, self.shift, self.least, self.outputs = module.gate, shift, module.least, module.outputs
         every = range(module.learners)
@@ -66,7 +66,7 @@ class DynamicModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
-        count_T = shifted(self.gate(x_TD), self.shift).argmax(-1) + self.least
+        count_T = self.gate.scores(self.gate(x_TD), self.shift).argmax(-1) + self.least
         y_TO = x.new_zeros(x_TD.shape[0], self.outputs)
         if self.bias is not None:
             y_TO = y_TO + self.bias

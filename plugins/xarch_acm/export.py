@@ -54,8 +54,8 @@ def masked_model(student: AcmStudent, name: str) -> Student:
 
 def dynamic_model(student: AcmStudent, name: str) -> Student:
     """Return the same model, running only the chosen learners."""
-    shifts = {path: point.shift for path, point in student.points(name).items()} if name else {}
-    return rebuilt(student, lambda path, module: DynamicModule(module, shifts.get(path, 0.0)))
+    points = student.points(name) if name else {path: module.point for path, module in student.adaptive.items()}
+    return rebuilt(student, lambda path, module: DynamicModule(module, points[path].shift))
 
 
 def _aimed(module: AdaptiveModule, point: Point) -> AdaptiveModule:

@@ -57,7 +57,7 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
             f"--set student.options.learners={max(2, out.in_features)}",
         )
     width = options.gate_share * (len(layers) * layers[0].in_features + out.out_features) * out.in_features
-    return AdaptiveModule(
+    made = AdaptiveModule(
         layers,
         part.activation,
         out,
@@ -65,7 +65,12 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         least=0 if part.residual else 1,
         gate_width=max(4, min(WIDEST_GATE, round(width / layers[0].in_features))),
         temperature=options.temperature,
+        estimates=options.gates == "estimate",
     )
+    if options.gates == "random":
+        nn.init.normal_(made.gate.out.weight)
+        nn.init.zeros_(made.gate.out.bias)
+    return made
 
 
 def renamed(part: Replaceable, name: str) -> tuple[str, ...]:

@@ -96,10 +96,12 @@ class AcmTarget(TargetAdapter):
 
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> Sorter:
         """Return what sorts the hidden units of a module."""
-        return Sorter(own(student).adaptive[site], site)
+        path = site.rpartition(".")[0]
+        return Sorter(own(student).adaptive[path], path)
 
     def recipe(self, facts: Any, options: BaseModel) -> str:
-        return "acm"
+        gates = cast(AcmOptions, options).gates
+        return {"estimate": "acm", "classify": "acm-classify"}.get(gates, "acm-fixed")
 
     def controls(self, teacher: Teacher, student: Student) -> Mapping[str, Control]:
         """Return the teacher truncated to the student's budget."""
