@@ -50,7 +50,6 @@ class Arm:
     encoder: int
     decoder: int
     cross: str = "self_copy"
-    share: bool = False
 
 
 ARMS = {
@@ -58,7 +57,6 @@ ARMS = {
     "19+9": Arm(19, 9),
     "20+10 merged": Arm(20, 10, "merged"),
     "24+5": Arm(24, 5),
-    "20+30 shared": Arm(20, 30, "merged", share=True),
 }
 
 
@@ -76,7 +74,7 @@ def main() -> None:
     settings = {"teacher": TEACHER, "decoded": DECODED, "repeats": REPEATS}
     store = Store(chosen.out, header("encdec_speed", settings, threads=1), chosen.fresh)
     work = chosen.work / store.key
-    write_all(work, chosen.arms, chosen.prompts)
+    write_all(work, chosen.arms, sorted({*chosen.prompts, RESIDENT}))
     for prompt in chosen.prompts:
         measure(store, work, [arm for arm in chosen.arms if store.find(arm=arm, prompt=prompt) is None], prompt)
     for arm in chosen.arms:

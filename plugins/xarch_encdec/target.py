@@ -15,6 +15,7 @@ from xarch import (
     ExportGraph,
     Initialisation,
     ParityCase,
+    PlanError,
     Profile,
     Student,
     Tap,
@@ -52,6 +53,18 @@ class Built(EncDecStudent):
         self.first = [float(options.mask == "full"), float(options.memory == "last")]
         count = counts_of(facts, options)[1]
         self.keep = count if count < len(layout.decoder) else None
+
+    def finish(self) -> None:
+        """Check that the decoder's layers are chosen.
+
+        Raises:
+            PlanError: no stage has chosen them.
+        """
+        if self.keep is not None:
+            raise PlanError(
+                f"plan drop: no stage chose {self.keep} of {len(self.layout.decoder)} decoder layers",
+                "use the recipe `encdec-drop`, or a stage of kind drop_layers",
+            )
 
     def decide(self, decisions: Mapping[str, Any]) -> None:
         """Apply ``{"decoder": [...]}``: keep the decoder layers made of these layers of the teacher.

@@ -19,6 +19,7 @@ from xarch import Batch, BatchStream, DataInfo, DataProvider, DataRequest, Optio
 from xarch_text.options import TextOptions
 from xarch_text.pair_encoding import Tokens, to_batch
 from xarch_text.provider import TextData
+from xarch_text.request import check_context
 
 MOST = 1 << 20
 
@@ -84,12 +85,8 @@ class DenoisingData(DataProvider):
         sample = validated(DenoisingSample, request.sample, "sample")
         options: DenoisingOptions = request.options
         longest = _longest(sample, options.mixture)
-        most = getattr(request.facts, "max_positions", None)
-        if most is not None and longest > most:
-            raise UsageError(
-                f"pairs have up to {longest} tokens with their markers, but the teacher supports at most {most}",
-                "lower `data.sample.source` or `data.sample.target`",
-            )
+        remedy = "lower `data.sample.source` or `data.sample.target`"
+        check_context(longest, request.facts, "pairs and their markers have up to", remedy)
         tensors = {key: TensorInfo("BS", dtype="int64") for key in ("input_ids", "attention_mask")}
         tensors["decoder_input_ids"] = TensorInfo("BT")
         tensors |= {key: TensorInfo("BT", dtype="float32") for key in ("answer_mask", "prefix_mask")}

@@ -88,6 +88,8 @@ def test_wrong_decisions_and_counts_are_refused(teacher: Teacher) -> None:
     student = student_of(teacher, plan="drop", encoder=3, decoder=2)
     with pytest.raises(ValueError, match="decoder's layers"):
         student.decide({"decoder": [0, 7]})
+    with pytest.raises(PlanError, match="no stage chose 2 of 5"):
+        student.finish()
     with pytest.raises(PlanError, match="6 layers"):
         student_of(teacher, plan="drop", decoder=6)
     assert EncDecTarget().recipe(teacher.facts, EncDecOptions(plan="drop")) == "encdec-drop"

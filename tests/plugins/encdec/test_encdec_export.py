@@ -20,7 +20,7 @@ from xarch.export.run import ExportResult, export_profile
 from xarch_encdec.bench import answer_cases
 from xarch_encdec.driving import DECODER, ENCODER, AnswerGraphs, own_names, source_names
 from xarch_encdec.family import PROGRAM
-from xarch_encdec.generation import written
+from xarch_encdec.generation import answers, written
 from xarch_encdec.target import EncDecTarget
 
 pytestmark = pytest.mark.slow
@@ -109,6 +109,7 @@ def test_the_files_are_evaluated_as_the_student_is(run: tuple[Path, ExportResult
     exported = EncDecTarget().exported(run[0] / "export" / "cpu", run[2], threads=1)
     batch = pairs(3).seen_by("student")
     assert torch.allclose(logits(exported, batch), logits(run[2], batch), atol=1e-4)
+    assert answers(exported, batch, 12, (258,)) == answers(run[2], batch, 12, (258,))
 
 
 def test_the_bench_runs_encoder_and_decoder(run: tuple[Path, ExportResult, Any]) -> None:
