@@ -40,6 +40,39 @@ def edge_speed(result: Result) -> list[Row]:
     return found
 
 
+FIRST = {"15+12": 0.52, "19+9": 0.65, "20+10 merged": 0.65}
+"""Student -> longest time to the first token, in the teacher's, from prompts of 512 tokens on."""
+FASTER = {"24+5": 2.7}
+"""Student -> least tokens a second, in the teacher's."""
+BYTES = {"files": 1.03, "resident": 1.10}
+NEAR, NEAR_FROM = 0.08, 256
+"""How near the predictor is to be, from which prompt on."""
+
+
+def encdec_speed(result: Result) -> list[Row]:
+    """Encoder-decoders: first token and tokens a second beside the teacher's, the predictor's and the bars; bytes."""
+    found = []
+    for p in result.points:
+        if p.get("what") == "memory":
+            figures = [f"{key} {p[f'{key}_mb']:.0f} MB, {p[key]:.3f}× (bar {bar})" for key, bar in BYTES.items()]
+            said = f"{p['parameters']:.3f}× parameters"
+            found.append(Row(f"{p['arm']}: memory", "; ".join(figures), "", "", f"teacher; {said}"))
+            continue
+        first, speed = FIRST.get(p["arm"]) if p["prompt"] >= 512 else None, FASTER.get(p["arm"])
+        figure = f"first token {p['first_ratio']:.2f}×" + (f" (bar {first})" if first else "")
+        figure += f", tokens a second {p['speed']:.2f}×" + (f" (bar {speed})" if speed else "")
+        told = f"predicted {p['predicted_first']:.2f}×" + (f" (within {NEAR})" if p["prompt"] >= NEAR_FROM else "")
+        told += f", {p['predicted_speed']:.2f}×"
+        if "rival_first" in p:
+            told += f"; beside onnxruntime-genai {p['rival_first']:.2f}×, {p['rival_speed']:.2f}×"
+        least, most = min(p["first_ratios"]), max(p["first_ratios"])
+        row = Row(
+            f"{p['arm']}, prompt of {p['prompt']}", figure, f"{least:.2f}–{most:.2f}", str(len(p["first_ratios"])), told
+        )
+        found.append(row)
+    return found
+
+
 def _beside(p: dict[str, float | str], rival: dict[str, float] | None) -> str:
     if rival is None or p["arm"] == RIVAL:
         return ""

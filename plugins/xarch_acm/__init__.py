@@ -32,6 +32,13 @@ def xarch_register(registry: Any) -> None:
     every = "choices of all gates"
     for name, load, compares, units, summary in (
         ("acm-prefixes", "prefixes:Prefixes", "prefixes with an output", "squared value", "every number of learners"),
+        (
+            "acm-estimates",
+            "estimates:Estimates",
+            "two sets of choices",
+            "prices of a learner",
+            "expected losses of gates",
+        ),
         ("acm-budget", "budget:Budget", every, "share", "the share of learners that runs, on average"),
         ("acm-entropy", "entropy:Entropy", every, "share", "different choices within a sample"),
         ("acm-spread", "spread:Spread", every, "share", "different shares for different samples"),
@@ -52,7 +59,11 @@ def xarch_register(registry: Any) -> None:
         summary="small ViT for the digits of scikit-learn, 93 % right",
     )
     for name, summary in (
+        ("acm-classify", "acm with the paper's gates, which choose among numbers of learners"),
+        ("acm-fixed", "control of acm: the same learners and training, a fixed number per module, no gates"),
+        ("acm-experts", "rival of acm: hidden units as experts, routers that expect the most active (MoEfication)"),
         ("digits-vit-teacher", "makes the teacher of acm-demo"),
+        ("acm-smollm2", "demo: SmolLM2-135M with MLPs that run half of their learners, chosen for every token"),
         ("acm-demo", "demo: a ViT of digits with MLPs that run half of their learners, chosen for every token"),
     ):
         registry.recipe(name, load=f"xarch_acm:recipes/{name}.yaml", summary=summary)

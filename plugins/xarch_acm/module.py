@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SURE = 4.0
-"""Logit of a new gate for all learners, beside 0 for the others: until gates are trained, nothing is left out."""
+from xarch_acm.filled import counts
+from xarch_acm.gate import Gate
 
 Watch = Callable[[Tensor, Tensor], None]
-"""Called with a gate's logits and its choice, both [..., K]."""
+"""Called with what a gate gave and its choice, both [..., K]."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,15 @@ class Point:
     """How a module is run.
 
     Attributes:
-        shift: added to a gate's logit once per learner, so that more of them (fewer, if negative) run.
+        shift: for more learners (fewer, if negative): the logarithm by which gates that estimate take a learner to be
+            cheaper, or what is added once per learner to the logits of others. A tensor in an exported graph.
         fixed: number of learners for every position, without the gate; None: the gate chooses.
+        filled: share of a sample's positions that runs each learner, those that want it most; None: as many as do.
     """
 
-    shift: float = 0.0
+    shift: float | Tensor = 0.0
     fixed: int | None = None
-
-
-class Gate(nn.Module):
-    """[..., D] -> logits [..., K], in float32."""
-
-    def __init__(self, inputs: int, width: int, choices: int) -> None:
-        super().__init__()
-        self.into, self.out = nn.Linear(inputs, width), nn.Linear(width, choices)
-        nn.init.zeros_(self.out.weight)
-        with torch.no_grad():
-            self.out.bias.zero_()[-1] = SURE
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._logits(x)
-        return self._logits(x)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        made: Tensor = self.out(F.gelu(self.into(x.float())))
-        return made
+    filled: tuple[float, ...] | None = None
 
 
 class AdaptiveModule(nn.Module):
@@ -62,7 +44,8 @@ class AdaptiveModule(nn.Module):
         learners: N; blocks of hidden units of equal size, up to one unit.
         least: fewest learners that a gate may choose, 0 or 1.
         gate_width: hidden width of the gate.
-        temperature: of the softmax over sampled gates.
+        temperature: of the softmax over gates that are sampled in train mode; 0: they are not.
+        estimates: whether the gate estimates what is lost with each number of learners, instead of choosing among them.
 
     Attributes:
         point: how it is run.
@@ -79,12 +62,13 @@ class AdaptiveModule(nn.Module):
         least: int,
         gate_width: int,
         temperature: float,
+        estimates: bool,
     ) -> None:
         super().__init__()
         self.into, self.activation, self.out = nn.ModuleList(into), activation, out
         self.learners, self.least, self.temperature = learners, least, temperature
         self.inputs, self.units, self.outputs = into[0].in_features, out.in_features, out.out_features
-        self.gate = Gate(self.inputs, gate_width, learners + 1 - least).to(out.weight.device)
+        self.gate = Gate(self.inputs, gate_width, learners + 1 - least, estimates=estimates).to(out.weight.device)
         self.edges = tuple(self.units * n // learners for n in range(learners + 1))
         self.point = Point()
         self.watch: Watch | None = None
@@ -101,6 +85,11 @@ class AdaptiveModule(nn.Module):
     def cost(self) -> float:
         """Return the multiply-adds of one learner at one position, the mean of all."""
         return self.units * (self.inputs * len(self.into) + self.outputs) / self.learners
+
+    @property
+    def gated(self) -> bool:
+        """Whether its gate runs."""
+        return self.point.fixed is None
 
     @property
     def gate_cost(self) -> float:
@@ -135,26 +124,33 @@ class AdaptiveModule(nn.Module):
                 choice[..., fixed - self.least] = 1.0
                 self.watch(choice, choice)
             return self.out(hidden * (self.owner_F < fixed))
-        logits = shifted(self.gate(x), self.point.shift)
-        if self.training or (torch.is_grad_enabled() and logits.requires_grad):
-            choice = self.chosen(logits)
+        made = self.gate(x)
+        scores = self.gate.scores(made, self.point.shift)
+        if self.training or (torch.is_grad_enabled() and scores.requires_grad):
+            choice = self.chosen(scores)
             # A unit runs if at least as many learners do as come up to its own: the sum over these choices.
             tails = choice.flip(-1).cumsum(-1).flip(-1)
             kept = tails[..., 1:] if self.least == 0 else tails
             hidden = hidden * kept.to(hidden.dtype).index_select(-1, self.owner_F)
             if self.watch is not None:
-                self.watch(logits, choice)
+                self.watch(made, choice)
             return self.out(hidden)
-        best = logits.argmax(-1, keepdim=True)
+        best = scores.argmax(-1, keepdim=True) if self.point.filled is None else self._filled(scores, self.point.filled)
         if self.watch is not None:
-            self.watch(logits, F.one_hot(best[..., 0], logits.shape[-1]).to(logits))
+            self.watch(made, F.one_hot(best[..., 0], made.shape[-1]).to(made))
         return self.out(hidden * (best + self.least > self.owner_F))
 
-    def chosen(self, logits: Tensor) -> Tensor:
-        """Return choices [..., K]: one-hot, with the gradient of their softmax; sampled in train mode."""
-        soft = logits
-        if self.training:
-            soft = (logits - torch.empty_like(logits).exponential_().log()) / self.temperature
+    def _filled(self, scores: Tensor, shares: Sequence[float]) -> Tensor:
+        """Return choices [..., 1] by the room that learners have; positions are all dimensions but first and last."""
+        flat = scores.reshape(scores.shape[0], -1, scores.shape[-1])
+        return (counts(flat, shares) - self.least).clamp_min(0).reshape(*scores.shape[:-1], 1)
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        """Return choices [..., K]: one-hot, with the gradient of their softmax; sampled in train mode, unless the
+        temperature is 0."""
+        soft = scores
+        if self.training and self.temperature:
+            soft = (scores - torch.empty_like(scores).exponential_().log()) / self.temperature
         soft = soft.softmax(-1)
         hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
         return hard + (soft - soft.detach())
@@ -168,25 +164,3 @@ class AdaptiveModule(nn.Module):
         if self.least == 0:
             prefixes = torch.cat([self.bare(wanted)[..., None, :], prefixes], -2)
         return (prefixes - wanted[..., None, :]).float().norm(dim=-1)
-
-
-def shifted(logits: Tensor, shift: float) -> Tensor:
-    """Return a gate's logits [..., K] with ``shift`` added once per learner."""
-    if not shift:
-        return logits
-    return logits + shift * torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
-
-
-def stop(distances: Tensor, threshold: float, offset: int) -> Tensor:
-    """Return the choice [...] after which a further learner leaves more than ``threshold`` of the distance; the last
-    one if each helps more.
-
-    Args:
-        distances: [..., K], see :meth:`AdaptiveModule.distances`.
-        offset: 0: the learner that helps too little is included; -1: it is not.
-    """
-    left = distances[..., 1:] / distances[..., :-1].clamp_min(torch.finfo(distances.dtype).tiny)
-    ends = torch.cat([left >= threshold, torch.ones_like(left[..., :1], dtype=torch.bool)], -1)
-    first = ends.int().argmax(-1)
-    last = distances.shape[-1] - 1
-    return torch.where(first == last, last, first + 1 + offset)

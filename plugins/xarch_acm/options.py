@@ -21,7 +21,7 @@ class AcmOptions(Options):
         description="kinds of modules to replace: mlp, and the projections q, k, v, qkv (three in one) and o",
     )
     learners: int = Field(4, ge=2, le=64, description="learners N of a module")
-    budget: Share = Field(0.5, description="share of the learners' multiply-adds that gates are trained to run")
+    budget: Share = Field(0.5, description="share of the learners' multiply-adds that gates and what they run take")
     budgets: list[Share] = Field(
         [0.25, 0.5, 0.75],
         max_length=32,
@@ -30,25 +30,42 @@ class AcmOptions(Options):
     gate_share: float = Field(
         0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
     )
-    temperature: float = Field(0.8, gt=0, description="of the softmax over sampled gates; no sampling outside training")
+    gates: Literal["estimate", "classify", "fixed", "random", "experts"] = Field(
+        "estimate",
+        description="`estimate`: gates tell what the teacher's answer loses with each number of learners, and the "
+        "cheapest at the price of a budget runs; `classify`: they choose among the numbers, and learn first where the "
+        "distance to the module's output falls too little, as in the paper. Three controls: `fixed`: a number per "
+        "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing; `experts`: as "
+        "many learners at every position, those that a router expects to be most active (MoEfication)",
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
+    )
     label_offset: Literal[0, -1] = Field(
-        -1, description="labels of gates: the first learner that helps too little (0), or the one before it (-1)"
+        -1,
+        description="gates that classify learn the first learner that helps too little (0) or its predecessor (-1)",
     )
 
 
 class AcmExport(Options):
     """Export options of the target ``acm``."""
 
-    mode: Literal["auto", "masked", "static_budget", "dynamic"] = Field(
+    mode: Literal["auto", "masked", "static_budget", "dynamic", "bucketed"] = Field(
         "auto",
         description="dynamic: every learner runs on the positions that chose it; static_budget: a fixed number of "
-        "learners per module, without gates; masked: gates choose, but all learners are computed, a reference of "
+        "learners per module, without gates; bucketed: every learner has room for a fixed share of the "
+        "positions, those that want it most; masked: gates choose, but all learners are computed, a reference of "
         "quality that is never faster; auto: dynamic, or static_budget where shapes are static",
     )
     budget: Share | None = Field(
         None,
         description="one of the student's budgets; default: with gates as they were trained, with fixed learners the "
         "trained budget, or the one nearest to it",
+    )
+    shift_input: bool = Field(
+        False,
+        description="with gates: the graph takes their shift as its input `shift`, and one file serves all budgets; "
+        "the shift of each is in its metadata",
     )
     graph: dict[str, Any] = Field(
         default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"

@@ -8,8 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from xarch_acm.gate import Gate
+
 EXECUTED = "executed"
-"""Figure: share of the multiply-adds of all learners that ran."""
+"""Figure: multiply-adds that learners and gates took, as a share of those of all learners."""
+DEVIATION = "deviation"
+"""Figure: standard deviation, over positions, of the share of a module's learners that runs; the mean of all modules.
+If gates collapse to one choice, it is 0."""
 
 
 class Counted(Protocol):
@@ -17,10 +22,15 @@ class Counted(Protocol):
 
     learners: int
     least: int
+    gate: Gate
 
     @property
     def cost(self) -> float:
         """Multiply-adds of a learner at a position."""
+
+    @property
+    def gate_cost(self) -> float:
+        """Multiply-adds of the gate at a position."""
 
 
 class Spent:
@@ -32,22 +42,31 @@ class Spent:
 
     def __init__(self, modules: Mapping[str, Counted]) -> None:
         self._modules = modules
-        self._ran: dict[str, Tensor] = {}
-        self._positions: dict[str, int] = {}
+        self._moments: dict[str, Tensor] = {}
+        """path -> positions, sums of their learners and squared learners, and positions whose gate ran."""
 
-    def add(self, path: str, choice: Tensor) -> None:
-        """Count choices [..., K] of a module, one-hot."""
+    def add(self, path: str, choice: Tensor, *, gated: bool) -> None:
+        """Count choices [..., K] of a module, one-hot, and its gate if that made them."""
         if choice.is_meta:
             return
         each_K = choice.detach().flatten(0, -2).sum(0).double()
-        count = torch.arange(len(each_K), device=each_K.device, dtype=each_K.dtype) + self._modules[path].least
-        ran = each_K @ count
-        self._ran[path] = self._ran[path] + ran if path in self._ran else ran
-        self._positions[path] = self._positions.get(path, 0) + choice[..., 0].numel()
+        count_K = torch.arange(len(each_K), device=each_K.device, dtype=each_K.dtype) + self._modules[path].least
+        positions = each_K.sum()
+        moments = torch.stack([positions, each_K @ count_K, each_K @ count_K.square(), positions * gated])
+        self._moments[path] = self._moments[path] + moments if path in self._moments else moments
 
     def read(self) -> dict[str, float]:
-        """Return :data:`EXECUTED` and begin anew; nothing if nothing ran."""
-        ran = sum(float(n) * self._modules[path].cost for path, n in self._ran.items())
-        whole = sum(n * self._modules[p].cost * self._modules[p].learners for p, n in self._positions.items())
-        self._ran, self._positions = {}, {}
-        return {EXECUTED: ran / whole} if whole else {}
+        """Return :data:`EXECUTED` and :data:`DEVIATION` and begin anew; nothing if nothing ran."""
+        found = {path: moments.tolist() for path, moments in self._moments.items()}
+        self._moments = {}
+        ran = sum(
+            sums[1] * self._modules[path].cost + sums[3] * self._modules[path].gate_cost for path, sums in found.items()
+        )
+        whole = sum(sums[0] * self._modules[p].cost * self._modules[p].learners for p, sums in found.items())
+        if not whole:
+            return {}
+        spreads = [
+            max(squares / n - (total / n) ** 2, 0.0) ** 0.5 / self._modules[path].learners
+            for path, (n, total, squares, _) in found.items()
+        ]
+        return {EXECUTED: ran / whole, DEVIATION: sum(spreads) / len(spreads)}

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch_acm.experts import ExpertModule
+from xarch_acm.labels import lost, stop
 from xarch_acm.learners import adaptive, chosen
-from xarch_acm.module import AdaptiveModule, Point, stop
+from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
-from xarch_acm.spent import EXECUTED, Spent
+from xarch_acm.spent import DEVIATION, EXECUTED, Spent
 
-GATE, CHOICE = "gate", "choice"
-STATIC, GATED = "static", "gated"
+GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
+STATIC, GATED, BUCKETED = "static", "gated", "bucketed"
+CAUSAL = ("decoder",)
+"""Families whose positions must not depend on later ones."""
 Points = Mapping[str, Point]
 
 
@@ -37,11 +41,13 @@ class AcmStudent(LocalStudent):
 
     Attributes:
         adaptive: path of a replaced module -> the adaptive module, in the order in which they run.
-        threshold: from which share of the distance on a further learner helps too little; labels of gates depend on it.
+        threshold: for what gates learn: the price of a mean learner, in the answer's divergence; or from which share of
+            the distance on a further one helps too little.
         shifts, fixed: budget -> shift of the gates; budget -> path -> learners.
+        filled: budget -> path -> share of the positions that runs each learner, in bucketed form.
     """
 
-    spends = (EXECUTED,)
+    spends = (EXECUTED, DEVIATION)
 
     def __init__(self, inner: Student, options: AcmOptions) -> None:
         self.inner, self.options = inner, options
@@ -49,10 +55,15 @@ class AcmStudent(LocalStudent):
         self.family, self.facts = inner.family, inner.facts
         self.parts: list[Replaceable] = chosen(inner.replaceable(), options, f"this {inner.family}")
         self.adaptive = {part.path: self._replace(part) for part in self.parts}
+        mean = sum(m.cost for m in self.adaptive.values()) / len(self.adaptive)
+        for module in self.adaptive.values():
+            module.gate.price = module.cost / mean
         self.threshold = 1.0
-        self.shifts = {share: 0.0 for share in options.budgets}
-        self.fixed = {share: self._uniform(share) for share in options.budgets}
+        self.shifts = {share: 0.0 for share in self.shares()}
+        self.fixed = {share: self._uniform(share) for share in self.shares()}
+        self.filled = {share: self._rooms(self.fixed[share]) for share in self.shares()}
         self._spent = Spent(self.adaptive)
+        self._settle()
 
     def _replace(self, part: Replaceable) -> AdaptiveModule:
         made = adaptive(self.module, part, self.options)
@@ -60,13 +71,41 @@ class AcmStudent(LocalStudent):
         setattr(self.module.get_submodule(parent), leaf, made)
         return made
 
+    def _settle(self) -> None:
+        """Let every module run as it does at the student's own budget."""
+        share = self.options.budget
+        for path, module in self.adaptive.items():
+            module.point = Point(fixed=self.fixed[share][path]) if self.ungated else Point(shift=self.shifts[share])
+
+    def shares(self) -> list[float]:
+        """Return all budgets: those of the operating points, and its own."""
+        return sorted({*self.options.budgets, self.options.budget})
+
+    @property
+    def ungated(self) -> bool:
+        """Whether no gate chooses a number of learners."""
+        return self.options.gates in ("fixed", "experts")
+
+    def always(self) -> float:
+        """Return what gates take at a fixed number of learners, as a share of all learners' multiply-adds."""
+        modules = self.adaptive.values()
+        return (
+            sum(m.gate_cost for m in modules if m.gated) / sum(m.cost * m.learners for m in modules)
+            if self.ungated
+            else 0.0
+        )
+
     def _uniform(self, share: float) -> dict[str, int]:
         """Return the same number of learners for every module, within a budget where one learner is."""
         return {path: max(1, int(share * m.learners + 1e-9)) for path, m in self.adaptive.items()}
 
+    def _rooms(self, fixed: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+        """Return the shares of positions at which all run as many learners."""
+        return {path: tuple(float(n < k) for n in range(self.adaptive[path].learners)) for path, k in fixed.items()}
+
     def taps(self) -> Mapping[str, Tap]:
-        """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: logits and
-        one-hot choices [B, L, K]."""
+        """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: what the gate
+        gives, and one-hot choices [B, L, K]."""
         return {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
 
     def _gate_taps(self, path: str) -> Iterator[Tap]:
@@ -75,6 +114,7 @@ class AcmStudent(LocalStudent):
             "cost": module.cost,
             "least": module.least,
             "learners": module.learners,
+            "gate": 0.0 if self.options.gates == "fixed" else module.gate_cost,
             "budget": self.options.budget,
         }
         for leaf in (GATE, CHOICE):
@@ -98,12 +138,11 @@ class AcmStudent(LocalStudent):
             for module in self.adaptive.values():
                 module.watch = None
 
-    @staticmethod
-    def _watch(path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
-        def watch(logits: Tensor, choice: Tensor) -> None:
+    def _watch(self, path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
+        def watch(made: Tensor, choice: Tensor) -> None:
             if spent is not None:
-                spent.add(path, choice)
-            for leaf, value in ((GATE, logits), (CHOICE, choice)):
+                spent.add(path, choice, gated=self.adaptive[path].gated)
+            for leaf, value in ((GATE, made), (CHOICE, choice)):
                 if f"{path}.{leaf}" in gates:
                     sink(f"{path}.{leaf}", flat(value))
 
@@ -138,43 +177,72 @@ class AcmStudent(LocalStudent):
         return sorted({part.kind for part in self.parts})
 
     def sites(self) -> Mapping[str, Site]:
-        """Return every adaptive module: it reads the input and the output of the teacher's module at its place."""
-        return {path: self._site(path) for path in self.adaptive}
+        """Return ``PATH.learners`` and ``PATH.gate`` of every adaptive module: both read the input and the output of
+        the teacher's module at its place, gates also how much the teacher's answer depends on that output."""
+        learners = {f"{path}.{LEARNERS}": self._learners(path) for path in self.adaptive}
+        return {**learners, **self.gates()}
 
-    def _site(self, path: str) -> Site:
+    def gates(self) -> Mapping[str, Site]:
+        """Return the sites of gates."""
+        return {f"{path}.{GATE}": self._gate(path) for path in self.adaptive}
+
+    def _learners(self, path: str) -> Site:
         module = self.adaptive[path]
-        logits, _ = self._gate_taps(path)
-        taps = {
-            "prefixes": Tap(
-                f"{path}.prefixes", "hidden", "BLND", {"N": module.learners, "D": module.outputs}, logits.info
-            ),
-            GATE: logits,
-            "label": Tap(f"{path}.label", "label", "BL"),
-        }
-        inputs = {"in": f"{path}.in", "out": f"{path}.out"}
-        return Site(path, inputs, taps, targets={"prefixes": f"{path}.out"})
+        sizes = {"N": module.learners, "D": module.outputs}
+        return Site(
+            f"{path}.{LEARNERS}",
+            {"in": f"{path}.in", "out": f"{path}.out"},
+            {"prefixes": Tap(f"{path}.prefixes", "hidden", "BLND", sizes)},
+            {"prefixes": f"{path}.out"},
+            (f"{path}.into", f"{path}.out"),
+        )
+
+    def _gate(self, path: str) -> Site:
+        gate, _ = self._gate_taps(path)
+        read, taught = ["in", "out"], Tap(f"{path}.label", "label", "BL")
+        if self._estimates:
+            read, taught = [*read, SENSITIVITY], Tap(f"{path}.lost", "loss", "BLK", gate.shape)
+        elif self.options.gates == "experts":
+            taught = Tap(f"{path}.activity", "share", "BLK", gate.shape)
+        return Site(f"{path}.{GATE}", {name: f"{path}.{name}" for name in read}, {GATE: gate, taught.leaf: taught})
+
+    @property
+    def _estimates(self) -> bool:
+        return self.options.gates == "estimate"
 
     def run_site(self, site: str, inputs: Mapping[str, Any], wanted: Collection[str], batch: Batch) -> dict[str, Any]:
-        module, values = self.adaptive[site], {}
+        path = site.rpartition(".")[0]
+        module, values = self.adaptive[path], {}
         x_BLD: Tensor = inputs["in"].to(module.out.weight.dtype)
         if "prefixes" in wanted:
             values["prefixes"] = module.prefixes(x_BLD)
         if GATE in wanted:
             values[GATE] = module.gate(x_BLD)
-        if "label" in wanted:
+        if not {"lost", "label", "activity"}.isdisjoint(wanted):
             with torch.no_grad():
-                distances = module.distances(module.prefixes(x_BLD), inputs["out"])
-                values["label"] = stop(distances, self.threshold, self.options.label_offset)
+                values |= self._taught(path, x_BLD, inputs)
         return values
 
+    def _taught(self, path: str, x_BLD: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what a gate learns first, by the name of its tap."""
+        module = self.adaptive[path]
+        if isinstance(module, ExpertModule):
+            return {"activity": module.activity(x_BLD)}
+        distances = module.distances(module.prefixes(x_BLD), inputs["out"])
+        if self._estimates:
+            return {"lost": lost(distances, inputs[SENSITIVITY], self.threshold)}
+        return {"label": stop(distances, self.threshold, self.options.label_offset)}
+
     def param_groups(self) -> Mapping[str, list[str]]:
-        """Return ``gates``, ``learners``, ``trunk`` (everything that is the teacher's) and ``all``."""
+        """Return ``gates``, ``learners``, ``trunk`` (everything that is the teacher's) and ``all`` that
+        learn."""
         groups: dict[str, list[str]] = {"gates": [], "learners": [], "trunk": [], "all": []}
         for name, _ in self.module.named_parameters():
             path = next((p for p in self.adaptive if name.startswith(f"{p}.")), None)
             kind = "trunk" if path is None else "gates" if name.startswith(f"{path}.gate.") else "learners"
             groups[kind].append(name)
-            groups["all"].append(name)
+            if kind != "gates" or self.options.gates not in ("fixed", "random"):
+                groups["all"].append(name)
         return groups
 
     def no_decay(self) -> Collection[str]:
@@ -186,12 +254,19 @@ class AcmStudent(LocalStudent):
         return self.inner.couples_batch
 
     def variants(self) -> Mapping[str, TapModel]:
-        """Return ``gated-B`` and ``static-B`` for every budget of B per cent."""
+        """Return an operating point of every kind at every budget of B per cent, e.g. ``gated-B``."""
         return {name: OperatingPoint(self, self.points(name)) for name in self.names()}
+
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of operating points: gates choose, the number is fixed, learners have room for a fixed share
+        of the positions. The last needs all positions of a sample at once."""
+        if self.ungated:
+            return (STATIC,)
+        return (GATED, STATIC) if self.family in CAUSAL else (GATED, STATIC, BUCKETED)
 
     def names(self) -> Sequence[str]:
         """Return the names of all operating points."""
-        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in (GATED, STATIC)]
+        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in self.kinds()]
 
     def points(self, name: str) -> Points:
         """Return how every module is run at an operating point."""
@@ -199,7 +274,10 @@ class AcmStudent(LocalStudent):
         share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
         if kind == STATIC:
             return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
-        return dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+        shift = self.shifts[share]
+        if kind == BUCKETED:
+            return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
+        return dict.fromkeys(self.adaptive, Point(shift=shift))
 
     @contextmanager
     def at(self, points: Points) -> Iterator[None]:
@@ -229,6 +307,9 @@ class AcmStudent(LocalStudent):
             if set(fixed) != set(self.adaptive):
                 raise PlanError(f"decision `tables`: budget {share} names {len(fixed)} modules of {len(self.adaptive)}")
             self.shifts[share], self.fixed[share] = float(row["shift"]), fixed
+            filled = {str(path): tuple(map(float, shares)) for path, shares in row.get("filled", {}).items()}
+            self.filled[share] = filled or self._rooms(fixed)
+        self._settle()
 
     def shard_units(self) -> Sequence[nn.Module]:
         return list(self.inner.shard_units())
@@ -241,7 +322,7 @@ class OperatingPoint(TapModel):
         student: the whole student. points: see :meth:`AcmStudent.points`.
     """
 
-    spends = (EXECUTED,)
+    spends = (EXECUTED, DEVIATION)
 
     def __init__(self, student: AcmStudent, points: Points) -> None:
         self.student, self.points = student, points

@@ -15,20 +15,26 @@ from torch import Tensor
 
 from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch.matching.objectives.dense import opened
-from xarch_acm.module import Point, shifted
+from xarch_acm.module import Point
 from xarch_acm.spent import Counted
 from xarch_acm.student import GATE, AcmStudent, Points, all_learners
 from xarch_acm.threshold import acm_student
 
 HALVINGS = 32
+ROUNDS = 3
 FARTHEST = 64.0
-"""Largest shift of a gate's logits per learner."""
+"""Largest shift."""
 
 
 class TablesOptions(Options):
     """Options of an ``acm-tables`` stage."""
 
     samples: int = Field(64, ge=1, le=10**6, description="calibration samples to measure on, at most those there are")
+    fixed: bool = Field(
+        True,
+        description="measure what each module loses with every number of learners, a pass for each, to decide fixed "
+        "numbers; false: by what gates estimate, or as they are",
+    )
 
 
 class Tables(StageKind):
@@ -42,8 +48,9 @@ class Tables(StageKind):
         return int(request.options.samples) * request.units_per_sample
 
     def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
-        """A forward pass for every module and number of learners, about: ten sites of four learners."""
-        return teacher + student * (1 + 4 * len(request.sites or range(10)))
+        """Forward passes: for every budget, and for every module and number of learners, about ten sites of four."""
+        shifts = 3 * ROUNDS
+        return teacher + student * (shifts + 4 * len(request.sites or range(10)) * request.options.fixed)
 
     def run(self, context: StageContext) -> StageOutcome:
         student = acm_student(context)
@@ -54,28 +61,41 @@ class Tables(StageKind):
             )
         student.module.eval()
         with torch.no_grad():
-            logits = _gate_logits(student, batches)
-            losses = _losses(student, batches, context)
+            losses = _losses(student, batches, context) if context.options.fixed else {}
         rows: list[dict[str, Any]] = []
         figures: dict[str, float] = {}
         per_site: dict[str, dict[str, float]] = {}
-        for share in student.options.budgets:
-            shift, name = shift_for(student.adaptive, logits, share), f"{round(100 * share)}"
-            fixed = fewest(losses, student.adaptive, share)
-            rows.append({"budget": share, "shift": shift, "fixed": fixed})
-            figures[f"shift.{name}"] = shift
-            figures[f"gated.{name}"] = executed(student.adaptive, logits, shift)
+        for share in student.shares():
+            name, known = f"{round(100 * share)}", losses
+            row: dict[str, Any] = {"budget": share, "shift": 0.0}
+            if not student.ungated:
+                shift, made = _shifted(student, batches, share)
+                if not losses and student.options.gates == "estimate":
+                    known = {path: _estimated(m, made[path]) for path, m in student.adaptive.items()}
+                figures |= {f"shift.{name}": shift, f"gated.{name}": executed(student.adaptive, made, shift)}
+                if share == student.options.budget:
+                    per_site |= histogram(student.adaptive, made, shift)
+                filled = {path: _reached(m, made[path], shift) for path, m in student.adaptive.items()}
+                row |= {"shift": shift, "filled": filled}
+            fixed = fewest(known, student.adaptive, share - student.always()) if known else student.fixed[share]
             per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
-        # Without the terms that keep choices apart, gates collapse to one number of learners: then this is 0.
-        counts = {p: found.argmax(-1).double() + student.adaptive[p].least for p, found in logits.items()}
-        per_site["mean"] = {path: float(count_T.mean()) for path, count_T in counts.items()}
-        per_site["deviation"] = {path: float(count_T.std(correction=0)) for path, count_T in counts.items()}
-        figures["deviation"] = sum(per_site["deviation"].values()) / len(counts)
+            rows.append(row | {"fixed": fixed})
         return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
 
 
-def _gate_logits(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Return path -> logits of its gate [T, K]."""
+def _shifted(student: AcmStudent, batches: Sequence[Batch], share: float) -> tuple[float, dict[str, Tensor]]:
+    """Return the shift for a budget, and path -> what its gate gives [T, K] there: a gate reads what the gates before
+    it let through, so the second round measures at the first one's shift."""
+    shift = student.shifts[share]
+    for _ in range(ROUNDS):
+        with torch.no_grad(), student.at(dict.fromkeys(student.adaptive, Point(shift=shift))):
+            made = _gate_values(student, batches)
+        shift = shift_for(student.adaptive, made, share)
+    return shift, made
+
+
+def _gate_values(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Return path -> what its gate gives [T, K]."""
     parts: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
 
     def take(name: str, value: Any) -> None:
@@ -86,13 +106,38 @@ def _gate_logits(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Ten
     return {path: torch.cat(found) for path, found in parts.items()}
 
 
+def _estimated(module: Counted, made: Tensor) -> dict[int, float]:
+    """Return learners -> what the answer loses by the mean of a gate's estimates [T, K]."""
+    return dict(enumerate(made.double().exp().mean(0).tolist(), module.least))
+
+
+def _reached(module: Counted, made: Tensor, shift: float) -> list[float]:
+    """Return the share of positions that runs each learner, from what a gate gives [T, K]."""
+    count_T = module.gate.scores(made, shift).argmax(-1) + module.least
+    return [float((count_T > n).double().mean()) for n in range(module.learners)]
+
+
+def histogram(modules: Mapping[str, Counted], made: Mapping[str, Tensor], shift: float) -> dict[str, dict[str, float]]:
+    """Return figure -> path -> value: the mean and the deviation of learners over positions, and the share of positions
+    that run each number of them."""
+    found: dict[str, dict[str, float]] = {}
+    for path, module in modules.items():
+        count_T = (module.gate.scores(made[path], shift).argmax(-1) + module.least).double()
+        figures = {"mean": float(count_T.mean()), "deviation": float(count_T.std(correction=0))}
+        figures |= {f"share.{k}": float((count_T == k).double().mean()) for k in range(module.learners + 1)}
+        for name, value in figures.items():
+            found.setdefault(name, {})[path] = value
+    return found
+
+
 def executed(modules: Mapping[str, Counted], logits: Mapping[str, Tensor], shift: float) -> float:
-    """Return the share of all learners' multiply-adds that shifted gates run, from their logits [T, K]."""
+    """Return the share of all learners' multiply-adds that shifted gates and what they choose take, from what they give
+    [T, K]."""
     ran = whole = 0.0
     for path, module in modules.items():
         found = logits[path]
-        best = shifted(found, shift).argmax(-1) + module.least
-        ran += float(best.double().sum()) * module.cost
+        best = module.gate.scores(found, shift).argmax(-1) + module.least
+        ran += float(best.double().sum()) * module.cost + len(found) * module.gate_cost
         whole += len(found) * module.learners * module.cost
     return ran / whole
 

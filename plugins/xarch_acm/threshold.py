@@ -1,11 +1,13 @@
-"""Stage kind ``acm-threshold``: from when on a further learner helps too little, so that labels of gates ask for the
-budget.
+"""Stage kind ``acm-threshold``: from when on a further learner helps too little, so that what gates learn asks for
+the budget.
 
 Legend: T positions, K choices of a gate.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
-from xarch_acm.module import stop
-from xarch_acm.student import AcmStudent
+from xarch_acm.labels import lost, stop
+from xarch_acm.student import SENSITIVITY, AcmStudent
 
-HALVINGS = 24
+HALVINGS = 48
 LARGEST = 1.5
-"""Largest threshold: a learner may leave more of the distance than there was."""
+"""Largest threshold of distances: a learner may leave more than there was."""
+PRICES = (1e-15, 1e6)
+"""Least and largest price of a learner, in the answer's divergence."""
 
 
 class ThresholdOptions(Options):
@@ -28,8 +32,8 @@ class ThresholdOptions(Options):
 
 
 class Threshold(StageKind):
-    """Decides ``threshold`` by bisection, one for all modules: where another learner helps much, more of them run.
-    Trains nothing."""
+    """Decides ``threshold`` by bisection, one for all modules and positions: where another learner helps much, more of
+    them run. Gates that estimate begin with the means. Trains nothing."""
 
     Options = ThresholdOptions
 
@@ -46,23 +50,28 @@ class Threshold(StageKind):
         if context.teacher is None:
             raise UsageError("stage kind acm-threshold needs a teacher, but this run has none")
         found = _distances(student, context)
-        total = sum(m.cost * m.learners * len(found[path]) for path, m in student.adaptive.items())
+        total = sum(m.cost * m.learners * len(found[path][0]) for path, m in student.adaptive.items())
 
-        def labelled(threshold: float) -> float:
+        def taught(threshold: float) -> float:
             ran = 0.0
             for path, module in student.adaptive.items():
-                label_T = stop(found[path], threshold, student.options.label_offset) + module.least
-                ran += float(label_T.double().sum()) * module.cost
+                distances, sensitivity = found[path]
+                if sensitivity is None:
+                    choice_T = stop(distances, threshold, student.options.label_offset)
+                else:
+                    choice_T = module.gate.scores(lost(distances, sensitivity, threshold).log(), 0.0).argmax(-1)
+                ran += float((choice_T + module.least).double().sum()) * module.cost
+                ran += len(choice_T) * module.gate_cost
             return ran / total
 
-        low, high = 0.0, LARGEST
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if labelled(middle) < student.options.budget else (low, middle)
-        best = min((low, high), key=lambda t: abs(labelled(t) - student.options.budget))
-        relative = {path: float((d[:, -1] / d[:, 0].clamp_min(1e-30)).mean()) for path, d in found.items()}
+        priced = student.options.gates == "estimate"
+        best = _bisect(taught, student.options.budget, priced=priced)
+        for path, (distances, sensitivity) in found.items():
+            if sensitivity is not None:
+                student.adaptive[path].gate.centre(lost(distances, sensitivity, best).mean(0))
+        relative = {path: float((d[:, -1] / d[:, 0].clamp_min(1e-30)).mean()) for path, (d, _) in found.items()}
         return StageOutcome(
-            metrics={"threshold": best, "labelled": labelled(best)},
+            metrics={"threshold": best, "taught": taught(best)},
             decisions={"threshold": best},
             per_site={"distance_left": relative},
         )
@@ -81,10 +90,25 @@ def acm_student(context: StageContext) -> AcmStudent:
     return context.student
 
 
-def _distances(student: AcmStudent, context: StageContext) -> dict[str, Tensor]:
-    """Return path -> distances [T, K] of all prefixes from the teacher's output."""
+def _bisect(taught: Callable[[float], float], share: float, *, priced: bool) -> float:
+    """Return the threshold that teaches gates to run a share: prices between their bounds in equal ratios, the dearer
+    the fewer learners; thresholds of distances in equal steps, the larger the more."""
+    low, high = map(math.log, PRICES) if priced else (0.0, LARGEST)
+    given = math.exp if priced else float
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        below = taught(given(middle)) < share
+        low, high = (middle, high) if below != priced else (low, middle)
+    return min(map(given, (low, high)), key=lambda threshold: abs(taught(threshold) - share))
+
+
+def _distances(student: AcmStudent, context: StageContext) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return path -> distances [T, K] of all prefixes from the teacher's output, and its sensitivity [T] if labels
+    need it."""
     parts: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
-    wanted = {f"{path}.{leaf}" for path in student.adaptive for leaf in ("in", "out")}
+    weights: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
+    leaves = next(iter(student.gates().values())).inputs
+    wanted = {f"{path}.{leaf}" for path in student.adaptive for leaf in leaves}
     batches = context.calibration(context.options.samples)
     for number, batch in enumerate(batches, 1):
         given: dict[str, Tensor] = {}
@@ -96,10 +120,12 @@ def _distances(student: AcmStudent, context: StageContext) -> dict[str, Tensor]:
                 module = student.adaptive[path]
                 x = given.pop("in").to(module.out.weight.dtype)
                 parts[path].append(module.distances(module.prefixes(x), given.pop("out")).flatten(0, -2))
+            elif leaf == SENSITIVITY:
+                weights[path].append(given.pop(leaf).flatten())
 
         with torch.no_grad():
             context.run_teacher(batch, wanted, take)
         context.progress(number, len(batches))
     if not batches:
         raise UsageError(f"stage {context.name}: there are no calibration samples", "raise the data's held-out share")
-    return {path: torch.cat(found) for path, found in parts.items()}
+    return {p: (torch.cat(found), torch.cat(weights[p]) if weights[p] else None) for p, found in parts.items()}

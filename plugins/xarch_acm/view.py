@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from xarch import Batch, Replaceable, Sink, Student, Tap, Teacher
-from xarch_acm.student import flat
+from xarch_acm.sensitivity import sensitivities
+from xarch_acm.student import SENSITIVITY, flat
 
 
 def part_taps(parts: Sequence[Replaceable], model: nn.Module) -> dict[str, Tap]:
-    """Return ``PATH.in`` and ``PATH.out`` [B, L, D] of every part."""
+    """Return ``PATH.in`` and ``PATH.out`` [B, L, D], and ``PATH.sensitivity`` [B, L] of every part."""
     found: dict[str, Tap] = {}
     for part in parts:
         module = model.get_submodule(part.path)
@@ -22,6 +23,7 @@ def part_taps(parts: Sequence[Replaceable], model: nn.Module) -> dict[str, Tap]:
         assert isinstance(last, nn.Linear)
         found[f"{part.path}.in"] = Tap(f"{part.path}.in", "hidden", "BLD", {"D": first.in_features})
         found[f"{part.path}.out"] = Tap(f"{part.path}.out", "hidden", "BLD", {"D": last.out_features})
+        found[f"{part.path}.{SENSITIVITY}"] = Tap(f"{part.path}.{SENSITIVITY}", SENSITIVITY, "BL")
     return found
 
 
@@ -44,11 +46,17 @@ class PartsTeacher(Teacher):
         return {**self.teacher.taps(), **self._own}
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        depends = {part.path for part in self.parts if f"{part.path}.{SENSITIVITY}" in wanted}
         ours = {name for name in wanted if name in self._own}
-        if not ours:
+        if ours:
+            self._run(batch, ours, set(wanted) - ours, sink)
+        else:
             self.teacher.run(batch, wanted, sink)
-            return
-        others = set(wanted) - ours
+        if depends:
+            for path, value in sensitivities(self.model, batch, depends).items():
+                sink(f"{path}.{SENSITIVITY}", value)
+
+    def _run(self, batch: Batch, ours: set[str], others: set[str], sink: Sink) -> None:
         handles = [
             self.model.module.get_submodule(part.path).register_forward_hook(self._hook(part.path, ours, sink))
             for part in self.parts

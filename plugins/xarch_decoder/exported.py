@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, Sink, Tap, TapModel, graph_metadata, open_session, read_json
+from xarch import Batch, Sink, Student, Tap, TapModel, graph_metadata, open_session, read_json
 from xarch_decoder.bench import LanguageGraphs
 from xarch_decoder.factored import FactoredLogits
-from xarch_decoder.student import DecoderStudent
 
 
 @dataclass
@@ -27,8 +27,8 @@ class ReadLogits(FactoredLogits):
         return x_TD.float()
 
 
-class ExportedDecoder(TapModel):
-    """``decode_1`` of an export, called for one token after another; documents of a row begin with empty states.
+class ExportedTokens(TapModel):
+    """Base of exported files that are called for one token after another and give logits.
 
     Args:
         folder: the export.
@@ -36,20 +36,34 @@ class ExportedDecoder(TapModel):
         threads: of the runtime.
     """
 
-    def __init__(self, folder: Path, student: DecoderStudent, *, threads: int) -> None:
+    def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
         self.module, self.family, self.facts = nn.Module(), student.family, student.facts
         self._logits = student.taps()["logits"]
-        described = read_json(folder / "profile.json")
-        self._driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in described["graphs"]})
-        provider = described["profile"]["provider"]
-        self._sessions = {
-            name: open_session(folder / f"{name}.onnx", provider, threads=threads, prepack=True)
-            for name in self._driven.graphs_of([1])
-        }
-        self._outputs = {name: [o.name for o in session.get_outputs()] for name, session in self._sessions.items()}
+        self.folder, self.threads = folder, threads
+        self._provider: str = read_json(folder / "profile.json")["profile"]["provider"]
+        self._sessions: dict[str, tuple[Any, list[str]]] = {}
 
     def taps(self) -> Mapping[str, Tap]:
         return {"logits": self._logits}
+
+    def call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the named outputs of a graph, in a session as its metadata wants it."""
+        if graph not in self._sessions:
+            path = self.folder / f"{graph}.onnx"
+            prepack = graph_metadata(path).get("xarch.prepack") != "false"
+            session = open_session(path, self._provider, threads=self.threads, prepack=prepack)
+            self._sessions[graph] = session, [output.name for output in session.get_outputs()]
+        session, names = self._sessions[graph]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+class ExportedDecoder(ExportedTokens):
+    """``decode_1`` of an export; documents of a row begin with empty states."""
+
+    def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
+        super().__init__(folder, student, threads=threads)
+        graphs = read_json(folder / "profile.json")["graphs"]
+        self._driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in graphs})
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the logits of every token."""
@@ -67,10 +81,6 @@ class ExportedDecoder(TapModel):
         for i in range(len(ids_L)):
             if i and parts_L[i] != parts_L[i - 1]:
                 position, held = 0, self._driven.initial()
-            logits, held = self._driven.step(self._call, ids_L[i : i + 1], position, held)
+            logits, held = self._driven.step(self.call, ids_L[i : i + 1], position, held)
             found[i], position = logits[0, -1], position + 1
         return found
-
-    def _call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = self._outputs[graph]
-        return dict(zip(names, self._sessions[graph].run(names, inputs), strict=True))

@@ -16,8 +16,8 @@ def xarch_register(registry: Any) -> None:
         load="xarch_encdec.target:EncDecTarget",
         accepts=["decoder"],
         produces="encdec",
-        recipes=["encdec"],
-        profiles=["cpu"],
+        recipes=["encdec", "encdec-drop"],
+        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="encoder and decoder of a decoder's own layers: split, strided, copied, or by a budget",
     )
     registry.metric(
@@ -26,6 +26,14 @@ def xarch_register(registry: Any) -> None:
         accepts=["encdec"],
         summary="loss on held-out answers, KL to the teacher and top-1 agreement",
         needs=("torch",),
+    )
+    registry.metric(
+        "written-answers",
+        load="xarch_encdec.written:WrittenAnswers",
+        accepts=["encdec"],
+        summary="answers, and exact match and ROUGE-L of what the models write",
+        extra="answers",
+        needs=("torch", "rouge_score"),
     )
     registry.batch_step(
         "open-encoder",
@@ -36,6 +44,16 @@ def xarch_register(registry: Any) -> None:
         "write-answers",
         load="xarch_encdec.on_policy:WriteAnswers",
         summary="replace answers with samples of the student",
+    )
+    registry.stage(
+        "drop_layers",
+        load="xarch_encdec.drop:DropLayers",
+        summary="choose the decoder layers that cost least to leave out",
+    )
+    registry.recipe(
+        "encdec-drop",
+        load="xarch_encdec:recipes/encdec-drop.yaml",
+        summary="encdec for `plan: drop`: the decoder's layers are chosen first",
     )
     registry.recipe(
         "encdec-demo",

@@ -35,7 +35,8 @@ class CutTeacher(TapModel):
         decoder = DecoderStudent(cut, [[Attention]] * len(kept), device="meta")
         decoder.module.load_state_dict(_tensors(cut, kept, teacher), assign=True)
         decoder.module.eval().requires_grad_(False)
-        self.module, self.facts, self._view = decoder.module, facts, AnswerView(decoder.as_teacher("cut", "", None))
+        self.module, self.facts, self.teacher = decoder.module, facts, decoder.as_teacher("cut", "", None)
+        self._view = AnswerView(self.teacher)
 
     def taps(self) -> Mapping[str, Tap]:
         return {name: tap for name, tap in target_taps(self.facts, {}).items()}

@@ -2,31 +2,49 @@
 
 The encoder gives keys and values of the source for every decoder layer; the decoder reads them and never gives them
 again, and its own may be empty, so the first token needs no graph of its own. Inputs and outputs are named as Optimum
-names them.
+names them. With static shapes, sources are padded to a fixed length, and the decoder's keys and values are buffers in
+which a token takes its ``position``.
 
 Legend: B batch, S source tokens, P decoder tokens so far, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from xarch import Chain, ExportGraph, Link, Options, PlanError, Profile
+from xarch_encdec.driving import DECODER, ENCODER, own_names, source_names
 from xarch_encdec.model.layers import DecoderLayer, EncoderLayer, Reading
 from xarch_encdec.model.network import EncDecModel, Opening
 from xarch_encdec.student import EncDecStudent
-
-ENCODER, DECODER = "encoder", "decoder_1"
 
 EXAMPLE_SOURCE, EXAMPLE_PAST = 7, 5
 """Tokens in the example inputs. Tracing treats sizes 0 and 1 as constants, so they must be at least 2."""
 
 
 class EncDecExport(Options):
-    """Export options of an encoder-decoder: none yet."""
+    """Export options of an encoder-decoder, for profiles with static shapes."""
+
+    source: int | None = Field(
+        None, ge=2, le=1 << 20, description="tokens of a source, pads included; default: `student.options.prompt`"
+    )
+    answer: int | None = Field(
+        None, ge=2, le=1 << 20, description="tokens of an answer; default: `student.options.answer`"
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Tokens of the buffers of graphs with static shapes; None: shapes are free."""
+
+    source: int | None = None
+    answer: int | None = None
 
 
 class _EnterSource(nn.Module):
@@ -65,33 +83,40 @@ class _Read(nn.Module):
 
 
 class _EnterTarget(nn.Module):
-    """Maps (input_ids [B, 1], encoder_attention_mask [B, S], a past key) to (hidden states, cosine, sine, bias over the
-    source and over own keys of every window; the latter where there is one)."""
+    """Maps (input_ids [B, 1], encoder_attention_mask [B, S], a past key, or position [1] with buffers) to (hidden
+    states, cosine, sine, and for every window what :func:`_known` lists)."""
 
-    def __init__(self, model: EncDecModel) -> None:
+    def __init__(self, model: EncDecModel, room: int | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.room = model, room
 
-    def forward(self, ids_B1: Tensor, mask_BS: Tensor, past_BKPE: Tensor) -> tuple[Tensor, ...]:
-        x_B1D, readings = self.model.enter_target(ids_B1, mask_BS, past_BKPE.shape[2])
+    def forward(self, ids_B1: Tensor, mask_BS: Tensor, past: Tensor) -> tuple[Tensor, ...]:
+        before = past.shape[2] if self.room is None else past
+        x_B1D, readings = self.model.enter_target(ids_B1, mask_BS, before, self.room)
         by = next(iter(readings.values())).by
-        biases = [b for r in readings.values() for b in (r.bias_B1TS, r.bias_B1TN) if b is not None]
-        return (x_B1D, *by, *biases)
+        known = [t for r in readings.values() for t in (r.bias_B1TS, r.bias_B1TN, r.at_11N1) if t is not None]
+        return (x_B1D, *by, *known)
+
+
+def _known(window: int | None, room: int | None) -> list[str]:
+    """Return the names of what a decoder layer reads besides its token: the bias over the source, the one over own keys
+    if they are not all seen, and the token's place in a buffer."""
+    own = [f"own_bias.{window}"] if window is not None or room is not None else []
+    return [f"source_bias.{window}", *own, *([f"place.{window}"] if room is not None else [])]
 
 
 class _Decode(nn.Module):
-    """Maps (hidden states, cosine, sine, keys and values of the source and of earlier tokens, biases) to hidden states
-    and keys and values of all tokens."""
+    """Maps (hidden states, cosine, sine, keys and values of the source and of earlier tokens, what :func:`_known`
+    lists) to hidden states and keys and values of all tokens."""
 
     def __init__(self, layer: DecoderLayer) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(
-        self, x_B1D: Tensor, cos: Tensor, sin: Tensor, sk: Tensor, sv: Tensor, pk: Tensor, pv: Tensor, *biases: Tensor
+        self, x_B1D: Tensor, cos: Tensor, sin: Tensor, sk: Tensor, sv: Tensor, pk: Tensor, pv: Tensor, *known: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        reading = Reading((cos, sin), biases[1] if len(biases) > 1 else None, biases[0])
-        x_B1D, (k_BKNE, v_BKNE) = self.layer(x_B1D, reading, (sk, sv), (pk, pv))
+        x_B1D, (k_BKNE, v_BKNE) = self.layer(x_B1D, Reading((cos, sin), *known), (sk, sv), (pk, pv))
         return x_B1D, k_BKNE, v_BKNE
 
 
@@ -110,31 +135,27 @@ class _Leave(nn.Module):
         return logits_B1V
 
 
-def source_names(layers: int, stem: str) -> list[str]:
-    """Return the names of keys and values of the source: "present" as outputs, "past_key_values" as inputs."""
-    return [f"{stem}.{j}.encoder.{what}" for j in range(layers) for what in ("key", "value")]
-
-
-def own_names(layers: int, stem: str) -> list[str]:
-    """Return the names of keys and values of the decoder's tokens."""
-    return [f"{stem}.{j}.decoder.{what}" for j in range(layers) for what in ("key", "value")]
-
-
-def encdec_graphs(student: EncDecStudent, profile: Profile) -> list[ExportGraph]:
+def encdec_graphs(student: EncDecStudent, profile: Profile, options: EncDecExport) -> list[ExportGraph]:
     """Build ``encoder`` and ``decoder_1``.
 
     Raises:
-        PlanError: the profile has static shapes.
+        PlanError: the buffers of a profile with static shapes exceed the model's context.
     """
+    sizes = _Sizes()
     if profile.static:
-        raise PlanError(
-            f"profile {profile.name!r} has static shapes; an encoder-decoder has none with buffers yet",
-            "--set 'export.profiles=[cpu]'",
-        )
-    return [_encoder(student), _decoder(student)]
+        room = student.facts.max_positions
+        answer = options.answer or min(student.lengths["target"], room // 2)
+        source = options.source or min(student.lengths["source"], room - answer)
+        sizes = _Sizes(source, answer)
+        if source + answer > room:
+            raise PlanError(
+                f"export options: source {source} and answer {answer} exceed the model's {room} tokens",
+                f"--set export.options.source={room - answer}",
+            )
+    return [_encoder(student, sizes), _decoder(student, sizes)]
 
 
-def _encoder(student: EncDecStudent) -> ExportGraph:
+def _encoder(student: EncDecStudent, sizes: _Sizes) -> ExportGraph:
     model, facts = student.module, student.facts
     opening = model.opened()
     windows = list(dict.fromkeys(facts.encoder_windows or (None,)))
@@ -149,44 +170,46 @@ def _encoder(student: EncDecStudent) -> ExportGraph:
     for j, reader in enumerate(model.layers()):
         level = [f"hidden.{facts.levels[j]}"] if model.levels(opening) else []
         links.append(Link(_Read(reader, opening.last), ["memory", "cos", "sin", *level], outputs[2 * j : 2 * j + 2]))
-    ids_BS = _example_ids(student, EXAMPLE_SOURCE)
+    ids_BS, mask_BS = _example_source(student, sizes)
     taps = [f"decoder.{j}.cross_{what}" for j in range(facts.decoder) for what in ("key", "value")]
-    free = {0: "batch", 1: "source"}
+    free = {} if sizes.source else {0: "batch", 1: "source"}
     return ExportGraph(
         name=ENCODER,
         module=Chain(model, links, inputs=["input_ids", "attention_mask"], outputs=outputs).eval(),
-        inputs={"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)},
+        inputs={"input_ids": ids_BS, "attention_mask": mask_BS},
         outputs=outputs,
         dynamic={"input_ids": free, "attention_mask": free},
-        reads={"input_ids": "input_ids", "attention_mask": "attention_mask"},
-        gives=dict(zip(outputs, taps, strict=True)),
-        metadata={**_facts(student), "role": ENCODER},
+        reads={} if sizes.source else {"input_ids": "input_ids", "attention_mask": "attention_mask"},
+        gives={} if sizes.source else dict(zip(outputs, taps, strict=True)),
+        metadata={**_facts(student, sizes), "role": ENCODER},
     )
 
 
-def _decoder(student: EncDecStudent) -> ExportGraph:
+def _decoder(student: EncDecStudent, sizes: _Sizes) -> ExportGraph:
     model, facts = student.module, student.facts
     source, past = (names(facts.decoder, "past_key_values") for names in (source_names, own_names))
     present = own_names(facts.decoder, "present")
     windows = list(dict.fromkeys(facts.layer.windows or (None,)))
-    biases = {w: [f"source_bias.{w}", *([f"own_bias.{w}"] if w is not None else [])] for w in windows}
-    entered = ["hidden.0", "cos", "sin", *(name for names in biases.values() for name in names)]
-    links = [Link(_EnterTarget(model), ["input_ids", "encoder_attention_mask", past[0]], entered)]
+    known = {w: _known(w, sizes.answer) for w in windows}
+    entered = ["hidden.0", "cos", "sin", *(name for names in known.values() for name in names)]
+    before = past[0] if sizes.answer is None else "position"
+    links = [Link(_EnterTarget(model, sizes.answer), ["input_ids", "encoder_attention_mask", before], entered)]
     for j, layer in enumerate(model.layers()):
         kept = slice(2 * j, 2 * j + 2)
-        reads = [f"hidden.{j}", "cos", "sin", *source[kept], *past[kept], *biases[facts.layer.window(j)]]
+        reads = [f"hidden.{j}", "cos", "sin", *source[kept], *past[kept], *known[facts.layer.window(j)]]
         links.append(Link(_Decode(layer), reads, [f"hidden.{j + 1}", *present[kept]]))
     links.append(Link(_Leave(model), [f"hidden.{facts.decoder}"], ["logits"]))
-    ids_BS = _example_ids(student, EXAMPLE_SOURCE)
-    caches = _example_caches(student, ids_BS)
-    inputs = {"input_ids": ids_BS[:, :1], "encoder_attention_mask": torch.ones_like(ids_BS)}
+    ids_BS, mask_BS = _example_source(student, sizes)
+    caches = _example_caches(student, ids_BS, mask_BS, sizes.answer)
+    inputs = {"input_ids": ids_BS[:, :1], "encoder_attention_mask": mask_BS}
     inputs |= dict(zip([*source, *past], caches, strict=True))
-    dynamic: dict[str, dict[int, str]] = {
-        "input_ids": {0: "batch"},
-        "encoder_attention_mask": {0: "batch", 1: "source"},
-    }
-    for symbol, names in (("source", source), ("past", past)):
-        dynamic |= {name: {0: "batch", 2: symbol} for name in names}
+    dynamic: dict[str, dict[int, str]] = {}
+    if sizes.answer is not None:
+        inputs["position"] = torch.tensor([_example_past(sizes.answer)], device=ids_BS.device)
+    else:
+        dynamic = {"input_ids": {0: "batch"}, "encoder_attention_mask": {0: "batch", 1: "source"}}
+        for symbol, names in (("source", source), ("past", past)):
+            dynamic |= {name: {0: "batch", 2: symbol} for name in names}
     return ExportGraph(
         name=DECODER,
         module=Chain(model, links, inputs=list(inputs), outputs=["logits", *present]).eval(),
@@ -195,31 +218,43 @@ def _decoder(student: EncDecStudent) -> ExportGraph:
         dynamic=dynamic,
         weight_only=True,
         # A single token gains nothing from repacked weights; unpacked, they stay memory-mapped and shared.
-        metadata={**_facts(student), "role": DECODER, "prepack": False},
+        metadata={**_facts(student, sizes), "role": DECODER, "prepack": False},
     )
 
 
-def _example_ids(student: EncDecStudent, tokens: int) -> Tensor:
+def _example_source(student: EncDecStudent, sizes: _Sizes) -> tuple[Tensor, Tensor]:
+    """Return two sources, or one with static shapes, and their mask."""
+    rows, tokens = (2, EXAMPLE_SOURCE) if sizes.source is None else (1, sizes.source)
     device = student.module.embed.weight.device
-    return (torch.arange(2 * tokens, device=device) % student.facts.vocab).view(2, tokens)
+    ids_BS = (torch.arange(rows * tokens, device=device) % student.facts.vocab).view(rows, tokens)
+    return ids_BS, torch.ones_like(ids_BS)
 
 
-def _example_caches(student: EncDecStudent, ids_BS: Tensor) -> list[Tensor]:
+def _example_past(room: int | None) -> int:
+    return EXAMPLE_PAST if room is None else min(EXAMPLE_PAST, room - 1)
+
+
+def _example_caches(student: EncDecStudent, ids_BS: Tensor, mask_BS: Tensor, room: int | None) -> list[Tensor]:
     """Return keys and values of a source, and of a few decoder tokens."""
-    model = student.module
+    model, past = student.module, _example_past(room)
     with torch.no_grad():
-        source = model.encode(ids_BS, torch.ones_like(ids_BS), model.opened())
-        _, own = model.decode(ids_BS[:, :EXAMPLE_PAST], torch.ones_like(ids_BS), source)
+        source = model.encode(ids_BS, mask_BS, model.opened())
+        _, own = model.decode(
+            (ids_BS[:, :1] + torch.arange(past, device=ids_BS.device)) % student.facts.vocab, mask_BS, source
+        )
+    if room is not None:
+        own = [(pad(k, (0, 0, 0, room - past)), pad(v, (0, 0, 0, room - past))) for k, v in own]
     return [tensor for caches in (source, own) for cache in caches for tensor in cache]
 
 
-def _facts(student: EncDecStudent) -> dict[str, Any]:
+def _facts(student: EncDecStudent, sizes: _Sizes) -> dict[str, Any]:
     facts = student.facts
     return {
         "family": "encdec",
         "layers": facts.decoder,
         "vocab": facts.vocab,
         "cache": [facts.layer.kv_heads, facts.layer.head_dim],
+        **{key: value for key, value in asdict(sizes).items() if value is not None},
         "eos": list(facts.eos),
         "facts": facts.to_json(),
         "start": "the decoder begins with the prompt's last token, which the encoder does not read",

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from xarch import Batch, Sink, Tap, TapModel, graph_metadata, open_session, read_json
-from xarch_decoder.exported import ReadLogits
-from xarch_encdec.bench import AnswerGraphs
-from xarch_encdec.export import DECODER, ENCODER
-from xarch_encdec.parity import write
-from xarch_encdec.student import EncDecStudent
+from xarch import Batch, Sink, Student
+from xarch_decoder.exported import ExportedTokens, ReadLogits
+from xarch_encdec.driving import AnswerGraphs
 
 
-class ExportedAnswers(TapModel):
-    """``encoder`` and ``decoder_1`` of an export, the latter called for one token after another.
+class ExportedAnswers(ExportedTokens):
+    """``encoder`` and ``decoder_1`` of an export."""
 
-    Args:
-        folder: the export.
-        student: whose logits the graphs compute.
-        threads: of the runtime.
-    """
-
-    def __init__(self, folder: Path, student: EncDecStudent, *, threads: int) -> None:
-        self.module, self.family, self.facts = nn.Module(), student.family, student.facts
-        self._logits = student.taps()["logits"]
-        provider = read_json(folder / "profile.json")["profile"]["provider"]
-        described = {name: graph_metadata(folder / f"{name}.onnx") for name in (ENCODER, DECODER)}
-        self._driven = AnswerGraphs(described[DECODER])
-        self._sessions: dict[str, Any] = {}
-        for name, facts in described.items():
-            prepack = facts.get("xarch.prepack") != "false"
-            session = open_session(folder / f"{name}.onnx", provider, threads=threads, prepack=prepack)
-            self._sessions[name] = session, [output.name for output in session.get_outputs()]
-
-    def taps(self) -> Mapping[str, Tap]:
-        return {"logits": self._logits}
+    def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
+        super().__init__(folder, student, threads=threads)
+        self._driven = AnswerGraphs.of(folder)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the logits of every decoder token."""
         if "logits" not in wanted:
             return
-        ids, mask, tokens = (batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids"))
-        cache = self._driven.heads, self._driven.width
-        logits_BTV = torch.from_numpy(write(self._call, ids, mask, tokens, self._driven.layers, cache)["logits"])
+        given = (batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids"))
+        logits_BTV = torch.from_numpy(self._driven.follow(self.call, *given)["logits"])
         sink("logits", ReadLogits(logits_BTV, logits_BTV.new_empty(logits_BTV.shape[-1], 0)))
 
-    def _call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        session, names = self._sessions[graph]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+    def write(self, batch: Batch, tokens: int) -> Tensor:
+        """Return the most likely tokens [B, T] of every answer, or as many as the graphs' buffers hold."""
+        ids_BS, mask_BS, decoder_BT = (
+            batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids")
+        )
+        one_by_one = range(len(batch)) if self._driven.source is not None else [slice(None)]
+        rows = [slice(i, i + 1) if isinstance(i, int) else i for i in one_by_one]
+        found = []
+        for row in rows:
+            fixed = self._driven.read(self.call, ids_BS[row], mask_BS[row])
+            found.append(self._driven.write(self.call, fixed, decoder_BT[row, 0], tokens))
+        return torch.cat([torch.from_numpy(ids) for ids in found])

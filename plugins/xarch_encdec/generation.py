@@ -14,6 +14,8 @@ from torch import Tensor
 from xarch import Batch, PlanError, TapModel, Teacher, UsageError
 from xarch_decoder.controls import bounded_teacher
 from xarch_decoder.generation import continue_greedily
+from xarch_encdec.controls import CutTeacher
+from xarch_encdec.exported import ExportedAnswers
 from xarch_encdec.model.network import EncDecModel
 from xarch_encdec.student import Running
 from xarch_encdec.teacher import AnswerView
@@ -40,12 +42,14 @@ def answers(model: TapModel, batch: Batch, tokens: int, ends: Collection[int]) -
     """Return the answer to every source of a batch as the student sees it, up to its end token.
 
     Raises:
-        UsageError: the model is neither an encoder-decoder nor a decoder that reads both as one row.
+        UsageError: the model is neither an encoder-decoder, nor files of one, nor a decoder that reads both as one row.
     """
     ids_BS, mask_BS, start_B = batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"][:, 0]
     if isinstance(model, Running):
         found_BT = torch.stack(list(written(model.module, ids_BS, mask_BS, start_B, tokens)), 1)
-    elif isinstance(model, AnswerView):
+    elif isinstance(model, ExportedAnswers):
+        found_BT = model.write(batch, tokens)
+    elif isinstance(model, AnswerView | CutTeacher):
         pairs = zip(ids_BS, mask_BS, start_B, strict=True)
         rows = [torch.cat([ids[mask > 0], start[None]]) for ids, mask, start in pairs]
         found_BT = _continued(model.teacher, rows, tokens)

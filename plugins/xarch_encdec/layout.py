@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from xarch import PlanError
 from xarch_decoder.facts import DecoderFacts
@@ -33,23 +35,33 @@ class Layout:
         )
 
 
-def layout_of(facts: DecoderFacts, options: EncDecOptions) -> Layout:
+def layout_of(facts: DecoderFacts, options: EncDecOptions, decisions: Mapping[str, Any] | None = None) -> Layout:
     """Return the layers that a plan takes.
+
+    Args:
+        decisions: of a stage: the layers of the decoder; until then ``drop`` has all of them.
 
     Raises:
         PlanError: the teacher has too few layers, or no split fits the budget.
     """
     every = tuple(range(facts.layers))
-    if options.plan == "copy":
-        return Layout(every, every)
-    encoder, decoder = _counts(facts, options)
+    encoder, decoder = counts_of(facts, options)
+    if options.plan == "drop":
+        return Layout(every[:encoder], tuple((decisions or {}).get("decoder", every)))
     if options.plan == "stride":
         return Layout(_spread(facts.layers, encoder), _spread(facts.layers, decoder))
     return Layout(every[:encoder], every[-decoder:])
 
 
-def _counts(facts: DecoderFacts, options: EncDecOptions) -> tuple[int, int]:
+def counts_of(facts: DecoderFacts, options: EncDecOptions) -> tuple[int, int]:
+    """Return the number of encoder and decoder layers of a finished student.
+
+    Raises:
+        PlanError: as :func:`layout_of`.
+    """
     total = facts.layers
+    if options.plan == "copy":
+        return total, total
     if options.plan == "budget":
         found = best(
             facts,

@@ -59,7 +59,7 @@ class Answers(Metric):
                 seen = batch.seen_by("student")
                 known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"] if teacher is not None else None
                 found = {name: model.collect(seen, ["logits"])["logits"] for name, model in students.items()}
-                add_batch(_answers_of(seen), known, found, scores)
+                add_batch(answers_of(seen), known, found, scores)
                 shown = seen if shown is None else shown
                 request.progress(batch.units)
             tokens = max((score.tokens for score in scores.values()), default=0)
@@ -83,7 +83,7 @@ class Answers(Metric):
         )
 
 
-def _answers_of(batch: Batch) -> Batch:
+def answers_of(batch: Batch) -> Batch:
     """Return the decoder tokens as a row whose next tokens are predicted."""
     tensors = {"input_ids": batch["decoder_input_ids"]}
     mask_BT = batch.get("answer_mask")

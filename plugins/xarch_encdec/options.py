@@ -15,10 +15,11 @@ MOST = 1 << 20
 class EncDecOptions(Options):
     """Which of the teacher's layers become encoder and decoder, and how the decoder reads the source."""
 
-    plan: Literal["split", "stride", "copy", "budget"] = Field(
+    plan: Literal["split", "stride", "drop", "copy", "budget"] = Field(
         "split",
-        description="split: first layers and last layers; stride: evenly spaced layers for both; copy: all layers for "
-        "both; budget: the split whose prompt and answer take least time",
+        description="split: first layers and last layers; stride: evenly spaced layers for both; drop: first layers, "
+        "and those that a stage of kind drop_layers keeps in the decoder; copy: all layers for both; budget: the "
+        "split whose prompt and answer take least time",
     )
     encoder: int | None = Field(None, ge=1, le=2048, description="encoder layers; default: two thirds of the teacher's")
     decoder: int | None = Field(None, ge=1, le=2048, description="decoder layers; default: the rest")

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from xarch import Batch, Call, ExportGraph, ParityCase
-from xarch_encdec.export import DECODER, ENCODER, own_names, source_names
+from xarch_encdec.driving import DECODER, ENCODER, AnswerGraphs, own_names, source_names
 from xarch_encdec.student import EncDecStudent
 
 STEPS = 64
 """Tokens of a written answer that must equal the student's in one pass."""
 
 MORE_PADS = 5
-"""Columns of pads beyond the longest source, which must change nothing."""
+"""Columns of pads beyond the longest source, which must change nothing; static shapes have their own."""
 
 
 def answer_parity(
@@ -27,16 +27,21 @@ def answer_parity(
 ) -> Iterator[ParityCase]:
     """Yield answers of one source, and of several sources of unequal lengths with further pads.
 
+    With static shapes, also what the encoder gives, for the engine's own batches do not have its shapes.
+
     Args:
         batches: held-out pairs; their decoder tokens are read as one stream of text.
     """
-    cache = next(graph for graph in graphs if graph.name == DECODER).metadata["cache"]
-    sources = [row for batch in batches for row in _sources(batch)]
+    driven = AnswerGraphs(next(graph for graph in graphs if graph.name == DECODER).metadata)
+    room, steps = driven.source, min(STEPS, driven.answer or STEPS)
+    sources = [row[:room] for batch in batches for row in _sources(batch)]
     text = torch.cat([batch["decoder_input_ids"].flatten().cpu() for batch in batches])
     lengths = sorted({len(row) for row in sources})
     unequal = [next(row for row in sources if len(row) == n) for n in (lengths[-1], lengths[0], *lengths[1:2])]
-    yield _case(student, sources[:1], text, STEPS, cache, pads=0)
-    yield _case(student, unequal, text, STEPS // 4, cache, pads=MORE_PADS)
+    if room is not None:
+        yield _encoder_case(student, driven, sources[0])
+    yield _case(student, driven, sources[:1], text, steps, pads=0)
+    yield _case(student, driven, unequal, text, max(1, steps // 4), pads=MORE_PADS)
 
 
 def _sources(batch: Batch) -> list[Tensor]:
@@ -45,10 +50,31 @@ def _sources(batch: Batch) -> list[Tensor]:
     return [ids_S[mask_S > 0] for ids_S, mask_S in zip(ids_BS, mask_BS, strict=True)]
 
 
+def _encoder_case(student: EncDecStudent, driven: AnswerGraphs, ids_S: Tensor) -> ParityCase:
+    """Return what the encoder gives for a source and the pads after it."""
+    assert driven.source is not None
+    ids_1S = torch.nn.functional.pad(ids_S, (0, driven.source - len(ids_S)))[None]
+    mask_1S = (torch.arange(driven.source) < len(ids_S)).long()[None]
+    given = {"input_ids": ids_1S, "attention_mask": mask_1S}
+    taps = [f"decoder.{j}.cross_{what}" for j in range(driven.layers) for what in ("key", "value")]
+
+    def drive(call: Call) -> dict[str, np.ndarray]:
+        return call(ENCODER, {key: value.numpy() for key, value in given.items()})
+
+    return ParityCase(
+        ENCODER,
+        {"batch": 1, "source": len(ids_S)},
+        drive,
+        batch=Batch(given, len(ids_S)),
+        taps=dict(zip(source_names(driven.layers, "present"), taps, strict=True)),
+    )
+
+
 def _case(
-    student: EncDecStudent, sources: Sequence[Tensor], text: Tensor, steps: int, cache: Sequence[int], *, pads: int
+    student: EncDecStudent, driven: AnswerGraphs, sources: Sequence[Tensor], text: Tensor, steps: int, *, pads: int
 ) -> ParityCase:
     width = max(map(len, sources))
+    pads = pads if driven.source is None else driven.source - width
     places = torch.arange(len(sources) * steps) % len(text)
     lengths_B1 = torch.tensor([[len(row)] for row in sources])
     batch = Batch(
@@ -60,19 +86,16 @@ def _case(
         len(sources) * steps,
     )
     given = {key: batch[key].numpy() for key in batch.tensors}
-    padded = [np.pad(given[key], ((0, 0), (0, pads))) for key in ("input_ids", "attention_mask")]
-    decoder_BT = given["decoder_input_ids"]
-
-    layers = student.facts.decoder
+    ids_BS, mask_BS = (np.pad(given[key], ((0, 0), (0, pads))) for key in ("input_ids", "attention_mask"))
 
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return write(call, padded[0], padded[1], decoder_BT, layers, cache)
+        return driven.follow(call, ids_BS, mask_BS, given["decoder_input_ids"])
 
     return ParityCase(
         DECODER,
         {"batch": len(sources), "source": width, "pads": pads, "tokens": steps},
         drive,
-        dict(zip(own_names(layers, "present"), _caches(student, batch), strict=True)),
+        dict(zip(own_names(driven.layers, "present"), _caches(student, batch), strict=True)),
         top1="logits",
         batch=batch,
         taps={"logits": "logits"},
@@ -87,32 +110,3 @@ def _caches(student: EncDecStudent, batch: Batch) -> list[np.ndarray]:
         source = model.encode(there["input_ids"], there["attention_mask"], model.opened())
         _, caches = model.decode(there["decoder_input_ids"], there["attention_mask"], source)
     return [tensor.cpu().numpy() for cache in caches for tensor in cache]
-
-
-def write(
-    call: Call,
-    ids_BS: np.ndarray,
-    mask_BS: np.ndarray,
-    decoder_BT: np.ndarray,
-    layers: int,
-    cache: Sequence[int],
-) -> dict[str, np.ndarray]:
-    """Return the logits [B, T, V] of decoder tokens read one by one, and keys and values of all, using only numpy
-    and the exported graphs.
-
-    Args:
-        cache: key/value heads, and the width of a head.
-    """
-    found = call(ENCODER, {"input_ids": ids_BS, "attention_mask": mask_BS})
-    present, source = (source_names(layers, stem) for stem in ("present", "past_key_values"))
-    fixed = {name: found[given] for name, given in zip(source, present, strict=True)}
-    fixed["encoder_attention_mask"] = mask_BS
-    own, given = (own_names(layers, stem) for stem in ("past_key_values", "present"))
-    empty = np.zeros((len(ids_BS), cache[0], 0, cache[1]), np.float32)
-    held = dict.fromkeys(own, empty)
-    logits = []
-    for t in range(decoder_BT.shape[1]):
-        out = call(DECODER, {"input_ids": decoder_BT[:, t : t + 1], **fixed, **held})
-        logits.append(out["logits"])
-        held = {name: out[now] for name, now in zip(own, given, strict=True)}
-    return {"logits": np.concatenate(logits, 1), **{now: held[name] for name, now in zip(own, given, strict=True)}}

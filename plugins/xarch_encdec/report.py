@@ -8,7 +8,7 @@ from typing import Any
 from xarch import validated
 from xarch.report import RunInfo, Section, Table, Text
 from xarch_decoder.facts import DecoderFacts
-from xarch_encdec.layout import layout_of
+from xarch_encdec.layout import counts_of
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.predict import predict
 
@@ -32,12 +32,11 @@ def sections(run: RunInfo) -> list[Section]:
 
 
 def _rows(facts: DecoderFacts, options: EncDecOptions, profile: str, bench: dict[str, Any]) -> list[list[str]]:
-    layout, rows = layout_of(facts, options), []
+    counts, rows = counts_of(facts, options), []
     for name, speed_up in bench.get("teacher", {}).get("speed_up", {}).items():
         found = CASE.fullmatch(name)
         if found is None:
             continue
-        counts = len(layout.encoder), len(layout.decoder)
         expected = predict(facts, options.cross, *counts, prompt=int(found[2]), answer=options.answer)
         share = expected.first_token if found[1].startswith("first") else 1 / expected.speed
         rows.append([f"{profile}: {name}", f"{share:.2f}", f"{1 / speed_up:.2f}"])

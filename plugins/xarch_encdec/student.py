@@ -77,6 +77,9 @@ class EncDecStudent(Running, Student):
         traits: what the plan says of it.
         lengths: ``source`` and ``target`` tokens of a pair it is planned for.
         device: device of the parameters; "meta" allocates nothing.
+
+    Attributes:
+        keep: number of decoder layers that a stage is to keep; None if they are decided.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class EncDecStudent(Running, Student):
     ) -> None:
         self.lengths = dict(lengths or {"source": 512, "target": 64})
         self.facts, self.places, self._traits = facts, dict(places or {}), dict(traits or {})
+        self.keep: int | None = None
         with torch.device(device):
             self.module = EncDecModel(facts)
 

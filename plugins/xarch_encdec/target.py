@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from xarch import (
     ExportGraph,
     Initialisation,
     ParityCase,
+    PlanError,
     Profile,
     Student,
     Tap,
@@ -26,7 +28,7 @@ from xarch_encdec.bench import rival_graphs
 from xarch_encdec.copying import copy_weights, initialisation
 from xarch_encdec.export import EncDecExport, encdec_graphs
 from xarch_encdec.exported import ExportedAnswers
-from xarch_encdec.layout import Layout, facts_of, layout_of
+from xarch_encdec.layout import Layout, counts_of, facts_of, layout_of
 from xarch_encdec.options import EncDecOptions
 from xarch_encdec.parity import answer_parity
 from xarch_encdec.predict import predict
@@ -40,6 +42,7 @@ class Built(EncDecStudent):
     def __init__(
         self, facts: DecoderFacts, options: EncDecOptions, layout: Layout, *, device: torch.device | str
     ) -> None:
+        self.teacher, self.options, self.layout = facts, options, layout
         super().__init__(
             facts_of(facts, options, layout),
             places=dict(enumerate(layout.decoder)),
@@ -47,8 +50,37 @@ class Built(EncDecStudent):
             lengths={"source": options.prompt, "target": options.answer},
             device=device,
         )
-        self.layout = layout
         self.first = [float(options.mask == "full"), float(options.memory == "last")]
+        count = counts_of(facts, options)[1]
+        self.keep = count if count < len(layout.decoder) else None
+
+    def finish(self) -> None:
+        """Check that the decoder's layers are chosen.
+
+        Raises:
+            PlanError: no stage has chosen them.
+        """
+        if self.keep is not None:
+            raise PlanError(
+                f"plan drop: no stage chose {self.keep} of {len(self.layout.decoder)} decoder layers",
+                "use the recipe `encdec-drop`, or a stage of kind drop_layers",
+            )
+
+    def decide(self, decisions: Mapping[str, Any]) -> None:
+        """Apply ``{"decoder": [...]}``: keep the decoder layers made of these layers of the teacher.
+
+        Raises:
+            ValueError: the decision is unknown, or names a layer that the decoder does not have.
+        """
+        if not decisions:
+            return
+        if set(decisions) != {"decoder"} or not set(decisions["decoder"]) <= set(self.layout.decoder):
+            raise ValueError(f"an encoder-decoder accepts decisions about its decoder's layers only, got {decisions}")
+        kept = {j: i for j, i in enumerate(self.layout.decoder) if i in decisions["decoder"]}
+        self.layout = replace(self.layout, decoder=tuple(kept.values()))
+        self.facts = facts_of(self.teacher, self.options, self.layout)
+        self.places, self.keep = dict(enumerate(kept.values())), None
+        self.module.keep(list(kept), self.facts)
 
 
 class EncDecTarget(TargetAdapter):
@@ -69,7 +101,7 @@ class EncDecTarget(TargetAdapter):
             PlanError: the teacher has too few layers, or nothing fits the budget.
         """
         chosen = cast(EncDecOptions, options)
-        return Built(facts, chosen, layout_of(facts, chosen), device=device)
+        return Built(facts, chosen, layout_of(facts, chosen, decisions), device=device)
 
     def initialisation(self, facts: DecoderFacts, student: Student) -> Initialisation:
         built = _built(student)
@@ -89,10 +121,10 @@ class EncDecTarget(TargetAdapter):
         return target_taps(facts, taps)
 
     def recipe(self, facts: DecoderFacts, options: BaseModel) -> str:
-        return "encdec"
+        return "encdec-drop" if cast(EncDecOptions, options).plan == "drop" else "encdec"
 
     def export_graphs(self, student: Student, profile: Profile, options: Any) -> Sequence[ExportGraph]:
-        return encdec_graphs(own(student), profile)
+        return encdec_graphs(own(student), profile, options)
 
     def teacher_graphs(self, teacher: Teacher, profile: Profile, options: Any) -> Sequence[ExportGraph]:
         """Return the teacher as a decoder with caches, without weights of its own."""
@@ -114,12 +146,14 @@ def _built(student: Student) -> Built:
 
 
 def _traits(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> dict[str, str]:
-    shared = sum(twin is not None for twin in layout.twins) if options.share else 0
-    counts = len(layout.encoder), len(layout.decoder)
+    counts = counts_of(facts, options)
+    decided = len(layout.decoder) == counts[1]
+    common = sum(twin is not None for twin in layout.twins) if decided else max(0, sum(counts) - facts.layers)
+    shared = common if options.share else 0
     found = predict(facts, options.cross, *counts, prompt=options.prompt, answer=options.answer, shared=shared)
-    common = f" ({shared} are both)" if shared else ""
+    both = f" ({shared} are both)" if shared else ""
     return {
-        "layers": f"{found.encoder} encoder and {found.decoder} decoder layers{common} of the teacher's "
+        "layers": f"{found.encoder} encoder and {found.decoder} decoder layers{both} of the teacher's "
         f"{facts.layers}, {found.parameters:.2f} of its parameters",
         "predicted": f"prompt of {options.prompt}, answer of {options.answer} tokens: first token in "
         f"{found.first_token:.2f} of the teacher's time, {found.speed:.1f} times its tokens a second, "

@@ -22,6 +22,12 @@ def xarch_register(registry: Any) -> None:
         summary="a source and a target text each, from pairs:FILE.jsonl, pairs:FOLDER or pairs:python-docstrings",
         needs=("torch", "pydantic"),
     )
+    registry.data(
+        "denoising",
+        load="xarch_text.denoising:DenoisingData",
+        summary="running text as pairs: prefixes and how they go on, or a UL2 mixture; references as for text:",
+        needs=("torch", "pydantic"),
+    )
     registry.metric(
         "perplexity",
         load="xarch_text.metric:Perplexity",

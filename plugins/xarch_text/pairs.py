@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,18 +14,16 @@ from xarch import (
     DataRequest,
     Options,
     TensorInfo,
-    UsageError,
-    sampled_digest,
     validated,
 )
 from xarch_text.corpus import Corpus, find_corpus
 from xarch_text.docstrings import INCLUDED_PAIRS
-from xarch_text.encoding import NO_TOKENIZER, Encoder
+from xarch_text.encoding import Encoder
 from xarch_text.options import ReadingOptions
 from xarch_text.pair_encoding import PairEncoder
 from xarch_text.pair_library import PairLibrary
 from xarch_text.pair_streams import FixedPairs, TrainPairs
-from xarch_text.split import SPLITS
+from xarch_text.request import check_context, check_split, described
 
 RECORDS = [".jsonl", ".ndjson", ".json", ".parquet"]
 
@@ -87,10 +84,6 @@ class PairData(DataProvider):
         options: PairOptions = request.options
         sample = validated(PairSample, request.sample, "sample")
         _check_length(sample, request.facts)
-        corpus = _corpus(request)
-        lines = [f"{corpus.digest} {options.source} {options.target} {options.prompt}"]
-        if request.ref not in INCLUDED_PAIRS:
-            lines.append(sampled_digest((f.name, f.path) for f in corpus.files))
         tensors = {
             "input_ids": TensorInfo("BS", dtype="int64"),
             "attention_mask": TensorInfo("BS", dtype="int64"),
@@ -99,14 +92,13 @@ class PairData(DataProvider):
         }
         if _joined(options, request.facts):
             tensors |= {key: TensorInfo("BL") for key in ("input_ids@teacher", "segment_ids@teacher")}
-        return DataInfo(
-            corpus.title,
-            hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
-            "token",
-            {"files": len(corpus.files), "bytes": corpus.bytes},
+        return described(
+            _corpus(request),
+            options,
+            included=request.ref in INCLUDED_PAIRS,
+            reading=[options.source, options.target, options.prompt],
             tensors=tensors,
             facts={"length": sample.source + sample.target, "source": sample.source, "target": sample.target},
-            processor_hint=NO_TOKENIZER if options.tokenizer == "teacher" else "",
         )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
@@ -125,8 +117,7 @@ class PairData(DataProvider):
                 maximum context.
         """
         options: PairOptions = request.options
-        if request.split not in SPLITS:
-            raise UsageError(f"pairs have no split {request.split!r}", f"splits: {', '.join(SPLITS)}")
+        check_split(request, "pairs have")
         sample = validated(PairSample, request.sample, "sample")
         facts = request.facts or getattr(request.teacher, "facts", None)
         _check_length(sample, facts)
@@ -152,9 +143,5 @@ def _joined(options: PairOptions, facts: Any) -> bool:
 
 
 def _check_length(sample: PairSample, facts: Any) -> None:
-    longest = getattr(facts, "max_positions", None)
-    if longest is not None and sample.source + sample.target > longest:
-        raise UsageError(
-            f"pairs have up to {sample.source + sample.target} tokens, but the teacher supports at most {longest}",
-            "lower `data.sample.source` or `data.sample.target`",
-        )
+    remedy = "lower `data.sample.source` or `data.sample.target`"
+    check_context(sample.source + sample.target, facts, "pairs have up to", remedy)

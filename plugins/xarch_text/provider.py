@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,17 +14,15 @@ from xarch import (
     DataRequest,
     Options,
     TensorInfo,
-    UsageError,
-    sampled_digest,
     validated,
 )
 from xarch_text.corpus import Corpus, find_corpus
-from xarch_text.encoding import NO_TOKENIZER, Encoder
+from xarch_text.encoding import Encoder
 from xarch_text.fixed import FixedStream
 from xarch_text.included import INCLUDED
 from xarch_text.library import Library
 from xarch_text.options import TextOptions
-from xarch_text.split import SPLITS
+from xarch_text.request import check_context, check_split, described
 from xarch_text.train import TrainStream
 
 DEFAULT_LENGTH = 512
@@ -62,19 +59,14 @@ class TextData(DataProvider):
         length = _length(request.sample)
         _check_length(length, request.facts)
         corpus = find_corpus(request.ref, options.extensions, options.read_as)
-        lines = [f"{corpus.digest} {options.field} {options.separator} {options.read_as}"]
-        if request.ref not in INCLUDED:
-            lines.append(sampled_digest((f.name, f.path) for f in corpus.files))
-        digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-        return DataInfo(
-            corpus.title,
-            digest,
-            "token",
-            {"files": len(corpus.files), "bytes": corpus.bytes},
+        return described(
+            corpus,
+            options,
+            included=request.ref in INCLUDED,
+            reading=[options.field, options.separator, options.read_as],
             tensors={key: TensorInfo("BL", {"L": length}) for key in ("input_ids", "segment_ids")},
             facts={"length": length},
-            processor_hint=NO_TOKENIZER if options.tokenizer == "teacher" else "",
-            warnings=tuple(_left_out(corpus, request.ref)),
+            warnings=list(_left_out(corpus, request.ref)),
         )
 
     def units_per_sample(self, sample: Mapping[str, Any]) -> int:
@@ -91,8 +83,7 @@ class TextData(DataProvider):
                 maximum context.
         """
         options: TextOptions = request.options
-        if request.split not in SPLITS:
-            raise UsageError(f"text data has no split {request.split!r}", f"splits: {', '.join(SPLITS)}")
+        check_split(request, "text data has")
         length = _length(request.sample)
         facts = request.facts or getattr(request.teacher, "facts", None)
         _check_length(length, facts)
@@ -112,17 +103,7 @@ def _left_out(corpus: Corpus, ref: str) -> Iterator[str]:
 
 
 def _check_length(length: int, facts: Any) -> None:
-    """Check that rows fit the teacher's maximum context; the plan calls this too.
-
-    Raises:
-        UsageError: rows are too long.
-    """
-    longest = getattr(facts, "max_positions", None)
-    if longest is not None and length > longest:
-        raise UsageError(
-            f"samples have {length} tokens, but the teacher supports at most {longest}",
-            f"`--set data.sample.length={longest}`",
-        )
+    check_context(length, facts, "samples have", "`--set data.sample.length={most}`")
 
 
 def _length(sample: Mapping[str, Any]) -> int:

@@ -7,24 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import xarch
-from xarch import PluginError
-from xarch.engine.events import Reporter
+from tests.engine.interrupted import Crash, assert_ends_as, rows
 from xarch.testing.models import tiny_configuration
 
 STEPS = 7
 LABELS = {"labels": "labels"}
-
-
-class Crash(Reporter):
-    """Ends the run between two checkpoints."""
-
-    def step(self, step: int, steps: int, metrics: Any, units: int) -> None:
-        if step == 5:
-            raise ValueError("the power went off")
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +54,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "per_second", "eta")
-    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in found if "loss" in row]
-
-
 @pytest.fixture(scope="module")
 def whole(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return xarch.convert(overrides=settings, out=tmp_path_factory.mktemp("whole") / "run").path
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(settings: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    with pytest.raises(PluginError, match="the power went off"):
-        xarch.convert(overrides=settings, out=broken, reporter=Crash())
-    xarch.convert(resume=True, out=broken)
-    one, two = (load_file(run / "student" / "model.safetensors") for run in (whole, broken))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(value, two[key]) for key, value in one.items())
-    assert rows(whole) == rows(broken)
+    assert_ends_as(whole, settings, Crash(STEPS, 5), tmp_path / "broken")
     t = [row["monitor.t.taid"] for row in rows(whole)]
     assert t == sorted(t)
     assert t[-1] > t[0]

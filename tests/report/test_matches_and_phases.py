@@ -54,3 +54,13 @@ def test_the_beginnings_of_phases_are_marked(tmp_path: Path) -> None:
     [without], [figure] = plain.blocks[0].figures, marked.blocks[0].figures  # type: ignore[union-attr]
     assert "phases begin at step 3, 7" in figure.text
     assert figure.svg.count("stroke-dasharray") == without.svg.count("stroke-dasharray") + 2
+
+
+def test_a_match_of_the_whole_model_is_no_site(tmp_path: Path) -> None:
+    """The report drew one bar, "of 1 sites", under the name of the match."""
+    stage = {"folder": "01-all", "name": "all", "matches": [{"match": "kd", "label": "kd", "site": None}]}
+    stages = {"01-all": {"per_site": {"agreement": {"kd": 0.97}}}}
+    section = per_site(RunInfo(tmp_path, plan={**PLAN, "stages": [stage]}, stages=stages))
+    assert section is not None
+    [details] = section.blocks
+    assert details.blocks[0].rows == [["01-all", "kd", "agreement", "0.9700"]]  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ class BudgetOptions(Options):
 
 
 class Budget(ChoiceObjective):
-    """|mean_i b_i − β|, b_i the share of all learners' multiply-adds that sample i runs (stage 3)."""
+    """|mean_i b_i − β|, b_i what sample i takes of all learners' multiply-adds (stage 3)."""
 
     Options = BudgetOptions
     units = "share"

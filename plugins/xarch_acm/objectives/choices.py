@@ -15,7 +15,8 @@ from xarch import Batch, Objective, Tap
 
 
 class ChoiceObjective(Objective):
-    """Base: joined choices [B, L, K] of all gates; their taps tell ``cost``, ``least``, ``learners`` and ``budget``."""
+    """Base: joined choices [B, L, K] of all gates; their taps tell ``cost``, ``gate``, ``least``,
+    ``learners`` and ``budget``."""
 
     accepts = frozenset({("BLK", "none")})
     joins = True
@@ -26,14 +27,14 @@ class ChoiceObjective(Objective):
         return layout in ("B", "BL")
 
     def shares(self, choices: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
-        """Return the share of all learners' multiply-adds that every sample runs [B]."""
+        """Return the share of all learners' multiply-adds that learners and gates take for every sample [B]."""
         ran: Any = 0.0
         whole: Any = 0.0
         for name, choice_BLK in choices.items():
             facts = self.student_tap[name].info
             count_K = torch.arange(choice_BLK.shape[-1], device=choice_BLK.device) + facts["least"]
             learners_BL, counted_BL = (choice_BLK * count_K).sum(-1), positions(choice_BLK, mask)
-            ran = ran + facts["cost"] * (learners_BL * counted_BL).sum(1)
+            ran = ran + ((facts["cost"] * learners_BL + facts["gate"]) * counted_BL).sum(1)
             whole = whole + facts["cost"] * facts["learners"] * counted_BL.sum(1)
         return ran / whole.clamp_min(1e-30)
 

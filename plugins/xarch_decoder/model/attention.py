@@ -5,25 +5,22 @@ Legend: B batch, L tokens, S tokens in the cache, D width, H heads, K key/value 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from xarch import PlanError
 from xarch_decoder.factored import AttentionFactors
 from xarch_decoder.facts import DecoderFacts
-from xarch_decoder.model.layers import RMSNorm
+from xarch_decoder.model.heads import MASKED, GroupedHeads
 from xarch_decoder.model.mixer import ATTENTION, Mixer, SequenceInfo, StateSpec
-from xarch_decoder.model.rotary import Rotation, rotate, rotation
-
-MASKED = -30000.0
-"""Score of a masked key: finite in half precision, and exp(MASKED - max) is exactly zero."""
+from xarch_decoder.model.rotary import Rotation, rotation
 
 
-class Attention(Mixer):
+class Attention(GroupedHeads, Mixer):
     """Grouped-query attention with rotary embedding, optional q/k norm, sliding window and soft-capped scores.
 
     A window of w lets a token see itself and the w - 1 tokens before it.
@@ -35,23 +32,15 @@ class Attention(Mixer):
     kind = ATTENTION
 
     def __init__(self, facts: DecoderFacts, layer: int) -> None:
-        super().__init__()
         if facts.heads % facts.kv_heads:
             raise PlanError(f"layer {layer}: {facts.heads} heads cannot share {facts.kv_heads} key/value heads")
         if 2 * len(facts.inverse_frequencies) > facts.head_dim:
             raise PlanError(
                 f"layer {layer}: {len(facts.inverse_frequencies)} rotary pairs do not fit a head of {facts.head_dim}"
             )
-        self.heads, self.kv_heads, self.head_dim = facts.heads, facts.kv_heads, facts.head_dim
-        self.scale, self.softcap, self.window = facts.scale, facts.softcap, facts.window(layer)
+        super().__init__(facts)
+        self.window = facts.window(layer)
         self.frequencies, self.gain = facts.inverse_frequencies, facts.rotary_gain
-        queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-        self.q = nn.Linear(facts.width, queries, bias=facts.qkv_bias)
-        self.k = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
-        self.v = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
-        self.o = nn.Linear(queries, facts.width, bias=facts.out_bias)
-        self.q_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
-        self.k_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
 
     def forward(self, x_BLD: Tensor, sequence: SequenceInfo) -> Tensor:
         q_BLHE, k_BLKE = self._queries_keys(x_BLD, self._rotation(sequence))
@@ -118,14 +107,7 @@ class Attention(Mixer):
         return sequence.once(key, lambda: rotation(sequence.positions_BL, self.frequencies, self.gain))
 
     def _queries_keys(self, x_BLD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
-        q_BLHE = self.q(x_BLD).unflatten(-1, (self.heads, self.head_dim))
-        k_BLKE = self.k(x_BLD).unflatten(-1, (self.kv_heads, self.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BLHE, k_BLKE = self.q_norm(q_BLHE), self.k_norm(k_BLKE)
-        return rotate(q_BLHE, by), rotate(k_BLKE, by)
-
-    def _values(self, x_BLD: Tensor) -> Tensor:
-        return self.v(x_BLD).unflatten(-1, (self.kv_heads, self.head_dim))
+        return self._queries(x_BLD, by), self._keys(x_BLD, by)
 
     def _step(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_BLHE, k_BLKE = self._queries_keys(x_BLD, rotation(positions_BL, self.frequencies, self.gain))
@@ -170,28 +152,17 @@ class Attention(Mixer):
         if mask_B1LL is None:
             length = q_BLHE.shape[1]
             mask_B1LL = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_BLHE.device).tril()
-        return self._explicit(q_BHLE, k_BKLE, v_BKLE, mask_B1LL)
+        return self._explicit(q_BHLE, k_BKLE, v_BKLE, _allowing(mask_B1LL)).transpose(1, 2)
 
     def _read(self, q_BLHE: Tensor, keys_BKSE: Tensor, values_BKSE: Tensor, allowed_BLS: Tensor | None) -> Tensor:
         """Attend from new tokens to a cache; return [B, L, H * E]."""
-        mask_B1LS = None if allowed_BLS is None else allowed_BLS[:, None]
-        return self._explicit(q_BLHE.transpose(1, 2), keys_BKSE, values_BKSE, mask_B1LS).flatten(2)
+        seen = None if allowed_BLS is None else _allowing(allowed_BLS[:, None])
+        heads_BHLE = self._explicit(q_BLHE.transpose(1, 2), keys_BKSE, values_BKSE, seen)
+        return heads_BHLE.transpose(1, 2).flatten(2)
 
-    def _explicit(self, q_BHLE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask_B1LS: Tensor | None) -> Tensor:
-        """Attend with explicit scores; return [B, L, H, E].
 
-        Heads that share a key are stacked along L, which avoids repeated keys and tensors of more than 4 dimensions.
-        """
-        batch, heads, length, width = q_BHLE.shape
-        stacked = (batch, self.kv_heads, heads // self.kv_heads * length)
-        scores = (q_BHLE * self.scale).reshape(*stacked, width) @ k_BKSE.transpose(2, 3)
-        scores_BHLS = scores.float().reshape(batch, heads, length, -1)
-        if self.softcap is not None:
-            scores_BHLS = self.softcap * torch.tanh(scores_BHLS / self.softcap)
-        if mask_B1LS is not None:
-            scores_BHLS = torch.where(mask_B1LS, scores_BHLS, MASKED)
-        weights = torch.softmax(scores_BHLS, -1).to(v_BKSE.dtype).reshape(*stacked, -1)
-        return (weights @ v_BKSE).reshape(batch, heads, length, width).transpose(1, 2)
+def _allowing(mask_B1LS: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda scores_BHLS: torch.where(mask_B1LS, scores_BHLS, MASKED)
 
 
 def _write(buffer_BKSE: Tensor, new_BKLE: Tensor, places_S: Tensor, at_BL1: Tensor) -> Tensor:

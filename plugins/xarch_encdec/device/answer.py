@@ -32,15 +32,21 @@ if len(ids) < 2:
     sys.exit("the prompt has fewer than two tokens")
 # The encoder reads the prompt without its last token, with which the decoder begins.
 source, token = np.array([ids[:-1]]), np.array([ids[-1:]])
-read = encoder.run_with_ort_values(None, {"input_ids": value(source), "attention_mask": value(np.ones_like(source))})
+size, room = (json.loads(facts.get(f"xarch.{name}", "null")) for name in ("source", "answer"))
+if size and len(ids) > size + 1:
+    sys.exit(f"the prompt has {len(ids)} tokens, and these graphs read at most {size + 1}")
+pads = ((0, 0), (0, size - source.shape[1] if size else 0))  # of graphs with static shapes
+mask, source = value(np.pad(np.ones_like(source), pads)), np.pad(source, pads)
+read = encoder.run_with_ort_values(None, {"input_ids": value(source), "attention_mask": mask})
 fixed = {o.name.replace("present", "past_key_values"): v for o, v in zip(encoder.get_outputs(), read, strict=True)}
-fixed["encoder_attention_mask"] = value(np.ones_like(source))
+fixed["encoder_attention_mask"] = mask
 heads, width = json.loads(facts["xarch.cache"])
-empty = value(np.zeros((1, heads, 0, width), np.float32))
+empty = value(np.zeros((1, heads, room or 0, width), np.float32))
 held = {i.name: empty for i in decoder.get_inputs() if ".decoder." in i.name}
 stream, times = decoders.DecodeStream(), list[float]()
-while len(times) < args.tokens:  # keys and values stay in the runtime's memory
-    logits, *present = decoder.run_with_ort_values(None, {"input_ids": value(token), **fixed, **held})
+while len(times) < min(args.tokens, room or args.tokens):  # keys and values stay in the runtime's memory
+    at = {"position": value(np.array([len(times)]))} if room else {}
+    logits, *present = decoder.run_with_ort_values(None, {"input_ids": value(token), **fixed, **held, **at})
     held, token = dict(zip(held, present, strict=True)), logits.numpy()[:, -1].argmax(-1)[None]
     times.append(time.perf_counter())
     if int(token[0, 0]) in json.loads(facts["xarch.eos"]):

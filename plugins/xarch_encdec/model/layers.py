@@ -58,13 +58,15 @@ class Reading:
 
     Attributes:
         by: rotation at the positions of these tokens.
-        bias_B1TN: over self keys, None if all are seen.
         bias_B1TS: over source keys.
+        bias_B1TN: over self keys, None if all are seen.
+        at_11N1: the place of the one token in buffers of N keys and values; None: they grow.
     """
 
     by: Rotation
-    bias_B1TN: Tensor | None
     bias_B1TS: Tensor
+    bias_B1TN: Tensor | None = None
+    at_11N1: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -109,7 +111,7 @@ class DecoderLayer(nn.Module):
         q_BHTE = self.attention.queries(normed_BTD, reading.by)
         k_BKNE, v_BKNE = self.attention.keys_values(normed_BTD, reading.by)
         if past is not None:
-            k_BKNE, v_BKNE = torch.cat([past[0], k_BKNE], 2), torch.cat([past[1], v_BKNE], 2)
+            k_BKNE, v_BKNE = (_kept(*each, reading.at_11N1) for each in zip(past, (k_BKNE, v_BKNE), strict=True))
         own = k_BKNE, v_BKNE
         if self.cross is None or self.norm_cross is None:
             keys, values = torch.cat([source[0], k_BKNE], 2), torch.cat([source[1], v_BKNE], 2)
@@ -122,6 +124,11 @@ class DecoderLayer(nn.Module):
         read_BTD = x_BTD if self.parallel else after_BTD
         norm2 = self.norm1 if self.norm2 is None else self.norm2
         return after_BTD + self.post2(self.mlp(norm2(read_BTD))), own
+
+
+def _kept(past_BKNE: Tensor, new_BKTE: Tensor, at_11N1: Tensor | None) -> Tensor:
+    """Return earlier keys or values with new ones: after them, or in their place of a buffer."""
+    return torch.cat([past_BKNE, new_BKTE], 2) if at_11N1 is None else torch.where(at_11N1, new_BKTE, past_BKNE)
 
 
 def _joined(reading: Reading, tokens: int) -> Tensor:

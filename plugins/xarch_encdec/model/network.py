@@ -87,6 +87,15 @@ class EncDecModel(nn.Module):
         future, last = self.opening.tolist()
         return Opening(future, last)
 
+    def keep(self, layers: Sequence[int], facts: EncDecFacts) -> None:
+        """Drop every decoder layer but some.
+
+        Args:
+            facts: of the model that is left.
+        """
+        self.facts = facts
+        self.decoder = nn.ModuleList([self.decoder[j] for j in layers])
+
     def layers(self) -> Sequence[DecoderLayer]:
         """Return the decoder layers."""
         return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
@@ -100,11 +109,14 @@ class EncDecModel(nn.Module):
         biases = {window: _source_bias(place_S, mask_BS, opening.future, window) for window in windows}
         return embedded(self.embed, layer.embed_gain, input_ids_BS), by, biases
 
-    def enter_target(self, ids_BT: Tensor, mask_BS: Tensor, before: int) -> tuple[Tensor, Readings]:
+    def enter_target(
+        self, ids_BT: Tensor, mask_BS: Tensor, before: int | Tensor, room: int | None = None
+    ) -> tuple[Tensor, Readings]:
         """Return the residual stream entering the decoder, and what its layers know, for every sliding window.
 
         Args:
-            before: decoder tokens before these.
+            before: decoder tokens before these; [1] with buffers.
+            room: tokens that buffers of keys and values hold; None if keys and values grow.
         """
         layer = self.facts.layer
         # A constant tensor rather than arange: it becomes an initializer, not a Range node.
@@ -113,10 +125,13 @@ class EncDecModel(nn.Module):
         if self.facts.cross == "merged":
             place_BT = place_BT + mask_BS.long().sum(1, keepdim=True)
         by = rotation(place_BT, layer.inverse_frequencies, layer.rotary_gain)
-        readings = {
-            window: Reading(by, _self_bias(steps_T, before, window), self._cross_bias(place_BT, mask_BS, window))
-            for window in dict.fromkeys(layer.windows or (None,))
-        }
+        readings = {}
+        for window in dict.fromkeys(layer.windows or (None,)):
+            bias_B1TS = self._cross_bias(place_BT, mask_BS, window)
+            if isinstance(before, Tensor):
+                readings[window] = Reading(by, bias_B1TS, *_buffer_bias(before, room or 0, window))
+            else:
+                readings[window] = Reading(by, bias_B1TS, _self_bias(steps_T, before, window))
         return embedded(self.embed, layer.embed_gain, ids_BT), readings
 
     def encode(
@@ -167,6 +182,7 @@ class EncDecModel(nn.Module):
         past: Sequence[Cache] | None = None,
         wanted: Collection[str] = (),
         push: Push = nothing,
+        without: Collection[int] = (),
     ) -> tuple[Tensor, list[Cache]]:
         """Return the final hidden states [B, T, D] of decoder tokens, and keys and values of all so far.
 
@@ -174,10 +190,13 @@ class EncDecModel(nn.Module):
             mask_BS: of the source.
             source: from :meth:`encode`.
             past: keys and values of earlier tokens; None before the first.
+            without: layers left out, as if they added nothing to the residual stream.
         """
         x_BTD, readings = self.enter_target(ids_BT, mask_BS, 0 if past is None else past[0][0].shape[2])
         caches = []
         for j, block in enumerate(self.layers()):
+            if j in without:
+                continue
             _give(wanted, push, f"decoder.{j}.input", x_BTD)
             reading = readings[self.facts.layer.window(j)]
             x_BTD, cache = block(x_BTD, reading, source[j], None if past is None else past[j])
@@ -224,6 +243,16 @@ def _self_bias(steps_T: Tensor, before: int, window: int | None) -> Tensor | Non
     if window is not None:
         seen_TN = seen_TN & (place_N > now_T1 - window)
     return bias_of(seen_TN[None, None])
+
+
+def _buffer_bias(before_1: Tensor, room: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Return the bias [1, 1, 1, N] of one token over a buffer of N tokens, and where it goes [1, 1, N, 1]."""
+    # A constant and floats: accelerators rarely support Range or integer comparison.
+    place_N, now_1 = torch.tensor([float(n) for n in range(room)], device=before_1.device), before_1.float()
+    seen_N = place_N <= now_1
+    if window is not None:
+        seen_N = seen_N & (place_N > now_1 - window)
+    return bias_of(seen_N[None, None, None]), (place_N == now_1)[None, None, :, None]
 
 
 def _give(wanted: Collection[str], push: Push, name: str, value: Any) -> None:

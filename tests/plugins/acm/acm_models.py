@@ -36,7 +36,7 @@ def with_random_gates(folder: Path, **options) -> AcmStudent:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for module in made.adaptive.values():
-            nn.init.normal_(module.gate.out.weight)
+            nn.init.normal_(module.gate.out.weight, std=3.0 if module.gate.estimates else 1.0)
             nn.init.zeros_(module.gate.out.bias)
     made.module.eval().requires_grad_(False)
     return made

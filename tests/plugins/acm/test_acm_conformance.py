@@ -34,7 +34,7 @@ class TestAcmOfText(TargetConformance):
 
 
 GATES = {
-    name: Tap(name, "logits", "BLK", {"K": 5}, {"cost": cost, "least": 0, "learners": 4, "budget": 0.5})
+    name: Tap(name, "logits", "BLK", {"K": 5}, {"cost": cost, "gate": 1.0, "least": 0, "learners": 4, "budget": 0.5})
     for name, cost in (("a.choice", 10.0), ("b.choice", 30.0))
 }
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from xarch.report import RunInfo, Table
+from xarch_acm.gate import Gate
 from xarch_acm.report import sections
 from xarch_acm.spent import Spent
 from xarch_acm.tables import executed, fewest, shift_for
 
 MODULES = {
-    "cheap": SimpleNamespace(cost=1.0, learners=4, least=0),
-    "dear": SimpleNamespace(cost=3.0, learners=4, least=1),
+    "cheap": SimpleNamespace(cost=1.0, learners=4, least=0, gate=Gate(2, 2, 5, estimates=False), gate_cost=0.0),
+    "dear": SimpleNamespace(cost=3.0, learners=4, least=1, gate=Gate(2, 2, 4, estimates=False), gate_cost=0.0),
 }
 
 
@@ -38,6 +39,18 @@ def test_noise_that_favours_fewer_learners_counts_as_none():
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_prices_reach_a_budget_too(share):
+    """What is estimated falls with every learner, by other amounts at every position."""
+    generator = torch.Generator().manual_seed(0)
+    modules = {"a": SimpleNamespace(cost=1.0, learners=4, least=0, gate=Gate(2, 2, 5, estimates=True), gate_cost=0.0)}
+    falls = torch.rand(4000, 5, generator=generator).cumsum(-1)
+    logits = {"a": torch.randn(4000, 1, generator=generator) - falls}
+    shift = shift_for(modules, logits, share)
+    assert executed(modules, logits, shift) == pytest.approx(share, abs=0.01)
+    assert executed(modules, logits, shift + 1) > share > executed(modules, logits, shift - 1)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_shift_reaches_its_budget(share):
     generator = torch.Generator().manual_seed(0)
     logits = {"cheap": torch.randn(4000, 5, generator=generator), "dear": torch.randn(4000, 4, generator=generator)}
@@ -48,11 +61,13 @@ def test_a_shift_reaches_its_budget(share):
 
 
 def test_what_ran_is_weighted_by_its_cost():
-    spent = Spent(MODULES)
-    spent.add("cheap", torch.eye(5)[[4, 0]])
-    spent.add("dear", torch.eye(4)[[0, 0]])
-    # 4 learners of 1, and twice the least one of 3, of 2 * 16.
-    assert spent.read() == {"executed": pytest.approx((4 + 6) / 32)}
+    cheap = SimpleNamespace(**{**vars(MODULES["cheap"]), "gate_cost": 0.5})
+    spent = Spent({**MODULES, "cheap": cheap})
+    spent.add("cheap", torch.eye(5)[[4, 0]], gated=True)
+    spent.add("dear", torch.eye(4)[[0, 0]], gated=False)
+    # 4 learners of 1 and twice a gate of 0.5, twice the least learner of 3, of 2 * 16; one module varies from none to
+    # all, the other does not.
+    assert spent.read() == {"executed": pytest.approx((4 + 1 + 6) / 32), "deviation": pytest.approx(0.25)}
     assert spent.read() == {}
 
 

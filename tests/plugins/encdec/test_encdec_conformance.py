@@ -23,6 +23,14 @@ class TestAnswers(MetricConformance):
     needs_teacher = False
 
 
+@pytest.mark.slow  # rouge-score imports nltk, which takes seconds
+class TestWrittenAnswers(MetricConformance):
+    metric = "written-answers"
+    options: ClassVar[Mapping[str, Any]] = {"pairs": 2, "tokens": 4}
+    family = "encdec"
+    needs_teacher = False
+
+
 class TestOpenEncoder(BatchStepConformance):
     step = "open-encoder"
     family = "encdec"

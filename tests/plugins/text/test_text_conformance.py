@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from xarch.testing import DataConformance, MetricConformance
 
 
@@ -31,6 +33,15 @@ class TestPairs(DataConformance):
         pairs = ({"source": f"What is {i} plus {i % 7}?", "target": f"It is {i + i % 7}."} for i in range(400))
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
         return f"pairs:{folder / 'pairs.jsonl'}"
+
+
+@pytest.mark.slow
+class TestDenoising(TestText):
+    options: ClassVar[Mapping[str, Any]] = {"tokenizer": "bytes", "mixture": "ul2", "marker": 0}
+    sample: ClassVar[Mapping[str, Any]] = {"source": 16, "target": 16}
+
+    def make_ref(self, folder: Path) -> str:
+        return super().make_ref(folder).replace("text:", "denoising:", 1)
 
 
 class TestPerplexity(MetricConformance):

@@ -55,7 +55,7 @@ def test_registration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     metrics = ", ".join(f"('metric', '{name}', ('decoder',))" for name in ("perplexity", "recall"))
-    data = ", ".join(f"('data', '{name}', ())" for name in ("text", "pairs"))
+    data = ", ".join(f"('data', '{name}', ())" for name in ("text", "pairs", "denoising"))
     assert done.stdout.strip() == f"[{data}, {metrics}, ('report', 'domains', ('decoder',))] set()"
 
 

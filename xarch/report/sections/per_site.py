@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xarch.report.blocks import Block, Details, Figure, Figures, Section, Table
+from xarch.report.blocks import Block, Cell, Details, Figure, Figures, Section, Table
 from xarch.report.files import RunInfo, StageMetrics, names_of, natural, rows_of, table_of
 from xarch.report.plots.bars import sites_svg
 from xarch.report.plots.heat import heat_svg
@@ -39,6 +39,7 @@ def per_site(files: RunInfo) -> Section | None:
     for folder, name, rows in tables:
         if len(rows) == 1:
             blocks += _bars(files, name, folder, rows[0][1])
+    blocks += _of_matches(files)
     return Section("Per site", blocks) if blocks else None
 
 
@@ -73,12 +74,13 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _places(files: RunInfo, folder: str) -> dict[str, tuple[str, str]]:
-    """Return the name of a value in a stage's tables -> (its match, its site or tap); "" for the only one."""
+    """Return the name of a value in a stage's tables -> (its match, its site or tap); no place for a match of the whole
+    model."""
     planned = next((row for row in rows_of(files.plan, "stages") if row.get("folder") == folder), {})
     found = {}
     for row in rows_of(planned, "matches"):
         match, label, site = str(row.get("match")), str(row.get("label")), row.get("site")
-        place = site if isinstance(site, str) else label.removeprefix(f"{match}.")
+        place = site if isinstance(site, str) else label.removeprefix(match).removeprefix(".")
         found[f"{label}.{site}" if isinstance(site, str) else label] = (match, place)
     return found
 
@@ -95,7 +97,8 @@ def _tables(files: RunInfo) -> list[tuple[str, str, list[tuple[str, dict[str, fl
             by_match: dict[str, dict[str, float]] = {}
             for name, value in values.items():
                 match, place = places.get(name, ("", name))
-                by_match.setdefault(match, {})[place] = value
+                if place:
+                    by_match.setdefault(match, {})[place] = value
             base = table.removesuffix(BEFORE)
             for match, own in by_match.items():
                 title = f"{base} of {match}" if match and len(by_match) > 1 else base
@@ -105,6 +108,20 @@ def _tables(files: RunInfo) -> list[tuple[str, str, list[tuple[str, dict[str, fl
         rows = [(when, moments[when]) for when in MOMENTS_OF_A_STAGE if when in moments]
         tables.append((folder, title, rows))
     return tables
+
+
+def _of_matches(files: RunInfo) -> list[Block]:
+    """Return a table of the figures of matches that compare whole models, which have no site."""
+    rows: list[list[str | Cell]] = []
+    for folder, summary in files.stages.items():
+        places = _places(files, folder)
+        for figure, values in _numbers(summary).items():
+            for name, value in values.items():
+                match, place = places.get(name, ("", name))
+                if not place:
+                    rows.append([folder, match, _titled(files, figure), number(value)])
+    table = Table(["stage", "match", "figure", ""], rows, "lllr")
+    return [Details("Figures of matches of the whole model", [table])] if rows else []
 
 
 def _course(curve: StageMetrics) -> list[tuple[str, dict[str, float]]]:

@@ -1,0 +1,74 @@
+"""Grouped heads of an attention: projections, and explicit scores; which keys a query sees is up to subclasses.
+
+Legend: B batch, T queries, S keys, D width, H heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from xarch_decoder.facts import DecoderFacts
+from xarch_decoder.model.layers import RMSNorm
+from xarch_decoder.model.rotary import Rotation, rotate
+
+MASKED = -30000.0
+"""Score of a masked key: finite in half precision, and exp(MASKED - max) is exactly zero."""
+
+
+class GroupedHeads(nn.Module):
+    """Query, key, value and output projections; query head h reads key head ``h // (H // K)``."""
+
+    def __init__(self, facts: DecoderFacts) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = facts.heads, facts.kv_heads, facts.head_dim
+        self.scale, self.softcap = facts.scale, facts.softcap
+        queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+        self.q = nn.Linear(facts.width, queries, bias=facts.qkv_bias)
+        self.k = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
+        self.v = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
+        self.o = nn.Linear(queries, facts.width, bias=facts.out_bias)
+        self.q_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
+        self.k_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
+
+    def _queries(self, x_BTD: Tensor, by: Rotation | None) -> Tensor:
+        """Return queries [B, T, H, E], rotated if positions count."""
+        q_BTHE = self.q(x_BTD).unflatten(-1, (self.heads, self.head_dim))
+        return _placed(q_BTHE, self.q_norm, by)
+
+    def _keys(self, x_BSD: Tensor, by: Rotation | None) -> Tensor:
+        """Return keys [B, S, K, E], rotated if positions count."""
+        k_BSKE = self.k(x_BSD).unflatten(-1, (self.kv_heads, self.head_dim))
+        return _placed(k_BSKE, self.k_norm, by)
+
+    def _values(self, x_BSD: Tensor) -> Tensor:
+        """Return values [B, S, K, E]."""
+        return self.v(x_BSD).unflatten(-1, (self.kv_heads, self.head_dim))
+
+    def _explicit(
+        self, q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, seen: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Attend with explicit scores; return [B, H, T, E].
+
+        Heads that share a key are stacked along T, which avoids repeated keys and tensors of more than 4 dimensions.
+
+        Args:
+            seen: from scores [B, H, T, S] to those whose masked keys get no weight; None if all keys are seen.
+        """
+        batch, heads, length, width = q_BHTE.shape
+        stacked = (batch, self.kv_heads, heads // self.kv_heads * length)
+        scores = (q_BHTE * self.scale).reshape(*stacked, width) @ k_BKSE.transpose(2, 3)
+        scores_BHTS = scores.float().reshape(batch, heads, length, -1)
+        if self.softcap is not None:
+            scores_BHTS = self.softcap * torch.tanh(scores_BHTS / self.softcap)
+        if seen is not None:
+            scores_BHTS = seen(scores_BHTS)
+        weights = torch.softmax(scores_BHTS, -1).to(v_BKSE.dtype).reshape(*stacked, -1)
+        return (weights @ v_BKSE).reshape(batch, heads, length, width)
+
+
+def _placed(x_BTHE: Tensor, norm: nn.Module | None, by: Rotation | None) -> Tensor:
+    x_BTHE = x_BTHE if norm is None else norm(x_BTHE)
+    return x_BTHE if by is None else rotate(x_BTHE, by)
