@@ -191,7 +191,7 @@ class Sessions:
 def write(folder: Path, student: DecoderStudent, precision: str) -> None:
     """Write the graphs of a student as its export does, without parity."""
     profile = get_registry().create("export", PRECISIONS[precision])
-    graphs = decoder_graphs(student, profile, DecoderExport(prefill=[PREFILL]))
+    graphs = decoder_graphs(student, profile, DecoderExport())
     models = {graph.name: to_onnx(graph, profile) for graph in graphs}
     bits = {"fp32": 32, "int8": 8, "int4": 4}[precision]
     choice = Choice()

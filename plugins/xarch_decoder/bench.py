@@ -44,6 +44,7 @@ class LanguageGraphs:
         self.reads = {name: json.loads(metadata[name]["xarch.reads"]) for name in used}
         self.gives = {name: json.loads(metadata[name]["xarch.gives"]) for name in used}
         self.states: list[dict[str, Any]] = json.loads(decode["xarch.states"])
+        self.logits: str = decode.get("xarch.logits", "last")
         self.vocab = int(decode.get("xarch.vocab", 1))
         self.context: int | None = json.loads(decode.get("xarch.context", "null"))
         self.sizes = sorted(self.names, reverse=True)

@@ -91,9 +91,11 @@ def memory_parity(
     late = Full(Batch({"input_ids": ids_1L}, ids_1L.shape[1]), full, _states(student, ids_1L[:, :full]))
     for size in driven.sizes:
         graph = by_name[driven.names[size]]
-        pieces = [(graph.name, size)] * 2 + [(one.name, 1)] * 3 if size > 1 else [(one.name, 1)] * steps
+        pieces = [(graph.name, size)] * 2 + [(one.name, 1)] * 3 if size > 1 else [(one.name, 1)] * (fold + 3)
         yield _case(student, graph, driven, text, late, pieces, dtype=dtype)
-        yield _one_fold(student, graph, driven, late, size)
+        yield _one_fold(student, graph, driven, late, size, dtype)
+    assert driven.fold is not None
+    yield _case(student, by_name[driven.fold["graph"]], driven, text, late, [(one.name, 1)] * steps, dtype=dtype)
 
 
 def _case(
@@ -124,7 +126,7 @@ def _case(
         return {"logits": found["logits"]} if begin else found
 
     ends = list(np.cumsum([tokens for _, tokens in pieces]) + past)
-    given = [int(end) - 1 for end in ends] if graph.metadata["logits"] == "last" else range(past, length)
+    given = [int(end) - 1 for end in ends] if driven.logits == "last" else range(past, length)
     return ParityCase(
         graph.name,
         {"batch": 1, "past": past, "tokens": length - past, "calls": len(pieces)},
@@ -140,7 +142,9 @@ def _case(
     )
 
 
-def _one_fold(student: MemoryStudent, graph: ExportGraph, driven: LanguageGraphs, late: Full, size: int) -> ParityCase:
+def _one_fold(
+    student: MemoryStudent, graph: ExportGraph, driven: LanguageGraphs, late: Full, size: int, dtype: str
+) -> ParityCase:
     """Return a case that makes one fold and one call of a graph from full memories. Slots of nearly the same importance
     change places, so it compares what does not depend on their order: queries, each of which every memory of the layers
     before has led to, and how many tokens slots hold and where these were."""
@@ -151,7 +155,13 @@ def _one_fold(student: MemoryStudent, graph: ExportGraph, driven: LanguageGraphs
         return _unordered({name.removeprefix("present_"): value for name, value in found.items()})
 
     shape = {"batch": 1, "past": late.past, "tokens": size, "calls": 2}
-    return ParityCase(graph.name, shape, drive, _unordered(_states(student, ids_1L, late)), rel_l2=ONE_FOLD)
+    return ParityCase(
+        graph.name,
+        shape,
+        drive,
+        _unordered(_states(student, ids_1L, late)),
+        rel_l2=max(ONE_FOLD, weights.REL_L2.get(dtype, 0.0)),
+    )
 
 
 def _unordered(states: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

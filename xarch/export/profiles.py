@@ -19,7 +19,7 @@ NPU_OPS = frozenset({
     "LogSoftmax", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
     "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
     "Round", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub",
-    "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Tanh", "Tile", "TopK", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 """Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, except those that
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""

@@ -54,11 +54,9 @@ def folded_memory_step(
         memory = _Memory(layout, rotary, ranges, state, island_dtype(q_BLHE, state[-1]), tables)
         if graph_form("attention") == "runtime":
             return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, memory.cast(positions_BL[:, 0])), memory.state()
-        q_BKGLE = memory.cast(q_BLHE).unflatten(2, (layout.heads, -1)).permute(0, 2, 3, 1, 4)
-        k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (k_BLKE, v_BLKE))
-        heads_BKGLE = memory.attend(q_BKGLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
-        heads_BLHE = heads_BKGLE.permute(0, 3, 1, 2, 4).flatten(2, 3)
-        return _cast(heads_BLHE, q_BLHE.dtype), memory.state()
+        q_BHLE, k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
+        heads_BHLE = memory.attend(q_BHLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
+        return _cast(heads_BHLE.transpose(1, 2), q_BLHE.dtype), memory.state()
 
 
 def fold_memory(
@@ -107,10 +105,11 @@ class _Memory:
     def state(self) -> State:
         return tuple(self.held.values())
 
-    def attend(self, q_BKGLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, position_B: Tensor) -> Tensor:
-        """Put the tokens behind the last ones; return their outputs [B, K, G, L, E]."""
-        fold, length = self.layout.fold, q_BKGLE.shape[3]
-        self.held["query"] = _cast(q_BKGLE[:, :, :, -1], self.held["query"].dtype)
+    def attend(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, position_B: Tensor) -> Tensor:
+        """Put the tokens behind the last ones; return their outputs [B, H, L, E]."""
+        fold, length = self.layout.fold, q_BHLE.shape[2]
+        last_BKGE = q_BHLE[:, :, -1].unflatten(1, (-1, self.group))
+        self.held["query"] = _cast(last_BKGE, self.held["query"].dtype)
         waiting_B1 = self._waiting(position_B)[:, None]
         late_BLF = self.places_F > waiting_B1[:, :, None] + self.places_F[:length, None]
         late_B1LF = torch.where(late_BLF, MASKED, 0.0).to(self.dtype)[:, None]
@@ -121,9 +120,10 @@ class _Memory:
             bias_BG1C = self.cast(self.held[f"bias_{j}"])
             bias_BGLF = late_B1LF.expand(-1, self.group, -1, -1)
             bias_BGLC = torch.cat([bias_BG1C[..., :-fold].expand(-1, -1, length, -1), bias_BGLF], -1)
-            scores_BGLC = self.rotary.scores(q_BKGLE[:, j] @ keys_B1CE.mT) + bias_BGLC
+            q_BGLE = q_BHLE[:, j * self.group : (j + 1) * self.group]
+            scores_BGLC = self.rotary.scores(q_BGLE @ keys_B1CE.mT) + bias_BGLC
             found.append(scores_BGLC.softmax(-1) @ values_B1CE)
-        return torch.stack(found, 1)
+        return torch.cat(found, 1)
 
     def attend_in_runtime(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, position_B: Tensor) -> Tensor:
         """As :meth:`attend`, with an operator for each head; outputs are [B, L, H, E]."""
