@@ -14,6 +14,7 @@ from xarch.contracts.export import Profile
 from xarch.errors import PlanError, UsageError
 from xarch.export import lowerings
 from xarch.export.external_data import external_ranges, graphs_of, read_model, tensors_of
+from xarch.export.integers import PLACES
 
 STANDARD = ("", "ai.onnx")
 
@@ -94,10 +95,15 @@ def violations(model: onnx.ModelProto, profile: Profile, origins: Mapping[str, s
 
 
 def _wide_integers(model: onnx.ModelProto) -> list[str]:
-    """Return the values that nodes compute as 64-bit integers; constants do not count."""
+    """Return the values that nodes compute as 64-bit integers; constants do not count, nor do places that an operator
+    can give in no other type, where all that reads them is a cast."""
     found = []
     for graph in graphs_of(model):
         computed = {name for node in graph.node if node.op_type != "Constant" for name in node.output}
+        read = {name for node in graph.node if node.op_type != "Cast" for name in node.input}
+        read |= {value.name for value in graph.output}
+        places = {name for node in graph.node if node.op_type in PLACES for name in node.output}
+        computed -= places - read
         found += [
             value.name
             for value in (*graph.value_info, *graph.output)

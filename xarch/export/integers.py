@@ -13,6 +13,9 @@ import onnx_ir as ir
 from xarch.errors import PlanError
 from xarch.export.lowering import lift_constants
 
+PLACES = ("ArgMax", "ArgMin", "TopK")
+"""Operators that give places, as 64-bit integers only; compilers of accelerators fold the cast behind them."""
+
 WIDE, NARROW = ir.DataType.INT64, ir.DataType.INT32
 
 
@@ -60,8 +63,22 @@ class _Narrower:
         for i, value in enumerate(node.inputs):
             if value is not None and value.dtype == NARROW and inputs[i] == "tensor(int64)":
                 node.replace_input_with(i, self._cast(value, WIDE, node))
+        if node.op_type in PLACES:
+            self._cast_behind(node)
         wide = [v for kind, v in zip(outputs, node.outputs, strict=True) if kind in small and v.dtype == WIDE]
         return sum(_retype(value) for value in wide)
+
+    def _cast_behind(self, node: ir.Node) -> None:
+        """Let all that reads the places of a node read them in 32 bits."""
+        for value in node.outputs:
+            if value.dtype == WIDE and not value.is_graph_output() and list(value.uses()):
+                cast = ir.node("Cast", [value], attributes={"to": int(NARROW)})
+                made = cast.outputs[0]
+                made.name, made.shape, made.type = f"{value.name}_int32", value.shape, ir.TensorType(NARROW)
+                readers = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
+                self.graph.insert_after(node, cast)
+                for reader, i in readers:
+                    reader.replace_input_with(i, made)
 
     def _copy(self, value: ir.Value) -> ir.Value:
         if value not in self.copies:
