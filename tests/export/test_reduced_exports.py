@@ -146,6 +146,19 @@ def test_an_operator_of_64_bit_integers_keeps_them_and_is_named() -> None:
     assert any("64-bit integers" in problem for problem in fits(model, profile))
 
 
+def test_places_that_an_operator_gives_are_read_in_32_bits(tmp_path: Path) -> None:
+    profile = replace(cpu, index_dtype="int32")
+    graph = ExportGraph("g", Wrapped(lambda x: x.gather(1, x.topk(3, -1).indices)), {"x": torch.randn(2, 7)}, ["y"])
+    model = to_onnx(graph, profile)
+    assert "TopK" in {node.op_type for node in model.graph}
+    assert fits(model, profile) == []
+    x = graph.inputs["x"]
+    assert np.array_equal(run(model, tmp_path / "m.onnx", x=x.numpy())["y"], x.topk(3, -1).values.numpy())
+    # places that leave the graph stay what they are, and are named
+    shown = ExportGraph("g", Wrapped(lambda x: x.topk(3, -1).indices), {"x": x}, ["places"])
+    assert any("64-bit integers" in problem for problem in fits(to_onnx(shown, profile), profile))
+
+
 def test_half_precision_is_for_weights_and_products(tmp_path: Path) -> None:
     graph = layers(MOD)
     model = to_onnx(graph, MOD)
