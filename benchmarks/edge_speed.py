@@ -206,7 +206,7 @@ def write(folder: Path, student: DecoderStudent, precision: str) -> None:
                 quantise_blocks(model, bits, choice.wide)
             nodes[graph.name] = model.graph.num_nodes()
             externalise(model, weights)
-            told = {**graph.metadata, "prepack": bits < 32 or graph.metadata["prepack"]}
+            told = {**graph.metadata, "prepack": bits < 32 or graph.metadata.get("prepack", True)}
             model.metadata_props.update(
                 {f"xarch.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items()}
             )

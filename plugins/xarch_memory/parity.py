@@ -77,9 +77,13 @@ def memory_parity(
     fold = next(iter(layouts)).fold
     held = [slots + window for layout in layouts for slots, window in zip(layout.slots, layout.windows, strict=True)]
     full = (AFTER + -(-max(held) // fold)) * fold
-    one = by_name[driven.names[1]]
-    # As long as no memory is full nothing is merged, and states are comparable.
-    yield _case(student, one, driven, text, 0, [(one.name, 1)] * min(steps, min(held) // fold * fold), dtype=dtype)
+    assert driven.fold is not None
+    one, folds = by_name[driven.names[1]], by_name[driven.fold["graph"]]
+    # As long as no memory is full nothing is merged, and states are comparable; after whole folds, since nobody reads
+    # what lies behind the last token.
+    unmerged = min(held) // fold * fold
+    yield _case(student, one, driven, text, 0, [(one.name, 1)] * min(steps, unmerged), dtype=dtype)
+    yield _case(student, folds, driven, text, 0, [(one.name, 1)] * min(2 * fold, unmerged), dtype=dtype)
     for size in driven.sizes:
         if size > 1:
             graph = by_name[driven.names[size]]
@@ -94,8 +98,7 @@ def memory_parity(
         pieces = [(graph.name, size)] * 2 + [(one.name, 1)] * 3 if size > 1 else [(one.name, 1)] * (fold + 3)
         yield _case(student, graph, driven, text, late, pieces, dtype=dtype)
         yield _one_fold(student, graph, driven, late, size, dtype)
-    assert driven.fold is not None
-    yield _case(student, by_name[driven.fold["graph"]], driven, text, late, [(one.name, 1)] * steps, dtype=dtype)
+    yield _case(student, folds, driven, text, late, [(one.name, 1)] * steps, dtype=dtype)
 
 
 def _case(
