@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.store import Result
-from benchmarks.tables import conversions, edge, fields, kernels, robustness
+from benchmarks.tables import adaptive, conversions, edge, fields, kernels, robustness
 from benchmarks.tables.row import Row
 
 
@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "constant_state": conversions.constant_state,
     "cache_schemes": conversions.cache_schemes,
     "state_recall": conversions.state_recall,
+    "acm_speed": adaptive.acm_speed,
     "edge_speed": edge.edge_speed,
     "encdec_speed": edge.encdec_speed,
     "matrix_memory": conversions.matrix_memory,

@@ -20,8 +20,8 @@ def xarch_register(registry: Any) -> None:
         "acm",
         load="xarch_acm.target:AcmTarget",
         accepts=families,
-        recipes=["acm"],
-        profiles=["cpu"],
+        recipes=["acm", "acm-classify", "acm-fixed", "acm-experts"],
+        profiles=["cpu", "openvino", "web", "npu", "npu-fp16"],
         summary="the teacher itself, with modules that run as many of their learners as a gate chooses for every token",
     )
     for name, load, summary in (
@@ -61,7 +61,9 @@ def xarch_register(registry: Any) -> None:
     for name, summary in (
         ("acm-classify", "acm with the paper's gates, which choose among numbers of learners"),
         ("acm-fixed", "control of acm: the same learners and training, a fixed number per module, no gates"),
+        ("acm-experts", "rival of acm: hidden units as experts, routers that expect the most active (MoEfication)"),
         ("digits-vit-teacher", "makes the teacher of acm-demo"),
+        ("acm-smollm2", "demo: SmolLM2-135M with MLPs that run half of their learners, chosen for every token"),
         ("acm-demo", "demo: a ViT of digits with MLPs that run half of their learners, chosen for every token"),
     ):
         registry.recipe(name, load=f"xarch_acm:recipes/{name}.yaml", summary=summary)

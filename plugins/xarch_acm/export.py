@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from xarch import ExportGraph, PlanError, Profile, Student, rebuilder, validated
-from xarch_acm.cut import DynamicModule, StaticModule
+from xarch_acm.cut import DynamicModule, FilledModule, StaticModule
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmExport
 from xarch_acm.sharing import sharing
-from xarch_acm.student import GATED, STATIC, AcmStudent
+from xarch_acm.shift_input import with_shift
+from xarch_acm.student import BUCKETED, GATED, STATIC, AcmStudent
 
 NEEDED = ("NonZero", "ScatterND", "ArgMax")
 """Operators of a graph that runs only the chosen learners."""
@@ -46,16 +47,25 @@ def learners_of(student: AcmStudent, name: str) -> dict[str, int]:
 
 def masked_model(student: AcmStudent, name: str) -> Student:
     """Return the model with gates, at a gated operating point; "" for gates as they were trained."""
-    if not name:
-        return student.inner
-    points = student.points(name)
+    points = points_of(student, name)
     return rebuilt(student, lambda path, module: _aimed(module, points[path]))
 
 
 def dynamic_model(student: AcmStudent, name: str) -> Student:
     """Return the same model, running only the chosen learners."""
-    points = student.points(name) if name else {path: module.point for path, module in student.adaptive.items()}
-    return rebuilt(student, lambda path, module: DynamicModule(module, points[path].shift))
+    points = points_of(student, name)
+    return rebuilt(student, lambda path, module: DynamicModule(module, points[path]))
+
+
+def points_of(student: AcmStudent, name: str) -> dict[str, Point]:
+    """Return how every module is run at an operating point; "" for the student itself."""
+    return dict(student.points(name)) if name else {path: module.point for path, module in student.adaptive.items()}
+
+
+def bucketed_model(student: AcmStudent, name: str) -> Student:
+    """Return the model whose learners have room for fixed shares of the positions."""
+    points = student.points(name)
+    return rebuilt(student, lambda path, module: FilledModule(module, points[path]))
 
 
 def _aimed(module: AdaptiveModule, point: Point) -> AdaptiveModule:
@@ -76,19 +86,17 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     Raises:
         PlanError: the student has no such budget, or the profile no such mode.
     """
-    free = not profile.static and profile.allows(*NEEDED)
-    mode = options.mode if options.mode != "auto" else "dynamic" if free else "static_budget"
-    if mode == "dynamic" and not free:
-        raise PlanError(
-            f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
-            f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
-            "--set export.options.mode=static_budget, which has a fixed number of learners per module",
-        )
+    mode = _mode(student, profile, options.mode)
     facts: dict[str, Any] = {"mode": mode, "modules": {p: m.learners for p, m in student.adaptive.items()}}
     if mode == "static_budget":
         variant = _variant(student, STATIC, options.budget or student.options.budget, exact=options.budget is not None)
         model, facts["learners"] = static_model(student, variant), learners_of(student, variant)
         facts["executed"] = round(executed(student, facts["learners"]), 4)
+    elif mode == "bucketed":
+        variant = _variant(
+            student, BUCKETED, options.budget or student.options.budget, exact=options.budget is not None
+        )
+        model = masked_model(student, variant) if _is_plan(student) else bucketed_model(student, variant)
     else:
         variant = "" if options.budget is None else _variant(student, GATED, options.budget, exact=True)
         form = masked_model if mode == "masked" or _is_plan(student) else dynamic_model
@@ -96,7 +104,37 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     adapter, _ = rebuilder(student.facts)
     given = validated(adapter.ExportOptions, options.graph, "export.options.graph")
     graphs = adapter.export_graphs(model, profile, given)
+    if options.shift_input:
+        facts["shifts"] = {f"{share:g}": student.shifts[share] for share in student.shares()}
+        shift = float(next(iter(points_of(student, variant).values())).shift)
+        parts = [model.module.get_submodule(path) for path in student.adaptive]
+        graphs = [with_shift(graph, parts, shift, mode) for graph in graphs]
     return [replace(graph, variant=variant, metadata={**graph.metadata, "acm": facts}) for graph in graphs]
+
+
+def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
+    """Return the mode of the graphs.
+
+    Raises:
+        PlanError: the student or the profile does not have it.
+    """
+    hint = "--set export.options.mode=static_budget, with a fixed number of learners per module"
+    if student.options.gates == "experts":
+        raise PlanError("export: experts are a rival to measure, and have no graph", "--set export.profiles=[]")
+    free = not profile.static and profile.allows(*NEEDED)
+    if wanted == "auto":
+        return "dynamic" if free and not student.ungated else "static_budget"
+    if wanted != "static_budget" and student.ungated:
+        raise PlanError(f"export.options.mode: {wanted} needs gates, and this student has none", hint)
+    if wanted == "bucketed" and BUCKETED not in student.kinds():
+        raise PlanError("export.options.mode: bucketed gates compare a position with later ones, also of text", hint)
+    if wanted == "dynamic" and not free:
+        raise PlanError(
+            f"export {profile.name}: in a dynamic graph the gates choose how many positions a learner runs on, so "
+            f"shapes depend on values ({', '.join(NEEDED)}), which this profile does not support",
+            f"{hint}, or mode=bucketed, where every learner has room for a fixed share of positions",
+        )
+    return wanted
 
 
 def _is_plan(student: AcmStudent) -> bool:

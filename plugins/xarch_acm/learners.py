@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch import PlanError, Replaceable
+from xarch_acm.experts import ExpertModule
 from xarch_acm.module import AdaptiveModule
 from xarch_acm.options import AcmOptions
 
@@ -57,12 +58,13 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
             f"--set student.options.learners={max(2, out.in_features)}",
         )
     width = options.gate_share * (len(layers) * layers[0].in_features + out.out_features) * out.in_features
-    made = AdaptiveModule(
+    experts = options.gates == "experts"
+    made = (ExpertModule if experts else AdaptiveModule)(
         layers,
         part.activation,
         out,
         learners=options.learners,
-        least=0 if part.residual else 1,
+        least=0 if part.residual and not experts else 1,
         gate_width=max(4, min(WIDEST_GATE, round(width / layers[0].in_features))),
         temperature=options.temperature,
         estimates=options.gates == "estimate",

@@ -30,12 +30,13 @@ class AcmOptions(Options):
     gate_share: float = Field(
         0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
     )
-    gates: Literal["estimate", "classify", "fixed", "random"] = Field(
+    gates: Literal["estimate", "classify", "fixed", "random", "experts"] = Field(
         "estimate",
         description="`estimate`: gates tell what the teacher's answer loses with each number of learners, and the "
         "cheapest at the price of a budget runs; `classify`: they choose among the numbers, and learn first where the "
-        "distance to the module's output falls too little, as in the paper. Two controls: `fixed`: a number per "
-        "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing",
+        "distance to the module's output falls too little, as in the paper. Three controls: `fixed`: a number per "
+        "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing; `experts`: as "
+        "many learners at every position, those that a router expects to be most active (MoEfication)",
     )
     temperature: float = Field(
         0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
@@ -49,16 +50,22 @@ class AcmOptions(Options):
 class AcmExport(Options):
     """Export options of the target ``acm``."""
 
-    mode: Literal["auto", "masked", "static_budget", "dynamic"] = Field(
+    mode: Literal["auto", "masked", "static_budget", "dynamic", "bucketed"] = Field(
         "auto",
         description="dynamic: every learner runs on the positions that chose it; static_budget: a fixed number of "
-        "learners per module, without gates; masked: gates choose, but all learners are computed, a reference of "
+        "learners per module, without gates; bucketed: every learner has room for a fixed share of the "
+        "positions, those that want it most; masked: gates choose, but all learners are computed, a reference of "
         "quality that is never faster; auto: dynamic, or static_budget where shapes are static",
     )
     budget: Share | None = Field(
         None,
         description="one of the student's budgets; default: with gates as they were trained, with fixed learners the "
         "trained budget, or the one nearest to it",
+    )
+    shift_input: bool = Field(
+        False,
+        description="with gates: the graph takes their shift as its input `shift`, and one file serves all budgets; "
+        "the shift of each is in its metadata",
     )
     graph: dict[str, Any] = Field(
         default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"

@@ -54,7 +54,12 @@ class Sorter(Solver):
 
 def arrange(module: AdaptiveModule, importance_F: Tensor) -> Tensor:
     """Sort the hidden units of a module in place, the most important first; return their order [F]."""
-    order_F = importance_F.argsort(descending=True, stable=True)
+    return rearrange(module, importance_F.argsort(descending=True, stable=True))
+
+
+@torch.no_grad()
+def rearrange(module: AdaptiveModule, order_F: Tensor) -> Tensor:
+    """Put the hidden units of a module in an order [F] in place; return it."""
     for layer in module.layers:
         layer.weight.copy_(layer.weight[order_F])
         if layer.bias is not None:

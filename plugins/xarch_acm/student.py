@@ -13,14 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch_acm.effort import Effort
+from xarch_acm.experts import ExpertModule
 from xarch_acm.labels import lost, stop
 from xarch_acm.learners import adaptive, chosen
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
 from xarch_acm.spent import DEVIATION, EXECUTED, Spent
 
+EFFORT = "effort"
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
-STATIC, GATED = "static", "gated"
+STATIC, GATED, BUCKETED = "static", "gated", "bucketed"
+CAUSAL = ("decoder",)
+"""Families whose positions must not depend on later ones."""
 Points = Mapping[str, Point]
 
 
@@ -41,6 +46,7 @@ class AcmStudent(LocalStudent):
         threshold: for what gates learn: the price of a mean learner, in the answer's divergence; or from which share of
             the distance on a further one helps too little.
         shifts, fixed: budget -> shift of the gates; budget -> path -> learners.
+        filled: budget -> path -> share of the positions that runs each learner, in bucketed form.
     """
 
     spends = (EXECUTED, DEVIATION)
@@ -57,6 +63,7 @@ class AcmStudent(LocalStudent):
         self.threshold = 1.0
         self.shifts = {share: 0.0 for share in self.shares()}
         self.fixed = {share: self._uniform(share) for share in self.shares()}
+        self.filled = {share: self._rooms(self.fixed[share]) for share in self.shares()}
         self._spent = Spent(self.adaptive)
         self._settle()
 
@@ -78,17 +85,32 @@ class AcmStudent(LocalStudent):
 
     @property
     def ungated(self) -> bool:
-        """Whether no gate ever chooses."""
-        return self.options.gates == "fixed"
+        """Whether no gate chooses a number of learners."""
+        return self.options.gates in ("fixed", "experts")
+
+    def always(self) -> float:
+        """Return what gates take at a fixed number of learners, as a share of all learners' multiply-adds."""
+        modules = self.adaptive.values()
+        return (
+            sum(m.gate_cost for m in modules if m.gated) / sum(m.cost * m.learners for m in modules)
+            if self.ungated
+            else 0.0
+        )
 
     def _uniform(self, share: float) -> dict[str, int]:
         """Return the same number of learners for every module, within a budget where one learner is."""
         return {path: max(1, int(share * m.learners + 1e-9)) for path, m in self.adaptive.items()}
 
+    def _rooms(self, fixed: Mapping[str, int]) -> dict[str, tuple[float, ...]]:
+        """Return the shares of positions at which all run as many learners."""
+        return {path: tuple(float(n < k) for n in range(self.adaptive[path].learners)) for path, k in fixed.items()}
+
     def taps(self) -> Mapping[str, Tap]:
         """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: what the gate
-        gives, and one-hot choices [B, L, K]."""
-        return {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+        gives, and one-hot choices [B, L, K]; ``effort`` [B, L] is the share of all learners' multiply-adds that
+        ran at a position."""
+        found = {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+        return found if self.ungated else {**found, EFFORT: Tap(EFFORT, EFFORT, "BL")}
 
     def _gate_taps(self, path: str) -> Iterator[Tap]:
         module = self.adaptive[path]
@@ -96,7 +118,7 @@ class AcmStudent(LocalStudent):
             "cost": module.cost,
             "least": module.least,
             "learners": module.learners,
-            "gate": 0.0 if self.ungated else module.gate_cost,
+            "gate": 0.0 if self.options.gates == "fixed" else module.gate_cost,
             "budget": self.options.budget,
         }
         for leaf in (GATE, CHOICE):
@@ -107,6 +129,11 @@ class AcmStudent(LocalStudent):
 
     def run_counted(self, batch: Batch, wanted: Collection[str], sink: Sink, spent: Spent) -> None:
         """Run, and count the learners that run outside training in ``spent``."""
+        if EFFORT in wanted:
+            effort = Effort(self.adaptive, {*wanted} - {EFFORT}, sink)
+            self.run_counted(batch, effort.wanted, effort, spent)
+            sink(EFFORT, effort.value())
+            return
         gates = {name for name in wanted if name.rpartition(".")[0] in self.adaptive}
         own, known = set(wanted) - gates, list(self.inner.taps())
         # Its last tap takes the model to its end, past every gate.
@@ -123,7 +150,7 @@ class AcmStudent(LocalStudent):
     def _watch(self, path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
         def watch(made: Tensor, choice: Tensor) -> None:
             if spent is not None:
-                spent.add(path, choice, gated=self.adaptive[path].point.fixed is None)
+                spent.add(path, choice, gated=self.adaptive[path].gated)
             for leaf, value in ((GATE, made), (CHOICE, choice)):
                 if f"{path}.{leaf}" in gates:
                     sink(f"{path}.{leaf}", flat(value))
@@ -181,10 +208,11 @@ class AcmStudent(LocalStudent):
 
     def _gate(self, path: str) -> Site:
         gate, _ = self._gate_taps(path)
-        taught = (
-            Tap(f"{path}.lost", "loss", "BLK", gate.shape) if self._estimates else Tap(f"{path}.label", "label", "BL")
-        )
-        read = ("in", "out", SENSITIVITY) if self._estimates else ("in", "out")
+        read, taught = ["in", "out"], Tap(f"{path}.label", "label", "BL")
+        if self._estimates:
+            read, taught = [*read, SENSITIVITY], Tap(f"{path}.lost", "loss", "BLK", gate.shape)
+        elif self.options.gates == "experts":
+            taught = Tap(f"{path}.activity", "share", "BLK", gate.shape)
         return Site(f"{path}.{GATE}", {name: f"{path}.{name}" for name in read}, {GATE: gate, taught.leaf: taught})
 
     @property
@@ -199,14 +227,20 @@ class AcmStudent(LocalStudent):
             values["prefixes"] = module.prefixes(x_BLD)
         if GATE in wanted:
             values[GATE] = module.gate(x_BLD)
-        if "lost" in wanted or "label" in wanted:
+        if not {"lost", "label", "activity"}.isdisjoint(wanted):
             with torch.no_grad():
-                distances = module.distances(module.prefixes(x_BLD), inputs["out"])
-                if "lost" in wanted:
-                    values["lost"] = lost(distances, inputs[SENSITIVITY], self.threshold)
-                else:
-                    values["label"] = stop(distances, self.threshold, self.options.label_offset)
+                values |= self._taught(path, x_BLD, inputs)
         return values
+
+    def _taught(self, path: str, x_BLD: Tensor, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what a gate learns first, by the name of its tap."""
+        module = self.adaptive[path]
+        if isinstance(module, ExpertModule):
+            return {"activity": module.activity(x_BLD)}
+        distances = module.distances(module.prefixes(x_BLD), inputs["out"])
+        if self._estimates:
+            return {"lost": lost(distances, inputs[SENSITIVITY], self.threshold)}
+        return {"label": stop(distances, self.threshold, self.options.label_offset)}
 
     def param_groups(self) -> Mapping[str, list[str]]:
         """Return ``gates``, ``learners``, ``trunk`` (everything that is the teacher's) and ``all`` that
@@ -229,13 +263,19 @@ class AcmStudent(LocalStudent):
         return self.inner.couples_batch
 
     def variants(self) -> Mapping[str, TapModel]:
-        """Return ``gated-B`` (if there are gates) and ``static-B`` for every budget of B per cent."""
+        """Return an operating point of every kind at every budget of B per cent, e.g. ``gated-B``."""
         return {name: OperatingPoint(self, self.points(name)) for name in self.names()}
+
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of operating points: gates choose, the number is fixed, learners have room for a fixed share
+        of the positions. The last needs all positions of a sample at once."""
+        if self.ungated:
+            return (STATIC,)
+        return (GATED, STATIC) if self.family in CAUSAL else (GATED, STATIC, BUCKETED)
 
     def names(self) -> Sequence[str]:
         """Return the names of all operating points."""
-        kinds = (STATIC,) if self.ungated else (GATED, STATIC)
-        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in kinds]
+        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in self.kinds()]
 
     def points(self, name: str) -> Points:
         """Return how every module is run at an operating point."""
@@ -243,7 +283,10 @@ class AcmStudent(LocalStudent):
         share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
         if kind == STATIC:
             return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
-        return dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+        shift = self.shifts[share]
+        if kind == BUCKETED:
+            return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
+        return dict.fromkeys(self.adaptive, Point(shift=shift))
 
     @contextmanager
     def at(self, points: Points) -> Iterator[None]:
@@ -273,6 +316,8 @@ class AcmStudent(LocalStudent):
             if set(fixed) != set(self.adaptive):
                 raise PlanError(f"decision `tables`: budget {share} names {len(fixed)} modules of {len(self.adaptive)}")
             self.shifts[share], self.fixed[share] = float(row["shift"]), fixed
+            filled = {str(path): tuple(map(float, shares)) for path, shares in row.get("filled", {}).items()}
+            self.filled[share] = filled or self._rooms(fixed)
         self._settle()
 
     def shard_units(self) -> Sequence[nn.Module]:

@@ -30,7 +30,11 @@ class TablesOptions(Options):
     """Options of an ``acm-tables`` stage."""
 
     samples: int = Field(64, ge=1, le=10**6, description="calibration samples to measure on, at most those there are")
-    fixed: bool = Field(True, description="also decide fixed learners per module, which takes a pass for each number")
+    fixed: bool = Field(
+        True,
+        description="measure what each module loses with every number of learners, a pass for each, to decide fixed "
+        "numbers; false: by what gates estimate, or as they are",
+    )
 
 
 class Tables(StageKind):
@@ -44,8 +48,9 @@ class Tables(StageKind):
         return int(request.options.samples) * request.units_per_sample
 
     def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
-        """A forward pass for every module and number of learners, about: ten sites of four learners."""
-        return teacher + student * (1 + 4 * len(request.sites or range(10)))
+        """Forward passes: for every budget, and for every module and number of learners, about ten sites of four."""
+        shifts = 3 * ROUNDS
+        return teacher + student * (shifts + 4 * len(request.sites or range(10)) * request.options.fixed)
 
     def run(self, context: StageContext) -> StageOutcome:
         student = acm_student(context)
@@ -61,15 +66,20 @@ class Tables(StageKind):
         figures: dict[str, float] = {}
         per_site: dict[str, dict[str, float]] = {}
         for share in student.shares():
-            name, shift = f"{round(100 * share)}", 0.0
-            fixed = fewest(losses, student.adaptive, share) if losses else student.fixed[share]
-            per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
+            name, known = f"{round(100 * share)}", losses
+            row: dict[str, Any] = {"budget": share, "shift": 0.0}
             if not student.ungated:
                 shift, made = _shifted(student, batches, share)
+                if not losses and student.options.gates == "estimate":
+                    known = {path: _estimated(m, made[path]) for path, m in student.adaptive.items()}
                 figures |= {f"shift.{name}": shift, f"gated.{name}": executed(student.adaptive, made, shift)}
                 if share == student.options.budget:
                     per_site |= histogram(student.adaptive, made, shift)
-            rows.append({"budget": share, "shift": shift, "fixed": fixed})
+                filled = {path: _reached(m, made[path], shift) for path, m in student.adaptive.items()}
+                row |= {"shift": shift, "filled": filled}
+            fixed = fewest(known, student.adaptive, share - student.always()) if known else student.fixed[share]
+            per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
+            rows.append(row | {"fixed": fixed})
         return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
 
 
@@ -94,6 +104,17 @@ def _gate_values(student: AcmStudent, batches: Sequence[Batch]) -> dict[str, Ten
     for batch in batches:
         student.run(batch.seen_by("student"), {f"{path}.{GATE}" for path in student.adaptive}, take)
     return {path: torch.cat(found) for path, found in parts.items()}
+
+
+def _estimated(module: Counted, made: Tensor) -> dict[int, float]:
+    """Return learners -> what the answer loses by the mean of a gate's estimates [T, K]."""
+    return dict(enumerate(made.double().exp().mean(0).tolist(), module.least))
+
+
+def _reached(module: Counted, made: Tensor, shift: float) -> list[float]:
+    """Return the share of positions that runs each learner, from what a gate gives [T, K]."""
+    count_T = module.gate.scores(made, shift).argmax(-1) + module.least
+    return [float((count_T > n).double().mean()) for n in range(module.learners)]
 
 
 def histogram(modules: Mapping[str, Counted], made: Mapping[str, Tensor], shift: float) -> dict[str, dict[str, float]]:

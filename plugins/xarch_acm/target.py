@@ -26,6 +26,7 @@ from xarch import (
     validated,
 )
 from xarch_acm.controls import name_of, truncated
+from xarch_acm.experts import ExpertModule, Grouper
 from xarch_acm.export import acm_graphs, exported_model
 from xarch_acm.learners import chosen, factors, renamed
 from xarch_acm.options import AcmExport, AcmOptions
@@ -97,11 +98,12 @@ class AcmTarget(TargetAdapter):
     def solver(self, student: Student, site: str, options: Mapping[str, Any]) -> Sorter:
         """Return what sorts the hidden units of a module."""
         path = site.rpartition(".")[0]
-        return Sorter(own(student).adaptive[path], path)
+        module = own(student).adaptive[path]
+        return Grouper(module, path) if isinstance(module, ExpertModule) else Sorter(module, path)
 
     def recipe(self, facts: Any, options: BaseModel) -> str:
         gates = cast(AcmOptions, options).gates
-        return {"estimate": "acm", "classify": "acm-classify"}.get(gates, "acm-fixed")
+        return {"estimate": "acm", "classify": "acm-classify", "experts": "acm-experts"}.get(gates, "acm-fixed")
 
     def controls(self, teacher: Teacher, student: Student) -> Mapping[str, Control]:
         """Return the teacher truncated to the student's budget."""
