@@ -30,7 +30,7 @@ def sections(run: RunInfo) -> list[Section]:
         words: sorted((100 * share, value) for name, share, value in points if name.partition("-")[0] == kind)
         for kind, words in CURVES.items()
     }
-    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learner")
+    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learners")
     blocks += [figure] if figure is not None else []
     tables = [s["per_site"] for s in run.stages.values() if "mean" in s.get("per_site", {})]
     if tables:
@@ -63,8 +63,8 @@ def _table(points: list[tuple[str, float, float]], metric: str) -> Table:
 def _modules(found: Mapping[str, Any]) -> Block | None:
     columns = list(found.get("mean", {}))
     rows = [
-        (GATES.get(name, name.replace(".", " ")), {path: float(row[path]) for path in columns})
-        for name, row in found.items()
+        (GATES.get(name, name.replace(".", " ")), {_short(path): float(row[path]) for path in columns})
+        for name, row in sorted(found.items(), key=lambda item: item[0] in GATES)
         if not name.startswith(SHARE)
     ]
     text = "; ".join(f"{name}: " + ", ".join(f"{v:.2g}" for v in row.values()) for name, row in rows)
@@ -72,7 +72,11 @@ def _modules(found: Mapping[str, Any]) -> Block | None:
         "Learners of every module, in the order in which they run: fixed at each budget, and those that gates choose, "
         "their mean and standard deviation over positions."
     )
-    return heat("acm-learners", rows, columns, f"Learners of {len(columns)} modules. {text}", caption) if rows else None
+    return (
+        heat("acm-learners", rows, list(map(_short, columns)), f"Learners of {len(columns)} modules. {text}", caption)
+        if rows
+        else None
+    )
 
 
 def _histogram(found: Mapping[str, Any]) -> Block | None:
@@ -80,9 +84,19 @@ def _histogram(found: Mapping[str, Any]) -> Block | None:
     columns = list(found.get("mean", {}))
     shares = {name.removeprefix(SHARE): row for name, row in found.items() if name.startswith(SHARE)}
     rows = [
-        (f"{count} learners", {path: float(row[path]) for path in columns})
+        (f"{count} learners", {_short(path): float(row[path]) for path in columns})
         for count, row in sorted(shares.items(), key=lambda item: -int(item[0]))
     ]
     text = "; ".join(f"{name}: " + ", ".join(f"{100 * v:.0f} %" for v in row.values()) for name, row in rows)
     caption = "Share of positions that run each number of learners, by module, at the student's budget."
-    return heat("acm-histogram", rows, columns, f"Positions by learners. {text}", caption) if rows else None
+    return (
+        heat("acm-histogram", rows, list(map(_short, columns)), f"Positions by learners. {text}", caption)
+        if rows
+        else None
+    )
+
+
+def _short(path: str) -> str:
+    """Return the number of a module's layer and its own name, e.g. "3 mlp" of ``blocks.3.mlp``."""
+    parts = path.split(".")
+    return " ".join([*(part for part in parts if part.isdigit()), parts[-1]])
