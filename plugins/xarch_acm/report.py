@@ -89,8 +89,8 @@ def _histogram(found: Mapping[str, Any]) -> Block | None:
     ]
     text = "; ".join(f"{name}: " + ", ".join(f"{100 * v:.0f} %" for v in row.values()) for name, row in rows)
     caption = "Share of positions that run each number of learners, by module, at the student's budget."
-    return (
-        heat("acm-histogram", rows, list(map(_short, columns)), f"Positions by learners. {text}", caption)
+    said = f"Positions by learners. {text}"
+    return heat("acm-histogram", rows, list(map(_short, columns)), said, caption) if rows else None
         if rows
         else None
     )
