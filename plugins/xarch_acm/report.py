@@ -72,11 +72,8 @@ def _modules(found: Mapping[str, Any]) -> Block | None:
         "Learners of every module, in the order in which they run: fixed at each budget, and those that gates choose, "
         "their mean and standard deviation over positions."
     )
-    return (
-        heat("acm-learners", rows, list(map(_short, columns)), f"Learners of {len(columns)} modules. {text}", caption)
-        if rows
-        else None
-    )
+    said = f"Learners of {len(columns)} modules. {text}"
+    return heat("acm-learners", rows, list(map(_short, columns)), said, caption) if rows else None
 
 
 def _histogram(found: Mapping[str, Any]) -> Block | None:
@@ -91,9 +88,6 @@ def _histogram(found: Mapping[str, Any]) -> Block | None:
     caption = "Share of positions that run each number of learners, by module, at the student's budget."
     said = f"Positions by learners. {text}"
     return heat("acm-histogram", rows, list(map(_short, columns)), said, caption) if rows else None
-        if rows
-        else None
-    )
 
 
 def _short(path: str) -> str:
