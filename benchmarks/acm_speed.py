@@ -146,7 +146,7 @@ def modules(width: int) -> dict[str, tuple[ExportGraph, float]]:
         share = executed({"mlp": module}, {"mlp": made}, shift)
         found[f"dynamic {budget}"] = graph(DynamicModule(module, Point(shift=shift))), share
         found[f"static {budget}"] = graph(StaticModule(module, round(4 * budget))), budget
-    found["masked 0.5"] = graph(module), 0.5
+    found["masked 0.5"] = graph(module), 1.0
     return found
 
 

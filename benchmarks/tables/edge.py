@@ -61,7 +61,9 @@ def encdec_speed(result: Result) -> list[Row]:
         first, speed = FIRST.get(p["arm"]) if p["prompt"] >= 512 else None, FASTER.get(p["arm"])
         figure = f"first token {p['first_ratio']:.2f}×" + (f" (bar {first})" if first else "")
         figure += f", tokens a second {p['speed']:.2f}×" + (f" (bar {speed})" if speed else "")
-        told = f"predicted {p['predicted_first']:.2f}×" + (f" (within {NEAR})" if p["prompt"] >= NEAR_FROM else "")
+        off = abs(p["predicted_first"] - p["first_ratio"])
+        told = f"predicted {p['predicted_first']:.2f}×, {off:.2f} off"
+        told += f" (bar {NEAR})" if p["prompt"] >= NEAR_FROM else ""
         told += f", {p['predicted_speed']:.2f}×"
         if "rival_first" in p:
             told += f"; beside onnxruntime-genai {p['rival_first']:.2f}×, {p['rival_speed']:.2f}×"

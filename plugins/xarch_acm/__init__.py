@@ -20,8 +20,8 @@ def xarch_register(registry: Any) -> None:
         "acm",
         load="xarch_acm.target:AcmTarget",
         accepts=families,
-        recipes=["acm"],
-        profiles=["cpu"],
+        recipes=["acm", "acm-classify", "acm-fixed", "acm-experts"],
+        profiles=["cpu", "openvino", "web", "npu", "npu-fp16"],
         summary="the teacher itself, with modules that run as many of their learners as a gate chooses for every token",
     )
     for name, load, summary in (

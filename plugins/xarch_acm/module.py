@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xarch_acm.filled import counts
 from xarch_acm.gate import Gate
+from xarch_acm.grouped import grouped_prefixes
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called with what a gate gave and its choice, both [..., K]."""
@@ -117,13 +118,13 @@ class AdaptiveModule(nn.Module):
         return torch.zeros_like(like) if self.out.bias is None else self.out.bias.expand_as(like)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, fixed = self.hidden(x), self.point.fixed
+        fixed = self.point.fixed
         if fixed is not None:
             if self.watch is not None:
                 choice = x.new_zeros(*x.shape[:-1], self.learners + 1 - self.least)
                 choice[..., fixed - self.least] = 1.0
                 self.watch(choice, choice)
-            return self.out(hidden * (self.owner_F < fixed))
+            return self._first(x, fixed)
         made = self.gate(x)
         scores = self.gate.scores(made, self.point.shift)
         if self.training or (torch.is_grad_enabled() and scores.requires_grad):
@@ -131,14 +132,32 @@ class AdaptiveModule(nn.Module):
             # A unit runs if at least as many learners do as come up to its own: the sum over these choices.
             tails = choice.flip(-1).cumsum(-1).flip(-1)
             kept = tails[..., 1:] if self.least == 0 else tails
-            hidden = hidden * kept.to(hidden.dtype).index_select(-1, self.owner_F)
+            hidden = self.hidden(x)
             if self.watch is not None:
                 self.watch(made, choice)
-            return self.out(hidden)
+            return self.out(hidden * kept.to(hidden.dtype).index_select(-1, self.owner_F))
         best = scores.argmax(-1, keepdim=True) if self.point.filled is None else self._filled(scores, self.point.filled)
         if self.watch is not None:
             self.watch(made, F.one_hot(best[..., 0], made.shape[-1]).to(made))
-        return self.out(hidden * (best + self.least > self.owner_F))
+        count = best[..., 0] + self.least
+        if x.is_meta or torch.compiler.is_exporting():
+            return self.out(self.hidden(x) * (count[..., None] > self.owner_F))
+        if bool((count == self.learners).all()):
+            return self.out(self.hidden(x))
+        flat = x.reshape(-1, x.shape[-1])
+        found = grouped_prefixes(flat, count.flatten(), self.layers, self.activation, self.out, self.edges)
+        return found.reshape(*x.shape[:-1], self.outputs)
+
+    def _first(self, x: Tensor, learners: int) -> Tensor:
+        """Return the output of the first learners at every position."""
+        if not learners:
+            return self.bare(x.new_zeros(*x.shape[:-1], self.outputs))
+        units = slice(0, self.edges[learners])
+        read = [
+            F.linear(x, layer.weight[units], None if layer.bias is None else layer.bias[units]) for layer in self.layers
+        ]
+        hidden = read[0] if self.activation is None else self.activation(*read)
+        return F.linear(hidden, self.out.weight[:, units], self.out.bias)
 
     def _filled(self, scores: Tensor, shares: Sequence[float]) -> Tensor:
         """Return choices [..., 1] by the room that learners have; positions are all dimensions but first and last."""

@@ -8,7 +8,14 @@ from typing import Any
 from xarch.report import Block, Cell, RunInfo, Section, Table, heat, lines
 
 GATES = {"mean": "gates, mean", "deviation": "gates, deviation"}
-CURVES = {"gated": "gates choose", "static": "fixed learners"}
+CURVES = {
+    "gated": "gates choose",
+    "static": "fixed learners",
+    "bucketed": "fixed room",
+    "truncated": "truncated, untrained",
+    "teacher": "teacher",
+}
+SHARE = "share."
 
 
 def sections(run: RunInfo) -> list[Section]:
@@ -20,20 +27,21 @@ def sections(run: RunInfo) -> list[Section]:
     points = _points(run.eval, metric)
     blocks: list[Block] = [_table(points, metric)]
     curves = {
-        words: sorted((100 * share, value) for name, share, value in points if name.startswith(f"{kind}-"))
+        words: sorted((100 * share, value) for name, share, value in points if name.partition("-")[0] == kind)
         for kind, words in CURVES.items()
     }
-    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learner")
+    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learners")
     blocks += [figure] if figure is not None else []
-    modules = _modules(run.stages)
-    blocks += [modules] if modules is not None else []
+    tables = [s["per_site"] for s in run.stages.values() if "mean" in s.get("per_site", {})]
+    if tables:
+        blocks += [block for block in (_modules(tables[-1]), _histogram(tables[-1])) if block is not None]
     return [Section("Quality and computation", blocks)]
 
 
 def _points(evaluation: Mapping[str, Any], metric: str) -> list[tuple[str, float, float]]:
     """Return (name, share of learners that ran, quality) of teacher, student and operating points."""
     models = {"teacher": {"executed": 1.0, **(evaluation.get("teacher") or {})}, "student": evaluation["student"]}
-    models |= evaluation.get("variants") or {}
+    models |= {**(evaluation.get("variants") or {}), **(evaluation.get("baselines") or {})}
     return [
         (name, float(figures["executed"]), float(figures[metric]))
         for name, figures in models.items()
@@ -44,22 +52,45 @@ def _points(evaluation: Mapping[str, Any], metric: str) -> list[tuple[str, float
 def _table(points: list[tuple[str, float, float]], metric: str) -> Table:
     rows: list[list[str | Cell]] = [[name, f"{100 * share:.1f} %", f"{value:.4g}"] for name, share, value in points]
     caption = (
-        "Learners that ran, as a share of the multiply-adds of all of them, on the held-out data. gated-B: gates "
-        "shifted to B per cent on calibration data; static-B: the same learners, a fixed number per module, no gates."
+        "What learners and gates took, as a share of the multiply-adds of all learners, on the held-out data. gated-B: "
+        "gates shifted to B per cent on calibration data; static-B: the same learners, a fixed number per module, no "
+        "gates; bucketed-B: every learner has room for a fixed share of the positions; truncated-B: the teacher's "
+        "largest hidden units, untrained."
     )
     return Table(["model", "learners run", metric], rows, "lrr", caption)
 
 
-def _modules(stages: Mapping[str, Mapping[str, Any]]) -> Block | None:
-    found: dict[str, Any] = next((s["per_site"] for s in stages.values() if "mean" in s.get("per_site", {})), {})
+def _modules(found: Mapping[str, Any]) -> Block | None:
     columns = list(found.get("mean", {}))
     rows = [
-        (GATES.get(name, name.replace(".", " ")), {path: float(row[path]) for path in columns})
-        for name, row in found.items()
+        (GATES.get(name, name.replace(".", " ")), {_short(path): float(row[path]) for path in columns})
+        for name, row in sorted(found.items(), key=lambda item: item[0] in GATES)
+        if not name.startswith(SHARE)
     ]
     text = "; ".join(f"{name}: " + ", ".join(f"{v:.2g}" for v in row.values()) for name, row in rows)
     caption = (
         "Learners of every module, in the order in which they run: fixed at each budget, and those that gates choose, "
         "their mean and standard deviation over positions."
     )
-    return heat("acm-learners", rows, columns, f"Learners of {len(columns)} modules. {text}", caption) if rows else None
+    said = f"Learners of {len(columns)} modules. {text}"
+    return heat("acm-learners", rows, list(map(_short, columns)), said, caption) if rows else None
+
+
+def _histogram(found: Mapping[str, Any]) -> Block | None:
+    """Return how many positions run each number of learners, by module."""
+    columns = list(found.get("mean", {}))
+    shares = {name.removeprefix(SHARE): row for name, row in found.items() if name.startswith(SHARE)}
+    rows = [
+        (f"{count} learners", {_short(path): float(row[path]) for path in columns})
+        for count, row in sorted(shares.items(), key=lambda item: -int(item[0]))
+    ]
+    text = "; ".join(f"{name}: " + ", ".join(f"{100 * v:.0f} %" for v in row.values()) for name, row in rows)
+    caption = "Share of positions that run each number of learners, by module, at the student's budget."
+    said = f"Positions by learners. {text}"
+    return heat("acm-histogram", rows, list(map(_short, columns)), said, caption) if rows else None
+
+
+def _short(path: str) -> str:
+    """Return the number of a module's layer and its own name, e.g. "3 mlp" of ``blocks.3.mlp``."""
+    parts = path.split(".")
+    return " ".join([*(part for part in parts if part.isdigit()), parts[-1]])

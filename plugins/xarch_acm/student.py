@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch_acm.effort import Effort
 from xarch_acm.experts import ExpertModule
 from xarch_acm.labels import lost, stop
 from xarch_acm.learners import adaptive, chosen
@@ -20,6 +21,7 @@ from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
 from xarch_acm.spent import DEVIATION, EXECUTED, Spent
 
+EFFORT = "effort"
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
 STATIC, GATED, BUCKETED = "static", "gated", "bucketed"
 CAUSAL = ("decoder",)
@@ -105,8 +107,10 @@ class AcmStudent(LocalStudent):
 
     def taps(self) -> Mapping[str, Tap]:
         """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: what the gate
-        gives, and one-hot choices [B, L, K]."""
-        return {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+        gives, and one-hot choices [B, L, K]; ``effort`` [B, L] is the share of all learners' multiply-adds that
+        ran at a position."""
+        found = {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+        return found if self.ungated else {**found, EFFORT: Tap(EFFORT, EFFORT, "BL")}
 
     def _gate_taps(self, path: str) -> Iterator[Tap]:
         module = self.adaptive[path]
@@ -125,6 +129,11 @@ class AcmStudent(LocalStudent):
 
     def run_counted(self, batch: Batch, wanted: Collection[str], sink: Sink, spent: Spent) -> None:
         """Run, and count the learners that run outside training in ``spent``."""
+        if EFFORT in wanted:
+            effort = Effort(self.adaptive, {*wanted} - {EFFORT}, sink)
+            self.run_counted(batch, effort.wanted, effort, spent)
+            sink(EFFORT, effort.value())
+            return
         gates = {name for name in wanted if name.rpartition(".")[0] in self.adaptive}
         own, known = set(wanted) - gates, list(self.inner.taps())
         # Its last tap takes the model to its end, past every gate.

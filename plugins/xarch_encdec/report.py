@@ -25,7 +25,8 @@ def sections(run: RunInfo) -> list[Section]:
         return []
     options = validated(EncDecOptions, student.get("options", {}), "student.options")
     facts = DecoderFacts.from_json(teacher["facts"])
-    said = [Text(". ".join(str(words) for words in student.get("traits", {}).values()) + ".")]
+    traits = [str(words) for words in student.get("traits", {}).values()]
+    said = [Text(" ".join(f"{words[:1].upper()}{words[1:]}." for words in traits))]
     rows = [row for profile, bench in run.bench.items() for row in _rows(facts, options, profile, bench)]
     table = [Table(list(HEAD), rows, "lrr", "Times as a share of the teacher's.")] if rows else []
     return [Section("Encoder and decoder", [*said, *table])]

@@ -15,6 +15,7 @@ from torch import Tensor
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, Options, TapModel, UsageError
 from xarch_image.calibration import Calibration
 from xarch_image.cka import Alikeness
+from xarch_image.effort import EFFORT, effort_map
 from xarch_image.groups import class_groups
 from xarch_image.shown import ShownPictures
 
@@ -63,6 +64,8 @@ class Top1(Metric):
             layers = alike.images < request.options.cka and _comparable(models)
             values = {name: _values(model, batch, name, layers) for name, model in models.items()}
             scores = {name: found.pop("logits").float().cpu() for name, found in values.items()}
+            effort_BL = values["student"].pop(EFFORT, None)
+            places_BHW = None if effort_BL is None else effort_map(effort_BL, models["student"].facts)
             if layers:
                 alike.add(values["student"], values["teacher"])
             labels = batch.get("labels")
@@ -71,7 +74,7 @@ class Top1(Metric):
                 tallies[name].compare(score_BK, scores.get("teacher"))
                 if labels is not None:
                     tallies[name].judge(score_BK, _hard(labels))
-            shown.add(batch, {n: scores[n] for n in ("teacher", "student") if n in scores})
+            shown.add(batch, {n: scores[n] for n in ("teacher", "student") if n in scores}, places_BHW)
             request.progress(batch.units)
         if not tallies["student"].images:
             raise UsageError("no held-out image to evaluate on", "raise evaluate.samples, or the data's held-out share")
@@ -144,9 +147,11 @@ class _Tally:
 
 
 def _values(model: TapModel, batch: Batch, name: str, layers: bool) -> dict[str, Tensor]:
-    """Return a model's scores on its view of a batch; with ``layers``, also the features of teacher and student."""
+    """Return a model's scores on its view of a batch, where the student computed if it says so, and with ``layers`` the
+    features of teacher and student."""
     seen = batch.seen_by("teacher" if name == "teacher" else "student")
     wanted = _layers(model) if layers and name in ("teacher", "student") else []
+    wanted += [EFFORT] if name == "student" and EFFORT in model.taps() else []
     found = model.collect(seen, {"logits", *wanted})
     return {tap: found[tap] for tap in (*wanted, "logits")}
 

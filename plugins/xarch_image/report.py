@@ -28,9 +28,14 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
         words = [f"label: {entry['label']}"] if entry.get("label") is not None else []
         words += [f"{name}: {_answer(said)}" for name, said in sorted(answers.items(), reverse=True)]
         shown.append(Image(_decoded(entry["png"]), "; ".join(words)))
+        effort = entry.get("effort")
+        if isinstance(effort, dict) and isinstance(effort.get("png"), str):
+            shown.append(Image(_decoded(effort["png"]), f"computed: {100 * float(effort['mean']):.0f} %; red: more"))
     if not shown:
         return None
     text = "Held-out pictures: the first ones, then some that only the teacher, and only the student, gets right."
+    if any("effort" in entry for entry in entries):
+        text += " Beside each, where the student computed: the share of what it could, without tokens before the grid."
     return Section("Pictures", [Picture(shown, "; ".join(image.caption for image in shown), text)])
 
 

@@ -22,14 +22,18 @@ class ShownPictures:
     """Collects pictures of one evaluation."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[tuple[Tensor, int | None, dict[str, tuple[int, float]]]]] = {
+        self._kept: dict[str, list[tuple[Tensor, int | None, dict[str, tuple[int, float]], Tensor | None]]] = {
             "": [],
             "teacher": [],
             "student": [],
         }
 
-    def add(self, batch: Batch, scores: Mapping[str, Tensor]) -> None:
-        """Add a batch with the scores [B, K] of teacher and student; most pictures are not kept."""
+    def add(self, batch: Batch, scores: Mapping[str, Tensor], places: Tensor | None = None) -> None:
+        """Add a batch; most pictures are not kept.
+
+        Args:
+            scores: of teacher and student [B, K]. places: where the student computed [B, height, width], in 0 to 1.
+        """
         labels = batch.get("labels")
         truth = None if labels is None else (labels if labels.ndim == 1 else labels.argmax(-1)).tolist()
         chosen = {name: score_BK.argmax(-1).tolist() for name, score_BK in scores.items()}
@@ -39,7 +43,8 @@ class ShownPictures:
             kind = right[0] if len(right) == 1 and len(chosen) == 2 else ""
             if len(self._kept[kind]) < EACH:
                 answers = {n: (chosen[n][row], float(s[row].softmax(-1).max())) for n, s in scores.items()}
-                self._kept[kind].append((_image(batch)[row].detach().cpu(), label, answers))
+                where = None if places is None else places[row]
+                self._kept[kind].append((_image(batch)[row].detach().cpu(), label, answers, where))
 
     def samples(
         self,
@@ -56,12 +61,14 @@ class ShownPictures:
 
         found: list[dict[str, Any]] = []
         for kept in self._kept.values():
-            for image, label, answers in kept:
+            for image, label, answers, where in kept:
                 shares = {
                     n: {"class": said(c), "share": p, "right": c == label, "judged": label is not None}
                     for n, (c, p) in answers.items()
                 }
                 found.append({"png": _png(image), "label": said(label), "answers": shares})
+                if where is not None:
+                    found[-1]["effort"] = {"png": _png(_heat(where, image)), "mean": float(where.mean())}
         if recall:
             sides = {n: r for n, r in recall.items() if n in ("teacher", "student")}
             others = {n: r for n, r in recall.items() if n not in sides}
@@ -89,6 +96,12 @@ class ShownPictures:
 
 def _image(batch: Batch) -> Tensor:
     return batch.seen_by("student")["images"]
+
+
+def _heat(places: Tensor, image: Tensor) -> Tensor:
+    """Return colours [3, H, W] from white (nothing) to dark red (all), as large as the picture."""
+    share = torch.nn.functional.interpolate(places[None, None].float(), image.shape[-2:])[0]
+    return 1 - share * torch.tensor([0.4, 1.0, 1.0])[:, None, None]
 
 
 def _png(image: Tensor) -> str:

@@ -157,3 +157,32 @@ def test_names_must_exist_and_be_given_once() -> None:
         Chain(relu, [Link(relu, ["x"], ["x"])], inputs=["x"], outputs=["x"])
     with pytest.raises(ValueError, match=r"no link gives \['q'\]"):
         Chain(relu, [Link(relu, ["x"], ["y"])], inputs=["x"], outputs=["q"])
+
+
+class Positive(nn.Module):
+    """Doubles the positive entries, as many as there are, and moves all."""
+
+    def __init__(self, moved: float) -> None:
+        super().__init__()
+        self.moved = nn.Parameter(torch.tensor(moved), requires_grad=False)
+
+    def forward(self, x_N: Tensor) -> tuple[Tensor]:
+        rows = (x_N > 0).nonzero()[:, 0]
+        return (x_N.index_put((rows,), x_N.index_select(0, rows), accumulate=True) + self.moved,)
+
+
+def test_counts_that_depend_on_values_are_each_links_own(tmp_path: Path) -> None:
+    """onnxruntime took the counts of two links for one size and failed where they differed."""
+    owner = nn.ModuleList([Positive(-3.0), Positive(1.0), Positive(0.0)])
+    links = [Link(one, [f"x{i}"], [f"x{i + 1}"]) for i, one in enumerate(owner)]
+    x = torch.tensor([1.0, 2.0, -1.0])
+    one = ExportGraph("g", Chain(owner, links, inputs=["x0"], outputs=["x3"]).eval(), {"x": x}, ["y"])
+    model = to_onnx(one, cpu)
+    counts = [
+        str(d) for n in model.graph if n.op_type == "Transpose" for d in n.outputs[0].shape if not isinstance(d, int)
+    ]
+    assert len(counts) == len(set(counts)) == 3
+    ir.save(model, tmp_path / "g.onnx")
+    session = ort.InferenceSession(tmp_path / "g.onnx")
+    for values in (x, -x, x - 5):
+        assert np.allclose(session.run(None, {"x": values.numpy()})[0], one.module(values)[0].numpy())

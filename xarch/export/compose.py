@@ -156,6 +156,8 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template], example
         _settle(part, link, examples)
         for inner_node in ir.traversal.RecursiveGraphIterator(part):
             _rename(inner_node, f"{i}/")
+            for value in inner_node.outputs:
+                _own_counts(value, i)
         nodes = list(part)
         part.remove(nodes)
         inside, place = _place(link, modules)
@@ -175,6 +177,19 @@ def _joined(graph: ExportGraph, chain: Chain, templates: list[Template], example
         value.name = name
         whole.outputs.append(value)
     return ir.Model(whole, ir_version=first.ir_version)
+
+
+COUNT = re.compile(r"\bu(\d+)\b")
+"""A size that depends on values, as torch calls it."""
+
+
+def _own_counts(value: ir.Value, link: int) -> None:
+    """Give sizes that depend on values names of the link's own: those of other links differ, and a runtime takes sizes
+    of one name to be equal."""
+    if value.shape is None:
+        return
+    dims = [size if isinstance(size, int) else size.value for size in value.shape]
+    value.shape = ir.Shape([COUNT.sub(rf"u\1_{link}", d) if isinstance(d, str) else d for d in dims])
 
 
 def _settle(part: ir.Graph, link: Link, examples: Mapping[str, Tensor]) -> None:

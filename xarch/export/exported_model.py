@@ -22,7 +22,8 @@ from xarch.files.manifest import verify
 
 
 class ExportedModel(TapModel):
-    """The graphs of a folder that declare all of their outputs.
+    """The graphs of a folder that declare all of their outputs: those of the student itself, or if there are none those
+    of its operating point, if it is one.
 
     Args:
         folder: folder of an accepted export.
@@ -37,11 +38,10 @@ class ExportedModel(TapModel):
     def __init__(self, folder: Path, student: TapModel, *, threads: int) -> None:
         verify(folder)
         described = read_profile(folder)
-        self.graphs: dict[str, dict[str, Any]] = {
-            name: entry
-            for name, entry in described["graphs"].items()
-            if entry["reads"] and entry["gives"] and not entry["variant"]
-        }
+        declared = {n: entry for n, entry in described["graphs"].items() if entry["reads"] and entry["gives"]}
+        variants = {entry["variant"] for entry in declared.values()}
+        chosen = variants.pop() if len(variants) == 1 else ""
+        self.graphs: dict[str, dict[str, Any]] = {n: e for n, e in declared.items() if e["variant"] == chosen}
         if not self.graphs:
             raise PlanError(
                 f"evaluate.exports: none of the graphs {', '.join(described['graphs'])} declares inputs and outputs, "

@@ -26,7 +26,7 @@ class Estimates(Objective):
     def forward(
         self, student: Tensor, teacher: Tensor, batch: Batch, *, mask: Tensor | None = None, **aux: object
     ) -> Tensor:
-        guess, lost = wide(student).clamp_max(LARGEST), wide(teacher)
+        guess, lost = wide(student).clamp_max(LARGEST), wide(teacher).clamp_min(0)
         each = torch.xlogy(lost, lost) - lost * guess - lost + guess.exp()
         return total(each.mean(-1), mask)
 

@@ -66,6 +66,15 @@ class TestPrefixes(ObjectiveConformance):
     student: ClassVar[Any] = Tap("prefixes", "hidden", "BLND", {"N": 3, "D": 4})
 
 
+class TestEstimates(ObjectiveConformance):
+    objective = "acm-estimates"
+    student: ClassVar[Any] = Tap("gate", "logits", "BLK", {"K": 5})
+    teacher: ClassVar[Any] = Tap("lost", "loss", "BLK", {"K": 5})
+
+    def teacher_value(self, generator: torch.Generator) -> Any:
+        return super().teacher_value(generator).exp()
+
+
 class OfStages(StageConformance):
     family = "image"
     target = "acm"

@@ -87,6 +87,19 @@ def test_gates_run_the_prefix_that_they_choose(residual, gates):
         assert torch.allclose(module(x), both[..., k, :], atol=1e-5)
 
 
+def test_what_runs_outside_training_is_what_all_would_give_masked():
+    """Positions sorted by their learners, also where none or all of them run."""
+    for bias in (True, False):
+        module, x, _ = make(bias=bias)
+        for shift in (-50.0, -3.0, 0.0, 50.0):
+            module.point = Point(shift=shift)
+            with torch.no_grad():
+                made = module(x)
+                count = module.gate.scores(module.gate(x), shift).argmax(-1)
+                masked = module.out(module.hidden(x) * (count[..., None] > module.owner_F))
+            assert torch.allclose(made, masked, atol=1e-5)
+
+
 def test_training_computes_what_the_choices_say_and_gradients_reach_the_gate():
     """E11: without straight-through gates only the auxiliary terms trained them."""
     module, x, wanted = make()

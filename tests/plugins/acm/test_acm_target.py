@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.plugins.acm.acm_models import tiny_vit
+from tests.plugins.acm.acm_models import tiny_vit, with_random_gates
 from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
 from xarch import PlanError
+from xarch.report import RunInfo
 from xarch.testing.models import load_teacher
 from xarch_acm.learners import factors
 from xarch_acm.options import AcmOptions
 from xarch_acm.target import AcmTarget
 from xarch_decoder.testing import token_batch
+from xarch_image.effort import effort_map
+from xarch_image.report import sections
+from xarch_image.shown import ShownPictures
+from xarch_image.testing import image_batch
 
 CPU = torch.device("cpu")
 
@@ -98,3 +103,26 @@ def test_projections_of_pictures(tmp_path: Path):
         target.build(teacher.facts, AcmOptions(modules=["q"]), {}, device=CPU)
     with pytest.raises(PlanError, match=r"blocks\.0\.mlp has 192 hidden units"):
         target.build(teacher.facts, AcmOptions(learners=64).model_copy(update={"learners": 193}), {}, device=CPU)
+
+
+def test_effort_is_what_ran_at_each_position(tmp_path: Path):
+    student = with_random_gates(tmp_path)
+    batch = image_batch(student.facts, 3)
+    with torch.no_grad():
+        effort = student.collect(batch, {"effort", "logits"})["effort"]
+    executed = student.spent()["executed"]
+    gates = sum(m.gate_cost for m in student.adaptive.values()) / sum(
+        m.cost * m.learners for m in student.adaptive.values()
+    )
+    assert effort.shape == (3, 17)
+    assert float(effort.mean()) == pytest.approx(executed - gates, abs=1e-6)
+    assert effort.unique().numel() > 2
+    places = effort_map(effort, student.facts)
+    assert torch.equal(places.flatten(1), effort[:, 1:])
+    assert effort_map(effort[:, 1:], student.facts) is None
+    shown = ShownPictures()
+    shown.add(batch, {"student": torch.eye(3)}, places)
+    entry = shown.samples([], {}, [], {})[0]
+    assert entry["effort"]["mean"] == pytest.approx(float(places[0].mean()))
+    [section] = sections(RunInfo(Path("run"), eval={"samples": [entry]}))
+    assert len(section.blocks[0].images) == 2

@@ -264,10 +264,11 @@ def test_the_report_sets_predicted_beside_measured_times() -> None:
     run = RunInfo(Path())
     options = EncDecOptions(encoder=20, decoder=10).model_dump()
     run.plan["teacher"] = {"facts": DecoderFacts(**LLAMA).to_json()}
-    run.plan["student"] = {"target": "encdec", "options": options, "traits": {"layers": "20 and 10"}}
+    traits = {"layers": "20 and 10", "predicted": "prompt of 9"}
+    run.plan["student"] = {"target": "encdec", "options": options, "traits": traits}
     run.bench["cpu"] = {"teacher": {"speed_up": {"first token, prompt of 256": 1.6, "decode_1": 2.0}}}
     [section] = sections(run)
     [text, table] = section.blocks
-    assert text == Text("20 and 10.")
+    assert text == Text("20 and 10. Prompt of 9.")
     assert isinstance(table, Table)
     assert table.rows == [["cpu: first token, prompt of 256", "0.69", "0.62"]]

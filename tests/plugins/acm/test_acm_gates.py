@@ -1,0 +1,106 @@
+"""What gates learn: how much the answer depends on a part, and what it loses without some learners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.plugins.acm.acm_models import tiny_vit
+from xarch import Batch, MatchContext, Replaceable, Tap
+from xarch.testing.models import load_teacher
+from xarch_acm.experts import ExpertModule, Grouper
+from xarch_acm.gate import Gate
+from xarch_acm.labels import lost
+from xarch_acm.learners import adaptive
+from xarch_acm.module import Point
+from xarch_acm.objectives.estimates import Estimates
+from xarch_acm.options import AcmOptions
+from xarch_acm.sensitivity import sensitivities
+from xarch_acm.target import AcmTarget
+from xarch_image.testing import image_batch
+
+
+def test_sensitivity_tells_what_an_error_does_to_the_answer(tmp_path: Path) -> None:
+    """Errors in random directions change the divergence by half of it times their square over the width."""
+    viewed = AcmTarget().view(load_teacher(tiny_vit(tmp_path)))
+    batch = image_batch(viewed.facts, 4)
+    path, last = "blocks.0.mlp", "blocks.1.mlp"
+    found = viewed.collect(batch, {f"{path}.sensitivity", f"{last}.sensitivity", f"{path}.out"})
+    sensitivity = found[f"{path}.sensitivity"]
+    assert sensitivity.shape == (4, 17)
+    assert bool((sensitivity > 0).all())
+    assert float(found[f"{last}.sensitivity"][:, 1:].max()) == 0, "the answer reads only the first token"
+    alone = sensitivities(viewed.model, batch.narrow(0, 1), {path})
+    assert torch.allclose(alone[path], sensitivity[:1], rtol=1e-4), "depends on the other samples"
+    width, step = found[f"{path}.out"].shape[-1], 3e-2
+    with torch.no_grad():
+        wanted = viewed.model.collect(batch, {"logits"})["logits"].log_softmax(-1)
+        rises = torch.zeros(4)
+        for seed in range(60):
+            error = torch.randn(4, 17, width, generator=torch.Generator().manual_seed(seed))
+            error = step * error / error.norm(dim=-1, keepdim=True)
+            handle = viewed.model.module.get_submodule(path).register_forward_hook(lambda m, x, y, e=error: y + e)
+            answer = viewed.model.collect(batch, {"logits"})["logits"].log_softmax(-1)
+            handle.remove()
+            rises += (wanted.exp() * (wanted - answer)).sum(-1) / 60
+    expected = step**2 * sensitivity.sum(1) / (2 * width)
+    # One direction of the answer stands for all of its few classes.
+    assert 0.3 < float(rises.sum() / expected.sum()) < 3
+
+
+def test_estimates_are_least_at_the_mean_of_what_is_lost() -> None:
+    tap = Tap("gate", "logits", "BLK", {"K": 2})
+    objective = Estimates(tap, tap, Estimates.Options(), MatchContext())
+    losses = torch.tensor([[[0.0, 8.0], [2.0, 0.0], [4.0, 1.0]]])
+    guess = losses.mean(1, keepdim=True).log().expand(1, 3, 2).clone().requires_grad_()
+    objective(guess, losses, Batch({"x": torch.zeros(1)}, 1)).sum().backward()
+    assert torch.allclose(guess.grad.sum(1), torch.zeros(1, 2), atol=1e-6)
+    exact = objective(losses.clamp_min(1e-9).log(), losses, Batch({"x": torch.zeros(1)}, 1))
+    assert float(exact) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_estimates_fall_with_every_learner_and_the_cheapest_runs() -> None:
+    gate = Gate(8, 4, 5, estimates=True)
+    nn.init.normal_(gate.out.weight, std=3.0)
+    made = gate(torch.randn(50, 8))
+    assert bool((made.diff(dim=-1) <= 1e-5).all())
+    gate.price = 2.0
+    choice = gate.scores(made, 0.5).argmax(-1)
+    cost = made.exp() + 2.0 * torch.exp(torch.tensor(-0.5)) * torch.arange(5)
+    assert torch.equal(choice, cost.argmin(-1))
+    gate.centre(torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5]))
+    nn.init.zeros_(gate.out.weight)
+    assert gate(torch.randn(1, 8)).exp()[0].tolist() == pytest.approx([9.0, 4.0, 2.0, 1.0, 0.5], rel=1e-4)
+
+
+def test_a_position_that_hardly_matters_loses_hardly_anything() -> None:
+    found = lost(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([4.0, 0.01]), 2.0)
+    assert torch.allclose(found, torch.tensor([[8.0, 2.0], [0.02, 0.005]]))
+
+
+def test_a_router_runs_the_experts_that_it_expects_to_be_most_active() -> None:
+    torch.manual_seed(0)
+    mlp = nn.ModuleDict({"fc1": nn.Linear(6, 16), "fc2": nn.Linear(16, 6)})
+    part = Replaceable("mlp", "mlp", True, ("fc1",), nn.functional.gelu, "fc2")
+    model = nn.ModuleDict({"mlp": mlp})
+    # Two kinds of units, interleaved.
+    mlp["fc1"].weight.data[::2] = torch.eye(6)[0] + 0.01 * torch.randn(8, 6)
+    mlp["fc1"].weight.data[1::2] = torch.eye(6)[1] + 0.01 * torch.randn(8, 6)
+    module = adaptive(model, part, AcmOptions(gates="experts", learners=2))
+    assert isinstance(module, ExpertModule)
+    x = torch.randn(5, 7, 6)
+    whole = module.out(module.hidden(x))
+    assert Grouper(module, "mlp").solve()["cosine"] > 0.99
+    assert torch.allclose(module.out(module.hidden(x)), whole, atol=1e-6), "sorting changes nothing"
+    first = module.layers[0].weight[:8, :2].argmax(-1)
+    assert first.unique().numel() == 1, "units that are alike are one expert"
+    module.point = Point(fixed=2)
+    assert torch.allclose(module(x), whole, atol=1e-6)
+    module.point = Point(fixed=1)
+    best = module.gate(x).argmax(-1)
+    hidden = module.hidden(x) * (module.owner_F == best[..., None])
+    assert torch.allclose(module(x), module.out(hidden), atol=1e-6)
+    assert float(module.activity(x).detach().amax(-1).min()) == pytest.approx(1.0)
