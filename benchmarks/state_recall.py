@@ -23,7 +23,6 @@ from benchmarks import page
 from benchmarks.constant_state import BYTES, LAYERS, TEACHER, Arms, texts
 from benchmarks.store import Store, add_options, header
 from xarch import Batch, EvaluationRequest
-from xarch_decoder.controls import bounded_teacher
 from xarch_text.recall import Recall, RecallOptions
 
 ROW = 4608
@@ -53,8 +52,7 @@ def main() -> None:
         name = arm or "teacher"
         if store.find(arm=name) is not None:
             continue
-        layouts, fit = ({}, 0.0) if arm is None else arms.layouts(arm)
-        model = teacher if arm is None else bounded_teacher(teacher, layouts)
+        model, fit = (teacher, 0.0) if arm is None else arms.model(arm)
         begin = time.process_time()
         found = Recall().evaluate(EvaluationRequest(None, {"student": model}, rows, options=OPTIONS))
         spent = time.process_time() - begin

@@ -144,7 +144,8 @@ def step_chain(decoder: MixerDecoder, tokens: int, *, fixed: bool, last: bool) -
     """
     reads, gives = touched(decoder, tokens)
     links = [Link(_Enter(decoder), ["input_ids", "position"], ["hidden", "positions"])]
-    hidden, constants = "hidden", {}
+    hidden = "hidden"
+    constants: dict[str, Tensor] = {}
     for layer in range(decoder.facts.layers):
         block, own = decoder.block(layer), [s for s in graph_states(decoder) if s.layer == layer]
         read, given = ([i for i, state in enumerate(own) if state in some] for some in (reads, gives))
@@ -169,7 +170,8 @@ def fold_chain(decoder: MixerDecoder) -> Chain:
     """Return ``decoder.fold`` as a chain of its blocks: it maps (position [1], states) to the states of :func:`touched`
     without tokens."""
     reads, gives = touched(decoder, 0)
-    links, constants = [], {}
+    links: list[Link] = []
+    constants: dict[str, Tensor] = {}
     for layer in sorted({state.layer for state in reads}):
         block, own = decoder.block(layer), [state for state in reads if state.layer == layer]
         given = [i for i, state in enumerate(own) if state in gives]

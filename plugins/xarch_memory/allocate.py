@@ -191,8 +191,8 @@ class _Ranges:
         assert self.key_KE is not None
         assert self.value_KE is not None
         assert self.query_KG is not None
-        scales = (x_KE.clamp_min(1e-6) * ROOM / 127 for x_KE in (self.key_KE, self.value_KE))
-        return FoldedRanges(*scales, self.query_KG / self.tokens)
+        key_KE, value_KE = (x_KE.clamp_min(1e-6) * ROOM / 127 for x_KE in (self.key_KE, self.value_KE))
+        return FoldedRanges(key_KE, value_KE, self.query_KG / self.tokens)
 
 
 def allocated(table: Table, measured: Sequence[int], sizes: Sizes, budget: int) -> dict[int, list[int]]:

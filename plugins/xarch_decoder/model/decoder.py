@@ -131,8 +131,9 @@ class MixerDecoder(nn.Module):
         every = self.fold_every
         if every is None:
             return self._advanced(input_ids_BL, position, states, fixed, last)
-        logits, begin, length = [], int(position), input_ids_BL.shape[1]
-        end = begin + length
+        logits: list[Tensor] = []
+        begin = int(position)
+        end = begin + input_ids_BL.shape[1]
         while begin < end:
             size = every if begin % every == 0 and end - begin >= every else 1
             if begin % every == 0:

@@ -85,8 +85,8 @@ class FoldedAttention(BoundedAttention):
         pairs = len(self.frequencies)
         turned = key_KE[:, :pairs] + key_KE[:, pairs : 2 * pairs]
         key_KE = torch.cat([turned, turned, key_KE[:, 2 * pairs :]], 1)
-        scales = (SPAN * square.sqrt().clamp_min(1e-6) / 127 for square in (key_KE, value_KE))
-        self.set_ranges(FoldedRanges(*scales, query_HE.sum(1).unflatten(0, (self.kv_heads, -1))))
+        key_KE, value_KE = (SPAN * square.sqrt().clamp_min(1e-6) / 127 for square in (key_KE, value_KE))
+        self.set_ranges(FoldedRanges(key_KE, value_KE, query_HE.sum(1).unflatten(0, (self.kv_heads, -1))))
 
     def remember(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, sequence: SequenceInfo) -> Tensor:
         return folded_memory(q_BLHE, k_BLKE, v_BLKE, sequence.positions_BL, self.layout, self.rotary, self.ranges)

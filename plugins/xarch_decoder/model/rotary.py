@@ -59,7 +59,9 @@ def _in_runtime(x_BLHE: Tensor, cos_1L1F: Tensor, sin_1L1F: Tensor) -> Tensor:
     pairs = cos_1L1F.shape[-1]
     tables_LF = [t.reshape(length, pairs) for t in (cos_1L1F, sin_1L1F)]
     first_1 = torch.zeros(1, dtype=torch.int64, device=x_BLHE.device)
-    attributes = {"num_heads": heads} | ({"rotary_embedding_dim": 2 * pairs} if 2 * pairs < width else {})
+    attributes: dict[str, Any] = {"num_heads": heads}
+    if 2 * pairs < width:
+        attributes["rotary_embedding_dim"] = 2 * pairs
     x_BLX: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::RotaryEmbedding",
         (x_BLHE.reshape(batch, length, heads * width), first_1, *tables_LF),

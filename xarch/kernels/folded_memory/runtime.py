@@ -9,6 +9,8 @@ in use.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def grouped_query_attention(
     )
     if length > 1:
         seen_BG1T = seen_BG1T.expand(-1, -1, length, -1)
-    attributes: dict[str, int | float | str] = {
+    attributes: dict[str, Any] = {
         "num_heads": q_BLX.shape[2] // width,
         "kv_num_heads": 1,
         "scale": rotary.scale,
