@@ -213,6 +213,7 @@ def test_the_readme_says_what_the_faults_and_mutated_inputs_say() -> None:
     assert not any(sum(of(mutated, kind)) for kind in UNWANTED), "none ended badly, it says"
 
 
+OURS = "memory int8"
 CONSTANT = "\nSmolLM2-135M, all 30 layers in 168 kB"
 """Where the README begins to speak of constant states."""
 
@@ -222,33 +223,31 @@ def test_the_readme_says_what_the_constant_states_say() -> None:
     said = " ".join(text.partition(CONSTANT)[2].partition("\n\n")[0].split())
     points = read(store.RESULTS / "constant_state.json").points
     at = grouped([p for p in points if (p["layers"], p["context"]) == ("30 of 30", 2048)], "domain")
-    schemes = grouped(read(store.RESULTS / "cache_schemes.json").points, "domain")
-    halves = grouped(read(store.RESULTS / "constant_state_half.json").points, "domain")
-
-    def best(*measured: Any) -> tuple[list[float], list[float]]:
-        ours, rivals = [], []
-        for domain in ("code", "prose", "wikitext"):
-            kl = {p["arm"]: p["kl"] for of_domain in measured for p in of_domain[domain,]}
-            ours.append(kl.pop("slots, window int8, slots float16"))
-            rivals.append(min(value for arm, value in kl.items() if not arm.startswith("slots")))
-        return ours, rivals
-
-    ours, rivals = best(at, schemes)
+    kl = {domain: {p["arm"]: p["kl"] for p in of_domain} for (domain,), of_domain in at.items()}
+    ratio = {p["domain"]: p["ratio"] for p in points if p["arm"] == OURS and p["context"] == 2048}
+    domains = ("code", "prose", "wikitext")
+    ours = [kl[domain].pop(OURS) for domain in domains]
     assert "{:.3f} on code, {:.3f} on prose, {:.3f} on WikiText-2".format(*ours) in said
-    assert "{:.3f}, {:.3f}, {:.3f}. Half the bytes:".format(*rivals) in said
-    ours, rivals = best(halves)
-    assert "Half the bytes: {:.3f}, {:.3f}, {:.3f}; rivals {:.3f}, {:.3f}, {:.3f}".format(*ours, *rivals) in said
+    assert "(perplexity {:.3f}, {:.3f}, {:.3f} times)".format(*(ratio[domain] for domain in domains)) in said
+    rivals = [min((value, arm) for arm, value in kl[domain].items()) for domain in domains]
+    assert {arm for _, arm in rivals} == {"H2O int8"}
+    assert "H2O in int8, {:.3f}, {:.3f}, {:.3f}.".format(*(value for value, _ in rivals)) in said
 
 
-def test_the_readme_says_what_a_constant_state_forgets() -> None:
+def test_the_readme_says_how_fast_a_constant_state_is() -> None:
     text = (store.ROOT / "README.md").read_text(encoding="utf-8")
     said = " ".join(text.partition(CONSTANT)[2].partition("\n\n")[0].split())
-    points = {p["arm"]: p for p in read(store.RESULTS / "state_recall.json").points}
-    ours, teacher, window = (
-        "{:.0f}, {:.0f}, {:.0f}".format(*(100 * points[arm][f"recall.{d}"] for d in (256, 512, 1024)))
-        for arm in ("slots, window int8, slots float16", "teacher", "window int8")
-    )
-    assert f"it knows {ours} % (teacher {teacher}, int8 window {window};" in said
+    points = [p for p in read(store.RESULTS / "edge_speed.json").points if p["precision"] == "int4"]
+    rival = [p for p in points if p["arm"].endswith("genai")]
+    ours = {f"{p['decode_cpu_ms']:.0f}" for p in points if p["arm"].startswith("memory")}
+    states = {round(p["state_bytes"] / 1e6) for p in points if p["arm"].startswith("memory")}
+    assert [
+        f"In int4 a token takes {ms} CPU ms at any context and the state {mb} MB" in said
+        for ms in ours
+        for mb in states
+    ] == [True]
+    assert "{:.0f}, {:.0f}, {:.0f}, {:.0f} ms".format(*(p["decode_cpu_ms"] for p in rival)) in said
+    assert f"{rival[0]['state_bytes'] / 1e6:.0f} to {rival[-1]['state_bytes'] / 1e6:.0f} MB" in said
 
 
 def test_the_readmes_figures_from_notes_are_in_the_notes() -> None:
