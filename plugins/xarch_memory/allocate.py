@@ -54,8 +54,8 @@ class Allocate(StageKind):
         return int(request.options.tokens)
 
     def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
-        """The teacher once, and each memory in eight sizes, all together about two forward passes of a small model."""
-        return teacher + 2.0 * student
+        """The teacher once, and each memory in eight sizes, which take about as long as a forward pass each."""
+        return teacher + len(FACTORS) * student
 
     def run(self, context: StageContext) -> StageOutcome:
         student = context.student
