@@ -37,6 +37,7 @@ from torch import Tensor
 
 import xarch
 from benchmarks import page
+from benchmarks.sessions import Sessions
 from benchmarks.store import SCRATCH, Store, add_options, header
 from xarch import Batch, Teacher, graph_metadata, open_session
 from xarch.export.bits import Choice, choose
@@ -55,7 +56,6 @@ from xarch_decoder.student import DecoderStudent
 TEACHER = "zoo:smollm2-135m"
 CONTEXTS = (256, 1024, 4096, 8000)
 """The teacher's positions end at 8192."""
-PREFILL = 64
 PRECISIONS = {"fp32": "cpu", "int8": "cpu-int8", "int4": "cpu-int4"}
 REPEATS = 10
 RIVAL = "teacher, onnxruntime-genai"
@@ -73,7 +73,7 @@ def main() -> None:
     add_options(parser, "edge_speed")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(chosen.out, header("edge_speed", {"teacher": TEACHER, "prefill": PREFILL}, threads=1), chosen.fresh)
+    store = Store(chosen.out, header("edge_speed", {"teacher": TEACHER}, threads=1), chosen.fresh)
     teacher = xarch.load_teacher(TEACHER)
     runs = {"memory, 30 of 30 layers": chosen.memory, "hybrid, 10 of 30 layers": chosen.hybrid}
     work = chosen.work / store.key
@@ -170,22 +170,6 @@ def point(
         "load": busy(),
         **({"bits": facts["bits"]} if "bits" in facts else {}),
     }
-
-
-class Sessions:
-    """Runs the graphs of a folder with the options in their metadata."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.open = folder, {}  # type: ignore[var-annotated]
-
-    def __call__(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if graph not in self.open:
-            path = self.folder / f"{graph}.onnx"
-            prepack = graph_metadata(path).get("xarch.prepack") != "false"
-            session = open_session(path, "CPUExecutionProvider", threads=1, prepack=prepack)
-            self.open[graph] = session, [output.name for output in session.get_outputs()]
-        session, names = self.open[graph]
-        return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def write(folder: Path, student: DecoderStudent, precision: str) -> None:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import page
+from benchmarks.sessions import Sessions
 from benchmarks.store import SCRATCH, Store, add_options, header
 
 TEACHER = "zoo:smollm2-135m"
@@ -132,24 +133,6 @@ def write(folder: Path, graphs: Sequence[Any], profile: Any, facts: Mapping[str,
             )
             ir.save(model, folder / f"{graph.name}.onnx")
     (folder / "facts.json").write_text(json.dumps({"graphs": [graph.name for graph in graphs], **facts}))
-
-
-class Sessions:
-    """Runs the graphs of a folder as their metadata asks; values stay numpy arrays, on both sides."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.open = folder, dict[str, tuple[Any, list[str]]]()
-
-    def __call__(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from xarch import graph_metadata, open_session
-
-        if graph not in self.open:
-            path = self.folder / f"{graph}.onnx"
-            prepack = graph_metadata(path).get("xarch.prepack") != "false"
-            session = open_session(path, "CPUExecutionProvider", threads=1, prepack=prepack)
-            self.open[graph] = session, [output.name for output in session.get_outputs()]
-        session, names = self.open[graph]
-        return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 Answer = Callable[[], Iterator[None]]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xarch import BenchCase, Call, ExportGraph, graph_metadata
+from xarch import BenchCase, Call, ExportGraph, UsageError, graph_metadata
 
 PROMPTS = (1, 64, 256)
 """Prompt lengths in tokens."""
@@ -34,6 +34,9 @@ class LanguageGraphs:
     Args:
         metadata: graph name -> its ``xarch.`` metadata; graphs with ``states`` and ``tokens`` are used, one of which
             must read a single token.
+
+    Raises:
+        UsageError: another version of xarch wrote them.
     """
 
     def __init__(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
@@ -41,6 +44,12 @@ class LanguageGraphs:
         decode = metadata[self.names[1]]
         self.fold: dict[str, Any] | None = json.loads(decode.get("xarch.fold", "null"))
         used = [*self.names.values(), *([self.fold["graph"]] if self.fold else [])]
+        old = [name for name in used if "xarch.reads" not in metadata.get(name, {})]
+        if old:
+            raise UsageError(
+                f"graph {old[0]!r} does not say which states it reads: another version of xarch wrote it",
+                "xarch export RUN writes the graphs again",
+            )
         self.reads = {name: json.loads(metadata[name]["xarch.reads"]) for name in used}
         self.gives = {name: json.loads(metadata[name]["xarch.gives"]) for name in used}
         self.states: list[dict[str, Any]] = json.loads(decode["xarch.states"])

@@ -73,7 +73,6 @@ class Sizes:
 
     def split(self, entries: int) -> tuple[int, int]:
         """Return (window, slots) of a head with so many entries besides those that wait for a fold."""
-        entries = max(entries, self.least)
         window = min(
             max(self.options.fold, round(self.options.window_share * entries)), entries - self.options.sinks - 1
         )

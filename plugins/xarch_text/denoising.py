@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from xarch import Batch, BatchStream, DataInfo, DataProvider, DataRequest, Options, TensorInfo, UsageError, validated
 from xarch_text.options import TextOptions
-from xarch_text.pair_encoding import Tokens, to_batch
+from xarch_text.pair_encoding import Tokens, pair_sizes, to_batch
 from xarch_text.provider import TextData
 from xarch_text.request import check_context
 
@@ -101,7 +101,7 @@ class DenoisingData(DataProvider):
 
     def sizes(self, sample: Mapping[str, Any]) -> Mapping[str, int]:
         chosen = validated(DenoisingSample, sample, "sample")
-        return {"S": chosen.source - 1, "T": chosen.target + 1, "L": chosen.source + chosen.target}
+        return pair_sizes(chosen.source, chosen.target)
 
     def open(self, request: DataRequest) -> BatchStream:
         """See :meth:`xarch.DataProvider.open`.

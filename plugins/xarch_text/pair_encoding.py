@@ -80,6 +80,11 @@ class PairEncoder:
         return Tokens(prompt[:-1], [prompt[-1], *answer[: self.most_target]])
 
 
+def pair_sizes(source: int, target: int) -> dict[str, int]:
+    """Return the sizes of a batch of pairs of so many tokens: the decoder begins with the source's last one."""
+    return {"S": source - 1, "T": target + 1, "L": source + target}
+
+
 def to_batch(rows: Sequence[Tokens], units: int, *, joined: bool) -> Batch:
     """Return a batch padded to its longest pair.
 

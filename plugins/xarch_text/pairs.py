@@ -20,7 +20,7 @@ from xarch_text.corpus import Corpus, find_corpus
 from xarch_text.docstrings import INCLUDED_PAIRS
 from xarch_text.encoding import Encoder
 from xarch_text.options import ReadingOptions
-from xarch_text.pair_encoding import PairEncoder
+from xarch_text.pair_encoding import PairEncoder, pair_sizes
 from xarch_text.pair_library import PairLibrary
 from xarch_text.pair_streams import FixedPairs, TrainPairs
 from xarch_text.request import check_context, check_split, described
@@ -107,7 +107,7 @@ class PairData(DataProvider):
 
     def sizes(self, sample: Mapping[str, Any]) -> Mapping[str, int]:
         chosen = validated(PairSample, sample, "sample")
-        return {"S": chosen.source - 1, "T": chosen.target + 1, "L": chosen.source + chosen.target}
+        return pair_sizes(chosen.source, chosen.target)
 
     def open(self, request: DataRequest) -> BatchStream:
         """See :meth:`xarch.DataProvider.open`.

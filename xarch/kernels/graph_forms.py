@@ -25,7 +25,8 @@ hash: a chain of operators a level, or one for all levels: a sixth of the nodes 
 waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin is missing or half precision.
 prefix_sum: CumSum, or log2(length) shifted additions.
 tokens: the operators of a step repeated for every token, or a Scan with the step as its body.
-attention: products and a softmax, or one operator of onnxruntime over entries that it writes in place.
+attention: standard operators, or those of onnxruntime: one for a rotation, one for the attention to a memory, which it
+writes in place.
 """
 
 SIZES_ONLY = MappingProxyType({"sizes_only": True})

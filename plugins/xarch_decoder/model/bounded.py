@@ -67,3 +67,19 @@ class BoundedAttention(Attention):
 
     def inner_shapes(self) -> dict[str, dict[str, int]]:
         return {"values": {"K": self.kv_heads, "E": self.head_dim}, "heads": {"H": self.heads, "E": self.head_dim}}
+
+    @abstractmethod
+    def advance_sized(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See :class:`Mixer`; without ``tables`` the sizes are those of the layout."""
+
+    def advance(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.advance_sized(x_BLD, positions_BL, state, ())
+
+    def advance_fixed(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.advance(x_BLD, positions_BL, state)

@@ -113,37 +113,24 @@ class FoldedAttention(BoundedAttention):
             for name, tensor in head._asdict().items()
         )
 
-    def advance(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._advanced(x_BLD, positions_BL, state, None)
-
     def advance_sized(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._advanced(x_BLD, positions_BL, state, _by_head(tables))
-
-    def advance_fixed(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.advance(x_BLD, positions_BL, state)
+        operands = self.operands(x_BLD, SequenceInfo(positions_BL))
+        heads_BLHE, state = folded_memory_step(
+            *operands, positions_BL, self.layout, self.rotary, self.ranges, state, _by_head(tables)
+        )
+        return self.o(heads_BLHE.flatten(2)), state
 
     def fold(
         self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        given = _by_head(tables) if tables else None
-        return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, given)
-
-    def _advanced(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: FoldedTables | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        operands = self.operands(x_BLD, SequenceInfo(positions_BL))
-        heads_BLHE, state = folded_memory_step(
-            *operands, positions_BL, self.layout, self.rotary, self.ranges, state, tables
-        )
-        return self.o(heads_BLHE.flatten(2)), state
+        return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, _by_head(tables))
 
 
-def _by_head(tables: tuple[Tensor, ...]) -> FoldedTables:
+def _by_head(tables: tuple[Tensor, ...]) -> FoldedTables | None:
+    """Return tables as the kernel takes them, None without any."""
+    if not tables:
+        return None
     fields = len(HeadTables._fields)
     return tuple(HeadTables(*tables[i : i + fields]) for i in range(0, len(tables), fields))

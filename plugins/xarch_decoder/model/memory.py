@@ -53,23 +53,14 @@ class MemoryAttention(BoundedAttention):
         shared = any(shared_sizes(self.layout, name) for name in made)
         return tuple(Table(f"memory_{n}", t, shared_sizes(self.layout, n)) for n, t in made.items()) if shared else ()
 
-    def advance(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._advanced(x_BLD, positions_BL, state, None)
-
     def advance_sized(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._advanced(x_BLD, positions_BL, state, MemoryTables(*tables))
-
-    def _advanced(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: MemoryTables | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        known = MemoryTables(*tables) if tables else None
         q_BLHE, k_BLKE, v_BLKE = self.operands(x_BLD, SequenceInfo(positions_BL))
         if x_BLD.shape[1] == 1:
             given = (q_BLHE[:, 0], k_BLKE[:, 0], v_BLKE[:, 0], positions_BL[:, 0])
-            heads_BHE, state = slot_memory_step(*given, self.layout, self.rotary, state, tables)
+            heads_BHE, state = slot_memory_step(*given, self.layout, self.rotary, state, known)
             return self.o(heads_BHE.flatten(1)[:, None]), state
         found = slot_memory(
             q_BLHE,
@@ -80,13 +71,8 @@ class MemoryAttention(BoundedAttention):
             self.rotary,
             state=state,
             return_final_state=True,
-            tables=tables,
+            tables=known,
         )
         heads_BLHE, state = found
         assert torch.is_tensor(heads_BLHE)
         return self.o(heads_BLHE.flatten(2)), tuple(state)
-
-    def advance_fixed(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.advance(x_BLD, positions_BL, state)

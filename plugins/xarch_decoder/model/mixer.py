@@ -138,7 +138,10 @@ class Mixer(nn.Module, ABC):
         Args:
             tables: as in :meth:`advance_sized`.
         """
-        raise NotImplementedError(f"mixer {self.kind!r} has no folds")
+        raise PlanError(
+            f"mixer {self.kind!r} says that its state needs folds every {self.fold_every} tokens, and makes none",
+            "implement `fold`, or leave out `fold_every`",
+        )
 
     def advance_fixed(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
@@ -169,7 +172,10 @@ class Mixer(nn.Module, ABC):
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Like :meth:`advance` and :meth:`advance_fixed`, for a mixer with :meth:`tables`."""
-        raise NotImplementedError(f"mixer {self.kind!r} has no tables")
+        raise PlanError(
+            f"mixer {self.kind!r} has tables of its sizes and does not read them",
+            "implement `advance_sized`, or leave out `tables`",
+        )
 
     def inner(self, x_BLD: Tensor, sequence: SequenceInfo, wanted: Collection[str]) -> dict[str, Any]:
         """Return the values of inner taps (``matrix``, ``heads``) that a stage matches."""

@@ -14,7 +14,9 @@ from xarch import PlanError, UsageError
 from xarch.export import onnx_export
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, openvino
+from xarch_decoder.bench import LanguageGraphs
 from xarch_decoder.export import DecoderExport
+from xarch_decoder.model.mixer import Mixer
 from xarch_decoder.testing import token_batch
 from xarch_memory.allocate import allocated, predicted
 from xarch_memory.options import MemoryOptions, Sizes
@@ -175,6 +177,26 @@ def test_every_profile_has_a_prefill_graph_of_whole_folds():
         assert names == ["decode_1", "prefill_32", "fold"]
     with pytest.raises(PlanError, match=r"prefill \[64, 48\], but this student folds its memory after 32 tokens"):
         MemoryTarget().export_graphs(student, cpu, DecoderExport(prefill=[48, 64]))
+
+
+def test_too_few_entries_are_refused():
+    with pytest.raises(UsageError, match="windows >= fold"):
+        build({"entries": {"0": [40, 20], "1": [40, 40], "2": [40, 40]}}, bytes_a_layer=9000)
+
+
+def test_graphs_of_another_version_are_named():
+    student = build(bytes_a_layer=9000)
+    graphs = MemoryTarget().export_graphs(student, cpu, DecoderExport(prefill=[]))
+    for graph in graphs:
+        graph.metadata.pop("reads")
+    with pytest.raises(UsageError, match="'decode_1' does not say which states it reads"):
+        LanguageGraphs.of(graphs)
+
+
+def test_a_mixer_that_announces_folds_has_to_make_them():
+    mixer = build(bytes_a_layer=9000).memory(0)
+    with pytest.raises(PlanError, match="needs folds every 32 tokens, and makes none"):
+        Mixer.fold(mixer, torch.zeros(1), ())
 
 
 def test_other_students_are_refused():

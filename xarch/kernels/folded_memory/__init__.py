@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xarch.errors import UsageError
+from xarch.kernels.bounded_attention import Rotary, check_operands
 from xarch.kernels.dispatch import select
 from xarch.kernels.folded_memory import naive, plain
 from xarch.kernels.folded_memory.layout import (
@@ -27,7 +28,6 @@ from xarch.kernels.folded_memory.tables import (
     table_sizes,
 )
 from xarch.kernels.precision import tracing, without_autocast
-from xarch.kernels.slot_memory.step import Rotary
 
 __all__ = [
     "FoldedLayout",
@@ -88,7 +88,9 @@ def folded_memory(
     Raises:
         UsageError: shapes do not fit together, or the backend cannot run the call.
     """
-    _check(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary)
+    check_operands("folded_memory", q_BLHE, k_BLKE, v_BLKE, positions_BL, layout.heads, rotary)
+    if q_BLHE.shape[1] and not _unseen(positions_BL) and bool((positions_BL[:, 0] != 0).any()):
+        raise UsageError("folded_memory: every row begins with a document, so its first position is 0")
     chosen = select("folded_memory", q_BLHE.device, q_BLHE.dtype, backend=backend)
     with without_autocast(q_BLHE.device):
         begins = None if _unseen(positions_BL) else (positions_BL == 0).nonzero().tolist()
@@ -131,21 +133,3 @@ def _unseen(positions: Tensor) -> bool:
 
 def _pairs(begins: list[list[int]]) -> list[tuple[list[int], list[int]]]:
     return list(zip(begins, [*begins[1:], [-1, -1]], strict=True))
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, layout: FoldedLayout, rotary: Rotary) -> None:
-    if q.dim() != 4 or k.shape != v.shape or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
-        raise UsageError(
-            "folded_memory: want q [B, L, H, E] and k, v [B, L, K, E], "
-            f"got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
-        )
-    if layout.heads != k.shape[2] or q.shape[2] % k.shape[2]:
-        raise UsageError(
-            f"folded_memory: {q.shape[2]} heads, {k.shape[2]} key/value heads and a layout of {layout.heads} do not fit"
-        )
-    if tuple(positions.shape) != tuple(q.shape[:2]):
-        raise UsageError(f"folded_memory: positions have shape {list(positions.shape)}, want {list(q.shape[:2])}")
-    if 2 * len(rotary.frequencies) > q.shape[3]:
-        raise UsageError(f"folded_memory: {len(rotary.frequencies)} rotated pairs do not fit a head of {q.shape[3]}")
-    if q.shape[1] and not _unseen(positions) and bool((positions[:, 0] != 0).any()):
-        raise UsageError("folded_memory: every row begins with a document, so its first position is 0")

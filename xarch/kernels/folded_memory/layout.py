@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xarch.errors import UsageError
+from xarch.kernels.bounded_attention import MASKED
 from xarch.kernels.graph_forms import SIZES_ONLY
 
 FoldedPrecision = Literal["float32", "int8"]
@@ -91,9 +92,6 @@ class FoldedLayout:
         """Bytes of the state of one sequence."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in self.state(width, group).values())
 
-
-MASKED = -30000.0
-"""Score of an entry that is not there: finite in half precision, and exp(MASKED - max) is exactly zero."""
 
 HALFWAY = 1e-3
 """Added to a mean before it is rounded: that of two tokens lies halfway between two numbers every other time, and

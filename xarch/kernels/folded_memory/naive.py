@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.folded_memory.layout import HALFWAY, FoldedLayout, FoldedRanges
 from xarch.kernels.precision import island_dtype
-from xarch.kernels.slot_memory.step import Rotary
 
 
 @dataclass

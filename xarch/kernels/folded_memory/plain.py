@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import MASKED, Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.folded_memory.folding import Entries, folded
-from xarch.kernels.folded_memory.layout import HALFWAY, MASKED, FoldedLayout, FoldedRanges
+from xarch.kernels.folded_memory.layout import HALFWAY, FoldedLayout, FoldedRanges
 from xarch.kernels.precision import island_dtype
-from xarch.kernels.slot_memory.step import Rotary
 
 
 @register("folded_memory", "torch", priority=10)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xarch.kernels.slot_memory.step import Rotary
+from xarch.kernels.bounded_attention import Rotary
 
 OPERATOR = "com.microsoft::GroupQueryAttention"
 

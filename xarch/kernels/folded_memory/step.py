@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from xarch.errors import UsageError
+from xarch.kernels.bounded_attention import MASKED, Rotary, cast
 from xarch.kernels.folded_memory.folding import Entries, folded
-from xarch.kernels.folded_memory.layout import MASKED, FoldedLayout, FoldedRanges
+from xarch.kernels.folded_memory.layout import FoldedLayout, FoldedRanges
 from xarch.kernels.folded_memory.plain import numbers, slot_bias
 from xarch.kernels.folded_memory.runtime import grouped_query_attention
 from xarch.kernels.folded_memory.tables import FoldedTables, HeadTables, folded_tables
 from xarch.kernels.graph_forms import graph_form
 from xarch.kernels.precision import island_dtype, without_autocast
-from xarch.kernels.slot_memory.step import Rotary
 
 State = tuple[Tensor, ...]
 
@@ -56,7 +56,7 @@ def folded_memory_step(
             return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, memory.cast(positions_BL[:, 0])), memory.state()
         q_BHLE, k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
         heads_BHLE = memory.attend(q_BHLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
-        return _cast(heads_BHLE.transpose(1, 2), q_BLHE.dtype), memory.state()
+        return cast(heads_BHLE.transpose(1, 2), q_BLHE.dtype), memory.state()
 
 
 def fold_memory(
@@ -100,7 +100,7 @@ class _Memory:
         self.places_F = torch.tensor([float(i) for i in range(layout.fold)], dtype=dtype, device=state[-1].device)
 
     def cast(self, t: Tensor) -> Tensor:
-        return _cast(t, self.dtype)
+        return cast(t, self.dtype)
 
     def state(self) -> State:
         return tuple(self.held.values())
@@ -109,7 +109,7 @@ class _Memory:
         """Put the tokens behind the last ones; return their outputs [B, H, L, E]."""
         fold, length = self.layout.fold, q_BHLE.shape[2]
         last_BKGE = q_BHLE[:, :, -1].unflatten(1, (-1, self.group))
-        self.held["query"] = _cast(last_BKGE, self.held["query"].dtype)
+        self.held["query"] = cast(last_BKGE, self.held["query"].dtype)
         waiting_B1 = self._waiting(position_B)[:, None]
         late_BLF = self.places_F > waiting_B1[:, :, None] + self.places_F[:length, None]
         late_B1LF = torch.where(late_BLF, MASKED, 0.0).to(self.dtype)[:, None]
@@ -168,7 +168,7 @@ class _Memory:
         return self._read(self.held[name], scale)
 
     def _stored(self, x: Tensor, scale: Tensor, dtype: torch.dtype, *, mean: bool = False) -> Tensor:
-        return _cast(numbers(x, scale, mean=mean) if self.layout.precision == "int8" else x, dtype)
+        return cast(numbers(x, scale, mean=mean) if self.layout.precision == "int8" else x, dtype)
 
     def _read(self, pool: Tensor, scale: Tensor) -> Tensor:
         wide = self.cast(pool)
@@ -213,12 +213,12 @@ class _Memory:
         slots_BGN = slot_bias(*facts, self.rotary.scale, self.width, self.layout.cap)
         window_BW = torch.where(position_B1 + head.ages_W >= 0, 0.0, MASKED).to(self.dtype)
         bias = torch.cat([window_BW, torch.zeros_like(place_BF)], -1)[:, None].expand(-1, self.group, -1)
-        held[f"bias_{j}"] = _cast(torch.cat([slots_BGN, bias], -1)[:, :, None], held[f"bias_{j}"].dtype)
+        held[f"bias_{j}"] = cast(torch.cat([slots_BGN, bias], -1)[:, :, None], held[f"bias_{j}"].dtype)
         left_BW = importance_BC.index_select(1, head.newest_W)
         importance_BC = torch.cat([made.importance_RM, left_BW, torch.zeros_like(place_BF)], -1)
-        held[f"importance_{j}"] = _cast(importance_BC, held[f"importance_{j}"].dtype)
+        held[f"importance_{j}"] = cast(importance_BC, held[f"importance_{j}"].dtype)
         facts_B3N = torch.stack([made.count_RM, made.position_RM, made.spread_RM], 1)
-        held[f"facts_{j}"] = _cast(facts_B3N, held[f"facts_{j}"].dtype)
+        held[f"facts_{j}"] = cast(facts_B3N, held[f"facts_{j}"].dtype)
 
     def _received(self, j: int, query_BGE: Tensor, keys_BCE: Tensor) -> Tensor:
         """Importance [B, C] with what the last token paid to slots and to the window; what waits has none."""
@@ -227,8 +227,3 @@ class _Memory:
         attention_BGC = (self.rotary.scores(query_BGE @ keys_BCE.mT) + bias_BGC).softmax(-1)
         importance_BC = (self.cast(self.held[f"importance_{j}"]) + attention_BGC.sum(1)) * decay
         return torch.cat([importance_BC[:, :-fold], torch.zeros_like(importance_BC[:, -fold:])], -1)
-
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    # A conversion to its own dtype would be recorded by exporters, too.
-    return t if t.dtype == dtype else t.to(dtype)

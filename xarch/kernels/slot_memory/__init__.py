@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from xarch.errors import UsageError
+from xarch.kernels.bounded_attention import Rotary, check_operands
 from xarch.kernels.dispatch import select
 from xarch.kernels.precision import island_dtype, without_autocast
 from xarch.kernels.slot_memory import cpp, naive, plain
 from xarch.kernels.slot_memory.layout import ExactPrecision, MemoryLayout, SlotPrecision, entry_bytes, slot_bytes
-from xarch.kernels.slot_memory.step import Rotary, slot_memory_step
+from xarch.kernels.slot_memory.step import slot_memory_step
 from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables, shared_sizes
 
 __all__ = [
@@ -81,7 +82,7 @@ def slot_memory(
     Raises:
         UsageError: shapes do not fit together, or the backend cannot run the call.
     """
-    _check(q_BLHE, k_BLKE, v_BLKE, positions_BL, layout, rotary)
+    check_operands("slot_memory", q_BLHE, k_BLKE, v_BLKE, positions_BL, layout.heads, rotary)
     if state is None:
         dtype = island_dtype(q_BLHE, k_BLKE, v_BLKE)
         state = slot_memory_state(layout, q_BLHE.shape[0], q_BLHE.shape[3], device=q_BLHE.device, dtype=dtype)
@@ -117,22 +118,6 @@ def slot_memory_state(
         torch.zeros(batch, *shape, dtype=dtype if kind == torch.float32 else kind, device=device)
         for shape, kind in layout.state(width).values()
     )
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, layout: MemoryLayout, rotary: Rotary) -> None:
-    if q.dim() != 4 or k.shape != v.shape or k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3]:
-        raise UsageError(
-            "slot_memory: want q [B, L, H, E] and k, v [B, L, K, E], "
-            f"got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
-        )
-    if layout.heads != k.shape[2] or q.shape[2] % k.shape[2]:
-        raise UsageError(
-            f"slot_memory: {q.shape[2]} heads, {k.shape[2]} key/value heads and a layout of {layout.heads} do not fit"
-        )
-    if tuple(positions.shape) != tuple(q.shape[:2]):
-        raise UsageError(f"slot_memory: positions have shape {list(positions.shape)}, want {list(q.shape[:2])}")
-    if 2 * len(rotary.frequencies) > q.shape[3]:
-        raise UsageError(f"slot_memory: {len(rotary.frequencies)} rotated pairs do not fit a head of {q.shape[3]}")
 
 
 def _check_state(state: Sequence[Tensor], layout: MemoryLayout, q: Tensor) -> None:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import MASKED, Rotary
 from xarch.kernels.slot_memory.layout import MemoryLayout
 from xarch.kernels.slot_memory.slots import Arrivals, SlotLoop
-from xarch.kernels.slot_memory.step import MASKED, Rotary, quantised
+from xarch.kernels.slot_memory.step import quantised
 from xarch.kernels.slot_memory.tables import MemoryTables
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.precision import island_dtype
@@ -18,7 +19,7 @@ from xarch.kernels.selfcheck import SelfCheckError, row_error, waves
 from xarch.kernels.slot_memory.layout import FACTS, MemoryLayout
 from xarch.kernels.slot_memory.naive import slot_memory_naive
 from xarch.kernels.slot_memory.plain import slot_memory_plain
-from xarch.kernels.slot_memory.step import Rotary, quantised
+from xarch.kernels.slot_memory.step import quantised
 
 _SIZES = (
     "batch", "length", "heads", "kv_heads", "width", "pairs", "sinks", "reach", "slot_total", "age", "half", "evict",

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.slot_memory.layout import MemoryLayout
-from xarch.kernels.slot_memory.step import Rotary, quantised
+from xarch.kernels.slot_memory.step import quantised
 
 
 @dataclass

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.slot_memory.chunk import slot_memory_chunk
 from xarch.kernels.slot_memory.layout import MemoryLayout
-from xarch.kernels.slot_memory.step import Rotary
 from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables
 
 TOKENS = 128

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.slot_memory.layout import MemoryLayout
-from xarch.kernels.slot_memory.step import FAR, Rotary
+from xarch.kernels.slot_memory.step import FAR
 from xarch.kernels.slot_memory.tables import MemoryTables
 from xarch.kernels.token_scan import over_tokens
 

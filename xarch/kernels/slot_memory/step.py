@@ -9,58 +9,16 @@ N = M + 1 candidates, R rows of facts, X = 2 E + 4 values of a slot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from xarch.kernels.bounded_attention import MASKED, Rotary, cast
 from xarch.kernels.precision import island_dtype, without_autocast
 from xarch.kernels.slot_memory.layout import MemoryLayout
 from xarch.kernels.slot_memory.tables import MemoryTables, memory_tables
 
-MASKED = -30000.0
-"""Score of an entry that is not there: finite in half precision, and exp(MASKED - max) is exactly zero."""
-
 FAR = 1e30
 """Importance and distance of what is no candidate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rotary:
-    """The scores of an attention.
-
-    Attributes:
-        frequencies: inverse frequency of each rotated pair; halves (x1, x2) of the first 2 F channels become
-            (x1 cos - x2 sin, x2 cos + x1 sin), times ``gain``.
-        gain: factor on cosine and sine.
-        scale: factor on q · k.
-        softcap: c in c tanh(score / c), or None.
-    """
-
-    frequencies: tuple[float, ...]
-    gain: float = 1.0
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def turn(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
-        """Rotate x [..., E] by positions [...]; ``back`` undoes it."""
-        pairs = len(self.frequencies)
-        if pairs == 0:
-            return x
-        angle = _cast(positions, x.dtype)[..., None] * torch.tensor(self.frequencies, dtype=x.dtype, device=x.device)
-        gain = 1.0 / self.gain if back else self.gain
-        cos, sin = angle.cos(), angle.sin()
-        if gain != 1.0:
-            cos, sin = cos * gain, sin * gain
-        sin = -sin if back else sin
-        first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
-        parts = [first * cos - second * sin, second * cos + first * sin]
-        return torch.cat([*parts, x[..., 2 * pairs :]] if 2 * pairs < x.shape[-1] else parts, -1)
-
-    def scores(self, products: Tensor) -> Tensor:
-        """Scores of products q · k."""
-        scores = products * self.scale
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def slot_memory_step(
@@ -88,9 +46,9 @@ def slot_memory_step(
     with without_autocast(q_BHE.device):
         dtype = island_dtype(q_BHE, *state)
         step = _Step(layout, rotary, tables or memory_tables(layout, dtype, q_BHE.device))
-        q, k, v, t = (_cast(x, dtype) for x in (q_BHE, k_BKE, v_BKE, positions_B))
+        q, k, v, t = (cast(x, dtype) for x in (q_BHE, k_BKE, v_BKE, positions_B))
         heads_BHE, state = step.run(q, k, v, t, state)
-        return _cast(heads_BHE, q_BHE.dtype), state
+        return cast(heads_BHE, q_BHE.dtype), state
 
 
 class _Step:
@@ -182,8 +140,8 @@ class _Step:
         if merged_BMX is not None:
             kept_BM1, fresh_BMX = kept_BM1 - written_BM[:, :, None], fresh_BMX + merged_BMX
         slots_BMX = slots_BMX * kept_BM1 + fresh_BMX
-        held["slot_keys"] = _cast(slots_BMX[..., :width], held["slot_keys"].dtype)
-        held["slot_values"] = _cast(slots_BMX[..., width:-4], held["slot_values"].dtype)
+        held["slot_keys"] = cast(slots_BMX[..., :width], held["slot_keys"].dtype)
+        held["slot_values"] = cast(slots_BMX[..., width:-4], held["slot_values"].dtype)
         # What is read is what is stored.
         rounded = [self._wide(held["slot_keys"]), self._wide(held["slot_values"]), slots_BMX[..., -4:]]
         return torch.cat(rounded, -1) if held["slot_keys"].dtype == torch.float16 else slots_BMX
@@ -199,7 +157,7 @@ class _Step:
                 rows[f"{name}_scale"] = scale_BK1[..., 0]
             pool_BPE = held[f"exact_{name}s"]
             moved_BPE = self._moved(self._wide(pool_BPE), new_BKE, t_B1)
-            held[f"exact_{name}s"] = _cast(moved_BPE, pool_BPE.dtype)
+            held[f"exact_{name}s"] = cast(moved_BPE, pool_BPE.dtype)
         if rows:
             facts_BRP = held["exact_facts"]
             new_BKR = torch.stack([rows[name] for name in self.layout.exact_facts], -1)
@@ -249,13 +207,13 @@ class _Step:
         counts_P = (self.tables.exact_age_P >= layout.age).to(self.dtype)
         exact_BP = (exact_BP * layout.decay + attention_BN[:, :total]) * counts_P
         kept = held["exact_facts"]
-        held["exact_facts"] = torch.cat([_cast(exact_BP[:, None], kept.dtype), kept[:, 1:]], 1)
+        held["exact_facts"] = torch.cat([cast(exact_BP[:, None], kept.dtype), kept[:, 1:]], 1)
         importance_BM = slots_BMX[..., -1] * layout.decay + attention_BN[:, total:]
         facts_BM4 = torch.cat([slots_BMX[..., -4:-1], importance_BM[:, :, None]], -1)
         held["slot_facts"] = facts_BM4.mT
 
     def _wide(self, t: Tensor) -> Tensor:
-        return _cast(t, self.dtype)
+        return cast(t, self.dtype)
 
     def _per_head(self, mine_KN: Tensor, group: int, present_BN: Tensor) -> Tensor:
         return mine_KN.repeat_interleave(group, 0) & present_BN[:, None]
@@ -272,11 +230,6 @@ class _Step:
     @staticmethod
     def _width(q_BHE: Tensor) -> int:
         return q_BHE.shape[-1]
-
-
-def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    # A conversion to its own dtype would be recorded by exporters, too.
-    return t if t.dtype == dtype else t.to(dtype)
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
