@@ -408,7 +408,9 @@ def test_shapes_without_memory(op: str) -> None:
     assert all(t.is_meta for t in found)
 
 
-@pytest.mark.parametrize("op", [pytest.param(op, marks=slow) if op == "slot_memory" else op for op in OPS])
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, marks=slow) if op in ("slot_memory", "folded_memory") else op for op in OPS]
+)
 def test_an_export_records_plain_operators(op: str) -> None:
     class Module(torch.nn.Module):
         def forward(self, *t: Tensor) -> Any:

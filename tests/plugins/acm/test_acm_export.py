@@ -60,6 +60,7 @@ def run(
     return found, Counter(node.op_type for node in model.graph)
 
 
+@pytest.mark.slow
 def test_a_static_graph_has_no_gates_and_is_that_much_smaller(student, tmp_path):
     [graph] = acm_graphs(student, npu, AcmExport(budget=0.5))
     assert graph.variant == "static-50"
