@@ -25,6 +25,7 @@ def main() -> None:
     publish.add_argument("--from", dest="source", type=Path, help="measured result [default: benchmarks/out/NAME.json]")
     publish.add_argument("--partial", action="store_true", help="even if the measurement is unfinished")
     commands.add_parser("results", help="generate benchmarks/RESULTS.md")
+    publish.add_argument("--add", action="store_true", help="keep the published runs of a study that this one lacks")
     show = commands.add_parser("show", help="print a published result")
     show.add_argument("name", help="file name without .json")
     said = parser.parse_args()
@@ -32,7 +33,7 @@ def main() -> None:
         page.show(store.read(store.RESULTS / f"{said.name}.json"))
         return
     if said.command == "publish":
-        print(store.publish(said.name, said.source, partial=said.partial).relative_to(store.ROOT))
+        print(store.publish(said.name, said.source, partial=said.partial, add=said.add).relative_to(store.ROOT))
     page.generate()
     print(page.PAGE.relative_to(store.ROOT))
 

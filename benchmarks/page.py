@@ -96,7 +96,12 @@ def circumstances(result: Result) -> list[str]:
     code += f" (file added in {header['added']})" if header.get("added") else ""
     unfinished = "" if header["finished"] else " **Unfinished.**"
     programs = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime") if name in versions)
-    return [f"`{header['command']}`\\", f"{where}; {header['date']}; {code}; {programs}.{unfinished}"]
+    later = "".join(
+        f" Of commit {told['commit']}, {told['date']}: {', '.join(told['runs'])}; the figures of "
+        f"{', '.join(told['again'])}, measured again, are the same."
+        for told in header.get("later", [])
+    )
+    return [f"`{header['command']}`\\", f"{where}; {header['date']}; {code}; {programs}.{later}{unfinished}"]
 
 
 def published() -> dict[str, Result]:

@@ -204,60 +204,35 @@ def digest_of_code() -> str:
     return found.hexdigest()[:16]
 
 
-def publish(name: str, source: Path | None = None, *, partial: bool = False) -> Path:
+def publish(name: str, source: Path | None = None, *, partial: bool = False, add: bool = False) -> Path:
     """Copy a measured result into ``benchmarks/results``.
+
+    Args:
+        partial: even if it is unfinished.
+        add: of a study, add the runs that are not published to those that are, see :func:`benchmarks.studies.added`.
 
     Raises:
         SystemExit: there is none, it is unfinished, or it names folders of this machine.
     """
+    from benchmarks import studies
+
     source = source or SCRATCH / f"{name}.json"
     if not source.is_file():
         raise SystemExit(f"nothing was measured: {source} does not exist")
     result = read(source)
+    target = RESULTS / f"{name}.json"
     if "settings" not in result.header:
-        result = _of_study(name, result)
+        result = studies.from_study(name, result)
+        result = studies.added(read(target), result) if add else result
+    elif add:
+        raise SystemExit(f"{name} is no study: its points cannot be added to those of another measurement")
     if not (result.header["finished"] or partial):
         raise SystemExit(f"{source} is unfinished; finish the measurement, or publish it as it is with --partial")
     local = LOCAL.search(result.text())
     if local:
         raise SystemExit(f"{source} names a folder of this machine: {local.group()}")
-    target = RESULTS / f"{name}.json"
     write(target, result)
     return target
-
-
-def _of_study(name: str, result: Result) -> Result:
-    """A study of ``xarch study`` as a benchmark's result: what it ran on and of which code, and its figures by arm. Its
-    command names the study file of this repository; that of the study names the copy in its output folder.
-
-    Raises:
-        SystemExit: this repository has no such study file.
-    """
-    from benchmarks import machine
-
-    file = Path("benchmarks", "quality", f"{name.removeprefix('study_')}.yaml")
-    if not (ROOT / file).is_file():
-        raise SystemExit(f"{name} is measured by {file}, which does not exist")
-    told, facts = result.header, result.facts
-    runs = [value for key, value in facts.items() if key.startswith("run ")]
-    shown = set(facts["metrics"])
-    figures: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        kept = {k: v for k, v in run["figures"].items() if k in shown}
-        figures.setdefault(run["arm"], {})[str(run["seed"])] = kept or run["state"]
-    settings = {"seeds": told["seeds"], "control": told["control"], "runs": {r["arm"]: r["digest"] for r in runs}}
-    head = {
-        "benchmark": name,
-        "command": f"xarch study {file} --out benchmarks/out/{file.stem}",
-        **{key: told[key] for key in ("date", "finished")},
-        "commit": machine.commit(),
-        "settings": settings,
-        "digest": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12],
-        "code": digest_of_code(),
-        "machine": machine.machine("cpu", told["machine"]["threads"]),
-        "versions": machine.versions(),
-    }
-    return Result(head, {"metrics": facts["metrics"], "figures": figures}, result.points)
 
 
 def today() -> str:

@@ -143,6 +143,8 @@ def study(
     out: Path | str | None = None,
     jobs: int | None = None,
     retry: bool = False,
+    only_arms: Sequence[str] = (),
+    only_seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Run the conversions of a study (arms × seeds), or the missing ones; return the content of study.json.
 
@@ -151,6 +153,7 @@ def study(
         out: its folder; by default a new one under ``studies/``.
         jobs: number of parallel runs; overrides the study's.
         retry: also run failed runs again.
+        only_arms, only_seeds: run these arms and seeds only, by default all. The table shows all that are done.
 
     Raises:
         UsageError: the study or one of its configurations is wrong; nothing was run.
@@ -158,7 +161,15 @@ def study(
     """
     from xarch.run.study.conduct import conduct
 
-    return conduct(study, out, jobs=jobs, retry=retry, watch=lambda event, progress: say(event) if event else None)
+    return conduct(
+        study,
+        out,
+        jobs=jobs,
+        retry=retry,
+        only_arms=only_arms,
+        only_seeds=only_seeds,
+        watch=lambda event, progress: say(event) if event else None,
+    )
 
 
 def load(path: Path | str, device: str = "cpu") -> nn.Module:

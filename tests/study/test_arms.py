@@ -103,6 +103,29 @@ def test_wrong_studies(changes: dict[str, Any], message: str) -> None:
         load_study({"base": BASE, **changes})
 
 
+def test_a_study_extends_another_one_key_by_key(tmp_path: Path) -> None:
+    arms = {"none": {}, "kd": {"set": {"budget": 3, "student.options.x": None}}, "old": {}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    first = {"base": "base.yaml", "arms": arms, "control": "none", "seeds": [0, 1]}
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first, sort_keys=False))
+    own = {"extends": "../first.yaml", "arms": {"kd": {"set": {"budget": 4}}, "old": None}, "seeds": [7]}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "second.yaml").write_text(yaml.safe_dump(own))
+    study, name, folder = load_study(tmp_path / "own" / "second.yaml")
+    assert (name, study.control, study.seeds) == ("second", "none", [7])
+    assert study.arms["kd"].set == {"budget": 4, "student.options.x": None}, "an arm's null is the arm's"
+    runs = runs_of(study, arms_of(study), folder, tmp_path / "out")
+    assert [(r.arm, r.seed) for r in runs] == [("none", 7), ("kd", 7)]
+    assert yaml.safe_load(runs[0].config.read_text())["teacher"] == "stack:3", "the base lies beside the first"
+
+
+@pytest.mark.parametrize(("other", "message"), [("second.yaml", "extend each other"), (3, "give a study file")])
+def test_a_study_that_extends_nothing_sensible(tmp_path: Path, other: Any, message: str) -> None:
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"extends": other}))
+    with pytest.raises(UsageError, match=message):
+        load_study(tmp_path / "second.yaml")
+
+
 def test_a_control_that_is_no_arm() -> None:
     with pytest.raises(UsageError, match="no arm 'kd'"):
         arms_of(StudyConfig(base=BASE, axes={"budget": [1]}, control="kd"))

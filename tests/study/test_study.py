@@ -102,6 +102,17 @@ def test_a_further_seed_runs_alone(tmp_path: Path) -> None:
     assert found["facts"]["arm kd top1"]["n"] == 3
 
 
+def test_chosen_arms_and_seeds_run_and_the_table_shows_all_that_are_done(tmp_path: Path) -> None:
+    conduct(study(), tmp_path, only_arms=["none"], command=STUB)
+    found = conduct(study(), tmp_path, only_arms=["kd"], only_seeds=[1], command=STUB)
+    assert starts(tmp_path) == {"none/seed-0": 1, "none/seed-1": 1, "kd/seed-1": 1}
+    assert (found["facts"]["arm none top1"]["n"], found["facts"]["arm kd top1"]["n"]) == (2, 1)
+    assert not found["header"]["finished"]
+    for wrong in ({"only_arms": ["kdd"]}, {"only_seeds": [2]}):
+        with pytest.raises(UsageError, match=r"no (arm 'kdd'|seed 2)"):
+            conduct(study(), tmp_path, command=STUB, **wrong)
+
+
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     conduct(study(), tmp_path, command=STUB)
     arms = {"none": {}, "kd": {"set": {"budget": 301}}}

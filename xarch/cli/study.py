@@ -24,18 +24,22 @@ LINE_SECONDS = 60.0
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Number of parallel runs; overrides the file.")
 @click.option("--retry", is_flag=True, help="Also repeat failed runs.")
-def command(session: Session, file: Path, jobs: int | None, retry: bool) -> None:
+@click.option("--arm", "arms", multiple=True, metavar="NAME", help="Run only this arm; repeatable.")
+@click.option("--seed", "seeds", type=int, multiple=True, metavar="N", help="Run only this seed; repeatable.")
+def command(
+    session: Session, file: Path, jobs: int | None, retry: bool, arms: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
     """Run the conversions described in FILE, for arms × seeds, and compare them.
 
     With the same --out, a second call keeps finished runs and resumes interrupted ones. OUT contains study.json,
-    report.html, and the folder and configuration file of each run.
+    report.html, and the folder and configuration file of each run. FILE may extend another one: `extends: OTHER.yaml`.
     """
     from xarch.run.study.conduct import StudyFailed, conduct
 
     with _watching(session.console) as watch:
         out = session.out
         try:
-            found = conduct(file, out, jobs=jobs, retry=retry, watch=watch)
+            found = conduct(file, out, jobs=jobs, retry=retry, only_arms=arms, only_seeds=seeds, watch=watch)
         except StudyFailed as e:
             found = e.document
             session.emit({**found, "error": {"what": e.what, "exit_code": e.exit_code}}, lambda c: show(found, c))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,11 @@ class ExecutorConfig(Model):
 
 
 class StudyConfig(Model):
-    """Arms × seeds of conversions, compared in one table."""
+    """Arms × seeds of conversions, compared in one table.
+
+    A file may begin with ``extends: OTHER.yaml``, a study beside it: its own keys are laid over the other's, and null
+    leaves one out, e.g. an arm.
+    """
 
     base: str | dict[str, Any] = Field(
         default_factory=dict, description="base of all runs: a YAML file, a recipe or method, or a configuration"
@@ -94,10 +99,49 @@ def load_study(study: Path | str | Mapping[str, Any]) -> tuple[StudyConfig, str,
     if isinstance(study, Mapping):
         return validated(StudyConfig, study, "study"), "study", Path()
     path = Path(study)
+    return validated(StudyConfig, _extended(path, ()), f"{path.name}: "), path.stem, path.parent
+
+
+def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the content of a study file over that of the one it extends.
+
+    Args:
+        below: files that lead to this one.
+
+    Raises:
+        UsageError: see :func:`load_study`; or the files extend each other.
+    """
+    if path.resolve() in below:
+        raise UsageError(f"{path}: extends: {' and '.join(sorted({p.name for p in below}))} extend each other")
     data = parse_yaml(read_yaml(path), path.name).data
     if not isinstance(data, dict):
         raise UsageError(f"{path}: the top level must be a mapping, not {type(data).__name__}")
-    return validated(StudyConfig, data, f"{path.name}: "), path.stem, path.parent
+    other = data.pop("extends", None)
+    if other is None:
+        return data
+    if not isinstance(other, str):
+        raise UsageError(f"{path}: extends: give a study file, not {other!r}")
+    beside = path.parent / other
+    extended = _extended(beside, (*below, path.resolve()))
+    base = extended.get("base")
+    if isinstance(base, str) and (beside.parent / base).is_file():
+        extended["base"] = os.path.relpath(beside.parent / base, path.parent)
+    return _over(extended, data)
+
+
+def _over(lower: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mappings laid over each other; null removes, and what an arm sets to null stays null."""
+    made = dict(lower)
+    for key, value in upper.items():
+        if value is None and key != "control":
+            made.pop(key, None)
+        elif key != "set" and isinstance(value, Mapping) and isinstance(made.get(key), Mapping):
+            made[key] = _over(made[key], value)
+        elif key == "set" and isinstance(value, Mapping):
+            made[key] = {**(made.get(key) or {}), **value}
+        else:
+            made[key] = value
+    return made
 
 
 def read_yaml(path: Path) -> str:

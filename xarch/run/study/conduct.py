@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class Study:
         outcomes: outcome of every run so far.
         retry: also run failed runs again. command: command that runs a conversion; a configuration, ``--resume`` and
             ``--out`` are added.
+        chosen: names of the runs to start if they are not done; none for all.
     """
 
     config: StudyConfig
@@ -93,6 +94,7 @@ class Study:
     command: Sequence[str] = CONVERT
     watch: Watch = lambda event, progress: None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    chosen: Collection[str] = ()
     _spent: list[float] = field(default_factory=list)
 
     @property
@@ -110,7 +112,7 @@ class Study:
         """
         for run in self.runs:
             self.outcomes[run.name] = self._known(run)
-        waiting = [r for r in self.runs if self._to_run(self.outcomes[r.name])]
+        waiting = [r for r in self.runs if self._to_run(self.outcomes[r.name]) and self._is_chosen(r)]
         try:
             executor = make_executor(self.config.executor) if waiting else None
             with StopRequest() as stop, stop.deferred(), contextlib.closing(executor or _Nothing()):
@@ -124,6 +126,9 @@ class Study:
 
     def _to_run(self, outcome: Outcome) -> bool:
         return outcome.state != "done" and (self.retry or outcome.state != "failed")
+
+    def _is_chosen(self, run: StudyRun) -> bool:
+        return not self.chosen or run.name in self.chosen
 
     def _known(self, run: StudyRun) -> Outcome:
         """Return the outcome that an earlier start left in a run folder.
@@ -282,6 +287,8 @@ def conduct(
     *,
     jobs: int | None = None,
     retry: bool = False,
+    only_arms: Sequence[str] = (),
+    only_seeds: Sequence[int] = (),
     watch: Watch | None = None,
     command: Sequence[str] = CONVERT,
 ) -> dict[str, Any]:
@@ -292,12 +299,13 @@ def conduct(
         out: its folder; by default a new one under ``studies/``. When restarted with the same folder, finished runs are
             kept and interrupted ones are resumed.
         jobs: number of parallel runs; overrides the file.
-        retry: also run failed runs again. watch: called with events and progress.
-        command: command that runs a conversion.
+        retry: also run failed runs again.
+        only_arms, only_seeds: run these arms and seeds only, by default all. The table shows all that are done.
+        watch: called with events and progress. command: command that runs a conversion.
 
     Raises:
         BusyError: another process runs this study.
-        UsageError: the study or one of its configurations is wrong; nothing was run.
+        UsageError: the study or one of its configurations is wrong, or has no such arm or seed; nothing was run.
         StudyFailed, Interrupted: see :meth:`Study.run`.
     """
     config, name, folder = load_study(study)
@@ -307,11 +315,26 @@ def conduct(
     arms = arms_of(config)
     with _begun(path):
         runs = runs_of(config, arms, folder, path)
+        chosen = _chosen(runs, only_arms, only_seeds)
         _copy(study, config, folder, path / "study.yaml")
-        made = Study(config, name, path, arms, runs, retry, command)
+        made = Study(config, name, path, arms, runs, retry, command, chosen=chosen)
         if watch is not None:
             made.watch = watch
         return made.run()
+
+
+def _chosen(runs: Sequence[StudyRun], arms: Sequence[str], seeds: Sequence[int]) -> set[str]:
+    """Return the names of the runs of these arms and seeds.
+
+    Raises:
+        UsageError: the study has no such arm or seed.
+    """
+    for kind, wanted, known in (("arm", arms, [r.arm for r in runs]), ("seed", seeds, [r.seed for r in runs])):
+        unknown = [value for value in wanted if value not in known]
+        if unknown:
+            available = ", ".join(map(str, dict.fromkeys(known)))
+            raise UsageError(f"the study has no {kind} {unknown[0]!r}", f"available {kind}s: {available}")
+    return {r.name for r in runs if (not arms or r.arm in arms) and (not seeds or r.seed in seeds)}
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class Outcome:
         reason, exit_code: why it failed.
         gate: why it missed its quality gate, "" if it passed.
         seconds: wall-clock time over all attempts.
+        commit: of the code that began the run, "" if unknown.
     """
 
     state: str
@@ -49,6 +50,7 @@ class Outcome:
     exit_code: int = 0
     gate: str = ""
     seconds: float | None = None
+    commit: str = ""
 
     def chosen(self, metrics: Sequence[str]) -> dict[str, float]:
         """Return the figures with these names, or the headline."""
@@ -80,6 +82,7 @@ def read_outcome(folder: Path) -> Outcome:
             found.get("units") or {},
             {k: float(v) for k, v in (found.get("teacher") or {}).items() if known(v)},
             gate=reason if missed else "",
+            commit=str(run.read_json(run.run_json).get("git") or "") if run.run_json.is_file() else "",
         )
     return Outcome("failed", reason=reason, exit_code=1) if state == "failed" else Outcome("interrupted")
 
@@ -172,7 +175,8 @@ def _about(metric: str, done: Sequence[Outcome]) -> dict[str, Any]:
 def _of_run(run: StudyRun, outcome: Outcome) -> dict[str, Any]:
     kept = {"arm": run.arm, "seed": run.seed, "state": outcome.state, "digest": run.digest}
     kept |= {"figures": dict(outcome.figures), "seconds": outcome.seconds}
-    return kept | {k: v for k, v in (("reason", outcome.reason), ("gate", outcome.gate)) if v}
+    more = {"reason": outcome.reason, "gate": outcome.gate, "teacher": dict(outcome.teacher), "commit": outcome.commit}
+    return kept | {k: v for k, v in more.items() if v}
 
 
 def _values(outcomes: Mapping[Any, Outcome], metric: str) -> dict[Any, float]:
