@@ -122,7 +122,7 @@ def studies(arguments: argparse.Namespace) -> None:
         print("tail: left out, it needs --pictures images:FOLDER with CIFAR-100", flush=True)
         return
     settings = {"data.ref": pictures, "runtime.device": arguments.device, **(REHEARSED if arguments.rehearse else {})}
-    teachers = arguments.runs / "deit_lt_cifar100_teachers"
+    teachers = arguments.runs / "deit_lt_cifar100_paper_teachers"
     for out in (teachers, arguments.runs / "deit_lt_cifar100_paper"):
         if out != teachers:
             settings["teacher"] = f"run:{teachers.resolve()}/runs/sam/seed-0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.store import RESULTS, Result, read
 from benchmarks.tables import rows
@@ -96,12 +97,15 @@ def circumstances(result: Result) -> list[str]:
     code += f" (file added in {header['added']})" if header.get("added") else ""
     unfinished = "" if header["finished"] else " **Unfinished.**"
     programs = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime") if name in versions)
-    later = "".join(
-        f" Of commit {told['commit']}, {told['date']}: {', '.join(told['runs'])}; the figures of "
-        f"{', '.join(told['again'])}, measured again, are the same."
-        for told in header.get("later", [])
-    )
+    later = "".join(_later(told) for told in header.get("later", []))
     return [f"`{header['command']}`\\", f"{where}; {header['date']}; {code}; {programs}.{later}{unfinished}"]
+
+
+def _later(told: dict[str, Any]) -> str:
+    """What came to a study later, and how runs that it measured again compare."""
+    again = [f"{run} {r['figure']} {r['again']:.4g} ({r['published']:.4g})" for run, r in told["again"].items()]
+    where = f"{told['machine']}, {told['date']}, commit {told['commit']}"
+    return f" Later, on {where}: {', '.join(told['runs'])}; measured again there (as published): {', '.join(again)}."
 
 
 def published() -> dict[str, Result]:

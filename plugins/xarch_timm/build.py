@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,15 +14,18 @@ from unittest.mock import patch
 
 import timm
 import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from xarch import UsageError
 from xarch_image import ImageFacts
 from xarch_timm.anatomy import Anatomy, Net, examine
 from xarch_timm.cosine import with_cosine_classifiers
+from xarch_timm.two_tokens import TwoTokens
 
-COSINE = "cosine"
-"""The one argument that is not of ``timm.create_model``: the scale of cosine classifiers."""
+COSINE, DISTILLED = "cosine", "distilled"
+"""Arguments that are not of ``timm.create_model``: the scale of cosine classifiers; a second token and classifier."""
 
 
 def create(facts: ImageFacts) -> Net:
@@ -32,13 +35,15 @@ def create(facts: ImageFacts) -> Net:
         UsageError: the model does not take these arguments.
     """
     name, arguments = facts.arch, dict(facts.options)
-    cosine = arguments.pop(COSINE, None)
+    cosine, distilled = arguments.pop(COSINE, None), arguments.pop(DISTILLED, False)
     common: dict[str, Any] = {"pretrained": False, "num_classes": facts.classes, "in_chans": facts.channels}
     try:
-        with _replacing(name, arguments) as replaced:
+        with _replacing(name, arguments) as replaced, _with_two_tokens(name) if distilled else nullcontext():
             net: Net = timm.create_model(name, **common, **({} if replaced else arguments))
     except (TypeError, RuntimeError, AssertionError, ValueError, ZeroDivisionError) as e:
-        raise UsageError(f"timm:{name} cannot be built with {arguments}: {e}", "change the arguments after `?`") from e
+        raise UsageError(
+            f"timm:{name} cannot be built with {dict(facts.options)}: {e}", "change the arguments after `?`"
+        ) from e
     return (net if cosine is None else with_cosine_classifiers(net, cosine, name)).eval()
 
 
@@ -59,6 +64,27 @@ def _replacing(name: str, arguments: Mapping[str, Any]) -> Iterator[bool]:
 
     with patch.object(module, "build_model_with_cfg", with_arguments):
         yield True
+
+
+@contextmanager
+def _with_two_tokens(name: str) -> Iterator[None]:
+    """Let timm build a transformer with a distillation token from the settings of one without.
+
+    Raises:
+        UsageError: it is no plain transformer.
+    """
+    module = sys.modules[timm.models.model_entrypoint(name).__module__]
+    if not hasattr(module, "build_model_with_cfg"):
+        raise UsageError(f"timm:{name} cannot have a distillation token", "a vit_* or deit* of timm, or leave it out")
+    build = module.build_model_with_cfg
+
+    def with_class(kind: Any, *given: Any, **fixed: Any) -> Any:
+        if kind not in (VisionTransformer, VisionTransformerDistilled):
+            raise ValueError(f"its blocks are those of a {kind.__name__}, no plain transformer with a class token")
+        return build(TwoTokens, *given, **fixed)
+
+    with patch.object(module, "build_model_with_cfg", with_class):
+        yield
 
 
 def describe(

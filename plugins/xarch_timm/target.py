@@ -30,7 +30,8 @@ class TimmTargetOptions(Options):
     arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="further arguments of timm.create_model, e.g. {patch_size: 4, depth: 6}; `cosine: 30` makes "
-        "the classifier 30 times the cosine of features and classes",
+        "the classifier 30 times the cosine of features and classes, `distilled: true` gives a plain transformer a "
+        "second token with a classifier of its own",
     )
     size: int | tuple[int, int] | None = Field(
         None, description="image size in pixels; default: the model's own if it is built for one, else the teacher's"

@@ -29,7 +29,7 @@ def study(commit: str, runs: dict[str, dict[int, float | str]], teacher: dict[st
 
 
 FIRST = {"kd": {0: 0.5, 1: 0.6}, "ours": {0: 0.7, 1: 0.9}, "rival": {0: "waiting", 1: "waiting"}}
-LATER = {"kd": {0: 0.5, 1: "waiting"}, "ours": {0: "waiting", 1: "waiting"}, "rival": {0: 0.4, 1: 0.4}}
+LATER = {"kd": {0: 0.52, 1: "waiting"}, "ours": {0: "waiting", 1: "waiting"}, "rival": {0: 0.4, 1: 0.4}}
 
 
 def test_a_published_study_takes_arms_of_later_code_and_says_so() -> None:
@@ -40,13 +40,17 @@ def test_a_published_study_takes_arms_of_later_code_and_says_so() -> None:
     assert rival["what"] == "rival: top1"
     assert rival["rival"].startswith("kd 0.5500; difference -0.1500")
     assert made.header["commit"] == "a" * 12
-    (later,) = made.header["later"]
-    assert later == {"commit": "b" * 12, "date": "2026-01-01", "runs": ["rival 0", "rival 1"], "again": ["kd 0"]}
+    later = dict(made.header["later"][0])
+    assert later.pop("machine").startswith(after.header["machine"]["cpu"])
+    again = {"kd 0": {"figure": "top1", "published": 0.5, "again": 0.52}}
+    assert later == {"commit": "b" * 12, "date": "2026-01-01", "runs": ["rival 0", "rival 1"], "again": again}
+    assert made.facts["figures"]["kd"] == before.facts["figures"]["kd"]
     assert made.header["finished"]
     assert made.header["settings"]["runs"]["rival"] == f"rival of {'b' * 40}"
     assert made.header["digest"] == studies.digest(made.header["settings"])
     (_, told) = page.circumstances(made)
-    assert "Of commit bbbbbbbbbbbb, 2026-01-01: rival 0, rival 1; the figures of kd 0, measured again, are the" in told
+    assert "2026-01-01, commit bbbbbbbbbbbb: rival 0, rival 1; measured again there" in told
+    assert "kd 0 top1 0.52 (0.5)." in told
 
 
 def test_a_further_seed_of_the_control_changes_every_row() -> None:
@@ -61,7 +65,7 @@ def test_a_further_seed_of_the_control_changes_every_row() -> None:
 @pytest.mark.parametrize(
     ("later", "why"),
     [
-        (LATER | {"kd": {0: 0.51, 1: "waiting"}}, "kd seed 0 has other figures now"),
+        (LATER | {"kd": {0: 0.61, 1: "waiting"}}, "kd seed 0 is another now: top1 0.61, published 0.5"),
         (LATER | {"kd": {0: "waiting", 1: "waiting"}}, "no published run was measured again"),
         (LATER | {"rival": {0: "waiting", 1: "waiting"}}, "no run that is not published"),
     ],

@@ -9,6 +9,7 @@ from xarch import Batch, UsageError
 from xarch_image import ImageFacts
 from xarch_timm.build import create, describe
 from xarch_timm.model import TimmStudent
+from xarch_timm.weights import load
 
 SMALL = {
     "test_resnet": ("conv", 0),
@@ -163,6 +164,33 @@ def test_a_cosine_classifier_compares_directions_and_is_rebuilt_from_the_facts()
     assert not model.constants(), "no one may take it for linear"
     with pytest.raises(UsageError, match="scale"):
         described("test_resnet?cosine=0", 32)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
+def test_any_plain_transformer_can_have_a_second_token_with_a_classifier_of_its_own(name: str) -> None:
+    small = "patch_size=8&depth=1&embed_dim=16&num_heads=2"
+    facts = described(f"{name}?distilled=true&{small}", 32)
+    assert (facts.heads, facts.prefix_tokens) == (("cls", "dist"), 2)
+    model = TimmStudent(create(ImageFacts.from_json(facts.to_json())), facts)
+    found = model.collect(Batch({"images": torch.rand(2, 3, 32, 32)}, 2), {"logits", "logits.cls", "logits.dist"})
+    torch.testing.assert_close(found["logits"], (found["logits.cls"] + found["logits.dist"]) / 2)
+    assert not torch.allclose(found["logits.cls"], found["logits.dist"])
+    again = create(facts)
+    load(again, facts, model.module.state_dict(), "weights", resize=True)
+    assert torch.equal(again.dist_token, model.module.dist_token)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("test_resnet", "those of a ResNet"),
+        ("vit_small_patch14_reg4_dinov2", "registers"),
+        ("vit_base_patch16_siglip_224", "its grid"),
+    ],
+)
+def test_what_has_no_class_token_gets_no_second_one(name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        described(f"{name}?distilled=true", 32)
 
 
 @pytest.mark.slow
