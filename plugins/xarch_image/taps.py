@@ -8,6 +8,7 @@ normalised   image    BCHW         the same, normalised: what the network reads
 features.k   feature  BCHW         output of stage k on its grid, without prefix tokens
 stages.k     stage    BCHW or BLD  the same place in the model's own form: a map of a convolutional model; prefix tokens
                                    (class tokens), then the grid row by row, of a model with attention or token mixing
+pooled.head  feature  BD           what one classifier of several reads: the class token, the distillation token
 pooled       feature  BD           what the classifier reads
 logits.head  logits   BK           class scores of one classifier of several, by its name in the facts
 logits       logits   BK           class scores; of several classifiers the mean
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from xarch_image.facts import ImageFacts
 
 FAMILY = "image"
+TOKENS = ("cls", "dist")
+"""Classifiers that read a token each, both of the width ``pooled``; of any others the widths are not known."""
 
 
 def image_taps(facts: ImageFacts) -> dict[str, Tap]:
@@ -54,6 +57,8 @@ def _taps(facts: ImageFacts) -> Iterator[Tap]:
         else:
             length = facts.prefix_tokens + feature.height * feature.width
             yield Tap(f"stages.{number}", "stage", "BLD", {"L": length, "D": feature.channels}, info)
-    yield Tap("pooled", "feature", "BD", {"D": facts.pooled})
+    tokens = facts.heads if facts.heads == TOKENS else ()
+    for name in (*(f"pooled.{head}" for head in tokens), "pooled"):
+        yield Tap(name, "feature", "BD", {"D": facts.pooled})
     for name in (*(f"logits.{head}" for head in facts.heads), "logits"):
         yield Tap(name, "logits", "BK", {"K": facts.classes})

@@ -33,14 +33,15 @@ class TimmModel(ImageModel):
         self._places = anatomy(facts).places
 
     def read(self, x_BCHW: Tensor, wanted: Collection[str], sink: Sink) -> None:
-        names = {f"logits.{name}": head for name, head in heads(self.module).items()}
+        own = heads(self.module)
+        made = {f"logits.{name}": head for name, head in own.items() if f"logits.{name}" in wanted}
+        given = {f"pooled.{name}": head for name, head in own.items() if f"pooled.{name}" in wanted}
         handles = [
-            head.register_forward_hook(lambda m, given, made, name=name: sink(name, made))
-            for name, head in names.items()
-            if name in wanted
+            *(head.register_forward_hook(lambda m, x, y, name=name: sink(name, y)) for name, head in made.items()),
+            *(head.register_forward_pre_hook(lambda m, x, name=name: sink(name, x[0])) for name, head in given.items()),
         ]
         try:
-            asked = {"logits" if name in names else name for name in wanted}
+            asked = {"logits" if name in made or name in given else name for name in wanted}
             self._read(x_BCHW, asked, lambda name, value: sink(name, value) if name in wanted else None)
         finally:
             for handle in handles:

@@ -139,6 +139,7 @@ def test_losses_are_those_of_the_paper(steps: Steps) -> None:
         assert row["match.labels"] == pytest.approx(float(labels), rel=1e-4)
         assert row["match.dist"] == pytest.approx(float(dist), rel=1e-4)
         assert row["loss"] == pytest.approx(float(labels + dist) / 2, rel=1e-4)
+        assert 0 < row["match.tokens"] <= 2
         dominant_B = one.right if one.right.ndim == 1 else one.right.argmax(-1)
         assert row["monitor.label_agreement.dist"] == pytest.approx(float((hard_B == dominant_B).float().mean()))
         labelled.append(len(hard_B.unique()))

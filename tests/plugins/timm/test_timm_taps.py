@@ -142,6 +142,8 @@ def test_two_heads_are_taps_and_operating_points_and_their_mean_is_the_model() -
         found = model.collect(batch, {"logits.cls", "logits.dist", "logits", "pooled"})
         torch.testing.assert_close((found["logits.cls"] + found["logits.dist"]) / 2, found["logits"])
         assert set(model.collect(batch, {"logits.dist"})) == {"logits.dist"}
+        tokens = model.collect(batch, {"pooled.cls", "pooled.dist", "pooled"})
+        torch.testing.assert_close((tokens["pooled.cls"] + tokens["pooled.dist"]) / 2, tokens["pooled"])
     assert {name: list(v.taps()) for name, v in model.variants().items()} == {"cls": ["logits"], "dist": ["logits"]}
     for name, variant in model.variants().items():
         assert torch.equal(variant.collect(batch, {"logits"})["logits"], found[f"logits.{name}"])
