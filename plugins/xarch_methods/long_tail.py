@@ -9,10 +9,11 @@ from xarch import Check
 
 NAME = "long tail"
 OBJECTIVE, OPTION = "hard-label", "reweight"
+MEASURED = "+15.8 points of the tail at a share of 0.88 (deit_lt_fashion), +4.4, p .13, at 1.00 (deit_lt_digits)"
 RULE = (
-    "whether a teacher gains more for rare classes than re-weighting alone (two-token-drw): compare both, the studies "
-    "deit_lt_fashion and deit_lt_digits do. How often the teacher's class is not the label is, of this run, "
-    "1 - monitor.label_agreement.{match} at the end of metrics.jsonl"
+    "a teacher gains over re-weighting alone (two-token-drw) where its classes of plain training pictures are not the "
+    f"labels: {MEASURED}. The share that is: monitor.label_agreement.{{match}} of metrics.jsonl once nothing is mixed; "
+    "at 1 the weighted labels are the given ones, so try two-token-drw first"
 )
 
 
