@@ -111,6 +111,16 @@ def test_nothing_finite_nothing_drawn(values: list[tuple[float, float]]) -> None
     assert heat_svg("x", [("r", {"a": v}) for _, v in values], ["a"]) is None
 
 
+def test_the_names_of_many_curves_stand_below_them() -> None:
+    points = [(0.0, 1.0), (1.0, 0.5)]
+    few, many = (curve_svg("x", {f"arm {n}": points for n in range(size)}, unit="step") for size in (3, 4))
+    assert few is not None
+    assert many is not None
+    heights = [float(re.findall(r'viewBox="0 0 \S+ ([0-9.]+)"', svg)[0]) for svg in (few, many)]
+    assert heights[1] > heights[0], "they have room of their own"
+    assert all(f"arm {n}<" in many for n in range(4))
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_colour_levels_cover_the_values_in_order(values: list[float]) -> None:
     grid = np.array([values])

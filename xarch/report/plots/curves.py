@@ -9,6 +9,10 @@ import numpy as np
 from xarch.report.plots.canvas import SERIES, THEME, Canvas, Ticks, drawable, label
 from xarch.report.wording import count
 
+BESIDE = 3
+"""Up to this many curves are named where the axes are empty; the names of more stand below them, in two columns."""
+HEIGHT, LINE = 2.1, 0.17
+"""Inches of a figure and of one line of names."""
 POINTS = 300
 """Maximum number of points per curve; each is the mean of its neighbours."""
 
@@ -34,7 +38,8 @@ def curve_svg(
     if not drawn:
         return None
     values = np.concatenate([y for _, y in drawn.values()])
-    with Canvas(name) as canvas:
+    below = -(-len(drawn) // 2) if len(drawn) > BESIDE else 0
+    with Canvas(name, height=HEIGHT + LINE * below) as canvas:
         axes = canvas.axes
         smooth = len(drawn) == 1 and len(values) > 20
         for number, (key, (x, y)) in enumerate(drawn.items()):
@@ -58,7 +63,9 @@ def curve_svg(
         axes.yaxis.set_major_formatter(Ticks())
         axes.yaxis.set_minor_formatter(lambda v, _: "")
         axes.locator_params(axis="x", nbins=5)
-        if len(drawn) > 1:
+        if below:
+            canvas.figure.legend(frameon=False, loc="outside lower center", handlelength=1.2, ncols=2)
+        elif len(drawn) > 1:
             axes.legend(frameon=False, loc="best", handlelength=1.2)
         return canvas.svg()
 
