@@ -101,7 +101,7 @@ class _Step(nn.Module):
         known, tables = dict(zip(self.reads, given, strict=False)), given[len(self.reads) :]
         # What is not read is not looked at either.
         state = tuple(
-            known[i] if i in known else x_1LD.new_zeros((1, *spec.sized(1)))
+            known[i] if i in known else x_1LD.new_zeros(spec.sized(1, 1))
             for i, spec in enumerate(self.block.mixer().state_spec())
         )
         x_1LD, state = self.block.advance(x_1LD, positions_1L, state, tables, fixed=self.fixed)
@@ -327,7 +327,7 @@ def _described(state: GraphState, example: Tensor, length: int) -> dict[str, Any
     return {
         "name": state.name,
         "present": state.present,
-        "shape": [1, *state.spec.sized(length)],
+        "shape": list(state.spec.sized(1, length)),
         "fill": state.spec.fill,
         "dtype": str(example.dtype).removeprefix("torch."),
         "tokens_axis": state.spec.axis,

@@ -168,8 +168,8 @@ def _one_fold(
 
 def _unordered(states: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {f"present_{name}": value for name, value in states.items() if name.startswith("query.")}
-    counts = [(value[:, 0], value[:, 1]) for name, value in states.items() if name.startswith("facts_")]
-    return found | {"tokens": np.array([(n.sum(), (n * place).sum()) for n, place in counts])}
+    counts = [(value[:, 0], value[:, 1]) for name, value in states.items() if name.startswith("facts.")]
+    return found | {"tokens": np.array([(n.sum(-1), (n * place).sum(-1)) for n, place in counts])}
 
 
 def _states(student: MemoryStudent, ids_1L: torch.Tensor, begin: Full | None = None) -> dict[str, np.ndarray]:

@@ -196,7 +196,7 @@ class MixerDecoder(nn.Module):
         def tensor(spec: StateSpec) -> Tensor:
             dtype = torch.float32 if spec.axis is None else weight.dtype
             dtype = dtype if spec.dtype is None else getattr(torch, spec.dtype)
-            return torch.full((batch, *spec.sized(length)), spec.fill, dtype=dtype, device=weight.device)
+            return torch.full(spec.sized(batch, length), spec.fill, dtype=dtype, device=weight.device)
 
         return tuple(tuple(tensor(spec) for spec in specs) for specs in self.state_specs())
 

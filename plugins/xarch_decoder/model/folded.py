@@ -12,7 +12,6 @@ from xarch.kernels import (
     FoldedLayout,
     FoldedRanges,
     FoldedTables,
-    HeadTables,
     fold_memory,
     folded_memory,
     folded_memory_step,
@@ -95,42 +94,32 @@ class FoldedAttention(BoundedAttention):
         return tuple(
             StateSpec(
                 name,
-                shape,
-                fill,
-                str(dtype).removeprefix("torch."),
+                held.shape,
+                held.fill,
+                str(held.dtype).removeprefix("torch."),
                 state_sizes(name),
-                read=name.startswith(READ),
-                written=name.startswith(WRITTEN),
+                read=name in READ,
+                written=name in WRITTEN,
+                rows=self.kv_heads,
+                padding=held.padding,
             )
-            for name, (shape, dtype, fill) in self.layout.state(self.head_dim, self.heads // self.kv_heads).items()
+            for name, held in self.layout.state(self.head_dim, self.heads // self.kv_heads).items()
         )
 
     def tables(self) -> tuple[Table, ...]:
         made = folded_tables(self.layout, torch.float32, self.o.weight.device)
-        return tuple(
-            Table(f"folded_{name}_{j}", tensor, table_sizes(name, j))
-            for j, head in enumerate(made)
-            for name, tensor in head._asdict().items()
-        )
+        return tuple(Table(f"folded_{name}", tensor, table_sizes(name)) for name, tensor in made._asdict().items())
 
     def advance_sized(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands = self.operands(x_BLD, SequenceInfo(positions_BL))
         heads_BLHE, state = folded_memory_step(
-            *operands, positions_BL, self.layout, self.rotary, self.ranges, state, _by_head(tables)
+            *operands, positions_BL, self.layout, self.rotary, self.ranges, state, FoldedTables(*tables) if tables else None
         )
         return self.o(heads_BLHE.flatten(2)), state
 
     def fold(
         self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, _by_head(tables))
-
-
-def _by_head(tables: tuple[Tensor, ...]) -> FoldedTables | None:
-    """Return tables as the kernel takes them, None without any."""
-    if not tables:
-        return None
-    fields = len(HeadTables._fields)
-    return tuple(HeadTables(*tables[i : i + fields]) for i in range(0, len(tables), fields))
+        return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, FoldedTables(*tables) if tables else None)

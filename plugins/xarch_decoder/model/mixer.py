@@ -29,11 +29,13 @@ class StateSpec:
     Attributes:
         name: e.g. "ssm_state"; in exported graphs layer i's tensor is the input ``ssm_state.i`` and the
             output ``present_ssm_state.i``.
-        shape: per-sample shape, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
+        shape: of a row, without the batch dimension; -1 marks the dimension that grows with the tokens seen.
         fill: value of the initial state.
         dtype: torch dtype by name, e.g. "int8"; None: the weights' for a state that grows, else float32.
         sizes: axis of the batched tensor -> name of a size in which layers with :class:`Table` may differ.
         read, written: whether a single token reads it, and changes it. What it leaves alone only folds change.
+        rows: of the tensor for each sequence: its first size is the number of sequences times this.
+        padding: elements for each sequence that hold nothing.
     """
 
     name: str
@@ -43,6 +45,8 @@ class StateSpec:
     sizes: Mapping[int, str] = field(default_factory=dict)
     read: bool = True
     written: bool = True
+    rows: int = 1
+    padding: int = 0
 
     @property
     def axis(self) -> int | None:
@@ -51,18 +55,18 @@ class StateSpec:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes for one sequence.
+        """Return the bytes for one sequence, without padding.
 
         Raises:
             ValueError: the state grows.
         """
         if self.axis is not None:
             raise ValueError(f"state {self.name!r} grows with the tokens")
-        return math.prod(self.shape) * getattr(torch, self.dtype or "float32").itemsize
+        return (self.rows * math.prod(self.shape) - self.padding) * getattr(torch, self.dtype or "float32").itemsize
 
-    def sized(self, length: int) -> tuple[int, ...]:
-        """Return the per-sample shape with ``length`` in place of -1."""
-        return tuple(length if n == -1 else n for n in self.shape)
+    def sized(self, batch: int, length: int) -> tuple[int, ...]:
+        """Return the shape of the tensor for ``batch`` sequences, with ``length`` in place of -1."""
+        return batch * self.rows, *(length if n == -1 else n for n in self.shape)
 
 
 @dataclass(frozen=True)

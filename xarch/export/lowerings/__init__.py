@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from xarch.contracts.export import Profile
-from xarch.export.lowerings import argmin, erf, group_query, hard, layer_norm, rank, sdpa, waves
+from xarch.export.lowerings import argmin, erf, hard, layer_norm, rank, sdpa, waves
 from xarch.export.lowerings.lowering import Lowering
 from xarch.kernels.graph_forms import FORMS, graph_forms
 
@@ -29,7 +29,6 @@ LOWERINGS = (
     waves.LOWERING,
     argmin.LOWERING,
     rank.LOWERING,
-    group_query.LOWERING,
 )
 
 

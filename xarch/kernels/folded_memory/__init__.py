@@ -22,7 +22,6 @@ from xarch.kernels.folded_memory.layout import (
 from xarch.kernels.folded_memory.step import fold_memory, folded_memory_step
 from xarch.kernels.folded_memory.tables import (
     FoldedTables,
-    HeadTables,
     folded_tables,
     state_sizes,
     table_sizes,
@@ -34,7 +33,6 @@ __all__ = [
     "FoldedPrecision",
     "FoldedRanges",
     "FoldedTables",
-    "HeadTables",
     "entry_cost",
     "fold_memory",
     "folded_memory",
@@ -121,8 +119,10 @@ def folded_memory_state(
         dtype: of what the layout calls float32; float64 for reference results.
     """
     return tuple(
-        torch.full((batch, *shape), fill, dtype=dtype if kind == torch.float32 else kind, device=device)
-        for shape, kind, fill in layout.state(width, group).values()
+        torch.full(
+            (batch * layout.heads, *t.shape), t.fill, dtype=dtype if t.dtype == torch.float32 else t.dtype, device=device
+        )
+        for t in layout.state(width, group).values()
     )
 
 

@@ -35,7 +35,12 @@ class Entries(NamedTuple):
 
 
 def folded(
-    candidates: Entries, leaving: int, sinks: int, places_N: Tensor, blocked_RM: Tensor | None = None
+    candidates: Entries,
+    leaving: int,
+    sinks: int,
+    places_N: Tensor,
+    blocked_RM: Tensor | None = None,
+    firsts_R: Tensor | None = None,
 ) -> Entries:
     """Return N of the M candidates, the most important first, with the others merged into them.
 
@@ -45,6 +50,7 @@ def folded(
         sinks: first tokens of a document that stay as they are.
         places_N: 0 … N - 1, int64.
         blocked_RM: True for places that are none: a row with fewer slots than others. They come first in the result.
+        firsts_R: 0, M, 2 M …, int64, for a graph that is not to compute them.
     """
     key_RME, value_RME, count_RM, position_RM, spread_RM, importance_RM = candidates
     width = key_RME.shape[-1]
@@ -60,7 +66,7 @@ def folded(
     sums_RMX = torch.cat([key_RME, value_RME, facts_RM4], -1) * count_RM[..., None]
     barrier_RM = torch.where(held_RM & ~first_RM, square_RM, BARRED)
     keyed_RMX = torch.cat([key_RME, barrier_RM[..., None], importance_RM[..., None], sums_RMX], -1)
-    sorted_RMX = _rows(keyed_RMX, order_RM)
+    sorted_RMX = _rows(keyed_RMX, order_RM, firsts_R)
     stays_RNX, goes_RFX = sorted_RMX[:, :-leaving], sorted_RMX[:, -leaving:]
     # |k|² - 2 k · b orders the rest as their distances from b do.
     apart_RFN = stays_RNX[..., width][:, None] - 2.0 * goes_RFX[..., :width] @ stays_RNX[..., :width].mT
@@ -74,9 +80,12 @@ def folded(
     return Entries(key_RNE, value_RNE, count_RN, mean_RNX[..., -2], spread_RN, importance_RN)
 
 
-def _rows(x_RMX: Tensor, order_RM: Tensor) -> Tensor:
+def _rows(x_RMX: Tensor, order_RM: Tensor, firsts_R: Tensor | None) -> Tensor:
     """Put the M rows of every x in an order. Whole rows are copied, where ``gather`` looks up every number."""
-    if x_RMX.shape[0] == 1:
+    rows, length, _ = x_RMX.shape
+    if rows == 1:
         return x_RMX.index_select(1, order_RM[0])
-    firsts_R1 = torch.arange(x_RMX.shape[0], device=x_RMX.device)[:, None] * x_RMX.shape[1]
-    return x_RMX.flatten(0, 1).index_select(0, (order_RM + firsts_R1).flatten()).view(x_RMX.shape)
+    if firsts_R is None:
+        firsts_R = torch.arange(rows, device=x_RMX.device) * length
+    order = (order_RM + firsts_R[:, None]).flatten()
+    return x_RMX.flatten(0, 1).index_select(0, order).unflatten(0, (rows, -1))

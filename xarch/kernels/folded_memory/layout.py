@@ -1,5 +1,8 @@
 """Sizes, precision and constants of a folded memory, and the tensors of its state.
 
+Heads of a layer are rows of the same tensors, so that a device works on all of them at once; those that are smaller than
+the largest leave the rest of their rows unused.
+
 Legend: K key/value heads, G heads that share one, E head width, N slots of a head, W its window, F tokens of a fold,
 C = N + W + F entries of a head.
 """
@@ -67,30 +70,49 @@ class FoldedLayout:
         """C of each head."""
         return tuple(n + w + self.fold for n, w in zip(self.slots, self.windows, strict=True))
 
-    def state(self, width: int, group: int) -> dict[str, tuple[tuple[int, ...], torch.dtype, float]]:
-        """Name -> (shape without the batch, dtype, initial value) of the state's tensors.
+    def state(self, width: int, group: int) -> dict[str, MemoryTensor]:
+        """Name -> one tensor of the state, of which every sequence has a row for each key/value head.
 
-        For every key/value head j: ``keys_j`` and ``values_j`` [1, C, E], slots first, then tokens, the oldest first,
-        with rotated keys; ``bias_j`` [G, 1, C], what is added to scores; ``importance_j`` [C]; ``facts_j`` [3, N], rows
-        :data:`FACTS` of slots. For all: ``query`` [K, G, E], that of the last token, rotated.
+        Shapes of a row, with C and N of the largest head: ``keys`` and ``values`` [1, C, E], slots first, then tokens,
+        the oldest first, with rotated keys; ``bias`` [G, 1, C], what is added to scores; ``importance`` [C]; ``facts``
+        [3, N], rows :data:`FACTS` of slots, what a smaller head lacks before them; ``query`` [G, E], that of the last
+        token, rotated.
 
         Args:
             width: E.
             group: G.
         """
-        stored = getattr(torch, self.precision)
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype, float]] = {}
-        for j, (slots, entries) in enumerate(zip(self.slots, self.entries, strict=True)):
-            shapes[f"keys_{j}"] = shapes[f"values_{j}"] = ((1, entries, width), stored, 0.0)
-            shapes[f"bias_{j}"] = ((group, 1, entries), torch.float32, MASKED)
-            shapes[f"importance_{j}"] = ((entries,), torch.float32, 0.0)
-            shapes[f"facts_{j}"] = ((len(FACTS), slots), torch.float32, 0.0)
-        shapes["query"] = ((self.heads, group, width), torch.float32, 0.0)
-        return shapes
+        stored, entries, slots = getattr(torch, self.precision), max(self.entries), max(self.slots)
+        lacking, fewer = self.heads * entries - sum(self.entries), self.heads * slots - sum(self.slots)
+        single = torch.float32
+        return {
+            "keys": MemoryTensor((1, entries, width), stored, 0.0, lacking * width),
+            "values": MemoryTensor((1, entries, width), stored, 0.0, lacking * width),
+            "bias": MemoryTensor((group, 1, entries), single, MASKED, lacking * group),
+            "importance": MemoryTensor((entries,), single, 0.0, lacking),
+            "facts": MemoryTensor((len(FACTS), slots), single, 0.0, fewer * len(FACTS)),
+            "query": MemoryTensor((group, width), single, 0.0, 0),
+        }
 
     def bytes(self, width: int, group: int) -> int:
-        """Bytes of the state of one sequence."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in self.state(width, group).values())
+        """Bytes of the state of one sequence, without padding."""
+        found = self.state(width, group).values()
+        return sum((self.heads * math.prod(t.shape) - t.padding) * t.dtype.itemsize for t in found)
+
+
+class MemoryTensor(NamedTuple):
+    """One tensor of a state.
+
+    Attributes:
+        shape: of a row.
+        fill: initial value.
+        padding: elements of all rows of a sequence that hold nothing, since its heads have different sizes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: float
+    padding: int
 
 
 HALFWAY = 1e-3

@@ -27,7 +27,8 @@ def folded_memory_plain(
     batch, heads, dtype = q_BLHE.shape[0], layout.heads, island_dtype(q_BLHE, k_BLKE, v_BLKE)
     q_RGLE = q_BLHE.to(dtype).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
     k_RLE, v_RLE = (x.to(dtype).transpose(1, 2).flatten(0, 1) for x in (k_BLKE, v_BLKE))
-    rows = _Rows(layout, rotary, _per_row(ranges, batch, dtype), batch, k_RLE, v_RLE)
+    own = per_row(FoldedRanges(*(t.to(dtype) for t in ranges)), batch)
+    rows = _Rows(layout, rotary, own, batch, k_RLE, v_RLE)
     found = []
     for begin in range(0, q_RGLE.shape[2], layout.fold):
         found.append(rows.attend(q_RGLE[:, :, begin : begin + layout.fold], begin))
@@ -64,8 +65,11 @@ def _shared(a_RGFX: Tensor, b_RXY: Tensor) -> Tensor:
     return (a_RGFX.flatten(1, 2) @ b_RXY).unflatten(1, a_RGFX.shape[1:3])
 
 
-def _per_row(ranges: FoldedRanges, batch: int, dtype: torch.dtype) -> FoldedRanges:
-    return FoldedRanges(*(t.to(dtype).repeat(batch, *[1] * (t.dim() - 1)) for t in ranges))
+def per_row(ranges: FoldedRanges, batch: int) -> FoldedRanges:
+    """Return the ranges of heads for the rows of so many sequences."""
+    if batch == 1:
+        return ranges
+    return FoldedRanges(*(t.repeat(batch, *[1] * (t.dim() - 1)) for t in ranges))
 
 
 class _Rows:

@@ -1,10 +1,9 @@
-"""The attention of tokens over the entries of a head as onnxruntime's GroupQueryAttention, for exporters.
+"""The attention of tokens over the entries of heads as onnxruntime's GroupQueryAttention, for exporters.
 
 The operator writes key and value behind those that are there (in place, if a program binds input and output to the same
-memory), and reads entries in 8 bits without unpacking them first.
+memory), reads of every row no more entries than are in use, and those in 8 bits without unpacking them first.
 
-Legend: B batch, L tokens, G heads that share a key/value head, E head width, X = G E, C entries of the head, T entries
-in use.
+Legend: R rows, L tokens, G heads that share a key/value head, E head width, X = G E, C entries of a row.
 """
 
 from __future__ import annotations
@@ -20,51 +19,48 @@ OPERATOR = "com.microsoft::GroupQueryAttention"
 
 
 def grouped_query_attention(
-    q_BLX: Tensor,
-    k_BLE: Tensor,
-    v_BLE: Tensor,
-    keys_B1CE: Tensor,
-    values_B1CE: Tensor,
-    bias_BG1C: Tensor,
-    last_1: Tensor,
-    total_1: Tensor,
+    q_RLX: Tensor,
+    k_RLE: Tensor,
+    v_RLE: Tensor,
+    keys_R1CE: Tensor,
+    values_R1CE: Tensor,
+    bias_RG1C: Tensor,
+    last_R: Tensor,
+    entries_1: Tensor,
     rotary: Rotary,
-    scales: tuple[Tensor, Tensor] | None,
+    *,
+    scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs [B, L, X] of tokens, and keys and values with their own.
+    """Return the outputs [R, L, X] of tokens, and keys and values with their own.
 
     Args:
-        q_BLX, k_BLE: rotated; X = G E.
-        bias_BG1C: of all entries; what lies behind the tokens is not read.
-        last_1, total_1: int32, T - 1 and T with the tokens.
-        scales: of keys and values [E] in 8 bits; None for float32.
+        q_RLX, k_RLE: rotated; X = G E. The operator takes several tokens of one row only.
+        bias_RG1C: of all entries; what lies behind the tokens is not read.
+        last_R: int32, place of the last token among the entries of its row.
+        entries_1: int32, C.
+        scaled: keys and values are whole numbers of 8 bits, with the scale 1; else float32.
     """
-    length, width = k_BLE.shape[1:]
-    begin_1, axis_1 = (torch.tensor([i], dtype=torch.int32, device=q_BLX.device) for i in (0, 3))
-    # Its last size is known only when it runs: see the lowering `group-query` of the exporter.
-    seen_BG1T = torch.onnx.ops.symbolic(
-        "Slice", (bias_BG1C, begin_1, total_1, axis_1), dtype=bias_BG1C.dtype, shape=bias_BG1C.shape, version=13
-    )
-    if length > 1:
-        seen_BG1T = seen_BG1T.expand(-1, -1, length, -1)
+    length, width = k_RLE.shape[1:]
+    bias_RGLC = bias_RG1C if length == 1 else bias_RG1C.expand(-1, -1, length, -1)
     attributes: dict[str, Any] = {
-        "num_heads": q_BLX.shape[2] // width,
+        "num_heads": q_RLX.shape[2] // width,
         "kv_num_heads": 1,
         "scale": rotary.scale,
     }
     if rotary.softcap is not None:
         attributes["softcap"] = rotary.softcap
-    inputs: list[Tensor | None] = [q_BLX, k_BLE, v_BLE, keys_B1CE, values_B1CE, last_1, total_1]
-    inputs += [None, None, None, seen_BG1T]
-    if scales is not None:
-        inputs += [None, *scales]
+    inputs: list[Tensor | None] = [q_RLX, k_RLE, v_RLE, keys_R1CE, values_R1CE, last_R, entries_1]
+    inputs += [None, None, None, bias_RGLC]
+    if scaled:
+        one_E = torch.tensor([1.0] * width, device=q_RLX.device)
+        inputs += [None, one_E, one_E]
         attributes |= {"kv_cache_bit_width": 8, "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-    out_BLX, keys_B1CE, values_B1CE = torch.onnx.ops.symbolic_multi_out(
+    out_RLX, keys_R1CE, values_R1CE = torch.onnx.ops.symbolic_multi_out(
         OPERATOR,
         inputs,
         attributes,
-        dtypes=(q_BLX.dtype, keys_B1CE.dtype, values_B1CE.dtype),
-        shapes=(q_BLX.shape, keys_B1CE.shape, values_B1CE.shape),
+        dtypes=(q_RLX.dtype, keys_R1CE.dtype, values_R1CE.dtype),
+        shapes=(q_RLX.shape, keys_R1CE.shape, values_R1CE.shape),
         version=1,
     )
-    return out_BLX, keys_B1CE, values_B1CE
+    return out_RLX, keys_R1CE, values_R1CE

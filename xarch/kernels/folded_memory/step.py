@@ -1,9 +1,10 @@
 """The memory as a state: one token, all tokens between two folds, and the fold. What exporters record.
 
-Every head has tensors of its own, as long as it needs them. No operator depends on their sizes, which the tables hold.
+Every key/value head of a sequence is a row, with as many entries as the largest head; no operator depends on sizes,
+which the tables hold.
 
-Legend: B batch, L tokens, H heads, K key/value heads, G heads that share one, E head width, N slots of a head, W its
-window, F tokens of a fold, M = N + F, C = N + W + F.
+Legend: B batch, L tokens, H heads, K key/value heads, G heads that share one, E head width, R = B K rows, N slots of
+the largest head, C its entries, F tokens of a fold, M = N + F.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from xarch.errors import UsageError
 from xarch.kernels.bounded_attention import MASKED, Rotary, cast
 from xarch.kernels.folded_memory.folding import Entries, folded
 from xarch.kernels.folded_memory.layout import FoldedLayout, FoldedRanges
-from xarch.kernels.folded_memory.plain import numbers, slot_bias
+from xarch.kernels.folded_memory.plain import numbers, per_row, slot_bias
 from xarch.kernels.folded_memory.runtime import grouped_query_attention
-from xarch.kernels.folded_memory.tables import FoldedTables, HeadTables, folded_tables
+from xarch.kernels.folded_memory.tables import FoldedTables, folded_tables
 from xarch.kernels.graph_forms import graph_form
 from xarch.kernels.precision import island_dtype, without_autocast
 
@@ -52,11 +53,14 @@ def folded_memory_step(
         raise UsageError(f"folded_memory_step: want 1 token or {layout.fold}, got {q_BLHE.shape[1]}")
     with without_autocast(q_BLHE.device):
         memory = _Memory(layout, rotary, ranges, state, island_dtype(q_BLHE, state[-1]), tables)
+        waiting_R = memory.waiting(positions_BL[:, 0])
         if graph_form("attention") == "runtime":
-            return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, memory.cast(positions_BL[:, 0])), memory.state()
-        q_BHLE, k_BKLE, v_BKLE = (memory.cast(x).transpose(1, 2) for x in (q_BLHE, k_BLKE, v_BLKE))
-        heads_BHLE = memory.attend(q_BHLE, k_BKLE, v_BKLE, memory.cast(positions_BL[:, 0]))
-        return cast(heads_BHLE.transpose(1, 2), q_BLHE.dtype), memory.state()
+            return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, waiting_R), memory.state()
+        q_RGLE = memory.cast(q_BLHE).unflatten(2, (layout.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        k_R1LE, v_R1LE = (memory.cast(x).transpose(1, 2).flatten(0, 1)[:, None] for x in (k_BLKE, v_BLKE))
+        heads_RGLE = memory.attend(q_RGLE, k_R1LE, v_R1LE, waiting_R)
+        heads_BKGLE = heads_RGLE.unflatten(0, (-1, layout.heads))
+        return cast(heads_BKGLE.permute(0, 3, 1, 2, 4).flatten(2, 3), q_BLHE.dtype), memory.state()
 
 
 def fold_memory(
@@ -75,7 +79,7 @@ def fold_memory(
     """
     with without_autocast(state[-1].device):
         memory = _Memory(layout, rotary, ranges, state, state[-1].dtype, tables)
-        memory.fold(memory.cast(position_B))
+        memory.fold(memory.rows(memory.cast(position_B)))
         return memory.state()
 
 
@@ -92,12 +96,15 @@ class _Memory:
         tables: FoldedTables | None,
     ) -> None:
         self.layout, self.rotary, self.dtype = layout, rotary, dtype
-        self.ranges = FoldedRanges(*(self.cast(t) for t in ranges))
-        self.tables = folded_tables(layout, dtype, state[-1].device) if tables is None else tables
-        self.width, self.group = state[-1].shape[-1], state[-1].shape[-2]
-        names = list(layout.state(self.width, self.group))
-        self.held = dict(zip(names, state, strict=True))
-        self.places_F = torch.tensor([float(i) for i in range(layout.fold)], dtype=dtype, device=state[-1].device)
+        query_RGE = state[-1]
+        self.batch, self.group, self.width = query_RGE.shape[0] // layout.heads, *query_RGE.shape[1:]
+        device = query_RGE.device
+        own = folded_tables(layout, dtype, device) if tables is None else tables
+        self.tables = own if self.batch == 1 else _of_batch(own, self.batch)
+        self.ranges = per_row(FoldedRanges(*(self.cast(t) for t in ranges)), self.batch)
+        self.held = dict(zip(layout.state(self.width, self.group), state, strict=True))
+        self.places_F = torch.tensor([float(i) for i in range(layout.fold)], dtype=dtype, device=device)
+        self.scales = {"keys": self.ranges.key_scale_KE, "values": self.ranges.value_scale_KE}
 
     def cast(self, t: Tensor) -> Tensor:
         return cast(t, self.dtype)
@@ -105,125 +112,162 @@ class _Memory:
     def state(self) -> State:
         return tuple(self.held.values())
 
-    def attend(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, position_B: Tensor) -> Tensor:
-        """Put the tokens behind the last ones; return their outputs [B, H, L, E]."""
-        fold, length = self.layout.fold, q_BHLE.shape[2]
-        last_BKGE = q_BHLE[:, :, -1].unflatten(1, (-1, self.group))
-        self.held["query"] = cast(last_BKGE, self.held["query"].dtype)
-        waiting_B1 = self._waiting(position_B)[:, None]
-        late_BLF = self.places_F > waiting_B1[:, :, None] + self.places_F[:length, None]
-        late_B1LF = torch.where(late_BLF, MASKED, 0.0).to(self.dtype)[:, None]
-        found = []
-        for j in range(self.layout.heads):
-            keys_B1CE = self._append(f"keys_{j}", k_BKLE[:, j : j + 1], waiting_B1, self.ranges.key_scale_KE[j])
-            values_B1CE = self._append(f"values_{j}", v_BKLE[:, j : j + 1], waiting_B1, self.ranges.value_scale_KE[j])
-            bias_BG1C = self.cast(self.held[f"bias_{j}"])
-            bias_BGLF = late_B1LF.expand(-1, self.group, -1, -1)
-            bias_BGLC = torch.cat([bias_BG1C[..., :-fold].expand(-1, -1, length, -1), bias_BGLF], -1)
-            q_BGLE = q_BHLE[:, j * self.group : (j + 1) * self.group]
-            scores_BGLC = self.rotary.scores(q_BGLE @ keys_B1CE.mT) + bias_BGLC
-            found.append(scores_BGLC.softmax(-1) @ values_B1CE)
-        return torch.cat(found, 1)
+    def rows(self, x_B: Tensor) -> Tensor:
+        """Return a number of every sequence for all of its rows; of one sequence it fits them as it is."""
+        return x_B if self.batch == 1 else x_B.repeat_interleave(self.layout.heads)
 
-    def attend_in_runtime(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, position_B: Tensor) -> Tensor:
-        """As :meth:`attend`, with an operator for each head; outputs are [B, L, H, E]."""
+    def waiting(self, position_B: Tensor) -> Tensor:
+        """How many tokens of each row wait already: folds begin at multiples of F."""
+        position_R = self.rows(self.cast(position_B))
+        return position_R - (position_R / self.layout.fold).floor() * self.layout.fold
+
+    def attend(self, q_RGLE: Tensor, k_R1LE: Tensor, v_R1LE: Tensor, waiting_R: Tensor) -> Tensor:
+        """Put the tokens behind the last ones; return their outputs [R, G, L, E]."""
+        length = q_RGLE.shape[2]
+        self.held["query"] = cast(q_RGLE[:, :, -1], self.held["query"].dtype)
+        keys_R1CE = self._append("keys", k_R1LE, waiting_R)
+        values_R1CE = self._append("values", v_R1LE, waiting_R)
+        last_RL1 = waiting_R[:, None, None] + self.places_F[:length, None]
+        late_RLC = self.tables.ages_KC[:, None] > last_RL1
+        bias_RGLC = torch.where(late_RLC[:, None], MASKED, self.cast(self.held["bias"]))
+        scores_RGLC = self.rotary.scores(q_RGLE @ keys_R1CE.mT) + bias_RGLC
+        return scores_RGLC.softmax(-1) @ values_R1CE
+
+    def attend_in_runtime(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, waiting_R: Tensor) -> Tensor:
+        """As :meth:`attend`, by an operator of onnxruntime for all rows, or for each if there are several tokens.
+
+        Operands and outputs are of one sequence, as its layer has them: [1, L, H or K, E].
+        """
         heads, length = self.layout.heads, q_BLHE.shape[1]
-        self.held["query"] = q_BLHE[:, -1].unflatten(1, (heads, self.group))
-        total_K = (
-            torch.cat([head.before_1 for head in self.tables]) + length + self._waiting(position_B).to(torch.int32)
-        )
-        totals, lasts = total_K.split(1), (total_K - 1).split(1)
-        queries = q_BLHE.flatten(2).split(self.group * self.width, -1)
-        keys, values = (x_BLKE.flatten(2).split(self.width, -1) for x_BLKE in (k_BLKE, v_BLKE))
-        found = []
-        for j in range(heads):
-            scales = (self.ranges.key_scale_KE[j], self.ranges.value_scale_KE[j])
-            out_BLX, self.held[f"keys_{j}"], self.held[f"values_{j}"] = grouped_query_attention(
-                queries[j],
-                keys[j],
-                values[j],
-                self.held[f"keys_{j}"],
-                self.held[f"values_{j}"],
-                self.held[f"bias_{j}"],
-                lasts[j],
-                totals[j],
-                self.rotary,
-                scales if self.layout.precision == "int8" else None,
-            )
-            found.append(out_BLX)
-        return torch.cat(found, -1).unflatten(2, (-1, self.width))
+        q_RLX, k_RLE, v_RLE = (_by_row(x, heads) for x in (q_BLHE, k_BLKE, v_BLKE))
+        self.held["query"] = q_RLX[:, -1].unflatten(1, (self.group, -1))
+        scaled = self.layout.precision == "int8"
+        if scaled:
+            # The operator has one scale of a channel for all rows: 1, for numbers that are scaled before.
+            q_RLX = q_RLX * self.scales["keys"].repeat(1, self.group)[:, None]
+            k_RLE, v_RLE = k_RLE / self.scales["keys"][:, None], v_RLE / self.scales["values"][:, None]
+        last_R = self.tables.before_K + (length - 1 + waiting_R).to(torch.int32)
+        given = (q_RLX, k_RLE, v_RLE, *(self.held[name] for name in ("keys", "values", "bias")), last_R)
 
-    def _waiting(self, position_B: Tensor) -> Tensor:
-        """How many tokens wait already: folds begin at multiples of F."""
-        return position_B - (position_B / self.layout.fold).floor() * self.layout.fold
+        def attended(row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+            return grouped_query_attention(*row, self.tables.entries_1, self.rotary, scaled=scaled)
 
-    def _append(self, name: str, new_B1LE: Tensor, waiting_B1: Tensor, scale: Tensor) -> Tensor:
-        """Write new tokens among those that wait, and return all entries [B, 1, C, E] as attention reads them."""
-        pool_B1CE, fold = self.held[name], self.layout.fold
-        waiting_B1FE = self._stored(new_B1LE, scale, pool_B1CE.dtype)
-        if new_B1LE.shape[2] != fold:
-            here_B1F1 = (self.places_F == waiting_B1)[:, None, :, None]
-            waiting_B1FE = torch.where(here_B1F1, waiting_B1FE, pool_B1CE[:, :, -fold:])
-        self.held[name] = torch.cat([pool_B1CE[:, :, :-fold], waiting_B1FE], 2)
-        return self._read(self.held[name], scale)
+        if length == 1:
+            out_RLX, keys_R1CE, values_R1CE = attended(given)
+        else:
+            parts = [attended(row) for row in zip(*(x.split(1) for x in given), strict=True)]
+            out_RLX, keys_R1CE, values_R1CE = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.held |= {"keys": keys_R1CE, "values": values_R1CE}
+        if scaled:
+            out_RLX = out_RLX * self.scales["values"].repeat(1, self.group)[:, None]
+        if length > 1:
+            out_RLX = out_RLX.transpose(0, 1)
+        return out_RLX.reshape(q_BLHE.shape)
 
-    def _stored(self, x: Tensor, scale: Tensor, dtype: torch.dtype, *, mean: bool = False) -> Tensor:
-        return cast(numbers(x, scale, mean=mean) if self.layout.precision == "int8" else x, dtype)
+    def _append(self, name: str, new_R1LE: Tensor, waiting_R: Tensor) -> Tensor:
+        """Write new tokens among those that wait, and return all entries [R, 1, C, E] as attention reads them."""
+        pool_R1CE, ages_RC = self.held[name], self.tables.ages_KC
+        new_R1LE = self._stored(new_R1LE, name)
+        if new_R1LE.shape[2] == 1:
+            here_RC, new_R1CE = ages_RC == waiting_R[:, None], new_R1LE
+        else:
+            here_RC = ages_RC >= 0
+            new_R1CE = _picked(new_R1LE[:, 0], self.tables.waiting_KC)[:, None]
+        self.held[name] = torch.where(here_RC[:, None, :, None], new_R1CE, pool_R1CE)
+        return self._read(name)
 
-    def _read(self, pool: Tensor, scale: Tensor) -> Tensor:
-        wide = self.cast(pool)
-        return wide * scale if self.layout.precision == "int8" else wide
+    def _stored(self, x_R1LE: Tensor, name: str, *, mean: bool = False) -> Tensor:
+        scale_R11E = self.scales[name][:, None, None]
+        x_R1LE = numbers(x_R1LE, scale_R11E, mean=mean) if self.layout.precision == "int8" else x_R1LE
+        return cast(x_R1LE, self.held[name].dtype)
 
-    def fold(self, position_B: Tensor) -> None:
-        """Fold every head before the token at ``position_B``."""
-        query_BKGE = self.cast(self.held["query"])
-        for j, head in enumerate(self.tables):
-            self._fold(j, head, query_BKGE[:, j], position_B[:, None])
+    def _read(self, name: str) -> Tensor:
+        wide_R1CE = self.cast(self.held[name])
+        return wide_R1CE * self.scales[name][:, None, None] if self.layout.precision == "int8" else wide_R1CE
 
-    def _fold(self, j: int, head: HeadTables, query_BGE: Tensor, position_B1: Tensor) -> None:
-        fold, held = self.layout.fold, self.held
-        scales = {"keys": self.ranges.key_scale_KE[j], "values": self.ranges.value_scale_KE[j]}
-        keys_BCE, values_BCE = (self._read(held[f"{name}_{j}"][:, 0], scale) for name, scale in scales.items())
-        importance_BC = self._received(j, query_BGE, keys_BCE)
+    def fold(self, position_R: Tensor) -> None:
+        """Fold every row before the token at ``position_R``."""
+        fold, held, tables = self.layout.fold, self.held, self.tables
+        keys_RCE, values_RCE = self._read("keys")[:, 0], self._read("values")[:, 0]
+        importance_RC = self._received(keys_RCE)
         # The slots, and the oldest tokens behind them.
-        first_M = torch.cat([head.places_N, head.slots_1 + self.places_F.long()])
-        count_BN, position_BN, spread_BN = self.cast(held[f"facts_{j}"]).unbind(1)
-        place_BF = position_B1 - head.window_1 + (self.places_F - fold)
-        there_BF = (place_BF >= 0).to(self.dtype)
-        place_BF = place_BF.clamp_min(0.0)
-        count_BM, position_BM = torch.cat([count_BN, there_BF], -1), torch.cat([position_BN, place_BF], -1)
+        first_RM = torch.cat([tables.slots_KN, tables.oldest_KF], 1)
+        count_RN, position_RN, spread_RN = self.cast(held["facts"]).unbind(1)
+        place_RF = position_R[:, None] - tables.windows_K[:, None] + (self.places_F - fold)
+        there_RF = (place_RF >= 0).to(self.dtype)
+        place_RF = place_RF.clamp_min(0.0)
+        count_RM, position_RM = torch.cat([count_RN, there_RF], -1), torch.cat([position_RN, place_RF], -1)
         candidates = Entries(
-            self.rotary.turn(keys_BCE.index_select(1, first_M), position_BM, back=True),
-            values_BCE.index_select(1, first_M),
-            count_BM,
-            position_BM,
-            torch.cat([spread_BN, torch.zeros_like(place_BF)], -1),
-            importance_BC.index_select(1, first_M) * (count_BM > 0).to(self.dtype),
+            self.rotary.turn(_picked(keys_RCE, first_RM), position_RM, back=True),
+            _picked(values_RCE, first_RM),
+            count_RM,
+            position_RM,
+            torch.cat([spread_RN, torch.zeros_like(place_RF)], -1),
+            _picked(importance_RC[..., None], first_RM)[..., 0] * (count_RM > 0).to(self.dtype),
         )
-        made = folded(candidates, fold, self.layout.sinks, head.places_N)
-        turned_BNE = self.rotary.turn(made.key_RME, made.position_RM)
-        for (name, scale), x_BNE in zip(scales.items(), (turned_BNE, made.value_RME), strict=True):
-            pool_B1CE = held[f"{name}_{j}"]
-            slots_B1NE = self._stored(x_BNE, scale, pool_B1CE.dtype, mean=True)[:, None]
-            # What waits is overwritten before it is read; the newest tokens stand in for it.
-            parts = [slots_B1NE, pool_B1CE.index_select(2, head.newest_W), pool_B1CE[:, :, -fold:]]
-            held[f"{name}_{j}"] = torch.cat(parts, 2)
-        square_1G = self.ranges.query_square_KG[j][None]
-        facts = (made.count_RM, made.spread_RM, square_1G)
-        slots_BGN = slot_bias(*facts, self.rotary.scale, self.width, self.layout.cap)
-        window_BW = torch.where(position_B1 + head.ages_W >= 0, 0.0, MASKED).to(self.dtype)
-        bias = torch.cat([window_BW, torch.zeros_like(place_BF)], -1)[:, None].expand(-1, self.group, -1)
-        held[f"bias_{j}"] = cast(torch.cat([slots_BGN, bias], -1)[:, :, None], held[f"bias_{j}"].dtype)
-        left_BW = importance_BC.index_select(1, head.newest_W)
-        importance_BC = torch.cat([made.importance_RM, left_BW, torch.zeros_like(place_BF)], -1)
-        held[f"importance_{j}"] = cast(importance_BC, held[f"importance_{j}"].dtype)
-        facts_B3N = torch.stack([made.count_RM, made.position_RM, made.spread_RM], 1)
-        held[f"facts_{j}"] = cast(facts_B3N, held[f"facts_{j}"].dtype)
+        lacking_RM = torch.cat([tables.lacking_KN, torch.zeros_like(tables.oldest_KF, dtype=torch.bool)], 1)
+        made = folded(candidates, fold, self.layout.sinks, tables.places_N, lacking_RM, tables.firsts_K)
+        turned_RNE = self.rotary.turn(made.key_RME, made.position_RM)
+        for name, x_RNE in (("keys", turned_RNE), ("values", made.value_RME)):
+            slots_R1NE = self._stored(x_RNE[:, None], name, mean=True)
+            both = torch.cat([slots_R1NE, held[name]], 2)[:, 0]
+            held[name] = _picked(both, tables.made_KC)[:, None]
+        facts = (made.count_RM, made.spread_RM, self.ranges.query_square_KG)
+        slots_RGN = slot_bias(*facts, self.rotary.scale, self.width, self.layout.cap)
+        # By the places that tokens had before: the fold moves them.
+        there_RC = position_R[:, None] + (tables.ages_KC - fold) >= 0
+        bias_RC1 = torch.where(there_RC, 0.0, MASKED).to(self.dtype)[..., None]
+        slots_RNX = torch.cat([made.importance_RM[..., None], slots_RGN.mT], -1)
+        tokens_RCX = torch.cat([importance_RC[..., None], bias_RC1.expand(-1, -1, self.group)], -1)
+        after_RCX = _picked(torch.cat([slots_RNX, tokens_RCX], 1), tables.made_KC)
+        waits_RC1 = torch.where(tables.ages_KC >= fold, MASKED, 0.0).to(self.dtype)[..., None]
+        bias_RCG = torch.where(tables.ages_KC[..., None] >= 0, waits_RC1, after_RCX[..., 1:])
+        held["bias"] = cast(bias_RCG.mT[:, :, None], held["bias"].dtype)
+        held["importance"] = cast(after_RCX[..., 0], held["importance"].dtype)
+        facts_R3N = torch.stack([made.count_RM, made.position_RM, made.spread_RM], 1)
+        held["facts"] = cast(facts_R3N, held["facts"].dtype)
 
-    def _received(self, j: int, query_BGE: Tensor, keys_BCE: Tensor) -> Tensor:
-        """Importance [B, C] with what the last token paid to slots and to the window; what waits has none."""
+    def _received(self, keys_RCE: Tensor) -> Tensor:
+        """Importance [R, C] with what the last token paid to slots and to the window; what waits has none."""
         fold, decay = self.layout.fold, self.layout.decay**self.layout.fold
-        bias_BGC = self.cast(self.held[f"bias_{j}"][:, :, 0])
-        attention_BGC = (self.rotary.scores(query_BGE @ keys_BCE.mT) + bias_BGC).softmax(-1)
-        importance_BC = (self.cast(self.held[f"importance_{j}"]) + attention_BGC.sum(1)) * decay
-        return torch.cat([importance_BC[:, :-fold], torch.zeros_like(importance_BC[:, -fold:])], -1)
+        query_RGE, bias_RGC = self.cast(self.held["query"]), self.cast(self.held["bias"][:, :, 0])
+        attention_RGC = (self.rotary.scores(query_RGE @ keys_RCE.mT) + bias_RGC).softmax(-1)
+        importance_RC = (self.cast(self.held["importance"]) + attention_RGC.sum(1)) * decay
+        return torch.where(self.tables.ages_KC < 0, importance_RC, 0.0)
+
+
+def _by_row(x_1LHE: Tensor, rows: int) -> Tensor:
+    """Return the numbers [R, L, X] of one sequence by row; of one token without moving them."""
+    length = x_1LHE.shape[1]
+    if length == 1:
+        return x_1LHE.reshape(rows, 1, -1)
+    return x_1LHE.reshape(length, rows, -1).transpose(0, 1)
+
+
+def _picked(x_RCX: Tensor, places_RM: Tensor) -> Tensor:
+    """Return rows [R, M, X] of all rows by their places. Whole rows are copied, where ``gather`` looks up numbers."""
+    return x_RCX.flatten(0, 1).index_select(0, places_RM.flatten()).unflatten(0, (places_RM.shape[0], -1))
+
+
+def _of_batch(tables: FoldedTables, batch: int) -> FoldedTables:
+    """Return the tables for the rows of several sequences."""
+
+    def repeated(name: str, table: Tensor) -> Tensor:
+        if name == "places_N":
+            return table
+        whole = table.repeat(batch, *[1] * (table.dim() - 1))
+        # Places count on from row to row, through all tensors of a layer.
+        step = steps.get(name, 0)
+        at = torch.arange(batch, device=table.device).repeat_interleave(len(table)) * step
+        return whole + at.view(-1, *[1] * (table.dim() - 1)) if step else whole
+
+    heads, entries = tables.ages_KC.shape
+    slots, fold = tables.slots_KN.shape[1], tables.oldest_KF.shape[1]
+    steps = {
+        "waiting_KC": heads * fold,
+        "slots_KN": heads * entries,
+        "oldest_KF": heads * entries,
+        "made_KC": heads * (slots + entries),
+        "firsts_K": heads * (slots + fold),
+    }
+    return FoldedTables(*(repeated(name, table) for name, table in tables._asdict().items()))
