@@ -42,7 +42,9 @@ from benchmarks.store import SCRATCH, Store, add_options, header
 from xarch import Batch, Teacher, graph_metadata, open_session
 from xarch.export.bits import Choice, choose
 from xarch.export.blocks import quantise_blocks
+from xarch.export.in_place import in_place
 from xarch.export.onnx_export import to_onnx
+from xarch.export.packed import pack_products
 from xarch.export.weights import WeightStore, externalise
 from xarch.registry.loader import get_registry
 from xarch.run.student_io import load_student
@@ -183,14 +185,17 @@ def write(folder: Path, student: DecoderStudent, precision: str) -> None:
         choice = choose(models, graphs, decoder_divergence(student, calibration()))
     folder.mkdir(parents=True, exist_ok=True)
     nodes = {}
+    if bits < 32:
+        for model in models.values():
+            quantise_blocks(model, bits, choice.wide)
+        pack_products(list(models.values()))
     with WeightStore(folder / "student.onnx.data") as weights:
         for graph in graphs:
             model = models[graph.name]
-            if bits < 32:
-                quantise_blocks(model, bits, choice.wide)
             nodes[graph.name] = model.graph.num_nodes()
             externalise(model, weights)
             told = {**graph.metadata, "prepack": bits < 32 or graph.metadata.get("prepack", True)}
+            told["in_place"] = in_place(model)
             model.metadata_props.update(
                 {f"xarch.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items()}
             )

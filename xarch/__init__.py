@@ -95,6 +95,7 @@ _PUBLIC = {
     "graph_metadata": "xarch.bench.graph",
     "measure": "xarch.bench.timing",
     "timing": "xarch.bench.timing",
+    "GraphCalls": "xarch.export.in_place",
     "open_session": "xarch.export.session",
     # commands of plugins
     "clean": "xarch.printable",
@@ -175,6 +176,7 @@ if TYPE_CHECKING:
     from xarch.contracts.tap import Tap
     from xarch.contracts.typed import Size, typed
     from xarch.errors import PlanError, PluginError, UsageError, XarchError
+    from xarch.export.in_place import GraphCalls
     from xarch.export.session import open_session
     from xarch.files.atomic import new_folder
     from xarch.files.bounded_json import parse_json, read_bounded, read_json

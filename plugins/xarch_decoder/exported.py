@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, Sink, Student, Tap, TapModel, graph_metadata, open_session, read_json
+from xarch import Batch, GraphCalls, Sink, Student, Tap, TapModel, graph_metadata, read_json
 from xarch_decoder.bench import LanguageGraphs
 from xarch_decoder.factored import FactoredLogits
 
@@ -39,22 +38,11 @@ class ExportedTokens(TapModel):
     def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
         self.module, self.family, self.facts = nn.Module(), student.family, student.facts
         self._logits = student.taps()["logits"]
-        self.folder, self.threads = folder, threads
-        self._provider: str = read_json(folder / "profile.json")["profile"]["provider"]
-        self._sessions: dict[str, tuple[Any, list[str]]] = {}
+        provider: str = read_json(folder / "profile.json")["profile"]["provider"]
+        self.call = GraphCalls(folder, provider, threads=threads)
 
     def taps(self) -> Mapping[str, Tap]:
         return {"logits": self._logits}
-
-    def call(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the named outputs of a graph, in a session as its metadata wants it."""
-        if graph not in self._sessions:
-            path = self.folder / f"{graph}.onnx"
-            prepack = graph_metadata(path).get("xarch.prepack") != "false"
-            session = open_session(path, self._provider, threads=self.threads, prepack=prepack)
-            self._sessions[graph] = session, [output.name for output in session.get_outputs()]
-        session, names = self._sessions[graph]
-        return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 class ExportedDecoder(ExportedTokens):

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xarch.bench.cases import BenchSessions, Cases, measure_case
+from xarch.bench.cases import Cases, measure_case
 from xarch.bench.graph import measure_graph
 from xarch.bench.machine import machine
 from xarch.errors import UsageError
 from xarch.export.check import inspect_onnx
 from xarch.export.examples import load_examples
+from xarch.export.in_place import GraphCalls
 from xarch.export.stored import passed, read_profile
 from xarch.files.bounded_json import read_json
 from xarch.files.manifest import verify
@@ -103,7 +104,7 @@ class _Side:
         self._prepack = {n: facts["metadata"].get("xarch.prepack") != "false" for n, facts in self.graphs.items()}
         made = cases(list(self.graphs), folder) if cases is not None and self.graphs else ()
         self.cases = {case.name: case for case in made}
-        self._call = BenchSessions(folder, provider, threads=threads, prepack=self._prepack)
+        self._call = GraphCalls(folder, provider, threads=threads)
 
     def measure(self, kind: str, name: str) -> dict[str, Any]:
         if kind == "cases":

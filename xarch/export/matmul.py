@@ -10,6 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from xarch.export.lowering import ints
+from xarch.export.views import static_shape
+
 COLUMNS = "_columns"
 """Ends the name of a weight that is stored transposed."""
 
@@ -28,17 +31,19 @@ def gemm_to_matmul(model: ir.Model) -> int:
         assert weight is not None
         if weight not in columns:
             columns[weight] = _columns(graph, weight)
-        last = _split_again(node, x)
-        source = node if last is node else x.producer()
-        assert source is not None
-        product = ir.node("MatMul", [source.inputs[0], columns[weight]])
-        nodes = [product]
+        last, source, before = _without_views(graph, node, x)
+        product = ir.node("MatMul", [source, columns[weight]])
+        nodes = [*before, product]
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             nodes.append(ir.node("Add", [product.outputs[0], node.inputs[2]]))
         output = last.outputs[0]
-        for one in nodes:
-            one.outputs[0].shape, one.outputs[0].type = output.shape, output.type
+        shape = output.shape
+        if last is node and shape is not None and source.shape is not None:
+            shape = ir.Shape([*list(source.shape)[:-1], shape[-1]])
+        for one in nodes[len(before) :]:
+            one.outputs[0].shape, one.outputs[0].type = shape, output.type
         ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, [output], [nodes[-1].outputs[0]])
+        nodes[-1].outputs[0].shape = shape
         if last is not node:
             graph.remove(node, safe=True)
         done += 1
@@ -57,18 +62,36 @@ def _rewritable(node: ir.Node) -> bool:
     return constant and all(use.node.op_type == "Gemm" and use.idx == 1 for use in weight.uses())  # type: ignore[union-attr]
 
 
-def _split_again(node: ir.Node, x: ir.Value) -> ir.Node:
-    """Return the Reshape that undoes the one before a product, or the product."""
+def _without_views(graph: ir.Graph, node: ir.Node, x: ir.Value) -> tuple[ir.Node, ir.Value, list[ir.Node]]:
+    """Return the last node that a product stands for, its input, and nodes that make this.
+
+    A product takes any number of leading dimensions: a Reshape that joins them before it is not needed if another
+    splits them again, or if nothing but a Reshape reads the result. One that splits them goes before the product,
+    where another is anyway.
+    """
     before, uses = x.producer(), list(node.outputs[0].uses())
-    if before is None or before.op_type != "Reshape" or len(uses) != 1 or uses[0].node.op_type != "Reshape":
-        return node
-    given, found = before.inputs[0], uses[0].node.outputs[0]
-    if given is None or given.shape is None or found.shape is None or node.outputs[0].is_graph_output():
-        return node
-    if list(given.shape)[:-1] != list(found.shape)[:-1] or node.inputs[1] is None or node.inputs[1].shape is None:
-        return node
-    rows, width = list(node.inputs[1].shape)
-    return uses[0].node if (given.shape[-1], found.shape[-1]) == (width, rows) else node
+    last_use = uses[0].node if uses else node
+    plain: tuple[ir.Node, ir.Value, list[ir.Node]] = node, x, []
+    if before is None or before.op_type != "Reshape" or not uses or node.outputs[0].is_graph_output():
+        return plain
+    if any(use.node.op_type != "Reshape" or use.idx for use in uses) or node.inputs[1] is None:
+        return plain
+    given, found, weight = before.inputs[0], last_use.outputs[0], node.inputs[1].shape
+    if given is None or given.shape is None or found.shape is None or weight is None:
+        return plain
+    rows, width = list(weight)
+    splits = len(uses) == 1 and found.shape[-1] == rows
+    if given.shape[-1] == width and splits and list(given.shape)[:-1] == list(found.shape)[:-1]:
+        return last_use, given, []
+    if given.shape[-1] == width and static_shape(given) is not None:
+        return node, given, []
+    if splits and static_shape(given) is not None and static_shape(found) is not None:
+        shape = [*(static_shape(found) or ())[:-1], *(static_shape(x) or ())[-1:]]
+        made: list[ir.Node] = []
+        view = ir.node("Reshape", [given, ints(made, shape)])
+        view.outputs[0].shape, view.outputs[0].type = ir.Shape(shape), x.type
+        return last_use, view.outputs[0], [*made, view]
+    return plain
 
 
 def _columns(graph: ir.Graph, weight: ir.Value) -> ir.Value:

@@ -24,6 +24,7 @@ from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, r
 from xarch.export.matmul import gemm_to_matmul
 from xarch.export.opset import lower_opset
 from xarch.export.origins import keep_origins
+from xarch.export.skip_norm import SKIP_NORM, join_skip_norms
 from xarch.export.structure import named_tensors
 from xarch.export.views import merge_views
 
@@ -74,6 +75,8 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
         merge_views(model)
     if graph.weight_only and not profile.static:
         gemm_to_matmul(model)
+    if profile.runtime_ops >= {SKIP_NORM}:
+        join_skip_norms(model)
     expand_uniform(model)
     if profile.index_dtype == "int32":
         narrow_integers(model)

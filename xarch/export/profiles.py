@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from xarch.contracts.export import Profile
 from xarch.export.blocks import BLOCK_OPS
+from xarch.export.skip_norm import SKIP_NORM
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 """Operators that run a subgraph per step: slower than the same arithmetic unrolled, and absent from most
@@ -24,7 +25,9 @@ NPU_OPS = frozenset({
 """Operators that the compilers of Qualcomm's and Intel's accelerators list for opset 17 or below, except those that
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
-RUNTIME_OPS = frozenset({"com.microsoft::GroupQueryAttention", "com.microsoft::RotaryEmbedding"})
+RUNTIME_OPS = frozenset({
+    "com.microsoft::GroupQueryAttention", "com.microsoft::RotaryEmbedding", SKIP_NORM,
+})  # fmt: skip
 """Operators of onnxruntime's own that graphs for it may contain."""
 
 cpu = Profile(

@@ -29,8 +29,10 @@ from xarch.export.check import check_file
 from xarch.export.choosing import integers
 from xarch.export.examples import save_examples
 from xarch.export.half import halve
+from xarch.export.in_place import in_place
 from xarch.export.onnx_export import to_onnx
 from xarch.export.origins import origins
+from xarch.export.packed import pack_products
 from xarch.export.parity import LIMITS, Blame, measure_parity, raise_unless_passed
 from xarch.export.proof import Comparison, Prover
 from xarch.export.weights import WeightStore, externalise
@@ -234,8 +236,8 @@ def _write_graphs(
             weight_bytes = externalise(model, store, transposed=profile.allows("Transpose"))
             model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
-            options = _session_options(graph, blocks=bool(weights))
-            model.metadata_props.update(_properties(graph, profile, metadata, options))
+            options, shared = _session_options(graph, blocks=bool(weights)), in_place(model)
+            model.metadata_props.update(_properties(graph, profile, metadata, options, shared))
             ir.save(model, folder / f"{graph.name}.onnx")
             seconds = round(entries[graph.name]["seconds"] + time.monotonic() - started, 2)
             entries[graph.name] = {
@@ -247,6 +249,7 @@ def _write_graphs(
                 "reads": dict(graph.reads),
                 "gives": dict(graph.gives),
                 "session_options": options,
+                **({"in_place": shared} if shared else {}),
                 "free": sorted(name for name, dims in graph.dynamic.items() if 0 in dims),
                 **reduced.get(graph.name, {}),
             }
@@ -318,10 +321,12 @@ def _in_blocks(
     models: dict[str, ir.Model], bits: int, choice: Choice
 ) -> tuple[dict[str, ir.Model], dict[str, dict[str, Any]]]:
     """Return the graphs with weights in blocks, and the changes to each."""
-    return models, {
+    changed = {
         name: {"weight_bits": bits, "block_products": quantise_blocks(model, bits, choice.wide)}
         for name, model in models.items()
     }
+    pack_products(list(models.values()))
+    return models, changed
 
 
 def _reduce(
@@ -353,7 +358,11 @@ def _session_options(graph: ExportGraph, *, blocks: bool) -> dict[str, str]:
 
 
 def _properties(
-    graph: ExportGraph, profile: Profile, metadata: Mapping[str, Any], options: Mapping[str, str]
+    graph: ExportGraph,
+    profile: Profile,
+    metadata: Mapping[str, Any],
+    options: Mapping[str, str],
+    shared: Mapping[str, str],
 ) -> dict[str, str]:
     """Build ``metadata_props``: keys prefixed with ``xarch.``, strings unchanged, everything else as JSON."""
     facts = {
@@ -367,6 +376,7 @@ def _properties(
         **metadata,
         "prepack": not options,
         "session_options": options,
+        **({"in_place": shared} if shared else {}),
     }
     return {
         key if key.startswith("xarch.") else f"xarch.{key}": value if isinstance(value, str) else json.dumps(value)

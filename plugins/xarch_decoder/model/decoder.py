@@ -160,7 +160,7 @@ class MixerDecoder(nn.Module):
         found = []
         for mixer, state in zip(self._active(), states, strict=True):
             if mixer.fold_every is not None:
-                state = mixer.fold(torch.full(state[0].shape[:1], position, device=state[0].device), state)
+                state = mixer.fold(torch.full((1,), position, device=state[0].device), state)
             found.append(state)
         return tuple(found)
 

@@ -115,11 +115,19 @@ class FoldedAttention(BoundedAttention):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands = self.operands(x_BLD, SequenceInfo(positions_BL))
         heads_BLHE, state = folded_memory_step(
-            *operands, positions_BL, self.layout, self.rotary, self.ranges, state, FoldedTables(*tables) if tables else None
+            *operands,
+            positions_BL,
+            self.layout,
+            self.rotary,
+            self.ranges,
+            state,
+            FoldedTables(*tables) if tables else None,
         )
         return self.o(heads_BLHE.flatten(2)), state
 
     def fold(
         self, positions_B: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...] = ()
     ) -> tuple[Tensor, ...]:
-        return fold_memory(positions_B, self.layout, self.rotary, self.ranges, state, FoldedTables(*tables) if tables else None)
+        return fold_memory(
+            positions_B, self.layout, self.rotary, self.ranges, state, FoldedTables(*tables) if tables else None
+        )

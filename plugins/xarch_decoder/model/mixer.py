@@ -140,6 +140,7 @@ class Mixer(nn.Module, ABC):
         """Return the state that a token at ``positions_B``, a multiple of ``fold_every`` (0, too), reads.
 
         Args:
+            positions_B: of every sequence, or one [1] for all.
             tables: as in :meth:`advance_sized`.
         """
         raise PlanError(

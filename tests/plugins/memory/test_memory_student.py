@@ -207,3 +207,12 @@ def test_other_students_are_refused():
 
     with pytest.raises(UsageError, match="only students of target memory"):
         Allocate().run(Context())  # type: ignore[arg-type]
+
+
+def test_sequences_read_together_are_read_alone():
+    student = build({"entries": {"0": [40, 48], "1": [37, 40], "2": [60, 40]}}, bytes_a_layer=9000)
+    ids = token_batch(FACTS.vocab, 2, 130)["input_ids"]
+    with torch.no_grad():
+        together, _ = student.decoder.advance(ids, 0, student.decoder.initial_states(2))
+        alone = [student.decoder.advance(row[None], 0, student.decoder.initial_states())[0] for row in ids]
+    assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-4)

@@ -118,11 +118,11 @@ def folded_memory_state(
         width, group: E and G.
         dtype: of what the layout calls float32; float64 for reference results.
     """
+    tensors = layout.state(width, group).values()
+    kinds = [dtype if tensor.dtype == torch.float32 else tensor.dtype for tensor in tensors]
     return tuple(
-        torch.full(
-            (batch * layout.heads, *t.shape), t.fill, dtype=dtype if t.dtype == torch.float32 else t.dtype, device=device
-        )
-        for t in layout.state(width, group).values()
+        torch.full((batch * layout.heads, *tensor.shape), tensor.fill, dtype=kind, device=device)
+        for tensor, kind in zip(tensors, kinds, strict=True)
     )
 
 

@@ -1,7 +1,7 @@
 """Sizes, precision and constants of a folded memory, and the tensors of its state.
 
-Heads of a layer are rows of the same tensors, so that a device works on all of them at once; those that are smaller than
-the largest leave the rest of their rows unused.
+Heads of a layer are rows of the same tensors, so that a device works on all of them at once; those that are smaller
+than the largest leave the rest of their rows unused.
 
 Legend: K key/value heads, G heads that share one, E head width, N slots of a head, W its window, F tokens of a fold,
 C = N + W + F entries of a head.

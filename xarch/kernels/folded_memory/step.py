@@ -54,7 +54,8 @@ def folded_memory_step(
     with without_autocast(q_BLHE.device):
         memory = _Memory(layout, rotary, ranges, state, island_dtype(q_BLHE, state[-1]), tables)
         waiting_R = memory.waiting(positions_BL[:, 0])
-        if graph_form("attention") == "runtime":
+        # Of several tokens its 8-bit form takes six times as long as products and a softmax.
+        if graph_form("attention") == "runtime" and q_BLHE.shape[1] == 1:
             return memory.attend_in_runtime(q_BLHE, k_BLKE, v_BLKE, waiting_R), memory.state()
         q_RGLE = memory.cast(q_BLHE).unflatten(2, (layout.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
         k_R1LE, v_R1LE = (memory.cast(x).transpose(1, 2).flatten(0, 1)[:, None] for x in (k_BLKE, v_BLKE))
@@ -75,6 +76,7 @@ def fold_memory(
     the first token it changes nothing that is read.
 
     Args:
+        position_B: of every sequence, or one [1] for all.
         tables: as in :func:`folded_memory_step`.
     """
     with without_autocast(state[-1].device):
@@ -113,8 +115,8 @@ class _Memory:
         return tuple(self.held.values())
 
     def rows(self, x_B: Tensor) -> Tensor:
-        """Return a number of every sequence for all of its rows; of one sequence it fits them as it is."""
-        return x_B if self.batch == 1 else x_B.repeat_interleave(self.layout.heads)
+        """Return a number of every sequence for all of its rows; one of all sequences fits them as it is."""
+        return x_B if x_B.shape[0] == 1 else x_B.repeat_interleave(self.layout.heads)
 
     def waiting(self, position_B: Tensor) -> Tensor:
         """How many tokens of each row wait already: folds begin at multiples of F."""
@@ -133,36 +135,31 @@ class _Memory:
         scores_RGLC = self.rotary.scores(q_RGLE @ keys_R1CE.mT) + bias_RGLC
         return scores_RGLC.softmax(-1) @ values_R1CE
 
-    def attend_in_runtime(self, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, waiting_R: Tensor) -> Tensor:
-        """As :meth:`attend`, by an operator of onnxruntime for all rows, or for each if there are several tokens.
-
-        Operands and outputs are of one sequence, as its layer has them: [1, L, H or K, E].
-        """
-        heads, length = self.layout.heads, q_BLHE.shape[1]
-        q_RLX, k_RLE, v_RLE = (_by_row(x, heads) for x in (q_BLHE, k_BLKE, v_BLKE))
-        self.held["query"] = q_RLX[:, -1].unflatten(1, (self.group, -1))
+    def attend_in_runtime(self, q_11HE: Tensor, k_11KE: Tensor, v_11KE: Tensor, waiting_R: Tensor) -> Tensor:
+        """As :meth:`attend` for one token of one sequence, as its layer has it, by an operator of onnxruntime."""
+        q_R1X, k_R1E, v_R1E = (x.reshape(self.layout.heads, 1, -1) for x in (q_11HE, k_11KE, v_11KE))
+        self.held["query"] = q_R1X[:, 0].unflatten(1, (self.group, -1))
         scaled = self.layout.precision == "int8"
         if scaled:
             # The operator has one scale of a channel for all rows: 1, for numbers that are scaled before.
-            q_RLX = q_RLX * self.scales["keys"].repeat(1, self.group)[:, None]
-            k_RLE, v_RLE = k_RLE / self.scales["keys"][:, None], v_RLE / self.scales["values"][:, None]
-        last_R = self.tables.before_K + (length - 1 + waiting_R).to(torch.int32)
-        given = (q_RLX, k_RLE, v_RLE, *(self.held[name] for name in ("keys", "values", "bias")), last_R)
-
-        def attended(row: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-            return grouped_query_attention(*row, self.tables.entries_1, self.rotary, scaled=scaled)
-
-        if length == 1:
-            out_RLX, keys_R1CE, values_R1CE = attended(given)
-        else:
-            parts = [attended(row) for row in zip(*(x.split(1) for x in given), strict=True)]
-            out_RLX, keys_R1CE, values_R1CE = (torch.cat(part) for part in zip(*parts, strict=True))
-        self.held |= {"keys": keys_R1CE, "values": values_R1CE}
+            q_R1X = q_R1X * self.scales["keys"].repeat(1, self.group)[:, None]
+            k_R1E, v_R1E = k_R1E / self.scales["keys"][:, None], v_R1E / self.scales["values"][:, None]
+        last_R = self.tables.before_K + waiting_R.to(torch.int32)
+        out_R1X, self.held["keys"], self.held["values"] = grouped_query_attention(
+            q_R1X,
+            k_R1E,
+            v_R1E,
+            self.held["keys"],
+            self.held["values"],
+            self.held["bias"],
+            last_R,
+            self.tables.entries_1,
+            self.rotary,
+            scaled=scaled,
+        )
         if scaled:
-            out_RLX = out_RLX * self.scales["values"].repeat(1, self.group)[:, None]
-        if length > 1:
-            out_RLX = out_RLX.transpose(0, 1)
-        return out_RLX.reshape(q_BLHE.shape)
+            out_R1X = out_R1X * self.scales["values"].repeat(1, self.group)[:, None]
+        return out_R1X.reshape(q_11HE.shape)
 
     def _append(self, name: str, new_R1LE: Tensor, waiting_R: Tensor) -> Tensor:
         """Write new tokens among those that wait, and return all entries [R, 1, C, E] as attention reads them."""
@@ -229,19 +226,12 @@ class _Memory:
 
     def _received(self, keys_RCE: Tensor) -> Tensor:
         """Importance [R, C] with what the last token paid to slots and to the window; what waits has none."""
-        fold, decay = self.layout.fold, self.layout.decay**self.layout.fold
         query_RGE, bias_RGC = self.cast(self.held["query"]), self.cast(self.held["bias"][:, :, 0])
         attention_RGC = (self.rotary.scores(query_RGE @ keys_RCE.mT) + bias_RGC).softmax(-1)
-        importance_RC = (self.cast(self.held["importance"]) + attention_RGC.sum(1)) * decay
+        importance_RC = (
+            self.cast(self.held["importance"]) + attention_RGC.sum(1)
+        ) * self.layout.decay**self.layout.fold
         return torch.where(self.tables.ages_KC < 0, importance_RC, 0.0)
-
-
-def _by_row(x_1LHE: Tensor, rows: int) -> Tensor:
-    """Return the numbers [R, L, X] of one sequence by row; of one token without moving them."""
-    length = x_1LHE.shape[1]
-    if length == 1:
-        return x_1LHE.reshape(rows, 1, -1)
-    return x_1LHE.reshape(length, rows, -1).transpose(0, 1)
 
 
 def _picked(x_RCX: Tensor, places_RM: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The sizes of a layout as tensors: graphs of layouts that differ in nothing else consist of the same operators.
 
-Legend: K key/value heads, N slots of the largest head, C its entries, n and w slots and window of any other, F tokens of
-a fold.
+Legend: K key/value heads, N slots of the largest head, C its entries, n and w slots and window of any other, F tokens
+of a fold.
 """
 
 from __future__ import annotations
