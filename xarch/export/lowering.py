@@ -231,14 +231,18 @@ def ints(nodes: list[ir.Node], values: list[int]) -> ir.Value:
 
 def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node], value: ir.Value) -> None:
     """Replace ``node`` by the nodes ``new``, and its output by ``value``."""
-    old = node.outputs[0]
     if new:
         graph.insert_before(node, new)
+    replace_value(graph, node.outputs[0], value)
+    graph.remove(node, safe=True)
+
+
+def replace_value(graph: ir.Graph, old: ir.Value, value: ir.Value) -> None:
+    """Let ``value`` be read instead of ``old``, and returned under its name."""
     if old.is_graph_output():
         graph.outputs[list(graph.outputs).index(old)] = value
         value.name, old.name = old.name, None
     old.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
 
 
 def _replace(graph: ir.Graph, first: ir.Node, last: ir.Node, new: list[ir.Node]) -> None:

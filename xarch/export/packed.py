@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from xarch.export.lowering import replace_value
+
 OPERATOR = "MatMulNBits"
 JOINT = "+"
 """Between the names of weights that are stored as one."""
@@ -66,10 +68,7 @@ def _join(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     for node, part in zip(nodes, apart.outputs, strict=True):
         old = node.outputs[0]
         part.shape, part.type, part.name = old.shape, old.type, f"{old.name}_part"
-        if old.is_graph_output():
-            graph.outputs[list(graph.outputs).index(old)] = part
-            part.name, old.name = old.name, None
-        old.replace_all_uses_with(part)
+        replace_value(graph, old, part)
         graph.remove(node, safe=True)
 
 

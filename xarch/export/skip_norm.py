@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from xarch.export.lowering import replace_value
+
 DOMAIN, OPERATOR = "com.microsoft", "SkipSimplifiedLayerNormalization"
 SKIP_NORM = f"{DOMAIN}::{OPERATOR}"
 
@@ -28,11 +30,9 @@ def join_skip_norms(model: ir.Model) -> int:
         normed, _, _, after = joined.outputs
         for mine, given in ((normed, node.outputs[0]), (after, total)):
             mine.shape, mine.type = given.shape, given.type
-        if total.is_graph_output() or node.outputs[0].is_graph_output():
-            continue
         graph.insert_before(sum_, joined)
-        node.outputs[0].replace_all_uses_with(normed)
-        total.replace_all_uses_with(after)
+        for mine, given in ((normed, node.outputs[0]), (after, total)):
+            replace_value(graph, given, mine)
         done += 1
     RemoveUnusedNodesPass()(model)
     if done:

@@ -44,7 +44,7 @@ while len(times) <= args.tokens and position + len(ids) <= room:
         size = max(n for n in graphs if n <= len(ids))
         for graph, place in [graphs[n] for n in (0, size) if n or (fold and position % fold["every"] == 0)]:
             held |= {"input_ids": value(np.array([ids[:size]])), "position": value(np.array([position]))}
-            call, outputs = graph.io_binding(), [node.name for node in graph.get_outputs()]  # some written where read
+            call, outputs = graph.io_binding(), [node.name for node in graph.get_outputs()]
             [call.bind_ortvalue_input(node.name, held[node.name]) for node in graph.get_inputs()]
             [call.bind_ortvalue_output(n, held[place[n]]) if n in place else call.bind_output(n) for n in outputs]
             graph.run_with_iobinding(call)
@@ -52,12 +52,9 @@ while len(times) <= args.tokens and position + len(ids) <= room:
         position, ids = position + size, ids[size:]
     logits = held["logits"].numpy()[0, -1].astype(np.float64)
     best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
-    token = int(
-        rng.choice(best, p=(w := np.exp((logits[best] - logits[best[-1]]) / (args.temperature or 1))) / w.sum())
-    )
-    if token in stop:
+    noisy = logits[best] / (args.temperature or 1) + rng.gumbel(size=len(best))  # the largest is drawn by the softmax
+    if (token := int(best[noisy.argmax()])) in stop:
         break
     times, ids = [*times, time.perf_counter()], [token]
     print(stream.step(tokenizer, token) or "", end="", flush=True)
-print()
-print(f"{(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s" if len(times) > 2 else "", file=sys.stderr)
+print(), print(f"{(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s" if len(times) > 2 else "", file=sys.stderr)
