@@ -135,10 +135,10 @@ def own(
     call, piece = Sessions(folder), driven.sizes[0]
     reads = {}
     for past in (0, *sorted(contexts)):
-        held = driven.initial(past)
+        held = driven.initial(past, piece)
         reads[past] = least(lambda p=past, h=held: driven.step(call, np.zeros(piece, np.int64), p, h), 4)  # type: ignore[misc]
     for context in missing:
-        held = driven.initial(context)
+        held = driven.initial(context, 2)
         # one token on, where no fold is due; each token bears its part of one
         step = least(lambda c=context + 1, h=held: driven.step(call, np.zeros(1, np.int64), c, h))  # type: ignore[misc]
         fold = Spent(0.0, 0.0)

@@ -25,6 +25,9 @@ CONTEXTS = (0, 256, 1024, 4096)
 DECODED = 32
 """Tokens per decode measurement."""
 
+LEAST_ROOM = 64
+"""Tokens for which a state has room when it runs out of it first."""
+
 States = dict[str, np.ndarray]
 
 
@@ -63,20 +66,36 @@ class LanguageGraphs:
         """Return the graphs of an export that is not written yet."""
         return cls({g.name: {f"xarch.{k}": _text(v) for k, v in g.metadata.items()} for g in graphs})
 
-    def initial(self, tokens: int = 0) -> States:
-        """Return states as if ``tokens`` had been read: caches have that length, values are the initial ones."""
+    def initial(self, tokens: int = 0, room: int = 0) -> States:
+        """Return states as if ``tokens`` had been read: caches have that length, values are the initial ones.
+
+        Args:
+            room: for further tokens, in states that need it; others grow.
+        """
         held = {}
         for state in self.states:
-            shape = list(state["shape"])
-            if state.get("tokens_axis") is not None and self.context is None:
-                shape[state["tokens_axis"]] = tokens
+            shape, axis = list(state["shape"]), state.get("tokens_axis")
+            if axis is not None and self.context is None:
+                shape[axis] = tokens + room * (shape[axis] < 0)
             held[state["name"]] = np.full(shape, state["fill"], state["dtype"])
         return held
+
+    def roomy(self, held: States, tokens: int) -> States:
+        """Return states with room for ``tokens`` tokens in all, copied where it is used up."""
+        found = dict(held)
+        for state in self.states:
+            axis, value = state.get("tokens_axis"), held[state["name"]]
+            if axis is not None and state["shape"][axis] < 0 and value.shape[axis] < tokens:
+                shape = [*value.shape[:axis], max(tokens, LEAST_ROOM, 2 * value.shape[axis]), *value.shape[axis + 1 :]]
+                found[state["name"]] = made = np.full(shape, state["fill"], value.dtype)
+                made[(slice(None),) * axis + (slice(value.shape[axis]),)] = value
+        return found
 
     def step(self, call: Call, ids: np.ndarray, position: int, held: States) -> tuple[np.ndarray, States]:
         """Read ``ids`` [L], L one of ``sizes``, after a fold where one is due; return (logits, new states)."""
         if self.fold and position % self.fold["every"] == 0:
             held = self.folded(call, position, held)
+        held = self.roomy(held, position + len(ids))
         given = {"input_ids": ids[None], "position": np.array([position])}
         out, held = self._call(call, self.names[len(ids)], given, held)
         return out["logits"], held
@@ -108,7 +127,7 @@ class LanguageGraphs:
 
     def read(self, call: Call, ids: np.ndarray) -> States:
         """Read a whole prompt from the initial states."""
-        held, position = self.initial(), 0
+        held, position = self.initial(room=len(ids)), 0
         for size in self.pieces(len(ids)):
             _, held = self.step(call, ids[position : position + size], position, held)
             position += size
@@ -154,6 +173,6 @@ def language_cases(graphs: Sequence[str], folder: Path) -> Iterator[BenchCase]:
         figures = {"calls": float(len(pieces))}
         yield BenchCase(f"first token, prompt of {length}", "token", length, used, drive, figures)
     for context in (n for n in CONTEXTS if n + DECODED <= fits):
-        more = functools.partial(driven.decode, context=context, held=driven.initial(context))
+        more = functools.partial(driven.decode, context=context, held=driven.initial(context, DECODED))
         figures = {"state_bytes": float(driven.state_bytes(context))}
         yield BenchCase(f"decode after {context}", "token", DECODED, driven.graphs_of([1]), more, figures)

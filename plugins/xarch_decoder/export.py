@@ -241,11 +241,13 @@ def decoder_graphs(student: DecoderStudent, profile: Profile, chosen: DecoderExp
             f"export options: prefill {sizes}, but this student folds its memory after {every} tokens",
             f"leave out `export.options.prefill`, or set it to [{every}] or [] and the size by `student.options.fold`",
         )
-    graphs = [_graph(student, size, sizes, context, chosen.logits) for size in (1, *sizes)]
+    graphs = [_graph(student, profile, size, sizes, context, chosen.logits) for size in (1, *sizes)]
     return graphs if every is None else [*graphs, _fold_graph(student, every)]
 
 
-def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: int | None, logits: str) -> ExportGraph:
+def _graph(
+    student: DecoderStudent, profile: Profile, tokens: int, prefill: list[int], context: int | None, logits: str
+) -> ExportGraph:
     decoder, facts = student.decoder, student.facts
     device = decoder.embed.weight.device
     fixed, every = context is not None, decoder.fold_every
@@ -282,7 +284,7 @@ def _graph(student: DecoderStudent, tokens: int, prefill: list[int], context: in
             "facts": facts.to_json(),
             "position": "tokens already in the states",
             "fold": None if every is None else {"graph": FOLD, "every": every},
-            "states": [_described(state, examples[state.name], context or 0) for state in states],
+            "states": [_described(state, examples[state.name], context, profile) for state in states],
             **_touched(reads, gives),
         },
     )
@@ -322,12 +324,14 @@ def _touched(reads: list[GraphState], gives: list[GraphState]) -> dict[str, list
     return {"reads": [state.name for state in reads], "gives": [state.name for state in gives]}
 
 
-def _described(state: GraphState, example: Tensor, length: int) -> dict[str, Any]:
-    """Describe how a program creates the initial state, ``full(shape, fill, dtype)``, and passes it on."""
+def _described(state: GraphState, example: Tensor, context: int | None, profile: Profile) -> dict[str, Any]:
+    """Describe how a program creates the initial state, ``full(shape, fill, dtype)``, and passes it on. A size of -1 is
+    room for as many tokens as it is going to hold."""
+    room = state.spec.room and context is None and "runtime" in profile.lowerings
     return {
         "name": state.name,
         "present": state.present,
-        "shape": list(state.spec.sized(1, length)),
+        "shape": list(state.spec.sized(1, -1 if room else context or 0)),
         "fill": state.spec.fill,
         "dtype": str(example.dtype).removeprefix("torch."),
         "tokens_axis": state.spec.axis,

@@ -65,7 +65,7 @@ class ExportedDecoder(ExportedTokens):
 
     def _row(self, ids_L: np.ndarray, parts_L: np.ndarray) -> np.ndarray:
         found = np.empty((len(ids_L), self._driven.vocab), np.float32)
-        position, held = 0, self._driven.initial()
+        position, held = 0, self._driven.initial(room=len(ids_L))
         for i in range(len(ids_L)):
             if i and parts_L[i] != parts_L[i - 1]:
                 position, held = 0, self._driven.initial()

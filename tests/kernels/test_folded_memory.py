@@ -96,6 +96,23 @@ def test_state_gives_what_whole_sequences_give(name: str, rotary: Rotary) -> Non
     assert torch.allclose(torch.cat(found, 1), wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tokens_one_by_one_leave_the_state_that_they_leave_together(name: str) -> None:
+    layout, (q, k, v) = LAYOUTS[name], operands(42)
+    q, k = turned(q, k)
+    states = []
+    for size in (layout.fold, 1):
+        state = folded_memory_state(layout, 2, 8, 2, dtype=torch.float64)
+        for begin in range(0, 42 // layout.fold * layout.fold, size):
+            if begin % layout.fold == 0:
+                state = fold_memory(torch.tensor([begin]), layout, ROTARY, ranges(), state)
+            given = [x[:, begin : begin + size] for x in (q, k, v, places(q))]
+            _, state = folded_memory_step(*given, layout, ROTARY, ranges(), state)
+        states.append(state)
+    for part, together, alone in zip(layout.state(8, 2), *states, strict=True):
+        assert torch.allclose(together.double(), alone.double(), rtol=0, atol=1e-9), part
+
+
 def test_a_fold_before_the_first_token_changes_nothing() -> None:
     state = folded_memory_state(SMALL, 1, 8, 2)
     after = fold_memory(torch.zeros(1), SMALL, ROTARY, FoldedRanges(*(t.float() for t in ranges())), state)

@@ -27,6 +27,7 @@ from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matr
 from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_sum import prefix_sum
+from xarch.kernels.runtime_attention import grouped_query_attention
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
     ExactPrecision,
@@ -76,6 +77,7 @@ __all__ = [
     "graph_form",
     "graph_forms",
     "grid_encode",
+    "grouped_query_attention",
     "hash_encode",
     "keep_freed_memory",
     "matrix_distance",

@@ -36,10 +36,11 @@ if args.chat:
     env.globals |= {"strftime_now": time.strftime, "raise_exception": sys.exit}
     prompt = env.from_string((args.export / "chat_template.jinja").read_text(encoding="utf-8")).render(asked)
 ids = tokenizer.encode(prompt, add_special_tokens=not args.chat).ids or [json.loads(facts["xarch.bos"]) or 0]
-held = {s["name"]: value(np.full(s["shape"], s["fill"], s["dtype"])) for s in json.loads(facts["xarch.states"])}
-room, fold, position = json.loads(facts["xarch.context"]) or 2**31, json.loads(facts["xarch.fold"]), 0
+states, fold, most = json.loads(facts["xarch.states"]), json.loads(facts["xarch.fold"]), len(ids) + args.tokens
+held = {s["name"]: value(np.full([most if n < 0 else n for n in s["shape"]], s["fill"], s["dtype"])) for s in states}
+room, position, token = json.loads(facts["xarch.context"]) or 2**31, 0, -1
 stream, times, rng = decoders.DecodeStream(), [time.perf_counter()], np.random.default_rng(args.seed)
-while len(times) <= args.tokens and position + len(ids) <= room:
+while token not in stop and len(times) <= args.tokens and position + len(ids) <= room:
     while ids:  # in as large pieces as there are graphs for, nothing is padded
         size = max(n for n in graphs if n <= len(ids))
         for graph, place in [graphs[n] for n in (0, size) if n or (fold and position % fold["every"] == 0)]:
@@ -53,8 +54,7 @@ while len(times) <= args.tokens and position + len(ids) <= room:
     logits = held["logits"].numpy()[0, -1].astype(np.float64)
     best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
     noisy = logits[best] / (args.temperature or 1) + rng.gumbel(size=len(best))  # the largest is drawn by the softmax
-    if (token := int(best[noisy.argmax()])) in stop:
-        break
+    token = int(best[noisy.argmax()])
     times, ids = [*times, time.perf_counter()], [token]
-    print(stream.step(tokenizer, token) or "", end="", flush=True)
+    print((token not in stop and stream.step(tokenizer, token)) or "", end="", flush=True)
 print(), print(f"{(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s" if len(times) > 2 else "", file=sys.stderr)

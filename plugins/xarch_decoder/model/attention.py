@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xarch import PlanError
+from xarch.kernels import graph_form, grouped_query_attention
 from xarch_decoder.factored import AttentionFactors
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.heads import MASKED, GroupedHeads
@@ -74,12 +75,14 @@ class Attention(GroupedHeads, Mixer):
         }
 
     def state_spec(self) -> tuple[StateSpec, ...]:
-        shape = (self.kv_heads, -1, self.head_dim)
-        return StateSpec("key_cache", shape), StateSpec("value_cache", shape)
+        shape, room = (self.kv_heads, -1, self.head_dim), self.window is None
+        return StateSpec("key_cache", shape, room=room), StateSpec("value_cache", shape, room=room)
 
     def advance(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if graph_form("attention") == "runtime" and self.window is None and x_BLD.shape[0] == 1:
+            return self._advance_in_runtime(x_BLD, positions_BL, state)
         q_BLHE, k_BKLE, v_BKLE = self._step(x_BLD, positions_BL)
         keys_BKSE = torch.cat([state[0], k_BKLE], 2)
         values_BKSE = torch.cat([state[1], v_BKLE], 2)
@@ -88,6 +91,27 @@ class Attention(GroupedHeads, Mixer):
             past_S = torch.arange(keys_BKSE.shape[2], device=x_BLD.device)
             allowed_BLS = self._visible(positions_BL[:, :, None], past_S)
         return self.o(self._read(q_BLHE, keys_BKSE, values_BKSE, allowed_BLS)), (keys_BKSE, values_BKSE)
+
+    def _advance_in_runtime(
+        self, x_1LD: Tensor, positions_1L: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As :meth:`advance`, by an operator of onnxruntime, which uses room behind the tokens in the cache."""
+        by = rotation(positions_1L, self.frequencies, self.gain)
+        q_1LHE, k_1LKE = self._queries_keys(x_1LD, by)
+        last_1 = positions_1L[:, -1].to(torch.int32)
+        out_1LX, keys_1KSE, values_1KSE = grouped_query_attention(
+            q_1LHE.flatten(2),
+            k_1LKE.flatten(2),
+            self.v(x_1LD),
+            state[0],
+            state[1],
+            last_1,
+            last_1 + 1,
+            scale=self.scale,
+            softcap=self.softcap,
+            grows=True,
+        )
+        return self.o(out_1LX), (keys_1KSE, values_1KSE)
 
     def advance_fixed(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]

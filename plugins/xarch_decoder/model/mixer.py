@@ -36,6 +36,7 @@ class StateSpec:
         read, written: whether a single token reads it, and changes it. What it leaves alone only folds change.
         rows: of the tensor for each sequence: its first size is the number of sequences times this.
         padding: elements for each sequence that hold nothing.
+        room: graphs for onnxruntime take a growing state with room for further tokens behind those that it holds.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StateSpec:
     written: bool = True
     rows: int = 1
     padding: int = 0
+    room: bool = False
 
     @property
     def axis(self) -> int | None:

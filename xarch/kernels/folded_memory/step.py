@@ -17,10 +17,10 @@ from xarch.kernels.bounded_attention import MASKED, Rotary, cast
 from xarch.kernels.folded_memory.folding import Entries, folded
 from xarch.kernels.folded_memory.layout import FoldedLayout, FoldedRanges
 from xarch.kernels.folded_memory.plain import numbers, per_row, slot_bias
-from xarch.kernels.folded_memory.runtime import grouped_query_attention
 from xarch.kernels.folded_memory.tables import FoldedTables, folded_tables
 from xarch.kernels.graph_forms import graph_form
 from xarch.kernels.precision import island_dtype, without_autocast
+from xarch.kernels.runtime_attention import grouped_query_attention
 
 State = tuple[Tensor, ...]
 
@@ -151,11 +151,12 @@ class _Memory:
             v_R1E,
             self.held["keys"],
             self.held["values"],
-            self.held["bias"],
             last_R,
             self.tables.entries_1,
-            self.rotary,
-            scaled=scaled,
+            scale=self.rotary.scale,
+            softcap=self.rotary.softcap,
+            bias_RHLC=self.held["bias"],
+            whole=scaled,
         )
         if scaled:
             out_R1X = out_R1X * self.scales["values"].repeat(1, self.group)[:, None]
@@ -168,7 +169,7 @@ class _Memory:
         if new_R1LE.shape[2] == 1:
             here_RC, new_R1CE = ages_RC == waiting_R[:, None], new_R1LE
         else:
-            here_RC = ages_RC >= 0
+            here_RC = (ages_RC >= 0) & (ages_RC < self.layout.fold)
             new_R1CE = _picked(new_R1LE[:, 0], self.tables.waiting_KC)[:, None]
         self.held[name] = torch.where(here_RC[:, None, :, None], new_R1CE, pool_R1CE)
         return self._read(name)
