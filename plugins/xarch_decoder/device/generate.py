@@ -45,11 +45,11 @@ while token not in stop and len(times) <= args.tokens and position + len(ids) <=
         size = max(n for n in graphs if n <= len(ids))
         for graph, place in [graphs[n] for n in (0, size) if n or (fold and position % fold["every"] == 0)]:
             held |= {"input_ids": value(np.array([ids[:size]])), "position": value(np.array([position]))}
-            call, outputs = graph.io_binding(), [node.name for node in graph.get_outputs()]
-            [call.bind_ortvalue_input(node.name, held[node.name]) for node in graph.get_inputs()]
-            [call.bind_ortvalue_output(n, held[place[n]]) if n in place else call.bind_output(n) for n in outputs]
-            graph.run_with_iobinding(call)
-            held |= {n.removeprefix("present_"): x for n, x in zip(outputs, call.get_outputs(), strict=True)}
+            io, outs = graph.io_binding(), {x.name: x.name.removeprefix("present_") for x in graph.get_outputs()}
+            [io.bind_ortvalue_input(x.name, held[x.name]) for x in graph.get_inputs()]
+            [io.bind_ortvalue_output(n, held[place[n]]) if n in place else io.bind_output(n) for n in outs]
+            graph.run_with_iobinding(io)
+            held |= {outs[n]: x for n, x in zip(outs, io.get_outputs(), strict=True) if n not in place}
         position, ids = position + size, ids[size:]
     logits = held["logits"].numpy()[0, -1].astype(np.float64)
     best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
