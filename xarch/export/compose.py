@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import sympy
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
@@ -193,7 +194,7 @@ def _own_counts(value: ir.Value, link: int) -> None:
 
 
 def _settle(part: ir.Graph, link: Link, examples: Mapping[str, Tensor]) -> None:
-    """Put a link's own sizes in the place of their names; dimensions computed from these become unknown."""
+    """Put a link's own sizes in the place of their names, and what is computed from these."""
     own = {f"{SIZE}{n}": examples[v].shape[a] for v, axes in link.sizes.items() for a, n in axes.items()}
     if not own:
         return
@@ -206,7 +207,16 @@ def _settle(part: ir.Graph, link: Link, examples: Mapping[str, Tensor]) -> None:
     ]
     for value in (*values, *bodies):
         if value.shape is not None:
-            value.shape = ir.Shape([d if isinstance(d, int) else own.get(str(d.value)) for d in value.shape])
+            value.shape = ir.Shape([d if isinstance(d, int) else _settled(str(d.value), own) for d in value.shape])
+
+
+def _settled(size: str, own: Mapping[str, int]) -> int | None:
+    """Return a size from its name or a formula of names, e.g. ``3*size_of_slots + 96``; None if others occur in it."""
+    if size in own:
+        return own[size]
+    if not set(re.findall(r"[A-Za-z_]\w*", size)) <= set(own):
+        return None
+    return int(sympy.sympify(size, locals={name: sympy.Integer(n) for name, n in own.items()}))
 
 
 def _rename(node: ir.Node, prefix: str) -> None:
