@@ -20,7 +20,7 @@ def test_the_page_says_what_the_published_studies_say() -> None:
 def test_the_rule_of_the_plan_has_the_published_gains() -> None:
     gains = [
         deit_lt.Study(name).gains("deit-lt", "recall.tail", "two-token-drw")
-        for name in ("deit_lt_fashion", "deit_lt_digits")
+        for name in ("deit_lt_fashion", "deit_lt_digits", "deit_lt_openclipart")
     ]
     means = [f"{sum(gain) / len(gain):+.1f}" for gain in gains]
     assert re.findall(r"[+]\d+[.]\d", long_tail.MEASURED) == means
