@@ -16,7 +16,8 @@ MEASURED = (
 RULE = (
     "a teacher gains over re-weighting alone (two-token-drw) where it knows the rare classes (recall.tail in its "
     f"eval.json) and its classes of plain training pictures are not the labels: {MEASURED}. The share that is: "
-    "monitor.label_agreement.{match} of metrics.jsonl once nothing is mixed; at 1 the weighted labels are the given ones, so try two-token-drw first"
+    "monitor.label_agreement.{match} of metrics.jsonl once nothing is mixed; at 1 the weighted labels are the given "
+    "ones, so try two-token-drw first"
 )
 
 
