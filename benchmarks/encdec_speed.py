@@ -170,7 +170,7 @@ def _teacher(folder: Path, call: Sessions, ids: np.ndarray) -> Answer:
     driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in names})
 
     def answer() -> Iterator[None]:
-        logits, held = driven.step(call, ids, 0, driven.initial())
+        logits, held = driven.step(call, ids, 0, driven.initial(room=len(ids) + DECODED))
         for place in range(1 + DECODED):
             token = logits[0, -1:].argmax(-1)
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.export.decoder_export import FACTS, LETTERS, DecoderTarget, decoder_student, letters_tokenizer
+from xarch import GraphCalls, graph_metadata, read_json
 from xarch.contracts.batch import Batch
 from xarch.export.profiles import cpu
 from xarch.export.run import ExportResult, export_profile
 from xarch.run.standalone import copy_runner
+from xarch_decoder.bench import LanguageGraphs
 from xarch_decoder.exported import ExportedDecoder
 from xarch_decoder.family import DecoderFamily
 
@@ -83,6 +87,25 @@ def generate(run: Path, prompt: str, *arguments: str, export: str = "cpu") -> st
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
+
+
+def test_a_cache_is_written_in_place_and_grows_when_its_room_is_used_up(run: tuple[Path, ExportResult]) -> None:
+    folder, student = run[0] / "export" / "cpu", decoder_student()
+    described = read_json(folder / "profile.json")["graphs"]
+    assert all(set(graph["in_place"].values()) == {"key_cache.1", "value_cache.1"} for graph in described.values())
+    ids = torch.randint(FACTS.vocab, (90,), generator=torch.Generator().manual_seed(3))
+    driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in described})
+    call = GraphCalls(folder, cpu.provider, threads=1)
+    held, found, caches = driven.initial(room=20), [], []
+    for place, token in enumerate(ids.numpy()):
+        logits, held = driven.step(call, token[None], place, held)
+        found.append(logits[0, -1])
+        caches.append(held["key_cache.1"])
+    # one with room for 20 tokens, then for 64 and 128
+    assert [caches[0].shape[2], caches[20].shape[2], caches[64].shape[2]] == [20, 64, 128]
+    assert all(one is other for one, other in itertools.pairwise(caches[:20]))
+    wanted = student.decoder(ids[None])[0]
+    torch.testing.assert_close(torch.from_numpy(np.stack(found)), wanted, rtol=1e-4, atol=1e-4)
 
 
 def greedy(prompt: str, tokens: int) -> str:
