@@ -11,17 +11,37 @@ from xarch import hookimpl
 def xarch_register(registry: Any) -> None:
     """Register the family, its objectives on factored logits, the choice of layers, and on-policy sampling."""
     registry.family("decoder", load="xarch_decoder.family:DecoderFamily", summary="causal language models")
-    for name, attribute, compares, summary in (
-        ("kl", "KL", "logits with logits", "divergence per token, in chunks"),
-        ("cross-entropy", "CrossEntropy", "logits with tokens", "loss on upcoming tokens"),
-        ("hard-label", "HardLabel", "logits with logits", "loss on the teacher's most likely token"),
+    for name, load, compares, units, summary in (
+        ("kl", "objectives:KL", "logits with logits", "nats/token", "divergence per token, in chunks"),
+        ("cross-entropy", "objectives:CrossEntropy", "logits with tokens", "nats/token", "loss on upcoming tokens"),
+        (
+            "hard-label",
+            "objectives:HardLabel",
+            "logits with logits",
+            "nats/token",
+            "loss on the teacher's most likely token",
+        ),
+        (
+            "uld",
+            "bridge:ULD",
+            "logits of two vocabularies",
+            "probability/token",
+            "distance of sorted probabilities, at positions where two tokenizers have read the same text",
+        ),
+        (
+            "vocab-map",
+            "bridge:VocabMap",
+            "logits of two vocabularies",
+            "nats/token",
+            "divergence over the tokens that two vocabularies have in common, and all others as one",
+        ),
     ):
         registry.objective(
             name,
-            load=f"xarch_decoder.objectives:{attribute}",
+            load=f"xarch_decoder.{load}",
             layouts=["factored-logits"],
             compares=compares,
-            units="nats/token",
+            units=units,
             summary=summary,
         )
     registry.stage(

@@ -87,7 +87,7 @@ class KL(VocabularyObjective):
                     target(rows), F.log_softmax(student.of(x_TD) / heat, -1), self.options.direction, self.options.share
                 )
 
-            kl_T = _in_chunks(chunk, x_TD, self.options.chunk)
+            kl_T = in_chunks(chunk, x_TD, self.options.chunk)
         kl_BL = kl_T.view(len(batch), -1) * heat**2
         if mask is None or mask.ndim == 1:
             return kl_BL.mean(1) if mask is None else kl_BL.mean(1) * mask
@@ -161,7 +161,7 @@ class LabelObjective(VocabularyObjective):
                 student.of(x_TD), label_T[rows], reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
             )
 
-        loss_BL = _in_chunks(chunk, student.x_BLD.flatten(0, -2), self.options.chunk).view_as(label_BL)
+        loss_BL = in_chunks(chunk, student.x_BLD.flatten(0, -2), self.options.chunk).view_as(label_BL)
         return (loss_BL * _positions(mask, loss_BL)).sum(1)
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
@@ -207,7 +207,7 @@ def _head_trains(logits: FactoredLogits) -> bool:
     return logits.weight_VD.requires_grad or (logits.bias_V is not None and logits.bias_V.requires_grad)
 
 
-def _in_chunks(loss: Callable[[Tensor, slice], Tensor], x_TD: Tensor, tokens: int) -> Tensor:
+def in_chunks(loss: Callable[[Tensor, slice], Tensor], x_TD: Tensor, tokens: int) -> Tensor:
     """Return a loss per token [T]; the logits of a chunk are recomputed for its gradient."""
     pieces = [
         checkpoint(loss, x_TD[start : start + tokens], slice(start, start + tokens), use_reentrant=False)

@@ -32,10 +32,27 @@ class Tokens:
     Attributes:
         source: the prompt without its last token, at least one.
         decoder: the prompt's last token, and the answer.
+        theirs: the pair as another teacher's tokenizer spells it, and the positions where both have read the same of
+            the answer; None without one.
     """
 
     source: list[int]
     decoder: list[int]
+    theirs: Other | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A pair as another teacher reads it.
+
+    Attributes:
+        source, decoder: as of :class:`Tokens`.
+        pairs: how many tokens of the answer each has read where both have read the same, the decoder's first.
+    """
+
+    source: list[int]
+    decoder: list[int]
+    pairs: list[tuple[int, int]]
 
 
 class PairEncoder:
@@ -105,12 +122,20 @@ def to_batch(rows: Sequence[Tokens], units: int, *, joined: bool) -> Batch:
         "answer_mask": (torch.arange(width_T) < decoder_B[:, None] - 1).float(),
     }
     if joined:
-        left_BS = torch.tensor([[PAD] * (width_S - len(ids)) + ids for ids in sources])
-        place_L = torch.arange(width_S + width_T)
-        after_BL = (place_L >= (width_S + decoder_B)[:, None]).long()
-        tensors["input_ids@teacher"] = torch.cat([left_BS, decoder_BT], 1)
-        tensors["segment_ids@teacher"] = (place_L >= (width_S - source_B)[:, None]).long() + after_BL
+        tensors["input_ids@teacher"], tensors["segment_ids@teacher"] = joined_rows(sources, decoders)
     return Batch(tensors, units)
+
+
+def joined_rows(sources: Sequence[list[int]], decoders: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the rows that a decoder reads and their segments, both [B, L]; the decoder tokens of all begin after as
+    many places as the longest source has tokens."""
+    width_S, width_T = max(map(len, sources)), max(map(len, decoders))
+    source_B1 = torch.tensor([[len(ids)] for ids in sources])
+    decoder_B1 = torch.tensor([[len(ids)] for ids in decoders])
+    left_BS = torch.tensor([[PAD] * (width_S - len(ids)) + ids for ids in sources])
+    place_L = torch.arange(width_S + width_T)
+    segments_BL = (place_L >= width_S - source_B1).long() + (place_L >= width_S + decoder_B1).long()
+    return torch.cat([left_BS, _padded(decoders, width_T)], 1), segments_BL
 
 
 def _padded(rows: Sequence[list[int]], width: int) -> Tensor:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, cast
 
 from xarch import Batch, BatchStream, UsageError
+from xarch_text.bridge import BridgedEncoder
 from xarch_text.pair_encoding import PairEncoder, Tokens, to_batch
 from xarch_text.pair_library import Pair, PairLibrary
 from xarch_text.tally import Tally
@@ -27,13 +28,16 @@ class PairStream(BatchStream):
         joined: whether batches also hold what a decoder reads.
     """
 
-    def __init__(self, library: PairLibrary, encoder: PairEncoder, *, samples: int, units: int, joined: bool) -> None:
+    def __init__(
+        self, library: PairLibrary, encoder: PairEncoder | BridgedEncoder, *, samples: int, units: int, joined: bool
+    ) -> None:
         self.library, self.encoder, self.samples, self.units, self.joined = library, encoder, samples, units, joined
         self.tally = Tally(library.reading.skip_limit)
 
     def _batch(self, rows: list[Tokens]) -> Batch:
         self.tally.add("tokens", sum(len(r.source) + len(r.decoder) for r in rows))
-        return to_batch(rows, len(rows) * self.units, joined=self.joined)
+        batch = to_batch(rows, len(rows) * self.units, joined=self.joined)
+        return self.encoder.bridged(batch, rows) if isinstance(self.encoder, BridgedEncoder) else batch
 
     def counters(self) -> dict[str, int]:
         return dict(self.tally.counts)

@@ -14,8 +14,10 @@ from xarch import (
     DataRequest,
     Options,
     TensorInfo,
+    UsageError,
     validated,
 )
+from xarch_text.bridge import BridgedEncoder, bridge_tensors
 from xarch_text.corpus import Corpus, find_corpus
 from xarch_text.docstrings import INCLUDED_PAIRS
 from xarch_text.encoding import Encoder
@@ -47,6 +49,11 @@ class PairOptions(ReadingOptions):
         None,
         description="also make rows of source and target, which a decoder reads as a teacher; default: unless the "
         "teacher has an encoder of its own",
+    )
+
+    bridge: str = Field(
+        "",
+        description="name of a further teacher with another tokenizer: rows for it, and where the two tokenizers meet",
     )
 
     @field_validator("prompt")
@@ -92,6 +99,8 @@ class PairData(DataProvider):
         }
         if _joined(options, request.facts):
             tensors |= {key: TensorInfo("BL") for key in ("input_ids@teacher", "segment_ids@teacher")}
+        if options.bridge:
+            tensors |= bridge_tensors(options.bridge)
         return described(
             _corpus(request),
             options,
@@ -122,15 +131,26 @@ class PairData(DataProvider):
         facts = request.facts or getattr(request.teacher, "facts", None)
         _check_length(sample, facts)
         library = PairLibrary(_corpus(request), options, request.split, source=options.source, target=options.target)
-        text = Encoder(request.processors.get("teacher"), options.tokenizer, "eos", getattr(facts, "vocab", None))
+        vocab = getattr(facts, "vocab", None)
+        text = Encoder(request.processors.get("teacher"), options.tokenizer, "eos", vocab)
         ends = [token for token in getattr(facts, "eos", ()) if options.tokenizer == "bytes" and token >= BYTES]
-        encoder = PairEncoder(
-            text, options.prompt, source=sample.source, target=sample.target, end=ends[0] if ends else None
-        )
+        sizes = {"source": sample.source, "target": sample.target}
+        own = PairEncoder(text, options.prompt, end=ends[0] if ends else None, **sizes)
+        encoder = own if not options.bridge else _bridged(own, request, sizes, vocab)
         given = {"samples": request.samples, "units": sample.source + sample.target, "joined": _joined(options, facts)}
         if request.split == "train":
             return TrainPairs(library, encoder, seed=request.seed, **given)
         return FixedPairs(library, encoder, **given)
+
+
+def _bridged(own: PairEncoder, request: DataRequest, sizes: Mapping[str, int], vocab: int | None) -> BridgedEncoder:
+    name: str = request.options.bridge
+    if request.processors.get(name) is None:
+        raise UsageError(
+            f"data.options.bridge: there is no teacher {name!r} with a tokenizer", f"--set teachers.{name}=hf:FOLDER"
+        )
+    other = Encoder(request.processors[name], "teacher", "eos", None)
+    return BridgedEncoder(own, PairEncoder(other, request.options.prompt, end=None, **sizes), name, vocab)
 
 
 def _corpus(request: DataRequest) -> Corpus:

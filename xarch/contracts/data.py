@@ -73,7 +73,8 @@ class DataRequest:
         split: part of the data.
         samples: samples per batch.
         sample: form of one sample as configured, e.g. ``{"length": 512}``; checked with the provider's ``Sample``.
-        processors: "teacher" and "student" -> tokenizer or image processor (often the same object), None without one.
+        processors: "teacher", "student" and names of further teachers -> tokenizer or image processor (often the same
+            object), None without one.
         seed: seed of the order and of every augmentation.
         teacher: the loaded teacher, for data sampled from it; None while planning or without a teacher.
         facts: the teacher's facts, also available while planning; None without a teacher.

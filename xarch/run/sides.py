@@ -31,7 +31,8 @@ class RunSides:
         teachers: further teachers by name, and "random" if a match uses it.
         request: request with which the data are opened.
         data: the provider.
-        processors: "teacher" and "student" -> tokenizer or image processor, None without one.
+        processors: "teacher", "student" and names of further teachers -> tokenizer or image processor, None without
+            one.
         facts: facts of the data set.
         digest: identity of its content.
     """
@@ -86,6 +87,7 @@ def load_sides(plan: Plan, registry: Registry, device: torch.device, say: Say) -
     with registry.guard(spec, "processor"):
         processors = {"student": target.adapter.processor(teacher)}
     with registry.attributed("its processor"):
+        processors = {name: other.processor() for name, other in others.items()} | processors
         processors["teacher"] = None if teacher is None else teacher.processor()
     described = Describer(registry, say).data(config, None if teacher is None else teacher.facts)
     request = replace(described.request, processors=processors, teacher=teacher)
