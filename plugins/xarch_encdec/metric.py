@@ -66,13 +66,13 @@ class Answers(Metric):
             if not tokens or shown is None:
                 raise UsageError("no held-out answers to evaluate on", "raise evaluate.samples or data.options.heldout")
             samples = _samples(teacher, students.get("student"), shown, request)
-        figures = {name: _figures(scores[name], scores.get("teacher")) for name in students}
+        figures = {name: compared(scores[name], scores.get("teacher")) for name in students}
         student = figures.pop("student", {})
         return Evaluation(
             metric="nll",
             higher_is_better=False,
             unit=UNITS["nll"],
-            teacher=_alone(scores["teacher"]) if teacher is not None else {},
+            teacher=alone(scores["teacher"]) if teacher is not None else {},
             student=student,
             baselines=figures,
             gated={k: student[k] for k in ("kl", "top1_agreement") if k in student},
@@ -90,12 +90,14 @@ def answers_of(batch: Batch) -> Batch:
     return Batch(tensors if mask_BT is None else {**tensors, "loss_mask": mask_BT}, batch.units)
 
 
-def _alone(score: Scores) -> dict[str, float]:
+def alone(score: Scores) -> dict[str, float]:
+    """Return the figures of a model by itself."""
     return {"nll": score.cross_entropy, "top1_accuracy": score.hits / score.tokens}
 
 
-def _figures(score: Scores, teacher: Scores | None) -> dict[str, float]:
-    figures = _alone(score)
+def compared(score: Scores, teacher: Scores | None) -> dict[str, float]:
+    """Return the figures of a student, with those that compare it with its teacher if there is one."""
+    figures = alone(score)
     if teacher is None:
         return figures
     figures["kl"] = score.kl

@@ -17,7 +17,7 @@ from xarch.registry.loader import get_registry
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A site for fake distributions, a home of its own, and only the core of xarch's plugins."""
     made = make_site(tmp_path, monkeypatch)
-    monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "hf,text,acm,encdec,mohawk,memory,pvd,image,timm,pictures")
+    monkeypatch.setenv("XARCH_DISABLE_PLUGINS", "hf,text,acm,encdec,speech,mohawk,memory,pvd,image,timm,pictures")
     monkeypatch.chdir(tmp_path)
     yield made
     forget(made)

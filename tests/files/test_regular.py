@@ -53,6 +53,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 ALLOWED = {
     "xarch_decoder/device/generate.py": "the files beside it, on a device without xarch",
     "xarch_encdec/device/answer.py": "the files beside it, on a device without xarch",
+    "xarch_speech/device/transcribe.py": "the files beside it, on a device without xarch",
     "xarch_methods/__init__.py": "the heads of its own package",
 }
 """Files of plugins that open something without the guard -> what they open."""

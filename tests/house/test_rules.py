@@ -24,7 +24,7 @@ PUBLIC_MODULES = (
     "xarch.matching.objectives",
     "xarch.matching.connectors",
 )
-FAMILIES = ("xarch_decoder", "xarch_field", "xarch_image")
+FAMILIES = ("xarch_decoder", "xarch_encdec", "xarch_field", "xarch_image")
 """Plugins that others may import: what models of one family share."""
 TOP = {"LICENSE", "pyproject.toml", "README.md", "xarch", "plugins", "tests", "benchmarks", "examples"}
 

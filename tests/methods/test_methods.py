@@ -21,6 +21,7 @@ from xarch.testing.models import tiny_conversion
 TARGETS: dict[str, dict[str, Any]] = {
     "decoder": {"student.target": "dm2"},
     "encdec": {"student.target": "encdec"},
+    "speech": {"student.target": "whisper"},
     "radiance-field": {"student.target": "hash"},
     "image": {
         "student.target": "timm",

@@ -1,0 +1,194 @@
+"""Student and teacher: models that hear speech, with taps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xarch import Batch, PlanError, Sink, Student, Tap, TapModel, Teacher
+from xarch_decoder.factored import FactoredLogits
+from xarch_speech.facts import SpeechFacts
+from xarch_speech.model import SpeechModel
+
+MEMORY = "memory"
+"""Batch key [B, S, D] of what an equal encoder heard already; models that have it leave out their own."""
+
+ENCODER = re.compile(r"encoder\.\d+\.(input|output)")
+"""Taps inside the encoder."""
+
+TEXT = re.compile(r"decoder\.\d+\.(input|own|heard|output)|final|logits")
+"""Taps that decoder tokens are needed for."""
+
+
+class Running(TapModel):
+    """A :class:`SpeechModel` whose taps are read; base of student and teacher."""
+
+    family = "speech"
+    module: SpeechModel
+    facts: SpeechFacts
+
+    def taps(self) -> Mapping[str, Tap]:
+        return self.facts.taps()
+
+    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
+        """Push the wanted taps. The decoder runs only if one of them needs it, so a batch of recordings alone is enough
+        for the others.
+
+        Raises:
+            ValueError: a wanted tap does not exist.
+        """
+        unknown = sorted(set(wanted) - set(self.taps()))
+        if unknown:
+            raise ValueError(f"a speech model has no taps {', '.join(unknown)}")
+        memory_BSD = self.heard(batch, wanted, sink)
+        if "memory" in wanted:
+            sink("memory", memory_BSD)
+        heard = self.module.read(memory_BSD, wanted, sink)
+        if not any(TEXT.fullmatch(name) for name in wanted):
+            return
+        final_BTD, _ = self.module.decode(batch["decoder_input_ids"], heard, None, wanted, sink)
+        if "logits" in wanted:
+            sink("logits", self.module.logits(final_BTD))
+
+    def heard(self, batch: Batch, wanted: Collection[str] = (), sink: Sink = lambda name, value: None) -> Tensor:
+        """Return the encoder's last output for a batch [B, S, D]: what the batch has, if nothing inside the encoder is
+        wanted."""
+        known_BSD = batch.get(MEMORY)
+        if known_BSD is not None and not any(ENCODER.fullmatch(name) for name in wanted):
+            return known_BSD
+        return self.module.encode(batch["input_features"], wanted, sink)
+
+    def work(self, sample: Mapping[str, Any]) -> float:
+        return self.facts.work(sample)
+
+    def packed(self, name: str, value: Any) -> Any:
+        return value.x_BLD if isinstance(value, FactoredLogits) else value
+
+    def unpacked(self, name: str, stored: Tensor) -> Any:
+        return self.module.logits(stored) if name == "logits" else stored
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Return ``head.weight`` [V, D], the embedding."""
+        return {"head.weight": self.module.embed.weight}
+
+
+class SpeechTeacher(Running, Teacher):
+    """A loaded model, frozen and in eval mode.
+
+    Args:
+        module: owned by the teacher from now on.
+        ref: its reference.
+        fingerprint: SHA-256 of its weights.
+        processor: see :class:`xarch_speech.processor.SpeechProcessor`.
+    """
+
+    def __init__(self, module: SpeechModel, *, ref: str, fingerprint: str, processor: Any = None) -> None:
+        self.module, self.facts = module.eval().requires_grad_(False), module.facts
+        self.ref, self.fingerprint, self._processor = ref, fingerprint, processor
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+
+    def processor(self) -> Any:
+        return self._processor
+
+    def save_processor(self, folder: str) -> None:
+        if self._processor is not None:
+            self._processor.save_pretrained(folder)
+
+
+class SpeechStudent(Running, Student):
+    """A student whose layers are some of the teacher's.
+
+    Args:
+        facts: the architecture.
+        encoder, decoder: the teacher's layer behind each layer; as many as the facts say.
+        traits: what the plan says of it.
+        device: device of the parameters; "meta" allocates nothing.
+    """
+
+    def __init__(
+        self,
+        facts: SpeechFacts,
+        encoder: Iterable[int],
+        decoder: Iterable[int],
+        *,
+        traits: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.facts, self._traits = facts, dict(traits or {})
+        self.encoder, self.decoder = tuple(encoder), tuple(decoder)
+        with torch.device(device):
+            self.module = SpeechModel(facts)
+
+    def traits(self) -> Mapping[str, str]:
+        return self._traits
+
+    def layer_map(self) -> Mapping[int, int]:
+        return dict(enumerate(self.decoder))
+
+    def counterparts(self) -> Mapping[str, str]:
+        """Pair every tap of a layer with that of the teacher's layer behind it."""
+        places = {f"encoder.{k}.": f"encoder.{i}." for k, i in enumerate(self.encoder)}
+        places |= {f"decoder.{j}.": f"decoder.{i}." for j, i in enumerate(self.decoder)}
+        found = {}
+        for name in self.taps():
+            place = next((own for own in places if name.startswith(own)), None)
+            found[name] = name if place is None else places[place] + name.removeprefix(place)
+        return found
+
+    def param_groups(self) -> Mapping[str, list[str]]:
+        """Return parameter names by group: ``encoder`` (with convolutions, positions and norm), ``decoder`` (with
+        positions and norm, without what follows), ``cross`` (cross-attention and its norm), ``embedding`` (also the
+        head) and ``all``."""
+        groups: dict[str, list[str]] = {key: [] for key in ("encoder", "decoder", "cross", "embedding", "all")}
+        for name, _ in self.module.named_parameters():
+            groups["all"].append(name)
+            groups[_group_of(name)].append(name)
+        return groups
+
+    def no_decay(self) -> Collection[str]:
+        few = [name for name, p in self.module.named_parameters() if p.ndim < 2]
+        return [*few, "places", "encoder_places"]
+
+    def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
+        """Return this student, frozen and in eval mode, as the teacher of another conversion."""
+        return SpeechTeacher(self.module, ref=ref, fingerprint=fingerprint, processor=processor)
+
+    def shard_units(self) -> Iterable[nn.Module]:
+        return [*self.module.encoder, *self.module.decoder]
+
+
+SIDE = ("hear1.", "hear2.", "encoder_places", "encoder.", "encoder_norm.")
+"""Beginnings of the names of what an encoder consists of."""
+
+
+def same_encoder(one: Running, other: Running) -> bool:
+    """Return whether two models hear the same, bit for bit."""
+    first, second = one.module.state_dict(), other.module.state_dict()
+    names = {name for name in {*first, *second} if name.startswith(SIDE)}
+    return all(name in first and name in second and torch.equal(first[name], second[name]) for name in names)
+
+
+def own(student: Student) -> SpeechStudent:
+    """Return a student as one of this family.
+
+    Raises:
+        PlanError: it is not one.
+    """
+    if not isinstance(student, SpeechStudent):
+        raise PlanError(f"this student is a {type(student).__name__}, the target builds SpeechStudent")
+    return student
+
+
+def _group_of(name: str) -> str:
+    parts = name.split(".")
+    if parts[0] == "decoder" and parts[2] in ("cross", "norm_cross"):
+        return "cross"
+    if parts[0] == "embed":
+        return "embedding"
+    return "decoder" if parts[0] in ("decoder", "places", "norm") else "encoder"
