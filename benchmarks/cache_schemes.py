@@ -155,7 +155,7 @@ class SchemeAttention(MemoryAttention):
             k_BLKE, v_BLKE = _rounded(k_BLKE), _rounded(v_BLKE)
         rows = []
         for q_LHE, k_LKE, v_LKE in zip(q_BLHE, k_BLKE, v_BLKE, strict=True):
-            cache = self.scheme(self.kv_heads, self.head_dim, self.layout.sinks + self.layout.windows[0])
+            cache = self.scheme(self.kv_heads, self.head_dim, self.layout.sinks + self.layout.window)
             groups = q_LHE.unflatten(1, (self.kv_heads, -1))
             found = [cache.read(*at, self.scale) for at in zip(groups, k_LKE, v_LKE, strict=True)]
             rows.append(torch.stack(found).flatten(1, 2))
@@ -208,7 +208,7 @@ def measure(teacher: Teacher, row: Any, known: Any, scheme: type[Cache], precisi
         "ratio": float(torch.tensor(student.cross_entropy - scores["teacher"].cross_entropy).exp()),
         "top1": student.agree / student.tokens,
         "tokens": student.tokens,
-        "places": layout.sinks + layout.windows[0],
+        "places": layout.sinks + layout.window,
         "cpu_seconds": round(time.process_time() - begin, 1),
     }
 

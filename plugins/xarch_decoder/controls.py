@@ -41,8 +41,7 @@ def window_layout(facts: DecoderFacts, budget: int, precision: ExactPrecision) -
     window = budget // (facts.kv_heads * entry) - SINKS
     if window < 1:
         return None
-    size = (window,) * facts.kv_heads
-    return MemoryLayout(SINKS, size, (0,) * facts.kv_heads, exact=precision)
+    return MemoryLayout(SINKS, window, exact=precision)
 
 
 def eviction_layout(
@@ -53,8 +52,8 @@ def eviction_layout(
 
     Args:
         exact: precision of sinks and window.
-        stored: precision of the tokens kept for their attention; they need no position or count, since their keys are
-            rotated and each is one token.
+        stored: precision of the tokens kept for their attention; they need no position, since their keys could be
+            rotated.
     """
     recent, kept = (entry_bytes(facts.head_dim, precision, importance=True) for precision in (exact, stored))
     left = budget // facts.kv_heads - SINKS * recent
@@ -62,8 +61,7 @@ def eviction_layout(
     slots = (left - window * recent) // kept
     if slots < 1:
         return None
-    heads = facts.kv_heads
-    return MemoryLayout(SINKS, (window,) * heads, (slots,) * heads, exact=exact, stored=stored, write="evict")
+    return MemoryLayout(SINKS, window, slots, exact=exact, stored=stored)
 
 
 def heavy_hitter_layout(facts: DecoderFacts, budget: int) -> MemoryLayout | None:
@@ -74,9 +72,8 @@ def heavy_hitter_layout(facts: DecoderFacts, budget: int) -> MemoryLayout | None
     bytes of int8; sums of attention take none. Both favour the control.
     """
     places = budget // (facts.kv_heads * entry_bytes(facts.head_dim, "int8", importance=False))
-    recent = (places // 2,) * facts.kv_heads
-    kept = (places - places // 2,) * facts.kv_heads
-    return MemoryLayout(0, recent, kept, exact="int8", write="evict", decay=1.0, age=0) if places >= 2 else None
+    recent = places // 2
+    return MemoryLayout(0, recent, places - recent, exact="int8", decay=1.0, age=0) if places >= 2 else None
 
 
 def control_layouts(student: DecoderStudent) -> dict[str, dict[int, MemoryLayout]]:
@@ -127,10 +124,10 @@ def bounded_teacher(teacher: Teacher, layouts: Mapping[int, MemoryLayout]) -> De
 
 
 def _facts(facts: DecoderFacts, budgets: Mapping[int, int], layouts: Mapping[int, MemoryLayout]) -> dict[str, object]:
-    entries = [(layout.windows[0], layout.slots[0]) for layout in layouts.values()]
+    entries = [(layout.window, layout.slots) for layout in layouts.values()]
     windows, slots = zip(*entries, strict=True)
-    # The positions and counts of evicted tokens need no bytes: their keys are rotated, and each is one token.
-    bytes_used = [min(layout.bytes(facts.head_dim), budgets[i]) for i, layout in layouts.items()]
+    # The positions of tokens kept for their attention need no bytes: their keys could be rotated.
+    bytes_used = [min(layout.bytes(facts.kv_heads, facts.head_dim), budgets[i]) for i, layout in layouts.items()]
     sinks = min(layout.sinks for layout in layouts.values())
     words = f"{_range(windows)} recent tokens" + (f", {sinks} first" if sinks else "")
     return {

@@ -184,7 +184,7 @@ def _slot_memory() -> Op:
     """Without gradients, which only the plain form has, and short, as exporters record every token; the rest is in
     test_slot_memory.py."""
     draw = source()
-    layout, rotary, length = MemoryLayout(1, (1,), (1,)), Rotary((1.0, 0.2), scale=0.5), 5
+    layout, rotary, length = MemoryLayout(1, 1, 1), Rotary((1.0, 0.2), scale=0.5), 5
 
     def call(backend: str | None, *t: Tensor, **options: Any) -> Any:
         positions = torch.arange(t[0].shape[1], device=t[0].device).expand(t[0].shape[:2])

@@ -12,19 +12,12 @@ from agreement import assert_close, each, source
 from torch import Tensor
 
 from xarch.errors import UsageError
-from xarch.kernels import (
-    MemoryLayout,
-    Rotary,
-    memory_tables,
-    shared_sizes,
-    slot_memory,
-    slot_memory_state,
-    slot_memory_step,
-)
+from xarch.kernels import MemoryLayout, Rotary, slot_memory, slot_memory_state
 from xarch.kernels.slot_memory import plain
 
 ROTARY = Rotary((1.0, 0.5, 0.1), scale=0.35)
-MIXED = MemoryLayout(2, (5, 3), (3, 6))
+SMALL = MemoryLayout(2, 5, 4)
+HEADS = 2
 
 
 @dataclass(frozen=True)
@@ -37,8 +30,8 @@ class Memory:
 
     def operands(self) -> list[Tensor]:
         draw = source()
-        kv = self.layout.heads
-        return [2 * draw(2, self.length, 2 * kv, self.width), *(draw(2, self.length, kv, self.width) for _ in "kv")]
+        keys_values = [draw(2, self.length, HEADS, self.width) for _ in "kv"]
+        return [2 * draw(2, self.length, 2 * HEADS, self.width), *keys_values]
 
     def positions(self) -> Tensor:
         second = torch.cat([torch.arange(self.restart), torch.arange(self.length - self.restart)])
@@ -58,21 +51,18 @@ class Memory:
 
 
 CASES = [
-    Memory(MIXED),
-    Memory(replace(MIXED, write="evict")),
-    Memory(replace(MIXED, exact="int8")),
-    Memory(replace(MIXED, exact="float16", stored="float16")),
-    Memory(replace(MIXED, slots=(0, 4), sinks=0)),
-    Memory(replace(MIXED, slots=(0, 0), exact="int8")),
-    Memory(MIXED, rotary=Rotary((0.7,), gain=1.2, scale=0.35, softcap=5.0), length=33, restart=1),
-    Memory(
-        MemoryLayout(0, (1,), (1,), age=1, decay=0.5), length=17, width=5, restart=16, rotary=Rotary((0.5,), scale=0.4)
-    ),
+    Memory(SMALL),
+    Memory(replace(SMALL, exact="int8", age=0, decay=1.0)),
+    Memory(replace(SMALL, exact="float16", stored="float16", age=2)),
+    Memory(replace(SMALL, window=9, sinks=0)),
+    Memory(replace(SMALL, slots=0, exact="int8")),
+    Memory(SMALL, rotary=Rotary((0.7,), gain=1.2, scale=0.35, softcap=5.0), length=33, restart=1),
+    Memory(MemoryLayout(0, 1, 1, age=0, decay=0.5), length=17, width=5, restart=16, rotary=Rotary((0.5,), scale=0.4)),
 ]
 
 
 @each("case", torch=CASES, cpp=CASES)
-def test_values_pieces_and_steps(backend, case):
+def test_values_in_one_call_and_in_pieces(backend, case):
     dtype, limit = (torch.float64, 1e-12) if backend == "torch" else (torch.float32, 2e-5)
     wanted, _ = case.call("naive", *case.operands())
     operands = [t.to(dtype) for t in case.operands()]
@@ -81,48 +71,26 @@ def test_values_pieces_and_steps(backend, case):
     for name in (backend, "naive") if backend == "torch" else (backend,):
         given = case.operands() if name == "naive" else operands
         ys, state = [], None
-        for start, stop in itertools.pairwise((0, 1, 2, 9, 9, min(30, case.length - 2), case.length - 2)):
+        for start, stop in itertools.pairwise((0, 1, 2, 9, 9, min(30, case.length - 1), case.length - 1, case.length)):
             y, state = case.call(name, *given, cut=slice(start, stop), state=state)
             ys.append(y)
-        for t in range(case.length - 2, case.length):
-            at = case.positions()[:, t]
-            y, state = slot_memory_step(*(x[:, t] for x in given), at, case.layout, case.rotary, state)
-            ys.append(y[:, None])
         assert_close([torch.cat(ys, 1)], [wanted], limit)
     assert [t.shape for t in state] == [t.shape for t in last]
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_chunks_of_any_size_give_the_same(monkeypatch, tokens):
-    case = Memory(replace(MIXED, exact="int8", stored="float16"))
+    case = Memory(replace(SMALL, exact="int8", stored="float16"))
     wanted, last = case.call("torch", *case.operands())
     monkeypatch.setattr(plain, "TOKENS", tokens)
     found, after = case.call("torch", *case.operands())
     assert_close([found], [wanted], 1e-12)
-    assert_close([t.double() for t in after[2:]], [t.double() for t in last[2:]], 1e-12)
-
-
-def test_with_tables_only_they_decide_about_sizes():
-    """Graphs of layers of other sizes share operators, so no size may come from the layout itself."""
-    case = Memory(replace(MIXED, exact="int8", stored="float16"))
-    other = replace(case.layout, windows=(3, 5), slots=(6, 3))
-    tables = memory_tables(case.layout, torch.float32)
-    q, k, v = (t[:1].float() for t in case.operands())
-    positions = case.positions()[:1]
-    wanted, last = slot_memory(q, k, v, positions, case.layout, ROTARY, return_final_state=True, backend="torch")
-    state = slot_memory_state(case.layout, 1, 8)
-    found, after = slot_memory(q, k, v, positions, other, ROTARY, state=state, return_final_state=True, tables=tables)
-    assert torch.equal(found, wanted)
-    assert all(torch.equal(a, b) for a, b in zip(after, last, strict=True))
-    # Layouts whose sizes may be shared name every size of their state.
-    named = {name: len(shared_sizes(case.layout, name)) for name in case.layout.state(8)}
-    assert set(named.values()) == {1}
-    assert shared_sizes(replace(case.layout, slots=(0, 1)), "exact_keys") == {}
+    assert_close([t.double() for t in after], [t.double() for t in last], 1e-12)
 
 
 @each(torch=[()], cpp=[()], naive=[()])
 def test_the_past_does_not_see_the_future_nor_another_document(backend):
-    case = Memory(MIXED)
+    case = Memory(SMALL)
     operands = [t.float() for t in case.operands()]
     before, _ = case.call(backend, *operands)
     changed = [torch.cat([t[:, :30], t[:, 30:] + 1.0], 1) for t in operands]
@@ -134,7 +102,7 @@ def test_the_past_does_not_see_the_future_nor_another_document(backend):
     assert not torch.allclose(before[0, 30:], after[0, 30:])
 
 
-@each("layout", cpp=[MemoryLayout(2, (70, 64), (0, 3)), MemoryLayout(4, (20, 20), (50, 60), write="evict")])
+@each("layout", cpp=[MemoryLayout(2, 64), MemoryLayout(4, 20, 50)])
 def test_a_memory_that_holds_everything_is_attention(backend, layout):
     case = Memory(layout, restart=46)
     q, k, v = (t.float() for t in case.operands())
@@ -145,21 +113,8 @@ def test_a_memory_that_holds_everything_is_attention(backend, layout):
     assert_close([found[0]], [wanted.transpose(1, 2)[0]], 1e-5)
 
 
-@each(cpp=[()], torch=[()])
-def test_equal_keys_merge_without_loss(backend):
-    """Tokens with one key and one value: slots count them, and attention stays exact."""
-    case = Memory(MemoryLayout(1, (3,), (2,)), rotary=Rotary((), scale=0.4), restart=46)
-    q, k, v = (t.float() for t in case.operands())
-    k, v = k[:, :1].expand_as(k).contiguous(), v[:, :1].expand_as(v).contiguous()
-    found, state = case.call(backend, q, k, v)
-    assert_close([found], [v.repeat_interleave(2, 2)], 1e-5)
-    counts = state[-1][0, 0]
-    assert counts.sum() == case.length - 1 - 3
-    assert (state[-1][0, 2].abs() < 1e-6).all()
-
-
-def test_gradients_pass_through_merges():
-    case = Memory(MemoryLayout(1, (2,), (2,)), length=9, restart=8, width=4, rotary=Rotary((0.5,), scale=0.5))
+def test_gradients_pass_through_slots():
+    case = Memory(MemoryLayout(1, 2, 2, age=0), length=9, restart=8, width=4, rotary=Rotary((0.5,), scale=0.5))
     leaves = [t.requires_grad_() for t in case.operands()]
     assert torch.autograd.gradcheck(lambda *t: case.call("torch", *t)[0], leaves, fast_mode=True)
     y, _ = slot_memory(*leaves, case.positions(), case.layout, case.rotary, return_final_state=True)
@@ -167,20 +122,22 @@ def test_gradients_pass_through_merges():
 
 
 def test_bytes_are_those_of_the_tensors():
-    for layout in (MIXED, replace(MIXED, exact="int8", stored="float16"), replace(MIXED, slots=(0, 0))):
-        state = slot_memory_state(layout, 1, 8)
-        assert layout.bytes(8) == sum(t.numel() * t.element_size() for t in state)
-        assert len(state) == len(layout.state(8))
+    for layout in (SMALL, replace(SMALL, exact="int8", stored="float16"), replace(SMALL, slots=0)):
+        state = slot_memory_state(layout, 1, HEADS, 8)
+        assert layout.bytes(HEADS, 8) == sum(t.numel() * t.element_size() for t in state)
+        assert len(state) == len(layout.state(HEADS, 8))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: MemoryLayout(1, (0,), (1,)), "windows >= 1"),
-        (lambda: MemoryLayout(1, (2, 3), (1,)), "2 windows for 1"),
-        (lambda: MemoryLayout(1, (2,), (1,), exact="int4"), "exact is 'int4'"),
-        (lambda: Memory(MemoryLayout(1, (2,), (1,))).call("torch", *Memory(MIXED).operands()), "layout of 1"),
-        (lambda: Memory(MIXED).call("torch", *Memory(MIXED).operands(), state=(torch.zeros(1),)), "state has shapes"),
+        (lambda: MemoryLayout(1, 0, 1), "window >= 1"),
+        (lambda: MemoryLayout(1, 2, 1, exact="int4"), "exact is 'int4'"),
+        (
+            lambda: Memory(SMALL).call("torch", *(t[:, :, :3] for t in Memory(SMALL).operands())),
+            "3 heads cannot",
+        ),
+        (lambda: Memory(SMALL).call("torch", *Memory(SMALL).operands(), state=(torch.zeros(1),)), "state has shapes"),
     ],
 )
 def test_wrong_sizes_are_named(change, message):

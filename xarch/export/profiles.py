@@ -36,11 +36,10 @@ cpu = Profile(
     # the version torch's exporter writes without conversion, and onnxruntime supports since 1.14
     max_opset=18,
     max_ir=8,
-    # steps that depend on one another, unrolled for every token of a prompt, are too large a graph
-    forbidden_ops=CONTROL_FLOW - {"Scan"},
+    forbidden_ops=CONTROL_FLOW,
     # onnxruntime gathers rows of a grid three to seven times faster than its GridSample reads channels one by one
     # and its attention writes a state in place
-    lowerings=("gather", "scan", "runtime"),
+    lowerings=("gather", "runtime"),
     runtime_ops=RUNTIME_OPS,
     summary="onnxruntime on a CPU, float32",
 )
@@ -66,7 +65,6 @@ openvino = replace(
     cpu,
     name="openvino",
     runtime_ops=frozenset(),
-    forbidden_ops=CONTROL_FLOW,
     # OpenVINO reads every operator of opset 18 that these graphs need; its GridSample and GatherND are as fast
     lowerings=(),
     summary="OpenVINO on CPUs and integrated graphics, float32",
@@ -76,7 +74,6 @@ web = replace(
     cpu,
     name="web",
     runtime_ops=frozenset(),
-    forbidden_ops=CONTROL_FLOW,
     lowerings=("gather",),
     max_opset=17,
     summary="onnxruntime-web (WebAssembly), float32: opset 17, standard operators",

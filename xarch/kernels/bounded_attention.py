@@ -60,9 +60,12 @@ def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_operands(
-    op: str, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, positions_BL: Tensor, heads: int, rotary: Rotary
+    op: str, q_BLHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, positions_BL: Tensor, heads: int | None, rotary: Rotary
 ) -> None:
-    """Check that the operands of an operation fit together, and a layout of so many key/value heads.
+    """Check that the operands of an operation fit together.
+
+    Args:
+        heads: key/value heads of a layout; None: it fits any number.
 
     Raises:
         UsageError: they do not.
@@ -72,8 +75,10 @@ def check_operands(
         raise UsageError(
             f"{op}: want q [B, L, H, E] and k, v [B, L, K, E], got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
         )
-    if heads != k.shape[2] or q.shape[2] % k.shape[2]:
-        raise UsageError(f"{op}: {q.shape[2]} heads, {k.shape[2]} key/value heads and a layout of {heads} do not fit")
+    if q.shape[2] % k.shape[2]:
+        raise UsageError(f"{op}: {q.shape[2]} heads cannot share {k.shape[2]} key/value heads")
+    if heads not in (None, k.shape[2]):
+        raise UsageError(f"{op}: {k.shape[2]} key/value heads for a layout of {heads}")
     if tuple(positions_BL.shape) != tuple(q.shape[:2]):
         raise UsageError(f"{op}: positions have shape {list(positions_BL.shape)}, want {list(q.shape[:2])}")
     if 2 * len(rotary.frequencies) > q.shape[3]:

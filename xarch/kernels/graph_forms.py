@@ -14,7 +14,6 @@ FORMS = {
     "hash": ("loop", "batched"),
     "waves": ("sine", "polynomial"),
     "prefix_sum": ("cumsum", "doubling"),
-    "tokens": ("unrolled", "scan"),
     "attention": ("standard", "runtime"),
 }
 """Operation -> its forms, the default first.
@@ -24,7 +23,6 @@ axes are always gathered: 5-D GridSample needs opset 20.
 hash: a chain of operators a level, or one for all levels: a sixth of the nodes and larger intermediate values.
 waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin is missing or half precision.
 prefix_sum: CumSum, or log2(length) shifted additions.
-tokens: the operators of a step repeated for every token, or a Scan with the step as its body.
 attention: standard operators, or those of onnxruntime: one for a rotation, one for the attention to a memory, which it
 writes in place.
 """

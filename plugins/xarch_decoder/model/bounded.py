@@ -21,17 +21,12 @@ from xarch_decoder.model.mixer import SequenceInfo
 class BoundedAttention(Attention):
     """Attention with the teacher's weights whose subclasses say what :meth:`remember` sees.
 
-    Args:
-        heads: key/value heads of the memory.
-
     Raises:
-        PlanError: the memory does not fit the decoder's heads.
+        PlanError: the layer's memory is constant already.
     """
 
-    def __init__(self, facts: DecoderFacts, layer: int, *, heads: int) -> None:
+    def __init__(self, facts: DecoderFacts, layer: int) -> None:
         super().__init__(facts, layer)
-        if heads != facts.kv_heads:
-            raise PlanError(f"layer {layer}: a memory of {heads} heads for {facts.kv_heads} key/value heads")
         if self.window is not None:
             raise PlanError(
                 f"layer {layer} has a sliding window of {self.window} tokens: its memory is constant already",
@@ -67,17 +62,6 @@ class BoundedAttention(Attention):
 
     def inner_shapes(self) -> dict[str, dict[str, int]]:
         return {"values": {"K": self.kv_heads, "E": self.head_dim}, "heads": {"H": self.heads, "E": self.head_dim}}
-
-    @abstractmethod
-    def advance_sized(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See :class:`Mixer`; without ``tables`` the sizes are those of the layout."""
-
-    def advance(
-        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.advance_sized(x_BLD, positions_BL, state, ())
 
     def advance_fixed(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xarch import PlanError
 from xarch.kernels import (
     FoldedLayout,
     FoldedRanges,
@@ -38,13 +39,15 @@ class FoldedAttention(BoundedAttention):
         layout: sizes of every key/value head, and precision.
 
     Raises:
-        PlanError: the layout does not fit the decoder's heads.
+        PlanError: the layout does not fit the decoder's heads, or the layer's memory is constant already.
     """
 
     kind = "folded"
 
     def __init__(self, facts: DecoderFacts, layer: int, *, layout: FoldedLayout) -> None:
-        super().__init__(facts, layer, heads=layout.heads)
+        super().__init__(facts, layer)
+        if layout.heads != facts.kv_heads:
+            raise PlanError(f"layer {layer}: a memory of {layout.heads} heads for {facts.kv_heads} key/value heads")
         self.layout = layout
         shape = (self.kv_heads, self.head_dim)
         self.register_buffer("key_scale", torch.zeros(shape))
@@ -109,6 +112,11 @@ class FoldedAttention(BoundedAttention):
     def tables(self) -> tuple[Table, ...]:
         made = folded_tables(self.layout, torch.float32, self.o.weight.device)
         return tuple(Table(f"folded_{name}", tensor, table_sizes(name)) for name, tensor in made._asdict().items())
+
+    def advance(
+        self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.advance_sized(x_BLD, positions_BL, state, ())
 
     def advance_sized(
         self, x_BLD: Tensor, positions_BL: Tensor, state: tuple[Tensor, ...], tables: tuple[Tensor, ...]

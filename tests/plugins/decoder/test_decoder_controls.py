@@ -59,10 +59,10 @@ def test_controls_fit_the_students_bytes():
     ]
     assert list(DecoderFamily().control_names(student)) == list(found), "the plan counts those that are evaluated"
     # Two key/value heads of 8: 128 bytes a float32 token and head, 32 + 8 with 8 bits and two scales.
-    windows = {name: c.model.decoder.block(1).mixer().layout for name, c in found.items()}
-    assert windows["window float32"].windows == (6000 // 128 - SINKS,) * 2
-    assert windows["window float16"].windows == (6000 // 64 - SINKS,) * 2
-    assert windows["window int8"].windows == (6000 // 48 - SINKS,) * 2
+    windows = {name: c.model.decoder.block(1).mixer().layout.window for name, c in found.items()}
+    assert windows["window float32"] == 6000 // 128 - SINKS
+    assert windows["window float16"] == 6000 // 64 - SINKS
+    assert windows["window int8"] == 6000 // 48 - SINKS
     for name, control in found.items():
         assert control.facts["state_bytes_a_layer"] <= 6000, name
         assert isinstance(control.model.decoder.block(0).mixer(), Attention)
@@ -73,7 +73,7 @@ def test_controls_fit_the_students_bytes():
 
 
 def test_a_window_is_the_teachers_own():
-    given, layout = teacher(), MemoryLayout(0, (5, 5), (0, 0))
+    given, layout = teacher(), MemoryLayout(0, 5)
     model = bounded_teacher(given, {0: layout, 1: layout})
     assert model.module.embed.weight.data_ptr() == given.decoder.embed.weight.data_ptr()
     batch = token_batch(FACTS.vocab, 2, 30)
@@ -98,7 +98,7 @@ def test_too_few_bytes_leave_no_control():
 
 
 def test_a_memory_continues_as_it_reads():
-    layout = MemoryLayout(2, (5, 4), (3, 4), exact="int8", stored="float16")
+    layout = MemoryLayout(2, 5, 4, exact="int8", stored="float16")
     model = bounded_teacher(teacher(), {0: layout, 1: layout})
     ids = token_batch(FACTS.vocab, 1, 40)["input_ids"]
     whole = model.decoder(ids)
@@ -113,7 +113,7 @@ def test_a_memory_continues_as_it_reads():
 
 def test_a_layer_with_a_window_of_its_own_is_no_memory():
     with pytest.raises(PlanError, match="sliding window of 7"):
-        bounded_teacher(teacher(tiny_facts(windows=(7, None))), {0: MemoryLayout(2, (5, 5), (0, 0))})
+        bounded_teacher(teacher(tiny_facts(windows=(7, None))), {0: MemoryLayout(2, 5)})
 
 
 def test_heavy_hitters_leave_as_in_the_paper():
@@ -124,7 +124,7 @@ def test_heavy_hitters_leave_as_in_the_paper():
     cache, scale = Cache(2, 8, places=10), 0.35
     exact = heavy_hitter_layout(tiny_facts(), 2 * 11 * 24)
     assert exact is not None
-    layout = replace(exact, exact="float32", windows=(cache.recent + 1,) * 2, slots=(10 - cache.recent,) * 2)
+    layout = replace(exact, exact="float32", window=cache.recent + 1, slots=10 - cache.recent)
     q, k, v = torch.randn(1, 60, 4, 8) * 3, torch.randn(1, 60, 2, 8), torch.randn(1, 60, 2, 8)
     found = slot_memory(q, k, v, torch.arange(60)[None], layout, Rotary((), scale=scale))
     for t in range(60):

@@ -40,7 +40,6 @@ def test_other_mixers_have_no_projections_to_replace():
     from xarch_decoder.student import DecoderStudent
 
     facts = tiny_facts(layers=2)
-    heads = facts.kv_heads
-    memory = partial(MemoryAttention, layout=MemoryLayout(1, (4,) * heads, (2,) * heads))
+    memory = partial(MemoryAttention, layout=MemoryLayout(1, 4, 2))
     student = DecoderStudent(facts, [[memory], [memory]], device="meta")
     assert [part.kind for part in student.replaceable()] == ["mlp", "mlp"]
