@@ -37,7 +37,7 @@ TITLES = {
     "study_deit_lt_fashion": "DeiT-LT against its controls on Fashion-MNIST-LT, imbalance 100, 3,720 pictures",
     "study_deit_lt_fashion_50": "The same at imbalance 50, 4,196 pictures, a third of the work",
     "study_deit_lt_openclipart": "DeiT-LT against its controls on drawings with a natural long tail, 22 classes",
-    "study_deit_lt_cifar100": "DeiT-LT against its controls on CIFAR-100-LT, imbalance 100: the first epochs",
+    "study_deit_lt_cifar100": "DeiT-LT against its controls on CIFAR-100-LT, imbalance 100",
     "study_ofa_fashion": "OFA-KD against its rivals and controls: four pairs, 1,000 labelled pictures of Fashion-MNIST",
     "study_ofa_why": "Why DIST is as good as OFA-KD for students with tokens",
     "study_ofa_cifar100": "OFA-KD against its rivals and controls: a residual network to a ViT on CIFAR-100",
