@@ -18,6 +18,7 @@ from tests.export.export_models import PlainStudent, PlainTarget
 from xarch.contracts.batch import Batch
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import DivergedError, ParityError, PlanError
+from xarch.export import parity
 from xarch.export.calibration import calibrate
 from xarch.export.cases import single_graph_cases
 from xarch.export.check import violations
@@ -26,6 +27,7 @@ from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, npu, npu_fp16, npu_int8
 from xarch.export.quantise import quantise, symmetric
 from xarch.export.run import ExportResult, export_profile
+from xarch.export.session import EXACT_SUMS, open_session, saturates
 
 
 class Layers(nn.Module):
@@ -271,6 +273,34 @@ def test_a_whole_export_with_its_gate(profile: Profile, tmp_path: Path) -> None:
     assert result.profile["graphs"]["layers"][f"{profile.dtype}_products"] == 2
     assert result.parity["limits"]["rel_l2"] > 1e-4
     assert max(c["outputs"]["y"]["rel_l2"] for c in result.parity["graphs"]["layers"]["cases"]) > 1e-6
+    assert result.profile["graphs"]["layers"]["session_options"] == (EXACT_SUMS if profile.dtype == "int8" else {})
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_where_8_bit_sums_saturate_only_graphs_that_the_runtime_rewrites_are_compared(
+    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if saturates() and not wrong:
+        pytest.skip("this processor cannot run the graph as it is")
+    monkeypatch.setattr(parity, "saturates", lambda: wrong)
+    found = whole(Layers(), replace(npu_int8, allowed_ops=MOD.allowed_ops), tmp_path / "out").parity
+    assert {case["optimised"] for case in found["graphs"]["layers"]["cases"]} == ({True} if wrong else {True, False})
+    assert found.get("unoptimised", "") == ("not compared: 8-bit sums saturate on this processor" if wrong else "")
+
+
+def test_sums_of_8_bit_products_are_exact_in_sessions_that_are_optimised(tmp_path: Path) -> None:
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.INT8, [64, 1], [127] * 64)
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, kind, [1, width])
+        for name, kind, width in (("x", onnx.TensorProto.UINT8, 64), ("y", onnx.TensorProto.INT32, 1))
+    )
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "sums", [x], [y], [weight]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "sums.onnx")
+    session = open_session(tmp_path / "sums.onnx", "CPUExecutionProvider", threads=1)
+    assert session.run(None, {"x": np.full((1, 64), 255, np.uint8)})[0].item() == 255 * 127 * 64
 
 
 def test_eight_bits_that_are_too_few_are_rejected(tmp_path: Path) -> None:

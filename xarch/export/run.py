@@ -35,6 +35,7 @@ from xarch.export.origins import origins
 from xarch.export.packed import pack_products
 from xarch.export.parity import LIMITS, Blame, measure_parity, raise_unless_passed
 from xarch.export.proof import Comparison, Prover
+from xarch.export.session import EXACT_SUMS, NO_PREPACKING
 from xarch.export.weights import WeightStore, externalise
 from xarch.files.atomic import new_folder, write_json
 from xarch.files.manifest import seal
@@ -236,7 +237,8 @@ def _write_graphs(
             weight_bytes = externalise(model, store, transposed=profile.allows("Transpose"))
             model.producer_name, model.producer_version = "xarch", __version__
             model.graph.name = graph.name
-            options, shared = _session_options(graph, blocks=bool(weights)), in_place(model)
+            exact = profile.dtype == "int8" and not weights
+            options, shared = _session_options(graph, blocks=bool(weights), exact=exact), in_place(model)
             model.metadata_props.update(_properties(graph, profile, metadata, options, shared))
             ir.save(model, folder / f"{graph.name}.onnx")
             seconds = round(entries[graph.name]["seconds"] + time.monotonic() - started, 2)
@@ -351,10 +353,16 @@ def _reduce(
     return dict(made), {name: {"int8_products": count, **facts} for name, count in counts.items()}
 
 
-def _session_options(graph: ExportGraph, *, blocks: bool) -> dict[str, str]:
-    """Return how a session on the graph is configured best."""
+def _session_options(graph: ExportGraph, *, blocks: bool, exact: bool) -> dict[str, str]:
+    """Return how a session on the graph is configured best.
+
+    Args:
+        blocks: weights are in blocks of few bits.
+        exact: inputs of products have 8 bits, too.
+    """
     # Weights in blocks that are not repacked are unpacked by every call: a hundred times slower.
-    return {} if blocks or graph.metadata.get("prepack", True) else {"session.disable_prepacking": "1"}
+    packed = blocks or graph.metadata.get("prepack", True)
+    return ({} if packed else {NO_PREPACKING: "1"}) | (EXACT_SUMS if exact else {})
 
 
 def _properties(
@@ -374,7 +382,7 @@ def _properties(
         **({"variant": graph.variant} if graph.variant else {}),
         **graph.metadata,
         **metadata,
-        "prepack": not options,
+        "prepack": NO_PREPACKING not in options,
         "session_options": options,
         **({"in_place": shared} if shared else {}),
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from xarch.errors import XarchError
@@ -20,6 +22,12 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 """Errors of onnxruntime: unrelated classes, one per status code, and ValueError for missing inputs."""
+
+
+NO_PREPACKING = "session.disable_prepacking"
+
+EXACT_SUMS = {"session.x64quantprecision": "1"}
+"""Without it sums of products of 8 bits saturate at 16 bits on x86 without VNNI; accelerators add in 32 bits."""
 
 
 def open_session(
@@ -43,14 +51,36 @@ def open_session(
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )
-    # Without it sums of 8-bit products saturate at 16 bits on x86 without VNNI; accelerators add in 32 bits.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    for entry in EXACT_SUMS.items():
+        options.add_session_config_entry(*entry)
     if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry(NO_PREPACKING, "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     return ort.InferenceSession(str(path), options, providers=[provider])
+
+
+@cache
+def saturates() -> bool:
+    """Return whether sums of 8-bit products saturate on this processor in a graph that the runtime runs as it is: what
+    :data:`EXACT_SUMS` asks for is a rewrite."""
+    width, largest = 64, 127
+    weight = helper.make_tensor("weight", TensorProto.INT8, [width, 1], [largest] * width)
+    zero = helper.make_tensor("zero", TensorProto.UINT8, [], [0])
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "weight", "zero"], ["y"])],
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, width])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])],
+        [weight, zero],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.full((1, width), 255, np.uint8)})
+    return int(found.item()) != 255 * largest * width
 
 
 class RuntimeFailure(XarchError):
