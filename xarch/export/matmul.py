@@ -83,7 +83,7 @@ def _without_views(graph: ir.Graph, node: ir.Node, x: ir.Value) -> tuple[ir.Node
     splits = len(uses) == 1 and found.shape[-1] == rows
     if given.shape[-1] == width and splits and list(given.shape)[:-1] == list(found.shape)[:-1]:
         return last_use, given, []
-    if given.shape[-1] == width and static_shape(given) is not None:
+    if given.shape[-1] == width and static_shape(given) is not None and all(_says_all(use.node) for use in uses):
         return node, given, []
     if splits and static_shape(given) is not None and static_shape(found) is not None:
         shape = [*(static_shape(found) or ())[:-1], *(static_shape(x) or ())[-1:]]
@@ -92,6 +92,13 @@ def _without_views(graph: ir.Graph, node: ir.Node, x: ir.Value) -> tuple[ir.Node
         view.outputs[0].shape, view.outputs[0].type = ir.Shape(shape), x.type
         return last_use, view.outputs[0], [*made, view]
     return plain
+
+
+def _says_all(view: ir.Node) -> bool:
+    """Whether a Reshape takes no size from the place where its input has it, which is another one if that has more
+    dimensions."""
+    sizes = ir.convenience.get_const_tensor(view.inputs[1]) if view.inputs[1] is not None else None
+    return sizes is not None and bool((sizes.numpy() != 0).all())
 
 
 def _columns(graph: ir.Graph, weight: ir.Value) -> ir.Value:
