@@ -57,7 +57,7 @@ def main() -> None:
     if said.out is not None:
         series = {who: [(float(n), value) for n, value in enumerate(values, 1)] for who, values in found.items()}
         figure = lines(
-            "frequency", series, "Recall by class, from the most to the least frequent", "class rank", (0.0, 1.0)
+            "frequency", series, "Recall by class, from the most to the least frequent", "rank of the class", (0.0, 1.0)
         )
         if figure is not None:
             said.out.write_text(figure.svg, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def by_frequency(run: RunInfo, entries: Sequence[Mapping[str, Any]]) -> Section 
         return None
     blocks: list[Block] = [Text(_definition(groups)), _table(dict(_figures(run)), [str(g["name"]) for g in groups])]
     rows: list[Any] = next((e["recall"] for e in entries if isinstance(e.get("recall"), list)), [])
-    figure = _figure([r for r in rows if isinstance(r, dict)])
+    figure = _figure([r for r in rows if isinstance(r, dict)], [int(g["classes"]) for g in groups])
     return Section("Classes by frequency", blocks if figure is None else [*blocks, figure])
 
 
@@ -56,7 +57,7 @@ def _table(models: Mapping[str, Mapping[str, Any]], groups: Sequence[str]) -> Ta
     return Table(head, rows, "l" + "r" * (len(head) - 1), caption)
 
 
-def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+def _figure(rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Any:
     ordered = sorted(rows, key=lambda r: -(r.get("images") or 0))
     beside = {name: None for row in ordered for name in row.get("beside") or {}}
     series = {side: [row.get(side) for row in ordered] for side in ("teacher", "student")}
@@ -64,8 +65,10 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         said = f"student, {name.removeprefix(VARIANT)}" if name.startswith(VARIANT) else name
         series[said] = [(row.get("beside") or {}).get(name) for row in ordered]
     drawn = {who: _thinned(values) for who, values in series.items()}
-    title = "Recall of the classes, from the most to the least frequent"
-    return lines("frequency", {w: p for w, p in drawn.items() if p}, title, "class rank", bounds=(0.0, 1.0))
+    title = "Recall of the classes, from the most to the least frequent; a group ends at a dotted line"
+    drawn = {who: points for who, points in drawn.items() if points}
+    marks = [total + 0.5 for total in itertools.accumulate(sizes[:-1])]
+    return lines("frequency", drawn, title, "rank of the class", bounds=(0.0, 1.0), marks=marks)
 
 
 def _thinned(values: Sequence[Any]) -> list[tuple[float, float]]:

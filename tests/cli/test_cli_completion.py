@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import BashComplete
 
@@ -36,6 +37,15 @@ def completed(*words: str) -> set[str]:
 )
 def test_names_are_offered(words: tuple[str, ...], offered: set[str]) -> None:
     assert completed(*words) == offered
+
+
+def test_no_command_has_an_option_twice() -> None:
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        flags = [flag for option in command.params for flag in option.opts if flag.startswith("-")]
+        assert len(flags) == len(set(flags)), name
 
 
 def test_files_are_offered_where_no_name_fits() -> None:

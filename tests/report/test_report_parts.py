@@ -87,8 +87,8 @@ def test_natural_order() -> None:
 def test_pictures_have_own_ids_and_no_fixed_colours() -> None:
     points = [(float(i), 1 / (i + 1)) for i in range(2000)]
     svgs = [
-        curve_svg("one", {"loss": points}, unit="token"),
-        curve_svg("two", {"loss": points, "a<b>$x": points[:40]}, unit="token"),
+        curve_svg("one", {"loss": points}, axis="tokens"),
+        curve_svg("two", {"loss": points, "a<b>$x": points[:40]}, axis="tokens"),
         comparison_svg("three", [("teacher", 1.0), ("student", 2.0), ("x" * 90, 0.0)]),
         heat_svg("four", [("r", {"b.0": 1.0, "b.1": 2.0}), ("s", {"b.1": 3.0})], ["b.0", "b.1"]),
     ]
@@ -106,19 +106,30 @@ def test_pictures_have_own_ids_and_no_fixed_colours() -> None:
 
 @pytest.mark.parametrize("values", [[], [(0.0, math.nan)], [(0.0, math.inf)]])
 def test_nothing_finite_nothing_drawn(values: list[tuple[float, float]]) -> None:
-    assert curve_svg("x", {"loss": values}, unit="step") is None
+    assert curve_svg("x", {"loss": values}, axis="steps") is None
     assert comparison_svg("x", [("student", v) for _, v in values]) is None
     assert heat_svg("x", [("r", {"a": v}) for _, v in values], ["a"]) is None
 
 
 def test_the_names_of_many_curves_stand_below_them() -> None:
     points = [(0.0, 1.0), (1.0, 0.5)]
-    few, many = (curve_svg("x", {f"arm {n}": points for n in range(size)}, unit="step") for size in (3, 4))
+    few, many = (curve_svg("x", {f"arm {n}": points for n in range(size)}, axis="steps") for size in (3, 4))
     assert few is not None
     assert many is not None
     heights = [float(re.findall(r'viewBox="0 0 \S+ ([0-9.]+)"', svg)[0]) for svg in (few, many)]
     assert heights[1] > heights[0], "they have room of their own"
     assert all(f"arm {n}<" in many for n in range(4))
+
+
+def test_curves_of_teacher_and_student_have_their_colours_and_others_the_rest() -> None:
+    points = [(0.0, 1.0), (1.0, 0.5)]
+    found = [
+        set(
+            re.findall(r"fill: var\(--(\w+)\); stroke", str(curve_svg("x", dict.fromkeys(names, points), axis="steps")))
+        )
+        for names in (["teacher", "cut"], ["cut", "teacher", "student", "other"])
+    ]
+    assert found == [{"teacher", "student"}, {"baseline", "teacher", "student", "third"}]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))

@@ -108,16 +108,19 @@ _OPTIONS: dict[str, Callable[..., Any]] = {
 def define(name: str, *, uses: tuple[str, ...] = (), **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Define a click command whose function receives a :class:`Session` first.
 
-    All common options are accepted everywhere; those not in ``uses`` are hidden, and using one prints a note.
+    All common options are accepted everywhere, but for one that the command declares itself; those not in ``uses``
+    are hidden, and using one prints a note.
     """
 
     def wrap(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
         def call(**given: Any) -> Any:
-            shared = {key: given.pop(key) for key in ("sets", "out", "device", "seed", "as_json", "verbose", "plugins")}
+            names = ("sets", "out", "device", "seed", "as_json", "verbose", "plugins")
+            shared = {key: given.pop(key, None) for key in names}
             return function(_start(name, uses, shared), **given)
 
-        for key in reversed(SHARED):
+        own = {flag for option in getattr(function, "__click_params__", ()) for flag in option.opts}
+        for key in (key for key in reversed(SHARED) if f"--{key}" not in own):
             call = _OPTIONS[key](hidden=key not in uses)(call)
         call = click.option(
             "--plugin", "plugins", multiple=True, metavar="FILE.py", help="Load an additional plugin file."

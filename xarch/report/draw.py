@@ -26,18 +26,23 @@ def lines(
     name: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     title: str,
-    unit: str,
+    axis: str,
     bounds: tuple[float, float] | None = None,
+    marks: Sequence[float] = (),
 ) -> Figure | None:
-    """Draw curves over ``unit``; return None if no value is finite.
+    """Draw curves; return None if no value is finite.
 
     Args:
         name: unique in the report; letters and hyphens only.
-        series: label -> [(x, y)].
+        series: label -> [(x, y)]; "teacher" and "student" have their colours.
+        axis: what the horizontal axis counts, e.g. "steps".
         bounds: of the vertical axis, e.g. (0, 1) for shares; by default those of the values, on a logarithmic axis if
             they span much.
+        marks: places on the horizontal axis where something begins.
     """
-    svg = curve_svg(name, {label: list(points) for label, points in series.items()}, unit=unit, bounds=bounds)
+    svg = curve_svg(
+        name, {label: list(points) for label, points in series.items()}, axis=axis, bounds=bounds, marks=marks
+    )
     ends = ", ".join(f"{label} {number(p[0][1])} → {number(p[-1][1])}" for label, p in series.items() if p)
     return None if svg is None else Figure(svg, f"{title}: {ends}.", title)
 

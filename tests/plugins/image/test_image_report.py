@@ -47,6 +47,7 @@ def test_long_tails_are_shown_by_frequency_with_a_line_for_every_model(tmp_path:
     assert table.rows[2][3] == "25.0 %"
     assert table.rows[0][1:] == ["50.0 %", "75.0 %", "37.5 %", "10.0 %", "0.0 %", "20.0 %"]
     assert "student, dist 0.7500 → 0.01000" in figure.text
-    assert {"0", "1", "class ranks"} <= set(re.findall(r">([^<>]*)</text>", figure.svg)), "shares on a linear axis"
+    said = set(re.findall(r">([^<>]*)</text>", figure.svg))
+    assert {"0", "1", "rank of the class"} <= said, "shares on a linear axis"
     assert all(name in figure.svg for name in ("teacher", "student, dist", "cut"))
     assert not [s for s in sections(RunInfo(tmp_path, eval={"samples": [{"recall": recall}]})) if "freq" in s.title]

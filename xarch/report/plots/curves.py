@@ -1,8 +1,9 @@
-"""Loss curves of a stage."""
+"""Curves: the losses of a stage, and what plugins draw."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,8 @@ BESIDE = 3
 """Up to this many curves are named where the axes are empty; the names of more stand below them, in two columns."""
 HEIGHT, LINE = 2.1, 0.17
 """Inches of a figure and of one line of names."""
+STYLES = ("-", "--", ":", "-.")
+"""Of curves that share a colour."""
 POINTS = 300
 """Maximum number of points per curve; each is the mean of its neighbours."""
 
@@ -21,16 +24,17 @@ def curve_svg(
     name: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     *,
-    unit: str,
+    axis: str,
     marks: Sequence[float] = (),
     bounds: tuple[float, float] | None = None,
 ) -> str | None:
-    """Draw one or more curves over units of data; return None if nothing can be drawn.
+    """Draw one or more curves; return None if nothing can be drawn.
 
     Args:
-        series: label -> (units, value), in order; values that are not finite are skipped.
-        unit: unit of the horizontal axis.
-        marks: places on it where a phase of the stage begins.
+        series: label -> (x, value), in order; values that are not finite are skipped; "teacher" and "student" have
+            their colours.
+        axis: what the horizontal axis counts, e.g. "steps".
+        marks: places on it where something begins, e.g. a phase of the stage.
         bounds: of the vertical axis, which then is linear; by default those of the values.
     """
     drawn = {key: _thinned(points) for key, points in series.items()}
@@ -42,9 +46,8 @@ def curve_svg(
     with Canvas(name, height=HEIGHT + LINE * below) as canvas:
         axes = canvas.axes
         smooth = len(drawn) == 1 and len(values) > 20
-        for number, (key, (x, y)) in enumerate(drawn.items()):
-            color = THEME[SERIES[number % len(SERIES)]]
-            style = "-" if number < len(SERIES) else "--"
+        for (key, (x, y)), (role, style) in zip(drawn.items(), _looks(drawn), strict=True):
+            color = THEME[role]
             axes.plot(x, y, style, color=color, linewidth=1.0, alpha=0.35 if smooth else 1.0, label=label(key))
             if smooth:
                 axes.plot(x, _smooth(y), color=color, linewidth=1.8)
@@ -58,7 +61,7 @@ def curve_svg(
         for mark in marks:
             axes.axvline(mark, color=THEME["faint"], linewidth=0.8, linestyle=(0, (2, 2)))
         axes.grid(axis="y")
-        axes.set_xlabel(label(f"{unit}s"))
+        axes.set_xlabel(label(axis))
         axes.xaxis.set_major_formatter(lambda v, _: count(v))
         axes.yaxis.set_major_formatter(Ticks())
         axes.yaxis.set_minor_formatter(lambda v, _: "")
@@ -68,6 +71,13 @@ def curve_svg(
         elif len(drawn) > 1:
             axes.legend(frameon=False, loc="best", handlelength=1.2)
         return canvas.svg()
+
+
+def _looks(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return colour role and style of every curve: those of teacher and student, the others in turn."""
+    free = [role for role in SERIES if role not in names] or SERIES
+    others = itertools.cycle((role, style) for style, role in itertools.product(STYLES, free))
+    return [(name, STYLES[0]) if name in SERIES else next(others) for name in names]
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ def _figure(files: RunInfo, folder: str, curve: StageMetrics) -> Figure | None:
     if 1 < len(parts) <= 3:
         series |= parts
     begins = _phases(files, folder, in_units=bool(curve.units))
-    svg = curve_svg(f"loss-{folder}", series, unit=unit, marks=[x for _, x in begins])
+    svg = curve_svg(f"loss-{folder}", series, axis=f"{unit}s", marks=[x for _, x in begins])
     if svg is None:
         return None
     first, last = losses[0][1], losses[-1][1]
