@@ -33,6 +33,7 @@ STEPS = {
 }
 """A step of the method -> the arms with and without it."""
 SHOWN = ("top1", "recall.head", "recall.mid", "recall.tail", "ece", "ece.tail")
+TOKENS = ("variants.cls.recall.tail", "variants.dist.recall.tail")
 Runs = Mapping[str, Mapping[str, float]]
 """Figures by seed."""
 
@@ -115,13 +116,22 @@ def steps() -> Iterator[str]:
         yield f"| {what} (`{arm}` over `{before}`) | {' | '.join(cells)} |"
 
 
+def mean(runs: Runs, metric: str) -> str:
+    """Mean over the seeds in per cent, or a dash where a run has no such figure."""
+    found = [run[metric] for run in runs.values() if metric in run]
+    return f"{100 * statistics.fmean(found):.1f}" if found else "–"
+
+
 def arms(name: str) -> Iterator[str]:
-    """Means of every arm of a study, in per cent, and what it is above the method on the same seeds, in points."""
-    yield f"| {STUDIES[name]} | all | head | mid | tail | ECE | ECE tail | all over `{OURS}` | tail over `{OURS}` |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    """Means of every arm of a study, the tail also of its class and distillation token alone, in per cent, and what it
+    is above the method on the same seeds, in points."""
+    names = ["all", "head", "mid", "tail", "tail of its tokens", "ECE", "ECE tail", f"all over `{OURS}`"]
+    yield f"| {STUDIES[name]} | {' | '.join(names)} | tail over `{OURS}` |"
+    yield "|---" * (len(names) + 2) + "|"
     study = Study(name)
     for arm, at in study.arms.items():
-        cells = [f"{100 * statistics.fmean(run[metric] for run in at.values()):.1f}" for metric in SHOWN]
+        cells = [mean(at, metric) for metric in SHOWN]
+        cells.insert(SHOWN.index("recall.tail") + 1, " / ".join(mean(at, metric) for metric in TOKENS))
         cells += (
             ["", ""] if arm == OURS else [told(study.gains(arm, metric, OURS)) for metric in ("top1", "recall.tail")]
         )
