@@ -20,7 +20,7 @@ def xarch_register(registry: Any) -> None:
         "acm",
         load="xarch_acm.target:AcmTarget",
         accepts=families,
-        recipes=["acm", "acm-classify", "acm-fixed", "acm-experts"],
+        recipes=["acm", "acm-classify", "acm-fixed", "acm-experts", "acm-exits"],
         profiles=["cpu", "openvino", "web", "npu", "npu-fp16"],
         summary="the teacher itself, with modules that run as many of their learners as a gate chooses for every token",
     )
@@ -62,6 +62,7 @@ def xarch_register(registry: Any) -> None:
         ("acm-classify", "acm with the paper's gates, which choose among numbers of learners"),
         ("acm-fixed", "control of acm: the same learners and training, a fixed number per module, no gates"),
         ("acm-experts", "rival of acm: hidden units as experts, routers that expect the most active (MoEfication)"),
+        ("acm-exits", "rival of acm: samples that are sure of their answer leave early (early exit)"),
         ("digits-vit-teacher", "makes the teacher of acm-demo"),
         ("acm-smollm2", "demo: SmolLM2-135M with MLPs that run half of their learners, chosen for every token"),
         ("acm-demo", "demo: a ViT of digits with MLPs that run half of their learners, chosen for every token"),

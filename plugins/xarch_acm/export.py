@@ -15,7 +15,7 @@ from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmExport
 from xarch_acm.sharing import sharing
 from xarch_acm.shift_input import with_shift
-from xarch_acm.student import BUCKETED, GATED, STATIC, AcmStudent
+from xarch_acm.student import BUCKETED, CAUSAL, GATED, STATIC, AcmStudent
 
 NEEDED = ("NonZero", "ScatterND", "ArgMax")
 """Operators of a graph that runs only the chosen learners."""
@@ -81,24 +81,46 @@ def exported_model(student: AcmStudent, variant: str) -> Student:
 
 
 def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> list[ExportGraph]:
-    """Return the graphs of the model around the modules, in the mode that the options choose.
+    """Return the graphs of the model around the modules, in the mode that the options choose; if asked, also those of
+    the other operating points.
 
     Raises:
         PlanError: the student has no such budget, or the profile no such mode.
     """
     mode = _mode(student, profile, options.mode)
+    kind = {"static_budget": STATIC, "bucketed": BUCKETED}.get(mode, GATED)
+    if kind == GATED and options.budget is None:
+        variant = ""
+    else:
+        variant = _variant(student, kind, options.budget or student.options.budget, exact=options.budget is not None)
+    graphs = _graphs(student, profile, options, mode, variant)
+    if not options.every_point:
+        return graphs
+    if student.family in CAUSAL:
+        raise PlanError(
+            "export.options.every_point: a program of text knows one model in a folder",
+            "--set export.options.every_point=false; export a budget at a time",
+        )
+    modes = {STATIC: "static_budget", BUCKETED: "bucketed"}
+    if kind == GATED or _free(profile):
+        modes[GATED] = mode if kind == GATED else "dynamic"
+    for name in student.names():
+        other = modes.get(name.partition("-")[0])
+        if other is not None and name != variant:
+            further = _graphs(student, profile, options.model_copy(update={"shift_input": False}), other, name)
+            graphs += [replace(graph, name=f"{graph.name}-{name}") for graph in further]
+    return graphs
+
+
+def _graphs(student: AcmStudent, profile: Profile, options: AcmExport, mode: str, variant: str) -> list[ExportGraph]:
+    """Return the graphs of an operating point; "" for gates as they were trained."""
     facts: dict[str, Any] = {"mode": mode, "modules": {p: m.learners for p, m in student.adaptive.items()}}
     if mode == "static_budget":
-        variant = _variant(student, STATIC, options.budget or student.options.budget, exact=options.budget is not None)
         model, facts["learners"] = static_model(student, variant), learners_of(student, variant)
         facts["executed"] = round(executed(student, facts["learners"]), 4)
     elif mode == "bucketed":
-        variant = _variant(
-            student, BUCKETED, options.budget or student.options.budget, exact=options.budget is not None
-        )
         model = masked_model(student, variant) if _is_plan(student) else bucketed_model(student, variant)
     else:
-        variant = "" if options.budget is None else _variant(student, GATED, options.budget, exact=True)
         form = masked_model if mode == "masked" or _is_plan(student) else dynamic_model
         model = form(student, variant)
     adapter, _ = rebuilder(student.facts)
@@ -119,9 +141,10 @@ def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
         PlanError: the student or the profile does not have it.
     """
     hint = "--set export.options.mode=static_budget, with a fixed number of learners per module"
-    if student.options.gates == "experts":
-        raise PlanError("export: experts are a rival to measure, and have no graph", "--set export.profiles=[]")
-    free = not profile.static and profile.allows(*NEEDED)
+    if student.options.gates in ("experts", "exits"):
+        what = f"export: {student.options.gates} are a rival to measure, and have no graph"
+        raise PlanError(what, "--set export.profiles=[]")
+    free = _free(profile)
     if wanted == "auto":
         return "dynamic" if free and not student.ungated else "static_budget"
     if wanted != "static_budget" and student.ungated:
@@ -135,6 +158,11 @@ def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
             f"{hint}, or mode=bucketed, where every learner has room for a fixed share of positions",
         )
     return wanted
+
+
+def _free(profile: Profile) -> bool:
+    """Return whether shapes of a graph may depend on values."""
+    return not profile.static and profile.allows(*NEEDED)
 
 
 def _is_plan(student: AcmStudent) -> bool:

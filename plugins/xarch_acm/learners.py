@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch import PlanError, Replaceable
+from xarch_acm.exits import ExitModule
 from xarch_acm.experts import ExpertModule
 from xarch_acm.module import AdaptiveModule
 from xarch_acm.options import AcmOptions
@@ -58,17 +59,19 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
             f"--set student.options.learners={max(2, out.in_features)}",
         )
     width = options.gate_share * (len(layers) * layers[0].in_features + out.out_features) * out.in_features
-    experts = options.gates == "experts"
-    made = (ExpertModule if experts else AdaptiveModule)(
+    form = {"experts": ExpertModule, "exits": ExitModule}.get(options.gates, AdaptiveModule)
+    made = form(
         layers,
         part.activation,
         out,
         learners=options.learners,
-        least=0 if part.residual and not experts else 1,
-        gate_width=max(4, min(WIDEST_GATE, round(width / layers[0].in_features))),
+        least=0 if form is ExitModule or (part.residual and form is not ExpertModule) else 1,
+        gate_width=max(1, min(WIDEST_GATE, round(width / layers[0].in_features))),
         temperature=options.temperature,
         estimates=options.gates == "estimate",
     )
+    if isinstance(made, ExitModule):
+        made.kind = part.kind
     if options.gates == "random":
         nn.init.normal_(made.gate.out.weight)
         nn.init.zeros_(made.gate.out.bias)

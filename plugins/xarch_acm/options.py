@@ -30,13 +30,14 @@ class AcmOptions(Options):
     gate_share: float = Field(
         0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
     )
-    gates: Literal["estimate", "classify", "fixed", "random", "experts"] = Field(
+    gates: Literal["estimate", "classify", "fixed", "random", "experts", "exits"] = Field(
         "estimate",
         description="`estimate`: gates tell what the teacher's answer loses with each number of learners, and the "
         "cheapest at the price of a budget runs; `classify`: they choose among the numbers, and learn first where the "
-        "distance to the module's output falls too little, as in the paper. Three controls: `fixed`: a number per "
+        "distance to the module's output falls too little, as in the paper. Four controls: `fixed`: a number per "
         "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing; `experts`: as "
-        "many learners at every position, those that a router expects to be most active (MoEfication)",
+        "many learners at every position, those that a router expects to be most active (MoEfication); `exits`: all "
+        "learners until a sample, or a position of text, is sure enough of its answer, and none after (early exit)",
     )
     temperature: float = Field(
         0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
@@ -66,6 +67,11 @@ class AcmExport(Options):
         False,
         description="with gates: the graph takes their shift as its input `shift`, and one file serves all budgets; "
         "the shift of each is in its metadata",
+    )
+    every_point: bool = Field(
+        False,
+        description="also a graph for every other operating point that the profile supports, named GRAPH-POINT: with "
+        "`evaluate.exports` each file is evaluated; not for text, whose programs know one model",
     )
     graph: dict[str, Any] = Field(
         default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, LocalStudent, PlanError, Replaceable, Sink, Site, Student, Tap, TapModel
+from xarch.matching.objectives.dense import opened
 from xarch_acm.effort import Effort
+from xarch_acm.exits import NEVER, ExitModule, Exits, taken
 from xarch_acm.experts import ExpertModule
 from xarch_acm.labels import lost, stop
 from xarch_acm.learners import adaptive, chosen
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
-from xarch_acm.spent import DEVIATION, EXECUTED, Spent
+from xarch_acm.spent import DEVIATION, EXECUTED, SPREAD, Spent
 
-EFFORT = "effort"
+EFFORT, LOGITS = "effort", "logits"
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
-STATIC, GATED, BUCKETED = "static", "gated", "bucketed"
+STATIC, GATED, BUCKETED, EXIT = "static", "gated", "bucketed", "exit"
 CAUSAL = ("decoder",)
 """Families whose positions must not depend on later ones."""
 Points = Mapping[str, Point]
@@ -45,11 +47,12 @@ class AcmStudent(LocalStudent):
         adaptive: path of a replaced module -> the adaptive module, in the order in which they run.
         threshold: for what gates learn: the price of a mean learner, in the answer's divergence; or from which share of
             the distance on a further one helps too little.
-        shifts, fixed: budget -> shift of the gates; budget -> path -> learners.
+        shifts, fixed: budget -> shift of the gates, or how sure an answer must be that leaves early; budget -> path ->
+            learners.
         filled: budget -> path -> share of the positions that runs each learner, in bucketed form.
     """
 
-    spends = (EXECUTED, DEVIATION)
+    spends = (EXECUTED, DEVIATION, SPREAD)
 
     def __init__(self, inner: Student, options: AcmOptions) -> None:
         self.inner, self.options = inner, options
@@ -61,7 +64,9 @@ class AcmStudent(LocalStudent):
         for module in self.adaptive.values():
             module.gate.price = module.cost / mean
         self.threshold = 1.0
-        self.shifts = {share: 0.0 for share in self.shares()}
+        early = {path: module for path, module in self.adaptive.items() if isinstance(module, ExitModule)}
+        self.exits = Exits(early) if early else None
+        self.shifts = {share: NEVER if early else 0.0 for share in self.shares()}
         self.fixed = {share: self._uniform(share) for share in self.shares()}
         self.filled = {share: self._rooms(self.fixed[share]) for share in self.shares()}
         self._spent = Spent(self.adaptive)
@@ -77,7 +82,8 @@ class AcmStudent(LocalStudent):
         """Let every module run as it does at the student's own budget."""
         share = self.options.budget
         for path, module in self.adaptive.items():
-            module.point = Point(fixed=self.fixed[share][path]) if self.ungated else Point(shift=self.shifts[share])
+            fixed = self.ungated and self.exits is None
+            module.point = Point(fixed=self.fixed[share][path]) if fixed else Point(shift=self.shifts[share])
 
     def shares(self) -> list[float]:
         """Return all budgets: those of the operating points, and its own."""
@@ -86,10 +92,10 @@ class AcmStudent(LocalStudent):
     @property
     def ungated(self) -> bool:
         """Whether no gate chooses a number of learners."""
-        return self.options.gates in ("fixed", "experts")
+        return self.options.gates in ("fixed", "experts", "exits")
 
     def always(self) -> float:
-        """Return what gates take at a fixed number of learners, as a share of all learners' multiply-adds."""
+        """Return what routers take at a fixed number of learners, as a share of all learners' multiply-adds."""
         modules = self.adaptive.values()
         return (
             sum(m.gate_cost for m in modules if m.gated) / sum(m.cost * m.learners for m in modules)
@@ -118,7 +124,7 @@ class AcmStudent(LocalStudent):
             "cost": module.cost,
             "least": module.least,
             "learners": module.learners,
-            "gate": 0.0 if self.options.gates == "fixed" else module.gate_cost,
+            "gate": 0.0 if self.options.gates in ("fixed", "exits") else module.gate_cost,
             "budget": self.options.budget,
         }
         for leaf in (GATE, CHOICE):
@@ -129,6 +135,8 @@ class AcmStudent(LocalStudent):
 
     def run_counted(self, batch: Batch, wanted: Collection[str], sink: Sink, spent: Spent) -> None:
         """Run, and count the learners that run outside training in ``spent``."""
+        if self.exits is not None:
+            self._leave(batch, self.exits)
         if EFFORT in wanted:
             effort = Effort(self.adaptive, {*wanted} - {EFFORT}, sink)
             self.run_counted(batch, effort.wanted, effort, spent)
@@ -146,6 +154,20 @@ class AcmStudent(LocalStudent):
         finally:
             for module in self.adaptive.values():
                 module.watch = None
+
+    def _leave(self, batch: Batch, exits: Exits) -> None:
+        """Choose where samples leave: by chance in training, else where they are sure enough."""
+        if self.module.training:
+            exits.draw(len(batch), batch.device)
+            return
+        with torch.no_grad():
+            least = float(next(iter(self.adaptive.values())).point.shift)
+            exits.leave(taken(self.sure(batch), least) if least < NEVER else None)
+
+    def sure(self, batch: Batch) -> Tensor:
+        """Return how sure the answer is at every exit but the last, see :meth:`Exits.sure`."""
+        assert self.exits is not None
+        return self.exits.sure(lambda: opened(self.inner.collect(batch, {LOGITS})[LOGITS]), len(batch), batch.device)
 
     def _watch(self, path: str, gates: Collection[str], sink: Sink, spent: Spent | None) -> Any:
         def watch(made: Tensor, choice: Tensor) -> None:
@@ -250,7 +272,7 @@ class AcmStudent(LocalStudent):
             path = next((p for p in self.adaptive if name.startswith(f"{p}.")), None)
             kind = "trunk" if path is None else "gates" if name.startswith(f"{path}.gate.") else "learners"
             groups[kind].append(name)
-            if kind != "gates" or self.options.gates not in ("fixed", "random"):
+            if kind != "gates" or self.options.gates not in ("fixed", "random", "exits"):
                 groups["all"].append(name)
         return groups
 
@@ -268,9 +290,9 @@ class AcmStudent(LocalStudent):
 
     def kinds(self) -> Sequence[str]:
         """Return the kinds of operating points: gates choose, the number is fixed, learners have room for a fixed share
-        of the positions. The last needs all positions of a sample at once."""
+        of the positions, which needs all positions of a sample at once; or answers leave early."""
         if self.ungated:
-            return (STATIC,)
+            return (STATIC,) if self.exits is None else (EXIT,)
         return (GATED, STATIC) if self.family in CAUSAL else (GATED, STATIC, BUCKETED)
 
     def names(self) -> Sequence[str]:
@@ -331,7 +353,7 @@ class OperatingPoint(TapModel):
         student: the whole student. points: see :meth:`AcmStudent.points`.
     """
 
-    spends = (EXECUTED, DEVIATION)
+    spends = (EXECUTED, DEVIATION, SPREAD)
 
     def __init__(self, student: AcmStudent, points: Points) -> None:
         self.student, self.points = student, points

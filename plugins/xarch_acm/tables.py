@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch.matching.objectives.dense import opened
+from xarch_acm.exits import Exits, least_for
 from xarch_acm.module import Point
 from xarch_acm.spent import Counted
 from xarch_acm.student import GATE, AcmStudent, Points, all_learners
@@ -60,6 +61,8 @@ class Tables(StageKind):
                 f"stage {context.name}: there are no calibration samples", "raise the data's held-out share"
             )
         student.module.eval()
+        if student.exits is not None:
+            return _early(student, student.exits, batches)
         with torch.no_grad():
             losses = _losses(student, batches, context) if context.options.fixed else {}
         rows: list[dict[str, Any]] = []
@@ -81,6 +84,17 @@ class Tables(StageKind):
             per_site[f"fixed.{name}"] = {path: float(k) for path, k in fixed.items()}
             rows.append(row | {"fixed": fixed})
         return StageOutcome(metrics=figures, decisions={"tables": rows}, per_site=per_site)
+
+
+def _early(student: AcmStudent, exits: Exits, batches: Sequence[Batch]) -> StageOutcome:
+    """Decide for every budget how sure an answer must be that leaves early."""
+    with torch.no_grad():
+        sure = torch.cat([student.sure(batch.seen_by("student")).flatten(0, -2) for batch in batches])
+    found = {share: least_for(sure, exits.shares(), share) for share in student.shares()}
+    rows = [{"budget": share, "shift": least, "fixed": student.fixed[share]} for share, least in found.items()]
+    return StageOutcome(
+        metrics={f"sure.{round(100 * share)}": least for share, least in found.items()}, decisions={"tables": rows}
+    )
 
 
 def _shifted(student: AcmStudent, batches: Sequence[Batch], share: float) -> tuple[float, dict[str, Tensor]]:

@@ -103,7 +103,8 @@ class AcmTarget(TargetAdapter):
 
     def recipe(self, facts: Any, options: BaseModel) -> str:
         gates = cast(AcmOptions, options).gates
-        return {"estimate": "acm", "classify": "acm-classify", "experts": "acm-experts"}.get(gates, "acm-fixed")
+        known = {"estimate": "acm", "classify": "acm-classify", "experts": "acm-experts", "exits": "acm-exits"}
+        return known.get(gates, "acm-fixed")
 
     def controls(self, teacher: Teacher, student: Student) -> Mapping[str, Control]:
         """Return the teacher truncated to the student's budget."""

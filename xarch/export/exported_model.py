@@ -22,25 +22,24 @@ from xarch.files.manifest import verify
 
 
 class ExportedModel(TapModel):
-    """The graphs of a folder that declare all of their outputs: those of the student itself, or if there are none those
-    of its operating point, if it is one.
+    """The graphs of a folder that declare all of their outputs, of one operating point.
 
     Args:
         folder: folder of an accepted export.
         student: the student whose taps the graphs compute.
         threads: number of runtime threads.
+        point: operating point; by default the first of :func:`points_of`.
 
     Raises:
         PlanError: no graph declares its outputs.
         UsageError: a file of the export is damaged.
     """
 
-    def __init__(self, folder: Path, student: TapModel, *, threads: int) -> None:
+    def __init__(self, folder: Path, student: TapModel, *, threads: int, point: str | None = None) -> None:
         verify(folder)
         described = read_profile(folder)
         declared = {n: entry for n, entry in described["graphs"].items() if entry["reads"] and entry["gives"]}
-        variants = {entry["variant"] for entry in declared.values()}
-        chosen = variants.pop() if len(variants) == 1 else ""
+        chosen = next(iter(points_of(declared)), "") if point is None else point
         self.graphs: dict[str, dict[str, Any]] = {n: e for n, e in declared.items() if e["variant"] == chosen}
         if not self.graphs:
             raise PlanError(
@@ -100,6 +99,12 @@ class ExportedModel(TapModel):
             return batch[key]
         value: Tensor = self._student.collect(batch, {tap})[tap]
         return value
+
+
+def points_of(graphs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the operating points of graphs as ``profile.json`` describes them: "" first, the student itself, then in
+    their order."""
+    return sorted({entry["variant"]: None for entry in graphs.values()}, key=bool)
 
 
 def _taken(value: Tensor, rows: Tensor, shared: bool) -> Tensor:

@@ -15,7 +15,7 @@ from xarch.contracts.model import Student, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
-from xarch.export.stored import passed
+from xarch.export.stored import passed, read_profile
 from xarch.files.atomic import new_folder, write_json
 from xarch.files.digest import combined_hash, tensor_hashes
 from xarch.files.manifest import seal, verify, whole
@@ -170,15 +170,18 @@ class Delivery:
         self.evaluator.raise_if_stopped("during the export")
 
     def _evaluate(self, student: Student, name: str) -> None:
-        """Evaluate the exported files with the run's metric."""
-        from xarch.export.exported_model import ExportedModel
+        """Evaluate the exported files with the run's metric, then those of every further operating point."""
+        from xarch.export.exported_model import ExportedModel, points_of
 
         folder, threads = self.run.export_dir / name, self.plan.threads
         verify(folder)
         with self._blame("exported"):
             own = self.target.adapter.exported(folder, student, threads)
-        model = own or ExportedModel(folder, student, threads=threads)
-        self.evaluator.evaluate_export(name, model)
+        self.evaluator.evaluate_export(name, own or ExportedModel(folder, student, threads=threads))
+        further = [] if own else points_of(read_profile(folder)["graphs"])[1:]
+        for point in further:
+            model = ExportedModel(folder, student, threads=threads, point=point)
+            self.evaluator.evaluate_export(f"{name}.{point}", model)
 
     @property
     def _target(self) -> str:

@@ -245,7 +245,11 @@ class Evaluator:
         return self.run.eval_json.exists() and profile in self.run.read_evaluation().get("exports", {})
 
     def evaluate_export(self, profile: str, model: TapModel) -> None:
-        """Evaluate an exported file into eval.json."""
+        """Evaluate an exported file into eval.json.
+
+        Args:
+            profile: its profile, or PROFILE.POINT for a further operating point.
+        """
         self.reporter.phase("evaluate", f"the export {profile}")
         found = self.measure({"student": model})
         if found is not None and self.run.eval_json.exists():

@@ -126,6 +126,15 @@ def test_fixed_room_takes_only_operators_of_accelerators(student, tmp_path):
     assert not ops.keys() & {"TopK", "NonZero", "ScatterND", "ScatterElements"}
 
 
+def test_every_point_is_a_graph_where_the_profile_has_its_form(student):
+    names = [f"{kind}-{b}" for b in (25, 50, 75) for kind in ("gated", "static", "bucketed")]
+    graphs = acm_graphs(student, cpu, AcmExport(every_point=True))
+    assert [(g.name, g.variant) for g in graphs] == [("model", ""), *((f"model-{n}", n) for n in names)]
+    assert {g.metadata["acm"]["mode"] for g in graphs if "gated" in g.name} == {"dynamic"}
+    graphs = acm_graphs(student, npu, AcmExport(every_point=True))
+    assert [g.variant for g in graphs] == ["static-50", *(n for n in names if n[0] != "g" and n != "static-50")]
+
+
 def test_room_is_for_positions_that_want_most():
     scores = torch.full((1, 4, 3), -50.0)
     for position, choice in enumerate((1, 2, 0, 2)):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.plugins.acm.acm_models import tiny_vit
-from xarch import Batch, MatchContext, Replaceable, Tap
+from tests.plugins.acm.acm_models import tiny_vit, with_random_gates
+from xarch import Batch, MatchContext, Replaceable, Tap, TapModel
 from xarch.testing.models import load_teacher
+from xarch_acm.exits import least_for
 from xarch_acm.experts import ExpertModule, Grouper
 from xarch_acm.gate import Gate
 from xarch_acm.labels import lost
@@ -104,3 +105,44 @@ def test_a_router_runs_the_experts_that_it_expects_to_be_most_active() -> None:
     hidden = module.hidden(x) * (module.owner_F == best[..., None])
     assert torch.allclose(module(x), module.out(hidden), atol=1e-6)
     assert float(module.activity(x).detach().amax(-1).min()) == pytest.approx(1.0)
+
+
+def test_samples_that_are_sure_leave_early_and_answer_as_if_the_rest_were_not_there(tmp_path: Path) -> None:
+    student = with_random_gates(tmp_path, gates="exits", modules=["mlp", "qkv", "o"], budgets=[0.5, 0.75])
+    assert student.exits is not None
+    assert student.exits.shares().tolist() == [0.5, 1.0]
+    batch = image_batch(student.facts, 6)
+
+    def answer(model: TapModel) -> torch.Tensor:
+        with torch.no_grad():
+            return model.collect(batch, {"logits"})["logits"]
+
+    whole = answer(student)
+    assert student.spent() == {"executed": 1.0, "deviation": 0.0, "spread": 0.0}
+    with torch.no_grad():
+        sure = student.sure(batch)
+    assert sure.shape == (6, 1)
+    # As many leave at the first of two exits as bring the mean to three quarters.
+    least = least_for(sure, student.exits.shares(), 0.75)
+    tables = [{"budget": b, "shift": least, "fixed": student.fixed[b]} for b in (0.5, 0.75)]
+    student.decide({"tables": tables})
+    point, early = student.variants()["exit-75"], sure[:, 0] >= least
+    found = answer(point)
+    assert int(early.sum()) == 3
+    assert torch.allclose(found[~early], whole[~early], atol=1e-5)
+    blocks = student.module.blocks
+    student.module.blocks = nn.Sequential(blocks[0])
+    assert torch.allclose(found[early], answer(student)[early], atol=1e-5)
+    student.module.blocks = blocks
+    assert point.spent() == pytest.approx({"executed": 0.75, "deviation": 0.25, "spread": 0.25})
+
+
+def test_chance_trains_every_exit(tmp_path: Path) -> None:
+    student = with_random_gates(tmp_path, gates="exits", modules=["mlp", "qkv", "o"])
+    student.module.train().requires_grad_(True)
+    torch.manual_seed(0)
+    student.collect(image_batch(student.facts, 8), {"logits"})["logits"].sum().backward()
+    first, *_, last = student.adaptive.values()
+    assert 0 < int(last.running.sum()) < int(first.running.sum()) == 8
+    assert float(last.out.weight.grad.norm()) > 0
+    assert not any(".gate." in name for name in student.param_groups()["all"])

@@ -66,8 +66,8 @@ def test_what_ran_is_weighted_by_its_cost():
     spent.add("cheap", torch.eye(5)[[4, 0]], gated=True)
     spent.add("dear", torch.eye(4)[[0, 0]], gated=False)
     # 4 learners of 1 and twice a gate of 0.5, twice the least learner of 3, of 2 * 16; one module varies from none to
-    # all, the other does not.
-    assert spent.read() == {"executed": pytest.approx((4 + 1 + 6) / 32), "deviation": pytest.approx(0.25)}
+    # all, the other does not; one of the samples takes 7 of 16, the other 3.
+    assert spent.read() == pytest.approx({"executed": (4 + 1 + 6) / 32, "deviation": 0.25, "spread": 0.125})
     assert spent.read() == {}
 
 

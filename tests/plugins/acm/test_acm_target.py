@@ -57,7 +57,7 @@ def test_parts_that_are_left_alone_are_the_teachers():
     gates = sum(m.gate_cost for m in student.adaptive.values()) / sum(
         m.cost * m.learners for m in student.adaptive.values()
     )
-    assert student.spent() == {"executed": pytest.approx(1 + gates), "deviation": 0.0}
+    assert student.spent() == {"executed": pytest.approx(1 + gates), "deviation": 0.0, "spread": 0.0}
 
 
 def test_the_control_is_the_teacher_with_the_largest_units_only():
@@ -73,7 +73,7 @@ def test_the_control_is_the_teacher_with_the_largest_units_only():
     with torch.no_grad():
         found = control.model.collect(batch, {"final"})["final"]
         wanted = teacher.collect(batch, {"final"})["final"]
-    assert control.model.spent() == {"executed": 0.5, "deviation": 0.0}
+    assert control.model.spent() == {"executed": 0.5, "deviation": 0.0, "spread": 0.0}
     assert not torch.allclose(found, wanted, atol=1e-3)
     module = control.model.student.adaptive["blocks.0.mlp"]
     size = (module.layers[0].weight.norm(dim=1) * module.layers[1].weight.norm(dim=1)) * module.out.weight.norm(dim=0)
