@@ -69,6 +69,7 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         gate_width=max(1, min(WIDEST_GATE, round(width / layers[0].in_features))),
         temperature=options.temperature,
         estimates=options.gates == "estimate",
+        task_gradient=options.task_gradient,
     )
     if isinstance(made, ExitModule):
         made.kind = part.kind

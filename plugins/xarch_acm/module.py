@@ -29,11 +29,13 @@ class Point:
             cheaper, or what is added once per learner to the logits of others. A tensor in an exported graph.
         fixed: number of learners for every position, without the gate; None: the gate chooses.
         filled: share of a sample's positions that runs each learner, those that want it most; None: as many as do.
+        shuffled: whether the numbers that gates choose go to other positions, by chance, of all samples together.
     """
 
     shift: float | Tensor = 0.0
     fixed: int | None = None
     filled: tuple[float, ...] | None = None
+    shuffled: bool = False
 
 
 class AdaptiveModule(nn.Module):
@@ -47,6 +49,7 @@ class AdaptiveModule(nn.Module):
         gate_width: hidden width of the gate.
         temperature: of the softmax over gates that are sampled in train mode; 0: they are not.
         estimates: whether the gate estimates what is lost with each number of learners, instead of choosing among them.
+        task_gradient: whether the gradient of the output reaches the gate.
 
     Attributes:
         point: how it is run.
@@ -64,8 +67,10 @@ class AdaptiveModule(nn.Module):
         gate_width: int,
         temperature: float,
         estimates: bool,
+        task_gradient: bool = True,
     ) -> None:
         super().__init__()
+        self.task_gradient = task_gradient
         self.into, self.activation, self.out = nn.ModuleList(into), activation, out
         self.learners, self.least, self.temperature = learners, least, temperature
         self.inputs, self.units, self.outputs = into[0].in_features, out.in_features, out.out_features
@@ -130,13 +135,16 @@ class AdaptiveModule(nn.Module):
         if self.training or (torch.is_grad_enabled() and scores.requires_grad):
             choice = self.chosen(scores)
             # A unit runs if at least as many learners do as come up to its own: the sum over these choices.
-            tails = choice.flip(-1).cumsum(-1).flip(-1)
+            tails = (choice if self.task_gradient else choice.detach()).flip(-1).cumsum(-1).flip(-1)
             kept = tails[..., 1:] if self.least == 0 else tails
             hidden = self.hidden(x)
             if self.watch is not None:
                 self.watch(made, choice)
             return self.out(hidden * kept.to(hidden.dtype).index_select(-1, self.owner_F))
         best = scores.argmax(-1, keepdim=True) if self.point.filled is None else self._filled(scores, self.point.filled)
+        if self.point.shuffled:
+            places = torch.randperm(best.numel(), generator=torch.Generator().manual_seed(best.numel()))
+            best = best.flatten()[places.to(best.device)].view_as(best)
         if self.watch is not None:
             self.watch(made, F.one_hot(best[..., 0], made.shape[-1]).to(made))
         count = best[..., 0] + self.least

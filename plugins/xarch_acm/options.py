@@ -42,6 +42,11 @@ class AcmOptions(Options):
     temperature: float = Field(
         0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
     )
+    task_gradient: bool = Field(
+        True,
+        description="whether the gradient of what the model answers reaches the gates; false: only that of terms on "
+        "their choices, as in the reference code",
+    )
     label_offset: Literal[0, -1] = Field(
         -1,
         description="gates that classify learn the first learner that helps too little (0) or its predecessor (-1)",

@@ -12,8 +12,9 @@ CURVES = {
     "gated": "gates choose",
     "static": "fixed learners",
     "bucketed": "fixed room",
+    "exit": "early exit",
+    "shuffled": "gates shuffled",
     "truncated": "truncated, untrained",
-    "teacher": "teacher",
 }
 SHARE = "share."
 
@@ -25,12 +26,14 @@ def sections(run: RunInfo) -> list[Section]:
         return []
     metric = str(run.eval.get("metric", ""))
     points = _points(run.eval, metric)
-    blocks: list[Block] = [_table(points, metric)]
+    blocks: list[Block] = [_table(points, metric, _files(run))]
     curves = {
         words: sorted((100 * share, value) for name, share, value in points if name.partition("-")[0] == kind)
         for kind, words in CURVES.items()
     }
-    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of learners")
+    places = [100 * share for _, share, _ in points]
+    curves["teacher"] = [(place, value) for n, _, value in points if n == "teacher" for place in (min(places), 100.0)]
+    figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of all learners")
     blocks += [figure] if figure is not None else []
     tables = [s["per_site"] for s in run.stages.values() if "mean" in s.get("per_site", {})]
     if tables:
@@ -49,15 +52,38 @@ def _points(evaluation: Mapping[str, Any], metric: str) -> list[tuple[str, float
     ]
 
 
-def _table(points: list[tuple[str, float, float]], metric: str) -> Table:
-    rows: list[list[str | Cell]] = [[name, f"{100 * share:.1f} %", f"{value:.4g}"] for name, share, value in points]
+def _files(run: RunInfo) -> dict[str, dict[str, float]]:
+    """Return profile -> operating point -> quality of its exported file; the profile's first graph is the file that is
+    told under the profile's own name."""
+    found: dict[str, dict[str, float]] = {}
+    for name, figures in (run.eval.get("exports") or {}).items():
+        profile, _, point = str(name).partition(".")
+        graphs = (run.profile.get(profile) or {}).get("graphs") or {}
+        first = sorted((str(entry.get("variant", "")) for entry in graphs.values()), key=bool)[:1]
+        value = figures.get(str(run.eval.get("metric", "")))
+        if isinstance(value, int | float):
+            found.setdefault(profile, {})[point or (first or [""])[0] or "student"] = float(value)
+    return found
+
+
+def _table(points: list[tuple[str, float, float]], metric: str, files: Mapping[str, Mapping[str, float]]) -> Table:
+    rows: list[list[str | Cell]] = [
+        [name, f"{100 * share:.1f} %", f"{value:.4g}", *(_shown(of.get(name)) for of in files.values())]
+        for name, share, value in points
+    ]
     caption = (
         "What learners and gates took, as a share of the multiply-adds of all learners, on the held-out data. gated-B: "
         "gates shifted to B per cent on calibration data; static-B: the same learners, a fixed number per module, no "
         "gates; bucketed-B: every learner has room for a fixed share of the positions; truncated-B: the teacher's "
-        "largest hidden units, untrained."
+        "largest hidden units, untrained; shuffled-B: what the gates choose at B per cent, at other positions by "
+        "chance."
     )
-    return Table(["model", "learners run", metric], rows, "lrr", caption)
+    heads = [f"{metric} of the {profile} file" for profile in files]
+    return Table(["model", "learners run", metric, *heads], rows, "lrr" + "r" * len(files), caption)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _modules(found: Mapping[str, Any]) -> Block | None:

@@ -25,7 +25,9 @@ from xarch_acm.spent import DEVIATION, EXECUTED, SPREAD, Spent
 
 EFFORT, LOGITS = "effort", "logits"
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
-STATIC, GATED, BUCKETED, EXIT = "static", "gated", "bucketed", "exit"
+STATIC, GATED, BUCKETED, EXIT, SHUFFLED = "static", "gated", "bucketed", "exit", "shuffled"
+"""Kinds of operating points. In the last, which tells whether gates know where learners are needed, what they choose
+goes to other positions."""
 CAUSAL = ("decoder",)
 """Families whose positions must not depend on later ones."""
 Points = Mapping[str, Point]
@@ -296,8 +298,9 @@ class AcmStudent(LocalStudent):
         return (GATED, STATIC) if self.family in CAUSAL else (GATED, STATIC, BUCKETED)
 
     def names(self) -> Sequence[str]:
-        """Return the names of all operating points."""
-        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in self.kinds()]
+        """Return the names of all operating points; the last are controls, see :data:`SHUFFLED`."""
+        kinds = [*self.kinds(), *([] if self.ungated else [SHUFFLED])]
+        return [f"{kind}-{round(100 * share)}" for share in self.options.budgets for kind in kinds]
 
     def points(self, name: str) -> Points:
         """Return how every module is run at an operating point."""
@@ -306,6 +309,8 @@ class AcmStudent(LocalStudent):
         if kind == STATIC:
             return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
         shift = self.shifts[share]
+        if kind == SHUFFLED:
+            return dict.fromkeys(self.adaptive, Point(shift=shift, shuffled=True))
         if kind == BUCKETED:
             return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
         return dict.fromkeys(self.adaptive, Point(shift=shift))

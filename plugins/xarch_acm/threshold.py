@@ -17,6 +17,7 @@ from torch import Tensor
 from xarch import Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch_acm.labels import lost, stop
 from xarch_acm.student import SENSITIVITY, AcmStudent
+from xarch_acm.view import PASSES
 
 HALVINGS = 48
 LARGEST = 1.5
@@ -39,6 +40,10 @@ class Threshold(StageKind):
 
     def units(self, request: StageRequest) -> int:
         return int(request.options.samples) * request.units_per_sample
+
+    def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
+        """Sensitivities, which gates that estimate need, are further passes of the teacher."""
+        return student + (1 + PASSES) * teacher
 
     def run(self, context: StageContext) -> StageOutcome:
         """See :class:`xarch.StageKind`.

@@ -11,6 +11,9 @@ from xarch import Batch, Replaceable, Sink, Student, Tap, Teacher
 from xarch_acm.sensitivity import sensitivities
 from xarch_acm.student import SENSITIVITY, flat
 
+PASSES = 2
+"""Of sensitivities, see ``Tap.info``: forward, and back to the outputs of parts, not to weights."""
+
 
 def part_taps(parts: Sequence[Replaceable], model: nn.Module) -> dict[str, Tap]:
     """Return ``PATH.in`` and ``PATH.out`` [B, L, D], and ``PATH.sensitivity`` [B, L] of every part."""
@@ -23,7 +26,8 @@ def part_taps(parts: Sequence[Replaceable], model: nn.Module) -> dict[str, Tap]:
         assert isinstance(last, nn.Linear)
         found[f"{part.path}.in"] = Tap(f"{part.path}.in", "hidden", "BLD", {"D": first.in_features})
         found[f"{part.path}.out"] = Tap(f"{part.path}.out", "hidden", "BLD", {"D": last.out_features})
-        found[f"{part.path}.{SENSITIVITY}"] = Tap(f"{part.path}.{SENSITIVITY}", SENSITIVITY, "BL")
+        name = f"{part.path}.{SENSITIVITY}"
+        found[name] = Tap(name, SENSITIVITY, "BL", info={"passes": PASSES})
     return found
 
 

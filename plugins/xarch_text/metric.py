@@ -11,6 +11,7 @@ from torch import Tensor
 from xarch import Batch, Evaluation, EvaluationRequest, Metric, TapModel, UsageError
 from xarch_decoder.generation import continue_greedily
 from xarch_decoder.scores import Scores, add_batch
+from xarch_text.effort import EFFORT, ROWS, efforts
 
 PROMPTS = 2
 PROMPT_TOKENS = 24
@@ -63,11 +64,15 @@ class Perplexity(Metric):
         teacher, students = request.teacher, request.students
         scores = {name: Scores() for name in (*(["teacher"] if teacher is not None else []), *students)}
         prompts: list[Tensor] = []
+        told: list[dict[str, Any]] = []
         with torch.no_grad():
             for batch in request.batches():
                 seen = batch.seen_by("student")
                 known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"] if teacher is not None else None
-                found = {name: model.collect(seen, ["logits"])["logits"] for name, model in students.items()}
+                values = {name: model.collect(seen, _wanted(name, model)) for name, model in students.items()}
+                found = {name: value["logits"] for name, value in values.items()}
+                if EFFORT in values.get("student", {}) and request.processor is not None:
+                    told += efforts(seen, values["student"][EFFORT], request.processor, ROWS - len(told))
                 add_batch(seen, known, found, scores)
                 prompts += _prompts(seen, PROMPTS - len(prompts))
                 request.progress(batch.units)
@@ -90,7 +95,7 @@ class Perplexity(Metric):
             units={**UNITS, **{f"{name}.{d}": unit for d in several for name, unit in _PART_UNITS.items()}},
             directions={**DIRECTIONS, **{f"{name}.{d}": h for d in several for name, h in DIRECTIONS.items()}},
             n=tokens,
-            samples=samples,
+            samples=[*samples, *told],
         )
 
 
@@ -127,6 +132,10 @@ def _figures(score: Scores, teacher: Scores | None) -> dict[str, float]:
         figures["kl_stderr"] = score.kl_stderr
     figures["top1_agreement"] = score.agree / score.tokens
     return figures
+
+
+def _wanted(name: str, model: TapModel) -> list[str]:
+    return ["logits", EFFORT] if name == "student" and EFFORT in model.taps() else ["logits"]
 
 
 def _prompts(batch: Batch, wanted: int) -> list[Tensor]:

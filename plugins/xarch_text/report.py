@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xarch.report import Block, Cell, RunInfo, Section, Table, Text
+from xarch_text.effort import shaded
 from xarch_text.metric import DOMAINS
 
 COLUMNS = ("perplexity", "perplexity_ratio", "kl", "top1_agreement")
@@ -13,21 +14,21 @@ HEAD = ("perplexity", "ratio", "KL, nats/token", "top-1 agreement", "student's K
 
 
 def sections(run: RunInfo) -> list[Section]:
-    """Return a table for each domain; nothing if the run evaluated a single one."""
+    """Return a table for each domain, unless the run evaluated a single one; and text with what ran where, of a student
+    that chooses."""
     models = dict(_models(run.eval))
     found = [d for d in DOMAINS if any(f"perplexity.{d}" in figures for figures in models.values())]
-    if len(found) < 2:
-        return []
     blocks: list[Block] = [Text("The same held-out rows, divided by the files that they come from.")]
-    for domain in found:
-        blocks.append(_table(domain, models))
-    return [Section("Quality by domain", blocks)]
+    blocks += [_table(domain, models) for domain in found]
+    where = shaded([entry for entry in run.eval.get("samples", []) if isinstance(entry, dict)])
+    made = [Section("Quality by domain", blocks)] if len(found) > 1 else []
+    return made if where is None else [*made, where]
 
 
 def _models(told: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     sides = [(side, told.get(side)) for side in ("teacher", "student")]
-    beside = told.get("baselines")
-    every = [*sides, *(beside.items() if isinstance(beside, dict) else ())]
+    beside, points = (value if isinstance(value := told.get(key), dict) else {} for key in ("baselines", "variants"))
+    every = [*sides, *beside.items(), *((f"student, {name}", figures) for name, figures in points.items())]
     return [(str(name), figures) for name, figures in every if isinstance(figures, dict)]
 
 

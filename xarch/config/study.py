@@ -64,6 +64,11 @@ class StudyConfig(Model):
     metrics: list[str] = Field(
         default_factory=list, description="figures of eval.json, including gated ones; default: the headline"
     )
+    against: str | None = Field(
+        None,
+        description="figure over which the page draws the first of `metrics` as one curve for every arm, through its "
+        "points on the axes, e.g. the share of computation that ran",
+    )
     jobs: int = Field(1, ge=1, description="number of parallel runs")
     threads: int = Field(1, ge=1, description="CPU threads per run, unless set in the configuration")
     executor: ExecutorConfig = Field(default_factory=ExecutorConfig, description="local, submitit or ray")

@@ -20,7 +20,9 @@ class Tap:
         shape: dimension letter -> size, for the dimensions fixed by the architecture (``{"D": 576}``).
         info: further facts an objective or connector may need (prefix tokens, grid size). A structured form gives its
             storage size under ``elements``: a layout with sizes in ``shape`` or ``info``, or a count of numbers per
-            sample; its model packs it, see ``TapModel.packed``.
+            sample; its model packs it, see ``TapModel.packed``. A value that its model computes by further passes (a
+            gradient of the answer) tells under ``passes`` how many forward passes they cost besides the one that gives
+            all others, for the plan's time.
     """
 
     name: str

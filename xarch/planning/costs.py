@@ -225,7 +225,7 @@ class StageCosts:
             if teacher:
                 # A teacher is not traced. It has about as many operators as the student's forward pass, a third of the
                 # step, and runs in every step whose values are not cached.
-                share = forwards / max(self.units, 1)
+                share = forwards / max(self.units, 1) * self._passes()
                 made.times["teacher"] += share * self.steps * micro * step.operators / 3 * rates.operator
             names = self.trained()
             sizes = {n: p.numel() for n, p in plan.student.module.named_parameters()}
@@ -260,5 +260,10 @@ class StageCosts:
                 continue
             info = self._infos().get(MAIN if kind == RANDOM else model)
             if info is not None:
-                total += info.facts.work(self.stage.sample)
+                total += info.facts.work(self.stage.sample) * (self._passes() if model == MAIN else 1)
         return total
+
+    def _passes(self) -> float:
+        """Return how many forward passes of the main teacher give what the stage reads from it."""
+        taps = self.plan.taps.get(MAIN, {})
+        return 1 + max((float(taps[name].info.get("passes", 0)) for name in self.read(MAIN)), default=0.0)

@@ -119,6 +119,25 @@ class Strip:
     kind: ClassVar[str] = "strip"
 
 
+LEVELS = 9
+"""Shades of a :class:`Shaded` text."""
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """Text whose parts are shaded by a number, from the least (light) to the largest (dark): (part, number)."""
+
+    parts: Sequence[tuple[str, float]]
+    caption: str = ""
+    kind: ClassVar[str] = "shaded"
+
+    def levels(self) -> list[tuple[str, int]]:
+        """Return the shade of every part, 0 to :data:`LEVELS` - 1."""
+        values = [value for _, value in self.parts]
+        low, width = min(values, default=0.0), max(values, default=0.0) - min(values, default=0.0)
+        return [(part, min(LEVELS - 1, int(LEVELS * (v - low) / width)) if width > 0 else 0) for part, v in self.parts]
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image as the bytes of a PNG, JPEG or SVG file. It is embedded as an image, so scripts in it do not run.
@@ -193,7 +212,7 @@ class Details:
     kind: ClassVar[str] = "details"
 
 
-Block = Text | Table | Figure | Figures | Code | Tiles | Steps | Strip | Samples | Markdown | Picture | Details
+Block = Text | Table | Figure | Figures | Code | Tiles | Steps | Strip | Shaded | Samples | Markdown | Picture | Details
 
 
 @dataclass(frozen=True)

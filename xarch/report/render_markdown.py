@@ -16,6 +16,7 @@ from xarch.report.blocks import (
     Picture,
     Samples,
     Section,
+    Shaded,
     Steps,
     Strip,
     Table,
@@ -74,6 +75,9 @@ def _block(block: Block) -> list[str]:
         ]
     if isinstance(block, Strip):
         return _strip(block)
+    if isinstance(block, Shaded):
+        text = "".join(part for part, _ in block.parts)
+        return [*fenced(text, "text"), "", f"{escape(block.caption)} (shades: see report.html)"]
     if isinstance(block, Samples):
         return _samples(block)
     if isinstance(block, Markdown):

@@ -7,6 +7,7 @@ from typing import Any
 
 from xarch.numbers import NONE, duration, known, number
 from xarch.report.blocks import Block, Cell, Code, Figure, Section, Table, Text, Tone
+from xarch.report.draw import lines
 from xarch.report.plots.dots import dots_svg
 from xarch.report.render_html import to_html
 
@@ -20,12 +21,35 @@ def study_page(study: Mapping[str, Any]) -> str:
     header, facts = study["header"], study["facts"]
     runs = [v for k, v in facts.items() if k.startswith("run ")]
     done = sum(r["state"] == "done" for r in runs)
-    sections = [_metric(m, about, facts, header["control"]) for m, about in facts["metrics"].items()]
+    curve = _curve(header.get("against"), facts)
+    sections = [] if curve is None else [curve]
+    sections += [_metric(m, about, facts, header["control"]) for m, about in facts["metrics"].items()]
     sections += [_runs(runs), Section("Reproduce", [Code(header["command"], "sh")])]
     badge = ("done", "good") if header["finished"] else (f"{done} of {len(runs)} runs", "warn")
     seeds = ", ".join(map(str, header["seeds"]))
     title = header["benchmark"].removeprefix("study_")
     return to_html(f"Study {title}", f"seeds {seeds} · xarch {header['versions']['xarch']}", badge, sections)
+
+
+def _curve(against: str | None, facts: Mapping[str, Any]) -> Section | None:
+    """Return one curve for every arm: the first metric over another figure, the means of its points on the axes."""
+    metric = next(iter(facts["metrics"]), "")
+    if against is None or against not in facts["metrics"] or against == metric:
+        return None
+    places = {s["arm"]: s["mean"] for s in _summaries(against, facts)}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for summary in _summaries(metric, facts):
+        base, _, point = summary["arm"].partition(",")
+        value, place = summary["mean"], places.get(summary["arm"])
+        if point != " pooled" and value is not None and place is not None:
+            series.setdefault(base, []).append((place, value))
+    every = [place for points in series.values() for place, _ in points]
+    teacher = facts["metrics"][metric]["teacher"]
+    if known(teacher) and every:
+        series["teacher"] = [(min(every), teacher), (max(every), teacher)]
+    title = f"{metric} of every arm over {against}: means of its runs"
+    figure = lines("curve", {arm: sorted(points) for arm, points in series.items()}, title, against)
+    return None if figure is None else Section(f"{metric} against {against}", [figure])
 
 
 def rows(metric: str, about: Mapping[str, Any], facts: Mapping[str, Any]) -> list[list[Cell]]:

@@ -42,7 +42,7 @@ def make(
     x = torch.randn(3, 5, 8)
     wanted = model["mlp"](x).detach()
     part = Replaceable("mlp", "mlp", residual, ("up", "value"), lambda gate, value: F.silu(gate) * value, "down")
-    module = adaptive(model, part, AcmOptions(gates=gates, temperature=0.8))
+    module = adaptive(model, part, AcmOptions(gates=gates, temperature=0.8, gate_share=0.05))
     nn.init.normal_(module.gate.out.weight, std=3.0 if gates == "estimate" else 1.0)
     nn.init.zeros_(module.gate.out.bias)
     return module.eval(), x, wanted
@@ -115,6 +115,11 @@ def test_training_computes_what_the_choices_say_and_gradients_reach_the_gate():
     (made - wanted).square().mean().backward()
     assert float(module.gate.into.weight.grad.norm()) > 1e-6
     assert float(module.into[0].weight.grad.norm()) > 1e-6
+    module.task_gradient = False
+    seen.pop()
+    module.zero_grad()
+    module(x).sum().backward()
+    assert module.gate.into.weight.grad is None, "as in the reference"
     torch.manual_seed(4)
     module(x)
     assert not torch.equal(seen[0].argmax(-1), seen[1].argmax(-1)), "gates are sampled in train mode"
@@ -233,4 +238,4 @@ def test_a_projection_is_two_layers_of_the_same_cost():
     assert (module.units, module.least, len(module.into)) == (6, 1, 1)
     assert module.cost * module.learners == 6 * (24 + 8)
     assert module.out.bias is not None
-    assert math.isclose(module.gate_cost, 24 * 4 + 4 * 4)
+    assert math.isclose(module.gate_cost, 24 + 4)

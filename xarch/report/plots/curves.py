@@ -16,6 +16,8 @@ HEIGHT, LINE = 2.1, 0.17
 """Inches of a figure and of one line of names."""
 STYLES = ("-", "--", ":", "-.")
 """Of curves that share a colour."""
+FEW = 12
+"""Up to this many points of a curve are marked."""
 POINTS = 300
 """Maximum number of points per curve; each is the mean of its neighbours."""
 
@@ -48,7 +50,8 @@ def curve_svg(
         smooth = len(drawn) == 1 and len(values) > 20
         for (key, (x, y)), (role, style) in zip(drawn.items(), _looks(drawn), strict=True):
             color = THEME[role]
-            axes.plot(x, y, style, color=color, linewidth=1.0, alpha=0.35 if smooth else 1.0, label=label(key))
+            alpha, marker = 0.35 if smooth else 1.0, "." if len(x) <= FEW else ""
+            axes.plot(x, y, style, color=color, linewidth=1.0, alpha=alpha, marker=marker, label=label(key))
             if smooth:
                 axes.plot(x, _smooth(y), color=color, linewidth=1.8)
             axes.plot(x[-1:], y[-1:], "o", color=color, markersize=3.5)

@@ -134,6 +134,7 @@ def document(
         "machine": {"threads": study.threads},
         "seeds": study.seeds,
         "control": study.control,
+        **({"against": study.against} if study.against else {}),
     }
     facts = {
         "metrics": figures,
