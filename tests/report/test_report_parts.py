@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.report.run_folders import make_plan, make_run
 from xarch.files.run_dir import RunDir
-from xarch.report import Strip
+from xarch.report import Section, Shaded, Strip
 from xarch.report.blocks import Figure, Figures, Tile, Tiles
 from xarch.report.card import model_card
 from xarch.report.files import RunInfo, natural, read_run
@@ -26,7 +26,8 @@ from xarch.report.plots.bars import comparison_svg
 from xarch.report.plots.canvas import THEME, Ticks
 from xarch.report.plots.curves import POINTS, curve_svg
 from xarch.report.plots.heat import LEVELS, heat_svg, level_edges
-from xarch.report.render_markdown import escape, fenced
+from xarch.report.render_html import to_html
+from xarch.report.render_markdown import escape, fenced, to_markdown
 from xarch.report.sections.per_site import per_site
 from xarch.report.sections.training import training
 from xarch.report.sections.verdict import verdict
@@ -130,6 +131,16 @@ def test_curves_of_teacher_and_student_have_their_colours_and_others_the_rest() 
         for names in (["teacher", "cut"], ["cut", "teacher", "student", "other"])
     ]
     assert found == [{"teacher", "student"}, {"baseline", "teacher", "student", "third"}]
+
+
+def test_parts_of_text_are_as_dark_as_their_numbers_and_escaped() -> None:
+    block = Shaded([("if", 0.2), (" <a>", 0.6), ("\n", 1.0)], "why")
+    assert block.levels() == [("if", 0), (" <a>", 4), ("\n", 8)]
+    assert Shaded([("a", 0.5)]).levels() == [("a", 0)]
+    sections = [Section("Where", [block])]
+    html = to_html("t", "s", ("done", "good"), sections)
+    assert '<span class="h0">if</span><span class="h4"> &lt;a&gt;</span>' in html
+    assert "```text\nif <a>\n```" in to_markdown("t", "s", sections)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))

@@ -60,7 +60,10 @@ def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
 def test_arms_are_also_compared_over_all_points_of_the_axes(tmp_path: Path) -> None:
     axes = {"pair": {"a": {"set": {"budget": 100}}, "b": {"set": {"budget": 300}}}}
     arms = {"none": {}, "kd": {"set": {"tiny": False}}}
-    found = conduct(study(arms=arms, axes=axes, metrics=["top1"]), tmp_path, command=STUB)
+    settings = study(arms=arms, axes=axes, metrics=["top1", "loss"], against="loss")
+    found = conduct(settings, tmp_path, command=STUB)
+    page = (tmp_path / "report.html").read_text()
+    assert "top1 against loss" in page, "one curve of all arms"
     pooled = found["facts"]["arm kd, pooled top1"]
     assert pooled["n"] == 4
     assert pooled["control"] == "none, pooled"

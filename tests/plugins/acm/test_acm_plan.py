@@ -20,6 +20,10 @@ def test_the_demo_says_what_it_replaces_and_may_limit_what_runs():
         "budget",
         "tables",
     ]
+    distil, gates = (next(s for s in plan.stages if s.name == name) for name in ("distil", "gates"))
+    # What gates learn needs the teacher once more, forward and back.
+    each = [stage.times["teacher"] / stage.units for stage in (distil, gates)]
+    assert each[1] == pytest.approx(3 * each[0], rel=0.3)
     assert plan.student.traits["learners"] == "4 in each of 4 modules (mlp)"
     assert float(plan.student.traits["gates"].split()[0]) < 2
     assert {"top1", "variants.gated-50.executed"} <= set(plan.config.gates)

@@ -12,14 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xarch import Batch, EvaluationRequest, TapModel, UsageError
+from xarch import Batch, EvaluationRequest, Tap, TapModel, UsageError
 from xarch_decoder import scores
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.generation import continue_greedily
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.scores import NotFiniteError, targets
 from xarch_decoder.student import DecoderStudent
+from xarch_text.effort import EFFORT
 from xarch_text.metric import Perplexity
+from xarch_text.report import sections
 
 FACTS = DecoderFacts(
     layers=2,
@@ -57,6 +59,19 @@ class FullForward(TapModel):
 
     def run(self, batch: Batch, wanted: Any, sink: Any) -> None:
         self.inner.run(batch, wanted, sink)
+
+
+class Choosy(FullForward):
+    """Tells that it computed a quarter for the first row of a batch, and half for the second."""
+
+    def taps(self) -> Any:
+        return {**self.inner.taps(), EFFORT: Tap(EFFORT, EFFORT, "BL")}
+
+    def run(self, batch: Batch, wanted: Any, sink: Any) -> None:
+        self.inner.run(batch, set(wanted) - {EFFORT}, sink)
+        if EFFORT in wanted:
+            rows, length = batch["input_ids"].shape
+            sink(EFFORT, (torch.arange(1, rows + 1) / 4)[:, None].expand(rows, length))
 
 
 def batch(seed: int, rows: int = 3, length: int = 40) -> Batch:
@@ -150,8 +165,6 @@ def test_figures_by_domain_are_those_of_its_documents_alone() -> None:
 
 
 def test_the_page_shows_every_domain_with_the_gain_over_each_control() -> None:
-    from xarch_text.report import sections
-
     figures = {"perplexity.code": 4.0, "perplexity_ratio.code": 1.1, "kl.code": 0.02, "top1_agreement.code": 0.9}
     figures |= {name.replace("code", "prose"): value for name, value in figures.items()} | {"tokens.code": 100.0}
     rival = {**figures, "kl.code": 0.08}
@@ -243,6 +256,11 @@ def test_samples_show_prompt_and_both_texts(
     for sample in found.samples:
         assert sample["teacher"] == sample["student"]
         assert sample["prompt"]
+    told = evaluate(same, {"student": Choosy(same)}, batches, tokenizer).samples[2:]
+    assert [entry["effort"]["shares"] for entry in told] == [[0.25] * 64, [0.5] * 64, [0.25] * 64]
+    (section,) = sections(SimpleNamespace(eval={"samples": told}))  # type: ignore[arg-type]
+    assert "".join(part for part, _ in section.blocks[0].parts) == tokenizer.decode(batches[0]["input_ids"][0])
+    assert section.blocks[0].caption.startswith("25 % on average")
     other = evaluate(same, {"student": decoder(2)}, batches, tokenizer)
     assert other.samples[0]["prompt"] == found.samples[0]["prompt"]
     assert other.samples[0]["teacher"] == found.samples[0]["teacher"]
