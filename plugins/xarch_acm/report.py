@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xarch.report import Block, Cell, RunInfo, Section, Table, heat, lines
+from xarch.report import Block, Cell, Figure, Figures, RunInfo, Section, Table, heat, lines
 
 GATES = {"mean": "gates, mean", "deviation": "gates, deviation"}
 CURVES = {
@@ -34,10 +34,11 @@ def sections(run: RunInfo) -> list[Section]:
     places = [100 * share for _, share, _ in points]
     curves["teacher"] = [(place, value) for n, _, value in points if n == "teacher" for place in (min(places), 100.0)]
     figure = lines("acm-curve", curves, f"{metric} against learners that ran", "% of all learners")
-    blocks += [figure] if figure is not None else []
+    figures = [figure] if figure is not None else []
     tables = [s["per_site"] for s in run.stages.values() if "mean" in s.get("per_site", {})]
     if tables:
-        blocks += [block for block in (_modules(tables[-1]), _histogram(tables[-1])) if block is not None]
+        figures += [block for block in (_modules(tables[-1]), _histogram(tables[-1])) if block is not None]
+    blocks += [Figures(figures)] if figures else []
     return [Section("Quality and computation", blocks)]
 
 
@@ -86,7 +87,7 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _modules(found: Mapping[str, Any]) -> Block | None:
+def _modules(found: Mapping[str, Any]) -> Figure | None:
     columns = list(found.get("mean", {}))
     rows = [
         (GATES.get(name, name.replace(".", " ")), {_short(path): float(row[path]) for path in columns})
@@ -102,7 +103,7 @@ def _modules(found: Mapping[str, Any]) -> Block | None:
     return heat("acm-learners", rows, list(map(_short, columns)), said, caption) if rows else None
 
 
-def _histogram(found: Mapping[str, Any]) -> Block | None:
+def _histogram(found: Mapping[str, Any]) -> Figure | None:
     """Return how many positions run each number of learners, by module."""
     columns = list(found.get("mean", {}))
     shares = {name.removeprefix(SHARE): row for name, row in found.items() if name.startswith(SHARE)}

@@ -11,6 +11,8 @@ from xarch.report import Block, Cell, RunInfo, Section, Table, Text, lines
 POINTS = 20
 """Points of a curve; of more classes, each is the mean of neighbours."""
 VARIANT = "variants."
+MANY = 6
+"""Operating points are curves of their own only if there are no more models than these beside teacher and student."""
 
 
 def by_frequency(run: RunInfo, entries: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -60,6 +62,8 @@ def _table(models: Mapping[str, Mapping[str, Any]], groups: Sequence[str]) -> Ta
 def _figure(rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> Any:
     ordered = sorted(rows, key=lambda r: -(r.get("images") or 0))
     beside = {name: None for row in ordered for name in row.get("beside") or {}}
+    if len(beside) > MANY:
+        beside = {name: None for name in beside if not name.startswith(VARIANT)}
     series = {side: [row.get(side) for row in ordered] for side in ("teacher", "student")}
     for name in beside:
         said = f"student, {name.removeprefix(VARIANT)}" if name.startswith(VARIANT) else name

@@ -27,10 +27,11 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
             continue
         words = [f"label: {entry['label']}"] if entry.get("label") is not None else []
         words += [f"{name}: {_answer(said)}" for name, said in sorted(answers.items(), reverse=True)]
-        shown.append(Image(_decoded(entry["png"]), "; ".join(words)))
-        effort = entry.get("effort")
+        effort, picture = entry.get("effort"), entry["png"]
         if isinstance(effort, dict) and isinstance(effort.get("png"), str):
-            shown.append(Image(_decoded(effort["png"]), f"computed: {100 * float(effort['mean']):.0f} %; red: more"))
+            words.append(f"computed: {100 * float(effort['mean']):.0f} %, red: more")
+            picture = effort["png"]
+        shown.append(Image(_decoded(picture), "; ".join(words)))
     if not shown:
         return None
     text = "Held-out pictures: the first ones, then some that only the teacher, and only the student, gets right."

@@ -15,7 +15,7 @@ from xarch import Batch
 EACH = 4
 """Pictures kept of each kind: the first ones, and the first that only one model gets right."""
 SIDE = 160
-"""Longest side of a kept picture, pixels; smaller ones are enlarged by whole factors."""
+"""Largest height of a kept picture, pixels; smaller ones are enlarged by whole factors."""
 
 
 class ShownPictures:
@@ -68,7 +68,7 @@ class ShownPictures:
                 }
                 found.append({"png": _png(image), "label": said(label), "answers": shares})
                 if where is not None:
-                    found[-1]["effort"] = {"png": _png(_heat(where, image)), "mean": float(where.mean())}
+                    found[-1]["effort"] = {"png": _png(_beside(image, where)), "mean": float(where.mean())}
         if recall:
             sides = {n: r for n, r in recall.items() if n in ("teacher", "student")}
             others = {n: r for n, r in recall.items() if n not in sides}
@@ -98,6 +98,13 @@ def _image(batch: Batch) -> Tensor:
     return batch.seen_by("student")["images"]
 
 
+def _beside(image: Tensor, places: Tensor) -> Tensor:
+    """Return a picture and, to its right, where a model computed."""
+    colours = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
+    gap = torch.ones(3, image.shape[1], max(1, image.shape[2] // 16))
+    return torch.cat([colours, gap, _heat(places, image)], -1)
+
+
 def _heat(places: Tensor, image: Tensor) -> Tensor:
     """Return colours [3, H, W] from white (nothing) to dark red (all), as large as the picture."""
     share = torch.nn.functional.interpolate(places[None, None].float(), image.shape[-2:])[0]
@@ -111,9 +118,9 @@ def _png(image: Tensor) -> str:
     image = image if image.shape[0] in (1, 3) else image[:1]
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    if max(picture.size) > SIDE:
-        picture.thumbnail((SIDE, SIDE))
-    elif (factor := SIDE // (2 * max(picture.size))) > 1:
+    if max(picture.size) > 2 * SIDE or picture.height > SIDE:
+        picture.thumbnail((2 * SIDE, SIDE))
+    elif (factor := SIDE // (2 * picture.height)) > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

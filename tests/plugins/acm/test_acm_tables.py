@@ -83,7 +83,8 @@ def test_the_page_shows_quality_against_what_ran():
     per_site = {"fixed.25": {"a": 1.0, "b": 2.0}, "mean": {"a": 1.5, "b": 2.5}, "share.0": {"a": 0.25, "b": 0.0}}
     run = RunInfo(Path("run"), student={"target": "acm"}, eval=evaluation, stages={"06-tables": {"per_site": per_site}})
     [section] = sections(run)
-    table, curve, learners, histogram = section.blocks
+    table, figures = section.blocks
+    curve, learners, histogram = figures.figures
     assert "0 learners: 25 %, 0 %" in histogram.text
     assert isinstance(table, Table)
     assert table.rows[0] == ["teacher", "100.0 %", "0.98"]

@@ -107,7 +107,28 @@ def _tables(files: RunInfo) -> list[tuple[str, str, list[tuple[str, dict[str, fl
     for (folder, title), moments in found.items():
         rows = [(when, moments[when]) for when in MOMENTS_OF_A_STAGE if when in moments]
         tables.append((folder, title, rows))
-    return tables
+    return _joined(tables)
+
+
+def _joined(
+    tables: list[tuple[str, str, list[tuple[str, dict[str, float]]]]],
+) -> list[tuple[str, str, list[tuple[str, dict[str, float]]]]]:
+    """Join what a stage measured once under names that differ in their last part, ``share.0`` and ``share.1``, to one
+    table with a row for each."""
+    parts: dict[tuple[str, str], list[tuple[str, dict[str, float]]]] = {}
+    for folder, title, rows in tables:
+        stem, dot, last = title.rpartition(".")
+        if dot and len(rows) == 1:
+            parts.setdefault((folder, stem), []).append((last, rows[0][1]))
+    made, done = [], set()
+    for folder, title, rows in tables:
+        key = (folder, title.rpartition(".")[0])
+        if len(rows) > 1 or len(parts.get(key, ())) < 2:
+            made.append((folder, title, rows))
+        elif key not in done:
+            done.add(key)
+            made.append((*key, sorted(parts[key], key=lambda row: natural(row[0]))))
+    return made
 
 
 def _of_matches(files: RunInfo) -> list[Block]:

@@ -12,6 +12,9 @@ from xarch.report.plots.bars import comparison_svg
 from xarch.report.wording import figure, number, with_unit, words
 
 FIGURES = 4
+MANY = 8
+"""More models than these are rows of the table, and their operating points have no bars."""
+POINT = "student, "
 FEW_PARTS = 4
 """Figures of parts, such as ``recall.CLASS``, that are shown beside those of the whole; more are folded away."""
 
@@ -25,9 +28,11 @@ def quality(files: RunInfo) -> Section | None:
     names = list(dict.fromkeys(name for figures in who.values() for name in figures))
     names.sort(key=lambda n: (n != metric, n not in table_of(files.eval, "gated")))
     figures = []
+    # A curve of its own shows many operating points better than bars.
+    drawn = who if len(who) <= MANY else {w: f for w, f in who.items() if not w.startswith(POINT)}
     parts = [name for name in names if "." in name and name != metric]
     for name in [name for name in names if name not in parts][:FIGURES]:
-        values = [(w, float(f[name])) for w, f in who.items() if isinstance(f.get(name), int | float)]
+        values = [(w, float(f[name])) for w, f in drawn.items() if isinstance(f.get(name), int | float)]
         svg = comparison_svg(f"quality-{name}", values, partial(figure, name))
         if svg is not None:
             text = (
@@ -42,13 +47,21 @@ def quality(files: RunInfo) -> Section | None:
     n = dig(files.eval, "n")
     note = f"Headline metric: {metric}, {better}" + (f"; {number(n)} held-out {files.unit}s." if n else ".")
     blocks: list[Block] = [Figures(figures)] if figures else []
-    head, columns = ["figure", *who], "l" + "r" * len(who)
-    blocks += [Table(head, list(rows.values()), columns, note)]
-    blocks += [Details(f"{len(folded)} figures of parts", [Table(head, folded, columns)])] if folded else []
+    blocks += [_table(list(who), list(rows.values()), note)]
+    blocks += [Details(f"{len(folded)} figures of parts", [_table(list(who), folded, "")])] if folded else []
     blocks += _controls(files)
     if is_tiny(files):
         blocks.insert(0, Text("A trial run trains for a few steps only: these figures do not measure quality.", "warn"))
     return Section("Quality", blocks)
+
+
+def _table(who: list[str], rows: list[list[str]], note: str) -> Table:
+    """Return a column for each model, or a row for each if there are many."""
+    head = ["figure", *who]
+    if len(who) > MANY:
+        head, *rows = [list(column) for column in zip(head, *rows, strict=True)]
+        head[0] = "model"
+    return Table(head, rows, "l" + "r" * (len(head) - 1), note)
 
 
 def _controls(files: RunInfo) -> list[Block]:
@@ -69,7 +82,7 @@ def _shown(value: Any) -> str:
 def _everyone(files: RunInfo) -> dict[str, dict[str, float]]:
     who = {"teacher": table_of(files.eval, "teacher"), "student": table_of(files.eval, "student")}
     who |= table_of(files.eval, "baselines")
-    who |= {f"student, {name}": figures for name, figures in table_of(files.eval, "variants").items()}
+    who |= {f"{POINT}{name}": figures for name, figures in table_of(files.eval, "variants").items()}
     return {str(name): figures for name, figures in who.items() if isinstance(figures, dict) and figures}
 
 
