@@ -203,6 +203,7 @@ def test_bench_names_a_file_with_a_flipped_bit(name: str, export: Path, tmp_path
         bench_export(tmp_path / "cpu", threads=1, say=print)
 
 
+@pytest.mark.slow
 def test_bench_of_any_file(product: Path) -> None:
     result = bench_model(product, threads=1)
     figures = result["graphs"]["product"]
@@ -216,6 +217,7 @@ def test_a_file_that_takes_too_long_is_stopped(product: Path) -> None:
         bench_model(product, threads=1, seconds=0.01)
 
 
+@pytest.mark.slow
 def test_a_file_the_runtime_cannot_run(tmp_path: Path) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("NoSuchOperator", ["x"], ["y"])], "g", [x], [y])

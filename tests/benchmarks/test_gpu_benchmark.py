@@ -16,6 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_how_to_rehearse() -> None:
     done = run("--device", "cpu")
     assert done.returncode == 2
@@ -33,7 +34,7 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path) -> None:
     kernels = json.loads((tmp_path / "results" / "kernels_cpu_float32.json").read_text())
     assert {p["op"] for p in kernels["points"] if p["status"] == "done"} >= {"selective_scan", "ssd", "matrix_distance"}
     speed = json.loads((tmp_path / "results" / "conversion_speed_cpu.json").read_text())
-    assert {"xarch", "xarch, plain PyTorch"} <= {r["way"] for r in speed["points"] if r["status"] == "done"}
+    assert {r["way"] for r in speed["points"] if r["status"] == "done"} == {"xarch"}
     paper = json.loads((tmp_path / "runs" / "deit_lt_cifar100_paper" / "study.json").read_text())
     assert paper["header"]["finished"]
     assert {point["what"] for point in paper["points"]} >= {"deit: top1", "deit-lt: top1"}

@@ -118,6 +118,7 @@ def test_a_limit_is_ten_times_the_plain_error_between_two_bounds() -> None:
     assert limits_of({"a": 3e-6, "b": 1e-9, "c": 1.0}, "float32") == {"a": pytest.approx(3e-5), "b": 1e-6, "c": 1e-3}
 
 
+@pytest.mark.slow
 def test_memory_of_a_run_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     operation, case = OPERATIONS["causal_conv1d"], small("causal_conv1d")
 
@@ -233,6 +234,7 @@ def test_a_contender_over_its_limit_is_not_tried_on_more_tokens(tmp_path: Path) 
     assert given_up(operation, store, case.with_length(operation.promised[0]), "slow") is None
 
 
+@pytest.mark.slow
 def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit(tmp_path: Path) -> None:
     case = Case("matrix_distance", "small", SMALL["matrix_distance"] | {"H": 64, "G": 64}, 2048)
     tight = fresh.point(case, "naive", fresh.Limits(seconds=60, memory_gib=1, budget=0.01, threads=1), tmp_path)
@@ -245,6 +247,7 @@ def test_a_point_in_its_own_process_reports_a_memory_limit_and_a_time_limit(tmp_
     assert "seconds" not in ended
 
 
+@pytest.mark.slow
 def test_the_truth_of_a_case_is_computed_once_for_all_its_contenders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_every_declaration_is_resolved_and_typed(site: Site) -> None:
     assert found["stage fine"][0]
 
 
+@pytest.mark.slow
 def test_heavy_imports_are_a_finding(site: Site, tmp_path: Path) -> None:
     heavy = "import torch\nfrom xarch import hookimpl\n@hookimpl\ndef xarch_register(registry): pass\n"
     (tmp_path / "heavy.py").write_text(heavy)

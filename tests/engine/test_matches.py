@@ -75,6 +75,7 @@ def test_a_connector_with_statistics_couples_the_batch() -> None:
     planned({"matches": {"m": {**LAST, "through": "line"}}, "micro_batch": 2})
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_never_cuts_a_coupled_batch(tmp_path: Path) -> None:
     hungry = {"student": "layers.2.output", "objective": "hungry"}
     cut = run(tmp_path / "a", {"matches": {"m": {**hungry, "options": {"most": 2}}}})

@@ -24,6 +24,7 @@ from xarch.files.header import weights_header
 from xarch.files.limits import LARGEST, RATIO_FREE, absurd_number, check_stored_archive, shown, too_dense
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(40)
 @pytest.mark.parametrize(
     "text",

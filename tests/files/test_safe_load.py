@@ -192,6 +192,7 @@ def test_an_old_pickle_of_a_whole_checkpoint_too(tmp_path: Path) -> None:
     assert {k: v.tolist() for k, v in loaded.items()} == {k: v.tolist() for k, v in tied_tensors().items()}
 
 
+@pytest.mark.slow
 def test_a_payload_does_not_run_in_the_process_of_its_own(tmp_path: Path, home: Path) -> None:
     file = saved_pickle(tmp_path, {"a": torch.ones(2), "b": Runs(tmp_path / "ran")})
     with pytest.raises(UsageError, match=r"was refused: weights_only=True blocked it.*\n.*no unsafe way"):
@@ -219,6 +220,7 @@ def test_the_payload_would_run_without_the_guard(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_file_beside_the_pickle_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     file = saved_pickle(tmp_path, TENSORS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import resource, torch
 from xarch.kernels import keep_freed_memory
@@ -23,6 +25,7 @@ print(int(taken), plain, faults())
 """
 
 
+@pytest.mark.slow
 def test_memory_is_not_faulted_in_again() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     taken, plain, kept = map(int, done.stdout.split())

@@ -61,9 +61,8 @@ def test_prefix_sums(form: str, length: int, tmp_path: Path) -> None:
     assert ("CumSum" in operators) == (form == "cumsum")
 
 
-@pytest.mark.parametrize(
-    "style", ["torch_ngp", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tcnn", "nerfstudio"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["torch_ngp", "tcnn", "nerfstudio"])
 def test_hash_levels_one_by_one_and_all_at_once(style: str, tmp_path: Path) -> None:
     config = HashConfig(levels=3, log2_size=10, finest=64, style=style)  # type: ignore[arg-type]
     table = torch.randn(config.rows, config.features, generator=torch.Generator().manual_seed(1))

@@ -106,6 +106,7 @@ def test_class_tokens_are_what_a_token_exit_reads() -> None:
     torch.testing.assert_close(plain(value, batch), plain.net.classifier(value.mean(1)))
 
 
+@pytest.mark.slow
 def test_four_token_exits_cost_at_most_four_plain_steps(tmp_path: Path) -> None:
     """F14, by the plan's count of operations; measured: 2.3 to 2.6 times the CPU time of a step on labels alone."""
     base = {

@@ -31,6 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_stages_add_up_nothing_is_trained_in_vain_and_no_weights_are_loaded(
     base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_stages_add_up_nothing_is_trained_in_vain_and_no_weights_are_loaded(
     assert all(c.state != "failed" for c in made.checks)
 
 
+@pytest.mark.slow
 def test_the_iterations_of_muon_cost_time(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xarch.planning.estimate.measure_rates", lambda device, dtype, threads: Rates(1e9, 1e12, 0.0))
     base = {**base, "export.profiles": []}

@@ -227,6 +227,7 @@ def start(spec: Spec) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(index: Index) -> None:
     pair = [start(spec_for(index.wheel)) for _ in range(2)]
     out = [process.communicate(timeout=120) for process in pair]
@@ -250,6 +251,7 @@ def test_a_killed_download_leaves_nothing_broken(index: Index, home: Path) -> No
     assert zoo(home) == [Path(path).parent.name]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_pip_too(index: Index, home: Path) -> None:
     index.stall = True
     process = start(spec_for(index.wheel))

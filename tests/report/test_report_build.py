@@ -93,6 +93,7 @@ def test_a_finished_run_has_every_section(tmp_path: Path) -> None:
     assert (run.student / "README.md").read_text(encoding="utf-8").startswith("---\nlibrary_name: xarch")
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_every_time(tmp_path: Path) -> None:
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
     build_report(first)

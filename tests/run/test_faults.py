@@ -88,6 +88,7 @@ def test_same_seed_same_metrics_and_student(whole: Path, tmp_path: Path, home: P
     assert student(tmp_path / "run") == student(whole)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_student(whole: Path, tmp_path: Path, home: Path) -> None:
     assert convert(tmp_path / "run", "seed=3", home=home).returncode == 0
     assert student(tmp_path / "run") != student(whole)
@@ -143,7 +144,8 @@ def test_termination_signal_checkpoints_and_resumes(whole: Path, tmp_path: Path,
     assert student(out) == student(whole)
 
 
-@pytest.mark.parametrize(("moment", "where"), [pytest.param(3, "fit", marks=pytest.mark.slow), (99, "nothing")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "where"), [(3, "fit"), (99, "nothing")])
 def test_a_stage_without_checkpoints_stops_at_once(
     moment: int, where: str, whole: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -158,9 +160,8 @@ def test_a_stage_without_checkpoints_stops_at_once(
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "batch", [3, pytest.param(7, marks=pytest.mark.slow)], ids=["before any gradient step", "of the student"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [3, 7], ids=["before any gradient step", "of the student"])
 def test_an_evaluation_can_be_interrupted(batch: int, whole: Path, tmp_path: Path, home: Path) -> None:
     """Four batches before the first gradient stage and four at the end."""
     out = tmp_path / "run"
@@ -206,14 +207,8 @@ def test_a_long_validation_before_a_stage_can_be_interrupted(validated: Path, tm
     assert summary(out) == summary(validated)
 
 
-@pytest.mark.parametrize(
-    ("trouble", "code"),
-    [
-        ("int@120", 130),
-        pytest.param("term@120", 130, marks=pytest.mark.slow),
-        pytest.param("kill@120", -9, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("trouble", "code"), [("int@120", 130), ("term@120", 130), ("kill@120", -9)])
 def test_a_long_validation_after_a_stage_can_be_interrupted(
     trouble: str, code: int, validated: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -242,6 +237,7 @@ def test_nan_stops_without_an_update(tmp_path: Path, home: Path) -> None:
     assert json.loads((out / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_nan_is_retried_when_asked(tmp_path: Path, home: Path) -> None:
     done = convert(tmp_path / "run", "runtime.on_nan=retry", home=home, sabotage="nan@20")
     assert done.returncode == 0, done.stderr
@@ -257,12 +253,14 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(whole: Path, 
     assert [r["loss"] for r in rows if "loss" in r] == pytest.approx([r["loss"] for r in straight if "loss" in r], 1e-4)
 
 
+@pytest.mark.slow
 def test_out_of_memory_to_the_end(tmp_path: Path, home: Path) -> None:
     failed = convert(tmp_path / "run", home=home, sabotage="oom@0")
     assert failed.returncode == 75
     assert "single sample" in failed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [3, 99], ids=["in a closed form", "in the stage of a plugin"])
 def test_memory_that_runs_out_outside_a_gradient_step(moment: int, tmp_path: Path, home: Path) -> None:
     failed = convert(tmp_path / "run", home=home, sabotage=f"memory@{moment}")
@@ -309,6 +307,7 @@ def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_plugins_bug_names_the_plugin(tmp_path: Path, home: Path) -> None:
     failed = convert(tmp_path / "run", home=home, sabotage="bug@20")
     assert failed.returncode == 4
@@ -391,6 +390,7 @@ def test_a_curve_has_a_row_at_the_start_on_the_way_and_after_every_stage(short: 
     assert "Quality over time" in (short / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_curve_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     done = convert(out, "evaluate.curve={samples: 3, seconds: 0.05}", home=home)
@@ -401,9 +401,8 @@ def test_a_curve_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, ho
 
 
 # Moments of the two plateau stages: before and at the plateaus, while the rate falls, at the borders.
-@pytest.mark.parametrize(
-    "call", [pytest.param(m, marks=[] if m == 28 else [pytest.mark.slow]) for m in (12, 22, 28, 40, 46, 52, 58)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [12, 22, 28, 40, 46, 52, 58])
 def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
     call: int, short: Path, tmp_path: Path, home: Path
 ) -> None:
@@ -416,6 +415,7 @@ def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
     assert curve(out) == curve(short)
 
 
+@pytest.mark.slow
 def test_spent_seconds_end_a_stage_also_across_a_resume(tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     long = ("stages.local.units=32_000_000", "stages.local.until.seconds=2", "stages.local.log_every=1000000")

@@ -81,9 +81,8 @@ def continue_text(folder: Path, prompt: list[int], count: int) -> list[int]:
     return out
 
 
-@pytest.mark.parametrize(
-    "profile", [pytest.param(p, id=n, marks=[pytest.mark.slow] if n == "free" else []) for n, p in PROFILES.items()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", list(PROFILES.values()), ids=list(PROFILES))
 def test_files_are_enough_to_generate(profile: Profile, tmp_path: Path) -> None:
     student = make_student(tiny_facts(vocab=997), EMA, Attention)
     batches = [tokens(student.facts, 2, 80)]

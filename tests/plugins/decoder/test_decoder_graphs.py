@@ -116,7 +116,8 @@ def test_attention_student_with_windows(tmp_path: Path) -> None:
     assert not operators(drive(make_student(tiny_facts(**VARIED)), FREE, tmp_path, prefill=[16])) & NEVER
 
 
-@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), VARIED], ids=["plain", "window-softcap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, VARIED], ids=["plain", "window-softcap"])
 def test_attention_student_with_static_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
     runtime = drive(make_student(tiny_facts(**changes)), STATIC, tmp_path, prefill=[16])
     assert not operators(runtime) & (NEVER | {"Range", "Shape"})
@@ -139,6 +140,7 @@ def test_third_party_mixer_gets_states_export_and_parity(profile: Profile, tmp_p
     assert outputs == ["logits", "present_average.0", "present_key_cache.1", "present_value_cache.1"]
 
 
+@pytest.mark.slow
 def test_student_that_does_not_read_positions_keeps_the_interface(tmp_path: Path) -> None:
     runtime = drive(make_student(tiny_facts(), EMA, EMA), STATIC, tmp_path, prefill=[8])
     inputs = [value.name for value in runtime.models["decode_1"].graph.input]

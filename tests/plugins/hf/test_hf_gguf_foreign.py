@@ -133,6 +133,7 @@ def test_the_splitting_travels_with_the_student(tmp_path: Path) -> None:
     assert alone.encode(INDENTED).tokens == EXPECTED["smollm"][0]
 
 
+@pytest.mark.slow
 def test_every_splitting_keeps_every_text(tmp_path: Path) -> None:
     text = "Tab\tand  blanks\r\n\r\n12345 x=½² naïve Ǆ don't WE'LL 日本語 🙂 //\n/*  \n"
     for pre in SPLITTINGS:

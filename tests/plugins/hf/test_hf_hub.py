@@ -164,6 +164,7 @@ def test_a_model_of_the_hub(hub: Hub, connect: Any) -> None:
     assert describe("me/model").details["files"] == ["model.safetensors"]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_pickles_of_the_hub_are_left_there(hub: Hub, connect: Any) -> None:
     model: Any = random_model("llama")

@@ -173,6 +173,7 @@ def test_a_head_of_its_own_decides_against_the_flag(tmp_path: Path, name: str, e
     assert relative(made.collect(data, ["logits"])["logits"].full(), model(data["input_ids"]).logits) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_pickled_head_of_its_own_is_explained(tmp_path: Path, home: Path) -> None:
     """h14: a pickle has no header; its plan says that it is looked at later."""
     model: Any = random_model("llama", tie_word_embeddings=False)

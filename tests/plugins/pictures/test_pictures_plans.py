@@ -28,6 +28,7 @@ def planned(teacher: str, data: Path, config: Any = None, **more: Any) -> Any:
     return xarch.plan(config, overrides=sets)
 
 
+@pytest.mark.slow
 def test_method_and_epochs_are_chosen(teacher: str, tmp_path: Path) -> None:
     plan = planned(teacher, write_folder(tmp_path / "p", each=100))
     stage = plan.config.stages["distil"]

@@ -160,6 +160,7 @@ def test_cameras_inside_a_scene_stay_near_its_own() -> None:
         assert float(-c2w[1, 2]) > float(torch.cos(torch.tensor(1.8 * SHAKE)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_levels_ends_as_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

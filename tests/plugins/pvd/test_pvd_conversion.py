@@ -98,7 +98,8 @@ def test_a_copy_of_equal_shape_renders_as_its_teacher(tmp_path: Path) -> None:
     assert psnr(seen, render(trained(), *rays, torch.ones(3))["rgb"]) > 35
 
 
-@pytest.mark.parametrize("arch", [pytest.param("hash", marks=pytest.mark.slow), "cp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["hash", "cp"])
 def test_a_field_into_its_own_kind_is_copied_and_nothing_is_trained(tmp_path: Path, arch: str) -> None:
     given = configuration(tmp_path, arch)
     del given["recipe"]
@@ -145,6 +146,7 @@ def test_a_student_that_nothing_trains_is_refused(tmp_path: Path) -> None:
         xarch.plan(overrides=given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("teacher", "limit"), [("hash", 60), ("vm", 35)])
 def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, limit: int) -> None:
     options = {**OPTIONS_OF["hash"], **OPTIONS_OF["vm"]}
@@ -156,7 +158,8 @@ def test_a_composition_starts_from_either_half(tmp_path: Path, teacher: str, lim
     assert found["baselines"]["before training"]["psnr_teacher"] > limit
 
 
-@pytest.mark.parametrize("target", ["cp", pytest.param("hash", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cp", "hash"])
 def test_training_brings_the_student_closer(tmp_path: Path, target: str) -> None:
     overrides = configuration(tmp_path, target, budget=600_000)
     if target == "cp":

@@ -70,6 +70,7 @@ def changed(field: RadianceField, *edits: dict[str, Any], others: Any = ()) -> E
     return made
 
 
+@pytest.mark.slow
 def test_erased_and_cropped_points_are_empty_and_the_rest_is_as_it_was() -> None:
     field = trained("tensors")
     x, d = points()
@@ -189,6 +190,7 @@ def test_every_representation_can_be_edited(arch: str) -> None:
         torch.testing.assert_close(made.colour(values["feature"], d), values["rgb"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tensorf", "torch-ngp", "nerfstudio"])
 def test_fields_of_other_projects_can_be_edited(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "field.pth"
@@ -212,6 +214,7 @@ def test_fields_of_other_projects_can_be_edited(kind: str, tmp_path: Path) -> No
     assert opened.record.details["edits"] == ["crop", "affine"]
 
 
+@pytest.mark.slow
 def test_an_edited_field_is_a_file_and_can_be_edited_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = write_teacher(tmp_path / "teacher.safetensors", "tensors")
     (tmp_path / "edits.yaml").write_text(f"- {json.dumps(SLAB)}\n")
@@ -336,6 +339,7 @@ def test_pictures_of_a_scene_do_not_judge_what_it_became(tmp_path: Path) -> None
         assert ("picture" in next(stream).tensors) == seen
 
 
+@pytest.mark.slow
 def test_other_edits_are_another_teacher(tmp_path: Path) -> None:
     ref = write_teacher(tmp_path / "t.safetensors").removeprefix("field:")
     seen = {

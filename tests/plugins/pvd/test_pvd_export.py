@@ -93,6 +93,7 @@ def test_grids_can_be_gathered_on_accelerators(tmp_path: Path) -> None:
     assert result.parity["graphs"]["rays"]["measures"]["psnr"]["value"] >= 60
 
 
+@pytest.mark.slow
 def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
     result = export(student_of("mlp"), npu, tmp_path / "out", encoding="input")
     assert result.graphs == ["encoded"]
@@ -193,9 +194,8 @@ def difference(file: Path, wanted: np.ndarray) -> float:
     return float(np.abs(np.asarray(Image.open(file).convert("RGB")) / 255 - wanted).max())
 
 
-@pytest.mark.parametrize(
-    ("profile", "limit"), [(cpu, 0.003), pytest.param(npu_int8, 0.1, marks=pytest.mark.slow)], ids=["cpu", "npu-int8"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("profile", "limit"), [(cpu, 0.003), (npu_int8, 0.1)], ids=["cpu", "npu-int8"])
 def test_picture_and_turntable(profile: Profile, limit: float, exported: Exported, tmp_path: Path) -> None:
     _, out = exported("vm", profile)
     png, gif = tmp_path / "view.png", tmp_path / "turn.gif"

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import xarch
 from tests.plugins.pvd.tiny_field import SIZE, write_teacher
 from xarch import file_digest
 from xarch_pvd.train import scene
 
 
+@pytest.mark.slow
 def test_pictures_may_be_deleted(tmp_path: Path) -> None:
     teacher = write_teacher(tmp_path / "teacher.safetensors")
     folder = scene.write_scene(tmp_path / "scene", views=4, size=SIZE, val=1, test=2)

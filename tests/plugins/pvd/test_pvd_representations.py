@@ -191,12 +191,10 @@ def _export(module: nn.Module, names: list[str], inputs: tuple[Tensor, ...], fre
     return model, onnxruntime.InferenceSession(str(to), providers=["CPUExecutionProvider"])
 
 
-POINTS = [
-    pytest.param(arch, lowering, marks=[] if (arch, lowering) == ("mlp", "grid_sample") else [pytest.mark.slow])
-    for arch, lowering in [*((a, "grid_sample") for a in ARCHS), ("vm", "gather")]
-]
+POINTS = [*((arch, "grid_sample") for arch in ARCHS), ("vm", "gather")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "lowering"), POINTS)
 def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -> None:
     field = field_of(arch)

@@ -72,6 +72,7 @@ def test_a_file_read_again_renders_alike(
     assert psnr(*pair) > (22 if name == "f.npz" else limit - 3)
 
 
+@pytest.mark.slow
 def test_svox2_is_exact_once_it_is_svox2(files: dict[str, Path], tmp_path: Path) -> None:
     options = SavingOptions()
     found = save(open_field(str(files["tensors"])), tmp_path / "a.npz", "svox2", options)

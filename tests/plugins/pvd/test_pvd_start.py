@@ -88,6 +88,7 @@ def test_a_stitched_feature_carries_the_colours(tmp_path: Path) -> None:
     assert psnr(seen[solid], values["rgb"][solid]) > 25
 
 
+@pytest.mark.slow
 def test_a_stitch_is_the_same_every_time_and_moves_no_other_random_number(tmp_path: Path) -> None:
     ref = write_teacher(tmp_path / "teacher.safetensors", "tensors")
     before = torch.get_rng_state()

@@ -49,6 +49,7 @@ def test_the_coarse_grid_holds_every_surface_and_little_else() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_coarse_grid_holds_a_rod_thinner_than_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     def rod(x_N3: Tensor) -> Tensor:
         away = (x_N3[:, :2].norm(dim=-1) - 0.02).maximum(x_N3[:, 2].abs() - 0.7)
@@ -62,6 +63,7 @@ def test_the_coarse_grid_holds_a_rod_thinner_than_a_cell(monkeypatch: pytest.Mon
     assert float(grid.float().mean()) < 0.15
 
 
+@pytest.mark.slow
 def test_opaque_pictures_keep_every_surface_in_the_coarse_grid() -> None:
     pixels = pictured()
     alpha = pixels.rgba[:, 3:]

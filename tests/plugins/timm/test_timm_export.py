@@ -85,6 +85,7 @@ def run(file: Path, images: np.ndarray) -> np.ndarray:
     return np.asarray(logits)
 
 
+@pytest.mark.slow
 def test_a_graph_for_any_number_of_pictures_and_one_for_one(tmp_path: Path) -> None:
     student = student_of(VIT)
     exported(student, "cpu", tmp_path / "cpu")
