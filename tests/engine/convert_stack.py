@@ -101,7 +101,7 @@ def serve() -> int:
     importlib.import_module("xarch.planning.estimate").measure_rates(torch.device("cpu"), torch.float32, 1)
     # Half of so small a conversion's time is drawing, and nobody looks at these pictures.
     canvas = importlib.import_module("xarch.report.plots.canvas")
-    canvas.MplFigure.savefig = lambda figure, file, **options: file.write("<svg></svg>")
+    canvas.FigureCanvasSVG.print_svg = lambda paper, file, **options: file.write('<svg viewBox="0 0 1 1"></svg>')
     for line in sys.stdin:
         request = json.loads(line)
         fork = os.fork()
