@@ -67,10 +67,15 @@ class MetricConformance:
         finally:
             opened.close()
 
+    @pytest.fixture(scope="class")
+    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        """Return the reference of the small teacher, which is written once for all tests."""
+        return self.make_teacher(tmp_path_factory.mktemp("teacher"))
+
     @pytest.fixture
-    def teacher(self, tmp_path: Path) -> Teacher:
+    def teacher(self, written: str) -> Teacher:
         """The small teacher."""
-        return load_teacher(self.make_teacher(tmp_path))
+        return load_teacher(written)
 
     @pytest.fixture
     def heldout(self, teacher: Teacher, tmp_path: Path) -> list[Batch]:

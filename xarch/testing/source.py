@@ -38,10 +38,15 @@ class SourceConformance:
         """Input for a model with these facts; by default the example of its family."""
         return family_of(facts).example_batch(facts)
 
+    @pytest.fixture(scope="class")
+    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        """Return the reference of the small model, which is written once for all tests."""
+        return self.make_ref(tmp_path_factory.mktemp("model"))
+
     @pytest.fixture
-    def source(self, tmp_path: Path) -> Any:
+    def source(self, written: str) -> Any:
         """Return the resolved adapter."""
-        return resolve_teacher(get_registry(), self.make_ref(tmp_path), self.options, lambda text: None)
+        return resolve_teacher(get_registry(), written, self.options, lambda text: None)
 
     @pytest.fixture
     def teacher(self, source: Any) -> Teacher:

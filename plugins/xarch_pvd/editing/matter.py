@@ -45,15 +45,19 @@ def occupied_cells(field: EditedField, resolution: int) -> Tensor:
     cell_M3 = torch.cartesian_prod(*(torch.arange(resolution, device=device),) * 3)
     # A warp makes cells of many sizes; using the smallest keeps more of them.
     diagonal = float((field.aabb[1] - field.aabb[0]).norm()) / resolution
+    enough = max(FAINT / diagonal, 1.01 * field.haze)
     for _ in range(PASSES):
         for rows in torch.arange(len(cell_M3), device=device).split(CHUNK):
             shift = torch.rand(len(rows), 3, generator=jitter).to(device)
+            # what an earlier pass has found is not looked at again
+            unknown = best[rows] <= enough
+            rows, shift = rows[unknown], shift[unknown]
             x_N3 = field.to_world((cell_M3[rows] + shift) / resolution)
             near = possible(field, x_N3).nonzero()[:, 0]
             if len(near):
                 sigma_N = field.at(x_N3[near], None, {"sigma"})["sigma"]
                 best[rows[near]] = torch.maximum(best[rows[near]], sigma_N)
-    found = best > max(FAINT / diagonal, 1.01 * field.haze)
+    found = best > enough
     found = found if bool(found.any()) else best > 1.01 * field.haze
     return occupancies.dilate(found.view((resolution,) * 3))
 
