@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from xarch.contracts.chain import Chain, Link
 from xarch.contracts.export import ExportGraph
 from xarch.export import onnx_export
-from xarch.export.onnx_export import to_onnx
+from xarch.export.onnx_export import Translated, to_onnx
 from xarch.export.origins import origins
-from xarch.export.profiles import cpu
+from xarch.export.profiles import cpu, cpu_int4, openvino
 from xarch.export.structure import structure
 
 
@@ -186,3 +186,23 @@ def test_counts_that_depend_on_values_are_each_links_own(tmp_path: Path) -> None
     session = ort.InferenceSession(tmp_path / "g.onnx")
     for values in (x, -x, x - 5):
         assert np.allclose(session.run(None, {"x": values.numpy()})[0], one.module(values)[0].numpy())
+
+
+def whole_graph(model: nn.Linear) -> ExportGraph:
+    return ExportGraph("whole", model.eval(), {"x": torch.zeros(2, 4)}, ["y"])
+
+
+def test_profiles_that_differ_in_precision_translate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = counted(monkeypatch)
+    model, linear, other = Model(), nn.Linear(4, 4), nn.Linear(4, 4)
+    known = Translated()
+    for make in (lambda: chain_graph(model), lambda: whole_graph(linear)):
+        first = ir.to_proto(to_onnx(make(), cpu, known)).SerializeToString()
+        once = len(seen)
+        assert ir.to_proto(to_onnx(make(), cpu_int4, known)).SerializeToString() == first
+        assert len(seen) == once
+        to_onnx(make(), openvino, known)
+        assert len(seen) > once, "it writes some operators in another form"
+    weights = [np.array(v.const_value) for v in to_onnx(whole_graph(other), cpu, known).graph.initializers.values()]
+    wanted = other.weight.detach().numpy()
+    assert any(np.array_equal(found, wanted) or np.array_equal(found, wanted.T) for found in weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.export.other_runtimes import runtime_of
 from xarch.contracts.batch import Batch
 from xarch.contracts.bench import Call
 from xarch.contracts.data import DataRequest
+from xarch.export.onnx_export import Translated, to_onnx
 from xarch.export.proof import Prover
 from xarch.export.run import export_profile
 from xarch.export.session import Sessions
@@ -35,11 +37,27 @@ def test_every_target_is_registered_for_some_profile() -> None:
     assert [s.name for s in specs if not s.data.get("profiles") or not s.data.get("recipes")] == []
 
 
-def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
-    """A target's adapter, a small student of it, and held-out batches of its family."""
+Small = tuple[Any, Any, list[Batch], Callable[..., Any]]
+"""A target's adapter, a small student of it, held-out batches of its family, and what translates its graphs."""
+
+
+@pytest.fixture(scope="module")
+def small_student(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Small]:
+    """Makes the student of a target, once for all of its profiles."""
+    made: dict[str, Small] = {}
+
+    def make(spec: Any) -> Small:
+        if spec.name not in made:
+            made[spec.name] = built(spec, tmp_path_factory.mktemp("small"))
+        return made[spec.name]
+
+    return make
+
+
+def built(spec: Any, folder: Path) -> Small:
     registry = get_registry()
     family = registry.create("family", spec.families[0])
-    source = resolve_teacher(registry, family.tiny_teacher(tmp_path), {}, lambda text: None)
+    source = resolve_teacher(registry, family.tiny_teacher(folder), {}, lambda text: None)
     teacher = source.adapter.load(source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32)
     target = resolve_target(registry, f"{spec.plugin}:{spec.name}", {}, tiny=True)
     torch.manual_seed(0)
@@ -47,7 +65,7 @@ def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
     target.adapter.initialise(student, teacher)
     student.finish()
     student.module.eval().requires_grad_(False)
-    settings = student_family(spec).tiny_run(tmp_path)
+    settings = student_family(spec).tiny_run(folder)
     data = resolve_data(registry, settings["data.ref"], settings.get("data.options", {}))
     processor = teacher.processor()
     request = DataRequest(
@@ -60,21 +78,26 @@ def small_student(spec: Any, tmp_path: Path) -> tuple[Any, Any, list[Batch]]:
         teacher=teacher,
         facts=teacher.facts,
     )
-    return target.adapter, student, list(islice(data.adapter.open(request), 2))
+    batches = list(islice(data.adapter.open(request), 2))
+    return target.adapter, student, batches, functools.partial(to_onnx, known=Translated())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in get_registry().specs("target")])
-def test_no_mutant_of_a_targets_graphs_passes_the_gate(spec: Any, tmp_path: Path) -> None:
-    adapter, student, batches = small_student(spec, tmp_path)
+def test_no_mutant_of_a_targets_graphs_passes_the_gate(
+    spec: Any, small_student: Callable[[Any], Small], tmp_path: Path
+) -> None:
+    adapter, student, batches, translate = small_student(spec)
     profile = get_registry().create("export", "cpu")
     given = (adapter, student, profile, adapter.ExportOptions(), batches)
-    assert list(surviving_mutants(*given, tmp_path / "mutants")) == []
+    assert list(surviving_mutants(*given, tmp_path / "mutants", translate=translate)) == []
 
 
 @pytest.mark.parametrize(("spec", "profile"), list(rows()))
-def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, profile: str, tmp_path: Path) -> None:
-    adapter, student, batches = small_student(spec, tmp_path)
+def test_a_small_student_passes_the_gate_of_each_declared_profile(
+    spec: Any, profile: str, small_student: Callable[[Any], Small], tmp_path: Path
+) -> None:
+    adapter, student, batches, translate = small_student(spec)
     result = export_profile(
         student,
         adapter,
@@ -84,6 +107,7 @@ def test_a_small_student_passes_the_gate_of_each_declared_profile(spec: Any, pro
         out=tmp_path / "out",
         metadata={},
         say=lambda line: None,
+        translate=translate,
     )
     assert result.parity["passed"]
     assert all(entry["proof"] for entry in result.parity["graphs"].values())

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import sympy
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from xarch.contracts.chain import Chain, Link, link_values
 from xarch.contracts.export import ExportGraph
@@ -36,25 +36,30 @@ class Template:
     """A translated link.
 
     Attributes:
+        module: of the link; what :func:`structure` tells apart by identity lives as long as this.
         model: its inputs are the link's, followed by its weights.
         weights: names of the weights in the link's module.
         given: example of every tensor that it returns.
         free: free dimensions of these.
     """
 
+    module: nn.Module
     model: ir.Model
     weights: list[str]
     given: list[Tensor]
     free: list[dict[int, str]]
 
 
-def composed(graph: ExportGraph, chain: Chain, translate: Translate, *, static: bool) -> ir.Model | None:
+def composed(
+    graph: ExportGraph, chain: Chain, translate: Translate, templates: dict[Hashable, Template], *, static: bool
+) -> ir.Model | None:
     """Return the model of a chain, or None if a size between two links is computed, which only a translation of the
     whole can express.
 
     Args:
         graph: its module is ``chain``.
         translate: see :data:`Translate`.
+        templates: links that were translated in the same way before; receives those of this chain.
         static: every size must be a constant already when a link is translated, so that links that differ in sizes
             share nothing.
     """
@@ -62,7 +67,6 @@ def composed(graph: ExportGraph, chain: Chain, translate: Translate, *, static: 
     examples = dict(zip(chain.inputs, graph.inputs.values(), strict=True)) | chain.constants
     free: dict[str, dict[int, str]] = {name: {} for name in chain.constants}
     free |= {own: dict(graph.dynamic.get(n, {})) for own, n in zip(chain.inputs, graph.inputs, strict=True)}
-    templates: dict[Hashable, Template] = {}
     used: list[Template] = []
     for i, link in enumerate(chain.links):
         if not symbols.issuperset(symbol for n in link.reads for symbol in free[n].values()):
@@ -125,7 +129,7 @@ def _template(
                 "compute nothing in Python from a size in which links differ",
             )
     weights = [str(value.name) for value in model.graph.inputs[len(names) :]]
-    return Template(model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
+    return Template(link.module, model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
 
 
 def _free(value: ir.Value) -> dict[int, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -18,14 +19,14 @@ from xarch.contracts.chain import Chain
 from xarch.contracts.export import ExportGraph, Profile
 from xarch.errors import PlanError
 from xarch.export import exporter_tables, lowerings
-from xarch.export.compose import composed
+from xarch.export.compose import Template, composed
 from xarch.export.integers import narrow_integers
 from xarch.export.lowering import expand_uniform, gather_rows, linear_to_gemm, reciprocal_to_div
 from xarch.export.matmul import gemm_to_matmul
 from xarch.export.opset import lower_opset
 from xarch.export.origins import keep_origins
 from xarch.export.skip_norm import SKIP_NORM, join_skip_norms
-from xarch.export.structure import named_tensors
+from xarch.export.structure import named_tensors, structure
 from xarch.export.views import merge_views
 
 EXPORTER_OPSET = 18
@@ -57,18 +58,51 @@ class _Positional(nn.Module):
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
+@dataclass
+class Translated:
+    """What has been translated for one student, whose weights do not change meanwhile: profiles that differ in nothing
+    but precision share it.
+
+    Attributes:
+        links: by profile, the links of chains by their structure.
+        graphs: graphs that are no chains, by structure, weights and interface.
+    """
+
+    links: dict[Profile, dict[Hashable, Template]] = field(default_factory=dict)
+    graphs: dict[Hashable, tuple[nn.Module, ir.Model]] = field(default_factory=dict)
+
+    def whole(self, graph: ExportGraph, profile: Profile) -> ir.Model:
+        """Return a copy of the model of a graph as a whole."""
+        tensors = tuple(id(tensor) for tensor in named_tensors(graph.module).values())
+        given = tuple((name, tuple(t.shape), t.dtype) for name, t in graph.inputs.items())
+        free = tuple((name, tuple(dims.items())) for name, dims in graph.dynamic.items())
+        key = (profile, structure(graph.module), tensors, given, free, tuple(graph.outputs))
+        if key not in self.graphs:
+            self.graphs[key] = graph.module, _translated(graph, profile)
+        return self.graphs[key][1].clone()
+
+
+def to_onnx(graph: ExportGraph, profile: Profile, known: Translated | None = None) -> ir.Model:
     """Translate ``graph`` to the profile's opset, with its names and free dimensions unchanged.
+
+    Args:
+        known: what earlier calls for the same student have translated.
 
     Raises:
         PlanError: torch cannot trace or translate the module, a free dimension turned out to be fixed, or the graph
             needs an opset, an IR version or an integer that the profile does not have.
     """
-    model = None
+    model, known, form = None, known or Translated(), _form(profile)
     if isinstance(graph.module, Chain):
-        model = composed(graph, graph.module, lambda link: _translated(link, profile, bare=True), static=profile.static)
+        model = composed(
+            graph,
+            graph.module,
+            lambda link: _translated(link, form, bare=True),
+            known.links.setdefault(form, {}),
+            static=profile.static,
+        )
     if model is None:
-        model = _translated(graph, profile)
+        model = known.whole(graph, form)
     else:
         # what links compute from their weights alone
         fold_constants(model, onnx_shape_inference=False)
@@ -94,6 +128,13 @@ def to_onnx(graph: ExportGraph, profile: Profile) -> ir.Model:
     _settle_versions(model, graph, profile)
     _check_interface(model, graph)
     return model
+
+
+def _form(profile: Profile) -> Profile:
+    """Return the profile without what comes after translation: precision, and where the graph runs."""
+    return replace(
+        profile, name="", provider="", summary="", dtype="float32", integers=(), runtime_ops=frozenset(), max_ir=0
+    )
 
 
 def _translated(graph: ExportGraph, profile: Profile, *, bare: bool = False) -> ir.Model:

@@ -88,7 +88,7 @@ def export_profile(
         metadata: facts written into every graph's ``metadata_props`` under ``xarch.KEY``.
         say: receives a line of progress at each step.
         graphs: exported instead of the adapter's graphs; checked in the same way.
-        translate: gives the model of a graph, to be changed here; default: :func:`to_onnx`.
+        translate: gives the model of a graph, to be changed here; default: :func:`to_onnx`, which translates all anew.
         blame: wraps calls into the adapter and its results; takes a description of the call.
         complete: adds files to the folder of an export that passed, given that folder and the names of the graphs.
 
@@ -176,6 +176,7 @@ def export_teacher(
     *,
     teacher: TapModel | None = None,
     batches: Sequence[Batch] = (),
+    translate: Translate = to_onnx,
 ) -> None:
     """Write a teacher's graphs for the bench to compare speeds: with weights in the profile's bits where only weights
     have few; in 8 bits if the profile has 8 bits, its graphs declare what they read, and there is data to calibrate
@@ -183,6 +184,7 @@ def export_teacher(
 
     Args:
         batches: calibration data as the teacher sees it.
+        translate: as of :func:`export_profile`.
 
     Raises:
         PlanError: a graph cannot be exported or does not fit the profile.
@@ -194,7 +196,7 @@ def export_teacher(
     if not drives and not _weight_bits(graphs, profile):
         profile = replace(profile, dtype="float32")
     with new_folder(Path(out)) as folder:
-        _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: drives)
+        _write_graphs(graphs, profile, folder, {"role": "teacher"}, say, lambda: drives, translate)
         cases = (Comparison(case, {}) for case in single_graph_cases(graphs))
         parity = measure_parity(folder, graphs, cases, profile, threads=torch.get_num_threads())
         raise_unless_passed(parity, Path(out))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,7 @@ class Delivery:
                 **({} if licence is None else {"xarch.licence": licence}),
             },
             say=self._say,
+            translate=self._translate,
             blame=self._blame,
             complete=lambda folder, names: complete(
                 folder, names, self.run.student, student.family, self.plan, self.registry
@@ -154,6 +157,13 @@ class Delivery:
             self._evaluate(student, name)
         if self.config.export.bench:
             self._export_teacher(profile)
+
+    @cached_property
+    def _translate(self) -> Callable[[ExportGraph, Profile], Any]:
+        """Translates the graphs of all exports, which share what is alike in them."""
+        from xarch.export.onnx_export import Translated, to_onnx
+
+        return partial(to_onnx, known=Translated())
 
     def _calibration(self, profile: Profile, graphs: list[ExportGraph]) -> list[Batch]:
         """Return the data by which weights of few bits are chosen: ranges of inputs need a split of their own; of
@@ -218,11 +228,13 @@ class Delivery:
         if profile.dtype == "int8":
             batches = [batch.seen_by("teacher") for batch in self._calibration(profile, graphs)]
             try:
-                export_teacher(graphs, profile, folder, say, teacher=teacher, batches=batches)
+                export_teacher(
+                    graphs, profile, folder, say, teacher=teacher, batches=batches, translate=self._translate
+                )
                 return
             except (PlanError, ParityError) as e:
                 say(f"teacher in float32: {e.what}")
-        export_teacher(graphs, profile, folder, say)
+        export_teacher(graphs, profile, folder, say, translate=self._translate)
 
 
 def _facts(plan: Plan, teacher: Teacher) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def surviving_mutants(
     batches: Sequence[Batch],
     folder: Path,
     mutants: Mapping[str, Callable[[ExportGraph], Change]] = MUTANTS,
+    translate: Callable[[ExportGraph, Profile], ir.Model] | None = None,
 ) -> Iterator[str]:
     """Yield the mutants of a target that pass the parity gate; there must be none.
 
@@ -89,6 +90,7 @@ def surviving_mutants(
     Args:
         batches: held-out data on which the target passes the gate.
         folder: an empty folder for the exports.
+        translate: gives the models of the correct graphs; default: ``xarch.export.onnx_export.to_onnx``.
 
     Yields:
         "GRAPH MUTANT", e.g. "decode_1 adds one".
@@ -97,7 +99,7 @@ def surviving_mutants(
     from xarch.export.run import export_profile
 
     right = list(adapter.export_graphs(student, profile, options))
-    models = {graph.name: to_onnx(graph, profile) for graph in right}
+    models = {graph.name: (translate or to_onnx)(graph, profile) for graph in right}
     for i, graph in enumerate(right):
         for name, mutant in mutants.items():
             change = mutant(graph)
