@@ -105,7 +105,7 @@ def test_stages_bring_the_student_closer(whole: Path) -> None:
 
 # Moments: 6 observations of the closed-form stage, 3 sites in each of 30 local steps, the stage of the plugin, the
 # validations and 15 steps of the global stage, and one after every stage.
-MOMENTS = [1, 4, 6, 7, 8, 21, 30, 45, 58, 70, 85, 96, 97, 98, 99, 100, 101, 104, 109, 116]
+MOMENTS = [1, 6, 7, 21, 45, 70, 96, 98, 99, 100, 104, 109, 116]
 QUICK = (109,)
 
 
@@ -288,11 +288,8 @@ def test_memory_that_really_runs_out(moment: int, whole: Path, tmp_path: Path, h
         np.testing.assert_allclose(value, theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [20, pytest.param(109, marks=pytest.mark.slow), pytest.param(116, marks=pytest.mark.slow)],
-    ids=["local", "global", "after the last stage"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [20, 109, 116], ids=["local", "global", "after the last stage"])
 def test_a_disk_that_fills_interrupts_and_resumes(moment: int, whole: Path, tmp_path: Path, home: Path) -> None:
     out = tmp_path / "run"
     stopped = convert(out, home=home, sabotage=f"full@{moment}")
@@ -402,7 +399,7 @@ def test_a_curve_leaves_no_trace_in_the_training(whole: Path, tmp_path: Path, ho
 
 # Moments of the two plateau stages: before and at the plateaus, while the rate falls, at the borders.
 @pytest.mark.slow
-@pytest.mark.parametrize("call", [12, 22, 28, 40, 46, 52, 58])
+@pytest.mark.parametrize("call", [12, 28, 46, 58])
 def test_kill_in_a_stage_that_ends_early_then_resume_is_bit_identical(
     call: int, short: Path, tmp_path: Path, home: Path
 ) -> None:
