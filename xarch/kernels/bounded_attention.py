@@ -38,15 +38,15 @@ class Rotary:
         pairs = len(self.frequencies)
         if pairs == 0:
             return x
-        angle = cast(positions, x.dtype)[..., None] * torch.tensor(self.frequencies, dtype=x.dtype, device=x.device)
+        sign = -1.0 if back else 1.0
+        frequencies = torch.tensor([sign * f for f in self.frequencies], dtype=x.dtype, device=x.device)
+        angle = cast(positions, x.dtype)[..., None] * frequencies
         gain = 1.0 / self.gain if back else self.gain
         cos, sin = angle.cos(), angle.sin()
         if gain != 1.0:
             cos, sin = cos * gain, sin * gain
-        sin = -sin if back else sin
-        first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
-        parts = [first * cos - second * sin, second * cos + first * sin]
-        return torch.cat([*parts, x[..., 2 * pairs :]] if 2 * pairs < x.shape[-1] else parts, -1)
+        first, second, *rest = x.split([pairs, pairs, *([x.shape[-1] - 2 * pairs] * (x.shape[-1] > 2 * pairs))], -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], -1)
 
     def scores(self, products: Tensor) -> Tensor:
         """Scores of products q · k."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xarch.kernels.bounded_attention import MASKED, Rotary
 from xarch.kernels.dispatch import register
-from xarch.kernels.folded_memory.folding import Entries, folded
+from xarch.kernels.folded_memory.folding import Facts, fold, rows_of
 from xarch.kernels.folded_memory.layout import HALFWAY, FoldedLayout, FoldedRanges
 from xarch.kernels.precision import island_dtype
 
@@ -98,9 +98,8 @@ class _Rows:
         blocked_RN = self.places_N < (most - slots_R)[:, None]
         self.blocked_RM = torch.cat([blocked_RN, blocked_RN.new_zeros(rows, layout.fold)], 1)
         empty_RN = k_RLE.new_zeros(rows, most)
-        empty_RNE = k_RLE.new_zeros(rows, most, width)
-        self.slots = Entries(empty_RNE, empty_RNE, empty_RN, empty_RN, empty_RN, empty_RN)
-        self.turned_RNE = empty_RNE
+        self.slots = Facts(k_RLE.new_zeros(rows, 3, most), empty_RN)
+        self.key_RNE = self.turned_RNE = self.value_RNE = k_RLE.new_zeros(rows, most, width)
         self.importance_RL = k_RLE.new_zeros(rows, length)
 
     def attend(self, q_RGFE: Tensor, begin: int) -> Tensor:
@@ -121,16 +120,17 @@ class _Rows:
         weights = torch.cat([scores_RGFN, scores_RGFT], -1).softmax(-1)
         most = scores_RGFN.shape[-1]
         self._receive(weights[:, :, -1].detach().sum(1), first, begin)
-        return _shared(weights[..., :most], self.slots.value_RME) + _shared(weights[..., most:], v_RTE)
+        return _shared(weights[..., :most], self.value_RNE) + _shared(weights[..., most:], v_RTE)
 
     def _bias(self) -> Tensor:
         width = self.k_RLE.shape[-1]
         square_RG, cap = self.ranges.query_square_KG, self.layout.cap
-        return slot_bias(self.slots.count_RM, self.slots.spread_RM, square_RG, self.rotary.scale, width, cap)
+        count_RN, _, spread_RN = self.slots.held_R3M.unbind(1)
+        return slot_bias(count_RN, spread_RN, square_RG, self.rotary.scale, width, cap)
 
     def _receive(self, attention_RN: Tensor, first: int, begin: int) -> None:
         """Add what the last token before a fold paid to slots and to the window, and let all decay."""
-        most = self.slots.count_RM.shape[1]
+        most = self.slots.importance_RM.shape[1]
         kept = self.layout.decay**self.layout.fold
         importance_RN = (self.slots.importance_RM + attention_RN[:, :most]) * kept
         self.slots = self.slots._replace(importance_RM=importance_RN)
@@ -146,18 +146,28 @@ class _Rows:
         at_RF = place_RF.clamp_min(0)
         at_RFE = at_RF[..., None].expand(-1, -1, self.k_RLE.shape[-1])
         position_RF = at_RF.to(self.k_RLE.dtype)
-        token = Entries(
-            self.rotary.turn(self.k_RLE.gather(1, at_RFE), position_RF, back=True),
-            self.v_RLE.gather(1, at_RFE),
-            there_RF.to(self.k_RLE.dtype),
-            position_RF,
-            torch.zeros_like(position_RF),
-            self.importance_RL.gather(1, at_RF) * there_RF,
+        held_R3F = torch.stack([there_RF.to(self.k_RLE.dtype), position_RF, torch.zeros_like(position_RF)], 1)
+        importance_RF = self.importance_RL.gather(1, at_RF) * there_RF
+        turned_RFE = self.k_RLE.gather(1, at_RFE)
+        key_RME = torch.cat([self.key_RNE, self.rotary.turn(turned_RFE, position_RF, back=True)], 1)
+        turned_RME = torch.cat([self.turned_RNE, turned_RFE], 1)
+        value_RME = torch.cat([self.value_RNE, self.v_RLE.gather(1, at_RFE)], 1)
+        made = fold(
+            Facts(
+                torch.cat([self.slots.held_R3M, held_R3F], -1), torch.cat([self.slots.importance_RM, importance_RF], 1)
+            ),
+            lambda places_RX, position_RX: rows_of(key_RME, places_RX),
+            lambda places_RX: rows_of(value_RME, places_RX),
+            leaving,
+            self.layout.sinks,
+            self.places_N,
+            self.blocked_RM,
         )
-        key_RNE = self.rotary.turn(self.turned_RNE, self.slots.position_RM, back=True)
-        candidates = Entries(
-            *(torch.cat(pair, 1) for pair in zip(self.slots._replace(key_RME=key_RNE), token, strict=True))
+        self.slots = made.facts
+        turned_RFE = stored(self.rotary.turn(made.key_RFE, made.position_RF), self.key_scale, mean=True)
+        key_RFE = self.rotary.turn(turned_RFE, made.position_RF, back=True)
+        value_RFE = stored(made.value_RFE, self.value_scale, mean=True)
+        self.key_RNE, self.turned_RNE, self.value_RNE = (
+            rows_of(torch.cat(pair, 1), made.source_RN)
+            for pair in ((key_RFE, key_RME), (turned_RFE, turned_RME), (value_RFE, value_RME))
         )
-        made = folded(candidates, leaving, self.layout.sinks, self.places_N, self.blocked_RM)
-        self.turned_RNE = stored(self.rotary.turn(made.key_RME, made.position_RM), self.key_scale, mean=True)
-        self.slots = made._replace(value_RME=stored(made.value_RME, self.value_scale, mean=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xarch.errors import UsageError
 from xarch.kernels.bounded_attention import MASKED, Rotary, cast
-from xarch.kernels.folded_memory.folding import Entries, folded
+from xarch.kernels.folded_memory.folding import Facts, fold
 from xarch.kernels.folded_memory.layout import FoldedLayout, FoldedRanges
 from xarch.kernels.folded_memory.plain import numbers, per_row, slot_bias
 from xarch.kernels.folded_memory.tables import FoldedTables, folded_tables
@@ -165,7 +165,7 @@ class _Memory:
     def _append(self, name: str, new_R1LE: Tensor, waiting_R: Tensor) -> Tensor:
         """Write new tokens among those that wait, and return all entries [R, 1, C, E] as attention reads them."""
         pool_R1CE, ages_RC = self.held[name], self.tables.ages_KC
-        new_R1LE = self._stored(new_R1LE, name)
+        new_R1LE = self._stored(new_R1LE[:, 0], name)[:, None]
         if new_R1LE.shape[2] == 1:
             here_RC, new_R1CE = ages_RC == waiting_R[:, None], new_R1LE
         else:
@@ -174,60 +174,78 @@ class _Memory:
         self.held[name] = torch.where(here_RC[:, None, :, None], new_R1CE, pool_R1CE)
         return self._read(name)
 
-    def _stored(self, x_R1LE: Tensor, name: str, *, mean: bool = False) -> Tensor:
-        scale_R11E = self.scales[name][:, None, None]
-        x_R1LE = numbers(x_R1LE, scale_R11E, mean=mean) if self.layout.precision == "int8" else x_R1LE
-        return cast(x_R1LE, self.held[name].dtype)
+    def _stored(self, x_RLE: Tensor, name: str, *, mean: bool = False) -> Tensor:
+        scale_R1E = self.scales[name][:, None]
+        x_RLE = numbers(x_RLE, scale_R1E, mean=mean) if self.layout.precision == "int8" else x_RLE
+        return cast(x_RLE, self.held[name].dtype)
 
     def _read(self, name: str) -> Tensor:
-        wide_R1CE = self.cast(self.held[name])
-        return wide_R1CE * self.scales[name][:, None, None] if self.layout.precision == "int8" else wide_R1CE
+        return self._numbers_of(name, self.held[name][:, 0])[:, None]
+
+    def _numbers_of(self, name: str, stored_RXE: Tensor) -> Tensor:
+        wide_RXE = self.cast(stored_RXE)
+        return wide_RXE * self.scales[name][:, None] if self.layout.precision == "int8" else wide_RXE
 
     def fold(self, position_R: Tensor) -> None:
         """Fold every row before the token at ``position_R``."""
-        fold, held, tables = self.layout.fold, self.held, self.tables
-        keys_RCE, values_RCE = self._read("keys")[:, 0], self._read("values")[:, 0]
-        importance_RC = self._received(keys_RCE)
+        leaving, held, tables = self.layout.fold, self.held, self.tables
+        importance_RC = self._received()
         # The slots, and the oldest tokens behind them.
         first_RM = torch.cat([tables.slots_KN, tables.oldest_KF], 1)
-        count_RN, position_RN, spread_RN = self.cast(held["facts"]).unbind(1)
-        place_RF = position_R[:, None] - tables.windows_K[:, None] + (self.places_F - fold)
+        place_RF = position_R[:, None] - tables.windows_K[:, None] + (self.places_F - leaving)
         there_RF = (place_RF >= 0).to(self.dtype)
         place_RF = place_RF.clamp_min(0.0)
-        count_RM, position_RM = torch.cat([count_RN, there_RF], -1), torch.cat([position_RN, place_RF], -1)
-        candidates = Entries(
-            self.rotary.turn(_picked(keys_RCE, first_RM), position_RM, back=True),
-            _picked(values_RCE, first_RM),
-            count_RM,
-            position_RM,
-            torch.cat([spread_RN, torch.zeros_like(place_RF)], -1),
-            _picked(importance_RC[..., None], first_RM)[..., 0] * (count_RM > 0).to(self.dtype),
-        )
+        tokens_R3F = torch.stack([there_RF, place_RF, torch.zeros_like(place_RF)], 1)
+        held_R3M = torch.cat([self.cast(held["facts"]), tokens_R3F], -1)
+        importance_RM = _picked(importance_RC[..., None], first_RM)[..., 0]
+        candidates = Facts(held_R3M, importance_RM * (held_R3M[:, 0] > 0).to(self.dtype))
         lacking_RM = torch.cat([tables.lacking_KN, torch.zeros_like(tables.oldest_KF, dtype=torch.bool)], 1)
-        made = folded(candidates, fold, self.layout.sinks, tables.places_N, lacking_RM, tables.firsts_K)
-        turned_RNE = self.rotary.turn(made.key_RME, made.position_RM)
-        for name, x_RNE in (("keys", turned_RNE), ("values", made.value_RME)):
-            slots_R1NE = self._stored(x_RNE[:, None], name, mean=True)
-            both = torch.cat([slots_R1NE, held[name]], 2)[:, 0]
-            held[name] = _picked(both, tables.made_KC)[:, None]
-        facts = (made.count_RM, made.spread_RM, self.ranges.query_square_KG)
+
+        def read(name: str, places_RX: Tensor) -> Tensor:
+            return self._numbers_of(name, _picked(held[name].flatten(0, 1), first_RM.gather(1, places_RX)))
+
+        made = fold(
+            candidates,
+            lambda places_RX, position_RX: self.rotary.turn(read("keys", places_RX), position_RX, back=True),
+            lambda places_RX: read("values", places_RX),
+            leaving,
+            self.layout.sinks,
+            tables.places_N,
+            lacking_RM,
+            tables.firsts_K,
+        )
+        # Every entry is one of F merged ones, or of those that were there.
+        rows = first_RM.shape[0]
+        behind_R1 = torch.tensor([[leaving * (row + 1)] for row in range(rows)], device=first_RM.device)
+        merged_RF = tables.kept_KC[:, :1] + torch.tensor([i - leaving for i in range(leaving)], device=first_RM.device)
+        slots_RN = torch.cat([merged_RF, first_RM + behind_R1], 1).gather(1, made.source_RN)
+        from_RC = _picked(torch.cat([slots_RN, tables.kept_KC], 1)[..., None], tables.made_KC)[..., 0]
+        turned_RFE = self.rotary.turn(made.key_RFE, made.position_RF)
+        for name, x_RFE in (("keys", turned_RFE), ("values", made.value_RFE)):
+            merged_RFE = self._stored(x_RFE, name, mean=True)
+            held[name] = _picked(torch.cat([merged_RFE, held[name][:, 0]], 1), from_RC)[:, None]
+        held_R3N, importance_RN = made.facts
+        count_RN, spread_RN = held_R3N[:, 0], held_R3N[:, 2]
+        facts = (count_RN, spread_RN, self.ranges.query_square_KG)
         slots_RGN = slot_bias(*facts, self.rotary.scale, self.width, self.layout.cap)
         # By the places that tokens had before: the fold moves them.
-        there_RC = position_R[:, None] + (tables.ages_KC - fold) >= 0
+        there_RC = position_R[:, None] + (tables.ages_KC - leaving) >= 0
         bias_RC1 = torch.where(there_RC, 0.0, MASKED).to(self.dtype)[..., None]
-        slots_RNX = torch.cat([made.importance_RM[..., None], slots_RGN.mT], -1)
+        slots_RNX = torch.cat([importance_RN[..., None], slots_RGN.mT], -1)
         tokens_RCX = torch.cat([importance_RC[..., None], bias_RC1.expand(-1, -1, self.group)], -1)
         after_RCX = _picked(torch.cat([slots_RNX, tokens_RCX], 1), tables.made_KC)
-        waits_RC1 = torch.where(tables.ages_KC >= fold, MASKED, 0.0).to(self.dtype)[..., None]
+        waits_RC1 = torch.where(tables.ages_KC >= leaving, MASKED, 0.0).to(self.dtype)[..., None]
         bias_RCG = torch.where(tables.ages_KC[..., None] >= 0, waits_RC1, after_RCX[..., 1:])
         held["bias"] = cast(bias_RCG.mT[:, :, None], held["bias"].dtype)
         held["importance"] = cast(after_RCX[..., 0], held["importance"].dtype)
-        facts_R3N = torch.stack([made.count_RM, made.position_RM, made.spread_RM], 1)
-        held["facts"] = cast(facts_R3N, held["facts"].dtype)
+        held["facts"] = cast(held_R3N, held["facts"].dtype)
 
-    def _received(self, keys_RCE: Tensor) -> Tensor:
+    def _received(self) -> Tensor:
         """Importance [R, C] with what the last token paid to slots and to the window; what waits has none."""
         query_RGE, bias_RGC = self.cast(self.held["query"]), self.cast(self.held["bias"][:, :, 0])
+        if self.layout.precision == "int8":
+            query_RGE = query_RGE * self.scales["keys"][:, None]
+        keys_RCE = self.cast(self.held["keys"][:, 0])
         attention_RGC = (self.rotary.scores(query_RGE @ keys_RCE.mT) + bias_RGC).softmax(-1)
         importance_RC = (
             self.cast(self.held["importance"]) + attention_RGC.sum(1)
@@ -260,5 +278,6 @@ def _of_batch(tables: FoldedTables, batch: int) -> FoldedTables:
         "oldest_KF": heads * entries,
         "made_KC": heads * (slots + entries),
         "firsts_K": heads * (slots + fold),
+        "kept_KC": heads * (fold + entries),
     }
     return FoldedTables(*(repeated(name, table) for name, table in tables._asdict().items()))

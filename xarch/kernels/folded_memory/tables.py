@@ -39,6 +39,8 @@ class FoldedTables(NamedTuple):
     """C, int32."""
     firsts_K: Tensor
     """First of N + F candidates of every row, int64."""
+    kept_KC: Tensor
+    """Where every entry lies among F merged entries and C entries, int64."""
 
 
 def folded_tables(layout: FoldedLayout, dtype: torch.dtype, device: torch.device | str = "cpu") -> FoldedTables:
@@ -68,6 +70,7 @@ def folded_tables(layout: FoldedLayout, dtype: torch.dtype, device: torch.device
         torch.tensor([n + w for _, (n, w) in sizes], dtype=torch.int32, device=device),
         torch.tensor([entries], dtype=torch.int32, device=device),
         torch.tensor([k * (most + fold) for k, _ in sizes], device=device),
+        table([[k * (fold + entries) + fold + i for i in range(entries)] for k, _ in sizes]),
     )
 
 
