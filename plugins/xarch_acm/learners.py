@@ -66,7 +66,7 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         out,
         learners=options.learners,
         least=0 if form is ExitModule or (part.residual and form is not ExpertModule) else 1,
-        gate_width=max(1, min(WIDEST_GATE, round(width / layers[0].in_features))),
+        gate_width=max(2, min(WIDEST_GATE, round(width / layers[0].in_features))),
         temperature=options.temperature,
         estimates=options.gates == "estimate",
         task_gradient=options.task_gradient,

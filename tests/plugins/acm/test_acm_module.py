@@ -238,4 +238,4 @@ def test_a_projection_is_two_layers_of_the_same_cost():
     assert (module.units, module.least, len(module.into)) == (6, 1, 1)
     assert module.cost * module.learners == 6 * (24 + 8)
     assert module.out.bias is not None
-    assert math.isclose(module.gate_cost, 24 + 4)
+    assert math.isclose(module.gate_cost, 24 * 2 + 2 * 4)
