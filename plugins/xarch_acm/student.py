@@ -200,10 +200,12 @@ class AcmStudent(LocalStudent):
         """Return what is replaced, and what the gates cost."""
         learners = sum(m.cost * m.learners for m in self.adaptive.values())
         gates = sum(m.gate_cost for m in self.adaptive.values())
-        return {
-            "learners": f"{self.options.learners} in each of {len(self.adaptive)} modules ({', '.join(self._kinds)})",
-            "gates": f"{100 * gates / learners:.1f} % of the learners' multiply-adds",
+        found = {
+            "learners": f"{self.options.learners} in each of {len(self.adaptive)} modules ({', '.join(self._kinds)})"
         }
+        if self.options.gates not in ("fixed", "exits"):
+            found["gates"] = f"{100 * gates / learners:.1f} % of the learners' multiply-adds"
+        return found
 
     @property
     def _kinds(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from xarch import Batch
-from xarch.report import Section, Shaded
+from xarch.report import Block, Section, Shaded, Text
 
 EFFORT = "effort"
 """Tap of such a model: the share of what it could compute [B, L]."""
@@ -31,7 +31,7 @@ def efforts(batch: Batch, effort_BL: Tensor, processor: Any, wanted: int) -> lis
 
 def shaded(entries: Sequence[Mapping[str, Any]]) -> Section | None:
     """Return held-out text with every token as dark as what ran there; None if no model told."""
-    blocks = []
+    blocks: list[Block] = [Text("The darker a token of held-out text, the more of what could run ran there.")]
     for entry in entries:
         told = entry.get("effort")
         if not isinstance(told, dict) or not told.get("shares"):
@@ -39,7 +39,7 @@ def shaded(entries: Sequence[Mapping[str, Any]]) -> Section | None:
         shares = [float(share) for share in told["shares"]]
         caption = f"{100 * sum(shares) / len(shares):.0f} % on average; {_extremes(told['tokens'], shares)}"
         blocks.append(Shaded(tuple(zip(map(str, told["tokens"]), shares, strict=True)), caption))
-    return Section("Where the student computed", blocks) if blocks else None
+    return Section("Where the student computed", blocks) if len(blocks) > 1 else None
 
 
 def _extremes(tokens: Sequence[str], shares: Sequence[float]) -> str:

@@ -259,8 +259,8 @@ def test_samples_show_prompt_and_both_texts(
     told = evaluate(same, {"student": Choosy(same)}, batches, tokenizer).samples[2:]
     assert [entry["effort"]["shares"] for entry in told] == [[0.25] * 64, [0.5] * 64, [0.25] * 64]
     (section,) = sections(SimpleNamespace(eval={"samples": told}))  # type: ignore[arg-type]
-    assert "".join(part for part, _ in section.blocks[0].parts) == tokenizer.decode(batches[0]["input_ids"][0])
-    assert section.blocks[0].caption.startswith("25 % on average")
+    assert "".join(part for part, _ in section.blocks[1].parts) == tokenizer.decode(batches[0]["input_ids"][0])
+    assert section.blocks[1].caption.startswith("25 % on average")
     other = evaluate(same, {"student": decoder(2)}, batches, tokenizer)
     assert other.samples[0]["prompt"] == found.samples[0]["prompt"]
     assert other.samples[0]["teacher"] == found.samples[0]["teacher"]
