@@ -544,6 +544,7 @@ def test_a_stage_that_was_undone_is_not_shown_as_done(tmp_path: Path) -> None:
     assert '<li class="undone">logits' in html
     assert '<li class="done">logits' not in html
     assert "rolled back: validation got worse: 2.1 to 2.3" in page.text
+    assert "03-hidden | loss | 0\\.8420" in run.report_md.read_text(encoding="utf-8"), "what was validated"
     assert "rolled back: validation got worse" in (run.student / "README.md").read_text(encoding="utf-8")
     assert "↶ logits (rolled back)" in run.report_md.read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ from xarch import numbers
 NBSP = "\u00a0"
 """Keeps a number and its unit on one line."""
 
-_SPELLED = {"kl": "KL", "psnr": "PSNR", "ssim": "SSIM", "nll": "NLL", "top1": "top-1", "top5": "top-5"}
+_SPELLED = {"kl": "KL", "psnr": "PSNR", "ssim": "SSIM", "nll": "NLL", "ece": "ECE", "top1": "top-1", "top5": "top-5"}
 _SPELLED |= {"stderr": "standard error"}
 
 

@@ -68,7 +68,7 @@ def curve_svg(
         axes.xaxis.set_major_formatter(lambda v, _: count(v))
         axes.yaxis.set_major_formatter(Ticks())
         axes.yaxis.set_minor_formatter(lambda v, _: "")
-        axes.locator_params(axis="x", nbins=5)
+        axes.locator_params(axis="x", nbins=5, integer=True)
         if below:
             canvas.figure.legend(frameon=False, loc="outside lower center", handlelength=1.2, ncols=2)
         elif len(drawn) > 1:

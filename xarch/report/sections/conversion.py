@@ -81,7 +81,7 @@ def _stages(files: RunInfo) -> Table:
             ]
         )
     head = ["#", "stage", "kind, scope", "matches", "trains", f"{files.unit}s", "steps", "memory", "planned", "actual"]
-    return Table(head, rows, "rllllrrrrr", "Planned memory and time are estimates.")
+    return Table(head, rows, "rllllrrrrl", "Planned memory and time are estimates.")
 
 
 def _took(summary: dict[str, Any]) -> Cell | str:

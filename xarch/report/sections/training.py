@@ -15,10 +15,10 @@ def training(files: RunInfo) -> Section | None:
     """Show loss curves, validation before and after, and the figures at start and end."""
     figures = [f for f in (_figure(files, s, c) for s, c in files.metrics.items()) if f is not None]
     blocks: list[Block] = [Figures(figures)] if figures else []
-    rows = [row for folder, summary in files.stages.items() for row in _validation(folder, summary)]
+    rows = [row for folder, summary in files.stages.items() for row in _validation(files, folder, summary)]
     if rows:
-        head = ["stage", "validation loss before", "after", "change", "result"]
-        blocks.append(Table(head, rows, "lrrrl"))
+        head = ["stage", "validated", "before", "after", "change", "result"]
+        blocks.append(Table(head, rows, "llrrrl"))
     ends = [
         [folder, _named(files, folder, name), number(_first(files, folder, name)), number(value)]
         for folder, summary in files.stages.items()
@@ -106,7 +106,7 @@ def _phases(files: RunInfo, folder: str, *, in_units: bool) -> list[tuple[int, f
     return [(round(share * steps), share * (units if in_units else steps)) for share in shares]
 
 
-def _validation(folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:
+def _validation(files: RunInfo, folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:
     """Return the row of a stage, from ``validation`` in its summary or from its metrics."""
     metrics, found = table_of(summary, "metrics"), table_of(summary, "validation")
     before = found.get("before", metrics.get("validation_before"))
@@ -115,4 +115,6 @@ def _validation(folder: str, summary: dict[str, Any]) -> list[list[str | Cell]]:
         return []
     why = undone_of(summary)
     kept = Cell(f"rolled back: {why}", "warn") if why else Cell("kept", "good")
-    return [[folder, number(before), number(after), percent(after - before, abs(before)), kept]]
+    name = str(summary.get("name", ""))
+    figure = dig(files.settings(name), "validation", "metric") or "loss"
+    return [[folder, words(str(figure)), number(before), number(after), percent(after - before, abs(before)), kept]]

@@ -64,7 +64,8 @@ def _size(files: RunInfo) -> list[Tile]:
     student = dig(files.student, "parameters") or dig(files.plan, "student", "parameters")
     tiles = []
     if isinstance(student, int) and isinstance(teacher, int):
-        tiles.append(Tile("student parameters", count(student), f"{percent(student, teacher)} of the teacher's"))
+        share = f"{student / teacher:.3g}× the" if student > 2 * teacher > 0 else f"{percent(student, teacher)} of the"
+        tiles.append(Tile("student parameters", count(student), f"{share} teacher's"))
     kept = {n: dig(p, "bytes") for n, p in files.profile.items() if dig(files.parity, n, "passed", default=False)}
     exported = [f"{name} {size(value)}" for name, value in kept.items() if value]
     if exported:
