@@ -161,6 +161,19 @@ def test_places_that_an_operator_gives_are_read_in_32_bits(tmp_path: Path) -> No
     assert any("64-bit integers" in problem for problem in fits(to_onnx(shown, profile), profile))
 
 
+def test_numbers_picked_from_a_table_are_picked_in_32_bits(tmp_path: Path) -> None:
+    profile = replace(cpu, index_dtype="int32")
+    table, rows = torch.tensor([[4, 0, 2], [1, 3, 5]]), torch.randn(6, 2)
+    graph = ExportGraph(
+        "g", Wrapped(lambda x: rows[table.gather(1, x.topk(2, -1).indices).flatten()]), {"x": torch.randn(2, 3)}, ["y"]
+    )
+    model = to_onnx(graph, profile)
+    assert fits(model, profile) == []
+    x = graph.inputs["x"]
+    wanted = rows[table.gather(1, x.topk(2, -1).indices).flatten()]
+    assert np.array_equal(run(model, tmp_path / "m.onnx", x=x.numpy())["y"], wanted.numpy())
+
+
 def test_half_precision_is_for_weights_and_products(tmp_path: Path) -> None:
     graph = layers(MOD)
     model = to_onnx(graph, MOD)

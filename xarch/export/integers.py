@@ -57,6 +57,7 @@ class _Narrower:
             if value is not None and given and "tensor(int32)" in allowed.get(inputs[i], ()):
                 node.replace_input_with(i, self._copy(value))
         small = {inputs[i] for i, v in enumerate(node.inputs) if v is not None and v.dtype == NARROW}
+        small |= {kind for kind in {*outputs} - small if self._chooses(node, inputs, kind, allowed)}
         for i, value in enumerate(node.inputs):
             if value is not None and value.dtype == WIDE and value.const_value is not None and inputs[i] in small:
                 node.replace_input_with(i, self._copy(value))
@@ -67,6 +68,13 @@ class _Narrower:
             self._cast_behind(node)
         wide = [v for kind, v in zip(outputs, node.outputs, strict=True) if kind in small and v.dtype == WIDE]
         return sum(_retype(value) for value in wide)
+
+    def _chooses(self, node: ir.Node, inputs: list[str], kind: str, allowed: dict[str, set[str]]) -> bool:
+        """Whether a node picks from constants of a kind at run time."""
+        given = [v for k, v in zip(inputs, node.inputs, strict=True) if v is not None and k == kind]
+        constant = all(v.dtype == WIDE and v.const_value is not None for v in given)
+        computed = any(v is not None and v.const_value is None for v in node.inputs)
+        return bool(given) and constant and computed and "tensor(int32)" in allowed.get(kind, ())
 
     def _cast_behind(self, node: ir.Node) -> None:
         """Let all that reads the places of a node read them in 32 bits."""

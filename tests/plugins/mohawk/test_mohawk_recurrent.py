@@ -43,6 +43,8 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mamba2-stock": (Mamba2Target, {"bias": False, "state_size": 12}),
 }
 each = pytest.mark.parametrize(("kind", "options"), VARIANTS.values(), ids=VARIANTS)
+UNUSUAL = {name: VARIANTS[name] for name in ("gdn-heads", "gdn-stock", "mamba1-small", "mamba2-stock")}
+"""Those whose operators the small students of `test_pairs_and_profiles.py` do not have."""
 
 
 def _mixer(kind: Any, options: dict[str, Any]) -> RecurrentMixer[Any]:
@@ -241,7 +243,7 @@ def test_finished_students_load_strictly_and_are_the_same(kind, options):
 
 
 @pytest.mark.slow
-@each
+@pytest.mark.parametrize(("kind", "options"), UNUSUAL.values(), ids=UNUSUAL)
 def test_export_with_static_shapes(kind, options, tmp_path: Path):
     """Static shapes, few plain operators, low rank; prefill and decode reproduce the student."""
     onnx = pytest.importorskip("onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from tests.plugins.pvd.tiny_field import OPTIONS_OF, SIZE, trained
 from xarch.contracts.export import Profile
+from xarch.export.onnx_export import Translated, to_onnx
 from xarch.export.run import ExportResult, export_profile
 from xarch.planning.resolve import resolve_target
 from xarch.registry.loader import get_registry
@@ -35,6 +37,12 @@ def student_of(arch: str, **options: Any) -> FieldStudent:
     return FieldStudent(field.eval().requires_grad_(False), facts, chosen)
 
 
+@cache
+def translated(arch: str) -> Translated:
+    """What has been translated of the fields that the tests of a file share."""
+    return Translated()
+
+
 def export(student: FieldStudent, profile: Profile, out: Path, **options: Any) -> ExportResult:
     """Export it with two held-out views for the parity gate."""
     adapter = resolve_target(get_registry(), student.field.arch, {}).adapter
@@ -48,4 +56,5 @@ def export(student: FieldStudent, profile: Profile, out: Path, **options: Any) -
         out=out,
         metadata={},
         say=lambda line: None,
+        translate=partial(to_onnx, known=translated(student.field.arch)),
     )

@@ -191,11 +191,9 @@ def _export(module: nn.Module, names: list[str], inputs: tuple[Tensor, ...], fre
     return model, onnxruntime.InferenceSession(str(to), providers=["CPUExecutionProvider"])
 
 
-POINTS = [*((arch, "grid_sample") for arch in ARCHS), ("vm", "gather")]
-
-
+# The others are exported by `test_pvd_export.py`.
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "lowering"), POINTS)
+@pytest.mark.parametrize(("arch", "lowering"), [("hash+vm", "grid_sample"), ("vm", "gather")])
 def test_points_graph_in_onnxruntime(arch: str, lowering: str, tmp_path: Path) -> None:
     field = field_of(arch)
     names = ["xyz", "dir"]
