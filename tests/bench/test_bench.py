@@ -87,6 +87,7 @@ def test_bench_of_a_language_export(export: Path, tmp_path: Path) -> None:
     assert any("token/s" in line for line in said)
 
 
+@pytest.mark.slow
 def test_procedures_of_student_and_teacher_are_compared_by_name(tmp_path: Path) -> None:
     """encdec W10: a procedure over several graphs (an encoder, then a loop) is timed, and beside the teacher's."""
     for name, times in (("cpu", 1), ("teacher", 60)):

@@ -70,6 +70,7 @@ def test_every_contender_that_can_run_here_gives_the_true_result_and_gradients(o
         assert seconds[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", list(SMALL))
 def test_a_point_prints_peak_gate_and_time_of_both_passes(op: str, capsys: pytest.CaptureFixture[str]) -> None:
     operation, case = OPERATIONS[op], small(op)

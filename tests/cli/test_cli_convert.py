@@ -88,6 +88,7 @@ def test_an_interrupted_run_goes_on_with_the_command_it_shows(here: Xarch, tmp_p
     assert here("convert", "--resume", "r").code == 0
 
 
+@pytest.mark.slow
 def test_one_command_for_a_scheduler_that_starts_it_again(here: Xarch, tmp_path: Path) -> None:
     command = ("convert", "run.yaml", "--out", "r", "--resume")
     assert here(*command, SABOTAGE="term@30").code == 130

@@ -54,6 +54,7 @@ def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     get_registry.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_plugins_graphs_are_the_export_and_pass_the_gate_only_if_right(
     taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

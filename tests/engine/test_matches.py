@@ -226,6 +226,7 @@ def test_the_students_own_values_are_detached_unless_asked(key: str, tmp_path: P
     assert held["grad_norm"] != pytest.approx(free["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_matched_by_name_or_all_together(tmp_path: Path) -> None:
     """house 1.1: one teacher was all there could be."""
     teachers = {"twin": {"ref": "stack:3"}, "chance": {"ref": "random", "weight": 0.0}}

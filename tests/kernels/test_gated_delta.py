@@ -119,6 +119,7 @@ def test_keys_that_are_alike_lose_no_digits(backend, alike, limit):
     check(Delta(1, 70 if backend == "triton" else 130, 2, 2, alike=alike, log_a=0.0), backend)
 
 
+@pytest.mark.slow
 def test_exporters_solve_the_same_system_by_products():
     case = Delta(1, 70, 2, 2, 4, 8, alike=0.95, log_a=0.0)
 

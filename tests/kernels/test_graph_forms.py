@@ -40,6 +40,7 @@ def exported(
     return {node.op_type for node in model.graph.node}, session.run(None, {"x": x.numpy()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS["waves"])
 def test_octaves_of_sine_and_cosine(form: str, tmp_path: Path) -> None:
     x = 2 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 1
@@ -77,6 +78,7 @@ def test_hash_levels_one_by_one_and_all_at_once(style: str, tmp_path: Path) -> N
     assert nodes["batched"] < nodes["loop"] / 2
 
 
+@pytest.mark.slow
 def test_hash_sizes_that_are_no_power_of_two(tmp_path: Path) -> None:
     config = HashConfig(levels=3, log2_size=10, finest=64, sizes=(5000, 1000, 900))
     table = torch.randn(config.rows, config.features, generator=torch.Generator().manual_seed(1))

@@ -83,7 +83,7 @@ def test_decode_exports(error):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [Prefill, Decode])
+@pytest.mark.parametrize("kind", [pytest.param(Prefill, marks=pytest.mark.slow), Decode])
 def test_onnx_runs_with_plain_operators(kind, tmp_path: Path, error):
     model = kind(2).eval()
     inputs = model.inputs(32)

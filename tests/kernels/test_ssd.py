@@ -120,6 +120,7 @@ def test_gradients_are_those_of_the_dense_matrix(backend, segmented):
     assert_close(got[0] + got[1], want[0] + want[1], 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradcheck(groups):
     case = Ssd(2, 7, 2, groups, 2, 2, segmented=True, seed=5, chunk=3)

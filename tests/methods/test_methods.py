@@ -37,12 +37,15 @@ OWN = {plugin.name for plugin in get_registry().plugins() if plugin.distribution
 METHODS = [spec.name for spec in get_registry().specs("method") if spec.plugin in OWN]
 FAMILIES = {spec.name for spec in get_registry().specs("family") if spec.plugin in OWN}
 SERVED = {method: [family for family in families_of(method) if family in FAMILIES] for method in METHODS}
+QUICK = ("kd-decoder", "mohawk-decoder", "ofa-kd-image", "pvd-radiance-field", "encdec-encdec", "distil-whisper-speech")
 PAIRS = [
-    pytest.param(method, family, id=f"{method}-{family}", marks=[pytest.mark.slow] if family != families[0] else [])
+    pytest.param(
+        method, family, id=f"{method}-{family}", marks=[] if f"{method}-{family}" in QUICK else pytest.mark.slow
+    )
     for method, families in SERVED.items()
     for family in families
 ]
-"""A method that serves several families runs on the first of them, in the slow set on every one."""
+"""A method of each family; in the slow set every method on every family that it serves."""
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ def exit_of(tap: Tap, **options: Any) -> Any:
     return kind(tap, TEACHER, kind.Options(**options), CONTEXT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_stage_gets_classes_and_gives_a_gradient(name: str) -> None:
     model = student(name)

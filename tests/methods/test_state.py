@@ -79,6 +79,7 @@ def test_exits_are_counted_as_extra_and_absent_from_the_student(whole: Path) -> 
     assert sum(v.numel() for v in saved.values()) == sum(v.numel() for v in net.state_dict().values())
 
 
+@pytest.mark.slow
 def test_what_an_objective_adds_up_does_not_depend_on_micro_batches(settings: dict[str, Any], tmp_path: Path) -> None:
     moved = []
     for size in (None, 2):

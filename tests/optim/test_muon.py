@@ -46,6 +46,7 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(weight, before)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_vanished_stops_moving_the_weight() -> None:
     weight = nn.Parameter(random(20, 24))
     optimiser = Muon([weight], lr=1e-3)

@@ -74,6 +74,7 @@ def test_a_wrong_tap_is_named_with_its_neighbours(base: dict[str, Any]) -> None:
     assert "mixer_out" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 def test_an_optional_stage_is_left_out_where_a_tap_is_missing(base: dict[str, Any]) -> None:
     # Nothing here is about graphs, whose operators a plan finds by tracing them.
     base = {**base, "export.profiles": [], "stages.hidden.optional": True}

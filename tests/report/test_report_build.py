@@ -43,7 +43,7 @@ PICTURES |= {training: ("curve_svg",)}
 DRAWN: dict[str, tuple[Any, str | None]] = {}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of figures that an earlier test has drawn are not drawn again: they take most of a report's time."""
 
@@ -291,7 +291,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str, drawn_once: None) -> None:
+def test_a_missing_part_costs_its_sections_only(tmp_path: Path, part: str) -> None:
     run = make_run(tmp_path / "run")
     path = run.path / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -310,7 +310,7 @@ FILES = [p for p in PARTS if p.endswith((".json", ".jsonl"))] + ["bench/cpu.json
 
 
 @pytest.mark.parametrize("part", FILES)
-def test_a_damaged_file_costs_its_sections_only(tmp_path: Path, part: str, drawn_once: None) -> None:
+def test_a_damaged_file_costs_its_sections_only(tmp_path: Path, part: str) -> None:
     run = make_run(tmp_path / "run")
     (run.path / part).write_text('{"stages": 5, "eval": [], "tables": ')
     page = built(run)

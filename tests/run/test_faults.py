@@ -349,6 +349,7 @@ def short(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_plateau_ends_a_stage_and_is_told_everywhere(short: Path) -> None:
     rows = [json.loads(line) for line in (short / "metrics.jsonl").read_text().splitlines()]
     log, page = ((short / name).read_text() for name in ("log.txt", "report.md"))
@@ -427,6 +428,7 @@ def test_spent_seconds_end_a_stage_also_across_a_resume(tmp_path: Path, home: Pa
     assert summary["training"]["seconds"] >= 2
 
 
+@pytest.mark.slow
 def test_only_a_stage_of_optimiser_steps_can_end_early(tmp_path: Path, home: Path) -> None:
     failed = convert(tmp_path / "run", "stages.fit.until.seconds=1", home=home)
     assert failed.returncode == 2

@@ -57,6 +57,7 @@ def test_arms_times_seeds_and_one_table(tmp_path: Path) -> None:
     assert "0.3050" in page
 
 
+@pytest.mark.slow
 def test_arms_are_also_compared_over_all_points_of_the_axes(tmp_path: Path) -> None:
     axes = {"pair": {"a": {"set": {"budget": 100}}, "b": {"set": {"budget": 300}}}}
     arms = {"none": {}, "kd": {"set": {"tiny": False}}}
@@ -83,6 +84,7 @@ def test_points_are_rows_of_the_benchmarks_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(stored["points"])
 
 
+@pytest.mark.slow
 def test_every_arm_is_shown_beside_its_own_teacher(tmp_path: Path) -> None:
     conduct(study(axes={"teacher": ["stack:2", "stack:3"]}), tmp_path, command=STUB)
     stored = json.loads((tmp_path / "study.json").read_text())

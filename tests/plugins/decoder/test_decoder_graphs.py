@@ -105,6 +105,7 @@ NEVER = {"Loop", "Scan", "If", "Einsum", "CumSum", "ScatterND", "ScatterElements
 VARIED = {"windows": (6, None), "softcap": 3.0, "qk_norm": True, "tied": False}
 
 
+@pytest.mark.slow
 def test_attention_student(plain: tuple[DecoderStudent, Runtime]) -> None:
     student, runtime = plain
     check(student, decoder_graphs(student, FREE, DecoderExport(prefill=[16])), runtime, 16)
@@ -128,9 +129,8 @@ def test_attention_student_with_static_shapes(changes: dict[str, Any], tmp_path:
             assert all(d.HasField("dim_value") for d in dims), value.name
 
 
-@pytest.mark.parametrize(
-    "profile", [pytest.param(FREE, id="free"), pytest.param(STATIC, id="static", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", [pytest.param(FREE, id="free"), pytest.param(STATIC, id="static")])
 def test_third_party_mixer_gets_states_export_and_parity(profile: Profile, tmp_path: Path) -> None:
     student = make_student(tiny_facts(), EMA, Attention)
     runtime = drive(student, profile, tmp_path, prefill=[8])

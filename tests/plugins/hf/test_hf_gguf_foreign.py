@@ -210,6 +210,7 @@ def write_pieces(path: Path, **tokenizer: Any) -> Path:
     return write_gguf(random_model("llama", vocab_size=len(tokens)), path, vocabulary=vocabulary)
 
 
+@pytest.mark.slow
 def test_pieces_begin_with_a_blank_unless_the_file_says_not(tmp_path: Path) -> None:
     """h04: tokenizer.ggml.add_space_prefix is applied."""
     assert split(write_pieces(tmp_path / "a.gguf"), "ab c") == ["▁ab", "▁", "c"]

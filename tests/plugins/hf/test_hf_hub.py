@@ -199,6 +199,7 @@ def test_without_a_hub_the_next_command_is_named(offline: bool, connect: Any) ->
         describe("me/model@v1")
 
 
+@pytest.mark.slow
 def test_the_environment_can_forbid_the_network(hub: Hub, tmp_path: Path) -> None:
     code = (
         "from xarch_hf.source import HFOptions, HFSource\n"

@@ -226,6 +226,7 @@ def test_a_folder_of_another_kind_is_explained(tmp_path: Path) -> None:
         teacher(tmp_path)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_pickled_weights_need_permission(tmp_path: Path, home: Path) -> None:
     model: Any = random_model("phi")

@@ -89,6 +89,7 @@ def test_names_of_the_family_stand_in_the_plan(name: str, want: dict[str, str], 
     assert {m.units for m in stage.matches} == {"nats/token"}
 
 
+@pytest.mark.slow
 def test_hints_are_learned_through_connectors_that_are_dropped(start: dict[str, Any], tmp_path: Path) -> None:
     run = xarch.convert(overrides={"recipe": "hint", **start}, out=tmp_path / "run")
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]

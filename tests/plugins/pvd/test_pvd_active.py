@@ -43,6 +43,7 @@ def opaque(teacher: Any, batch: Batch) -> float:
     return float((ray_weights(sigma * points.delta_RK)[1] > 0.5).float().mean())
 
 
+@pytest.mark.slow
 def test_rays_of_importance_meet_matter_and_a_floor_stays(tmp_path: Path) -> None:
     teacher = teacher_of(tmp_path)
     plain = opaque(teacher, next(stream(teacher, kind="rays")))

@@ -254,6 +254,7 @@ class TestEditedSource(SourceConformance):
         return f"field:{folder / 'e.safetensors'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "inherits", "feature"),
     [
@@ -286,6 +287,7 @@ def test_what_a_student_may_start_from(
     assert ("volume" in [s.name for s in plan.stages]) == feature
 
 
+@pytest.mark.slow
 def test_an_edited_teacher_is_converted_and_its_hole_stays_empty(tmp_path: Path) -> None:
     given = {
         "recipe": "pvd",

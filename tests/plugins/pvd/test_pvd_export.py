@@ -102,6 +102,7 @@ def test_the_encoding_can_be_the_callers(tmp_path: Path) -> None:
         field_graphs(student_of("vm"), npu, FieldExport(encoding="input"))
 
 
+@pytest.mark.slow
 def test_hash_tables_name_the_way_to_an_accelerator() -> None:
     with pytest.raises(PlanError, match="BitwiseXor") as caught:
         field_graphs(student_of("hash"), npu, FieldExport())

@@ -372,6 +372,7 @@ def test_places_on_a_map_keep_their_digits(tmp_path: Path) -> None:
     assert near_world(open_posed(write(tmp_path / "near"))) == ()
 
 
+@pytest.mark.slow
 def test_a_trained_field_keeps_the_origin_of_its_pictures(tmp_path: Path) -> None:
     """h09: the file says where its world lies, and `views:` of the same folder goes there."""
     from xarch_pvd.source.field_file import load_field_file

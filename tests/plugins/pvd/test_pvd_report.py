@@ -54,6 +54,7 @@ def found(run: Path) -> dict[str, Any]:
     return {s.title: s.blocks[0] for s in sections(read_run(RunDir(run)))}
 
 
+@pytest.mark.slow
 def test_every_view_has_figures_to_the_teacher_and_to_its_picture(run: Path) -> None:
     evaluation = json.loads((run / "eval.json").read_text())
     samples = evaluation["samples"]

@@ -99,6 +99,7 @@ def test_a_stitch_is_the_same_every_time_and_moves_no_other_random_number(tmp_pa
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_feature_of_another_width_is_matched_in_the_volume_stage(tmp_path: Path) -> None:
     path = tmp_path / "field.th"
     save_tensorf(path)

@@ -40,6 +40,7 @@ def found(pixels: Pixels, model: RadianceField, steps: int = 192) -> Tensor:
     return coarse_occupancy(model, pixels, resolution=CELLS, steps=steps, rays=256, samples=48, seed=0)
 
 
+@pytest.mark.slow
 def test_the_coarse_grid_holds_every_surface_and_little_else() -> None:
     model = untrained()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
