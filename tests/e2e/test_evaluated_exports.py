@@ -39,7 +39,9 @@ def test_the_files_figures_stand_in_eval_json_and_options_can_change(settings: d
     told = (run / "export" / "cpu" / "README.md").read_text(encoding="utf-8")
     assert "has no program for these graphs" in told
     assert "states no licence" in told
-    assert evaluate(run, sets=["evaluate.samples=1"])["n"] < found["n"]
+    again = evaluate(run, sets=["evaluate.samples=1"])
+    assert again["n"] < found["n"]
+    assert again["exports"]["cpu"]["mse"] == pytest.approx(again["student"]["mse"], rel=1e-4), "files are judged again"
     with pytest.raises(UsageError, match="a finished run can change evaluate only"):
         evaluate(run, sets=["gates.mse.max=1"])
     assert bench(run, sets=["runtime.threads=1"])["cpu"]["threads"] == 1

@@ -240,6 +240,7 @@ class Conversion:
                 self._reload()
                 self.folder.eval_json.unlink(missing_ok=True)
                 self.evaluator.evaluate(self.student)
+                self.delivery.evaluate_exports(self.student)
             self._report()
         self._gates(before_export(self.config.gates))
 

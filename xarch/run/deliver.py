@@ -82,6 +82,14 @@ class Delivery:
             raise PlanError(f"the saved student differs after loading: weights {again[:12]}, expected {saved[:12]}")
         return loaded
 
+    def evaluate_exports(self, student: Student) -> None:
+        """Evaluate the files of every export that passed into eval.json, if the configuration asks for it."""
+        if not self.config.evaluate.exports or not self.run.export_dir.is_dir():
+            return
+        for folder in sorted(self.run.export_dir.iterdir()):
+            if passed(folder) and whole(folder):
+                self._evaluate(student, folder.name)
+
     def deliver(self, student: Student) -> None:
         """Make every configured export that has not passed yet, and bench each."""
         if not self.ranks.main:
