@@ -30,6 +30,7 @@ def test_plugins_that_do_not_load(site: Site, code: str, why: str) -> None:
     assert why in detail
 
 
+@pytest.mark.slow
 def test_every_declaration_is_resolved_and_typed(site: Site) -> None:
     site.module("json_like", "VALUE = 3\n")
     body = """

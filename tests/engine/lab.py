@@ -6,9 +6,11 @@ import functools
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +22,7 @@ from xarch.planning.build import build_plan
 from xarch.planning.plan import Plan
 from xarch.registry.loader import load_registry
 from xarch.registry.registry import Registry
+from xarch.report.plots import canvas
 from xarch.run.conversion import Conversion
 from xarch.run.head import begin_run
 
@@ -90,11 +93,21 @@ def planned(stage: Mapping[str, Any], **changes: Any) -> Plan:
     return build_plan(config, registry(), name="lab", provenance={}, command="", say=lambda text: None)
 
 
+def undrawn() -> AbstractContextManager[object]:
+    """Half of so small a conversion's time is drawing, and nobody looks at these pictures."""
+
+    def nothing(paper: Any, file: Any, **options: Any) -> None:
+        file.write('<svg viewBox="0 0 1 1"></svg>')
+
+    return mock.patch.object(canvas.FigureCanvasSVG, "print_svg", nothing)
+
+
 def run(folder: Path, stage: Mapping[str, Any], **changes: Any) -> Finished:
     """A whole conversion with one stage ``s``."""
     plan = planned(stage, **changes)
     conversion = Conversion(plan, begin_run(plan, folder / "run"), registry())
-    conversion.run()
+    with undrawn():
+        conversion.run()
     return Finished(folder / "run", conversion)
 
 
@@ -102,5 +115,6 @@ def resume(folder: Path) -> Finished:
     """Go on with an interrupted one."""
     opened = RunDir.open(folder / "run")
     conversion = Conversion(Plan.model_validate(read_json(opened.plan)), opened, registry())
-    conversion.run()
+    with undrawn():
+        conversion.run()
     return Finished(folder / "run", conversion)

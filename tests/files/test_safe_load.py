@@ -252,6 +252,7 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) 
         load_weights(file, allow_pickle=True)
 
 
+@pytest.mark.slow
 def test_a_cut_pickle_is_refused(tmp_path: Path) -> None:
     file = saved_pickle(tmp_path, TENSORS)
     file.write_bytes(file.read_bytes()[:300])

@@ -100,6 +100,7 @@ def test_a_wrong_student_option_is_named(base: dict[str, Any]) -> None:
         plan(overrides={**base, "student.options": {"statesize": 3}})
 
 
+@pytest.mark.slow
 def test_a_forbidden_operator_stops_the_plan(base: dict[str, Any]) -> None:
     registry = get_registry()
     source = resolve_teacher(registry, base["teacher"], {}, print)

@@ -177,6 +177,7 @@ def test_an_interrupt_ends_the_runs_and_the_next_start_resumes_them(tmp_path: Pa
     assert starts(tmp_path) == {"a/seed-0": 2, "b/seed-0": 2}
 
 
+@pytest.mark.slow
 def test_two_studies_do_not_work_on_one_run(tmp_path: Path) -> None:
     """A process of a study that was killed goes on; its run folder is not given to another one."""
     out = tmp_path / "out"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 from xarch.errors import UsageError
 
@@ -38,6 +39,12 @@ class Candidate:
     entry_point: EntryPoint | None = None
 
 
+class _Shipper(NamedTuple):
+    name: str
+    version: str
+    requires: tuple[str, ...]
+
+
 def discover(files: Iterable[str] = ()) -> list[Candidate]:
     """Return all plugins of this environment sorted by (distribution, name), the core first and plugin files last.
 
@@ -46,7 +53,8 @@ def discover(files: Iterable[str] = ()) -> list[Candidate]:
     Raises:
         UsageError: a plugin file does not exist.
     """
-    found = [_from_entry_point(e) for e in entry_points(group=GROUP)]
+    shippers: dict[Distribution, _Shipper] = {}
+    found = [_from_entry_point(e, shippers) for e in entry_points(group=GROUP)]
     if not any(c.name == CORE and c.distribution == OWN_DISTRIBUTION for c in found):
         builtin = EntryPoint(CORE, "xarch.builtin", GROUP)
         found.append(Candidate(CORE, builtin.value, OWN_DISTRIBUTION, _own_version(), entry_point=builtin))
@@ -66,13 +74,20 @@ def _own_version() -> str:
     return __version__
 
 
-def _from_entry_point(entry: EntryPoint) -> Candidate:
+def _from_entry_point(entry: EntryPoint, shippers: dict[Distribution, _Shipper]) -> Candidate:
+    """Describe an entry point.
+
+    Args:
+        shippers: distributions that have been read; each is read once, for it takes milliseconds.
+    """
     dist: Distribution | None = entry.dist
     if dist is None:
         return Candidate(entry.name, entry.value, entry_point=entry)
-    name = dist.metadata["Name"] or "?"
-    requires = tuple(dist.requires or ())
-    return Candidate(entry.name, entry.value, name, dist.version or "", requires, tuple(entry.extras), entry)
+    if dist not in shippers:
+        told = dist.metadata
+        shippers[dist] = _Shipper(told["Name"] or "?", told["Version"] or "", tuple(dist.requires or ()))
+    ships = shippers[dist]
+    return Candidate(entry.name, entry.value, ships.name, ships.version, ships.requires, tuple(entry.extras), entry)
 
 
 def _from_file(path: Path) -> Candidate:

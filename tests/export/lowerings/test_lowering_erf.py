@@ -29,6 +29,7 @@ class Function(nn.Module):
         return torch.erf(x) + x.erf() + F.gelu(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [nn.GELU(), Function(), nn.GELU("tanh")], ids=["module", "functions", "tanh"])
 def test_modules_and_functions_leave_without_erf(module: nn.Module, tmp_path: Path) -> None:
     used, off = exported(module, X[None, ::2], npu, tmp_path)

@@ -147,6 +147,7 @@ def test_student_that_does_not_read_positions_keeps_the_interface(tmp_path: Path
     assert inputs == ["input_ids", "position", "average.0", "average.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 77])
 def test_caches_of_any_length(length: int, plain: tuple[DecoderStudent, Runtime]) -> None:
     student, runtime = plain
@@ -166,6 +167,7 @@ def test_caches_of_any_length(length: int, plain: tuple[DecoderStudent, Runtime]
         assert out["present_key_cache.0"].shape == (1, 2, length + count, 8)
 
 
+@pytest.mark.slow
 def test_tied_embedding_is_stored_once(plain: tuple[DecoderStudent, Runtime]) -> None:
     for model in plain[1].models.values():
         big = [t for t in model.graph.initializer if 997 in t.dims]

@@ -61,6 +61,7 @@ def test_a_camera_finds_the_pixel_of_a_point() -> None:
     assert not bool(camera.pixels(origins - 1.7 * dirs)[1].any())
 
 
+@pytest.mark.slow
 def test_points_of_importance_follow_the_sample_key(tmp_path: Path) -> None:
     teacher = teacher_of(tmp_path)
     plain, all_seen = (stream(teacher, kind="points", importance=i, floor=0.0).visible for i in (0.0, 1.0))

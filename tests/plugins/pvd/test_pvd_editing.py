@@ -90,6 +90,7 @@ def test_erased_and_cropped_points_are_empty_and_the_rest_is_as_it_was() -> None
         torch.testing.assert_close(values["rgb"][seen], rgb[seen], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "affine",
     [
@@ -114,6 +115,7 @@ def test_optical_depth_and_colour_move_along(affine: dict[str, Any]) -> None:
     torch.testing.assert_close(values["rgb"], before["rgb"], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_ball_of_fog_is_as_opaque_at_any_size() -> None:
     """1 - exp(-3 · 1) through the middle, whatever the scale; three times as thin fog three times as long."""
     for scale in (0.25, 1.0, 4.0):

@@ -70,6 +70,7 @@ def test_every_view_has_figures_to_the_teacher_and_to_its_picture(run: Path) -> 
     assert f"{worst['figures']['teacher']['psnr']:.2f}" in row
 
 
+@pytest.mark.slow
 def test_renders_stand_side_by_side_with_three_error_maps(run: Path) -> None:
     svg = ET.fromstring(found(run)["Renders"].images[0].data)
     space = "{http://www.w3.org/2000/svg}"

@@ -52,6 +52,7 @@ def likeness(student: FieldStudent, teacher: FieldTeacher) -> float:
     return psnr(*seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "least"), [(VMTarget(), 26.0), (CPTarget(), 21.0)])
 @pytest.mark.parametrize("arch", ["hash", "tensors"])
 def test_planes_and_lines_start_close_to_their_teacher(
