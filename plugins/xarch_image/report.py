@@ -29,7 +29,8 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
         words += [f"{name}: {_answer(said)}" for name, said in sorted(answers.items(), reverse=True)]
         effort, picture = entry.get("effort"), entry["png"]
         if isinstance(effort, dict) and isinstance(effort.get("png"), str):
-            words.append(f"computed: {100 * float(effort['mean']):.0f} %, red: more")
+            mean, least, most = (100 * float(effort[key]) for key in ("mean", "least", "most"))
+            words.append(f"computed: {mean:.0f} %, from {least:.0f} (white) to {most:.0f} (red)")
             picture = effort["png"]
         shown.append(Image(_decoded(picture), "; ".join(words)))
     if not shown:

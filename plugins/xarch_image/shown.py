@@ -68,7 +68,13 @@ class ShownPictures:
                 }
                 found.append({"png": _png(image), "label": said(label), "answers": shares})
                 if where is not None:
-                    found[-1]["effort"] = {"png": _png(_beside(image, where)), "mean": float(where.mean())}
+                    least, most = where.aminmax()
+                    found[-1]["effort"] = {
+                        "png": _png(_beside(image, (where - least) / (most - least).clamp_min(1e-6))),
+                        "mean": float(where.mean()),
+                        "least": float(least),
+                        "most": float(most),
+                    }
         if recall:
             sides = {n: r for n, r in recall.items() if n in ("teacher", "student")}
             others = {n: r for n, r in recall.items() if n not in sides}
@@ -99,14 +105,14 @@ def _image(batch: Batch) -> Tensor:
 
 
 def _beside(image: Tensor, places: Tensor) -> Tensor:
-    """Return a picture and, to its right, where a model computed."""
+    """Return a picture and, to its right, where a model computed, from the least (0) to the most (1)."""
     colours = image if image.shape[0] == 3 else image[:1].expand(3, -1, -1)
     gap = torch.ones(3, image.shape[1], max(1, image.shape[2] // 16))
     return torch.cat([colours, gap, _heat(places, image)], -1)
 
 
 def _heat(places: Tensor, image: Tensor) -> Tensor:
-    """Return colours [3, H, W] from white (nothing) to dark red (all), as large as the picture."""
+    """Return colours [3, H, W] from white (0) to dark red (1), as large as the picture."""
     share = torch.nn.functional.interpolate(places[None, None].float(), image.shape[-2:])[0]
     return 1 - share * torch.tensor([0.4, 1.0, 1.0])[:, None, None]
 

@@ -11,6 +11,8 @@ from xarch.report.files import RunInfo, dig, names_of, rows_of, table_of
 from xarch.report.outcome import undone_of
 from xarch.report.wording import count, duration, number, size, words
 
+FEW_JOINED = 3
+"""Taps of one match that are all named."""
 MOST_SHOWN = 400
 """Maximum characters shown of a decision."""
 
@@ -104,7 +106,7 @@ def _matches(stage: dict[str, Any]) -> str:
     seen: dict[str, int] = {}
     for match in rows_of(stage, "matches"):
         site, objective = match.get("site"), str(match.get("objective"))
-        student, right = " + ".join(names_of(match, "student")), str(match.get("right") or "–")
+        student, right = _joined(names_of(match, "student")), str(match.get("right") or "–")
         if site:
             student, right = (t.removeprefix(f"{site}.") for t in (student, right))
         arrow = student if student == right else f"{student} ← {right}"
@@ -114,6 +116,11 @@ def _matches(stage: dict[str, Any]) -> str:
         key = f"{match.get('match')}: {_numbered(arrow)} ({objective}{through}){factor}"
         seen[key] = seen.get(key, 0) + 1
     return "; ".join(f"{key}, {n} pairs" if n > 1 else key for key, n in seen.items()) or "–"
+
+
+def _joined(names: list[str]) -> str:
+    """Return the taps that an objective gets together; many that differ only in numbers are named once."""
+    return " + ".join(names if len(names) <= FEW_JOINED else dict.fromkeys(map(_numbered, names)))
 
 
 def _numbered(arrow: str) -> str:
