@@ -29,7 +29,7 @@ def _pictures(entries: Sequence[Mapping[str, Any]]) -> Section | None:
         words += [f"{name}: {_answer(said)}" for name, said in sorted(answers.items(), reverse=True)]
         effort, picture = entry.get("effort"), entry["png"]
         if isinstance(effort, dict) and isinstance(effort.get("png"), str):
-            mean, least, most = (100 * float(effort[key]) for key in ("mean", "least", "most"))
+            mean, least, most = (100 * float(effort.get(key) or 0.0) for key in ("mean", "least", "most"))
             words.append(f"computed: {mean:.0f} %, from {least:.0f} (white) to {most:.0f} (red)")
             picture = effort["png"]
         shown.append(Image(_decoded(picture), "; ".join(words)))
