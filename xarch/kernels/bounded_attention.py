@@ -45,7 +45,8 @@ class Rotary:
         cos, sin = angle.cos(), angle.sin()
         if gain != 1.0:
             cos, sin = cos * gain, sin * gain
-        first, second, *rest = x.split([pairs, pairs, *([x.shape[-1] - 2 * pairs] * (x.shape[-1] > 2 * pairs))], -1)
+        plain = x.shape[-1] - 2 * pairs
+        first, second, *rest = x.split([pairs, pairs, plain] if plain else pairs, -1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], -1)
 
     def scores(self, products: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ class Delivery:
             if not (passed(folder) and whole(folder)):
                 self.export(student, name)
             verify(folder)
-            if self.config.evaluate.exports and not self.evaluator.knows_export(name):
-                self._evaluate(student, name)
+            if self.config.evaluate.exports:
+                self._evaluate(student, name, again=False)
             file = self.run.bench_dir / f"{name}.json"
             if self.config.export.bench and not (file.exists() and self.run.manifest.knows(file)):
                 from xarch.bench.cases import cases_of
@@ -187,19 +187,32 @@ class Delivery:
         self.reporter.message(text)
         self.evaluator.raise_if_stopped("during the export")
 
-    def _evaluate(self, student: Student, name: str) -> None:
-        """Evaluate the exported files with the run's metric, then those of every further operating point."""
+    def _evaluate(self, student: Student, name: str, *, again: bool = True) -> None:
+        """Evaluate the exported files with the run's metric, then those of every further operating point.
+
+        Args:
+            again: False: only what eval.json does not have yet.
+        """
         from xarch.export.exported_model import ExportedModel, points_of
 
         folder, threads = self.run.export_dir / name, self.plan.threads
         verify(folder)
+        further = points_of(read_profile(folder)["graphs"])[1:]
+        wanted: dict[str, str | None] = {name: None, **{f"{name}.{point}": point for point in further}}
+        if not again:
+            wanted = {key: point for key, point in wanted.items() if not self.evaluator.knows_export(key)}
+        if not wanted:
+            return
         with self._blame("exported"):
             own = self.target.adapter.exported(folder, student, threads)
-        self.evaluator.evaluate_export(name, own or ExportedModel(folder, student, threads=threads))
-        further = [] if own else points_of(read_profile(folder)["graphs"])[1:]
-        for point in further:
+        if own is not None:
+            # It is the whole export, however many points its graphs have.
+            if name in wanted:
+                self.evaluator.evaluate_export(name, own)
+            return
+        for key, point in wanted.items():
             model = ExportedModel(folder, student, threads=threads, point=point)
-            self.evaluator.evaluate_export(f"{name}.{point}", model)
+            self.evaluator.evaluate_export(key, model)
 
     @property
     def _target(self) -> str:

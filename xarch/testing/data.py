@@ -61,16 +61,11 @@ class DataConformance:
     def _splits(self) -> list[Split]:
         return [split for split in ALL if split == "train" or split in self.splits]
 
-    @pytest.fixture(scope="class")
-    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """Return the reference of the small data set, which is written once for all tests."""
-        return self.make_ref(tmp_path_factory.mktemp("data"))
-
     @pytest.fixture
-    def opened(self, written: str, tmp_path: Path) -> tuple[DataProvider, DataRequest]:
+    def opened(self, tmp_path: Path) -> tuple[DataProvider, DataRequest]:
         """Return the provider and a request to vary."""
         registry = get_registry()
-        found: Resolved = resolve_data(registry, written, self.options)
+        found: Resolved = resolve_data(registry, self.make_ref(tmp_path), self.options)
         request = DataRequest(
             found.ref, found.options, samples=self.samples, sample=self.sample, provider=providers(registry)
         )

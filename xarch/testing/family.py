@@ -32,15 +32,10 @@ class FamilyConformance:
 
     family: ClassVar[str] = ""
 
-    @pytest.fixture(scope="class")
-    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """Return the reference of the small teacher, which is written once for all tests."""
-        return self._family().tiny_teacher(tmp_path_factory.mktemp("teacher"))
-
     @pytest.fixture
-    def teacher(self, written: str) -> Teacher:
+    def teacher(self, tmp_path: Path) -> Teacher:
         """Return the tiny teacher of the family."""
-        return load_teacher(written)
+        return load_teacher(self._family().tiny_teacher(tmp_path))
 
     def _family(self) -> Family:
         return family_named(self.family)

@@ -67,15 +67,10 @@ class MetricConformance:
         finally:
             opened.close()
 
-    @pytest.fixture(scope="class")
-    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """Return the reference of the small teacher, which is written once for all tests."""
-        return self.make_teacher(tmp_path_factory.mktemp("teacher"))
-
     @pytest.fixture
-    def teacher(self, written: str) -> Teacher:
+    def teacher(self, tmp_path: Path) -> Teacher:
         """The small teacher."""
-        return load_teacher(written)
+        return load_teacher(self.make_teacher(tmp_path))
 
     @pytest.fixture
     def heldout(self, teacher: Teacher, tmp_path: Path) -> list[Batch]:

@@ -63,15 +63,10 @@ class TargetConformance:
         assert self.adapter, f"{type(self).__name__} needs `adapter`"
         return resolve_target(get_registry(), self.adapter, self.options)
 
-    @pytest.fixture(scope="class")
-    def written(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """Return the reference of the small teacher, which is written once for all tests."""
-        return self.make_teacher(tmp_path_factory.mktemp("teacher"))
-
     @pytest.fixture
-    def teacher(self, written: str) -> Teacher:
+    def teacher(self, tmp_path: Path) -> Teacher:
         """A small teacher."""
-        return load_teacher(written)
+        return load_teacher(self.make_teacher(tmp_path))
 
     @pytest.fixture
     def student(self, target: Any, teacher: Teacher) -> Student:

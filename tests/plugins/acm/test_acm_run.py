@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import xarch
 from tests.engine.interrupted import Crash, assert_ends_as
 from tests.plugins.acm.acm_models import tiny_vit
 from xarch import PlanError
+from xarch.files.run_dir import RunDir
+from xarch.run.evaluate import Evaluator
 from xarch.testing.models import tiny_configuration
 
 pytestmark = pytest.mark.slow
@@ -79,6 +82,26 @@ def test_every_budget_is_an_operating_point_with_its_cost(whole: Path) -> None:
     report = (whole / "report.md").read_text()
     assert "## Quality and computation" in report
     assert "gated-25" in report
+
+
+def test_what_an_interrupted_evaluation_of_files_lacks_is_measured_on_resume(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    run = RunDir.open(tmp_path / "run")
+    found = dict(run.read_evaluation())
+    lost = found["exports"].pop("cpu.static-50")
+    with run.held():
+        run.write_json(run.eval_json, found)
+        run.status.unlink()
+    measured: list[str] = []
+    real = Evaluator.evaluate_export
+    monkeypatch.setattr(
+        Evaluator, "evaluate_export", lambda self, name, model: (measured.append(name), real(self, name, model))
+    )
+    xarch.convert(out=tmp_path / "run", resume=True)
+    assert measured == ["cpu.static-50"]
+    assert json.loads(run.eval_json.read_text())["exports"]["cpu.static-50"] == lost
 
 
 def test_an_interrupted_run_draws_the_same_gates(settings: dict[str, Any], whole: Path, tmp_path: Path) -> None:
