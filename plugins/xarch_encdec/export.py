@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from xarch import Chain, ExportGraph, Link, Options, PlanError, Profile
+from xarch.kernels import RUNTIME_READS_ALL
 from xarch_encdec.driving import DECODER, ENCODER, own_names, source_names
+from xarch_encdec.model.attention import spread
 from xarch_encdec.model.layers import DecoderLayer, EncoderLayer, Reading
 from xarch_encdec.model.network import EncDecModel, Opening
 from xarch_encdec.student import EncDecStudent
@@ -48,15 +50,19 @@ class _Sizes:
 
 
 class _EnterSource(nn.Module):
-    """Maps (input_ids [B, S], attention_mask [B, S]) to (hidden states, cosine, sine, bias of every window)."""
+    """Maps (input_ids [B, S], attention_mask [B, S]) to (hidden states, cosine, sine, bias of every window).
 
-    def __init__(self, model: EncDecModel, opening: Opening) -> None:
+    Args:
+        wide: biases have a row for each token, which layers would otherwise each make.
+    """
+
+    def __init__(self, model: EncDecModel, opening: Opening, *, wide: bool) -> None:
         super().__init__()
-        self.model, self.opening = model, opening
+        self.model, self.opening, self.wide = model, opening, wide
 
     def forward(self, input_ids_BS: Tensor, mask_BS: Tensor) -> tuple[Tensor, ...]:
         x_BSD, by, biases = self.model.enter_source(input_ids_BS, mask_BS, self.opening)
-        return (x_BSD, *by, *biases.values())
+        return (x_BSD, *by, *(spread(b) if self.wide else b for b in biases.values()))
 
 
 class _Encode(nn.Module):
@@ -152,15 +158,17 @@ def encdec_graphs(student: EncDecStudent, profile: Profile, options: EncDecExpor
                 f"export options: source {source} and answer {answer} exceed the model's {room} tokens",
                 f"--set export.options.source={room - answer}",
             )
-    return [_encoder(student, sizes), _decoder(student, sizes)]
+    wide = "runtime" in profile.lowerings and RUNTIME_READS_ALL
+    return [_encoder(student, sizes, wide=wide), _decoder(student, sizes)]
 
 
-def _encoder(student: EncDecStudent, sizes: _Sizes) -> ExportGraph:
+def _encoder(student: EncDecStudent, sizes: _Sizes, *, wide: bool) -> ExportGraph:
     model, facts = student.module, student.facts
     opening = model.opened()
     windows = list(dict.fromkeys(facts.encoder_windows or (None,)))
     biases = [f"bias.{w}" for w in windows]
-    links = [Link(_EnterSource(model, opening), ["input_ids", "attention_mask"], ["hidden.0", "cos", "sin", *biases])]
+    enter = _EnterSource(model, opening, wide=wide)
+    links = [Link(enter, ["input_ids", "attention_mask"], ["hidden.0", "cos", "sin", *biases])]
     for k, layer in enumerate(model.encoder):
         assert isinstance(layer, EncoderLayer)
         bias = f"bias.{facts.encoder_window(k)}"

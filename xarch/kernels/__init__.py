@@ -27,7 +27,7 @@ from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matr
 from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_sum import prefix_sum
-from xarch.kernels.runtime_attention import grouped_query_attention
+from xarch.kernels.runtime_attention import RUNTIME_READS_ALL, attention_to_all, grouped_query_attention
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
     ExactPrecision,
@@ -42,6 +42,7 @@ from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
     "FORMS",
+    "RUNTIME_READS_ALL",
     "SIZES_ONLY",
     "Choice",
     "ExactPrecision",
@@ -55,6 +56,7 @@ __all__ = [
     "Rotary",
     "SlotPrecision",
     "attention_matrix",
+    "attention_to_all",
     "backends",
     "causal_conv1d",
     "causal_conv1d_step",

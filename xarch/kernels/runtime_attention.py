@@ -1,19 +1,26 @@
-"""The attention of tokens to what a cache or a memory holds as onnxruntime's GroupQueryAttention, for exporters.
+"""Attention as onnxruntime's GroupQueryAttention, for exporters: of tokens to what a cache or a memory holds, and of a
+sequence to all of itself.
 
-The operator writes key and value behind those that are there (in place, if a program binds input and output to the same
-memory), reads of every row no more entries than are in use, and those in 8 bits without unpacking them first.
+With a cache the operator writes key and value behind those that are there (in place, if a program binds input and
+output to the same memory), reads of every row no more entries than are in use, and those in 8 bits without unpacking
+them first.
 
-Legend: R rows, L tokens, H heads, K key/value heads, E head width, C entries for which there is room.
+Legend: R or B rows, L tokens, S tokens that read each other, H heads, K key/value heads, E head width, C entries for
+which there is room.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
 OPERATOR = "com.microsoft::GroupQueryAttention"
+
+RUNTIME_READS_ALL = tuple(int(part) for part in version("onnxruntime").split(".")[:2]) >= (1, 32)
+"""Whether the installed onnxruntime has :func:`attention_to_all`."""
 
 
 def grouped_query_attention(
@@ -68,3 +75,42 @@ def grouped_query_attention(
         version=1,
     )
     return out_RLX, keys_RKCE, values_RKCE
+
+
+def attention_to_all(
+    q_BSX: Tensor,
+    k_BSY: Tensor,
+    v_BSY: Tensor,
+    bias_B1SS: Tensor,
+    *,
+    kv_heads: int,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return the outputs [B, S, X] of tokens that read all tokens of their row.
+
+    Args:
+        q_BSX, k_BSY: X = H E, Y = K E.
+        bias_B1SS: added to scores; the operator does not spread it.
+        scale, softcap: of scores, before the bias.
+    """
+    rows, length = bias_B1SS.shape[0], bias_B1SS.shape[3]
+    attributes: dict[str, Any] = {
+        "num_heads": q_BSX.shape[2] * kv_heads // k_BSY.shape[2],
+        "kv_num_heads": kv_heads,
+        "scale": scale,
+        "causal": 0,
+    }
+    if softcap is not None:
+        attributes["softcap"] = softcap
+    last_B = torch.full((rows,), length - 1, dtype=torch.int32, device=q_BSX.device)
+    entries_1 = torch.full((1,), length, dtype=torch.int32, device=q_BSX.device)
+    out_BSX: Tensor = torch.onnx.ops.symbolic(
+        OPERATOR,
+        [q_BSX, k_BSY, v_BSY, None, None, last_B, entries_1, None, None, None, bias_B1SS],
+        attributes,
+        dtype=q_BSX.dtype,
+        shape=q_BSX.shape,
+        version=1,
+    )
+    return out_BSX

@@ -48,7 +48,13 @@ class GroupedHeads(nn.Module):
         return self.v(x_BSD).unflatten(-1, (self.kv_heads, self.head_dim))
 
     def _explicit(
-        self, q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, seen: Callable[[Tensor], Tensor] | None
+        self,
+        q_BHTE: Tensor,
+        k_BKSE: Tensor,
+        v_BKSE: Tensor,
+        seen: Callable[[Tensor], Tensor] | None,
+        *,
+        alike: bool = False,
     ) -> Tensor:
         """Attend with explicit scores; return [B, H, T, E].
 
@@ -56,16 +62,18 @@ class GroupedHeads(nn.Module):
 
         Args:
             seen: from scores [B, H, T, S] to those whose masked keys get no weight; None if all keys are seen.
+            alike: ``seen`` does the same to the scores of all queries, so it may get them stacked.
         """
         batch, heads, length, width = q_BHTE.shape
         stacked = (batch, self.kv_heads, heads // self.kv_heads * length)
-        scores = (q_BHTE * self.scale).reshape(*stacked, width) @ k_BKSE.transpose(2, 3)
-        scores_BHTS = scores.float().reshape(batch, heads, length, -1)
+        scores = ((q_BHTE * self.scale).reshape(*stacked, width) @ k_BKSE.transpose(2, 3)).float()
         if self.softcap is not None:
-            scores_BHTS = self.softcap * torch.tanh(scores_BHTS / self.softcap)
-        if seen is not None:
-            scores_BHTS = seen(scores_BHTS)
-        weights = torch.softmax(scores_BHTS, -1).to(v_BKSE.dtype).reshape(*stacked, -1)
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if seen is not None and alike:
+            scores = seen(scores)
+        elif seen is not None:
+            scores = seen(scores.reshape(batch, heads, length, -1)).reshape(*stacked, -1)
+        weights = torch.softmax(scores, -1).to(v_BKSE.dtype)
         return (weights @ v_BKSE).reshape(batch, heads, length, width)
 
 

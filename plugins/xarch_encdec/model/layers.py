@@ -42,10 +42,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_BSD: Tensor, by: Rotation, bias_B1SS: Tensor) -> Tensor:
         """Return the residual stream [B, S, D] leaving the layer."""
-        normed_BSD = self.norm1(x_BSD)
-        q_BHSE = self.attention.queries(normed_BSD, by)
-        mixed_BSD = self.attention.attend(q_BHSE, *self.attention.keys_values(normed_BSD, by), bias_B1SS)
-        after_BSD = x_BSD + self.post1(mixed_BSD)
+        after_BSD = x_BSD + self.post1(self.attention.attend_within(self.norm1(x_BSD), by, bias_B1SS))
         read_BSD = x_BSD if self.parallel else after_BSD
         norm2 = self.norm1 if self.norm2 is None else self.norm2
         out_BSD: Tensor = after_BSD + self.post2(self.mlp(norm2(read_BSD)))

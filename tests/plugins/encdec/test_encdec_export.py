@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.plugins.encdec.encdec_models import FACTS, decoder, logits, pairs, student_of
 from xarch import Profile, graph_metadata, open_session
+from xarch.export.check import inspect_onnx
 from xarch.export.profiles import cpu, npu
 from xarch.export.run import ExportResult, export_profile
 from xarch_encdec.bench import answer_cases
@@ -30,7 +31,7 @@ PROMPT = "".join(LETTERS[i] for i in (17, 3, 140, 8, 99))
 
 KINDS: dict[str, tuple[dict[str, Any], Profile]] = {
     "merged": ({"encoder": 2, "decoder": 3, "share": True}, cpu),
-    "own attention": ({"cross": "self_copy", "plan": "copy", "norm": "dual"}, cpu),
+    "own attention": ({"cross": "self_copy", "plan": "copy", "norm": "dual", "mask": "full"}, cpu),
     "static shapes": ({"encoder": 2, "decoder": 2, "prompt": 64, "answer": 64}, npu),
 }
 
@@ -76,6 +77,12 @@ def test_the_decoder_reads_the_source_and_never_gives_it_back(run: tuple[Path, E
     assert "encoder_hidden_states" not in inputs
     assert [name for name in inputs if ".encoder." in name]
     assert not [name for name in outputs if ".encoder." in name]
+
+
+def test_an_encoder_reads_by_an_operator_of_the_runtime(run: tuple[Path, ExportResult, Any]) -> None:
+    """Parity above is then that of this form with torch's."""
+    said = inspect_onnx(run[0] / "export" / "cpu" / f"{ENCODER}.onnx")
+    assert ("GroupQueryAttention" in str(said["operators"])) == ("xarch.answer" not in said["metadata"])
 
 
 def test_a_weight_is_stored_once(run: tuple[Path, ExportResult, Any]) -> None:
