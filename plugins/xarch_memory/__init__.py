@@ -16,7 +16,7 @@ def xarch_register(registry: Any) -> None:
         accepts=["decoder"],
         produces="decoder",
         recipes=["slot-memory"],
-        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16"],
+        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="decoder whose attention reads first tokens, a window and merged slots instead of the whole past",
     )
     registry.stage(

@@ -128,8 +128,8 @@ class Mamba1(RecurrentMixer[Operands]):
         """Repeat whole heads for their query heads: [B, L, I]."""
         if self.repeats == 1:
             return t_BLX
-        t_BLKE = t_BLX.unflatten(-1, (-1, self.value_width))
-        return t_BLKE[:, :, :, None].expand(-1, -1, -1, self.repeats, -1).flatten(2)
+        # Side by side, since accelerators take at most 4 dimensions.
+        return torch.cat([t_BLX.unflatten(-1, (-1, self.value_width))] * self.repeats, -1).flatten(2)
 
     def _grouped(self, t_BLI: Tensor) -> Tensor:
         return t_BLI.unflatten(-1, (-1, self.state_size))

@@ -223,6 +223,36 @@ def test_eight_bits_a_weight_and_a_scale_a_channel(tmp_path: Path) -> None:
     assert problems == []
 
 
+class _Twice(nn.Module):
+    """A weight that is read twice, with a channel that is a bias alone; and a sum by a matrix of ones, of numbers that
+    8 bits would round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 4)
+        self.layer.weight.data[2] = 0.0
+        self.register_buffer("below", torch.ones(4, 4).tril())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.layer(x)) + self.layer(x.square())
+        return y, (1e3 * x[:, :4]) @ self.get_buffer("below")
+
+
+def test_weights_that_are_read_twice_biases_without_weights_and_sums(tmp_path: Path) -> None:
+    x = torch.rand(6, 8, generator=torch.Generator().manual_seed(1))
+    graph = ExportGraph("twice", _Twice().eval().requires_grad_(False), {"x": x}, ("y", "sums"))
+    model = to_onnx(graph, cpu)
+    assert quantise(model, {"layer.weight": (0.0, 1.0)}) == 2
+    wanted = expected(graph)
+    seen = run(model, tmp_path / "m.onnx", x=x.numpy())
+    assert np.abs(seen["y"] - wanted["y"]).max() < 0.03
+    assert np.abs(seen["sums"] - wanted["sums"]).max() < 1e-2, "what only adds up has no 8-bit input"
+    # the runtime gave what it rewrites of both uses of one weight the same name
+    session = open_session(tmp_path / "m.onnx", cpu.provider, threads=1)
+    assert np.abs(session.run(["y"], {"x": x.numpy()})[0] - wanted["y"]).max() < 0.03
+
+
 def test_a_value_that_is_not_finite_is_named_in_calibration(tmp_path: Path) -> None:
     """A minimum and a maximum with NaN would just be dropped."""
     graph = layers(MOD)

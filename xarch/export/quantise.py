@@ -20,6 +20,9 @@ SINGLE = ir.DataType.FLOAT
 TABLE = 1024
 """Number of elements from which a table is stored in 8 bits."""
 
+SUMS = 1 << 17
+"""Number of elements up to which a matrix is looked at, whether it only adds up."""
+
 Range = tuple[float, float]
 
 
@@ -49,9 +52,10 @@ def quantise(model: ir.Model, ranges: Mapping[str, Range]) -> int:
         assert weight is not None
         assert weight.name is not None
         scale_x = made.quantise_input(node, x, ranges[weight.name])
-        scale_w = made.quantise_weight(node, weight, output_axis(node))
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            made.quantise_bias(node, node.inputs[2], scale_x * scale_w)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        scale_w = made.quantise_weight(node, weight, output_axis(node), _least_scale(bias, scale_x))
+        if bias is not None:
+            made.quantise_bias(node, bias, scale_x * scale_w)
     made.quantise_tables()
     RemoveUnusedNodesPass()(model)
     return len(found)
@@ -64,7 +68,16 @@ def _is_product(node: ir.Node) -> bool:
     if x is None or weight is None or x.const_value is not None or weight.const_value is None:
         return False
     scaled = any(node.attributes[k].as_float() != 1 for k in ("alpha", "beta") if k in node.attributes)
-    return weight.dtype == SINGLE and len(weight.const_value.shape) >= 2 and not scaled
+    return weight.dtype == SINGLE and len(weight.const_value.shape) >= 2 and not scaled and not _adds_up(weight)
+
+
+def _adds_up(weight: ir.Value) -> bool:
+    """Whether a matrix consists of zeros and ones: sums of what 8 bits would round, and nothing that was learned."""
+    assert weight.const_value is not None
+    if weight.const_value.size > SUMS:
+        return False
+    numbers = weight.const_value.numpy()
+    return bool(((numbers == 0) | (numbers == 1)).all() and numbers.any())
 
 
 def output_axis(node: ir.Node) -> int:
@@ -83,7 +96,7 @@ class Quantiser:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.inputs: dict[ir.Value, tuple[ir.Value, float]] = {}
-        self.weights: dict[tuple[ir.Value, int], tuple[ir.Value, np.ndarray]] = {}
+        self.weights: dict[tuple[ir.Value, int], tuple[np.ndarray, np.ndarray, int]] = {}
 
     def quantise_input(self, node: ir.Node, x: ir.Value, seen: Range) -> float:
         """Quantise the input x of ``node`` to 8 bits and return the scale."""
@@ -106,14 +119,19 @@ class Quantiser:
         node.replace_input_with(0, restored)
         return scale
 
-    def quantise_weight(self, node: ir.Node, weight: ir.Value, axis: int) -> np.ndarray:
-        """Store a weight in 8 bits and return the scale of every output channel."""
-        if (weight, axis) not in self.weights:
+    def quantise_weight(
+        self, node: ir.Node, weight: ir.Value, axis: int, least: np.ndarray | float = 0.0
+    ) -> np.ndarray:
+        """Store a weight in 8 bits and return the scale of every output channel, none of them below ``least``."""
+        numbers, scale, uses = self.weights.get((weight, axis), (None, None, 0))
+        if numbers is None or scale is None:
             assert weight.const_value is not None
-            numbers, scale = symmetric(weight.const_value.numpy(), axis)
-            self.weights[weight, axis] = self._stored(f"{weight.name}_axis{axis}", numbers, scale, axis, node), scale
-        restored, scale = self.weights[weight, axis]
-        node.replace_input_with(1, restored)
+            numbers, scale = symmetric(weight.const_value.numpy(), axis, least)
+        self.weights[weight, axis] = numbers, scale, uses + 1
+        # Of a weight that two products read onnxruntime makes two of one name where it needs exact sums. A file of
+        # weights holds equal bytes once.
+        name = f"{weight.name}_axis{axis}" + (f"_{uses}" if uses else "")
+        node.replace_input_with(1, self._stored(name, numbers, scale, axis, node))
         return scale
 
     def quantise_bias(self, node: ir.Node, bias: ir.Value, scale: np.ndarray) -> None:
@@ -192,12 +210,20 @@ class Quantiser:
         return self.graph.initializers[name]
 
 
-def symmetric(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return integers from -127 to 127 and the scale of every entry along ``axis``."""
+def symmetric(weight: np.ndarray, axis: int, least: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return integers from -127 to 127 and the scale of every entry along ``axis``, none of them below ``least``."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.maximum(np.abs(weight).max(axis=others), 1e-12).astype(np.float32) / np.float32(127)
+    scale = np.maximum(scale, least).astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     return np.round(weight / scale.reshape(shape)).clip(-127, 127).astype(np.int8), scale
+
+
+def _least_scale(bias: ir.Value | None, scale_x: float) -> np.ndarray | float:
+    """Return the scale of weights from which on a bias fits into 32 bits: a channel of no weights has a bias, too."""
+    if bias is None or bias.const_value is None or len(bias.const_value.shape) != 1:
+        return 0.0
+    return np.asarray(np.abs(bias.const_value.numpy()) / (2.0**30 * scale_x))
 
 
 def _axis(node: ir.Node) -> int:

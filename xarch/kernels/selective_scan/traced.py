@@ -44,5 +44,8 @@ def scan_traced(
 
 def _per_channel(t_BGNL: Tensor, channels: int) -> Tensor:
     """[B, D, L, N], or [B, 1, L, N] for one group."""
-    t_BGLN, groups = t_BGNL.transpose(2, 3), t_BGNL.shape[1]
-    return t_BGLN if groups == 1 else t_BGLN.repeat_interleave(channels // groups, 1)
+    t_BGLN = t_BGNL.transpose(2, 3)
+    batch, groups, length, size = t_BGLN.shape
+    if groups == 1:
+        return t_BGLN
+    return torch.cat([t_BGLN] * (channels // groups), 2).reshape(batch, channels, length, size)
