@@ -64,6 +64,7 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         layers,
         part.activation,
         out,
+        function=part.function,
         learners=options.learners,
         least=0 if form is ExitModule or (part.residual and form is not ExpertModule) else 1,
         gate_width=max(2, min(WIDEST_GATE, round(width / layers[0].in_features))),

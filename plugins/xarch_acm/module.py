@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xarch.kernels import prefix_mlp
 from xarch_acm.filled import counts
 from xarch_acm.gate import Gate
-from xarch_acm.grouped import grouped_prefixes
 
 Watch = Callable[[Tensor, Tensor], None]
 """Called with what a gate gave and its choice, both [..., K]."""
@@ -48,6 +48,7 @@ class AdaptiveModule(nn.Module):
         least: fewest learners that a gate may choose, 0 or 1.
         gate_width: hidden width of the gate.
         temperature: of the softmax over gates that are sampled in train mode; 0: they are not.
+        function: see ``xarch.Replaceable``.
         estimates: whether the gate estimates what is lost with each number of learners, instead of choosing among them.
         task_gradient: whether the gradient of the output reaches the gate.
 
@@ -67,9 +68,11 @@ class AdaptiveModule(nn.Module):
         gate_width: int,
         temperature: float,
         estimates: bool,
+        function: str = "",
         task_gradient: bool = True,
     ) -> None:
         super().__init__()
+        self.function = function or activation
         self.task_gradient = task_gradient
         self.into, self.activation, self.out = nn.ModuleList(into), activation, out
         self.learners, self.least, self.temperature = learners, least, temperature
@@ -153,8 +156,16 @@ class AdaptiveModule(nn.Module):
         if bool((count == self.learners).all()):
             return self.out(self.hidden(x))
         flat = x.reshape(-1, x.shape[-1])
-        found = grouped_prefixes(flat, count.flatten(), self.layers, self.activation, self.out, self.edges)
-        return found.reshape(*x.shape[:-1], self.outputs)
+        return self._grouped(flat, count.flatten()).reshape(*x.shape[:-1], self.outputs)
+
+    def _grouped(self, x_TD: Tensor, count_T: Tensor) -> Tensor:
+        """Return the outputs [T, O] of as many learners as each position runs, and no others."""
+        layers: list[tuple[Tensor, Tensor | None]] = [(each.weight, each.bias) for each in (*self.layers, self.out)]
+        if torch.is_autocast_enabled(x_TD.device.type):
+            dtype = torch.get_autocast_dtype(x_TD.device.type)
+            x_TD = x_TD.to(dtype)
+            layers = [(weight.to(dtype), None if bias is None else bias.to(dtype)) for weight, bias in layers]
+        return prefix_mlp(x_TD, count_T, layers[:-1], layers[-1], self.edges, activation=self.function)
 
     def _first(self, x: Tensor, learners: int) -> Tensor:
         """Return the output of the first learners at every position."""

@@ -243,8 +243,9 @@ class DecoderStudent(LocalStudent):
             if block.kinds == (ATTENTION,):
                 stem = f"blocks.{layer}.mixers.{ATTENTION}"
                 found += [Replaceable(f"{stem}.{name}", name) for name in ("q", "k", "v", "o")]
+            act = block.mlp.hidden.activation
             into = ("up",) if block.mlp.gate is None else ("gate", "up")
-            found.append(Replaceable(f"blocks.{layer}.mlp", "mlp", True, into, block.mlp.hidden, "down"))
+            found.append(Replaceable(f"blocks.{layer}.mlp", "mlp", True, into, block.mlp.hidden, "down", act))
         return found
 
     def shard_units(self) -> Iterable[nn.Module]:

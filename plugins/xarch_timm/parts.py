@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from timm.layers import Mlp, SwiGLU
+from timm.layers import GELU, GELUTanh, Mlp, SwiGLU
 from torch import Tensor, nn
 
 from xarch import Replaceable
@@ -51,9 +51,9 @@ def _parts(described: str) -> tuple[Replaceable, ...]:
 
 def _of(net: nn.Module, path: str, module: nn.Module) -> list[Replaceable]:
     if type(module) is Mlp and isinstance(module.fc1, nn.Linear) and _plain(module.norm, module.act):
-        return [Replaceable(path, "mlp", True, ("fc1",), module.act, "fc2")]
+        return [Replaceable(path, "mlp", True, ("fc1",), module.act, "fc2", _name(module.act))]
     if type(module) is SwiGLU and _plain(module.norm, module.act):
-        return [Replaceable(path, "mlp", True, ("fc1_g", "fc1_x"), _Gated(module.act), "fc2")]
+        return [Replaceable(path, "mlp", True, ("fc1_g", "fc1_x"), _Gated(module.act), "fc2", _name(module.act))]
     parent, _, leaf = path.rpartition(".")
     if type(module) is nn.Linear and leaf in KINDS and attends(net.get_submodule(parent)):
         return [Replaceable(path, KINDS[leaf])]
@@ -63,6 +63,13 @@ def _of(net: nn.Module, path: str, module: nn.Module) -> list[Replaceable]:
 def _plain(norm: nn.Module, act: nn.Module) -> bool:
     """Return whether hidden values depend on their own layer alone, by a function without parameters."""
     return isinstance(norm, nn.Identity) and not list(act.parameters())
+
+
+def _name(act: nn.Module) -> str:
+    """Return what kernels call an activation, "" if they do not know it."""
+    if type(act) in (nn.GELU, GELU):
+        return "gelu_tanh" if getattr(act, "approximate", "none") == "tanh" else "gelu"
+    return "gelu_tanh" if type(act) is GELUTanh else {nn.SiLU: "silu", nn.ReLU: "relu"}.get(type(act), "")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from xarch.kernels import (
     hash_encode,
     matrix_distance,
     mixing_matrix,
+    prefix_mlp,
     selective_scan,
     selective_scan_step,
     slot_memory,
@@ -210,6 +211,18 @@ def _folded_memory() -> Op:
     return Op(call, operands, dict.fromkeys(range(3), 1))
 
 
+def _prefix_mlp() -> Op:
+    draw = source()
+
+    def call(backend: str | None, x: Tensor, *w: Tensor) -> Tensor:
+        count = torch.arange(len(x), device=x.device) * 3 % 4
+        layers = ((w[0], w[1]), (w[2], None)), (w[3], w[4])
+        return prefix_mlp(x, count, *layers, (0, 2, 5, 7), activation="silu", backend=backend)
+
+    operands = [draw(LENGTH, 5), draw(7, 5), draw(7), draw(7, 5), draw(3, 7), draw(3)]
+    return Op(call, operands, {0: 0})
+
+
 OPS = {
     "folded_memory": _folded_memory(),
     "ssd": _ssd(),
@@ -218,6 +231,7 @@ OPS = {
     "causal_conv1d": _causal_conv1d(),
     "matrix_distance": _matrix_distance(),
     "mixing_matrix": _mixing_matrix(),
+    "prefix_mlp": _prefix_mlp(),
     "hash_encode": _hash_encode(),
     "grid_encode": _grid_encode(),
     "slot_memory": _slot_memory(),
@@ -497,7 +511,9 @@ def test_the_compiled_form_runs_by_default_on_cpus_in_float32_only(op: str) -> N
     assert select(op, "cpu", torch.float64).name == "torch"
     mixed = [t if i else t.float() for i, t in enumerate(OPS[op].operands)]
     values, _ = results(OPS[op].call, None, mixed, [t.dtype for t in mixed], OPS[op].fixed)
-    assert values[-1].dtype == (torch.float32 if op in ("causal_conv1d", "slot_memory") else torch.float64)
+    assert values[-1].dtype == (
+        torch.float32 if op in ("causal_conv1d", "slot_memory", "prefix_mlp") else torch.float64
+    )
     assert_close(values, TRUTH[op][0], 1e-5)
 
 

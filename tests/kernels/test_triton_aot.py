@@ -89,6 +89,21 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
     return call
 
 
+def prefix_mlp(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
+    """A gated perceptron with biases for one of the two targets, one layer without for the other."""
+
+    def call() -> None:
+        x, count = torch.zeros(256, 192, dtype=dtype), torch.zeros(256, dtype=torch.int64)
+        into, out = torch.zeros(768, 192, dtype=dtype), torch.zeros(192, 768, dtype=dtype)
+        biases = torch.zeros(768), torch.zeros(192)
+        gated = (
+            (into, biases[0], into, biases[0], out, biases[1]) if arch == 90 else (into, None, None, None, out, None)
+        )
+        torch.ops.xarch.prefix_mlp_triton_forward(x, count, *gated, [0, 192, 768], "gelu")
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("call", "kernels", "dtype", "arch"),
     [
@@ -96,11 +111,12 @@ def causal_conv1d(dtype: torch.dtype, arch: int) -> Callable[[], Any]:
             call, kernels, dtype, arch,
             # These take seconds; test_triton_interpreter.py runs their kernels.
             marks=()
-            if (dtype, arch) == (torch.bfloat16, 90) and call not in (matrix_distance, gated_delta, ssd)
+            if (dtype, arch) == (torch.bfloat16, 90) and call not in (matrix_distance, gated_delta, ssd, prefix_mlp)
             else pytest.mark.slow,
             id=f"{call.__name__}-{dtype}-{arch}",
         )
-        for call, kernels in [(ssd, 8), (gated_delta, 2), (matrix_distance, 2), (causal_conv1d, 2), (selective_scan, 3)]
+        for call, kernels in [(ssd, 8), (gated_delta, 2), (matrix_distance, 2), (causal_conv1d, 2), (selective_scan, 3),
+                              (prefix_mlp, 2)]
         for dtype in (torch.bfloat16, torch.float32)
         for arch in (80, 90)
     ],

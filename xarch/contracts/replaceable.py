@@ -20,6 +20,8 @@ class Replaceable:
         into: names within the module of the linear layers that read its input; none for a module that is itself linear.
         activation: called with their outputs, returns the hidden values.
         out: name within the module of the linear layer that reads the hidden values.
+        function: name in ``xarch.kernels.ACTIVATIONS`` if activation is that function of what the first layer gives,
+            times what the second gives if there are two, so that kernels can compute it; "" if it is another.
     """
 
     path: str
@@ -28,3 +30,4 @@ class Replaceable:
     into: tuple[str, ...] = ()
     activation: Callable[..., Tensor] | None = None
     out: str = ""
+    function: str = ""

@@ -26,6 +26,7 @@ from xarch.kernels.hash_encoding import HashConfig, hash_encode
 from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
 from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.octave_waves import octave_waves
+from xarch.kernels.prefix_mlp import ACTIVATIONS, prefix_mlp
 from xarch.kernels.prefix_sum import prefix_sum
 from xarch.kernels.runtime_attention import RUNTIME_READS_ALL, attention_to_all, grouped_query_attention
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
@@ -41,6 +42,7 @@ from xarch.kernels.slot_memory import (
 from xarch.kernels.ssd import ssd, ssd_step
 
 __all__ = [
+    "ACTIVATIONS",
     "FORMS",
     "RUNTIME_READS_ALL",
     "SIZES_ONLY",
@@ -79,6 +81,7 @@ __all__ = [
     "matrix_distance",
     "mixing_matrix",
     "octave_waves",
+    "prefix_mlp",
     "prefix_sum",
     "register",
     "selective_scan",
