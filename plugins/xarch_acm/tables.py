@@ -102,8 +102,8 @@ def _early(student: AcmStudent, exits: Exits, batches: Sequence[Batch]) -> Stage
 
 def _shifted(student: AcmStudent, batches: Sequence[Batch], share: float) -> tuple[float, dict[str, Tensor]]:
     """Return a shift at which what runs is just within a budget, and path -> what its gate gives [T, K] there. A gate
-    reads what the gates before it let through, so every round measures at the shift that the one before it found; of all
-    that were measured, the one within the budget that runs most counts, or else the one that runs least."""
+    reads what the gates before it let through, so every round measures at the shift that the one before it found; the
+    one within the budget that runs most counts, or else the one that runs least."""
     shift = student.shifts[share]
     measured: list[tuple[float, float, dict[str, Tensor]]] = []
     for _ in range(ROUNDS):
