@@ -11,7 +11,12 @@ def acm_speed(result: Result) -> list[Row]:
     found = []
     for (part, modules, width), at in grouped(result.points, "part", "modules", "width").items():
         dense = next(p for p in at if p["form"] == "dense")
-        what = f"ViT-S, {modules}" if part == "model" else f"one MLP, width {width}"
+        what = {
+            "model": f"ViT-S, {modules}",
+            "module": f"one MLP, width {width}",
+            "torch": f"one MLP in torch, width {width}",
+            "decode": f"SmolLM2-135M, {modules}, a token at batch 1",
+        }[part]
         repeats = f"{result.header['settings']['repeats']} repeats"
         for point in at:
             if point is dense:

@@ -34,7 +34,7 @@ constexpr int NV = gemm::STRIP;
 constexpr int64_t PANEL = NV * W;         // columns of a packed panel
 constexpr int MR = gemm::ROWS[NV];        // rows of a block of registers
 constexpr int64_t DEEP = 256;             // rows of a panel that stay in the level-1 cache
-constexpr int64_t LEAST = 8, MOST = 32;   // blocks of rows in a tile
+constexpr int64_t LEAST = 8, MOST = 16;   // blocks of rows in a tile
 
 enum Activation { NONE, RELU, GELU, GELU_TANH, SILU };
 
