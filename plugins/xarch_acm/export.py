@@ -15,7 +15,7 @@ from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmExport
 from xarch_acm.sharing import sharing
 from xarch_acm.shift_input import with_shift
-from xarch_acm.student import BUCKETED, CAUSAL, GATED, STATIC, AcmStudent
+from xarch_acm.student import BUCKETED, GATED, STATIC, AcmStudent
 
 NEEDED = ("NonZero", "ScatterND", "ArgMax")
 """Operators of a graph that runs only the chosen learners."""
@@ -96,11 +96,6 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     graphs = _graphs(student, profile, options, mode, variant)
     if not options.every_point:
         return graphs
-    if student.family in CAUSAL:
-        raise PlanError(
-            "export.options.every_point: a program of text knows one model in a folder",
-            "--set export.options.every_point=false; export a budget at a time",
-        )
     modes = {STATIC: "static_budget", BUCKETED: "bucketed"}
     if kind == GATED or _free(profile):
         modes[GATED] = mode if kind == GATED else "dynamic"

@@ -76,7 +76,7 @@ class AcmExport(Options):
     every_point: bool = Field(
         False,
         description="also a graph for every other operating point that the profile supports, named GRAPH-POINT: with "
-        "`evaluate.exports` each file is evaluated; not for text, whose programs know one model",
+        "`evaluate.exports` each file is evaluated",
     )
     graph: dict[str, Any] = Field(
         default_factory=dict, description="export options of the model around the modules, e.g. {prefill: [64]}"

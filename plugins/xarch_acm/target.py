@@ -129,11 +129,17 @@ class AcmTarget(TargetAdapter):
         self, student: Student, graphs: Sequence[ExportGraph], batches: Sequence[Batch], profile: Profile
     ) -> Iterable[ParityCase]:
         adapter, _ = rebuilder(student.facts)
-        return adapter.parity_cases(exported_model(own(student), graphs[0].variant), graphs, batches, profile)
+        for variant in dict.fromkeys(graph.variant for graph in graphs):
+            its = [graph for graph in graphs if graph.variant == variant]
+            yield from adapter.parity_cases(exported_model(own(student), variant), its, batches, profile)
 
     def exported(self, folder: Path, student: Student, threads: int) -> TapModel | None:
         adapter, _ = rebuilder(student.facts)
         return adapter.exported(folder, own(student).inner, threads)
+
+    def exported_point(self, folder: Path, student: Student, threads: int, point: str) -> TapModel | None:
+        adapter, _ = rebuilder(student.facts)
+        return adapter.exported_point(folder, own(student).inner, threads, point)
 
 
 def _copies(facts: Any) -> dict[str, str]:

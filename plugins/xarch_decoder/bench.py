@@ -37,12 +37,14 @@ class LanguageGraphs:
     Args:
         metadata: graph name -> its ``xarch.`` metadata; graphs with ``states`` and ``tokens`` are used, one of which
             must read a single token.
+        point: those named GRAPH-POINT are used; "": those that have no such ending.
 
     Raises:
         UsageError: another version of xarch wrote them.
     """
 
-    def __init__(self, metadata: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, metadata: Mapping[str, Mapping[str, str]], point: str = "") -> None:
+        metadata = {name: facts for name, facts in metadata.items() if name.partition("-")[2] == point}
         self.names = {int(facts["xarch.tokens"]): name for name, facts in metadata.items() if is_language(facts)}
         decode = metadata[self.names[1]]
         self.fold: dict[str, Any] | None = json.loads(decode.get("xarch.fold", "null"))
@@ -63,8 +65,9 @@ class LanguageGraphs:
 
     @classmethod
     def of(cls, graphs: Sequence[ExportGraph]) -> LanguageGraphs:
-        """Return the graphs of an export that is not written yet."""
-        return cls({g.name: {f"xarch.{k}": _text(v) for k, v in g.metadata.items()} for g in graphs})
+        """Return the graphs of an export that is not written yet, all of the point of the first."""
+        metadata = {g.name: {f"xarch.{k}": _text(v) for k, v in g.metadata.items()} for g in graphs}
+        return cls(metadata, graphs[0].name.partition("-")[2])
 
     def initial(self, tokens: int = 0, room: int = 0) -> States:
         """Return states as if ``tokens`` had been read: caches have that length, values are the initial ones.

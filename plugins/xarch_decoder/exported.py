@@ -46,12 +46,12 @@ class ExportedTokens(TapModel):
 
 
 class ExportedDecoder(ExportedTokens):
-    """``decode_1`` of an export; documents of a row begin with empty states."""
+    """``decode_1`` of an export, or ``decode_1-POINT``; documents of a row begin with empty states."""
 
-    def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
+    def __init__(self, folder: Path, student: Student, *, threads: int, point: str = "") -> None:
         super().__init__(folder, student, threads=threads)
         graphs = read_json(folder / "profile.json")["graphs"]
-        self._driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in graphs})
+        self._driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in graphs}, point)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the logits of every token."""

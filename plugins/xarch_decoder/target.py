@@ -86,3 +86,6 @@ class DecoderTarget(TargetAdapter, Generic[S]):
 
     def exported(self, folder: Path, student: Student, threads: int) -> TapModel:
         return ExportedDecoder(folder, self.own(student), threads=threads)
+
+    def exported_point(self, folder: Path, student: Student, threads: int, point: str) -> TapModel | None:
+        return ExportedDecoder(folder, self.own(student), threads=threads, point=point)

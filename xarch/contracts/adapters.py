@@ -220,6 +220,11 @@ class TargetAdapter(ABC):
         None for graphs that declare what they read and give, which need no code of the target."""
         return None
 
+    def exported_point(self, folder: Path, student: Student, threads: int, point: str) -> TapModel | None:
+        """Return the same for the graphs of a further operating point of the export, named GRAPH-POINT; None if only
+        the whole export can be evaluated."""
+        return None
+
     def bench_cases(self, graphs: Sequence[str], folder: Path) -> Iterable[BenchCase] | None:
         """Return timed procedures over the exported graphs of a folder; None for those of the student's family."""
         return None

@@ -13,7 +13,7 @@ import torch
 from xarch.contracts.batch import Batch
 from xarch.contracts.data import Split
 from xarch.contracts.export import ExportGraph, Profile
-from xarch.contracts.model import Student, Teacher
+from xarch.contracts.model import Student, TapModel, Teacher
 from xarch.engine.distributed import Distributed
 from xarch.engine.events import Reporter
 from xarch.errors import ParityError, PlanError
@@ -205,13 +205,16 @@ class Delivery:
             return
         with self._blame("exported"):
             own = self.target.adapter.exported(folder, student, threads)
-        if own is not None:
-            # It is the whole export, however many points its graphs have.
-            if name in wanted:
-                self.evaluator.evaluate_export(name, own)
-            return
         for key, point in wanted.items():
-            model = ExportedModel(folder, student, threads=threads, point=point)
+            model: TapModel | None = own
+            if own is not None and point is not None:
+                with self._blame("exported_point"):
+                    model = self.target.adapter.exported_point(folder, student, threads, point)
+                if model is None:
+                    # It is the whole export, however many points its graphs have.
+                    continue
+            if model is None:
+                model = ExportedModel(folder, student, threads=threads, point=point)
             self.evaluator.evaluate_export(key, model)
 
     @property

@@ -18,7 +18,8 @@ parser.add_argument("--chat", action="store_true", help="put the prompt as a que
 known = {"export": Path(__file__).parent, "tokens": 128, "temperature": 0.7, "top-k": 40, "seed": 0, "threads": 1}
 [parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{value}") for name, value in known.items()]
 args, graphs = parser.parse_args(), {}
-for name, told in json.loads((args.export / "profile.json").read_text())["graphs"].items():
+every = json.loads((args.export / "profile.json").read_text())["graphs"]
+for name, told in [(n, t) for n, t in every.items() if "-" not in n]:  # others are of further operating points
     (options := ort.SessionOptions()).intra_op_num_threads = args.threads
     [options.add_session_config_entry(*entry) for entry in told["session_options"].items()]
     session = ort.InferenceSession(args.export / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
@@ -53,8 +54,7 @@ while token not in stop and len(times) <= args.tokens and position + len(ids) <=
         position, ids = position + size, ids[size:]
     logits = held["logits"].numpy()[0, -1].astype(np.float64)
     best = np.argsort(logits)[-args.top_k if args.temperature > 0 else -1 :]
-    noisy = logits[best] / (args.temperature or 1) + rng.gumbel(size=len(best))  # the largest is drawn by the softmax
-    token = int(best[noisy.argmax()])
+    token = int(best[(logits[best] / (args.temperature or 1) + rng.gumbel(size=len(best))).argmax()])  # by the softmax
     times, ids = [*times, time.perf_counter()], [token]
     print((token not in stop and stream.step(tokenizer, token)) or "", end="", flush=True)
 print(), print(f"{(len(times) - 2) / (times[-1] - times[1]):.1f} tokens/s" if len(times) > 2 else "", file=sys.stderr)

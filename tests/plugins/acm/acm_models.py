@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xarch import save_weights
+from xarch import Teacher, save_weights
 from xarch.testing.models import load_teacher
 from xarch_acm.options import AcmOptions
 from xarch_acm.student import AcmStudent
@@ -31,8 +31,12 @@ def tiny_vit(folder: Path, seed: int = 0) -> str:
 def with_random_gates(folder: Path, **options) -> AcmStudent:
     """Return a student of :func:`tiny_vit`, in eval mode, whose gates choose at random."""
     teacher, target = load_teacher(tiny_vit(folder)), AcmTarget()
-    made = target.build(teacher.facts, AcmOptions(**options), {}, device=torch.device("cpu"))
-    target.initialise(made, teacher)
+    return chosen_by_chance(target.build(teacher.facts, AcmOptions(**options), {}, device=torch.device("cpu")), teacher)
+
+
+def chosen_by_chance(made: AcmStudent, teacher: Teacher) -> AcmStudent:
+    """Return a student with its teacher's weights, in eval mode, whose gates choose at random."""
+    AcmTarget().initialise(made, teacher)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for module in made.adaptive.values():
