@@ -33,6 +33,7 @@ _PUBLIC = {
     "Sink": "xarch.contracts.model",
     "TapModel": "xarch.contracts.model",
     "Teacher": "xarch.contracts.model",
+    "LoadedTeacher": "xarch.contracts.model",
     "Student": "xarch.contracts.model",
     "Site": "xarch.contracts.local",
     "Solver": "xarch.contracts.local",
@@ -167,7 +168,7 @@ if TYPE_CHECKING:
     from xarch.contracts.indexed import IndexedData, IndexedStream, SkipSample, split_indices
     from xarch.contracts.local import LocalStudent, Site, Solver
     from xarch.contracts.metric import Evaluation, EvaluationRequest, Metric
-    from xarch.contracts.model import Initialisation, Sink, Student, TapModel, Teacher
+    from xarch.contracts.model import Initialisation, LoadedTeacher, Sink, Student, TapModel, Teacher
     from xarch.contracts.objective import MatchContext, Objective
     from xarch.contracts.optimiser import OptimiserKind, OptimiserWrapper, Schedule
     from xarch.contracts.options import Options

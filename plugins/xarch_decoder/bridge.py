@@ -40,35 +40,16 @@ class BridgeObjective(Objective):
         return None
 
     @abstractmethod
-    def distance(self, student_TV: Tensor, teacher_TW: Tensor, words_V: Tensor | None) -> Tensor:
-        """Return the loss [T] of logits of both."""
+    def distance(self, student_TV: Tensor, teacher_TW: Tensor, **more: Tensor) -> Tensor:
+        """Return the loss [T] of logits of both.
+
+        Args:
+            more: further values that the match names.
+        """
 
     def weight(self, batch: Batch, target: Any = None, *, mask: Tensor | None = None) -> Tensor:
         """Return the number of counted pairs; without a mask there would be no saying which are pads."""
-        if mask is None:
-            raise ValueError("a loss at pairs of positions needs a mask, e.g. `mask: batch:bridge_mask`")
-        return mask.float().sum(1)
-
-    def _summed(
-        self, student: Any, teacher: Any, mask_BA: Tensor, own_BA: Tensor, theirs_BA: Tensor, words_V: Tensor | None
-    ) -> Tensor:
-        """Return the sum of the loss over each row's pairs [B]."""
-        counted_BA = mask_BA > 0
-        x_TD, y_TD = _at(student, own_BA)[counted_BA], _at(teacher, theirs_BA)[counted_BA]
-
-        def chunk(x_TD: Tensor, rows: slice) -> Tensor:
-            return self.distance(student.of(x_TD), teacher.of(y_TD[rows]), words_V)
-
-        loss_T = in_chunks(chunk, x_TD, self.options.chunk) if len(x_TD) else x_TD.sum(1).float()
-        row_T = counted_BA.nonzero()[:, 0]
-        return loss_T.new_zeros(len(mask_BA)).index_add(0, row_T, loss_T)
-
-
-class ULD(BridgeObjective):
-    """Σ_i |p_T(i) − p_S(i)| per pair, both sorted in descending order, the shorter padded with zeros: the Universal
-    Logit Distillation loss (arXiv 2402.12030)."""
-
-    units = "probability/token"
+        return _given(mask).float().sum(1)
 
     def forward(  # type: ignore[override]
         self,
@@ -79,11 +60,26 @@ class ULD(BridgeObjective):
         mask: Tensor | None = None,
         own: Tensor,
         theirs: Tensor,
-        **aux: Any,
+        **more: Tensor,
     ) -> Tensor:
-        return self._summed(student, teacher, _given(mask), own, theirs, None)
+        counted_BA = _given(mask) > 0
+        x_TD, y_TD = _at(student, own)[counted_BA], _at(teacher, theirs)[counted_BA]
 
-    def distance(self, student_TV: Tensor, teacher_TW: Tensor, words_V: Tensor | None) -> Tensor:
+        def chunk(x_TD: Tensor, rows: slice) -> Tensor:
+            return self.distance(student.of(x_TD), teacher.of(y_TD[rows]), **more)
+
+        loss_T = in_chunks(chunk, x_TD, self.options.chunk) if len(x_TD) else x_TD.sum(1).float()
+        row_T = counted_BA.nonzero()[:, 0]
+        return loss_T.new_zeros(len(counted_BA)).index_add(0, row_T, loss_T)
+
+
+class ULD(BridgeObjective):
+    """Σ_i |p_T(i) − p_S(i)| per pair, both sorted in descending order, the shorter padded with zeros: the Universal
+    Logit Distillation loss (arXiv 2402.12030)."""
+
+    units = "probability/token"
+
+    def distance(self, student_TV: Tensor, teacher_TW: Tensor, **more: Tensor) -> Tensor:
         p_TV = student_TV.softmax(-1).sort(-1, descending=True).values
         q_TW = teacher_TW.softmax(-1).sort(-1, descending=True).values
         wider = max(p_TV.shape[1], q_TW.shape[1])
@@ -99,22 +95,12 @@ class VocabMap(BridgeObjective):
 
     units = "nats/token"
 
-    def forward(  # type: ignore[override]
-        self,
-        student: Any,
-        teacher: Any,
-        batch: Batch,
-        *,
-        mask: Tensor | None = None,
-        own: Tensor,
-        theirs: Tensor,
-        words: Tensor,
-        **aux: Any,
-    ) -> Tensor:
-        return self._summed(student, teacher, _given(mask), own, theirs, words[0])
+    @classmethod
+    def arguments(cls) -> dict[str, bool]:
+        return {**super().arguments(), "words": True}
 
-    def distance(self, student_TV: Tensor, teacher_TW: Tensor, words_V: Tensor | None) -> Tensor:
-        assert words_V is not None
+    def distance(self, student_TV: Tensor, teacher_TW: Tensor, **more: Tensor) -> Tensor:
+        words_V = more["words"][0]
         here_C = (words_V >= 0).nonzero()[:, 0]
         p = _with_rest(teacher_TW.softmax(-1)[:, words_V[here_C].long()])
         q = _with_rest(student_TV.softmax(-1)[:, here_C])

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from xarch import Batch, Sink, Tap, TapModel, Teacher
+from xarch import Batch, LoadedTeacher, Sink, Tap, TapModel
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.model.decoder import MixerDecoder
 from xarch_decoder.weights import attention_names
 
 
-class StudentTeacher(Teacher):
+class StudentTeacher(LoadedTeacher):
     """A student with a :class:`MixerDecoder`, in eval mode and frozen, with canonical weight names.
 
     Taps are the student's, so layers whose attention was replaced provide their own factors instead of attention
@@ -32,10 +32,8 @@ class StudentTeacher(Teacher):
 
     def __init__(self, student: TapModel, *, ref: str, fingerprint: str, processor: Any = None) -> None:
         assert isinstance(student.module, MixerDecoder)
-        self.student, self.facts, self.ref, self.fingerprint = student, student.facts, ref, fingerprint
-        self.decoder = student.module
-        self.module = student.module.eval().requires_grad_(False)
-        self._processor = processor
+        super().__init__(student.module, student.facts, ref=ref, fingerprint=fingerprint, processor=processor)
+        self.student, self.decoder = student, student.module
 
     def taps(self) -> Mapping[str, Tap]:
         return self.student.taps()
@@ -62,10 +60,3 @@ class StudentTeacher(Teacher):
             for kind in (kind for kind in block.kinds if isinstance(block.mixer(kind), Attention)):
                 canonical |= attention_names(self.facts, layer, kind)
         return {canonical.get(name, name): p.detach() for name, p in self.module.named_parameters()}
-
-    def processor(self) -> Any:
-        return self._processor
-
-    def save_processor(self, folder: str) -> None:
-        if self._processor is not None:
-            self._processor.save_pretrained(folder)

@@ -6,13 +6,16 @@ Legend: B batch, S source tokens, T decoder tokens, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from xarch import Call, graph_metadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ENCODER, DECODER = "encoder", "decoder_1"
 
@@ -37,33 +40,48 @@ class AnswerGraphs:
             and with static shapes ``source`` and ``answer``, tokens of the buffers; such graphs take one row a call.
     """
 
+    FACTS: ClassVar[tuple[str, ...]] = ("layers", "vocab", "cache", "source", "answer")
+
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.layers, self.vocab = int(facts["layers"]), int(facts["vocab"])
         self.heads, self.width = facts["cache"]
         self.source, self.answer = facts.get("source"), facts.get("answer")
 
     @classmethod
-    def of(cls, folder: Path) -> AnswerGraphs:
+    def of(cls, folder: Path) -> Self:
         """Return those of an export."""
         told = graph_metadata(folder / f"{DECODER}.onnx")
-        keys = ("layers", "vocab", "cache", "source", "answer")
-        return cls({key: json.loads(told[f"xarch.{key}"]) for key in keys if f"xarch.{key}" in told})
+        return cls({key: json.loads(told[f"xarch.{key}"]) for key in cls.FACTS if f"xarch.{key}" in told})
 
-    def read(self, call: Call, ids_BS: np.ndarray, mask_BS: np.ndarray) -> Values:
-        """Return what the decoder takes of sources in every step."""
+    def read(self, call: Call, *given: np.ndarray) -> Values:
+        """Return what the decoder takes of sources in every step.
+
+        Args:
+            given: ids [B, S] and their mask [B, S].
+        """
+        ids_BS, mask_BS = given
         if self.source is not None:
             more = ((0, 0), (0, self.source - ids_BS.shape[1]))
             ids_BS, mask_BS = np.pad(ids_BS, more), np.pad(mask_BS, more)
-        found = call(ENCODER, {"input_ids": ids_BS, "attention_mask": mask_BS})
+        read = self.encoded(call, {"input_ids": ids_BS, "attention_mask": mask_BS})
+        return {"encoder_attention_mask": mask_BS, **read}
+
+    def encoded(self, call: Call, inputs: Values) -> Values:
+        """Return what the encoder gives, under the names that the decoder takes it by."""
+        found = call(ENCODER, inputs)
         names = zip(source_names(self.layers, "past_key_values"), source_names(self.layers, "present"), strict=True)
-        return {"encoder_attention_mask": mask_BS, **{name: found[given] for name, given in names}}
+        return {name: found[given] for name, given in names}
 
     def memory(self, tokens: int) -> Values:
         """Return what the decoder takes of one source whose keys and values are zero, which take as long as others."""
         size = tokens if self.source is None else self.source
         mask_1S = (np.arange(size) < tokens).astype(np.int64)[None]
+        return {"encoder_attention_mask": mask_1S, **self.zeros(size)}
+
+    def zeros(self, size: int) -> Values:
+        """Return keys and values of one source of so many positions, all zero."""
         keys = np.zeros((1, self.heads, size, self.width), np.float32)
-        return {"encoder_attention_mask": mask_1S, **dict.fromkeys(source_names(self.layers, "past_key_values"), keys)}
+        return dict.fromkeys(source_names(self.layers, "past_key_values"), keys)
 
     def empty(self, rows: int = 1) -> Values:
         """Return the decoder's own keys and values before its first token."""
@@ -79,15 +97,18 @@ class AnswerGraphs:
         names = zip(own_names(self.layers, "past_key_values"), own_names(self.layers, "present"), strict=True)
         return out["logits"], {name: out[now] for name, now in names}
 
-    def follow(self, call: Call, ids_BS: np.ndarray, mask_BS: np.ndarray, decoder_BT: np.ndarray) -> Values:
-        """Return ``logits`` [B, T, V] of decoder tokens read one by one, and keys and values of all, as ``present``."""
-        if self.source is not None and len(ids_BS) > 1:
-            rows = [
-                self.follow(call, *(x[i : i + 1] for x in (ids_BS, mask_BS, decoder_BT))) for i in range(len(ids_BS))
-            ]
+    def follow(self, call: Call, given: Sequence[np.ndarray], decoder_BT: np.ndarray) -> Values:
+        """Return ``logits`` [B, T, V] of decoder tokens read one by one, and keys and values of all, as ``present``.
+
+        Args:
+            given: what :meth:`read` takes.
+        """
+        if self.answer is not None and len(decoder_BT) > 1:
+            alone = (slice(i, i + 1) for i in range(len(decoder_BT)))
+            rows = [self.follow(call, [x[one] for x in given], decoder_BT[one]) for one in alone]
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         tokens, logits = decoder_BT.shape[1], []
-        fixed, held = self.read(call, ids_BS, mask_BS), self.empty(len(ids_BS))
+        fixed, held = self.read(call, *given), self.empty(len(decoder_BT))
         for t in range(tokens):
             logits_B1V, held = self.step(call, decoder_BT[:, t : t + 1], t, fixed, held)
             logits.append(logits_B1V)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,31 +14,50 @@ from xarch import Batch, Sink, Student
 from xarch_decoder.exported import ExportedTokens, ReadLogits
 from xarch_encdec.driving import AnswerGraphs
 
+Graphs = TypeVar("Graphs", bound=AnswerGraphs)
 
-class ExportedAnswers(ExportedTokens):
-    """``encoder`` and ``decoder_1`` of an export."""
+
+class ExportedPair(ExportedTokens, Generic[Graphs]):
+    """``encoder`` and ``decoder_1`` of an export.
+
+    Attributes:
+        graphs: how they are driven.
+        reads: batch keys of what the encoder takes.
+    """
+
+    graphs: type[Graphs]
+    reads: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: Path, student: Student, *, threads: int) -> None:
         super().__init__(folder, student, threads=threads)
-        self._driven = AnswerGraphs.of(folder)
+        self.driven = self.graphs.of(folder)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the logits of every decoder token."""
         if "logits" not in wanted:
             return
-        given = (batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids"))
-        logits_BTV = torch.from_numpy(self._driven.follow(self.call, *given)["logits"])
+        found = self.driven.follow(self.call, self.given(batch), batch["decoder_input_ids"].cpu().numpy())
+        logits_BTV = torch.from_numpy(found["logits"])
         sink("logits", ReadLogits(logits_BTV, logits_BTV.new_empty(logits_BTV.shape[-1], 0)))
+
+    def given(self, batch: Batch) -> list[np.ndarray]:
+        """Return what the encoder takes of a batch."""
+        return [batch[key].cpu().numpy() for key in self.reads]
+
+
+class ExportedAnswers(ExportedPair[AnswerGraphs]):
+    """Files that read a prompt."""
+
+    graphs = AnswerGraphs
+    reads = ("input_ids", "attention_mask")
 
     def write(self, batch: Batch, tokens: int) -> Tensor:
         """Return the most likely tokens [B, T] of every answer, or as many as the graphs' buffers hold."""
-        ids_BS, mask_BS, decoder_BT = (
-            batch[key].cpu().numpy() for key in ("input_ids", "attention_mask", "decoder_input_ids")
-        )
-        one_by_one = range(len(batch)) if self._driven.source is not None else [slice(None)]
-        rows = [slice(i, i + 1) if isinstance(i, int) else i for i in one_by_one]
+        given, start_B = self.given(batch), batch["decoder_input_ids"][:, 0].cpu().numpy()
+        alone = self.driven.source is not None
+        rows = [slice(i, i + 1) for i in range(len(batch))] if alone else [slice(None)]
         found = []
         for row in rows:
-            fixed = self._driven.read(self.call, ids_BS[row], mask_BS[row])
-            found.append(self._driven.write(self.call, fixed, decoder_BT[row, 0], tokens))
+            fixed = self.driven.read(self.call, *(value[row] for value in given))
+            found.append(self.driven.write(self.call, fixed, start_B[row], tokens))
         return torch.cat([torch.from_numpy(ids) for ids in found])

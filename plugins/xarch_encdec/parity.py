@@ -5,7 +5,7 @@ Legend: B batch, S source tokens, T decoder tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def answer_parity(
     lengths = sorted({len(row) for row in sources})
     unequal = [next(row for row in sources if len(row) == n) for n in (lengths[-1], lengths[0], *lengths[1:2])]
     if room is not None:
-        yield _encoder_case(student, driven, sources[0])
+        yield _encoder_case(driven, sources[0])
     yield _case(student, driven, sources[:1], text, steps, pads=0)
     yield _case(student, driven, unequal, text, max(1, steps // 4), pads=MORE_PADS)
 
@@ -50,24 +50,13 @@ def _sources(batch: Batch) -> list[Tensor]:
     return [ids_S[mask_S > 0] for ids_S, mask_S in zip(ids_BS, mask_BS, strict=True)]
 
 
-def _encoder_case(student: EncDecStudent, driven: AnswerGraphs, ids_S: Tensor) -> ParityCase:
+def _encoder_case(driven: AnswerGraphs, ids_S: Tensor) -> ParityCase:
     """Return what the encoder gives for a source and the pads after it."""
     assert driven.source is not None
     ids_1S = torch.nn.functional.pad(ids_S, (0, driven.source - len(ids_S)))[None]
     mask_1S = (torch.arange(driven.source) < len(ids_S)).long()[None]
     given = {"input_ids": ids_1S, "attention_mask": mask_1S}
-    taps = [f"decoder.{j}.cross_{what}" for j in range(driven.layers) for what in ("key", "value")]
-
-    def drive(call: Call) -> dict[str, np.ndarray]:
-        return call(ENCODER, {key: value.numpy() for key, value in given.items()})
-
-    return ParityCase(
-        ENCODER,
-        {"batch": 1, "source": len(ids_S)},
-        drive,
-        batch=Batch(given, len(ids_S)),
-        taps=dict(zip(source_names(driven.layers, "present"), taps, strict=True)),
-    )
+    return encoder_case(driven, Batch(given, len(ids_S)), {"batch": 1, "source": len(ids_S)})
 
 
 def _case(
@@ -89,13 +78,42 @@ def _case(
     ids_BS, mask_BS = (np.pad(given[key], ((0, 0), (0, pads))) for key in ("input_ids", "attention_mask"))
 
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return driven.follow(call, ids_BS, mask_BS, given["decoder_input_ids"])
+        return driven.follow(call, [ids_BS, mask_BS], given["decoder_input_ids"])
 
+    shape = {"batch": len(sources), "source": width, "pads": pads, "tokens": steps}
+    return decoder_case(driven, batch, shape, drive, _caches(student, batch))
+
+
+def encoder_case(driven: AnswerGraphs, batch: Batch, shape: dict[str, int]) -> ParityCase:
+    """Return what the encoder gives for a batch, all of whose tensors it takes."""
+    taps = [f"decoder.{j}.cross_{what}" for j in range(driven.layers) for what in ("key", "value")]
+    given = {key: value.numpy() for key, value in batch.tensors.items()}
+    return ParityCase(
+        ENCODER,
+        shape,
+        lambda call: call(ENCODER, given),
+        batch=batch,
+        taps=dict(zip(source_names(driven.layers, "present"), taps, strict=True)),
+    )
+
+
+def decoder_case(
+    driven: AnswerGraphs,
+    batch: Batch,
+    shape: dict[str, int],
+    drive: Callable[[Call], dict[str, np.ndarray]],
+    caches: Sequence[np.ndarray],
+) -> ParityCase:
+    """Return logits of decoder tokens that were read one by one, and their keys and values.
+
+    Args:
+        caches: what these must be.
+    """
     return ParityCase(
         DECODER,
-        {"batch": len(sources), "source": width, "pads": pads, "tokens": steps},
+        shape,
         drive,
-        dict(zip(own_names(driven.layers, "present"), _caches(student, batch), strict=True)),
+        dict(zip(own_names(driven.layers, "present"), caches, strict=True)),
         top1="logits",
         batch=batch,
         taps={"logits": "logits"},

@@ -1,19 +1,33 @@
 """What an encoder-decoder of some of a decoder's layers will cost, before it is built.
 
-Long prompts wait for multiply-adds, single tokens for the bytes of weights, so a layer's parameters stand for both
-(`spec` figures on ONNX Runtime: first token within 0.08 of this from 256 tokens on).
+Long prompts wait for multiply-adds, single tokens for the bytes of weights, so a layer's parameters stand for both.
+Times are in units of a multiply-add in a product of a long prompt.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from xarch.kernels import RUNTIME_READS_ALL
 from xarch_decoder.facts import DecoderFacts
 from xarch_encdec.facts import Cross
 
-STEP = 8.7
-"""Time of a parameter for a single token, over its time for one token of a long prompt (SmolLM2-135M, one thread:
-35.5 ms a token against 1639 ms for 512)."""
+STEP = 10.0
+"""Time of a parameter for a single token."""
+
+KEPT = 5.0
+"""Time of a number that was kept for an earlier token, which every query head of its group reads, over that of a
+parameter."""
+
+Form = Literal["causal operator", "operator", "plain"]
+
+READS: dict[Form, float] = {"causal operator": 1.1, "operator": 1.5, "plain": 1.8}
+"""Time of a multiply-add of attention, each token counted with all of a prompt: as an operator of onnxruntime for
+tokens that read those before them, as one for tokens that read all, as products and a softmax.
+
+Fitted, as :data:`STEP` and :data:`KEPT`, to SmolLM2-135M on one thread of a processor with AVX2
+(`benchmarks/encdec_speed.py`)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Costs:
         reading: what a decoder layer has besides a layer and that; nothing if merged.
         head: output projection.
         token: numbers a layer keeps for each token.
+        pair: multiply-adds of a layer's attention for each pair of tokens.
     """
 
     layer: float
@@ -53,6 +68,7 @@ class Costs:
     reading: float
     head: float
     token: float
+    pair: float
 
     @classmethod
     def of(cls, facts: DecoderFacts, cross: Cross) -> Costs:
@@ -66,16 +82,26 @@ class Costs:
             reading=0 if cross == "merged" else 2 * d * inner,
             head=d * facts.vocab,
             token=2 * keys,
+            pair=2 * inner,
         )
 
 
 def predict(
-    facts: DecoderFacts, cross: Cross, encoder: int, decoder: int, *, prompt: int, answer: int, shared: int = 0
+    facts: DecoderFacts,
+    cross: Cross,
+    encoder: int,
+    decoder: int,
+    *,
+    prompt: int,
+    answer: int,
+    shared: int = 0,
+    runtime: bool = True,
 ) -> Prediction:
     """Return what ``encoder`` and ``decoder`` layers cost for such a prompt and answer, against the whole decoder.
 
     Args:
         shared: encoder layers without weights of their own.
+        runtime: whether graphs contain operators of onnxruntime's own, as those of the profile ``cpu`` do.
     """
     c, layers = Costs.of(facts, cross), facts.layers
     own = 0 if cross == "merged" else c.memory
@@ -83,10 +109,13 @@ def predict(
     parameters = ((encoder - shared) * c.layer + decoder * (c.layer + c.reading + own) + embeddings) / (
         layers * c.layer + embeddings
     )
-    first, first_teacher = prompt * (encoder * c.layer + decoder * c.memory), prompt * layers * c.layer
-    step = decoder * (c.layer + c.reading) + c.head + decoder * c.token * prompt
-    step_teacher = layers * c.layer + c.head + layers * c.token * prompt
-    total = (first + answer * STEP * step) / (first_teacher + answer * STEP * step_teacher)
+    theirs: Form = "causal operator" if runtime else "plain"
+    ours: Form = "operator" if runtime and RUNTIME_READS_ALL else "plain"
+    step = decoder * (c.layer + c.reading) + c.head + KEPT * decoder * c.token * prompt
+    step_teacher = layers * c.layer + c.head + KEPT * layers * c.token * prompt
+    first = prompt * (encoder * (c.layer + READS[ours] * c.pair * prompt) + decoder * c.memory) + STEP * step
+    first_teacher = prompt * layers * (c.layer + READS[theirs] * c.pair * prompt) + STEP * c.head
+    total = (first + (answer - 1) * STEP * step) / (first_teacher + (answer - 1) * STEP * step_teacher)
     return Prediction(encoder, decoder, parameters, first / first_teacher, step_teacher / step, total)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from xarch import Batch, PlanError, Sink, Student, Tap, TapModel, Teacher
-from xarch_decoder.factored import FactoredLogits
+from xarch import Batch, PlanError, Sink, Student, Teacher
 from xarch_encdec.facts import EncDecFacts
 from xarch_encdec.model.network import EncDecModel, Opening
+from xarch_encdec.running import Predicting
 
 FUTURE, LAST = "encoder_future", "memory_last"
 """Batch keys [B] of a schedule that opens the encoder, see :class:`Opening`; the same for all samples."""
@@ -22,15 +22,12 @@ STREAM = re.compile(r"decoder\.\d+\.(input|output)")
 """Taps inside the decoder."""
 
 
-class Running(TapModel):
+class Running(Predicting):
     """An :class:`EncDecModel` whose taps are read; base of student and teacher."""
 
     family = "encdec"
     module: EncDecModel
     facts: EncDecFacts
-
-    def taps(self) -> Mapping[str, Tap]:
-        return self.facts.taps()
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the wanted taps. The decoder runs only if one of them needs it, so a batch of sources alone is enough
@@ -53,19 +50,6 @@ class Running(TapModel):
     def opening(self, batch: Batch) -> Opening:
         """Return how far the encoder is opened for a batch."""
         return self.module.opened()
-
-    def work(self, sample: Mapping[str, Any]) -> float:
-        return self.facts.work(sample)
-
-    def packed(self, name: str, value: Any) -> Any:
-        return value.x_BLD if isinstance(value, FactoredLogits) else value
-
-    def unpacked(self, name: str, stored: Tensor) -> Any:
-        return self.module.logits(stored) if name == "logits" else stored
-
-    def constants(self) -> Mapping[str, Tensor]:
-        """Return ``head.weight`` [V, D], the output projection."""
-        return {"head.weight": self.module.head_weight}
 
 
 class EncDecStudent(Running, Student):
@@ -142,7 +126,7 @@ class EncDecStudent(Running, Student):
         """Return this student, frozen and in eval mode, as the teacher of another conversion."""
         from xarch_encdec.teacher import EncDecTeacher
 
-        return EncDecTeacher(self.module, ref=ref, fingerprint=fingerprint, processor=processor)
+        return EncDecTeacher(self.module, self.facts, ref=ref, fingerprint=fingerprint, processor=processor)
 
     def shard_units(self) -> Iterable[nn.Module]:
         return [*self.module.encoder, *self.module.decoder]

@@ -11,37 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from xarch import Batch, Sink, Tap, Teacher
+from xarch import Batch, LoadedTeacher, Sink, Tap, Teacher
 from xarch_decoder.factored import FactoredLogits
 from xarch_decoder.facts import DecoderFacts
-from xarch_encdec.model.network import EncDecModel
 from xarch_encdec.student import Running
 from xarch_encdec.taps import target_tail
 
 
-class EncDecTeacher(Running, Teacher):
-    """A finished encoder-decoder, frozen and in eval mode.
-
-    Args:
-        module: owned by the teacher from now on.
-        ref: its reference, e.g. ``run:DIR``.
-        fingerprint: SHA-256 of its weights.
-        processor: tokenizer that belongs to it, with ``save_pretrained``.
-    """
-
-    def __init__(self, module: EncDecModel, *, ref: str, fingerprint: str, processor: Any = None) -> None:
-        self.module, self.facts = module.eval().requires_grad_(False), module.facts
-        self.ref, self.fingerprint, self._processor = ref, fingerprint, processor
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
-
-    def processor(self) -> Any:
-        return self._processor
-
-    def save_processor(self, folder: str) -> None:
-        if self._processor is not None:
-            self._processor.save_pretrained(folder)
+class EncDecTeacher(Running, LoadedTeacher):
+    """A finished encoder-decoder."""
 
 
 def target_taps(facts: DecoderFacts, taps: Mapping[str, Tap]) -> dict[str, Tap]:

@@ -28,4 +28,4 @@ def cut_controls(teacher: object, student: object) -> dict[str, Control]:
     weights = teacher.module.state_dict()
     module.load_state_dict({name: weights[teacher_name(name, layout)] for name in module.state_dict()}, assign=True)
     said: Mapping[str, Any] = {"encoder": list(layout.encoder), "decoder": list(layout.decoder)}
-    return {CUT: Control(SpeechTeacher(module, ref="cut", fingerprint=""), {"keeps": dict(said)})}
+    return {CUT: Control(SpeechTeacher(module, module.facts, ref="cut", fingerprint=""), {"keeps": dict(said)})}

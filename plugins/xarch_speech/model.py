@@ -239,9 +239,14 @@ class SpeechModel(nn.Module):
         _give(wanted, push, "final", final_BTD)
         return final_BTD, caches
 
+    @property
+    def head_weight(self) -> Tensor:
+        """Return the output projection [V, D], the embedding."""
+        return self.embed.weight
+
     def logits(self, final_BTD: Tensor) -> FactoredLogits:
         """Return the logits of normed hidden states."""
-        return FactoredLogits(final_BTD, self.embed.weight)
+        return FactoredLogits(final_BTD, self.head_weight)
 
 
 def _waves(positions: int, width: int) -> Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from xarch import Batch, Call, ExportGraph, ParityCase
-from xarch_encdec.driving import DECODER, ENCODER, own_names, source_names
+from xarch_encdec.driving import DECODER
+from xarch_encdec.parity import decoder_case, encoder_case
 from xarch_speech.driving import SpeechGraphs
 from xarch_speech.student import SpeechStudent
 
@@ -37,23 +38,10 @@ def transcript_parity(
     features_BMF = torch.cat([batch["input_features"].cpu() for batch in seen])[:ROWS]
     text = torch.cat([batch["decoder_input_ids"].flatten().cpu() for batch in seen])
     if driven.answer is not None:
-        yield _encoder_case(driven, features_BMF[:1])
+        yield encoder_case(driven, Batch({"input_features": features_BMF[:1]}, 1), {"batch": 1})
     yield _case(student, driven, features_BMF[:1], text, steps)
     if len(features_BMF) > 1:
         yield _case(student, driven, features_BMF, text, max(1, steps // 4))
-
-
-def _encoder_case(driven: SpeechGraphs, features_1MF: torch.Tensor) -> ParityCase:
-    """Return what the encoder gives for a recording."""
-    taps = [f"decoder.{j}.cross_{what}" for j in range(driven.layers) for what in ("key", "value")]
-    given = {"input_features": features_1MF.numpy()}
-    return ParityCase(
-        ENCODER,
-        {"batch": 1},
-        lambda call: call(ENCODER, given),
-        batch=Batch({"input_features": features_1MF}, 1),
-        taps=dict(zip(source_names(driven.layers, "present"), taps, strict=True)),
-    )
 
 
 def _case(
@@ -62,20 +50,12 @@ def _case(
     rows = len(features_BMF)
     places = torch.arange(rows * steps) % len(text)
     batch = Batch({"input_features": features_BMF, "decoder_input_ids": text[places].view(rows, steps)}, rows)
-    given = [batch[key].numpy() for key in ("input_features", "decoder_input_ids")]
+    given, text_BT = [features_BMF.numpy()], batch["decoder_input_ids"].numpy()
 
     def drive(call: Call) -> dict[str, np.ndarray]:
-        return driven.transcript(call, *given)
+        return driven.follow(call, given, text_BT)
 
-    return ParityCase(
-        DECODER,
-        {"batch": rows, "tokens": steps},
-        drive,
-        dict(zip(own_names(driven.layers, "present"), _caches(student, batch), strict=True)),
-        top1="logits",
-        batch=batch,
-        taps={"logits": "logits"},
-    )
+    return decoder_case(driven, batch, {"batch": rows, "tokens": steps}, drive, _caches(student, batch))
 
 
 def _caches(student: SpeechStudent, batch: Batch) -> list[np.ndarray]:

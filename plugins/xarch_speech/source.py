@@ -77,6 +77,7 @@ class WhisperSource(SourceAdapter):
         digest = file_digest(weight_file(folder, f"whisper:{ref}"))
         return SpeechTeacher(
             module.to(device, dtype),
+            facts,
             ref=f"whisper:{ref}",
             fingerprint=hashlib.sha256(f"{digest} {_text(facts)}".encode()).hexdigest(),
             processor=SpeechProcessor(folder, facts.form),
@@ -89,6 +90,7 @@ class WhisperSource(SourceAdapter):
             module = SpeechModel(facts).to(device)
         return SpeechTeacher(
             module,
+            facts,
             ref=f"random weights of whisper:{ref}",
             fingerprint=hashlib.sha256(f"random {seed} {_text(facts)}".encode()).hexdigest(),
             processor=SpeechProcessor(folder, facts.form),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xarch import Batch, PlanError, Sink, Student, Tap, TapModel, Teacher
-from xarch_decoder.factored import FactoredLogits
+from xarch import Batch, LoadedTeacher, PlanError, Sink, Student, Teacher
+from xarch_encdec.running import Predicting
 from xarch_speech.facts import SpeechFacts
 from xarch_speech.model import SpeechModel
 
@@ -24,15 +24,12 @@ TEXT = re.compile(r"decoder\.\d+\.(input|own|heard|output)|final|logits")
 """Taps that decoder tokens are needed for."""
 
 
-class Running(TapModel):
+class Running(Predicting):
     """A :class:`SpeechModel` whose taps are read; base of student and teacher."""
 
     family = "speech"
     module: SpeechModel
     facts: SpeechFacts
-
-    def taps(self) -> Mapping[str, Tap]:
-        return self.facts.taps()
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
         """Push the wanted taps. The decoder runs only if one of them needs it, so a batch of recordings alone is enough
@@ -62,43 +59,9 @@ class Running(TapModel):
             return known_BSD
         return self.module.encode(batch["input_features"], wanted, sink)
 
-    def work(self, sample: Mapping[str, Any]) -> float:
-        return self.facts.work(sample)
 
-    def packed(self, name: str, value: Any) -> Any:
-        return value.x_BLD if isinstance(value, FactoredLogits) else value
-
-    def unpacked(self, name: str, stored: Tensor) -> Any:
-        return self.module.logits(stored) if name == "logits" else stored
-
-    def constants(self) -> Mapping[str, Tensor]:
-        """Return ``head.weight`` [V, D], the embedding."""
-        return {"head.weight": self.module.embed.weight}
-
-
-class SpeechTeacher(Running, Teacher):
-    """A loaded model, frozen and in eval mode.
-
-    Args:
-        module: owned by the teacher from now on.
-        ref: its reference.
-        fingerprint: SHA-256 of its weights.
-        processor: see :class:`xarch_speech.processor.SpeechProcessor`.
-    """
-
-    def __init__(self, module: SpeechModel, *, ref: str, fingerprint: str, processor: Any = None) -> None:
-        self.module, self.facts = module.eval().requires_grad_(False), module.facts
-        self.ref, self.fingerprint, self._processor = ref, fingerprint, processor
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
-
-    def processor(self) -> Any:
-        return self._processor
-
-    def save_processor(self, folder: str) -> None:
-        if self._processor is not None:
-            self._processor.save_pretrained(folder)
+class SpeechTeacher(Running, LoadedTeacher):
+    """A loaded model; its processor is a :class:`xarch_speech.processor.SpeechProcessor`."""
 
 
 class SpeechStudent(Running, Student):
@@ -157,7 +120,7 @@ class SpeechStudent(Running, Student):
 
     def as_teacher(self, ref: str, fingerprint: str, processor: Any = None) -> Teacher:
         """Return this student, frozen and in eval mode, as the teacher of another conversion."""
-        return SpeechTeacher(self.module, ref=ref, fingerprint=fingerprint, processor=processor)
+        return SpeechTeacher(self.module, self.facts, ref=ref, fingerprint=fingerprint, processor=processor)
 
     def shard_units(self) -> Iterable[nn.Module]:
         return [*self.module.encoder, *self.module.decoder]

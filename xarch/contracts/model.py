@@ -104,6 +104,31 @@ class Teacher(TapModel):
         """Write the processor's files into ``folder``, so that the student can be used on its own."""
 
 
+class LoadedTeacher(Teacher):
+    """A teacher that is a module, which it owns: frozen, in eval mode, its tensors under their own names.
+
+    Args:
+        facts: what the family knows of it.
+        ref: its reference, e.g. ``run:DIR``.
+        fingerprint: SHA-256 of its weights.
+        processor: tokenizer or the like that belongs to it, with ``save_pretrained``; None if there is none.
+    """
+
+    def __init__(self, module: nn.Module, facts: Any, *, ref: str, fingerprint: str, processor: Any = None) -> None:
+        self.module, self.facts = module.eval().requires_grad_(False), facts
+        self.ref, self.fingerprint, self._processor = ref, fingerprint, processor
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+
+    def processor(self) -> Any:
+        return self._processor
+
+    def save_processor(self, folder: str) -> None:
+        if self._processor is not None:
+            self._processor.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Initialisation:
     """How every student tensor is initialised, and which teacher tensors are not read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from xarch_encdec.predict import best, predict
 from xarch_encdec.report import sections
 from xarch_encdec.rows import joined_rows
 from xarch_encdec.teacher import AnswerView
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 LLAMA = dict(layers=30, width=576, vocab=49152, heads=9, kv_heads=3, head_dim=64, mlp_width=1536)
 """SmolLM2-135M."""
@@ -227,7 +230,8 @@ def test_plans_choose_layers(options: dict[str, Any], encoder: Any, decoder: Any
 
 
 def test_the_predictor_is_that_of_the_specification() -> None:
-    """Spec A5: first token, throughput and parameters of splits of SmolLM2-135M at a prompt of 1024 tokens."""
+    """Spec A5: parameters, first token and throughput of splits of SmolLM2-135M at a prompt of 1024 tokens. Its times
+    count weights alone: attention, whose share grows with the prompt, and the decoder's first step come on top."""
     facts = DecoderFacts(**LLAMA)
     for encoder, layers, cross, parameters, first, speed in (
         (10, 16, "self_copy", 1.00, 0.36, 1.4),
@@ -238,8 +242,28 @@ def test_the_predictor_is_that_of_the_specification() -> None:
     ):
         found = predict(facts, cross, encoder, layers, prompt=1024, answer=32)  # type: ignore[arg-type]
         assert found.parameters == pytest.approx(parameters, abs=0.01)
-        assert found.first_token == pytest.approx(first, abs=0.01)
-        assert found.speed == pytest.approx(speed, abs=0.12)
+        assert first + 0.02 < found.first_token < first + 0.08
+        assert speed < found.speed < 1.2 * speed
+
+
+def test_the_predictor_is_as_near_as_it_says() -> None:
+    """E7: a share of the teacher's first token within 0.08 of what was measured, from prompts of 256 tokens on."""
+    facts = DecoderFacts(**LLAMA)
+    for point in json.loads((RESULTS / "encdec_speed.json").read_text())["points"]:
+        if point.get("prompt", 0) >= 256:
+            split = (int(layers) for layers in point["arm"].split("+"))
+            found = predict(facts, "random", *split, prompt=point["prompt"], answer=32)
+            assert found.first_token == pytest.approx(point["first_ratio"], abs=0.08)
+            assert found.speed == pytest.approx(point["speed"], rel=0.15)
+
+
+def test_attention_of_products_costs_both_sides_the_same() -> None:
+    """Without operators of the runtime the teacher computes the scores of later tokens too."""
+    facts = DecoderFacts(**LLAMA)
+    with_operators, without = (
+        predict(facts, "random", 15, 12, prompt=2048, answer=32, runtime=runtime) for runtime in (True, False)
+    )
+    assert without.first_token < with_operators.first_token
 
 
 def test_a_budget_gives_long_answers_fewer_decoder_layers() -> None:
@@ -271,4 +295,4 @@ def test_the_report_sets_predicted_beside_measured_times() -> None:
     [text, table] = section.blocks
     assert text == Text("20 and 10. Prompt of 9.")
     assert isinstance(table, Table)
-    assert table.rows == [["cpu: first token, prompt of 256", "0.69", "0.62"]]
+    assert table.rows == [["cpu: first token, prompt of 256", "0.72", "0.62"]]

@@ -37,7 +37,7 @@ def whisper(facts: SpeechFacts = FACTS) -> Teacher:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(2.0 if parameter.ndim > 1 else 1.0)
-    return SpeechTeacher(made, ref="own", fingerprint="")
+    return SpeechTeacher(made, made.facts, ref="own", fingerprint="")
 
 
 def student_of(teacher: Teacher, **options: Any) -> SpeechStudent:
