@@ -36,7 +36,7 @@ def xarch_register(registry: Any) -> None:
         accepts=["speech"],
         produces="speech",
         recipes=["distil-whisper"],
-        profiles=["cpu", "cpu-int8", "cpu-int4", "web", "npu", "npu-fp16", "npu-int8"],
+        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="a speech model of some of a speech model's layers, by default half of its decoder",
     )
     registry.data(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xarch_decoder.factored import FactoredLogits
+from xarch_decoder.model.heads import attended
 from xarch_encdec.model.attention import bias_of
 from xarch_speech.facts import STRIDE, SpeechFacts
 
@@ -58,7 +59,7 @@ class Attention(nn.Module):
         if torch.compiler.is_exporting():
             scores_BHTN = (q_BHTE * self.scale) @ keys[0].transpose(2, 3)
             scores_BHTN = scores_BHTN if bias_TN is None else scores_BHTN + bias_TN
-            read_BHTE = scores_BHTN.softmax(-1) @ keys[1]
+            read_BHTE = attended(scores_BHTN) @ keys[1]
         else:
             bias_TN = None if bias_TN is None else bias_TN.to(q_BHTE.dtype)
             read_BHTE = F.scaled_dot_product_attention(q_BHTE, *keys, attn_mask=bias_TN, scale=self.scale)

@@ -73,8 +73,19 @@ class GroupedHeads(nn.Module):
             scores = seen(scores)
         elif seen is not None:
             scores = seen(scores.reshape(batch, heads, length, -1)).reshape(*stacked, -1)
-        weights = torch.softmax(scores, -1).to(v_BKSE.dtype)
+        weights = attended(scores).to(v_BKSE.dtype)
         return (weights @ v_BKSE).reshape(batch, heads, length, width)
+
+
+def attended(scores_BHTS: Tensor) -> Tensor:
+    """Return the softmax of scores over keys, in a form that every runtime of an export computes.
+
+    OpenVINO 2026.4 joins two products and the softmax between them to one kernel, which is wrong from 8 keys on where
+    their number is free and their vectors have 8 numbers; it does not find them with a view between.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.softmax(scores_BHTS, -1)
+    return torch.softmax(scores_BHTS.flatten(1, 2), -1).unflatten(1, scores_BHTS.shape[1:3])
 
 
 def _placed(x_BTHE: Tensor, norm: nn.Module | None, by: Rotation | None) -> Tensor:
