@@ -1,0 +1,337 @@
+"""Encoder-decoders beside decoders of fewer layers, both distilled from one teacher with the same tokens.
+
+    python benchmarks/encdec_decoder.py
+    python benchmarks/encdec_decoder.py --tasks keys --seeds 0
+
+Task ``keys``: 16 keys with a value of two tokens each, then one of the keys; the answer is its value. Its teacher, a
+decoder of 8 layers, is trained here. Task ``docstrings``: SmolLM2-135M and pairs of the standard library, few tokens.
+Students begin with layers of the teacher and see the same pairs in the same order, with the teacher's predictions (0.9)
+and the answers (0.1). The decoder of fewer layers has the work of the larger encoder-decoder for such a pair, and the
+parameters of the smaller. Figures are of held-out answers; an answer is right if all of its tokens are. An interrupted
+measurement resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.store import Store, add_options, header
+
+SMOLLM2 = "zoo:smollm2-135m"
+PROMPT = (
+    "<|im_start|>user\nWrite a docstring of one sentence for this function:\n"
+    "{source}<|im_end|>\n<|im_start|>assistant\n"
+)
+KEYS, VALUES, ENTRIES, FEW = 40, 16, 16, 4
+"""Keys and values that there are, and entries of a source; few in the first quarter of the teacher's training."""
+TEACHER_STEPS, TEACHER_ROWS, QUERIES = 800, 24, 8
+"""Training of the teacher of keys: updates, rows of each, and keys that a row asks for."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student: layers of encoder and decoder, or of a decoder alone.
+
+    Attributes:
+        options: of the target ``encdec``; empty for a decoder.
+        layers: of a decoder, the teacher's, evenly spaced.
+        gold: weight of the answers; what is left is that of the teacher's predictions.
+        random: whether weights are random instead of the teacher's.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: int = 0
+    gold: float = 0.1
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What students learn: updates, pairs of each, peak learning rate, held-out pairs, arms."""
+
+    steps: int
+    rows: int
+    rate: float
+    heldout: int
+    arms: dict[str, Arm]
+
+
+def arms(encoder: int, decoder: int, small: tuple[int, int], layers: int) -> dict[str, Arm]:
+    """Arms: an encoder-decoder whose layers are shared, with and without its teacher; a smaller one; and a decoder of
+    the work of the first and the parameters of the second."""
+    shared = {"encoder": encoder, "decoder": decoder, "share": True}
+    return {
+        f"encoder-decoder {encoder}+{decoder}, shared": Arm(shared),
+        f"encoder-decoder {small[0]}+{small[1]}": Arm({"encoder": small[0], "decoder": small[1]}),
+        f"decoder of {layers}": Arm(layers=layers),
+        f"encoder-decoder {encoder}+{decoder}, shared, answers alone": Arm(shared, gold=1.0),
+    }
+
+
+TASKS = {
+    "keys": Task(
+        200,
+        24,
+        1e-3,
+        256,
+        {
+            **arms(5, 8, (3, 2), 5),
+            "encoder-decoder 5+8, shared, random": Arm({"encoder": 5, "decoder": 8, "share": True}, random=True),
+        },
+    ),
+    "docstrings": Task(16, 2, 1e-4, 24, arms(20, 30, (13, 9), 22)),
+}
+SOURCE, TARGET = 80, 20
+"""Most tokens of a docstring's pair."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_options(parser, "encdec_decoder")
+    chosen = parser.parse_args()
+    settings = {name: [task.steps, task.rows, task.rate, task.heldout, *task.arms] for name, task in TASKS.items()}
+    store = Store(chosen.out, header("encdec_decoder", settings, threads=1), chosen.fresh)
+    import torch
+
+    torch.set_num_threads(1)
+    for name in chosen.tasks:
+        source = Source(name)
+        if store.find(task=name, arm="teacher") is None:
+            store.add({"task": name, "arm": "teacher", **source.figures(source.view)})
+            print(store.points[-1], file=sys.stderr)
+        for seed in chosen.seeds:
+            for arm in TASKS[name].arms:
+                if store.find(task=name, arm=arm, seed=seed) is None:
+                    store.add({"task": name, "arm": arm, "seed": seed, **source.student(arm, seed)})
+                    print(store.points[-1], file=sys.stderr)
+    store.finish()
+    show(store.points)
+
+
+def show(points: Sequence[dict[str, Any]]) -> None:
+    """Print means over seeds and their range."""
+    for task, arm in dict.fromkeys((p["task"], p["arm"]) for p in points):
+        of = [p for p in points if (p["task"], p["arm"]) == (task, arm)]
+        told = []
+        for figure in ("nll_before", "nll", "kl", "right"):
+            seen = [p[figure] for p in of if figure in p]
+            told += [f"{figure} {statistics.mean(seen):.3f} [{min(seen):.3f}, {max(seen):.3f}]"] if seen else []
+        print(f"{task}: {arm}, {len(of)} seeds, {of[0]['parameters']:.3f} parameters: " + ", ".join(told))
+
+
+class Source:
+    """A task: its teacher, and pairs."""
+
+    def __init__(self, name: str) -> None:
+        import xarch
+        from xarch_encdec.teacher import AnswerView
+
+        self.name, self.task = name, TASKS[name]
+        self.teacher = xarch.load_teacher(SMOLLM2) if name == "docstrings" else teacher_of_keys()
+        self.view = AnswerView(self.teacher)
+        self.heldout = list(self.batches("heldout", 0, self.task.heldout // 8, 8))
+
+    def batches(self, split: str, seed: int, count: int, rows: int) -> Iterator[Any]:
+        """Yield so many batches of pairs."""
+        import torch
+
+        from xarch_text.pair_encoding import Tokens, to_batch
+
+        if self.name == "keys":
+            draw = torch.Generator().manual_seed(2 * seed + (split == "heldout"))
+            for _ in range(count):
+                found = []
+                for _ in range(rows):
+                    ids, answers = entries(draw, 1)
+                    found.append(Tokens(ids[: 3 * ENTRIES], [ids[-1], *answers[0]]))
+                yield to_batch(found, rows, joined=True)
+            return
+        yield from islice(docstrings(self.teacher, split, seed, rows), count)
+
+    def student(self, name: str, seed: int) -> dict[str, float]:
+        """Distil a student; return its figures before and after."""
+        import torch
+
+        torch.manual_seed(seed)
+        began = time.process_time()
+        arm = self.task.arms[name]
+        model, trained = self._built(arm)
+        before = self.figures(model)
+        for parameter in trained.parameters():
+            parameter.requires_grad_(True)
+        optimiser = torch.optim.AdamW(trained.parameters(), lr=self.task.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        steps, warm = self.task.steps, max(2, self.task.steps // 20)
+        for step, batch in enumerate(self.batches("train", seed + 1, steps, self.task.rows)):
+            part = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group in optimiser.param_groups:
+                group["lr"] = self.task.rate * part
+            with torch.no_grad():
+                theirs = self._logits(self.view, batch)
+            kl, gold = distances(self._logits(model, batch), theirs, batch)
+            optimiser.zero_grad(set_to_none=True)
+            ((1 - arm.gold) * kl + arm.gold * gold).backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            optimiser.step()
+        trained.eval()
+        after = self.figures(model)
+        return {"nll_before": before["nll"], **after, "cpu_s": round(time.process_time() - began, 1)}
+
+    def _built(self, arm: Arm) -> tuple[Any, Any]:
+        import torch
+
+        from xarch_encdec.controls import CutTeacher
+        from xarch_encdec.options import EncDecOptions
+        from xarch_encdec.target import EncDecTarget
+
+        if arm.layers:
+            layers = self.teacher.facts.layers
+            kept = [round(k * (layers - 1) / (arm.layers - 1)) for k in range(arm.layers)]
+            cut = CutTeacher(self.teacher, kept)
+            own = {name: tensor.detach().clone() for name, tensor in cut.module.state_dict().items()}
+            cut.module.load_state_dict(own, assign=True)
+            return cut, cut.module
+        target = EncDecTarget()
+        options = EncDecOptions(**arm.options, mask="causal", memory="layers")
+        student = target.build(self.teacher.facts, options, {}, device=torch.device("cpu"))
+        if not arm.random:
+            target.initialise(student, self.teacher)
+        return student, student.module
+
+    def _logits(self, model: Any, batch: Any) -> Any:
+        seen = batch.seen_by("teacher" if model is self.view else "student")
+        return model.collect(seen, ["logits"])["logits"].full()
+
+    def figures(self, model: Any) -> dict[str, float]:
+        """Loss of held-out answers, KL to the teacher, share of answers that are right, and parameters."""
+        import torch
+
+        nll = kl = right = tokens = rows = 0.0
+        with torch.no_grad():
+            for batch in self.heldout:
+                theirs, ours = self._logits(self.view, batch), self._logits(model, batch)
+                seen = batch.seen_by("student")
+                counted = seen["answer_mask"] > 0
+                apart, gold = distances(ours, theirs, batch)
+                tokens += float(counted.sum())
+                kl, nll = kl + float(apart * counted.sum()), nll + float(gold * counted.sum())
+                hit = (ours[:, :-1].argmax(-1) == seen["decoder_input_ids"][:, 1:]) | (counted[:, :-1] == 0)
+                right, rows = right + float(hit.all(1).sum()), rows + len(hit)
+        count = sum(p.numel() for p in model.module.parameters()) / sum(
+            t.numel() for t in self.teacher.weights().values()
+        )
+        own = {"kl": round(kl / tokens, 4)} if model is not self.view else {}
+        return {"parameters": round(count, 3), "nll": round(nll / tokens, 4), **own, "right": round(right / rows, 4)}
+
+
+def distances(ours: Any, theirs: Any, batch: Any) -> tuple[Any, Any]:
+    """KL of teacher and student, and loss, both in nats a token of the answers."""
+    seen = batch.seen_by("student")
+    counted = (seen["answer_mask"] > 0)[:, :-1]
+    p, q = theirs[:, :-1][counted].log_softmax(-1), ours[:, :-1][counted].log_softmax(-1)
+    wanted = seen["decoder_input_ids"][:, 1:][counted]
+    return (p.exp() * (p - q)).sum(-1).mean(), -q.gather(1, wanted[:, None]).mean()
+
+
+def entries(draw: Any, queries: int, count: int = ENTRIES) -> tuple[list[int], list[list[int]]]:
+    """Entries and then keys that are asked for, as tokens, and the value of each."""
+    import torch
+
+    keys = torch.randperm(KEYS, generator=draw)[:count].tolist()
+    values = (KEYS + torch.randint(VALUES, (count, 2), generator=draw)).tolist()
+    asked = torch.randperm(count, generator=draw)[:queries].tolist()
+    source = [token for key, value in zip(keys, values, strict=True) for token in (key, *value)]
+    return [*source, *(keys[i] for i in asked)], [values[i] for i in asked]
+
+
+def teacher_of_keys() -> Any:
+    """A decoder that has learnt to look up keys."""
+    import torch
+
+    from xarch import Batch
+    from xarch_decoder.facts import DecoderFacts
+    from xarch_decoder.model.attention import Attention
+    from xarch_decoder.student import DecoderStudent
+
+    pairs = 8
+    facts = DecoderFacts(
+        layers=8,
+        width=64,
+        vocab=KEYS + VALUES,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        mlp_width=128,
+        scale=16**-0.5,
+        inverse_frequencies=tuple(10000.0 ** (-i / pairs) for i in range(pairs)),
+    )
+    torch.manual_seed(0)
+    made = DecoderStudent(facts, [[Attention]] * facts.layers)
+    for name, parameter in made.module.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5 / 2)
+    optimiser = torch.optim.AdamW(made.module.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    draw = torch.Generator().manual_seed(12345)
+    for step in range(TEACHER_STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / TEACHER_STEPS))
+        rows, count = [], FEW if step < TEACHER_STEPS // 4 else ENTRIES
+        for _ in range(TEACHER_ROWS):
+            ids, answers = entries(draw, QUERIES, count)
+            rows.append(
+                [*ids[: 3 * ENTRIES], *(t for k, v in zip(ids[3 * ENTRIES :], answers, strict=True) for t in (k, *v))]
+            )
+        ids_BL = torch.tensor(rows)
+        logits = made.collect(Batch({"input_ids": ids_BL}, len(rows)), ["logits"])["logits"].full()
+        place = torch.arange(ids_BL.shape[1] - 1)
+        asked = (place >= 3 * count) & (place % 3 != 2)
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1][:, asked].flatten(0, 1), ids_BL[:, 1:][:, asked].flatten()
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(made.module.parameters(), 1.0)
+        optimiser.step()
+        if step % 100 == 0 or step == TEACHER_STEPS - 1:
+            print(f"teacher of keys: step {step}, loss {float(loss):.3f}", file=sys.stderr)
+    return made.as_teacher("keys", "")
+
+
+def docstrings(teacher: Any, split: str, seed: int, rows: int) -> Iterator[Any]:
+    """Yield batches of functions and their docstrings, in an order of the seed."""
+    from xarch.contracts.data import DataRequest
+    from xarch.planning.resolve import resolve_data
+    from xarch.registry.loader import get_registry
+
+    data = resolve_data(get_registry(), "pairs:python-docstrings", {"prompt": PROMPT})
+    processor = teacher.processor()
+    request = DataRequest(
+        ref=data.ref,
+        options=data.options,
+        split=split,
+        samples=rows,
+        seed=seed,
+        sample={"source": SOURCE, "target": TARGET},
+        processors={"teacher": processor, "student": processor},
+        teacher=teacher,
+        facts=teacher.facts,
+    )
+    return iter(data.adapter.open(request))
+
+
+if __name__ == "__main__":
+    main()
