@@ -95,6 +95,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(graph.name)
         return before(graph, profile)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(onnx_export, "_recent", {})
     monkeypatch.setattr(onnx_export, "_translate", translate)
     return seen
 
@@ -190,6 +191,23 @@ def test_counts_that_depend_on_values_are_each_links_own(tmp_path: Path) -> None
 
 def whole_graph(model: nn.Linear) -> ExportGraph:
     return ExportGraph("whole", model.eval(), {"x": torch.zeros(2, 4)}, ["y"])
+
+
+def test_another_student_of_the_same_structure_is_not_translated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = counted(monkeypatch)
+    to_onnx(chain_graph(Model()), cpu)
+    once, other = len(seen), Model()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    graph = chain_graph(other)
+    assert_same(graph, to_onnx(graph, cpu), tmp_path)
+    assert len(seen) == once
+    monkeypatch.setattr(onnx_export, "RECENT", once - 1)
+    to_onnx(graph, cpu)
+    assert len(seen) == 2 * once, "links beyond a number of them are forgotten"
 
 
 def test_profiles_that_differ_in_precision_translate_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def graph(
 
 def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
+    monkeypatch.setattr(onnx_export, "_recent", {})
     before = onnx_export._translate
     monkeypatch.setattr(onnx_export, "_translate", lambda g, profile: (seen.append(g.name), before(g, profile))[1])
     return seen

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import sympy
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from xarch.contracts.chain import Chain, Link, link_values
 from xarch.contracts.export import ExportGraph
@@ -36,14 +36,12 @@ class Template:
     """A translated link.
 
     Attributes:
-        module: of the link; what :func:`structure` tells apart by identity lives as long as this.
         model: its inputs are the link's, followed by its weights.
         weights: names of the weights in the link's module.
         given: example of every tensor that it returns.
         free: free dimensions of these.
     """
 
-    module: nn.Module
     model: ir.Model
     weights: list[str]
     given: list[Tensor]
@@ -129,7 +127,7 @@ def _template(
                 "compute nothing in Python from a size in which links differ",
             )
     weights = [str(value.name) for value in model.graph.inputs[len(names) :]]
-    return Template(link.module, model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
+    return Template(model, weights, list(given.values()), [_free(value) for value in model.graph.outputs])
 
 
 def _free(value: ir.Value) -> dict[int, str]:

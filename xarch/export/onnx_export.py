@@ -58,17 +58,30 @@ class _Positional(nn.Module):
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
+RECENT = 64
+"""Links of chains that are kept for other students of the same structure."""
+
+_recent: dict[Profile, dict[Hashable, Template]] = {}
+
+
+def _links() -> dict[Profile, dict[Hashable, Template]]:
+    """Return the links that a process has translated lately; their templates hold no weights."""
+    if sum(map(len, _recent.values())) > RECENT:
+        _recent.clear()
+    return _recent
+
+
 @dataclass
 class Translated:
     """What has been translated for one student, whose weights do not change meanwhile: profiles that differ in nothing
     but precision share it.
 
     Attributes:
-        links: by profile, the links of chains by their structure.
+        links: by profile, the links of chains by their structure. They fit other students as well.
         graphs: graphs that are no chains, by structure, weights and interface.
     """
 
-    links: dict[Profile, dict[Hashable, Template]] = field(default_factory=dict)
+    links: dict[Profile, dict[Hashable, Template]] = field(default_factory=_links)
     graphs: dict[Hashable, tuple[nn.Module, ir.Model]] = field(default_factory=dict)
 
     def whole(self, graph: ExportGraph, profile: Profile) -> ir.Model:

@@ -20,7 +20,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, 
 def structure(module: nn.Module, *, sizes: bool = True) -> Hashable:
     """Return a value that is equal for modules of the same structure: types, attributes, names and shapes.
 
-    Objects that it cannot look into are equal only to themselves.
+    Objects that it cannot look into are equal only to themselves, and live as long as the result.
 
     Args:
         sizes: False: leave out dataclass fields marked ``xarch.kernels.SIZES_ONLY``.
@@ -63,4 +63,17 @@ def _described(value: Any, sizes: bool) -> Hashable:
     if is_dataclass(value):
         used = [f for f in fields(value) if sizes or f.metadata != SIZES_ONLY]
         return (type(value), tuple(_described(getattr(value, f.name), sizes) for f in used))
-    return (type(value), id(value))
+    return _Itself(value)
+
+
+class _Itself:
+    """An object that is equal to no other."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
