@@ -37,7 +37,7 @@ PROMPT = (
 )
 KEYS, VALUES, ENTRIES, FEW = 40, 16, 16, 4
 """Keys and values that there are, and entries of a source; few in the first quarter of the teacher's training."""
-TEACHER_STEPS, TEACHER_ROWS, QUERIES = 800, 24, 8
+TEACHER_STEPS, TEACHER_ROWS, QUERIES = 800, 24, 4
 """Training of the teacher of keys: updates, rows of each, and keys that a row asks for."""
 
 
@@ -292,9 +292,8 @@ def teacher_of_keys() -> Any:
         rows, count = [], FEW if step < TEACHER_STEPS // 4 else ENTRIES
         for _ in range(TEACHER_ROWS):
             ids, answers = entries(draw, QUERIES, count)
-            rows.append(
-                [*ids[: 3 * ENTRIES], *(t for k, v in zip(ids[3 * ENTRIES :], answers, strict=True) for t in (k, *v))]
-            )
+            told = zip(ids[3 * count :], answers, strict=True)
+            rows.append([*ids[: 3 * count], *(token for key, value in told for token in (key, *value))])
         ids_BL = torch.tensor(rows)
         logits = made.collect(Batch({"input_ids": ids_BL}, len(rows)), ["logits"])["logits"].full()
         place = torch.arange(ids_BL.shape[1] - 1)
