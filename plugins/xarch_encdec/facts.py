@@ -33,6 +33,8 @@ class EncDecFacts:
             there are encoder layers: that output before the norm).
         encoder_windows: sliding window of each encoder layer, to both sides; empty: none.
         twins: encoder layer -> decoder layer whose weights are also its own, None for weights of its own; empty: none.
+        encoder_width: of the encoder's residual stream, which only a cross-attention of its own can read; None: the
+            decoder's.
     """
 
     layer: DecoderFacts
@@ -43,6 +45,7 @@ class EncDecFacts:
     levels: Annotated[tuple[Level, ...], Field(max_length=2048)] = ()
     encoder_windows: Annotated[tuple[int | None, ...], Field(max_length=2048)] = ()
     twins: Annotated[tuple[Level | None, ...], Field(max_length=2048)] = ()
+    encoder_width: Annotated[int | None, Field(ge=1, le=1 << 20)] = None
 
     @property
     def vocab(self) -> int:
@@ -53,6 +56,11 @@ class EncDecFacts:
     def width(self) -> int:
         """Return the width of the residual stream."""
         return self.layer.width
+
+    @property
+    def encoder_layer(self) -> DecoderFacts:
+        """Return the decoder whose layers the encoder has."""
+        return self.layer if self.encoder_width is None else replace(self.layer, width=self.encoder_width)
 
     @property
     def max_positions(self) -> int:
@@ -92,6 +100,8 @@ class EncDecFacts:
                 raise UsageError(f"encoder-decoder facts: {what} has {seen} for {wanted} layers")
         if max(facts.levels) > facts.encoder:
             raise UsageError(f"encoder-decoder facts: level {max(facts.levels)} of {facts.encoder} encoder layers")
+        if facts.encoder_width not in (None, facts.width) and (facts.cross == "merged" or any(facts.twins)):
+            raise UsageError("encoder-decoder facts: an encoder of another width with weights that the decoder has too")
         wrong = [j for j in facts.twins if j is not None and j >= facts.decoder]
         if wrong:
             raise UsageError(f"encoder-decoder facts: a twin in layer {wrong[0]} of {facts.decoder} decoder layers")
@@ -116,9 +126,10 @@ class EncDecFacts:
         d, inner, keys = self.layer.width, self.heads_width, self.layer.kv_heads * self.layer.head_dim
         mlp = (3 if self.layer.mlp == "gated" else 2) * d * self.layer.mlp_width
         own, cross = 2 * d * (inner + keys), 0 if self.cross == "merged" else 2 * d * inner
-        encoder = self.encoder * (mlp + own + 2 * inner * source)
+        read = self.encoder_layer.width
+        encoder = self.encoder * ((mlp + own) * read / d + 2 * inner * source) + (d * read if read != d else 0)
         decoder = self.decoder * (mlp + own + cross + inner * (2 * source + target)) + d * self.vocab
-        memory = self.decoder * 2 * d * keys
+        memory = self.decoder * 2 * read * keys
         return float((source * (encoder + memory) + target * decoder) / (source + target))
 
     @property

@@ -42,10 +42,15 @@ def layout_of(facts: DecoderFacts, options: EncDecOptions, decisions: Mapping[st
         decisions: of a stage: the layers of the decoder; until then ``drop`` has all of them.
 
     Raises:
-        PlanError: the teacher has too few layers, or no split fits the budget.
+        PlanError: the teacher has too few layers or channels, or no split fits the budget.
     """
     every = tuple(range(facts.layers))
     encoder, decoder = counts_of(facts, options)
+    if (options.encoder_width or 0) > facts.width:
+        raise PlanError(
+            f"student.options.encoder_width: {options.encoder_width} channels of a teacher that has {facts.width}",
+            f"--set student.options.encoder_width={facts.width}",
+        )
     if options.plan == "drop":
         return Layout(every[:encoder], tuple((decisions or {}).get("decoder", every)))
     if options.plan == "stride":
@@ -70,6 +75,7 @@ def counts_of(facts: DecoderFacts, options: EncDecOptions) -> tuple[int, int]:
             answer=options.answer,
             parameters=options.parameters,
             share=options.share,
+            width=options.encoder_width,
         )
         if found is None:
             raise PlanError(
@@ -114,4 +120,5 @@ def facts_of(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> Enc
         levels=layout.levels,
         encoder_windows=tuple(windows[i] for i in layout.encoder) if windows else (),
         twins=layout.twins if options.share else (),
+        encoder_width=options.encoder_width if options.encoder_width != facts.width else None,
     )

@@ -31,6 +31,13 @@ class EncDecOptions(Options):
     share: bool = Field(
         False, description="encoder layers have the weights of the decoder layers made of the same layer of the teacher"
     )
+    encoder_width: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="width of the encoder, whose layers are those channels of the teacher's; with a cross-attention of "
+        "its own, which reads the encoder's last output",
+    )
     norm: Norm = Field("pre", description="dual: what attention and MLP give is normed too")
     tied: bool | None = Field(None, description="whether the head is the embedding; default: as in the teacher")
     mask: Literal["causal", "full"] = Field("causal", description="what an encoder token sees before training")
@@ -49,6 +56,8 @@ class EncDecOptions(Options):
     def _counts_belong_to_a_plan(self) -> EncDecOptions:
         if self.plan in ("copy", "budget") and (self.encoder is not None or self.decoder is not None):
             raise ValueError(f"plan {self.plan!r} decides how many layers there are; leave out encoder and decoder")
+        if self.encoder_width is not None and (self.cross == "merged" or self.share or self.memory != "last"):
+            raise ValueError("an encoder_width needs cross `self_copy` or `random`, memory `last` and share false")
         return self
 
     def tiny(self) -> EncDecOptions:

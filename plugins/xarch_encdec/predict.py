@@ -6,7 +6,7 @@ Times are in units of a multiply-add in a product of a long prompt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from xarch.kernels import RUNTIME_READS_ALL
@@ -95,43 +95,55 @@ def predict(
     prompt: int,
     answer: int,
     shared: int = 0,
+    width: int | None = None,
     runtime: bool = True,
 ) -> Prediction:
     """Return what ``encoder`` and ``decoder`` layers cost for such a prompt and answer, against the whole decoder.
 
     Args:
         shared: encoder layers without weights of their own.
+        width: of the encoder; None: the teacher's.
         runtime: whether graphs contain operators of onnxruntime's own, as those of the profile ``cpu`` do.
     """
     c, layers = Costs.of(facts, cross), facts.layers
-    own = 0 if cross == "merged" else c.memory
+    e = Costs.of(replace(facts, width=width or facts.width), cross)
+    enter = 0 if width in (None, facts.width) else facts.width * (width or 0)
+    own = 0 if cross == "merged" else e.memory
     embeddings = c.head * (1 if facts.tied else 2)
-    parameters = ((encoder - shared) * c.layer + decoder * (c.layer + c.reading + own) + embeddings) / (
-        layers * c.layer + embeddings
-    )
+    ours_all = (encoder - shared) * e.layer + enter + decoder * (c.layer + c.reading + own) + embeddings
+    parameters = ours_all / (layers * c.layer + embeddings)
     theirs: Form = "causal operator" if runtime else "plain"
     ours: Form = "operator" if runtime and RUNTIME_READS_ALL else "plain"
     step = decoder * (c.layer + c.reading) + c.head + KEPT * decoder * c.token * prompt
     step_teacher = layers * c.layer + c.head + KEPT * layers * c.token * prompt
-    first = prompt * (encoder * (c.layer + READS[ours] * c.pair * prompt) + decoder * c.memory) + STEP * step
+    source = encoder * (e.layer + READS[ours] * e.pair * prompt) + enter + decoder * e.memory
+    first = prompt * source + STEP * step
     first_teacher = prompt * layers * (c.layer + READS[theirs] * c.pair * prompt) + STEP * c.head
     total = (first + (answer - 1) * STEP * step) / (first_teacher + (answer - 1) * STEP * step_teacher)
     return Prediction(encoder, decoder, parameters, first / first_teacher, step_teacher / step, total)
 
 
 def best(
-    facts: DecoderFacts, cross: Cross, *, prompt: int, answer: int, parameters: float, share: bool = False
+    facts: DecoderFacts,
+    cross: Cross,
+    *,
+    prompt: int,
+    answer: int,
+    parameters: float,
+    share: bool = False,
+    width: int | None = None,
 ) -> Prediction | None:
     """Return the split that takes least time among the largest within a share of the teacher's parameters; None if not
     one layer of each fits.
 
     Args:
         share: whether layers that encoder and decoder have in common count once.
+        width: of the encoder.
     """
 
     def split(encoder: int, decoder: int) -> Prediction:
         common = max(0, encoder + decoder - facts.layers) if share else 0
-        return predict(facts, cross, encoder, decoder, prompt=prompt, answer=answer, shared=common)
+        return predict(facts, cross, encoder, decoder, prompt=prompt, answer=answer, shared=common, width=width)
 
     chosen = None
     for decoder in range(1, facts.layers + 1):

@@ -149,4 +149,5 @@ def _group_of(name: str, merged: bool) -> str:
         reads = parts[2] in ("cross", "norm_cross", "post_cross")
         reads |= merged and parts[2] == "attention" and parts[3] in ("k", "v", "k_norm")
         return "cross" if reads else "decoder"
-    return {"encoder_norm": "encoder", "embed": "embedding", "norm": "norms"}.get(parts[0], parts[0])
+    renamed = {"encoder_norm": "encoder", "enter": "encoder", "embed": "embedding", "norm": "norms"}
+    return renamed.get(parts[0], parts[0])

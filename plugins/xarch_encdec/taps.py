@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 def model_taps(facts: EncDecFacts) -> dict[str, Tap]:
     """Return all taps in the order in which a forward pass reaches them."""
     d, kv = {"D": facts.layer.width}, {"K": facts.layer.kv_heads, "E": facts.layer.head_dim}
+    read = {"D": facts.encoder_layer.width}
     taps = [
-        Tap(f"encoder.{k}.{leaf}", "hidden", "BSD", d) for k in range(facts.encoder) for leaf in ("input", "output")
+        Tap(f"encoder.{k}.{leaf}", "hidden", "BSD", read) for k in range(facts.encoder) for leaf in ("input", "output")
     ]
-    taps.append(Tap("memory", "hidden", "BSD", d))
+    taps.append(Tap("memory", "hidden", "BSD", read))
     for j in range(facts.decoder):
         taps += [Tap(f"decoder.{j}.cross_{what}", "hidden", "BKSE", kv) for what in ("key", "value")]
     for j in range(facts.decoder):

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from xarch import (
     Batch,
@@ -111,6 +112,8 @@ class EncDecTarget(TargetAdapter):
         built = _built(student)
         with torch.no_grad():
             built.module.opening.copy_(torch.tensor(built.first))
+            if built.module.enter is not None:
+                nn.init.eye_(built.module.enter.weight)
         return copy_weights(built.module, built.layout, teacher)
 
     def view(self, teacher: Teacher) -> Teacher:
@@ -150,7 +153,8 @@ def _traits(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> dict
     decided = len(layout.decoder) == counts[1]
     common = sum(twin is not None for twin in layout.twins) if decided else max(0, sum(counts) - facts.layers)
     shared = common if options.share else 0
-    found = predict(facts, options.cross, *counts, prompt=options.prompt, answer=options.answer, shared=shared)
+    lengths = {"prompt": options.prompt, "answer": options.answer}
+    found = predict(facts, options.cross, *counts, **lengths, shared=shared, width=options.encoder_width)
     both = f" ({shared} are both)" if shared else ""
     return {
         "layers": f"{found.encoder} encoder and {found.decoder} decoder layers{both} of the teacher's "

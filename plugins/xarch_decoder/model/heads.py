@@ -19,16 +19,20 @@ MASKED = -30000.0
 
 
 class GroupedHeads(nn.Module):
-    """Query, key, value and output projections; query head h reads key head ``h // (H // K)``."""
+    """Query, key, value and output projections; query head h reads key head ``h // (H // K)``.
 
-    def __init__(self, facts: DecoderFacts) -> None:
+    Args:
+        read: width of what keys and values are made of, by default that of the queries' input.
+    """
+
+    def __init__(self, facts: DecoderFacts, read: int | None = None) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = facts.heads, facts.kv_heads, facts.head_dim
         self.scale, self.softcap = facts.scale, facts.softcap
         queries, keys = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
         self.q = nn.Linear(facts.width, queries, bias=facts.qkv_bias)
-        self.k = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
-        self.v = nn.Linear(facts.width, keys, bias=facts.qkv_bias)
+        self.k = nn.Linear(read or facts.width, keys, bias=facts.qkv_bias)
+        self.v = nn.Linear(read or facts.width, keys, bias=facts.qkv_bias)
         self.o = nn.Linear(queries, facts.width, bias=facts.out_bias)
         self.q_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None
         self.k_norm = RMSNorm(facts.head_dim, facts.norm_eps) if facts.qk_norm else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.layers import MLP, make_norm
 from xarch_decoder.model.rotary import Rotation
 from xarch_encdec.facts import EncDecFacts
@@ -34,11 +35,12 @@ class EncoderLayer(nn.Module):
             self.norm1, self.norm2, self.attention, self.mlp = twin.norm1, twin.norm2, twin.attention, twin.mlp
             self.post1, self.post2 = twin.post1, twin.post2
             return
-        self.norm1 = make_norm(facts.layer)
-        self.norm2 = None if facts.layer.shared_norm else make_norm(facts.layer)
-        self.attention = Projections(facts.layer)
-        self.mlp = MLP(facts.layer)
-        self.post1, self.post2 = _posts(facts, 2)
+        layer = facts.encoder_layer
+        self.norm1 = make_norm(layer)
+        self.norm2 = None if layer.shared_norm else make_norm(layer)
+        self.attention = Projections(layer)
+        self.mlp = MLP(layer)
+        self.post1, self.post2 = _posts(facts, layer, 2)
 
     def forward(self, x_BSD: Tensor, by: Rotation, bias_B1SS: Tensor) -> Tensor:
         """Return the residual stream [B, S, D] leaving the layer."""
@@ -76,11 +78,11 @@ class DecoderLayer(nn.Module):
         self.norm1 = make_norm(facts.layer)
         self.norm2 = None if facts.layer.shared_norm else make_norm(facts.layer)
         self.attention = Projections(facts.layer)
-        self.cross = None if self.merged else Projections(facts.layer)
+        self.cross = None if self.merged else Projections(facts.layer, facts.encoder_layer.width)
         self.norm_cross = None if self.merged else make_norm(facts.layer)
         self.mlp = MLP(facts.layer)
-        self.post1, self.post2 = _posts(facts, 2)
-        self.post_cross = nn.Identity() if self.merged else _posts(facts, 1)[0]
+        self.post1, self.post2 = _posts(facts, facts.layer, 2)
+        self.post_cross = nn.Identity() if self.merged else _posts(facts, facts.layer, 1)[0]
 
     def read_memory(self, memory_BSD: Tensor, by: Rotation, level_BSD: Tensor | None, last: float) -> Cache:
         """Return keys and values of the source; only a merged attention gives it positions.
@@ -138,5 +140,5 @@ def _joined(reading: Reading, tokens: int) -> Tensor:
     return torch.cat([source_B1TS.expand(batch, 1, length, source_B1TS.shape[3]), own_B1TN], 3)
 
 
-def _posts(facts: EncDecFacts, count: int) -> list[nn.Module]:
-    return [make_norm(facts.layer) if facts.norm == "dual" else nn.Identity() for _ in range(count)]
+def _posts(facts: EncDecFacts, layer: DecoderFacts, count: int) -> list[nn.Module]:
+    return [make_norm(layer) if facts.norm == "dual" else nn.Identity() for _ in range(count)]

@@ -1,7 +1,8 @@
 """Embedding, encoder, decoder and head.
 
-Parameter names: ``embed.weight``, ``encoder.3.norm1.weight``, ``encoder_norm.weight``, ``decoder.2.mlp.up.weight``,
-``norm.weight``, ``head.weight``; what lies in a layer has the canonical name of a decoder's.
+Parameter names: ``embed.weight``, ``enter.weight`` (of an encoder of another width), ``encoder.3.norm1.weight``,
+``encoder_norm.weight``, ``decoder.2.mlp.up.weight``, ``norm.weight``, ``head.weight``; what lies in a layer has the
+canonical name of a decoder's.
 
 Legend: B batch, S source tokens, T decoder tokens, N decoder tokens with those before them, D width.
 """
@@ -65,11 +66,13 @@ class EncDecModel(nn.Module):
         super().__init__()
         self.facts = facts
         self.embed = nn.Embedding(facts.layer.vocab, facts.layer.width)
+        read = facts.encoder_layer.width
+        self.enter = None if read == facts.width else nn.Linear(facts.width, read, bias=False)
         decoder = [DecoderLayer(facts) for _ in range(facts.decoder)]
         twins = [None if twin is None else decoder[twin] for twin in facts.twins or (None,) * facts.encoder]
         # Weights of both are named and trained as the encoder's, which comes first.
         self.encoder = nn.ModuleList([EncoderLayer(facts, twin) for twin in twins])
-        self.encoder_norm = make_norm(facts.layer)
+        self.encoder_norm = make_norm(facts.encoder_layer)
         self.decoder = nn.ModuleList(decoder)
         self.norm = make_norm(facts.layer)
         self.head = Head(facts.layer)
@@ -107,7 +110,8 @@ class EncDecModel(nn.Module):
         by = rotation(place_S[None], layer.inverse_frequencies, layer.rotary_gain)
         windows = dict.fromkeys(self.facts.encoder_windows or (None,))
         biases = {window: _source_bias(place_S, mask_BS, opening.future, window) for window in windows}
-        return embedded(self.embed, layer.embed_gain, input_ids_BS), by, biases
+        x_BSD = embedded(self.embed, layer.embed_gain, input_ids_BS)
+        return x_BSD if self.enter is None else self.enter(x_BSD), by, biases
 
     def enter_target(
         self, ids_BT: Tensor, mask_BS: Tensor, before: int | Tensor, room: int | None = None
@@ -172,7 +176,7 @@ class EncDecModel(nn.Module):
 
     def levels(self, opening: Opening) -> set[int]:
         """Return the encoder layers whose inputs decoder layers read; none once they read the last output alone."""
-        return set(self.facts.levels) if opening.last < 1 else set()
+        return set(self.facts.levels) if opening.last < 1 and self.enter is None else set()
 
     def decode(
         self,

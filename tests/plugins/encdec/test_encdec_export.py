@@ -31,7 +31,17 @@ PROMPT = "".join(LETTERS[i] for i in (17, 3, 140, 8, 99))
 
 KINDS: dict[str, tuple[dict[str, Any], Profile]] = {
     "merged": ({"encoder": 2, "decoder": 3, "share": True}, cpu),
-    "own attention": ({"cross": "self_copy", "plan": "copy", "norm": "dual", "mask": "full"}, cpu),
+    "own attention": (
+        {
+            "cross": "self_copy",
+            "plan": "copy",
+            "norm": "dual",
+            "mask": "full",
+            "memory": "last",
+            "encoder_width": 24,
+        },
+        cpu,
+    ),
     "static shapes": ({"encoder": 2, "decoder": 2, "prompt": 64, "answer": 64}, npu),
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.plugins.encdec.encdec_models import EQUAL, FACTS, decoder, logits, pairs, student_of
-from xarch import Batch, StepContext, Teacher, load_teacher
+from xarch import Batch, PlanError, StepContext, Teacher, load_teacher
 from xarch.report import RunInfo, Table, Text
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.testing import tiny_llama
@@ -278,8 +279,6 @@ def test_a_budget_gives_long_answers_fewer_decoder_layers() -> None:
 
 
 def test_a_budget_that_nothing_fits_is_refused() -> None:
-    from xarch import PlanError
-
     with pytest.raises(PlanError, match="not one layer"):
         layout_of(DecoderFacts(**LLAMA), EncDecOptions(plan="budget", parameters=0.1))
 
@@ -296,3 +295,27 @@ def test_the_report_sets_predicted_beside_measured_times() -> None:
     assert text == Text("20 and 10. Prompt of 9.")
     assert isinstance(table, Table)
     assert table.rows == [["cpu: first token, prompt of 256", "0.72", "0.62"]]
+
+
+def test_an_encoder_may_be_narrower(teacher: Teacher) -> None:
+    """Issue 15, 1: its layers are the first channels of the teacher's, which a cross-attention of its own reads."""
+    with pytest.raises(ValidationError, match="encoder_width"):
+        EncDecOptions(encoder_width=24)
+    options = {"cross": "self_copy", "mask": "full", "memory": "last", "encoder_width": 24}
+    student, batch = student_of(teacher, **options), pairs()
+    weights, own = teacher.weights(), student.module.state_dict()
+    assert torch.equal(own["encoder.0.mlp.up.weight"], weights["blocks.0.mlp.up.weight"][:, :24])
+    assert torch.equal(own["decoder.0.cross.k.weight"], weights["blocks.2.attention.k.weight"][:, :24])
+    seen = batch.seen_by("student")
+    with pytest.raises(PlanError, match="40 channels"):
+        student_of(teacher, **{**options, "encoder_width": 40})
+    values = student.collect(seen, ["memory", "logits"])
+    assert values["memory"].shape[-1] == student.taps()["memory"].shape["D"] == 24
+    assert type(student.facts).from_json(student.facts.to_json()) == student.facts
+    whole = student_of(teacher, **{**options, "encoder_width": FACTS.width})
+    assert whole.module.enter is None
+    narrow, wide = (
+        predict(DecoderFacts(**LLAMA), "self_copy", 15, 12, prompt=512, answer=32, width=width) for width in (384, None)
+    )
+    assert narrow.first_token < 0.75 * wide.first_token
+    assert narrow.parameters < wide.parameters
