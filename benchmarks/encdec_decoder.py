@@ -310,7 +310,7 @@ def teacher_of_keys() -> Any:
     return made.as_teacher("keys", "")
 
 
-def docstrings(teacher: Any, split: str, seed: int, rows: int) -> Iterator[Any]:
+def docstrings(teacher: Any, split: Any, seed: int, rows: int) -> Iterator[Any]:
     """Yield batches of functions and their docstrings, in an order of the seed."""
     from xarch.contracts.data import DataRequest
     from xarch.planning.resolve import resolve_data

@@ -38,8 +38,8 @@ def _rows(facts: DecoderFacts, options: EncDecOptions, profile: str, bench: dict
         found = CASE.fullmatch(name)
         if found is None:
             continue
-        lengths = {"prompt": int(found[2]), "answer": options.answer}
-        expected = predict(facts, options.cross, *counts, **lengths, width=options.encoder_width)
+        width, prompt = options.encoder_width, int(found[2])
+        expected = predict(facts, options.cross, *counts, prompt=prompt, answer=options.answer, width=width)
         share = expected.first_token if found[1].startswith("first") else 1 / expected.speed
         rows.append([f"{profile}: {name}", f"{share:.2f}", f"{1 / speed_up:.2f}"])
     return rows

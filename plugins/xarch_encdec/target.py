@@ -153,8 +153,8 @@ def _traits(facts: DecoderFacts, options: EncDecOptions, layout: Layout) -> dict
     decided = len(layout.decoder) == counts[1]
     common = sum(twin is not None for twin in layout.twins) if decided else max(0, sum(counts) - facts.layers)
     shared = common if options.share else 0
-    lengths = {"prompt": options.prompt, "answer": options.answer}
-    found = predict(facts, options.cross, *counts, **lengths, shared=shared, width=options.encoder_width)
+    prompt, answer, width = options.prompt, options.answer, options.encoder_width
+    found = predict(facts, options.cross, *counts, prompt=prompt, answer=answer, shared=shared, width=width)
     both = f" ({shared} are both)" if shared else ""
     return {
         "layers": f"{found.encoder} encoder and {found.decoder} decoder layers{both} of the teacher's "

@@ -26,7 +26,7 @@ waves: Sin and Cos, or polynomials of float32 arithmetic for runtimes whose Sin 
 prefix_sum: CumSum, or log2(length) shifted additions.
 attention: standard operators, or those of onnxruntime: one for a rotation, one for the attention to a memory, which it
 writes in place.
-attention_to_all: of a sequence to all of itself, likewise; onnxruntime has it since version 1.32.
+attention_to_all: of a sequence to all of itself, likewise; version 1.32 of onnxruntime has it.
 """
 
 SIZES_ONLY = MappingProxyType({"sizes_only": True})
