@@ -268,6 +268,7 @@ def _graph(
         inputs=inputs,
         outputs=["logits", *(state.present for state in gives)],
         dynamic=dynamic,
+        counts={"position": PAST} if dynamic else {},
         weight_only=True,
         metadata={
             "family": "decoder",

@@ -34,6 +34,7 @@ def single_graph_cases(graphs: Sequence[ExportGraph]) -> Iterator[ParityCase]:
 
 def _case(graph: ExportGraph, sizes: Mapping[str, int]) -> ParityCase:
     inputs = {name: resized(value, graph.dynamic.get(name, {}), sizes) for name, value in graph.inputs.items()}
+    inputs |= {n: torch.full_like(inputs[n], sizes[s]) for n, s in graph.counts.items() if s in sizes}
     with torch.no_grad():
         outputs = graph.module(*inputs.values())
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -158,3 +158,6 @@ class TargetConformance:
         parity = read_json(run.path / "export" / "cpu" / "parity.json")
         assert parity["passed"] is True
         assert parity["graphs"]
+        rival = run.path / "bench" / "teacher" / "cpu" / "absent.json"
+        absent = read_json(rival)["reason"] if rival.exists() else ""
+        assert "does not reproduce" not in absent, f"the teacher's graphs, which the bench compares with: {absent}"
