@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch.kernels import gated_delta, gated_delta_step
+from xarch.kernels import gated_delta, gated_delta_step, linear_attention, recurs_in_runtime
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.layers import RMSNorm
 from xarch_decoder.model.mixer import SequenceInfo, StateSpec
@@ -125,18 +125,22 @@ class GDN(RecurrentMixer[Operands]):
         return parts.q_BLHN, parts.k_BLKN, parts.v_BLKP
 
     def recurrent_state(self) -> StateSpec:
-        return StateSpec("delta_state", (self.states, self.value_width, self.key_width))
+        return StateSpec("delta_state", (self.states, self.key_width, self.value_width))
 
     def recur(self, parts: Operands, segments_BL: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         operands = (parts.q_BLHN, parts.k_BLKN, parts.v_BLKP, parts.log_a_BLK, parts.beta_BLK)
         if state is None:
             y_BLHP = gated_delta(*operands, segment_ids_BL=segments_BL)
+        elif recurs_in_runtime():
+            q, k, v, log_a, beta = operands
+            y_BLHP, state = linear_attention(q, k, v, log_a, state, beta)
         elif parts.v_BLKP.shape[1] == 1:
             q, k, v, log_a, beta = (t[:, 0] for t in operands)
-            y_BHP, state = gated_delta_step(q, k, v, log_a, beta, state)
-            y_BLHP = y_BHP[:, None]
+            y_BHP, state_BKPN = gated_delta_step(q, k, v, log_a, beta, state.mT)
+            y_BLHP, state = y_BHP[:, None], state_BKPN.mT
         else:
-            y_BLHP, state = gated_delta(*operands, initial_state_BKPN=state, return_final_state=True)
+            y_BLHP, state_BKPN = gated_delta(*operands, initial_state_BKPN=state.mT, return_final_state=True)
+            state = state_BKPN.mT
         assert isinstance(y_BLHP, Tensor)
         if self.norm is not None:
             y_BLHP = self.norm(y_BLHP)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from xarch.kernels import ssd, ssd_step
+from xarch.kernels import linear_attention, recurs_in_runtime, ssd, ssd_step
 from xarch_decoder.factored import SSDFactors
 from xarch_decoder.model.mixer import SequenceInfo, StateSpec
 from xarch_mohawk.mixer import RecurrentMixer
@@ -77,17 +77,21 @@ class ScalarDecayMixer(RecurrentMixer[Operands]):
         return {"matrix": {"H": self.heads}, **super().inner_shapes()}
 
     def recurrent_state(self) -> StateSpec:
-        return StateSpec("ssm_state", (self.heads, self.value_width, self.state_size))
+        return StateSpec("ssm_state", (self.heads, self.state_size, self.value_width))
 
     def recur(self, parts: Operands, segments_BL: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         operands = (parts.x_BLHP, parts.log_a_BLH, parts.B_BLHN, parts.C_BLHN)
         if state is None:
             y_BLHP = ssd(*operands, self.D, segment_ids_BL=segments_BL)
+        elif recurs_in_runtime():
+            y_BLHP, state = linear_attention(parts.C_BLHN, parts.B_BLHN, parts.x_BLHP, parts.log_a_BLH, state)
+            y_BLHP = y_BLHP + self.D[:, None] * parts.x_BLHP
         elif parts.x_BLHP.shape[1] == 1:
             x, log_a, B, C = (t[:, 0] for t in operands)
-            y_BHP, state = ssd_step(x, log_a, B, C, self.D, state)
-            y_BLHP = y_BHP[:, None]
+            y_BHP, state_BHPN = ssd_step(x, log_a, B, C, self.D, state.mT)
+            y_BLHP, state = y_BHP[:, None], state_BHPN.mT
         else:
-            y_BLHP, state = ssd(*operands, self.D, initial_state_BHPN=state, return_final_state=True)
+            y_BLHP, state_BHPN = ssd(*operands, self.D, initial_state_BHPN=state.mT, return_final_state=True)
+            state = state_BHPN.mT
         assert isinstance(y_BLHP, Tensor)
         return self.gated(y_BLHP.flatten(2), parts.gate_BLI), state

@@ -11,7 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xarch.kernels import causal_conv1d, causal_conv1d_step, gated_delta, gated_delta_step, ssd, ssd_step
+from xarch.kernels import (
+    causal_conv1d,
+    causal_conv1d_step,
+    causal_conv_with_state,
+    gated_delta,
+    gated_delta_step,
+    graph_forms,
+    linear_attention,
+    recurs_in_runtime,
+    ssd,
+    ssd_step,
+)
 
 FORBIDDEN = {"Loop", "Scan", "If", "CumSum", "Einsum", "Trilu", "ScatterND", "NonZero", "Where"}
 NAMES = ["u", "log_a", "conv_state", "ssm_state"]
@@ -132,4 +143,76 @@ def test_onnx_runs_the_delta_rule_with_plain_operators(length, tmp_path: Path, e
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: t.numpy() for name, t in zip(names, other, strict=True)})
     for value, truth in zip(outputs, model(*other), strict=True):
+        assert error(torch.from_numpy(value), truth) <= 1e-5
+
+
+class Recurrent(nn.Module):
+    """A convolution, a recurrence with a scalar decay and a gated delta rule; 4 query heads share 2 states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.bias = nn.Parameter(torch.randn(12, 4) / 4), nn.Parameter(torch.randn(12))
+
+    def forward(
+        self, u: Tensor, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, beta: Tensor, conv: Tensor, state: Tensor
+    ) -> tuple[Tensor, ...]:
+        if recurs_in_runtime():
+            taps = (self.weight, self.bias)
+            return (
+                *causal_conv_with_state(u, *taps, conv),
+                *linear_attention(q, k, v, log_a, state),
+                *linear_attention(q, k, v, log_a, state, beta),
+            )
+        y, after = causal_conv1d(
+            u, self.weight, self.bias, initial_state_BCJ=conv, return_final_state=True, backend="naive"
+        )
+        given = {"return_final_state": True, "backend": "naive"}
+        x, log_a_4, wide = (t.repeat_interleave(2, 2) for t in (v, log_a, state.transpose(1, 2)))
+        scan, h = ssd(
+            x, log_a_4, k.repeat_interleave(2, 2), q, None, initial_state_BHPN=wide.transpose(1, 2).mT, **given
+        )
+        rule, s = gated_delta(q, k, v, log_a, beta, initial_state_BKPN=state.mT, **given)
+        return y, after, scan, h[:, ::2].mT, rule, s.mT
+
+    def inputs(self, batch: int, length: int) -> tuple[Tensor, ...]:
+        k = nn.functional.normalize(torch.randn(batch, length, 2, 8), dim=-1)
+        gates = (-torch.rand(batch, length, 2), torch.rand(batch, length, 2))
+        u, conv = torch.randn(batch, length, 12), torch.randn(batch, 12, 3)
+        return (
+            u,
+            torch.randn(batch, length, 4, 8),
+            k,
+            torch.randn(batch, length, 2, 6),
+            *gates,
+            conv,
+            torch.randn(batch, 2, 8, 6),
+        )
+
+
+class InRuntime(Recurrent):
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        with graph_forms(recurrence="runtime"):
+            return super().forward(*given)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 37)])
+def test_recurrences_as_operators_of_the_runtime(batch: int, length: int, tmp_path: Path, error) -> None:
+    names = ["u", "q", "k", "v", "log_a", "beta", "conv", "state"]
+    inputs = Recurrent().inputs(batch, length)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            InRuntime().eval(), inputs, dynamo=True, opset_version=18, input_names=names, verbose=False
+        )
+    program.save(tmp_path / "graph.onnx")
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "graph.onnx").graph.node)
+    assert operators["LinearAttention"] == 2
+    assert operators["CausalConvWithState"] == 1
+    session = onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: t.numpy() for name, t in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        wanted = Recurrent()(*inputs)
+    for value, truth in zip(found, wanted, strict=True):
+        assert tuple(value.shape) == tuple(truth.shape)
         assert error(torch.from_numpy(value), truth) <= 1e-5

@@ -26,7 +26,8 @@ NPU_OPS = frozenset({
 others lack or compute in half precision only: Sin and Cos of large angles, CumSum, bitwise and data-dependent ones."""
 
 RUNTIME_OPS = frozenset({
-    "com.microsoft::GroupQueryAttention", "com.microsoft::RotaryEmbedding", SKIP_NORM,
+    "com.microsoft::CausalConvWithState", "com.microsoft::GroupQueryAttention", "com.microsoft::LinearAttention",
+    "com.microsoft::RotaryEmbedding", SKIP_NORM,
 })  # fmt: skip
 """Operators of onnxruntime's own that graphs for it may contain."""
 

@@ -29,6 +29,7 @@ from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_mlp import ACTIVATIONS, prefix_mlp
 from xarch.kernels.prefix_sum import prefix_sum
 from xarch.kernels.runtime_attention import RUNTIME_READS_ALL, attention_to_all, grouped_query_attention
+from xarch.kernels.runtime_recurrence import causal_conv_with_state, linear_attention, recurs_in_runtime
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
     ExactPrecision,
@@ -62,6 +63,7 @@ __all__ = [
     "backends",
     "causal_conv1d",
     "causal_conv1d_step",
+    "causal_conv_with_state",
     "describe",
     "entry_bytes",
     "entry_cost",
@@ -78,11 +80,13 @@ __all__ = [
     "grouped_query_attention",
     "hash_encode",
     "keep_freed_memory",
+    "linear_attention",
     "matrix_distance",
     "mixing_matrix",
     "octave_waves",
     "prefix_mlp",
     "prefix_sum",
+    "recurs_in_runtime",
     "register",
     "selective_scan",
     "selective_scan_step",
