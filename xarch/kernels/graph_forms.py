@@ -28,8 +28,8 @@ prefix_sum: CumSum, or log2(length) shifted additions.
 attention: standard operators, or those of onnxruntime: one for a rotation, one for the attention to a memory, which it
 writes in place.
 attention_to_all: of a sequence to all of itself, likewise; version 1.32 of onnxruntime has it.
-recurrence: standard operators, or those of version 1.32: one for all tokens of a linear attention or a gated delta rule,
-and one for a causal convolution.
+recurrence: standard operators, or those of version 1.32: one for all tokens of a linear attention or a gated delta
+rule, and one for a causal convolution.
 """
 
 SIZES_ONLY = MappingProxyType({"sizes_only": True})
