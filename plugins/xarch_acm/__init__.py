@@ -21,7 +21,7 @@ def xarch_register(registry: Any) -> None:
         load="xarch_acm.target:AcmTarget",
         accepts=families,
         recipes=["acm", "acm-classify", "acm-fixed", "acm-experts", "acm-exits"],
-        profiles=["cpu", "openvino", "web", "npu", "npu-fp16"],
+        profiles=["cpu", "cpu-int8", "cpu-int4", "openvino", "web", "npu", "npu-fp16", "npu-int8"],
         summary="the teacher itself, with modules that run as many of their learners as a gate chooses for every token",
     )
     for name, load, summary in (
