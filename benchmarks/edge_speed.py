@@ -76,6 +76,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     store = Store(chosen.out, header("edge_speed", {"teacher": TEACHER}, threads=1), chosen.fresh)
+    if "read_gb_a_second" not in store.facts:
+        store.note(read_gb_a_second=round(reading(), 1))
     teacher = xarch.load_teacher(TEACHER)
     runs = {"memory, 30 of 30 layers": chosen.memory, "hybrid, 10 of 30 layers": chosen.hybrid}
     work = chosen.work / store.key
@@ -100,6 +102,12 @@ def main() -> None:
 def busy() -> float:
     """Load of the machine a minute ago to now; above the number of cores, wall times are too long."""
     return round(os.getloadavg()[0], 1)
+
+
+def reading() -> float:
+    """Gigabytes that one thread reads from memory in a second, by the sum of an array far beyond its caches."""
+    numbers = torch.ones(1 << 27)
+    return numbers.nbytes / 1e6 / least(numbers.sum, 5).cpu
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from benchmarks.tables.row import Row, grouped
 RIVAL = "teacher, onnxruntime-genai"
 BARS = {"memory": {256: 1.0, 1024: 1.5, 4096: 3.0, 8000: 5.0}, "hybrid": {4096: 1.5}}
 """Student -> context -> how much faster than the teacher of the same precision it is to be (int4 for all layers)."""
+BOUND = 60
+"""Least share of a token's time, in per cent, that reading the file and the states would take."""
 RATIO = {"int8": 1.005, "int4": 1.02}
 """Largest perplexity of a file relative to its student's."""
 
@@ -31,6 +33,10 @@ def edge_speed(result: Result) -> list[Row]:
         states = f"states {at[0]['state_bytes'] / 1e6:.1f} MB at {at[0]['context']}"
         states += f", {at[-1]['state_bytes'] / 1e6:.1f} MB at {at[-1]['context']} tokens"
         figure = f"{p['bytes'] / 1e6:.0f} MB, {p['nodes']} nodes; {states}"
+        if "read_gb_a_second" in result.facts:
+            # A token reads all weights and states once.
+            bound = (p["bytes"] + p["state_bytes"]) / (1e6 * result.facts["read_gb_a_second"])
+            figure += f"; {100 * bound / p['decode_cpu_ms']:.0f} % of what memory allows (bar {BOUND} %)"
         found.append(Row(f"{arm}, {precision}", figure, f"slowest context {max(flat) / min(flat):.2f}×", "", beside))
     for p in result.points:
         if "domain" in p:
