@@ -101,8 +101,6 @@ class ExportGraph:
         inputs: input name -> example tensor, in call order.
         outputs: names of the returned tensors, in order.
         dynamic: input name -> {dimension: symbol} for dynamic dimensions.
-        counts: input name -> symbol of the free dimension whose size the input's value is in every call: a position
-            after a cache.
         metadata: facts that users of the file need; stored in the model's ``metadata_props``.
         throughput: work done by one call, if it is a count of equal units.
         reads: input name -> batch key. With ``gives``, the engine verifies the graph itself: it computes the student's
@@ -117,6 +115,8 @@ class ExportGraph:
         weight_only: whether a profile of few bits stores only weights so, where its runtime can: products of few rows
             wait for the bytes of weights, and inputs that pass through states gather errors. Their products are MatMul
             nodes where shapes are free, which other tools find.
+        counts: input name -> symbol of the free dimension whose size the input's value is in every call: a position
+            after a cache.
     """
 
     name: str
@@ -124,7 +124,6 @@ class ExportGraph:
     inputs: dict[str, Tensor]
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    counts: Mapping[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     throughput: Throughput | None = None
     reads: Mapping[str, str] = field(default_factory=dict)
@@ -132,6 +131,7 @@ class ExportGraph:
     variant: str = ""
     top1: str = ""
     weight_only: bool = False
+    counts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
