@@ -1,14 +1,13 @@
-"""Encoder-decoders beside decoders of fewer layers, both distilled from one teacher with the same tokens.
+"""Encoder-decoders beside decoders of fewer layers, both distilled from SmolLM2-135M with the same tokens.
 
     python benchmarks/encdec_decoder.py
     python benchmarks/encdec_decoder.py --tasks keys --seeds 0
 
-Task ``keys``: 16 keys with a value of two tokens each, then one of the keys; the answer is its value. Its teacher, a
-decoder of 8 layers, is trained here. Task ``docstrings``: SmolLM2-135M and pairs of the standard library, few tokens.
-Students begin with layers of the teacher and see the same pairs in the same order, with the teacher's predictions (0.9)
-and the answers (0.1). The decoder of fewer layers has the work of the larger encoder-decoder for such a pair, and the
-parameters of the smaller. Figures are of held-out answers; an answer is right if all of its tokens are. An interrupted
-measurement resumes.
+Task ``keys``: a long source and a short answer, 12 names with a number each, then one of the names, whose number is the
+answer. Task ``docstrings``: functions of the standard library and their docstrings. Students begin with layers of the
+teacher and see the same few pairs in the same order, with the teacher's predictions (0.9) and the answers (0.1). The
+decoder of fewer layers has the work of the larger encoder-decoder for such a pair, and the parameters of the smaller.
+Figures are of held-out answers; an answer is right if all of its tokens are. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import statistics
 import sys
 import time
@@ -35,10 +35,9 @@ PROMPT = (
     "<|im_start|>user\nWrite a docstring of one sentence for this function:\n"
     "{source}<|im_end|>\n<|im_start|>assistant\n"
 )
-KEYS, VALUES, ENTRIES, FEW = 40, 16, 16, 4
-"""Keys and values that there are, and entries of a source; few in the first quarter of the teacher's training."""
-TEACHER_STEPS, TEACHER_ROWS, QUERIES = 800, 24, 4
-"""Training of the teacher of keys: updates, rows of each, and keys that a row asks for."""
+NAMES = "Anna Bob Carl Dora Emil Fred Gina Hugo Ivan Jane Karl Lena Mark Nina Olga Paul Rosa Sara Tom Vera Will".split()  # noqa: SIM905
+ENTRIES = 12
+"""Names of a source."""
 
 
 @dataclass(frozen=True)
@@ -49,51 +48,31 @@ class Arm:
         options: of the target ``encdec``; empty for a decoder.
         layers: of a decoder, the teacher's, evenly spaced.
         gold: weight of the answers; what is left is that of the teacher's predictions.
-        random: whether weights are random instead of the teacher's.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     layers: int = 0
     gold: float = 0.1
-    random: bool = False
 
 
 @dataclass(frozen=True)
 class Task:
-    """What students learn: updates, pairs of each, peak learning rate, held-out pairs, arms."""
+    """What students learn: updates, pairs of each, peak learning rate, held-out pairs."""
 
     steps: int
     rows: int
     rate: float
     heldout: int
-    arms: dict[str, Arm]
 
 
-def arms(encoder: int, decoder: int, small: tuple[int, int], layers: int) -> dict[str, Arm]:
-    """Arms: an encoder-decoder whose layers are shared, with and without its teacher; a smaller one; and a decoder of
-    the work of the first and the parameters of the second."""
-    shared = {"encoder": encoder, "decoder": decoder, "share": True}
-    return {
-        f"encoder-decoder {encoder}+{decoder}, shared": Arm(shared),
-        f"encoder-decoder {small[0]}+{small[1]}": Arm({"encoder": small[0], "decoder": small[1]}),
-        f"decoder of {layers}": Arm(layers=layers),
-        f"encoder-decoder {encoder}+{decoder}, shared, answers alone": Arm(shared, gold=1.0),
-    }
-
-
-TASKS = {
-    "keys": Task(
-        200,
-        24,
-        1e-3,
-        256,
-        {
-            **arms(5, 8, (3, 2), 5),
-            "encoder-decoder 5+8, shared, random": Arm({"encoder": 5, "decoder": 8, "share": True}, random=True),
-        },
-    ),
-    "docstrings": Task(16, 2, 1e-4, 24, arms(20, 30, (13, 9), 22)),
+SHARED = {"encoder": 20, "decoder": 30, "share": True}
+ARMS = {
+    "encoder-decoder 20+30, shared": Arm(SHARED),
+    "decoder of 22": Arm(layers=22),
+    "encoder-decoder 20+30, shared, answers alone": Arm(SHARED, gold=1.0),
+    "encoder-decoder 13+9": Arm({"encoder": 13, "decoder": 9}),
 }
+TASKS = {"keys": Task(12, 4, 1e-4, 32), "docstrings": Task(12, 4, 1e-4, 32)}
 SOURCE, TARGET = 80, 20
 """Most tokens of a docstring's pair."""
 
@@ -101,10 +80,11 @@ SOURCE, TARGET = 80, 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_options(parser, "encdec_decoder")
     chosen = parser.parse_args()
-    settings = {name: [task.steps, task.rows, task.rate, task.heldout, *task.arms] for name, task in TASKS.items()}
+    settings = {name: [task.steps, task.rows, task.rate, task.heldout] for name, task in TASKS.items()}
     store = Store(chosen.out, header("encdec_decoder", settings, threads=1), chosen.fresh)
     import torch
 
@@ -115,7 +95,7 @@ def main() -> None:
             store.add({"task": name, "arm": "teacher", **source.figures(source.view)})
             print(store.points[-1], file=sys.stderr)
         for seed in chosen.seeds:
-            for arm in TASKS[name].arms:
+            for arm in chosen.arms:
                 if store.find(task=name, arm=arm, seed=seed) is None:
                     store.add({"task": name, "arm": arm, "seed": seed, **source.student(arm, seed)})
                     print(store.points[-1], file=sys.stderr)
@@ -138,27 +118,30 @@ class Source:
     """A task: its teacher, and pairs."""
 
     def __init__(self, name: str) -> None:
+        import torch
+
         import xarch
         from xarch_encdec.teacher import AnswerView
 
         self.name, self.task = name, TASKS[name]
-        self.teacher = xarch.load_teacher(SMOLLM2) if name == "docstrings" else teacher_of_keys()
+        self.teacher = xarch.load_teacher(SMOLLM2)
         self.view = AnswerView(self.teacher)
         self.heldout = list(self.batches("heldout", 0, self.task.heldout // 8, 8))
+        with torch.no_grad():
+            self.known = [self._logits(self.view, batch) for batch in self.heldout]
 
     def batches(self, split: str, seed: int, count: int, rows: int) -> Iterator[Any]:
         """Yield so many batches of pairs."""
-        import torch
-
         from xarch_text.pair_encoding import Tokens, to_batch
 
         if self.name == "keys":
-            draw = torch.Generator().manual_seed(2 * seed + (split == "heldout"))
+            draw = random.Random(f"{split} {seed}")
+            encode = self.teacher.processor().encode
             for _ in range(count):
                 found = []
                 for _ in range(rows):
-                    ids, answers = entries(draw, 1)
-                    found.append(Tokens(ids[: 3 * ENTRIES], [ids[-1], *answers[0]]))
+                    prompt, answer = (list(encode(text)) for text in entries(draw))
+                    found.append(Tokens(prompt[:-1], [prompt[-1], *answer]))
                 yield to_batch(found, rows, joined=True)
             return
         yield from islice(docstrings(self.teacher, split, seed, rows), count)
@@ -169,7 +152,7 @@ class Source:
 
         torch.manual_seed(seed)
         began = time.process_time()
-        arm = self.task.arms[name]
+        arm = ARMS[name]
         model, trained = self._built(arm)
         before = self.figures(model)
         for parameter in trained.parameters():
@@ -208,8 +191,7 @@ class Source:
         target = EncDecTarget()
         options = EncDecOptions(**arm.options, mask="causal", memory="layers")
         student = target.build(self.teacher.facts, options, {}, device=torch.device("cpu"))
-        if not arm.random:
-            target.initialise(student, self.teacher)
+        target.initialise(student, self.teacher)
         return student, student.module
 
     def _logits(self, model: Any, batch: Any) -> Any:
@@ -222,8 +204,8 @@ class Source:
 
         nll = kl = right = tokens = rows = 0.0
         with torch.no_grad():
-            for batch in self.heldout:
-                theirs, ours = self._logits(self.view, batch), self._logits(model, batch)
+            for batch, theirs in zip(self.heldout, self.known, strict=True):
+                ours = theirs if model is self.view else self._logits(model, batch)
                 seen = batch.seen_by("student")
                 counted = seen["answer_mask"] > 0
                 apart, gold = distances(ours, theirs, batch)
@@ -247,67 +229,14 @@ def distances(ours: Any, theirs: Any, batch: Any) -> tuple[Any, Any]:
     return (p.exp() * (p - q)).sum(-1).mean(), -q.gather(1, wanted[:, None]).mean()
 
 
-def entries(draw: Any, queries: int, count: int = ENTRIES) -> tuple[list[int], list[list[int]]]:
-    """Entries and then keys that are asked for, as tokens, and the value of each."""
-    import torch
-
-    keys = torch.randperm(KEYS, generator=draw)[:count].tolist()
-    values = (KEYS + torch.randint(VALUES, (count, 2), generator=draw)).tolist()
-    asked = torch.randperm(count, generator=draw)[:queries].tolist()
-    source = [token for key, value in zip(keys, values, strict=True) for token in (key, *value)]
-    return [*source, *(keys[i] for i in asked)], [values[i] for i in asked]
-
-
-def teacher_of_keys() -> Any:
-    """A decoder that has learnt to look up keys."""
-    import torch
-
-    from xarch import Batch
-    from xarch_decoder.facts import DecoderFacts
-    from xarch_decoder.model.attention import Attention
-    from xarch_decoder.student import DecoderStudent
-
-    pairs = 8
-    facts = DecoderFacts(
-        layers=8,
-        width=64,
-        vocab=KEYS + VALUES,
-        heads=4,
-        kv_heads=2,
-        head_dim=16,
-        mlp_width=128,
-        scale=16**-0.5,
-        inverse_frequencies=tuple(10000.0 ** (-i / pairs) for i in range(pairs)),
-    )
-    torch.manual_seed(0)
-    made = DecoderStudent(facts, [[Attention]] * facts.layers)
-    for name, parameter in made.module.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.02 if "embed" in name else parameter.shape[1] ** -0.5 / 2)
-    optimiser = torch.optim.AdamW(made.module.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    draw = torch.Generator().manual_seed(12345)
-    for step in range(TEACHER_STEPS):
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / TEACHER_STEPS))
-        rows, count = [], FEW if step < TEACHER_STEPS // 4 else ENTRIES
-        for _ in range(TEACHER_ROWS):
-            ids, answers = entries(draw, QUERIES, count)
-            told = zip(ids[3 * count :], answers, strict=True)
-            rows.append([*ids[: 3 * count], *(token for key, value in told for token in (key, *value))])
-        ids_BL = torch.tensor(rows)
-        logits = made.collect(Batch({"input_ids": ids_BL}, len(rows)), ["logits"])["logits"].full()
-        place = torch.arange(ids_BL.shape[1] - 1)
-        asked = (place >= 3 * count) & (place % 3 != 2)
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1][:, asked].flatten(0, 1), ids_BL[:, 1:][:, asked].flatten()
-        )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(made.module.parameters(), 1.0)
-        optimiser.step()
-        if step % 100 == 0 or step == TEACHER_STEPS - 1:
-            print(f"teacher of keys: step {step}, loss {float(loss):.3f}", file=sys.stderr)
-    return made.as_teacher("keys", "")
+def entries(draw: random.Random) -> tuple[str, str]:
+    """A list of names and numbers with a question for one of them, and its number."""
+    names = draw.sample(NAMES, ENTRIES)
+    numbers = [draw.randint(10, 99) for _ in names]
+    asked = draw.randrange(ENTRIES)
+    known = "".join(f"{name}: {number}\n" for name, number in zip(names, numbers, strict=True))
+    asked_for = f"<|im_start|>user\n{known}What number does {names[asked]} have?<|im_end|>\n<|im_start|>assistant\n"
+    return f"{asked_for}{names[asked]}:", f" {numbers[asked]}\n"
 
 
 def docstrings(teacher: Any, split: Any, seed: int, rows: int) -> Iterator[Any]:
