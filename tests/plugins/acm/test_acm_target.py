@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from tests.plugins.acm.acm_models import tiny_vit, with_random_gates
 from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
-from xarch import PlanError
+from xarch import PlanError, save_weights
 from xarch.report import RunInfo
 from xarch.testing.models import load_teacher
 from xarch_acm.learners import factors
@@ -103,6 +104,22 @@ def test_projections_of_pictures(tmp_path: Path):
         target.build(teacher.facts, AcmOptions(modules=["q"]), {}, device=CPU)
     with pytest.raises(PlanError, match=r"blocks\.0\.mlp has 192 hidden units"):
         target.build(teacher.facts, AcmOptions(learners=64).model_copy(update={"learners": 193}), {}, device=CPU)
+
+
+@pytest.mark.slow
+def test_mixers_have_mlps_over_positions_and_over_channels(tmp_path: Path):
+    file = tmp_path / "teacher.safetensors"
+    save_weights(timm.create_model("mixer_s32_224", num_classes=3, img_size=64).state_dict(), file)
+    teacher, target = load_teacher(f"timm:mixer_s32_224?checkpoint={file}&size=64"), AcmTarget()
+    student = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
+    target.initialise(student, teacher)
+    student.module.eval()
+    names = [f"blocks.{n}.mlp_{over}" for n in range(8) for over in ("tokens", "channels")]
+    assert {path: m.function for path, m in student.adaptive.items()} == dict.fromkeys(names, "gelu")
+    batch = image_batch(student.facts, 3)
+    with torch.no_grad():
+        made, wanted = (model.collect(batch, {"logits"})["logits"] for model in (student, teacher))
+    assert torch.allclose(made, wanted, atol=1e-5)
 
 
 def test_effort_is_what_ran_at_each_position(tmp_path: Path):
