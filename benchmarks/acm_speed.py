@@ -47,7 +47,7 @@ from xarch_acm.options import AcmExport, AcmOptions
 from xarch_acm.student import AcmStudent
 from xarch_acm.tables import executed, shift_for
 from xarch_acm.target import AcmTarget
-from xarch_decoder.bench import LanguageGraphs
+from xarch_decoder.bench import LanguageGraphs, States
 
 MODEL, SIZE, PICTURES = "vit_small_patch16_224", 224, 8
 KINDS = {"MLPs and projections": ["mlp", "qkv", "o"], "MLPs": ["mlp"]}
@@ -211,16 +211,16 @@ def decoders(folder: Path) -> Forms:
         names = [graph.name for graph in graphs]
         call, driven = Sessions(place), LanguageGraphs({n: graph_metadata(place / f"{n}.onnx") for n in names})
         token = ids[0].numpy()
-        _, read = driven.step(call, token[:READ], 0, driven.initial(room=READ + DECODED))
 
-        def decode() -> None:
-            held = read
-            for position in range(READ, READ + DECODED):
+        def decode(held: States, first: int, last: int) -> States:
+            for position in range(first, last):
                 _, held = driven.step(call, token[position : position + 1], position, held)
+            return held
 
-        return decode
+        read = decode(driven.initial(room=READ + DECODED), 0, READ)
+        return partial(decode, read, READ, READ + DECODED)
 
-    graph = {"prefill": [READ]}
+    graph: dict[str, list[int]] = {"prefill": []}
     found: Forms = {"dense": (form("dense", target.teacher_graphs(teacher, cpu, AcmExport(graph=graph))), 1.0)}
     for budget in BUDGETS[1:]:
         for mode, share in (("dynamic", shares[budget]), ("static_budget", budget)):
