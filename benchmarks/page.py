@@ -22,6 +22,7 @@ TITLES = {
     "encdec_speed": "Exported encoder-decoders against their teacher: first token, tokens a second, bytes",
     "study_encdec_starts": "How a decoder begins as an encoder-decoder, at equal tokens",
     "acm_speed": "Adaptive models exported: a ViT-S and one MLP beside their dense forms",
+    "acm_speed_torch": "The same on another processor: one MLP in torch by both backends, SmolLM2-135M token by token",
     "study_acm_fashion": "Adaptive computation against its controls on Fashion-MNIST, budgets 25, 50, 75 per cent",
     "study_acm_smollm2": "Gates against fixed numbers of learners where half of them is too little: MLPs of SmolLM2-135M",
     "study_acm_collapse": "What keeps the paper's gates from one choice for all",
