@@ -53,6 +53,8 @@ MODEL, SIZE, PICTURES = "vit_small_patch16_224", 224, 8
 KINDS = {"MLPs and projections": ["mlp", "qkv", "o"], "MLPs": ["mlp"]}
 BUDGETS = (0.25, 0.5, 0.75)
 WIDTHS, TOKENS = (384, 768), 1576
+NARROW, FEW = 192, 197
+"""Width and tokens of a small MLP, one picture of a small ViT."""
 REPEATS = 10
 DECODER, READ, DECODED = "zoo:smollm2-135m", 32, 32
 """Tokens that are read before, and those that are timed."""
@@ -78,7 +80,10 @@ def main() -> None:
         cases: list[tuple[str, dict[str, object], Callable[[], Forms]]] = []
         for width in WIDTHS:
             cases.append(("modules", {"part": "module", "width": width}, partial(exported_modules, width, folder)))
-            cases.append(("torch", {"part": "torch", "width": width}, partial(in_torch, width)))
+            cases.append(
+                ("torch", {"part": "torch", "width": width, "tokens": TOKENS}, partial(in_torch, width, TOKENS))
+            )
+        cases.append(("torch", {"part": "torch", "width": NARROW, "tokens": FEW}, partial(in_torch, NARROW, FEW)))
         for name, kinds in KINDS.items():
             cases.append(("models", {"part": "model", "modules": name}, partial(exported_models, kinds, folder)))
         cases.append(("decode", {"part": "decode", "modules": "MLPs"}, partial(decoders, folder)))
@@ -145,9 +150,9 @@ class Only(nn.Module):
         return (self.module(x),)
 
 
-def adapted(width: int) -> tuple[Mlp, AdaptiveModule, torch.Tensor, dict[float, tuple[float, float]]]:
+def adapted(width: int, tokens: int) -> tuple[Mlp, AdaptiveModule, torch.Tensor, dict[float, tuple[float, float]]]:
     """Return an MLP, its adaptive form, tokens [1, T, D], and budget -> shift and the share that runs."""
-    x = torch.randn(1, TOKENS, width)
+    x = torch.randn(1, tokens, width)
     dense = Mlp(width).eval().requires_grad_(False)
     part = Replaceable("mlp", "mlp", True, ("fc1",), dense.act, "fc2", "gelu")
     module = adaptive(nn.ModuleDict({"mlp": dense}), part, AcmOptions(gates="random")).eval().requires_grad_(False)
@@ -158,7 +163,7 @@ def adapted(width: int) -> tuple[Mlp, AdaptiveModule, torch.Tensor, dict[float, 
 
 def exported_modules(width: int, folder: Path) -> Forms:
     """Return an MLP in all forms of a graph."""
-    dense, module, x, points = adapted(width)
+    dense, module, x, points = adapted(width, TOKENS)
 
     def graph(form: nn.Module) -> ExportGraph:
         return ExportGraph("module", Only(form).eval(), {"x": x}, ["y"], {"x": {1: "tokens"}})
@@ -171,9 +176,9 @@ def exported_modules(width: int, folder: Path) -> Forms:
     return opened(found, folder)
 
 
-def in_torch(width: int) -> Forms:
+def in_torch(width: int, tokens: int) -> Forms:
     """Return an MLP in torch: dense, and adaptive by every backend."""
-    dense, module, x, points = adapted(width)
+    dense, module, x, points = adapted(width, tokens)
 
     def run(backend: str, shift: float) -> torch.Tensor:
         module.point = Point(shift=shift)

@@ -24,7 +24,7 @@ TITLES = {
     "acm_speed": "Adaptive models exported: a ViT-S and one MLP beside their dense forms",
     "acm_speed_torch": "The same on another processor: one MLP in torch by both backends, SmolLM2-135M token by token",
     "study_acm_fashion": "Adaptive computation against its controls on Fashion-MNIST, budgets 25, 50, 75 per cent",
-    "study_acm_smollm2": "Gates against fixed numbers of learners where half of them is too little: MLPs of SmolLM2-135M",
+    "study_acm_smollm2": "Gates against fixed numbers of learners where half is too little: MLPs of SmolLM2-135M",
     "study_acm_collapse": "What keeps the paper's gates from one choice for all",
     "conversion_speed_cpu": "Matrix and hidden stages: speed",
     "matrix_memory": "Matrix stage: memory over tokens",

@@ -9,12 +9,12 @@ from benchmarks.tables.row import Row, grouped
 def acm_speed(result: Result) -> list[Row]:
     """CPU time of every form of a model or module beside the dense one, and the share of multiply-adds it takes."""
     found = []
-    for (part, modules, width), at in grouped(result.points, "part", "modules", "width").items():
+    for (part, modules, width, tokens), at in grouped(result.points, "part", "modules", "width", "tokens").items():
         dense = next(p for p in at if p["form"] == "dense")
         what = {
             "model": f"ViT-S, {modules}",
             "module": f"one MLP, width {width}",
-            "torch": f"one MLP in torch, width {width}",
+            "torch": f"one MLP in torch, width {width}, {tokens} tokens",
             "decode": f"SmolLM2-135M, {modules}, a token at batch 1",
         }[part]
         repeats = f"{result.header['settings']['repeats']} repeats"
