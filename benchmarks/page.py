@@ -37,7 +37,7 @@ TITLES = {
     "kernels_cpu_2048": "Kernels: scans at 2048 tokens, the same allocator and repeats for all",
     "study_deit_lt_digits": "DeiT-LT against its controls on long-tailed digits, imbalance 20",
     "study_deit_lt_fashion": "DeiT-LT against its controls on Fashion-MNIST-LT, imbalance 100, 3,720 pictures",
-    "study_deit_lt_fashion_50": "The same at imbalance 50, 4,196 pictures, a third of the work",
+    "study_deit_lt_fashion_50": "The same at imbalance 50, 4,196 pictures",
     "study_deit_lt_openclipart": "DeiT-LT against its controls on drawings with a natural long tail, 22 classes",
     "study_deit_lt_cifar100": "DeiT-LT against its controls on CIFAR-100-LT, imbalance 100",
     "study_ofa_fashion": "OFA-KD against its rivals and controls: four pairs, 1,000 labelled pictures of Fashion-MNIST",
