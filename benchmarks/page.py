@@ -20,6 +20,7 @@ TITLES = {
     "state_recall": "The same students: what they know of a text some distance later",
     "edge_speed": "Exported students against their teacher at its best: speed, bytes, quality of the files",
     "encdec_speed": "Exported encoder-decoders against their teacher: first token, tokens a second, bytes",
+    "encdec_decoder": "Encoder-decoders beside decoders of their work: a number looked up in a long source",
     "study_encdec_starts": "How a decoder begins as an encoder-decoder, at equal tokens",
     "acm_speed": "Adaptive models exported: a ViT-S and one MLP beside their dense forms",
     "acm_speed_torch": "The same on another processor: one MLP in torch by both backends, SmolLM2-135M token by token",

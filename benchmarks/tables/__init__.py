@@ -34,6 +34,7 @@ ROWS: dict[str, Callable[[Result], list[Row]]] = {
     "acm_speed": adaptive.acm_speed,
     "edge_speed": edge.edge_speed,
     "encdec_speed": edge.encdec_speed,
+    "encdec_decoder": conversions.encdec_decoder,
     "matrix_memory": conversions.matrix_memory,
     "plan_accuracy": conversions.plan_accuracy,
     "engine_overhead": conversions.engine_overhead,

@@ -146,3 +146,19 @@ def state_recall(result: Result) -> list[Row]:
             rival = "" if p is teacher else "teacher " + ", ".join(f"{100 * teacher[probe]:.0f} %" for probe in at)
             found.append(Row(f"{p['arm']}: {kind}", shown, "", asked, rival))
     return found
+
+
+def encdec_decoder(result: Result) -> list[Row]:
+    """Encoder-decoders beside decoders of their work or parameters, trained on as many pairs."""
+    found = []
+    for (task,), points in grouped(result.points, "task").items():
+        best = min(statistics.mean(of(at, "nll")) for (arm,), at in grouped(points, "arm").items() if arm != "teacher")
+        for (arm,), at in grouped(points, "arm").items():
+            figure = f"loss {mean(of(at, 'nll'), 2)}"
+            if all("right" in p for p in at):
+                figure += f", {mean((100 * r for r in of(at, 'right')), 0)} % right"
+            before = [p["nll_before"] for p in at if "nll_before" in p]
+            rival = f"before training {mean(before, 2)}; best {best:.2f}" if before else ""
+            name = f"{task}: {arm}, {at[0]['parameters']:.2f}× parameters"
+            found.append(Row(name, figure, f"loss {spread(of(at, 'nll'), 2)}", str(len(at)), rival))
+    return found
