@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from xarch import Chain, ExportGraph, Link, Options, PlanError, Profile
-from xarch.kernels import RUNTIME_READS_ALL
+from xarch.kernels import in_runtime
 from xarch_encdec.driving import DECODER, ENCODER, own_names, source_names
 from xarch_encdec.model.attention import spread
 from xarch_encdec.model.layers import DecoderLayer, EncoderLayer, Reading
@@ -158,7 +158,7 @@ def encdec_graphs(student: EncDecStudent, profile: Profile, options: EncDecExpor
                 f"export options: source {source} and answer {answer} exceed the model's {room} tokens",
                 f"--set export.options.source={room - answer}",
             )
-    wide = "runtime" in profile.lowerings and RUNTIME_READS_ALL
+    wide = "runtime" in profile.lowerings and in_runtime("attention_to_all")
     return [_encoder(student, sizes, wide=wide), _decoder(student, sizes)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from xarch.kernels import RUNTIME_READS_ALL
+from xarch.kernels import in_runtime
 from xarch_decoder.facts import DecoderFacts
 from xarch_encdec.facts import Cross
 
@@ -113,7 +113,7 @@ def predict(
     ours_all = (encoder - shared) * e.layer + enter + decoder * (c.layer + c.reading + own) + embeddings
     parameters = ours_all / (layers * c.layer + embeddings)
     theirs: Form = "causal operator" if runtime else "plain"
-    ours: Form = "operator" if runtime and RUNTIME_READS_ALL else "plain"
+    ours: Form = "operator" if runtime and in_runtime("attention_to_all") else "plain"
     step = decoder * (c.layer + c.reading) + c.head + KEPT * decoder * c.token * prompt
     step_teacher = layers * c.layer + c.head + KEPT * layers * c.token * prompt
     source = encoder * (e.layer + READS[ours] * e.pair * prompt) + enter + decoder * e.memory

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch.kernels import gated_delta, gated_delta_step, linear_attention, recurs_in_runtime
+from xarch.kernels import gated_delta, gated_delta_step, graph_form, linear_attention
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.layers import RMSNorm
 from xarch_decoder.model.mixer import SequenceInfo, StateSpec
@@ -131,7 +131,7 @@ class GDN(RecurrentMixer[Operands]):
         operands = (parts.q_BLHN, parts.k_BLKN, parts.v_BLKP, parts.log_a_BLK, parts.beta_BLK)
         if state is None:
             y_BLHP = gated_delta(*operands, segment_ids_BL=segments_BL)
-        elif recurs_in_runtime():
+        elif graph_form("recurrence") == "runtime":
             q, k, v, log_a, beta = operands
             y_BLHP, state = linear_attention(q, k, v, log_a, state, beta)
         elif parts.v_BLKP.shape[1] == 1:

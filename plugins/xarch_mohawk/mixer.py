@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xarch.kernels import causal_conv1d, causal_conv1d_step, causal_conv_with_state, recurs_in_runtime
+from xarch.kernels import causal_conv1d, causal_conv1d_step, causal_conv_with_state, graph_form
 from xarch_decoder.model.mixer import Mixer, SequenceInfo, StateSpec
 from xarch_decoder.model.rotary import Rotation, rotation
 from xarch_mohawk.channels import StateChannels
@@ -151,7 +151,7 @@ class RecurrentMixer(Mixer, Generic[O]):
         conv_BXJ, recurrent = state
         mixed_BLX, others = self.project(x_BLD)
         taps = self.filter()
-        if recurs_in_runtime():
+        if graph_form("recurrence") == "runtime":
             y_BLX, conv_BXJ = causal_conv_with_state(mixed_BLX, *taps, conv_BXJ)
         elif x_BLD.shape[1] == 1:
             y_BX, conv_BXJ = causal_conv1d_step(mixed_BLX[:, 0], *taps, conv_BXJ)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from xarch.kernels import linear_attention, recurs_in_runtime, ssd, ssd_step
+from xarch.kernels import graph_form, linear_attention, ssd, ssd_step
 from xarch_decoder.factored import SSDFactors
 from xarch_decoder.model.mixer import SequenceInfo, StateSpec
 from xarch_mohawk.mixer import RecurrentMixer
@@ -83,7 +83,7 @@ class ScalarDecayMixer(RecurrentMixer[Operands]):
         operands = (parts.x_BLHP, parts.log_a_BLH, parts.B_BLHN, parts.C_BLHN)
         if state is None:
             y_BLHP = ssd(*operands, self.D, segment_ids_BL=segments_BL)
-        elif recurs_in_runtime():
+        elif graph_form("recurrence") == "runtime":
             y_BLHP, state = linear_attention(parts.C_BLHN, parts.B_BLHN, parts.x_BLHP, parts.log_a_BLH, state)
             y_BLHP = y_BLHP + self.D[:, None] * parts.x_BLHP
         elif parts.x_BLHP.shape[1] == 1:

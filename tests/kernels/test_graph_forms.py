@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from xarch import UsageError
-from xarch.kernels import FORMS, HashConfig, graph_form, graph_forms, hash_encode, octave_waves, prefix_sum
+from xarch.kernels import (
+    FORMS,
+    HashConfig,
+    graph_form,
+    graph_forms,
+    hash_encode,
+    in_runtime,
+    octave_waves,
+    prefix_sum,
+)
+from xarch.kernels.graph_forms import SINCE
 
 
 class Under(nn.Module):
@@ -95,3 +105,13 @@ def test_forms_nest_and_end() -> None:
     for wrong in ({"grid": "nearest"}, {"planes": "gather"}):
         with pytest.raises(UsageError, match=r"nearest|planes"), graph_forms(**wrong):
             pass
+
+
+def test_a_form_that_the_installed_runtime_lacks_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SINCE, "recurrence", (99, 0))
+    in_runtime.cache_clear()
+    try:
+        with graph_forms(recurrence="runtime", attention="runtime"):
+            assert (graph_form("recurrence"), graph_form("attention")) == ("standard", "runtime")
+    finally:
+        in_runtime.cache_clear()

@@ -17,9 +17,9 @@ from xarch.kernels import (
     causal_conv_with_state,
     gated_delta,
     gated_delta_step,
+    graph_form,
     graph_forms,
     linear_attention,
-    recurs_in_runtime,
     ssd,
     ssd_step,
 )
@@ -157,7 +157,7 @@ class Recurrent(nn.Module):
     def forward(
         self, u: Tensor, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, beta: Tensor, conv: Tensor, state: Tensor
     ) -> tuple[Tensor, ...]:
-        if recurs_in_runtime():
+        if graph_form("recurrence") == "runtime":
             taps = (self.weight, self.bias)
             return (
                 *causal_conv_with_state(u, *taps, conv),

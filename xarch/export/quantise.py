@@ -8,6 +8,7 @@ stays float32: an accelerator fuses what it can, and a runtime that fuses nothin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -96,7 +97,8 @@ class Quantiser:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.inputs: dict[ir.Value, tuple[ir.Value, float]] = {}
-        self.weights: dict[tuple[ir.Value, int], tuple[np.ndarray, np.ndarray, int]] = {}
+        self.weights: dict[tuple[ir.Value, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.readers: Counter[tuple[ir.Value, int]] = Counter()
 
     def quantise_input(self, node: ir.Node, x: ir.Value, seen: Range) -> float:
         """Quantise the input x of ``node`` to 8 bits and return the scale."""
@@ -123,14 +125,15 @@ class Quantiser:
         self, node: ir.Node, weight: ir.Value, axis: int, least: np.ndarray | float = 0.0
     ) -> np.ndarray:
         """Store a weight in 8 bits and return the scale of every output channel, none of them below ``least``."""
-        numbers, scale, uses = self.weights.get((weight, axis), (None, None, 0))
-        if numbers is None or scale is None:
+        if (weight, axis) not in self.weights:
             assert weight.const_value is not None
-            numbers, scale = symmetric(weight.const_value.numpy(), axis, least)
-        self.weights[weight, axis] = numbers, scale, uses + 1
+            self.weights[weight, axis] = symmetric(weight.const_value.numpy(), axis, least)
+        numbers, scale = self.weights[weight, axis]
         # Of a weight that two products read onnxruntime makes two of one name where it needs exact sums. A file of
         # weights holds equal bytes once.
-        name = f"{weight.name}_axis{axis}" + (f"_{uses}" if uses else "")
+        before = self.readers[weight, axis]
+        self.readers[weight, axis] += 1
+        name = f"{weight.name}_axis{axis}" + (f"_{before}" if before else "")
         node.replace_input_with(1, self._stored(name, numbers, scale, axis, node))
         return scale
 

@@ -20,7 +20,7 @@ from xarch.kernels.folded_memory import (
     table_sizes,
 )
 from xarch.kernels.gated_delta import gated_delta, gated_delta_step
-from xarch.kernels.graph_forms import FORMS, SIZES_ONLY, graph_form, graph_forms
+from xarch.kernels.graph_forms import FORMS, SIZES_ONLY, graph_form, graph_forms, in_runtime
 from xarch.kernels.grid_encoding import grid_encode
 from xarch.kernels.hash_encoding import HashConfig, hash_encode
 from xarch.kernels.matrix_distance import MatrixDistance, attention_matrix, matrix_distance
@@ -28,8 +28,8 @@ from xarch.kernels.mixing_matrix import mixing_matrix
 from xarch.kernels.octave_waves import octave_waves
 from xarch.kernels.prefix_mlp import ACTIVATIONS, prefix_mlp
 from xarch.kernels.prefix_sum import prefix_sum
-from xarch.kernels.runtime_attention import RUNTIME_READS_ALL, attention_to_all, grouped_query_attention
-from xarch.kernels.runtime_recurrence import causal_conv_with_state, linear_attention, recurs_in_runtime
+from xarch.kernels.runtime_attention import attention_to_all, grouped_query_attention
+from xarch.kernels.runtime_recurrence import causal_conv_with_state, linear_attention
 from xarch.kernels.selective_scan import selective_scan, selective_scan_step
 from xarch.kernels.slot_memory import (
     ExactPrecision,
@@ -45,7 +45,6 @@ from xarch.kernels.ssd import ssd, ssd_step
 __all__ = [
     "ACTIVATIONS",
     "FORMS",
-    "RUNTIME_READS_ALL",
     "SIZES_ONLY",
     "Choice",
     "ExactPrecision",
@@ -79,6 +78,7 @@ __all__ = [
     "grid_encode",
     "grouped_query_attention",
     "hash_encode",
+    "in_runtime",
     "keep_freed_memory",
     "linear_attention",
     "matrix_distance",
@@ -86,7 +86,6 @@ __all__ = [
     "octave_waves",
     "prefix_mlp",
     "prefix_sum",
-    "recurs_in_runtime",
     "register",
     "selective_scan",
     "selective_scan_step",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import version
 from types import MappingProxyType
 
 from xarch.errors import UsageError
@@ -31,6 +33,9 @@ attention_to_all: of a sequence to all of itself, likewise; version 1.32 of onnx
 recurrence: standard operators, or those of version 1.32: one for all tokens of a linear attention or a gated delta
 rule, and one for a causal convolution.
 """
+
+SINCE = {"attention_to_all": (1, 32), "recurrence": (1, 32)}
+"""Operation -> version of onnxruntime from which on it has the form ``runtime``."""
 
 SIZES_ONLY = MappingProxyType({"sizes_only": True})
 """Metadata of a dataclass field that decides nothing about an exported graph but sizes of tensors and values of tables
@@ -59,5 +64,13 @@ def graph_forms(**forms: str) -> Iterator[None]:
 
 
 def graph_form(operation: str) -> str:
-    """The form currently selected for an operation."""
-    return (_CHOSEN.get() or {}).get(operation, FORMS[operation][0])
+    """The form currently selected for an operation, or its default where the installed onnxruntime lacks that form."""
+    chosen = (_CHOSEN.get() or {}).get(operation, FORMS[operation][0])
+    return chosen if chosen != "runtime" or in_runtime(operation) else FORMS[operation][0]
+
+
+@cache
+def in_runtime(operation: str) -> bool:
+    """Whether the installed onnxruntime has an operation's form ``runtime``."""
+    found = version("onnxruntime").split(".")[:2]
+    return tuple(map(int, found)) >= SINCE.get(operation, (0, 0))

@@ -11,16 +11,12 @@ which there is room.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
 OPERATOR = "com.microsoft::GroupQueryAttention"
-
-RUNTIME_READS_ALL = tuple(int(part) for part in version("onnxruntime").split(".")[:2]) >= (1, 32)
-"""Whether the installed onnxruntime has :func:`attention_to_all`."""
 
 
 def grouped_query_attention(

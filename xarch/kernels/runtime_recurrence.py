@@ -6,23 +6,12 @@ Legend: B batch, L tokens, H query heads, K key/value heads, N key width, P valu
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xarch.kernels.graph_forms import graph_form
-
 RECURRENCE, CONVOLUTION = "com.microsoft::LinearAttention", "com.microsoft::CausalConvWithState"
-
-KNOWN = tuple(int(part) for part in version("onnxruntime").split(".")[:2]) >= (1, 32)
-"""Whether the installed onnxruntime has both operators."""
-
-
-def recurs_in_runtime() -> bool:
-    """Whether exporters record recurrences as operators of onnxruntime now."""
-    return KNOWN and graph_form("recurrence") == "runtime"
 
 
 def linear_attention(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xarch.kernels import RUNTIME_READS_ALL, attention_to_all, graph_form
+from xarch.kernels import attention_to_all, graph_form
 from xarch_decoder.model.heads import MASKED, GroupedHeads
 from xarch_decoder.model.rotary import Rotation
 
@@ -31,7 +31,7 @@ class Projections(GroupedHeads):
         Args:
             bias_B1TS: T is S, or 1 where it is the same for all tokens.
         """
-        if graph_form("attention_to_all") != "runtime" or not RUNTIME_READS_ALL:
+        if graph_form("attention_to_all") != "runtime":
             return self.attend(self.queries(x_BSD, by), *self.keys_values(x_BSD, by), bias_B1TS)
         heads_BSX = attention_to_all(
             self._queries(x_BSD, by).flatten(2),

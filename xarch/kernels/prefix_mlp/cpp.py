@@ -18,10 +18,9 @@ from xarch.kernels.native import declare, kernel, why_not
 from xarch.kernels.native.tensors import dense
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.prefix_mlp.activation import number
-from xarch.kernels.prefix_mlp.naive import prefix_mlp_naive
+from xarch.kernels.prefix_mlp.check import agrees
 from xarch.kernels.prefix_mlp.operators import operator
 from xarch.kernels.prefix_mlp.plain import Layer, flat, prefix_mlp_plain
-from xarch.kernels.selfcheck import agree, waves
 
 FEWEST = 16
 """Positions for which packing weights pays."""
@@ -44,19 +43,8 @@ def _library(loaded: ctypes.CDLL) -> None:
 
 
 def _check(_: str) -> None:
-    """Whole and partial blocks of registers, every count, two layers, and more inputs than a panel has in cache."""
-    edges, count = (0, 9, 30, 41), torch.arange(57) * 7 % 4
-    shapes = [(57, 300), (41, 300), (41,), (41, 300), (41,), (37, 41), (37,)]
-    inputs = [waves(*shape, phase=i) / (1 if i % 2 == 0 else shape[-1] ** 0.5) for i, shape in enumerate(shapes)]
-
-    def run(function: Any) -> Any:
-        def call(x: Tensor, *w: Tensor) -> tuple[Tensor]:
-            into = ((w[0], w[1]), (w[2], w[3]))
-            return (function(x, count, into, (w[4], w[5]), edges, activation="gelu"),)
-
-        return call
-
-    agree(run(prefix_mlp_cpp), run(prefix_mlp_naive), inputs, tolerance=1e-5)
+    """Whole and partial blocks of registers, and more inputs than a panel has in cache."""
+    agrees(prefix_mlp_cpp, 57, 300, 37, (0, 9, 30, 41), tolerance=1e-5)
 
 
 @register(

@@ -14,29 +14,14 @@ from torch import Tensor
 from xarch.kernels.dispatch import register
 from xarch.kernels.gpu import TOLERANCE, why_not_triton
 from xarch.kernels.precision import island_dtype
-from xarch.kernels.prefix_mlp.naive import prefix_mlp_naive
+from xarch.kernels.prefix_mlp.check import agrees
 from xarch.kernels.prefix_mlp.operators import operator
 from xarch.kernels.prefix_mlp.plain import Layer, flat, prefix_mlp_plain
-from xarch.kernels.selfcheck import agree, waves
 
 
 def _check(device: str) -> None:
-    """Several tiles of positions, of units and of the inner dimensions, every count, and two layers."""
-    edges, count = (0, 50, 90, 130), torch.arange(150, device=device) * 7 % 4
-    shapes = [(150, 70), (130, 70), (130,), (130, 70), (130,), (75, 130), (75,)]
-    inputs = [
-        waves(*shape, phase=i, device=device) / (1 if i % 2 == 0 else shape[-1] ** 0.5)
-        for i, shape in enumerate(shapes)
-    ]
-
-    def run(function: Any) -> Any:
-        def call(x: Tensor, *w: Tensor) -> tuple[Tensor]:
-            into = ((w[0], w[1]), (w[2], w[3]))
-            return (function(x, count, into, (w[4], w[5]), edges, activation="gelu"),)
-
-        return call
-
-    agree(run(prefix_mlp_triton), run(prefix_mlp_naive), inputs, tolerance=TOLERANCE)
+    """Several tiles of positions, of units and of the inner dimensions."""
+    agrees(prefix_mlp_triton, 150, 70, 75, (0, 50, 90, 130), tolerance=TOLERANCE, device=device)
 
 
 @register(
