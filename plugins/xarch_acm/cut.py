@@ -70,7 +70,7 @@ class DynamicModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
-        count_T = self.gate.scores(self.gate(x_TD), self.point.shift).argmax(-1) + self.least
+        count_T = self.gate.scores(self.gate(x), self.point.shift).argmax(-1).flatten() + self.least
         y_TO = x.new_zeros(x_TD.shape[0], self.outputs)
         if self.bias is not None:
             y_TO = y_TO + self.bias

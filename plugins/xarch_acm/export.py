@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from xarch import ExportGraph, PlanError, Profile, Student, rebuilder, validated
+from xarch_acm.budget_input import with_budget
 from xarch_acm.cut import DynamicModule, FilledModule, StaticModule
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmExport
 from xarch_acm.sharing import sharing
-from xarch_acm.shift_input import with_shift
 from xarch_acm.student import BUCKETED, GATED, STATIC, AcmStudent
 
 NEEDED = ("NonZero", "ScatterND", "ArgMax")
@@ -42,7 +42,7 @@ def static_model(student: AcmStudent, name: str) -> Student:
 
 def learners_of(student: AcmStudent, name: str) -> dict[str, int]:
     """Return path -> learners of a static operating point."""
-    return {path: point.fixed or 0 for path, point in student.points(name).items()}
+    return {path: int(point.fixed or 0) for path, point in student.points(name).items()}
 
 
 def masked_model(student: AcmStudent, name: str) -> Student:
@@ -87,9 +87,9 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     Raises:
         PlanError: the student has no such budget, or the profile no such mode.
     """
-    mode = _mode(student, profile, options.mode)
-    kind = {"static_budget": STATIC, "bucketed": BUCKETED}.get(mode, GATED)
-    if kind == GATED and options.budget is None:
+    mode = _mode(student, profile, options.mode, budget_input=options.budget_input)
+    kind = {"static_budget": STATIC, "bucketed": BUCKETED}.get(mode, STATIC if student.ungated else GATED)
+    if mode in ("dynamic", "masked") and options.budget is None:
         variant = ""
     else:
         variant = _variant(student, kind, options.budget or student.options.budget, exact=options.budget is not None)
@@ -97,12 +97,12 @@ def acm_graphs(student: AcmStudent, profile: Profile, options: AcmExport) -> lis
     if not options.every_point:
         return graphs
     modes = {STATIC: "static_budget", BUCKETED: "bucketed"}
-    if kind == GATED or _free(profile):
+    if kind == GATED or (_free(profile) and not student.ungated):
         modes[GATED] = mode if kind == GATED else "dynamic"
     for name in student.names():
         other = modes.get(name.partition("-")[0])
         if other is not None and name != variant:
-            further = _graphs(student, profile, options.model_copy(update={"shift_input": False}), other, name)
+            further = _graphs(student, profile, options.model_copy(update={"budget_input": False}), other, name)
             graphs += [replace(graph, name=f"{graph.name}-{name}") for graph in further]
     return graphs
 
@@ -121,15 +121,14 @@ def _graphs(student: AcmStudent, profile: Profile, options: AcmExport, mode: str
     adapter, _ = rebuilder(student.facts)
     given = validated(adapter.ExportOptions, options.graph, "export.options.graph")
     graphs = adapter.export_graphs(model, profile, given)
-    if options.shift_input:
-        facts["shifts"] = {f"{share:g}": student.shifts[share] for share in student.shares()}
-        shift = float(next(iter(points_of(student, variant).values())).shift)
-        parts = [model.module.get_submodule(path) for path in student.adaptive]
-        graphs = [with_shift(graph, parts, shift, mode) for graph in graphs]
+    if options.budget_input:
+        facts["budgets"] = student.shares()
+        wanted = options.budget or student.options.budget
+        graphs = [with_budget(graph, student, model.module, wanted, mode) for graph in graphs]
     return [replace(graph, variant=variant, metadata={**graph.metadata, "acm": facts}) for graph in graphs]
 
 
-def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
+def _mode(student: AcmStudent, profile: Profile, wanted: str, *, budget_input: bool) -> str:
     """Return the mode of the graphs.
 
     Raises:
@@ -142,7 +141,7 @@ def _mode(student: AcmStudent, profile: Profile, wanted: str) -> str:
     free = _free(profile)
     if wanted == "auto":
         return "dynamic" if free and not student.ungated else "static_budget"
-    if wanted != "static_budget" and student.ungated:
+    if wanted != "static_budget" and student.ungated and not (wanted == "masked" and budget_input):
         raise PlanError(f"export.options.mode: {wanted} needs gates, and this student has none", hint)
     if wanted == "bucketed" and BUCKETED not in student.kinds():
         raise PlanError("export.options.mode: bucketed gates compare a position with later ones, also of text", hint)

@@ -58,6 +58,12 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
             f"student.options.learners: {part.path} has {out.in_features} hidden units for {options.learners} learners",
             f"--set student.options.learners={max(2, out.in_features)}",
         )
+    positions = part.positions if options.places and options.gates == "estimate" else 0
+    if not options.gate_share and not positions:
+        raise PlanError(
+            f"student.options.gate_share: 0 is for gates that know places only, but {part.path} has none to know",
+            "--set student.options.gate_share=0.01; or student.options.gates=fixed, a number per module",
+        )
     width = options.gate_share * (len(layers) * layers[0].in_features + out.out_features) * out.in_features
     form = {"experts": ExpertModule, "exits": ExitModule}.get(options.gates, AdaptiveModule)
     made = form(
@@ -67,7 +73,8 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         function=part.function,
         learners=options.learners,
         least=0 if form is ExitModule or (part.residual and form is not ExpertModule) else 1,
-        gate_width=max(2, min(WIDEST_GATE, round(width / layers[0].in_features))),
+        gate_width=max(2, min(WIDEST_GATE, round(width / layers[0].in_features))) if options.gate_share else 0,
+        positions=positions,
         temperature=options.temperature,
         estimates=options.gates == "estimate",
         task_gradient=options.task_gradient,
@@ -100,3 +107,9 @@ def factors(weight_OD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     left, scale, right = torch.linalg.svd(weight_OD.double(), full_matrices=False)
     root = scale[:rank].sqrt()
     return (root[:, None] * right[:rank]).to(weight_OD), (left[:, :rank] * root).to(weight_OD)
+
+
+def left_out(weight_OD: Tensor, rank: int) -> float:
+    """Return the share of a matrix's squares that the nearest one of this rank does not hold."""
+    squares = torch.linalg.svdvals(weight_OD.float()).double().square()
+    return float(squares[rank:].sum() / squares.sum().clamp_min(1e-30))

@@ -27,13 +27,14 @@ class Point:
     Attributes:
         shift: for more learners (fewer, if negative): the logarithm by which gates that estimate take a learner to be
             cheaper, or what is added once per learner to the logits of others. A tensor in an exported graph.
-        fixed: number of learners for every position, without the gate; None: the gate chooses.
+        fixed: number of learners for every position, without the gate; None: the gate chooses. A tensor in an exported
+            graph, which then computes all learners.
         filled: share of a sample's positions that runs each learner, those that want it most; None: as many as do.
         shuffled: whether the numbers that gates choose go to other positions, by chance, of all samples together.
     """
 
     shift: float | Tensor = 0.0
-    fixed: int | None = None
+    fixed: int | Tensor | None = None
     filled: tuple[float, ...] | None = None
     shuffled: bool = False
 
@@ -46,7 +47,7 @@ class AdaptiveModule(nn.Module):
         into, activation, out: see ``xarch.Replaceable``; the layers become the module's own.
         learners: N; blocks of hidden units of equal size, up to one unit.
         least: fewest learners that a gate may choose, 0 or 1.
-        gate_width: hidden width of the gate.
+        gate_width: hidden width of the gate. positions: see ``Gate``.
         temperature: of the softmax over gates that are sampled in train mode; 0: they are not.
         function: see ``xarch.Replaceable``.
         estimates: whether the gate estimates what is lost with each number of learners, instead of choosing among them.
@@ -66,6 +67,7 @@ class AdaptiveModule(nn.Module):
         learners: int,
         least: int,
         gate_width: int,
+        positions: int = 0,
         temperature: float,
         estimates: bool,
         function: str = "",
@@ -77,7 +79,8 @@ class AdaptiveModule(nn.Module):
         self.into, self.activation, self.out = nn.ModuleList(into), activation, out
         self.learners, self.least, self.temperature = learners, least, temperature
         self.inputs, self.units, self.outputs = into[0].in_features, out.in_features, out.out_features
-        self.gate = Gate(self.inputs, gate_width, learners + 1 - least, estimates=estimates).to(out.weight.device)
+        gate = Gate(self.inputs, gate_width, learners + 1 - least, estimates=estimates, positions=positions)
+        self.gate = gate.to(out.weight.device)
         self.edges = tuple(self.units * n // learners for n in range(learners + 1))
         self.point = Point()
         self.watch: Watch | None = None
@@ -103,7 +106,8 @@ class AdaptiveModule(nn.Module):
     @property
     def gate_cost(self) -> float:
         """Return the multiply-adds of the gate at one position."""
-        return float(sum(p.numel() for p in self.gate.parameters() if p.ndim == 2))
+        into = self.gate.into
+        return 0.0 if into is None else float(into.weight.numel() + self.gate.out.weight.numel())
 
     def hidden(self, x: Tensor) -> Tensor:
         """Return the hidden values [..., F]."""
@@ -127,6 +131,8 @@ class AdaptiveModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = self.point.fixed
+        if isinstance(fixed, Tensor):
+            return self.out(self.hidden(x) * (fixed > self.owner_F))
         if fixed is not None:
             if self.watch is not None:
                 choice = x.new_zeros(*x.shape[:-1], self.learners + 1 - self.least)

@@ -28,7 +28,11 @@ class AcmOptions(Options):
         description="budgets of the operating points: gates shifted to each, and a fixed number of learners per module",
     )
     gate_share: float = Field(
-        0.01, gt=0, le=0.5, description="multiply-adds of a gate's first layer, as a share of its module's"
+        0.01,
+        ge=0,
+        le=0.5,
+        description="multiply-adds of a gate's first layer, as a share of its module's; 0: gates know places only, see "
+        "`places`: a number of learners for every module and place, whatever is in the sample",
     )
     gates: Literal["estimate", "classify", "fixed", "random", "experts", "exits"] = Field(
         "estimate",
@@ -38,6 +42,11 @@ class AcmOptions(Options):
         "module, no gates; `random`: gates that choose among the numbers by chance and learn nothing; `experts`: as "
         "many learners at every position, those that a router expects to be most active (MoEfication); `exits`: all "
         "learners until a sample, or a position of text, is sure enough of its answer, and none after (early exit)",
+    )
+    places: bool = Field(
+        True,
+        description="gates that estimate also know the place in the sample, where every sample has as many (images of "
+        "fixed size): what each place adds is learned, and takes no multiply-adds",
     )
     temperature: float = Field(
         0.0, ge=0, description="of the softmax over gates that are sampled in training; 0: they are not sampled"
@@ -68,10 +77,10 @@ class AcmExport(Options):
         description="one of the student's budgets; default: with gates as they were trained, with fixed learners the "
         "trained budget, or the one nearest to it",
     )
-    shift_input: bool = Field(
+    budget_input: bool = Field(
         False,
-        description="with gates: the graph takes their shift as its input `shift`, and one file serves all budgets; "
-        "the shift of each is in its metadata",
+        description="modes dynamic and masked: the graph takes the budget as its input `budget` [1], and one file "
+        "serves every budget from the least to the largest of the student's; fixed numbers of learners need masked",
     )
     every_point: bool = Field(
         False,

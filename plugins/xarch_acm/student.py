@@ -309,13 +309,20 @@ class AcmStudent(LocalStudent):
         kind, _, percent = name.partition("-")
         share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
         if kind == STATIC:
-            return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
+            return self._fixed_at(share)
         shift = self.shifts[share]
         if kind == SHUFFLED:
             return dict.fromkeys(self.adaptive, Point(shift=shift, shuffled=True))
         if kind == BUCKETED:
             return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
         return dict.fromkeys(self.adaptive, Point(shift=shift))
+
+    def _fixed_at(self, share: float) -> dict[str, Point]:
+        return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
+
+    def at_budget(self, share: float) -> Points:
+        """Return how every module is run at a budget of the table: gates shifted, or as many learners as it says."""
+        return self._fixed_at(share) if self.ungated else dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
 
     @contextmanager
     def at(self, points: Points) -> Iterator[None]:

@@ -14,12 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
-from xarch.matching.objectives.dense import opened
+from xarch_acm.answers import acm_student, answer, divergence, reference
 from xarch_acm.exits import Exits, least_for
 from xarch_acm.module import Point
 from xarch_acm.spent import Counted
-from xarch_acm.student import GATE, AcmStudent, Points, all_learners
-from xarch_acm.threshold import acm_student
+from xarch_acm.student import GATE, AcmStudent, all_learners
 
 HALVINGS = 32
 ROUNDS = 6
@@ -180,34 +179,17 @@ def _losses(student: AcmStudent, batches: Sequence[Batch], context: StageContext
     a teacher, from the student with all learners."""
     whole = all_learners(student)
     found: dict[str, dict[int, float]] = {path: {} for path in student.adaptive}
-    wanted = [_reference(student, batch, context, whole) for batch in batches]
+    wanted = [reference(student, batch, context) for batch in batches]
     total = sum(m.learners + 1 - m.least for m in student.adaptive.values())
     done = 0
     for path, module in student.adaptive.items():
         for learners in range(module.least, module.learners + 1):
             points = {**whole, path: Point(fixed=learners)}
-            sums = [_divergence(w, _answer(student, b, points)) for w, b in zip(wanted, batches, strict=True)]
+            sums = [divergence(w, answer(student, b, points)) for w, b in zip(wanted, batches, strict=True)]
             found[path][learners] = sum(sums) / len(sums)
             done += 1
             context.progress(done, total, path)
     return found
-
-
-def _reference(student: AcmStudent, batch: Batch, context: StageContext, whole: Points) -> Tensor:
-    if context.teacher is None:
-        return _answer(student, batch, whole)
-    values: dict[str, Any] = {}
-    context.run_teacher(batch, {"logits"}, values.__setitem__)
-    return opened(values["logits"]).float().log_softmax(-1)
-
-
-def _answer(student: AcmStudent, batch: Batch, points: Points) -> Tensor:
-    with student.at(points):
-        return opened(student.inner.collect(batch.seen_by("student"), {"logits"})["logits"]).float().log_softmax(-1)
-
-
-def _divergence(wanted: Tensor, found: Tensor) -> float:
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
 def fewest(losses: Mapping[str, Mapping[int, float]], modules: Mapping[str, Counted], share: float) -> dict[str, int]:

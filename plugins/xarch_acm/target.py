@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,15 +25,21 @@ from xarch import (
     rebuilder,
     validated,
 )
+from xarch_acm.budget_input import budget_cases
 from xarch_acm.controls import name_of, truncated
 from xarch_acm.experts import ExpertModule, Grouper
 from xarch_acm.export import acm_graphs, exported_model
-from xarch_acm.learners import chosen, factors, renamed
+from xarch_acm.learners import chosen, factors, left_out, renamed
 from xarch_acm.options import AcmExport, AcmOptions
 from xarch_acm.sharing import plain, sharing
 from xarch_acm.sort import Sorter
 from xarch_acm.student import AcmStudent
 from xarch_acm.view import PartsTeacher, part_taps
+
+MEASURED = 500_000_000
+"""Most parameters of a model whose projections the plan measures; of a larger one the stage `sort` tells."""
+SHOWN = 16
+"""Most projections that the plan measures."""
 
 
 class AcmTarget(TargetAdapter):
@@ -82,6 +88,21 @@ class AcmTarget(TargetAdapter):
             for target, value in zip((into, out), factors(weights[theirs], into.shape[0]), strict=True):
                 target.copy_(value)
         return planned
+
+    def forecast(self, student: Student, load: Callable[[], Teacher]) -> Mapping[str, str]:
+        """Return how much of the projections' weights their products of two layers do not hold."""
+        acm = own(student)
+        places = [part.path for part in acm.parts if not part.out]
+        if not places or sum(p.numel() for p in acm.module.parameters()) > MEASURED:
+            return {}
+        shown = [places[i * len(places) // SHOWN] for i in range(SHOWN)] if len(places) > SHOWN else places
+        weights, copies = load().weights(), _copies(student.facts)
+        lost = {path: left_out(weights[copies[f"{path}.weight"]], acm.adaptive[path].units) for path in shown}
+        worst = max(lost, key=lost.__getitem__)
+        mean = 100 * sum(lost.values()) / len(lost)
+        said = f"{mean:.2g} % of the squared weights of projections are lost to it on average"
+        which = "" if len(places) == len(shown) else f"; {len(shown)} of {len(places)} measured"
+        return {"rank": f"{said}, {100 * lost[worst]:.2g} % at {worst}{which}"}
 
     def view(self, teacher: Teacher) -> Teacher:
         """Return the teacher with the inputs and outputs of all parts that may be replaced as taps."""
@@ -132,6 +153,8 @@ class AcmTarget(TargetAdapter):
         for variant in dict.fromkeys(graph.variant for graph in graphs):
             its = [graph for graph in graphs if graph.variant == variant]
             yield from adapter.parity_cases(exported_model(own(student), variant), its, batches, profile)
+        for graph in graphs:
+            yield from budget_cases(own(student), graph, batches)
 
     def exported(self, folder: Path, student: Student, threads: int) -> TapModel | None:
         adapter, _ = rebuilder(student.facts)

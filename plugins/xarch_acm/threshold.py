@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from xarch import Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch import Options, PlanError, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch_acm.answers import acm_student, answer, divergence, reference
 from xarch_acm.labels import lost, stop
-from xarch_acm.student import SENSITIVITY, AcmStudent
+from xarch_acm.student import SENSITIVITY, AcmStudent, all_learners
 from xarch_acm.view import PASSES
 
 HALVINGS = 48
@@ -30,6 +31,13 @@ class ThresholdOptions(Options):
     """Options of an ``acm-threshold`` stage."""
 
     samples: int = Field(64, ge=1, le=10**6, description="calibration samples to measure on, at most those there are")
+    most_left: float | None = Field(
+        0.01,
+        ge=0,
+        description="the stage ends the run if all learners together diverge from the teacher by more nats an answer "
+        "(0.01: about a point of accuracy, or one per cent of perplexity): gates would learn to choose among poor "
+        "learners. null: whatever it is",
+    )
 
 
 class Threshold(StageKind):
@@ -43,17 +51,19 @@ class Threshold(StageKind):
 
     def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
         """Sensitivities, which gates that estimate need, are further passes of the teacher."""
-        return student + (1 + PASSES) * teacher
+        return 2 * student + (2 + PASSES) * teacher
 
     def run(self, context: StageContext) -> StageOutcome:
         """See :class:`xarch.StageKind`.
 
         Raises:
             UsageError: the student has no adaptive modules, or there is no teacher.
+            PlanError: all learners together are too far from the teacher.
         """
         student = acm_student(context)
         if context.teacher is None:
             raise UsageError("stage kind acm-threshold needs a teacher, but this run has none")
+        left = checked(student, context)
         found = _distances(student, context)
         total = sum(m.cost * m.learners * len(found[path][0]) for path, m in student.adaptive.items())
 
@@ -73,26 +83,37 @@ class Threshold(StageKind):
         best = _bisect(taught, student.options.budget, priced=priced)
         for path, (distances, sensitivity) in found.items():
             if sensitivity is not None:
-                student.adaptive[path].gate.centre(lost(distances, sensitivity, best).mean(0))
+                student.adaptive[path].gate.centre(lost(distances, sensitivity, best))
         relative = {path: float((d[:, -1] / d[:, 0].clamp_min(1e-30)).mean()) for path, (d, _) in found.items()}
         return StageOutcome(
-            metrics={"threshold": best, "taught": taught(best)},
+            metrics={"threshold": best, "taught": taught(best), "left": left},
             decisions={"threshold": best},
             per_site={"distance_left": relative},
         )
 
 
-def acm_student(context: StageContext) -> AcmStudent:
-    """Return the student of a stage.
+def checked(student: AcmStudent, context: StageContext) -> float:
+    """Return how far all learners together are from the teacher, in nats.
 
     Raises:
-        UsageError: it has no adaptive modules.
+        PlanError: it is more than the option allows.
     """
-    if not isinstance(context.student, AcmStudent):
-        raise UsageError(
-            f"stage {context.name} supports only students of target acm, got a {type(context.student).__name__}"
+    batches, most = context.calibration(context.options.samples), context.options.most_left
+    if not batches:
+        raise UsageError(f"stage {context.name}: there are no calibration samples", "raise the data's held-out share")
+    whole = all_learners(student)
+    student.module.eval()
+    with torch.no_grad():
+        each = [divergence(reference(student, b, context), answer(student, b, whole)) * len(b) for b in batches]
+    left = sum(each) / sum(map(len, batches))
+    if most is not None and not left <= most:
+        where = f"stages.{context.name}.options.most_left"
+        raise PlanError(
+            f"{where}: all learners together diverge from the teacher by {left:.4g} nats on the calibration data, "
+            f"required at most {most:g}: gates would choose among poor learners",
+            f"lower the learning rate of the stages before, or change the limit: `--set {where}=…`",
         )
-    return context.student
+    return left
 
 
 def _bisect(taught: Callable[[float], float], share: float, *, priced: bool) -> float:
@@ -131,6 +152,4 @@ def _distances(student: AcmStudent, context: StageContext) -> dict[str, tuple[Te
         with torch.no_grad():
             context.run_teacher(batch, wanted, take)
         context.progress(number, len(batches))
-    if not batches:
-        raise UsageError(f"stage {context.name}: there are no calibration samples", "raise the data's held-out share")
     return {p: (torch.cat(found), torch.cat(weights[p]) if weights[p] else None) for p, found in parts.items()}

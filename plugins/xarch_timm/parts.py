@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def _parts(described: str) -> tuple[Replaceable, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(found[path] for path, shapes in seen.items() if len(shapes) == 1 and shapes[0][0] == SAMPLES)
+    once = {path: shapes[0] for path, shapes in seen.items() if len(shapes) == 1 and shapes[0][0] == SAMPLES}
+    return tuple(replace(found[path], positions=prod(shape[1:-1])) for path, shape in once.items())
 
 
 def _of(net: nn.Module, path: str, module: nn.Module) -> list[Replaceable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,6 +143,15 @@ class TargetAdapter(ABC):
     def initialisation(self, facts: Any, student: Student) -> Initialisation:
         """Return what :meth:`initialise` will do, from the architecture alone (used by the plan)."""
         return Initialisation(new=tuple(student.module.state_dict()))
+
+    def forecast(self, student: Student, load: Callable[[], Teacher]) -> Mapping[str, str]:
+        """Return what only the teacher's weights tell of the student before any training, by name, for the plan: the
+        error of a decomposition. By default nothing, and no weights are loaded.
+
+        Args:
+            student: on the meta device. load: loads the teacher, which takes its time and memory.
+        """
+        return {}
 
     def view(self, teacher: Teacher) -> Teacher:
         """Return the teacher as seen by this target's matches: kept positions, derived taps, other layouts (default:

@@ -20,6 +20,7 @@ class Replaceable:
         into: names within the module of the linear layers that read its input; none for a module that is itself linear.
         activation: called with their outputs, returns the hidden values.
         out: name within the module of the linear layer that reads the hidden values.
+        positions: how many vectors of a sample it reads, if always as many: an image of fixed size. 0: it varies.
         function: name in ``xarch.kernels.ACTIVATIONS`` if activation is that function of what the first layer gives,
             times what the second gives if there are two, so that kernels can compute it; "" if it is another.
     """
@@ -31,3 +32,4 @@ class Replaceable:
     activation: Callable[..., Tensor] | None = None
     out: str = ""
     function: str = ""
+    positions: int = 0

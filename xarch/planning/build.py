@@ -3,9 +3,12 @@ checks."""
 
 from __future__ import annotations
 
+import torch
+
 from xarch._version import __version__
 from xarch.config.packaged import without_teacher
 from xarch.config.schema import RunConfig
+from xarch.contracts.model import Teacher
 from xarch.errors import PlanError, PluginError, UsageError
 from xarch.hardware import choose_device
 from xarch.planning.describe import (
@@ -119,7 +122,7 @@ def build_plan(
             own=list(start.own),
             unused=list(start.unused),
             built_from={"family": sides.family, "facts": sides.facts.to_json()},
-            traits=dict(student.traits()),
+            traits={**student.traits(), **_forecast(sides)},
         ),
         data={
             "ref": config.data.ref,
@@ -151,6 +154,23 @@ def build_plan(
         plugins=registry.versions(),
         config=config,
     )
+
+
+def _forecast(sides: Sides) -> dict[str, str]:
+    """Return what the target says of the student from the teacher's weights, where it asks for them."""
+    if sides.teacher is None:
+        return {}
+    registry, source = sides.registry, sides.teacher.source
+
+    def load() -> Teacher:
+        with registry.guard(registry.get("source", source.name), "load"):
+            teacher: Teacher = source.adapter.load(
+                source.ref, source.options, device=torch.device("cpu"), dtype=torch.float32
+            )
+        return teacher
+
+    with registry.guard(registry.get("target", sides.target.name), "forecast"):
+        return dict(sides.target.adapter.forecast(sides.student, load))
 
 
 def _prove_family(sides: Sides) -> None:

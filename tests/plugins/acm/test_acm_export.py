@@ -15,6 +15,7 @@ from xarch import ExportGraph, PlanError
 from xarch.export.check import check_file
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, npu
+from xarch_acm.budget_input import budget_cases
 from xarch_acm.export import acm_graphs, executed, learners_of, static_model
 from xarch_acm.filled import counts, ranks, rooms
 from xarch_acm.module import Point
@@ -85,20 +86,22 @@ def test_a_static_graph_has_no_gates_and_is_that_much_smaller(student, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["dynamic", "bucketed", "masked"])
 def test_graphs_with_gates_compute_what_the_student_does(student, mode, tmp_path):
-    own = mode == "dynamic"
-    [graph] = acm_graphs(student, cpu, AcmExport(mode=mode, budget=0.25, shift_input=own))
+    own = mode != "bucketed"
+    [graph] = acm_graphs(student, cpu, AcmExport(mode=mode, budget=0.25, budget_input=own))
     model = student.variants()[graph.variant]
     assert graph.variant == ("bucketed-25" if mode == "bucketed" else "gated-25")
     torch.manual_seed(5)
     images = torch.rand(5, 3, 32, 32)
-    more = {"shift": graph.inputs["shift"].numpy()} if own else {}
+    more = {"budget": graph.inputs["budget"].numpy()} if own else {}
     found, ops = run(graph, cpu, tmp_path, images, **more)
     assert np.allclose(found, answer(model, images).numpy(), atol=1e-4)
     if own:
-        assert graph.metadata["acm"]["shifts"] == {"0.25": -0.2, "0.5": 0.0, "0.75": 0.0}
-        found, _ = run(graph, cpu, tmp_path, images, shift=np.array([30.0], np.float32))
-        with student.at(dict.fromkeys(student.adaptive, Point(shift=30.0))):
-            assert np.allclose(found, answer(student, images).numpy(), atol=1e-4)
+        assert graph.metadata["acm"]["budgets"] == [0.25, 0.5, 0.75]
+        # Budgets of the table and beyond it, and one in the middle of two.
+        for budget, shift in ((0.25, -0.2), (0.5, 0.0), (0.1, -0.2), (0.375, -0.1)):
+            found, _ = run(graph, cpu, tmp_path, images, budget=np.array([budget], np.float32))
+            with student.at(dict.fromkeys(student.adaptive, Point(shift=shift))):
+                assert np.allclose(found, answer(student, images).numpy(), atol=1e-4)
     assert ops["ArgMax"] == (0 if mode == "bucketed" else 2)
     assert (ops["NonZero"] == 8) == (mode == "dynamic")
     assert 0.1 < model.spent()["executed"] < 0.8
@@ -115,6 +118,26 @@ def test_learners_with_fixed_room_run_where_they_are_wanted_most(student):
         m.cost * m.learners for m in student.adaptive.values()
     )
     assert model.spent()["executed"] == pytest.approx((9 + 4 + 4 + 2 + 11 + 7) / (2 * 4 * 17) + gates)
+
+
+def test_a_budget_as_input_is_checked_at_every_budget(student, tmp_path):
+    """Gates shifted by it, or fixed numbers by table: here in torch, a run's parity calls the file."""
+    batch = image_batch(student.facts, 2)
+    fixed = with_random_gates(tmp_path, gates="fixed")
+    fixed.decide({"tables": [{"budget": 0.25, "shift": 0.0, "fixed": dict(zip(fixed.adaptive, (2, 0), strict=True))}]})
+    for model, profile in ((student, cpu), (fixed, cpu), (fixed, npu)):
+        [graph] = acm_graphs(model, profile, AcmExport(mode="masked", budget_input=True))
+
+        def call(name: str, inputs: dict[str, np.ndarray], graph: ExportGraph = graph) -> dict[str, np.ndarray]:
+            made = graph.module(*(torch.from_numpy(inputs[name]) for name in graph.inputs))
+            return {name: value.detach().numpy() for name, value in zip(graph.outputs, made, strict=True)}
+
+        cases = list(budget_cases(model, graph, [batch]))
+        assert [case.shape["percent"] for case in cases] == [25, 50, 75]
+        answers = [case.drive(call)["logits"] for case in cases]
+        for case, found in zip(cases, answers, strict=True):
+            assert np.allclose(found, case.expected["logits"], atol=1e-4)
+        assert np.abs(answers[0] - answers[1]).max() > 1e-4
 
 
 @pytest.mark.slow
@@ -154,7 +177,9 @@ def test_modes_that_a_profile_or_student_does_not_have(student, tmp_path):
             acm_graphs(fixed, cpu, AcmExport(mode=mode))
         assert "static_budget" in str(refused.value.hint)
     assert acm_graphs(fixed, cpu, AcmExport())[0].variant == "static-50"
-    with pytest.raises(PlanError, match="mode static_budget has no shift"):
-        acm_graphs(student, cpu, AcmExport(mode="static_budget", budget=0.5, shift_input=True))
+    for profile, mode in ((cpu, "static_budget"), (npu, "auto"), (npu, "bucketed")):
+        with pytest.raises(PlanError, match=r"a graph of mode \w+ has its budget built in") as refused:
+            acm_graphs(student, profile, AcmExport(mode=mode, budget=0.5, budget_input=True))
+        assert "every_point=true" in str(refused.value.hint)
     with pytest.raises(PlanError, match=r"no operating point at 0\.4; its budgets are 0\.25, 0\.5, 0\.75"):
         acm_graphs(student, cpu, AcmExport(mode="static_budget", budget=0.4))

@@ -72,9 +72,13 @@ def test_estimates_fall_with_every_learner_and_the_cheapest_runs() -> None:
     choice = gate.scores(made, 0.5).argmax(-1)
     cost = made.exp() + 2.0 * torch.exp(torch.tensor(-0.5)) * torch.arange(5)
     assert torch.equal(choice, cost.argmin(-1))
-    gate.centre(torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5]))
+    each = torch.tensor([[9.0, 4.0, 2.0, 1.0, 0.5], [90.0, 40.0, 20.0, 10.0, 5.0]])
+    gate.centre(each[:1])
     nn.init.zeros_(gate.out.weight)
-    assert gate(torch.randn(1, 8)).exp()[0].tolist() == pytest.approx([9.0, 4.0, 2.0, 1.0, 0.5], rel=1e-4)
+    assert gate(torch.randn(1, 8)).exp()[0].tolist() == pytest.approx(each[0].tolist(), rel=1e-4)
+    placed = Gate(8, 4, 5, estimates=True, positions=2)
+    placed.centre(each.repeat(3, 1))
+    assert torch.allclose(placed(torch.randn(4, 2, 8)).exp(), each.expand(4, 2, 5), rtol=1e-4)
 
 
 def test_a_position_that_hardly_matters_loses_hardly_anything() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from torch import nn
 
 from tests.plugins.acm.acm_models import tiny_vit, with_random_gates
 from tests.plugins.mohawk.mohawk_models import make_teacher, tiny_facts
 from xarch import PlanError, save_weights
 from xarch.report import RunInfo
 from xarch.testing.models import load_teacher
-from xarch_acm.learners import factors
+from xarch_acm.learners import factors, left_out
 from xarch_acm.options import AcmOptions
 from xarch_acm.target import AcmTarget
+from xarch_acm.threshold import ThresholdOptions, checked
 from xarch_decoder.testing import token_batch
 from xarch_image.effort import effort_map
 from xarch_image.report import sections
@@ -81,6 +85,26 @@ def test_the_control_is_the_teacher_with_the_largest_units_only():
     assert size.tolist() == sorted(size.tolist(), reverse=True)
 
 
+def test_gates_do_not_learn_to_choose_among_poor_learners(tmp_path: Path):
+    teacher, target = load_teacher(tiny_vit(tmp_path)), AcmTarget()
+    student = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
+    target.initialise(student, teacher)
+    context = SimpleNamespace(
+        name="threshold",
+        options=ThresholdOptions(most_left=1e-4),
+        teacher=teacher,
+        calibration=lambda samples: [image_batch(teacher.facts, 3)],
+        run_teacher=lambda batch, wanted, sink: teacher.run(batch, wanted, sink),
+    )
+    assert checked(student, context) == pytest.approx(0.0, abs=1e-5)
+    for module in student.adaptive.values():
+        nn.init.normal_(module.out.weight, std=2.0)
+    with pytest.raises(PlanError, match=r"stages\.threshold\.options\.most_left: .* by [\d.]+ nats .*at most 0\.0001"):
+        checked(student, context)
+    context.options = ThresholdOptions(most_left=None)
+    assert checked(student, context) > 1e-4
+
+
 def test_projections_are_the_nearest_ones_of_their_rank():
     torch.manual_seed(0)
     weight = torch.randn(12, 8)
@@ -100,6 +124,13 @@ def test_projections_of_pictures(tmp_path: Path):
     assert len(student.adaptive) == 4
     assert set(planned.mapped) == {f"{path}.{n}.weight" for path in student.adaptive for n in ("into.0", "out")}
     assert "blocks.0.attn.qkv.out.bias" in planned.copied
+    whole, product = teacher.weights()["blocks.0.attn.qkv.weight"], student.adaptive["blocks.0.attn.qkv"]
+    left = (whole - product.out.weight @ product.layers[0].weight).square().sum() / whole.square().sum()
+    assert left_out(whole, product.units) == pytest.approx(left.item(), rel=1e-3)
+    [(_, said)] = target.forecast(student, lambda: teacher).items()
+    assert re.fullmatch(r"[\d.]+ % of the squared .* on average, [\d.]+ % at blocks\.\d\.attn\.\w+", said)
+    dense = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
+    assert target.forecast(dense, lambda: pytest.fail("the teacher was loaded")) == {}
     with pytest.raises(PlanError, match="has no q that can be replaced; it has mlp, o, qkv"):
         target.build(teacher.facts, AcmOptions(modules=["q"]), {}, device=CPU)
     with pytest.raises(PlanError, match=r"blocks\.0\.mlp has 192 hidden units"):
