@@ -194,17 +194,29 @@ def _losses(student: AcmStudent, batches: Sequence[Batch], context: StageContext
 
 def fewest(losses: Mapping[str, Mapping[int, float]], modules: Mapping[str, Counted], share: float) -> dict[str, int]:
     """Return path -> learners within a budget: of all learners, those are taken away first that are missed least for
-    their multiply-adds. If noise makes a smaller module look better, it counts as equal."""
+    their multiply-adds; then those come back that are missed most and for which there is still room. If noise makes a
+    smaller module look better, it counts as equal."""
     kept = {path: module.learners for path, module in modules.items()}
     falling = {path: dict(rows) for path, rows in losses.items()}
     for rows in falling.values():
         for k in sorted(rows, reverse=True)[1:]:
             rows[k] = max(rows[k], rows[k + 1])
     most = share * sum(m.cost * m.learners for m in modules.values())
-    while sum(modules[path].cost * k for path, k in kept.items()) > most + 1e-6:
+
+    def missed(path: str, learners: int) -> float:
+        return (falling[path][learners - 1] - falling[path][learners]) / modules[path].cost
+
+    def room() -> float:
+        return most + 1e-6 - sum(modules[path].cost * k for path, k in kept.items())
+
+    while room() < 0:
         able = [path for path, k in kept.items() if k - 1 in falling[path]]
         if not able:
             break
-        least = min(able, key=lambda p: (falling[p][kept[p] - 1] - falling[p][kept[p]]) / modules[p].cost)
-        kept[least] -= 1
-    return kept
+        kept[min(able, key=lambda path: missed(path, kept[path]))] -= 1
+    while True:
+        fits = [path for path, k in kept.items() if k < modules[path].learners and modules[path].cost <= room()]
+        gains = {path: gain for path in fits if (gain := missed(path, kept[path] + 1)) > 0}
+        if not gains:
+            return kept
+        kept[max(gains, key=gains.__getitem__)] += 1

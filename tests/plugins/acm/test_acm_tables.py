@@ -28,6 +28,10 @@ def test_learners_go_where_they_are_missed_least_for_their_cost():
     assert fewest({"cheap": flat, "dear": steep}, MODULES, 0.5) == {"cheap": 0, "dear": 2}
     # A module that must have a learner keeps it, whatever the budget.
     assert fewest({"cheap": flat, "dear": steep}, MODULES, 0.01) == {"cheap": 0, "dear": 1}
+    # The cheap one that goes first comes back where a dear one went after it.
+    cheap = {0: 36.5, 1: 24.5, 2: 12.5, 3: 0.5, 4: 0.0}
+    dear = {k: 3.0 * (4 - k) for k in range(1, 5)}
+    assert fewest({"cheap": cheap, "dear": dear}, MODULES, 0.85) == {"cheap": 4, "dear": 3}
     # Equal losses a learner: the dear ones go first.
     even = {k: float(4 - k) for k in range(5)}
     assert fewest({"cheap": even, "dear": {k: even[k] for k in range(1, 5)}}, MODULES, 0.5) == {"cheap": 4, "dear": 1}
