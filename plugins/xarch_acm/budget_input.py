@@ -44,7 +44,8 @@ def with_budget(graph: ExportGraph, student: AcmStudent, model: nn.Module, wante
         )
     parts = {path: model.get_submodule(path) for path in student.adaptive}
     inputs = {**graph.inputs, BUDGET: torch.tensor([wanted])}
-    return replace(graph, module=Budgeted(graph.module, parts, student).eval(), inputs=inputs)
+    metadata = {**graph.metadata, "inputs": {BUDGET: wanted}}
+    return replace(graph, module=Budgeted(graph.module, parts, student).eval(), inputs=inputs, metadata=metadata)
 
 
 class Budgeted(nn.Module):

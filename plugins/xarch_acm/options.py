@@ -27,6 +27,11 @@ class AcmOptions(Options):
         max_length=32,
         description="budgets of the operating points: gates shifted to each, and a fixed number of learners per module",
     )
+    sampled_budgets: bool = Field(
+        False,
+        description="every step of the last stage runs at one of the budgets, drawn by chance, so that one student is "
+        "trained for all of them; false: at its own",
+    )
     gate_share: float = Field(
         0.01,
         ge=0,

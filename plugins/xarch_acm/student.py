@@ -23,7 +23,7 @@ from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
 from xarch_acm.spent import DEVIATION, EXECUTED, SPREAD, Spent
 
-EFFORT, LOGITS = "effort", "logits"
+EFFORT, LOGITS, BUDGET = "effort", "logits", "budget"
 GATE, CHOICE, LEARNERS, SENSITIVITY = "gate", "choice", "learners", "sensitivity"
 STATIC, GATED, BUCKETED, EXIT, SHUFFLED = "static", "gated", "bucketed", "exit", "shuffled"
 """Kinds of operating points. In the last, which tells whether gates know where learners are needed, what they choose
@@ -116,8 +116,9 @@ class AcmStudent(LocalStudent):
     def taps(self) -> Mapping[str, Tap]:
         """Return the model's own taps, and ``PATH.gate`` and ``PATH.choice`` of every adaptive module: what the gate
         gives, and one-hot choices [B, L, K]; ``effort`` [B, L] is the share of all learners' multiply-adds that
-        ran at a position."""
+        ran at a position, and ``budget`` [B] what may run."""
         found = {**self.inner.taps(), **{t.name: t for path in self.adaptive for t in self._gate_taps(path)}}
+        found[BUDGET] = Tap(BUDGET, "share", "B")
         return found if self.ungated else {**found, EFFORT: Tap(EFFORT, EFFORT, "BL")}
 
     def _gate_taps(self, path: str) -> Iterator[Tap]:
@@ -133,7 +134,14 @@ class AcmStudent(LocalStudent):
             yield Tap(f"{path}.{leaf}", "logits", "BLK", {"K": module.learners + 1 - module.least}, info)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
-        self.run_counted(batch, wanted, sink, self._spent)
+        share, points = self.options.budget, {}
+        if self.module.training and self.options.sampled_budgets and self.exits is None:
+            share = self.shares()[int(torch.randint(len(self.shares()), ()))]
+            points = self.at_budget(share)
+        if BUDGET in wanted:
+            sink(BUDGET, torch.full((len(batch),), share, device=batch.device))
+        with self.at(points):
+            self.run_counted(batch, {*wanted} - {BUDGET}, sink, self._spent)
 
     def run_counted(self, batch: Batch, wanted: Collection[str], sink: Sink, spent: Spent) -> None:
         """Run, and count the learners that run outside training in ``spent``."""

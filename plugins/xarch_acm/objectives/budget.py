@@ -22,7 +22,8 @@ class BudgetOptions(Options):
 
 
 class Budget(ChoiceObjective):
-    """|mean_i b_i − β|, b_i what sample i takes of all learners' multiply-adds (stage 3)."""
+    """|mean_i b_i − β|, b_i what sample i takes of all learners' multiply-adds (stage 3). ``aux: {budget: …}`` gives β
+    for every sample."""
 
     Options = BudgetOptions
     units = "share"
@@ -36,12 +37,15 @@ class Budget(ChoiceObjective):
         batch: Batch,
         *,
         mask: Tensor | None = None,
+        budget: Tensor | None = None,
         **aux: Any,
     ) -> Tensor:
         share_B = self.shares(student, mask)
         there_B = present(batch, mask).to(share_B)
         mean = (share_B * there_B).sum() / there_B.sum().clamp_min(1)
         wanted = self.options.budget or next(iter(self.student_tap.values())).info["budget"]
+        if self.options.budget is None and budget is not None:
+            wanted = (budget * there_B).sum() / there_B.sum().clamp_min(1)
         if self.monitored:
             self._executed = float(mean.detach())
         return (mean - wanted).abs() * there_B

@@ -127,6 +127,7 @@ def test_a_budget_as_input_is_checked_at_every_budget(student, tmp_path):
     fixed.decide({"tables": [{"budget": 0.25, "shift": 0.0, "fixed": dict(zip(fixed.adaptive, (2, 0), strict=True))}]})
     for model, profile in ((student, cpu), (fixed, cpu), (fixed, npu)):
         [graph] = acm_graphs(model, profile, AcmExport(mode="masked", budget_input=True))
+        assert graph.metadata["inputs"] == {"budget": 0.5}
 
         def call(name: str, inputs: dict[str, np.ndarray], graph: ExportGraph = graph) -> dict[str, np.ndarray]:
             made = graph.module(*(torch.from_numpy(inputs[name]) for name in graph.inputs))

@@ -85,6 +85,23 @@ def test_the_control_is_the_teacher_with_the_largest_units_only():
     assert size.tolist() == sorted(size.tolist(), reverse=True)
 
 
+@pytest.mark.parametrize("gates", ["estimate", "fixed"])
+def test_a_student_of_all_budgets_trains_at_one_after_another(tmp_path: Path, gates: str):
+    student = with_random_gates(tmp_path, gates=gates, sampled_budgets=True)
+    batch, path = image_batch(student.facts, 2), next(iter(student.adaptive))
+    torch.manual_seed(0)
+    student.module.train()
+    drawn = set()
+    for _ in range(12):
+        found = student.collect(batch, {"budget", *([f"{path}.choice"] if gates == "fixed" else [])})
+        drawn.add(float(found["budget"][0]))
+        if gates == "fixed":
+            assert bool((found[f"{path}.choice"].argmax(-1) == 4 * found["budget"][0]).all())
+    assert drawn == {0.25, 0.5, 0.75}
+    student.module.eval()
+    assert {float(student.collect(batch, {"budget"})["budget"][0]) for _ in range(6)} == {0.5}
+
+
 def test_gates_do_not_learn_to_choose_among_poor_learners(tmp_path: Path):
     teacher, target = load_teacher(tiny_vit(tmp_path)), AcmTarget()
     student = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
