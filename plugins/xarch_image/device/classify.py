@@ -48,7 +48,7 @@ facts, classes = json.loads(told["xarch.image"]), json.loads(told["xarch.classes
 more = json.loads(told.get("xarch.inputs", "{}")) | dict(said.input)
 known = {each.name for each in session.get_inputs()} - {"images"}
 if unknown := sorted(set(more) - known):
-    parser.error(f"--input: the graph has no {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'no other input'}")
+    parser.error(f"--input: the graph has no {', '.join(unknown)}; it has {', '.join(sorted(known)) or 'no other'}")
 others = {name: np.array([value], np.float32) for name, value in more.items()}
 names = classes if isinstance(classes, list) else [str(i) for i in range(classes)]
 for file in said.pictures:
