@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xarch.report.blocks import Block, Cell, Section, Table, Text
@@ -133,9 +133,19 @@ def decisions(files: RunInfo) -> Section | None:
     rows = []
     for folder, summary in files.stages.items():
         for name, value in table_of(summary, "decisions").items():
-            shown = ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+            short = _short(value)
+            shown = ", ".join(map(str, short)) if isinstance(short, list) else str(short)
             rows.append([folder, words(str(name)), shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]} …"])
     return Section("Decisions", [Table(["stage", "decision", "value"], rows)]) if rows else None
+
+
+def _short(value: Any) -> Any:
+    """Return a JSON value with four digits of every number."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _short(each) for key, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list) else value
 
 
 def tensors(files: RunInfo) -> Section | None:
