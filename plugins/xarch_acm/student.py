@@ -134,7 +134,8 @@ class AcmStudent(LocalStudent):
             yield Tap(f"{path}.{leaf}", "logits", "BLK", {"K": module.learners + 1 - module.least}, info)
 
     def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
-        share, points = self.options.budget, {}
+        share = self.options.budget
+        points: Points = {}
         if self.module.training and self.options.sampled_budgets and self.exits is None:
             share = self.shares()[int(torch.randint(len(self.shares()), ()))]
             points = self.at_budget(share)

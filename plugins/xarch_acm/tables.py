@@ -66,7 +66,7 @@ class Tables(StageKind):
         if student.exits is not None:
             return _early(student, student.exits, batches)
         with torch.no_grad():
-            losses = _losses(student, batches, context) if context.options.fixed else {}
+            losses = losses_of(student, batches, context) if context.options.fixed else {}
         rows: list[dict[str, Any]] = []
         figures: dict[str, float] = {}
         per_site: dict[str, dict[str, float]] = {}
@@ -74,7 +74,7 @@ class Tables(StageKind):
             name, known = f"{round(100 * share)}", losses
             row: dict[str, Any] = {"budget": share, "shift": 0.0}
             if not student.ungated:
-                shift, made = _shifted(student, batches, share)
+                shift, made = shifted(student, batches, share)
                 if not losses and student.options.gates == "estimate":
                     known = {path: _estimated(m, made[path]) for path, m in student.adaptive.items()}
                 figures |= {f"shift.{name}": shift, f"gated.{name}": executed(student.adaptive, made, shift)}
@@ -99,7 +99,7 @@ def _early(student: AcmStudent, exits: Exits, batches: Sequence[Batch]) -> Stage
     )
 
 
-def _shifted(student: AcmStudent, batches: Sequence[Batch], share: float) -> tuple[float, dict[str, Tensor]]:
+def shifted(student: AcmStudent, batches: Sequence[Batch], share: float) -> tuple[float, dict[str, Tensor]]:
     """Return a shift at which what runs is just within a budget, and path -> what its gate gives [T, K] there. A gate
     reads what the gates before it let through, so every round measures at the shift that the one before it found; the
     one within the budget that runs most counts, or else the one that runs least."""
@@ -174,7 +174,7 @@ def shift_for(modules: Mapping[str, Counted], logits: Mapping[str, Tensor], shar
     return min((low, high), key=lambda shift: abs(executed(modules, logits, shift) - share))
 
 
-def _losses(student: AcmStudent, batches: Sequence[Batch], context: StageContext) -> dict[str, dict[int, float]]:
+def losses_of(student: AcmStudent, batches: Sequence[Batch], context: StageContext) -> dict[str, dict[int, float]]:
     """Return path -> learners -> divergence from the teacher with so many in this module and all in the others; without
     a teacher, from the student with all learners."""
     whole = all_learners(student)

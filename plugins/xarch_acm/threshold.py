@@ -7,14 +7,14 @@ Legend: T positions, K choices of a gate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from xarch import Options, PlanError, StageContext, StageKind, StageOutcome, StageRequest, UsageError
+from xarch import Batch, Options, PlanError, StageContext, StageKind, StageOutcome, StageRequest, UsageError
 from xarch_acm.answers import acm_student, answer, divergence, reference
 from xarch_acm.labels import lost, stop
 from xarch_acm.student import SENSITIVITY, AcmStudent, all_learners
@@ -64,7 +64,7 @@ class Threshold(StageKind):
         if context.teacher is None:
             raise UsageError("stage kind acm-threshold needs a teacher, but this run has none")
         left = checked(student, context)
-        found = _distances(student, context)
+        found = distances_of(student, context, context.calibration(context.options.samples))
         total = sum(m.cost * m.learners * len(found[path][0]) for path, m in student.adaptive.items())
 
         def taught(threshold: float) -> float:
@@ -128,14 +128,15 @@ def _bisect(taught: Callable[[float], float], share: float, *, priced: bool) -> 
     return min(map(given, (low, high)), key=lambda threshold: abs(taught(threshold) - share))
 
 
-def _distances(student: AcmStudent, context: StageContext) -> dict[str, tuple[Tensor, Tensor | None]]:
+def distances_of(
+    student: AcmStudent, context: StageContext, batches: Sequence[Batch]
+) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Return path -> distances [T, K] of all prefixes from the teacher's output, and its sensitivity [T] if labels
     need it."""
     parts: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
     weights: dict[str, list[Tensor]] = {path: [] for path in student.adaptive}
     leaves = next(iter(student.gates().values())).inputs
     wanted = {f"{path}.{leaf}" for path in student.adaptive for leaf in leaves}
-    batches = context.calibration(context.options.samples)
     for number, batch in enumerate(batches, 1):
         given: dict[str, Tensor] = {}
 
