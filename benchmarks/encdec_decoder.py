@@ -5,9 +5,11 @@
 
 Task ``keys``: a long source and a short answer, 12 names with a number each, then one of the names, whose number is the
 answer. Task ``docstrings``: functions of the standard library and their docstrings. Students begin with layers of the
-teacher and see the same few pairs in the same order, with the teacher's predictions (0.9) and the answers (0.1). The
-decoder of fewer layers has the work of the larger encoder-decoder for such a pair, and the parameters of the smaller.
-Figures are of held-out answers; an answer is right if all of its tokens are. An interrupted measurement resumes.
+teacher and see the same few pairs in the same order, with the teacher's predictions (0.9) and the answers (0.1), or
+with the answers alone. Two encoder-decoders have a rival each of their own parameters: 20 + 30 shared layers a decoder
+of all 30, which begins as the teacher; 13 + 9 layers a decoder of 22, which also has the work of 20 + 30 for such a
+pair. Figures are of held-out answers, those before training too, where a decoder of 22 is the teacher without 8 layers;
+an answer is right if all of its tokens are. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -57,22 +59,27 @@ class Arm:
 
 @dataclass(frozen=True)
 class Task:
-    """What students learn: updates, pairs of each, peak learning rate, held-out pairs."""
+    """What students learn: updates, pairs of each, peak learning rate, held-out pairs; and the arms that learn it."""
 
     steps: int
     rows: int
     rate: float
     heldout: int
+    arms: tuple[str, ...]
 
 
 SHARED = {"encoder": 20, "decoder": 30, "share": True}
+SPLIT = {"encoder": 13, "decoder": 9}
 ARMS = {
     "encoder-decoder 20+30, shared": Arm(SHARED),
+    "decoder of 30": Arm(layers=30),
+    "encoder-decoder 13+9": Arm(SPLIT),
     "decoder of 22": Arm(layers=22),
     "encoder-decoder 20+30, shared, answers alone": Arm(SHARED, gold=1.0),
-    "encoder-decoder 13+9": Arm({"encoder": 13, "decoder": 9}),
+    "encoder-decoder 13+9, answers alone": Arm(SPLIT, gold=1.0),
 }
-TASKS = {"keys": Task(12, 4, 1e-4, 32), "docstrings": Task(12, 4, 1e-4, 32)}
+DISTILLED = tuple(name for name, arm in ARMS.items() if arm.gold < 1)
+TASKS = {"keys": Task(12, 4, 1e-4, 32, DISTILLED), "docstrings": Task(12, 4, 1e-4, 32, tuple(ARMS))}
 SOURCE, TARGET = 80, 20
 """Most tokens of a docstring's pair."""
 
@@ -80,7 +87,7 @@ SOURCE, TARGET = 80, 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="by default those of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_options(parser, "encdec_decoder")
     chosen = parser.parse_args()
@@ -95,7 +102,7 @@ def main() -> None:
             store.add({"task": name, "arm": "teacher", **source.figures(source.view)})
             print(store.points[-1], file=sys.stderr)
         for seed in chosen.seeds:
-            for arm in chosen.arms:
+            for arm in chosen.arms or TASKS[name].arms:
                 if store.find(task=name, arm=arm, seed=seed) is None:
                     store.add({"task": name, "arm": arm, "seed": seed, **source.student(arm, seed)})
                     print(store.points[-1], file=sys.stderr)
@@ -108,7 +115,7 @@ def show(points: Sequence[dict[str, Any]]) -> None:
     for task, arm in dict.fromkeys((p["task"], p["arm"]) for p in points):
         of = [p for p in points if (p["task"], p["arm"]) == (task, arm)]
         told = []
-        for figure in ("nll_before", "nll", "kl", "right"):
+        for figure in ("nll_before", "nll", "kl_before", "kl", "right"):
             seen = [p[figure] for p in of if figure in p]
             told += [f"{figure} {statistics.mean(seen):.3f} [{min(seen):.3f}, {max(seen):.3f}]"] if seen else []
         print(f"{task}: {arm}, {len(of)} seeds, {of[0]['parameters']:.3f} parameters: " + ", ".join(told))
@@ -129,6 +136,7 @@ class Source:
         self.heldout = list(self.batches("heldout", 0, self.task.heldout // 8, 8))
         with torch.no_grad():
             self.known = [self._logits(self.view, batch) for batch in self.heldout]
+        self._lessons: tuple[int, list[tuple[Any, Any]]] | None = None
 
     def batches(self, split: str, seed: int, count: int, rows: int) -> Iterator[Any]:
         """Yield so many batches of pairs."""
@@ -146,10 +154,21 @@ class Source:
             return
         yield from islice(docstrings(self.teacher, split, seed, rows), count)
 
+    def lessons(self, seed: int) -> list[tuple[Any, Any]]:
+        """Batches to learn from and the teacher's logits, which all students of a seed share."""
+        import torch
+
+        if self._lessons is None or self._lessons[0] != seed:
+            with torch.no_grad():
+                batches = self.batches("train", seed + 1, self.task.steps, self.task.rows)
+                self._lessons = seed, [(batch, self._logits(self.view, batch)) for batch in batches]
+        return self._lessons[1]
+
     def student(self, name: str, seed: int) -> dict[str, float]:
         """Distil a student; return its figures before and after."""
         import torch
 
+        lessons = self.lessons(seed)
         torch.manual_seed(seed)
         began = time.process_time()
         arm = ARMS[name]
@@ -159,12 +178,10 @@ class Source:
             parameter.requires_grad_(True)
         optimiser = torch.optim.AdamW(trained.parameters(), lr=self.task.rate, betas=(0.9, 0.98), weight_decay=0.01)
         steps, warm = self.task.steps, max(2, self.task.steps // 20)
-        for step, batch in enumerate(self.batches("train", seed + 1, steps, self.task.rows)):
+        for step, (batch, theirs) in enumerate(lessons):
             part = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group in optimiser.param_groups:
                 group["lr"] = self.task.rate * part
-            with torch.no_grad():
-                theirs = self._logits(self.view, batch)
             kl, gold = distances(self._logits(model, batch), theirs, batch)
             optimiser.zero_grad(set_to_none=True)
             ((1 - arm.gold) * kl + arm.gold * gold).backward()
@@ -172,7 +189,7 @@ class Source:
             optimiser.step()
         trained.eval()
         after = self.figures(model)
-        return {"nll_before": before["nll"], **after, "cpu_s": round(time.process_time() - began, 1)}
+        return {"nll_before": before["nll"], "kl_before": before["kl"], **after, "cpu_s": round(time.process_time() - began, 1)}
 
     def _built(self, arm: Arm) -> tuple[Any, Any]:
         import torch
