@@ -17,6 +17,7 @@ from xarch_decoder.generation import continue_greedily
 from xarch_encdec.controls import CutTeacher
 from xarch_encdec.exported import ExportedAnswers
 from xarch_encdec.model.network import EncDecModel
+from xarch_encdec.running import until
 from xarch_encdec.student import Running
 from xarch_encdec.teacher import AnswerView
 
@@ -55,7 +56,7 @@ def answers(model: TapModel, batch: Batch, tokens: int, ends: Collection[int]) -
         found_BT = _continued(model.teacher, rows, tokens)
     else:
         raise UsageError(f"a {type(model).__name__} writes no answers")
-    return [_until(row, ends) for row in found_BT.tolist()]
+    return [until(row, ends) for row in found_BT.tolist()]
 
 
 def _continued(teacher: Teacher, rows: Sequence[Tensor], tokens: int) -> Tensor:
@@ -74,10 +75,6 @@ def _continued(teacher: Teacher, rows: Sequence[Tensor], tokens: int) -> Tensor:
             made.append(logits_1TV[:, -1].argmax(-1))
         found.append(torch.stack(made, 1))
     return torch.cat(found)
-
-
-def _until(ids: list[int], ends: Collection[int]) -> list[int]:
-    return ids[: next((t for t, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def answer_pieces(model: TapModel, processor: Any, prompt: str, tokens: int) -> Iterator[str]:

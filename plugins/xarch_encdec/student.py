@@ -7,19 +7,16 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xarch import Batch, PlanError, Sink, Student, Teacher
 from xarch_encdec.facts import EncDecFacts
+from xarch_encdec.model.layers import Cache
 from xarch_encdec.model.network import EncDecModel, Opening
 from xarch_encdec.running import Predicting
 
 FUTURE, LAST = "encoder_future", "memory_last"
 """Batch keys [B] of a schedule that opens the encoder, see :class:`Opening`; the same for all samples."""
-
-
-STREAM = re.compile(r"decoder\.\d+\.(input|output)")
-"""Taps inside the decoder."""
 
 
 class Running(Predicting):
@@ -28,24 +25,15 @@ class Running(Predicting):
     family = "encdec"
     module: EncDecModel
     facts: EncDecFacts
+    written = re.compile(r"decoder\.\d+\.(input|output)|final|logits")
 
-    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
-        """Push the wanted taps. The decoder runs only if one of them needs it, so a batch of sources alone is enough
-        for the others.
+    def read(self, batch: Batch, wanted: Collection[str], sink: Sink) -> list[Cache]:
+        return self.module.encode(batch["input_ids"], batch["attention_mask"], self.opening(batch), wanted, sink)
 
-        Raises:
-            ValueError: a wanted tap does not exist.
-        """
-        unknown = sorted(set(wanted) - set(self.taps()))
-        if unknown:
-            raise ValueError(f"an encoder-decoder has no taps {', '.join(unknown)}")
-        mask_BS = batch["attention_mask"]
-        source = self.module.encode(batch["input_ids"], mask_BS, self.opening(batch), wanted, sink)
-        if not any(name in ("final", "logits") or STREAM.fullmatch(name) for name in wanted):
-            return
-        final_BTD, _ = self.module.decode(batch["decoder_input_ids"], mask_BS, source, None, wanted, sink)
-        if "logits" in wanted:
-            sink("logits", self.module.logits(final_BTD))
+    def write(self, batch: Batch, source: list[Cache], wanted: Collection[str], sink: Sink) -> Tensor:
+        ids_BT, mask_BS = batch["decoder_input_ids"], batch["attention_mask"]
+        final_BTD, _ = self.module.decode(ids_BT, mask_BS, source, None, wanted, sink)
+        return final_BTD
 
     def opening(self, batch: Batch) -> Opening:
         """Return how far the encoder is opened for a batch."""

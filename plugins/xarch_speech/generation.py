@@ -5,7 +5,7 @@ Legend: B batch, M bands, F frames.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xarch import Batch, TapModel, UsageError
+from xarch_encdec.running import until
 from xarch_speech.exported import ExportedSpeech
 from xarch_speech.model import SpeechModel
 from xarch_speech.student import Running
@@ -48,11 +49,7 @@ def transcripts(model: TapModel, batch: Batch, tokens: int) -> list[list[int]]:
         found = model.written(batch["input_features"], tokens)
     else:
         raise UsageError(f"a {type(model).__name__} writes no transcripts")
-    return [_until(row, model.facts.eos) for row in found]
-
-
-def _until(ids: list[int], ends: Collection[int]) -> list[int]:
-    return ids[: next((t for t, token in enumerate(ids) if token in ends), len(ids))]
+    return [until(row, model.facts.eos) for row in found]
 
 
 def transcript_of_file(model: TapModel, processor: Any, file: str, tokens: int) -> str:

@@ -12,16 +12,13 @@ from torch import Tensor, nn
 from xarch import Batch, LoadedTeacher, PlanError, Sink, Student, Teacher
 from xarch_encdec.running import Predicting
 from xarch_speech.facts import SpeechFacts
-from xarch_speech.model import SpeechModel
+from xarch_speech.model import Cache, SpeechModel
 
 MEMORY = "memory"
 """Batch key [B, S, D] of what an equal encoder heard already; models that have it leave out their own."""
 
 ENCODER = re.compile(r"encoder\.\d+\.(input|output)")
 """Taps inside the encoder."""
-
-TEXT = re.compile(r"decoder\.\d+\.(input|own|heard|output)|final|logits")
-"""Taps that decoder tokens are needed for."""
 
 
 class Running(Predicting):
@@ -30,26 +27,17 @@ class Running(Predicting):
     family = "speech"
     module: SpeechModel
     facts: SpeechFacts
+    written = re.compile(r"decoder\.\d+\.(input|own|heard|output)|final|logits")
 
-    def run(self, batch: Batch, wanted: Collection[str], sink: Sink) -> None:
-        """Push the wanted taps. The decoder runs only if one of them needs it, so a batch of recordings alone is enough
-        for the others.
-
-        Raises:
-            ValueError: a wanted tap does not exist.
-        """
-        unknown = sorted(set(wanted) - set(self.taps()))
-        if unknown:
-            raise ValueError(f"a speech model has no taps {', '.join(unknown)}")
+    def read(self, batch: Batch, wanted: Collection[str], sink: Sink) -> list[Cache]:
         memory_BSD = self.heard(batch, wanted, sink)
         if "memory" in wanted:
             sink("memory", memory_BSD)
-        heard = self.module.read(memory_BSD, wanted, sink)
-        if not any(TEXT.fullmatch(name) for name in wanted):
-            return
-        final_BTD, _ = self.module.decode(batch["decoder_input_ids"], heard, None, wanted, sink)
-        if "logits" in wanted:
-            sink("logits", self.module.logits(final_BTD))
+        return self.module.read(memory_BSD, wanted, sink)
+
+    def write(self, batch: Batch, source: list[Cache], wanted: Collection[str], sink: Sink) -> Tensor:
+        final_BTD, _ = self.module.decode(batch["decoder_input_ids"], source, None, wanted, sink)
+        return final_BTD
 
     def heard(self, batch: Batch, wanted: Collection[str] = (), sink: Sink = lambda name, value: None) -> Tensor:
         """Return the encoder's last output for a batch [B, S, D]: what the batch has, if nothing inside the encoder is
