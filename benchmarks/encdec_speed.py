@@ -1,4 +1,4 @@
-"""Exported encoder-decoders against their teacher: first token and tokens a second by prompt length, bytes, memory.
+"""Exported encoder-decoders against their teacher: first token and tokens a second by prompt and answer, bytes, memory.
 
     python benchmarks/encdec_speed.py
     python benchmarks/encdec_speed.py --arms 15+12 --prompts 512
@@ -6,9 +6,11 @@
 Students are SmolLM2-135M's layers right after initialisation, which take as long as trained ones: so many layers of
 encoder and decoder, with the teacher's number of parameters; cross-attention is random, for files would store copies
 once. The teacher is exported by the same exporter, its prompt as one call whose logits are those of the last position,
-its caches grow; and by the builder of onnxruntime-genai, with caches in place, where that is installed. One thread; CPU
-milliseconds are medians of interleaved repeats. Resident memory is the peak of a process that answers a prompt of 512
-tokens, above that of one that has loaded the runtime. An interrupted measurement resumes.
+its caches written in place; and by the builder of onnxruntime-genai, where that is installed. One thread; CPU
+milliseconds are medians of interleaved repeats: ten of a first token up to prompts of 512 tokens, then five and three,
+and three of answers, whose tokens a second are those after the first 32 and after all 128. Resident memory is the peak
+of a process that answers a prompt of 512 tokens, above that of one that has loaded the runtime. An interrupted
+measurement resumes.
 """
 
 from __future__ import annotations
@@ -35,9 +37,13 @@ from benchmarks.sessions import Sessions
 from benchmarks.store import SCRATCH, Store, add_options, header
 
 TEACHER = "zoo:smollm2-135m"
-PROMPTS = (64, 256, 512, 1024)
-DECODED = 32
-REPEATS = 3
+PROMPTS = (64, 256, 512, 1024, 2048)
+ANSWERS = (32, 128)
+"""Tokens after the first; speed at the lesser one is that of the beginning of the longer answer."""
+REPEATS = {512: 10, 1024: 5, 2048: 3}
+"""Longest prompt -> repeats of a first token."""
+WRITTEN = 3
+"""Repeats of answers."""
 RESIDENT = 512
 TEACHER_FOLDER = "teacher"
 RIVAL = "onnxruntime-genai"
@@ -56,15 +62,15 @@ ARMS = {
     "13+13": Arm(13, 13),
     "15+12": Arm(15, 12),
     "18+9": Arm(18, 9),
-    "19+9": Arm(19, 9),
-    "20+10 merged": Arm(20, 10, "merged"),
     "24+5": Arm(24, 5),
+    "20+10 merged": Arm(20, 10, "merged"),
 }
+EQUAL = tuple(name for name, arm in ARMS.items() if arm.cross == "random")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(EQUAL), choices=list(ARMS))
     parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS))
     parser.add_argument("--work", type=Path, default=SCRATCH / "encdec_speed", help="folder for graphs")
     parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
@@ -73,7 +79,7 @@ def main() -> None:
     if chosen.resident is not None:
         print(resident(chosen.resident))
         return
-    settings = {"teacher": TEACHER, "decoded": DECODED, "repeats": REPEATS}
+    settings = {"teacher": TEACHER, "answers": ANSWERS, "repeats": [*REPEATS.values(), WRITTEN]}
     store = Store(chosen.out, header("encdec_speed", settings, threads=1), chosen.fresh)
     work = chosen.work / store.key
     write_all(work, chosen.arms, sorted({*chosen.prompts, RESIDENT}))
@@ -138,7 +144,7 @@ def write(folder: Path, graphs: Sequence[Any], profile: Any, facts: Mapping[str,
 
 
 Answer = Callable[[], Iterator[None]]
-"""Reads a prompt and gives its first token, then :data:`DECODED` more, each before it yields."""
+"""Reads a prompt and gives its first token, then those of the longest of :data:`ANSWERS`, each before it yields."""
 
 
 def answers(folder: Path, prompt: int) -> Answer:
@@ -156,7 +162,7 @@ def _student(folder: Path, call: Sessions, ids: np.ndarray) -> Answer:
     def answer() -> Iterator[None]:
         fixed, held = driven.read(call, ids[None, :-1], np.ones((1, len(ids) - 1), np.int64)), driven.empty()
         token_11 = ids[None, -1:]
-        for place in range(1 + DECODED):
+        for place in range(1 + max(ANSWERS)):
             logits_11V, held = driven.step(call, token_11, place, fixed, held)
             token_11 = logits_11V[:, -1].argmax(-1)[:, None]
             yield
@@ -172,11 +178,11 @@ def _teacher(folder: Path, call: Sessions, ids: np.ndarray) -> Answer:
     driven = LanguageGraphs({name: graph_metadata(folder / f"{name}.onnx") for name in names})
 
     def answer() -> Iterator[None]:
-        logits, held = driven.step(call, ids, 0, driven.initial(room=len(ids) + DECODED))
-        for place in range(1 + DECODED):
+        logits, held = driven.step(call, ids, 0, driven.initial(room=len(ids) + max(ANSWERS)))
+        for place in range(1 + max(ANSWERS)):
             token = logits[0, -1:].argmax(-1)
             yield
-            if place < DECODED:
+            if place < max(ANSWERS):
                 logits, held = driven.step(call, token, len(ids) + place, held)
 
     return answer
@@ -201,25 +207,33 @@ def rival(work: Path, prompt: int) -> Answer | None:
 
     def answer() -> Iterator[None]:
         options = genai.GeneratorParams(model)
-        options.set_search_options(max_length=prompt + DECODED + 2, min_length=prompt + DECODED + 2, do_sample=False)
+        length = prompt + max(ANSWERS) + 2
+        options.set_search_options(max_length=length, min_length=length, do_sample=False)
         generator = genai.Generator(model, options)
         generator.append_tokens(ids)
-        for _ in range(1 + DECODED):
+        for _ in range(1 + max(ANSWERS)):
             generator.generate_next_token()
             yield
 
     return answer
 
 
-def spent(answer: Answer) -> tuple[float, float]:
-    """CPU milliseconds of a first token, and of each token after it."""
-    steps = answer()
+def first_token(answer: Answer) -> float:
+    """CPU milliseconds of a first token."""
     began = time.process_time()
+    next(answer())
+    return 1e3 * (time.process_time() - began)
+
+
+def tokens_after(answer: Answer) -> list[float]:
+    """CPU milliseconds of each token after the first, for every one of :data:`ANSWERS`."""
+    steps = answer()
     next(steps)
-    first = time.process_time()
-    for _ in steps:
-        pass
-    return 1e3 * (first - began), 1e3 * (time.process_time() - first) / DECODED
+    began, found = time.process_time(), []
+    for count, _ in enumerate(steps, 1):
+        if count in ANSWERS:
+            found.append(1e3 * (time.process_time() - began) / count)
+    return found
 
 
 def measure(store: Store, work: Path, arms: Sequence[str], prompt: int) -> None:
@@ -235,35 +249,42 @@ def measure(store: Store, work: Path, arms: Sequence[str], prompt: int) -> None:
         made[RIVAL] = other
     for answer in made.values():
         next(answer())
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
-    for _ in range(REPEATS):
+    firsts: dict[str, list[float]] = {name: [] for name in made}
+    steps: dict[str, list[list[float]]] = {name: [] for name in made}
+    for number in range(next((count for most, count in REPEATS.items() if prompt <= most), WRITTEN)):
         for name, answer in made.items():
-            times[name].append(spent(answer))
-    medians = {
-        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in times.items()
-    }
+            firsts[name].append(first_token(answer))
+            if number < WRITTEN:
+                steps[name].append(tokens_after(answer))
+    first = {name: statistics.median(found) for name, found in firsts.items()}
+    step = {name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in steps.items()}
     described = json.loads((work / TEACHER_FOLDER / "facts.json").read_text())
     facts = DecoderFacts.from_json(described["facts"])
     for name in arms:
-        arm, (first, step) = ARMS[name], medians[name]
-        told = predict(facts, arm.cross, arm.encoder, arm.decoder, prompt=prompt, answer=DECODED)  # type: ignore[arg-type]
+        arm = ARMS[name]
+        told = predict(facts, arm.cross, arm.encoder, arm.decoder, prompt=prompt, answer=max(ANSWERS))  # type: ignore[arg-type]
         point = {
             "arm": name,
             "prompt": prompt,
-            "first_cpu_ms": first,
-            "step_cpu_ms": step,
-            "first_ratio": first / medians[TEACHER_FOLDER][0],
-            "first_ratios": [a[0] / b[0] for a, b in zip(times[name], times[TEACHER_FOLDER], strict=True)],
+            "first_cpu_ms": first[name],
+            "step_cpu_ms": step[name],
+            "first_ratio": first[name] / first[TEACHER_FOLDER],
+            "first_ratios": [a / b for a, b in zip(firsts[name], firsts[TEACHER_FOLDER], strict=True)],
             "predicted_first": told.first_token,
-            "speed": medians[TEACHER_FOLDER][1] / step,
+            "speed": _shares(step[TEACHER_FOLDER], step[name]),
             "predicted_speed": told.speed,
-            "teacher_first_cpu_ms": medians[TEACHER_FOLDER][0],
-            "teacher_step_cpu_ms": medians[TEACHER_FOLDER][1],
+            "teacher_first_cpu_ms": first[TEACHER_FOLDER],
+            "teacher_step_cpu_ms": step[TEACHER_FOLDER],
         }
         if other is not None:
-            point |= {"rival_first": first / medians[RIVAL][0], "rival_speed": medians[RIVAL][1] / step}
+            point["rival_first"] = first[name] / first[RIVAL]
+            point["rival_speed"] = _shares(step[RIVAL], step[name])
         store.add({key: _rounded(value) for key, value in point.items()})
         print(store.points[-1], file=sys.stderr)
+
+
+def _shares(of: Sequence[float], by: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(of, by, strict=True)]
 
 
 def _rounded(value: Any) -> Any:

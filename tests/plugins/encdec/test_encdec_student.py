@@ -255,7 +255,8 @@ def test_the_predictor_is_as_near_as_it_says() -> None:
             split = (int(layers) for layers in point["arm"].split("+"))
             found = predict(facts, "random", *split, prompt=point["prompt"], answer=32)
             assert found.first_token == pytest.approx(point["first_ratio"], abs=0.08)
-            assert found.speed == pytest.approx(point["speed"], rel=0.2)
+            speeds = point["speed"] if isinstance(point["speed"], list) else [point["speed"]]
+            assert speeds == pytest.approx([found.speed] * len(speeds), rel=0.2)
 
 
 def test_attention_of_products_costs_both_sides_the_same() -> None:
