@@ -6,10 +6,10 @@
 Task ``keys``: a long source and a short answer, 12 names with a number each, then one of the names, whose number is the
 answer. Task ``docstrings``: functions of the standard library and their docstrings. Students begin with layers of the
 teacher and see the same few pairs in the same order, with the teacher's predictions (0.9) and the answers (0.1), or
-with the answers alone. Two encoder-decoders have a rival each of their own parameters: 20 + 30 shared layers a decoder
-of all 30, which begins as the teacher; 13 + 9 layers a decoder of 22, which also has the work of 20 + 30 for such a
-pair. Figures are of held-out answers, those before training too, where a decoder of 22 is the teacher without 8 layers;
-an answer is right if all of its tokens are. An interrupted measurement resumes.
+with the answers alone. Encoder-decoders have rivals of their own parameters: 20 + 30 layers, of which 20 are both, a
+decoder of all 30, which begins as the teacher; 16 + 22, of which 16 are both, and 13 + 9 a decoder of 22, which has the
+work of 20 + 30 for such a pair. Figures are of held-out answers, also before training, where a decoder of 22 is the
+teacher without 8 layers; an answer is right if all of its tokens are. An interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Arm:
 
     Attributes:
         options: of the target ``encdec``; empty for a decoder.
-        layers: of a decoder, the teacher's, evenly spaced.
+        kept: the teacher's layers that the decoder has, where it is no encoder-decoder whose plan says so.
         gold: weight of the answers; what is left is that of the teacher's predictions.
         rate: peak learning rate; a student that begins far from its teacher bears more.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    layers: int = 0
+    kept: tuple[int, ...] = ()
     gold: float = 0.1
     rate: float = 1e-4
 
@@ -69,19 +69,28 @@ class Task:
     arms: tuple[str, ...]
 
 
+def spread(first: int, last: int, count: int) -> tuple[int, ...]:
+    """So many layers, evenly spaced, the first and the last included."""
+    return tuple(first + round(k * (last - first) / (count - 1)) for k in range(count))
+
+
 SHARED = {"encoder": 20, "decoder": 30, "share": True}
+BOTH = {"plan": "drop", "encoder": 16, "decoder": 22, "share": True}
+SIXTEEN = (*range(16), *spread(16, 29, 6))
 FAR = 3e-4
 SPLIT = {"encoder": 13, "decoder": 9}
 ARMS = {
     "encoder-decoder 20+30, shared": Arm(SHARED),
-    "decoder of 30": Arm(layers=30),
+    "decoder of 30": Arm(kept=spread(0, 29, 30)),
+    "encoder-decoder 16+22, shared": Arm(BOTH, SIXTEEN, rate=FAR),
     "encoder-decoder 13+9": Arm(SPLIT, rate=FAR),
-    "decoder of 22": Arm(layers=22, rate=FAR),
+    "decoder of 22": Arm(kept=spread(0, 29, 22), rate=FAR),
     "encoder-decoder 20+30, shared, answers alone": Arm(SHARED, gold=1.0),
-    "encoder-decoder 13+9, answers alone": Arm(SPLIT, gold=1.0, rate=FAR),
+    "encoder-decoder 16+22, shared, answers alone": Arm(BOTH, SIXTEEN, gold=1.0, rate=FAR),
 }
 DISTILLED = tuple(name for name, arm in ARMS.items() if arm.gold < 1)
-TASKS = {"keys": Task(12, 4, 32, DISTILLED), "docstrings": Task(16, 4, 32, tuple(ARMS))}
+FEW = tuple(name for name in ARMS if name not in ("decoder of 30", "encoder-decoder 13+9"))
+TASKS = {"keys": Task(12, 4, 32, DISTILLED), "docstrings": Task(16, 4, 32, FEW)}
 SOURCE, TARGET = 80, 20
 """Most tokens of a docstring's pair."""
 
@@ -202,16 +211,15 @@ class Source:
         from xarch_encdec.options import EncDecOptions
         from xarch_encdec.target import EncDecTarget
 
-        if arm.layers:
-            layers = self.teacher.facts.layers
-            kept = [round(k * (layers - 1) / (arm.layers - 1)) for k in range(arm.layers)]
-            cut = CutTeacher(self.teacher, kept)
+        if not arm.options:
+            cut = CutTeacher(self.teacher, arm.kept)
             own = {name: tensor.detach().clone() for name, tensor in cut.module.state_dict().items()}
             cut.module.load_state_dict(own, assign=True)
             return cut, cut.module
         target = EncDecTarget()
         options = EncDecOptions(**arm.options, mask="causal", memory="layers")
-        student = target.build(self.teacher.facts, options, {}, device=torch.device("cpu"))
+        decided = {"decoder": arm.kept} if arm.kept else {}
+        student = target.build(self.teacher.facts, options, decided, device=torch.device("cpu"))
         target.initialise(student, self.teacher)
         return student, student.module
 
