@@ -1,7 +1,8 @@
-"""What a student must beat: the teacher with layers left out, at the student's work, without training."""
+"""What a student must beat: the teacher with layers left out, at the student's work and at its size, untrained."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ from xarch import Batch, Control, Sink, Tap, TapModel, Teacher
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.model.attention import Attention
 from xarch_decoder.student import DecoderStudent
-from xarch_decoder.weights import attention_names, trunk_shapes
+from xarch_decoder.weights import attention_names, trunk_shapes, weight_shapes
 from xarch_encdec.rows import joined_rows
 from xarch_encdec.student import EncDecStudent
 from xarch_encdec.teacher import AnswerView, target_taps
 
-CUT = "teacher without layers"
+CUT, SMALL = "teacher without layers", "teacher of as many parameters"
 
 
 class CutTeacher(TapModel):
@@ -62,21 +63,33 @@ def _in_teacher(name: str, kept: list[int]) -> str:
 
 
 def cut_controls(teacher: object, student: object) -> dict[str, Control]:
-    """Return the teacher cut to the multiply-adds of a student for a pair of the lengths it was planned for; none if it
-    need not be cut, or is no decoder."""
+    """Return the teacher cut to the multiply-adds of a student for a pair of the lengths it was planned for, and to its
+    parameters if that leaves other layers; what need not be cut is left out. None if the teacher is no decoder."""
     if not isinstance(teacher, AnswerView) or not isinstance(student, EncDecStudent):
         return {}
     facts, lengths = teacher.facts, student.lengths
-    wanted = student.work(lengths) * (lengths["source"] + lengths["target"])
-    count = facts.layers
-    while count > 1 and _work(facts, count, lengths) > wanted:
-        count -= 1
-    if count == facts.layers:
-        return {}
-    kept = [round(k * (facts.layers - 1) / max(count - 1, 1)) for k in range(count)]
-    cost = _work(facts, count, lengths) / _work(facts, facts.layers, lengths)
-    said = {"keeps": f"{count} of {facts.layers} layers", "work": round(cost, 3), "for": dict(lengths)}
-    return {CUT: Control(CutTeacher(teacher.teacher, kept), said)}
+    found = {}
+    for name, count in cuts(facts, student).items():
+        kept = [round(k * (facts.layers - 1) / max(count - 1, 1)) for k in range(count)]
+        cost = _work(facts, count, lengths) / _work(facts, facts.layers, lengths)
+        said = {"keeps": f"{count} of {facts.layers} layers", "work": round(cost, 3), "for": dict(lengths)}
+        found[name] = Control(CutTeacher(teacher.teacher, kept), said)
+    return found
+
+
+def cuts(facts: DecoderFacts, student: EncDecStudent) -> dict[str, int]:
+    """Return the layers that each control keeps of a teacher with these facts."""
+    lengths, sizes = student.lengths, {name: math.prod(shape) for name, shape in weight_shapes(facts).items()}
+    work = student.work(lengths) * (lengths["source"] + lengths["target"])
+    layer = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
+    surplus = sum(sizes.values()) - sum(p.numel() for p in student.module.parameters())
+    counts = {
+        CUT: next((n for n in range(facts.layers, 1, -1) if _work(facts, n, lengths) <= work), 1),
+        SMALL: max(1, facts.layers - max(0, math.ceil(surplus / layer))),
+    }
+    if counts[SMALL] == counts[CUT]:
+        del counts[SMALL]
+    return {name: count for name, count in counts.items() if count < facts.layers}
 
 
 def _work(facts: DecoderFacts, layers: int, lengths: Mapping[str, int]) -> float:

@@ -54,11 +54,17 @@ class DropLayers(StageKind):
     def run(self, context: StageContext) -> StageOutcome:
         student = context.student
         if not isinstance(student, EncDecStudent):
-            raise UsageError(f"stage kind drop_layers needs an encoder-decoder, got a {type(student).__name__}")
+            raise UsageError(
+                f"stage kind drop_layers needs an encoder-decoder, got a {type(student).__name__}",
+                "--set student.target=encdec, or skip the stage",
+            )
         if student.keep is None:
             return StageOutcome(metrics={"dropped": 0.0})
         if context.teacher is None:
-            raise UsageError("stage kind drop_layers needs a teacher, but this run has none")
+            raise UsageError(
+                "stage kind drop_layers needs a teacher, but this run has none",
+                "--teacher REF, or another plan: --set student.options.plan=split",
+            )
         known, tokens = _read(context, student)
         dropped: list[int] = []
         costs: dict[str, float] = {}

@@ -30,14 +30,18 @@ EXAMPLE_SOURCE, EXAMPLE_PAST = 7, 5
 """Tokens in the example inputs. Tracing treats sizes 0 and 1 as constants, so they must be at least 2."""
 
 
+LEAST = 2
+"""Tokens of the shortest buffer."""
+
+
 class EncDecExport(Options):
     """Export options of an encoder-decoder, for profiles with static shapes."""
 
     source: int | None = Field(
-        None, ge=2, le=1 << 20, description="tokens of a source, pads included; default: `student.options.prompt`"
+        None, ge=LEAST, le=1 << 20, description="tokens of a source, pads included; default: `student.options.prompt`"
     )
     answer: int | None = Field(
-        None, ge=2, le=1 << 20, description="tokens of an answer; default: `student.options.answer`"
+        None, ge=LEAST, le=1 << 20, description="tokens of an answer; default: `student.options.answer`"
     )
 
 
@@ -151,11 +155,16 @@ def encdec_graphs(student: EncDecStudent, profile: Profile, options: EncDecExpor
     if profile.static:
         room = student.facts.max_positions
         answer = options.answer or min(student.lengths["target"], room // 2)
+        if answer > room - LEAST:
+            raise PlanError(
+                f"export.options.answer: {answer} tokens of the model's {room} leave none for a source",
+                f"--set export.options.answer={room // 2}",
+            )
         source = options.source or min(student.lengths["source"], room - answer)
         sizes = _Sizes(source, answer)
         if source + answer > room:
             raise PlanError(
-                f"export options: source {source} and answer {answer} exceed the model's {room} tokens",
+                f"export.options.source: {source} tokens and an answer of {answer} exceed the model's {room}",
                 f"--set export.options.source={room - answer}",
             )
     wide = "runtime" in profile.lowerings and in_runtime("attention_to_all")

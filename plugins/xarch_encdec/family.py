@@ -74,16 +74,17 @@ class EncDecFamily(TokenFamily):
         return sections(run)
 
     def controls(self, teacher: Any, student: Any) -> Mapping[str, Control]:
-        """Return the teacher with layers left out, at the student's parameters."""
+        """Return the teacher with layers left out, at the student's work and at its parameters."""
         from xarch_encdec.controls import cut_controls
 
         return cut_controls(teacher, student)
 
     def control_names(self, student: Any) -> Collection[str]:
-        """Return the name of the cut teacher."""
-        from xarch_encdec.controls import CUT
+        """Return the names of the teachers that are cut."""
+        from xarch_encdec.controls import cuts
 
-        return (CUT,)
+        facts = getattr(student, "teacher", None)
+        return () if facts is None else tuple(cuts(facts, student))
 
     def generate(self, model: Any, processor: Any, prompt: str, options: AnswerOptions) -> Iterator[str]:
         """Yield the prompt and its answer, token by token."""

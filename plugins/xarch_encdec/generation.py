@@ -55,7 +55,9 @@ def answers(model: TapModel, batch: Batch, tokens: int, ends: Collection[int]) -
         rows = [torch.cat([ids[mask > 0], start[None]]) for ids, mask, start in pairs]
         found_BT = _continued(model.teacher, rows, tokens)
     else:
-        raise UsageError(f"a {type(model).__name__} writes no answers")
+        raise UsageError(
+            f"a {type(model).__name__} writes no answers, which a metric asks for", "--set evaluate.metric=answers"
+        )
     return [until(row, ends) for row in found_BT.tolist()]
 
 
@@ -94,7 +96,7 @@ def answer_pieces(model: TapModel, processor: Any, prompt: str, tokens: int) -> 
     if len(ids) < 2:
         raise UsageError("the prompt has fewer than two tokens", "enter a few words")
     if not isinstance(model, Running):
-        raise UsageError(f"a {type(model).__name__} writes no answers")
+        raise UsageError(f"a {type(model).__name__} writes no answers, only encoder-decoders do")
     return _pieces(model, processor, ids, prompt, tokens)
 
 

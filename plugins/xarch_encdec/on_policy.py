@@ -79,7 +79,10 @@ class WriteAnswers(BatchStep):
         """Return decoder tokens and their mask [R, T]; what follows an end token stays as it was and does not count."""
         student = context.student
         if not isinstance(student, EncDecStudent):
-            raise PlanError(f"write-answers needs an encoder-decoder as the student, not a {type(student).__name__}")
+            raise PlanError(
+                f"write-answers needs an encoder-decoder as the student, not a {type(student).__name__}",
+                "leave the step out: --set stages.NAME.batch.steps.write-answers=null",
+            )
         model, mask_RS = student.module, pairs["attention_mask"]
         ids_RT = pairs["decoder_input_ids"].clone()
         counts_RT = torch.zeros_like(pairs["answer_mask"])

@@ -55,9 +55,15 @@ class EncDecOptions(Options):
     @model_validator(mode="after")
     def _counts_belong_to_a_plan(self) -> EncDecOptions:
         if self.plan in ("copy", "budget") and (self.encoder is not None or self.decoder is not None):
-            raise ValueError(f"plan {self.plan!r} decides how many layers there are; leave out encoder and decoder")
+            raise ValueError(
+                f"plan {self.plan!r} decides how many layers there are, but encoder is {self.encoder} and decoder "
+                f"{self.decoder}; leave them out, or use plan `split`"
+            )
         if self.encoder_width is not None and (self.cross == "merged" or self.share or self.memory != "last"):
-            raise ValueError("an encoder_width needs cross `self_copy` or `random`, memory `last` and share false")
+            raise ValueError(
+                f"encoder_width {self.encoder_width} needs cross `self_copy` or `random`, memory `last` and share "
+                f"false, not {self.cross!r}, {self.memory!r} and {str(self.share).lower()}"
+            )
         return self
 
     def tiny(self) -> EncDecOptions:

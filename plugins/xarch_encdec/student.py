@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xarch import Batch, PlanError, Sink, Student, Teacher
+from xarch_decoder.facts import DecoderFacts
 from xarch_encdec.facts import EncDecFacts
 from xarch_encdec.model.layers import Cache
 from xarch_encdec.model.network import EncDecModel, Opening
@@ -51,8 +52,11 @@ class EncDecStudent(Running, Student):
         device: device of the parameters; "meta" allocates nothing.
 
     Attributes:
+        teacher: facts of the decoder that it is made of; None if it is not known.
         keep: number of decoder layers that a stage is to keep; None if they are decided.
     """
+
+    teacher: DecoderFacts | None = None
 
     def __init__(
         self,

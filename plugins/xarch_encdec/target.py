@@ -40,6 +40,8 @@ from xarch_encdec.teacher import AnswerView, target_taps
 class Built(EncDecStudent):
     """A student that knows which of the teacher's layers it is made of, and how its encoder is opened at first."""
 
+    teacher: DecoderFacts
+
     def __init__(
         self, facts: DecoderFacts, options: EncDecOptions, layout: Layout, *, device: torch.device | str
     ) -> None:

@@ -13,10 +13,14 @@ from pydantic import ValidationError
 
 from tests.plugins.encdec.encdec_models import EQUAL, FACTS, decoder, logits, pairs, student_of
 from xarch import Batch, PlanError, StepContext, Teacher, load_teacher
+from xarch.export.profiles import npu
 from xarch.report import RunInfo, Table, Text
 from xarch_decoder.facts import DecoderFacts
 from xarch_decoder.testing import tiny_llama
 from xarch_encdec.anneal import OpenEncoder
+from xarch_encdec.controls import CUT, SMALL, cut_controls, cuts
+from xarch_encdec.export import EncDecExport, encdec_graphs
+from xarch_encdec.family import EncDecFamily
 from xarch_encdec.generation import answers
 from xarch_encdec.layout import layout_of
 from xarch_encdec.model.network import Opening
@@ -207,6 +211,19 @@ def test_the_teachers_answers_are_its_own(teacher: Teacher) -> None:
         assert plain[len(row) - 1 : -1].argmax(-1).tolist() == answer
 
 
+def test_a_student_must_beat_its_teacher_cut_to_its_work_and_to_its_size(teacher: Teacher) -> None:
+    """Issue 15, 4; a pair of 512 and 64 tokens passes 1.1 layers of a student of one and one."""
+    half, all_shared = student_of(teacher, encoder=1, decoder=1), student_of(teacher, encoder=1, decoder=3, share=True)
+    assert cuts(FACTS, half) == {CUT: 1, SMALL: 2}
+    assert list(cuts(FACTS, all_shared)) == [CUT], "one of the teacher's size is the teacher"
+    assert not cuts(FACTS, student_of(teacher, **EQUAL))
+    assert EncDecFamily().control_names(half) == (CUT, SMALL)
+    controls = cut_controls(AnswerView(teacher), half)
+    sizes = [sum(p.numel() for p in made.model.module.parameters()) for made in controls.values()]
+    own = sum(p.numel() for p in half.module.parameters())
+    assert sizes[0] < sizes[1] <= own < sizes[1] + 100 * FACTS.width
+
+
 def test_rows_for_a_decoder_are_those_of_the_data() -> None:
     batch = pairs()
     made = joined_rows(batch.seen_by("student"))
@@ -282,6 +299,15 @@ def test_a_budget_gives_long_answers_fewer_decoder_layers() -> None:
 def test_a_budget_that_nothing_fits_is_refused() -> None:
     with pytest.raises(PlanError, match="not one layer"):
         layout_of(DecoderFacts(**LLAMA), EncDecOptions(plan="budget", parameters=0.1))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"answer": 2048}, "export.options.answer"), ({"source": 2000, "answer": 64}, "source: 2000")]
+)
+def test_buffers_beyond_the_context_are_refused(teacher: Teacher, given: dict[str, int], said: str) -> None:
+    with pytest.raises(PlanError, match=said) as refused:
+        encdec_graphs(student_of(teacher), npu, EncDecExport(**given))
+    assert "--set export.options." in str(refused.value.hint)
 
 
 def test_the_report_sets_predicted_beside_measured_times() -> None:
