@@ -196,7 +196,8 @@ def _slot_memory() -> Op:
 
 
 def _folded_memory() -> Op:
-    """Short, as exporters record every token; the rest is in test_folded_memory.py."""
+    """Without gradients, which only the plain form has, and short, as exporters record every token; the rest is in
+    test_folded_memory.py."""
     draw = source()
     layout, rotary = FoldedLayout((2,), (2,), fold=2, sinks=1, precision="float32"), Rotary((1.0, 0.2), scale=0.5)
     ones = torch.ones(1, 6, dtype=torch.float64)
@@ -208,7 +209,7 @@ def _folded_memory() -> Op:
         return folded_memory(*t, positions, layout, rotary, own, backend=backend, **options)
 
     operands = [draw(BATCH, 9, 2, 6), draw(BATCH, 9, 1, 6), draw(BATCH, 9, 1, 6)]
-    return Op(call, operands, dict.fromkeys(range(3), 1))
+    return Op(call, operands, dict.fromkeys(range(3), 1), fixed=3)
 
 
 def _prefix_mlp() -> Op:
@@ -244,8 +245,8 @@ FOUND = [
 ]
 FAST = [p for p in FOUND if p.values[1] != "naive"]
 SLOW_TRITON = [pytest.param(*p.values, marks=[*p.marks, slow] if p.values[1] == "triton" else p.marks) for p in FAST]
-GRADED = [p for p in SLOW_TRITON if p.values[0] != "slot_memory"]
-"""The others are choices of entries in their compiled forms, which leave gradients to the plain one."""
+GRADED = [p for p in SLOW_TRITON if p.values[0] not in ("slot_memory", "folded_memory")]
+"""The others choose entries, and leave gradients to the plain form."""
 CPP = [pytest.param(p.values[0], marks=needs_compiler) for p in FOUND if p.values[1] == "cpp"]
 TRACED = [p for p in GRADED if p.values[1] != "torch"]
 STATES = [p for p in FOUND if OPS[p.values[0]].state is not None]
@@ -405,11 +406,9 @@ def test_backward_twice_gives_the_same(op: str, backend: str) -> None:
 @pytest.mark.parametrize(("op", "backend"), [p for p in FAST if p.values[1] != "triton"])
 def test_autocast_does_not_reach_the_islands(op: str, backend: str) -> None:
     o = OPS[op]
-    # The folded memory leaves gradients to autograd, which trainers run outside of autocast.
-    fixed = len(o.operands) if op == "folded_memory" else o.fixed
-    want = results(o.call, backend, o.operands, torch.float32, fixed)
+    want = results(o.call, backend, o.operands, torch.float32, o.fixed)
     with torch.autocast("cpu", torch.bfloat16):
-        got = results(o.call, backend, o.operands, torch.float32, fixed)
+        got = results(o.call, backend, o.operands, torch.float32, o.fixed)
     for a, b in zip(*(t[0] + t[1] for t in (got, want)), strict=True):
         assert torch.equal(a, b)
 
@@ -514,7 +513,7 @@ def test_the_compiled_form_runs_by_default_on_cpus_in_float32_only(op: str) -> N
     mixed = [t if i else t.float() for i, t in enumerate(OPS[op].operands)]
     values, _ = results(OPS[op].call, None, mixed, [t.dtype for t in mixed], OPS[op].fixed)
     assert values[-1].dtype == (
-        torch.float32 if op in ("causal_conv1d", "slot_memory", "prefix_mlp") else torch.float64
+        torch.float32 if op in ("causal_conv1d", "slot_memory", "folded_memory", "prefix_mlp") else torch.float64
     )
     assert_close(values, TRUTH[op][0], 1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from agreement import needs_compiler
 from torch import Tensor
 
 from xarch import UsageError
@@ -50,6 +51,9 @@ def turned(q: Tensor, k: Tensor, rotary: Rotary = ROTARY) -> tuple[Tensor, Tenso
     return rotary.turn(q, at.expand(q.shape[:3])), rotary.turn(k, at.expand(k.shape[:3]))
 
 
+CAPPED = Rotary(ROTARY.frequencies[:2], gain=1.3, scale=0.2, softcap=3.0)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("length", [1, 3, 41])
 def test_fast_form_is_the_definition(name: str, length: int) -> None:
@@ -60,6 +64,32 @@ def test_fast_form_is_the_definition(name: str, length: int) -> None:
         for backend in ("torch", "naive")
     )
     assert torch.allclose(found, wanted, rtol=0, atol=1e-9)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("length", "rotary"), [(1, ROTARY), (77, ROTARY), (41, CAPPED)])
+def test_compiled_form_is_the_definition(name: str, length: int, rotary: Rotary) -> None:
+    q, k, v = operands(length)
+    q, k = turned(q, k, rotary)
+    wanted = folded_memory(q, k, v, places(q), LAYOUTS[name], rotary, ranges(), backend="naive")
+    single = FoldedRanges(*(t.float() for t in ranges()))
+    given = [x.float() for x in (q, k, v)]
+    found = folded_memory(*given, places(q), LAYOUTS[name], rotary, single, backend="cpp")
+    assert torch.allclose(found.double(), wanted, rtol=0, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [5, 24])
+def test_compiled_form_of_any_width(width: int) -> None:
+    made = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, 50, n, width, generator=made) for n in (3, 1, 1))
+    rotary, layout = Rotary((0.7, 0.2), scale=0.4), FoldedLayout((30,), (8,), fold=8, sinks=3, precision="float32")
+    own = FoldedRanges(torch.ones(1, width), torch.ones(1, width), torch.full((1, 3), 2.0))
+    found, wanted = (
+        folded_memory(q, k, v, places(q), layout, rotary, own, backend=backend) for backend in ("cpp", "naive")
+    )
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_it_is_attention_until_something_is_merged() -> None:
@@ -76,7 +106,7 @@ def test_it_is_attention_until_something_is_merged() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("rotary", [ROTARY, Rotary(ROTARY.frequencies[:2], gain=1.3, scale=0.2, softcap=3.0)])
+@pytest.mark.parametrize("rotary", [ROTARY, CAPPED])
 def test_state_gives_what_whole_sequences_give(name: str, rotary: Rotary) -> None:
     layout, (q, k, v) = LAYOUTS[name], operands(41)
     q_at, k_at = turned(q, k, rotary)

@@ -12,7 +12,7 @@ from torch import Tensor
 from xarch.errors import UsageError
 from xarch.kernels.bounded_attention import Rotary, check_operands
 from xarch.kernels.dispatch import select
-from xarch.kernels.folded_memory import naive, plain
+from xarch.kernels.folded_memory import cpp, naive, plain
 from xarch.kernels.folded_memory.layout import (
     FoldedLayout,
     FoldedPrecision,
@@ -33,6 +33,7 @@ __all__ = [
     "FoldedPrecision",
     "FoldedRanges",
     "FoldedTables",
+    "cpp",
     "entry_cost",
     "fold_memory",
     "folded_memory",
@@ -89,7 +90,9 @@ def folded_memory(
     check_operands("folded_memory", q_BLHE, k_BLKE, v_BLKE, positions_BL, layout.heads, rotary)
     if q_BLHE.shape[1] and not _unseen(positions_BL) and bool((positions_BL[:, 0] != 0).any()):
         raise UsageError("folded_memory: every row begins with a document, so its first position is 0")
-    chosen = select("folded_memory", q_BLHE.device, q_BLHE.dtype, backend=backend)
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q_BLHE, k_BLKE, v_BLKE))
+    features = ["gradients"] if learns else []
+    chosen = select("folded_memory", q_BLHE.device, q_BLHE.dtype, features=features, backend=backend)
     with without_autocast(q_BLHE.device):
         begins = None if _unseen(positions_BL) else (positions_BL == 0).nonzero().tolist()
         if begins is None or len(begins) <= q_BLHE.shape[0]:
