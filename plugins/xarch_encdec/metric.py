@@ -65,7 +65,7 @@ class Answers(Metric):
             tokens = max((score.tokens for score in scores.values()), default=0)
             if not tokens or shown is None:
                 raise UsageError("no held-out answers to evaluate on", "raise evaluate.samples or data.options.heldout")
-            samples = _samples(teacher, students.get("student"), shown, request)
+            samples = _samples(teacher, students.get("student"), shown, request) if request.wants_samples else []
         figures = {name: compared(scores[name], scores.get("teacher")) for name in students}
         student = figures.pop("student", {})
         return Evaluation(

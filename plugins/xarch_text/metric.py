@@ -71,10 +71,10 @@ class Perplexity(Metric):
                 known = teacher.collect(batch.seen_by("teacher"), ["logits"])["logits"] if teacher is not None else None
                 values = {name: model.collect(seen, _wanted(name, model)) for name, model in students.items()}
                 found = {name: value["logits"] for name, value in values.items()}
-                if EFFORT in values.get("student", {}) and request.processor is not None:
+                if EFFORT in values.get("student", {}) and request.processor is not None and request.wants_samples:
                     told += efforts(seen, values["student"][EFFORT], request.processor, ROWS - len(told))
                 add_batch(seen, known, found, scores)
-                prompts += _prompts(seen, PROMPTS - len(prompts))
+                prompts += _prompts(seen, PROMPTS - len(prompts)) if request.wants_samples else []
                 request.progress(batch.units)
             tokens = max((score.tokens for score in scores.values()), default=0)
             if not tokens:

@@ -104,6 +104,8 @@ class EvaluationRequest:
         data: facts of the data set.
         options: validated by the metric's ``Options``.
         progress: called with the units of each completed batch.
+        wants_samples: whether anybody will see ``Evaluation.samples``. Making them may take as long as the figures, and
+            a trial, a curve and exported files show none.
     """
 
     teacher: TapModel | None
@@ -113,6 +115,7 @@ class EvaluationRequest:
     data: Mapping[str, Any] = field(default_factory=dict)
     options: Any = None
     progress: Callable[[int], None] = lambda units: None
+    wants_samples: bool = True
 
 
 class Metric(ABC):

@@ -89,6 +89,7 @@ class Evaluator:
         metric: str | None = None,
         split: Split = "heldout",
         quiet: bool = False,
+        wants_samples: bool = False,
     ) -> Evaluation | None:
         """Evaluate models; return None without a metric.
 
@@ -97,6 +98,7 @@ class Evaluator:
             samples: by default as configured.
             metric: by default the run's.
             quiet: without displaying progress or changing the random state.
+            wants_samples: whether the samples of the evaluation will be shown.
         """
         name = metric or self.plan.metric
         if name is None:
@@ -123,6 +125,7 @@ class Evaluator:
             data=self.sides.facts,
             options=resolved.options,
             progress=(lambda units: None) if quiet else progress,
+            wants_samples=wants_samples,
         )
         state = rng_state()
         with self.registry.guard(self.registry.get("metric", name), "evaluate"), torch.no_grad():
@@ -231,7 +234,7 @@ class Evaluator:
             return
         self.reporter.phase("evaluate", f"{self.plan.metric or 'no metric'}")
         controls = self._controls(student)
-        found = self.measure(self._judged(student, controls))
+        found = self.measure(self._judged(student, controls), wants_samples=True)
         if found is None:
             return
         compare(found, controls)

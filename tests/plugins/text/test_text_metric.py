@@ -84,10 +84,12 @@ def batch(seed: int, rows: int = 3, length: int = 40) -> Batch:
     return Batch({"input_ids": ids, "segment_ids": segments}, ids.numel())
 
 
-def evaluate(teacher: Any, students: dict[str, Any], batches: Sequence[Batch], processor: Any = None) -> Any:
+def evaluate(
+    teacher: Any, students: dict[str, Any], batches: Sequence[Batch], processor: Any = None, **chosen: Any
+) -> Any:
     seen: list[int] = []
     found = Perplexity().evaluate(
-        EvaluationRequest(teacher, students, lambda: batches, processor=processor, progress=seen.append)
+        EvaluationRequest(teacher, students, lambda: batches, processor=processor, progress=seen.append, **chosen)
     )
     assert seen == [b.units for b in batches]
     return found
@@ -265,3 +267,6 @@ def test_samples_show_prompt_and_both_texts(
     assert other.samples[0]["prompt"] == found.samples[0]["prompt"]
     assert other.samples[0]["teacher"] == found.samples[0]["teacher"]
     assert other.samples[0]["student"] != other.samples[0]["teacher"]
+    unseen = evaluate(same, {"student": Choosy(same)}, batches, tokenizer, wants_samples=False)
+    assert unseen.samples == []
+    assert unseen.student == evaluate(same, {"student": Choosy(same)}, batches, tokenizer).student
