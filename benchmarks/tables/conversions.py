@@ -148,17 +148,30 @@ def state_recall(result: Result) -> list[Row]:
     return found
 
 
+ALONE = ", answers alone"
+RIVALS = {
+    "encoder-decoder 20+30, shared": "decoder of 30",
+    "encoder-decoder 16+22, shared": "decoder of 22",
+    "encoder-decoder 13+9": "decoder of 22",
+}
+"""Encoder-decoder -> the decoder of its own parameters."""
+
+
 def encdec_decoder(result: Result) -> list[Row]:
-    """Encoder-decoders beside decoders of their work or parameters, trained on as many pairs."""
+    """Encoder-decoders beside decoders of their parameters or work, and beside themselves without a teacher."""
     found = []
     for (task,), points in grouped(result.points, "task").items():
-        best = min(statistics.mean(of(at, "nll")) for (arm,), at in grouped(points, "arm").items() if arm != "teacher")
-        for (arm,), at in grouped(points, "arm").items():
-            figure = f"loss {mean(of(at, 'nll'), 2)}"
-            if all("right" in p for p in at):
-                figure += f", {mean((100 * r for r in of(at, 'right')), 0)} % right"
-            before = [p["nll_before"] for p in at if "nll_before" in p]
-            rival = f"before training {mean(before, 2)}; best {best:.2f}" if before else ""
-            name = f"{task}: {arm}, {at[0]['parameters']:.2f}× parameters"
-            found.append(Row(name, figure, f"loss {spread(of(at, 'nll'), 2)}", str(len(at)), rival))
+        by_arm = {arm: {p.get("seed"): p for p in at} for (arm,), at in grouped(points, "arm").items()}
+        for arm, at in by_arm.items():
+            seen = list(at.values())
+            figure = f"loss {mean(of(seen, 'nll'), 2)}, {mean((100 * r for r in of(seen, 'right')), 0)} % right"
+            if arm != "teacher":
+                figure += f", KL {mean(of(seen, 'kl'), 2)}; before training {mean(of(seen, 'nll_before'), 2)}"
+            rival = arm.removesuffix(ALONE) if arm.endswith(ALONE) else RIVALS.get(arm, "")
+            rival = rival if rival in by_arm else "decoder of 22" if arm in RIVALS else ""
+            both = [seed for seed in at if seed in by_arm.get(rival, {})]
+            apart = [at[seed]["nll"] - by_arm[rival][seed]["nll"] for seed in both]
+            beside = f"{rival}: {statistics.mean(apart):+.2f} in loss, {spread(apart, 2)}" if apart else ""
+            name = f"{task}: {arm}, {seen[0]['parameters']:.2f}× parameters"
+            found.append(Row(name, figure, f"loss {spread(of(seen, 'nll'), 2)}", str(len(seen)), beside))
     return found

@@ -128,7 +128,12 @@ def _samples(
             {
                 "prompt": str(processor.decode([*source, start])),
                 "reference": str(processor.decode([token for token in answer if token not in ends])),
-                **{name: str(processor.decode(each[i])) for name, each in made.items()},
+                **{name: _told(processor, each[i], request.options.tokens) for name, each in made.items()},
             }
         )
     return samples
+
+
+def _told(processor: Any, ids: list[int], most: int) -> str:
+    """Return a written answer as text, with dots where it was cut."""
+    return str(processor.decode(ids)) + (" \N{HORIZONTAL ELLIPSIS}" if len(ids) == most else "")

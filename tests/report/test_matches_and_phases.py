@@ -56,6 +56,17 @@ def test_the_beginnings_of_phases_are_marked(tmp_path: Path) -> None:
     assert figure.svg.count("stroke-dasharray") == without.svg.count("stroke-dasharray") + 2
 
 
+def test_figures_of_a_match_of_many_pairs_are_folded(tmp_path: Path) -> None:
+    """Thirty layers with two rows each hid the rest of the page."""
+    many = {f"match.hints.decoder.{layer}.output": 0.1 for layer in range(30)}
+    stages = {"01-all": {"metrics": {"loss": 0.5, "match.kd": 0.2, **many}}}
+    section = training(RunInfo(tmp_path, plan=PLAN, stages=stages))
+    assert section is not None
+    table, folded = section.blocks
+    assert [row[1] for row in table.rows] == ["loss", "kd"]  # type: ignore[union-attr]
+    assert [len(block.rows) for block in folded.blocks] == [30]  # type: ignore[union-attr]
+
+
 def test_a_match_of_the_whole_model_is_no_site(tmp_path: Path) -> None:
     """The report drew one bar, "of 1 sites", under the name of the match."""
     stage = {"folder": "01-all", "name": "all", "matches": [{"match": "kd", "label": "kd", "site": None}]}

@@ -76,6 +76,8 @@ def _controls(files: RunInfo) -> list[Block]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{words(str(key))} {_shown(each)}" for key, each in value.items())
     return number(value) if isinstance(value, int | float) else str(value if value is not None else "")
 
 

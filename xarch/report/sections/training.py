@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from xarch.report.blocks import Block, Cell, Figure, Figures, Section, Table
+from xarch.report.blocks import Block, Cell, Details, Figure, Figures, Section, Table
 from xarch.report.files import RunInfo, StageMetrics, dig, rows_of, table_of
 from xarch.report.outcome import undone_of
 from xarch.report.plots.curves import curve_svg
 from xarch.report.wording import number, percent, words
+
+MANY = 6
+"""Figures of a match beyond which they are folded."""
 
 
 def training(files: RunInfo) -> Section | None:
@@ -19,14 +23,28 @@ def training(files: RunInfo) -> Section | None:
     if rows:
         head = ["stage", "validated", "before", "after", "change", "result"]
         blocks.append(Table(head, rows, "llrrrl"))
-    ends = [
-        [folder, _named(files, folder, name), number(_first(files, folder, name)), number(value)]
-        for folder, summary in files.stages.items()
-        for name, value in _ends(table_of(summary, "metrics"), _sites(files, folder)).items()
-    ]
+    ends: list[list[str]] = []
+    pairs: list[list[str]] = []
+    for folder, summary in files.stages.items():
+        found = _ends(table_of(summary, "metrics"), _sites(files, folder))
+        members = Counter(map(_match, found))
+        for name, value in found.items():
+            row = [folder, _named(files, folder, name), number(_first(files, folder, name)), number(value)]
+            (pairs if members[_match(name)] > MANY else ends).append(row)
     if ends:
-        blocks.append(Table(["stage", "figure", "start", "end"], ends, "llrr"))
+        blocks.append(_table(ends))
+    if pairs:
+        blocks.append(Details(f"{len(pairs)} figures of matches of many pairs", [_table(pairs)]))
     return Section("Training", blocks) if blocks else None
+
+
+def _table(rows: list[list[str]]) -> Table:
+    return Table(["stage", "figure", "start", "end"], [list(row) for row in rows], "llrr")
+
+
+def _match(figure: str) -> str:
+    """Return what the figures of all pairs of a match have in common."""
+    return ".".join(figure.split(".")[:2])
 
 
 def _first(files: RunInfo, folder: str, name: str) -> float | None:
