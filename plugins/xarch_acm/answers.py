@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xarch import Batch, StageContext, UsageError
 from xarch.matching.objectives.dense import opened
-from xarch_acm.student import LOGITS, AcmStudent, Points, all_learners
+from xarch_acm.module import Point
+from xarch_acm.student import LOGITS, AcmStudent, Points
 
 
 def acm_student(context: StageContext) -> AcmStudent:
@@ -25,6 +26,11 @@ def acm_student(context: StageContext) -> AcmStudent:
             f"stage {context.name} supports only students of target acm, got a {type(context.student).__name__}"
         )
     return context.student
+
+
+def all_learners(student: AcmStudent) -> dict[str, Point]:
+    """Return the points at which every learner runs."""
+    return {path: Point(fixed=module.learners) for path, module in student.adaptive.items()}
 
 
 def reference(student: AcmStudent, batch: Batch, context: StageContext) -> Tensor:

@@ -5,7 +5,8 @@ Legend: D width of the input, R rank, O width of the output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,29 @@ def adaptive(model: nn.Module, part: Replaceable, options: AcmOptions) -> Adapti
         nn.init.normal_(made.gate.out.weight)
         nn.init.zeros_(made.gate.out.bias)
     return made
+
+
+def check_budgets(modules: Collection[AdaptiveModule], options: AcmOptions) -> None:
+    """Check that there is something to choose at every budget.
+
+    Raises:
+        PlanError: gates and the learners that always run take more.
+    """
+    gates = 0.0 if options.gates in ("fixed", "exits") else sum(m.gate_cost for m in modules)
+    whole = sum(m.cost * m.learners for m in modules)
+    always = (gates + sum(m.least * m.cost for m in modules)) / whole
+    share = min([options.budget, *options.budgets])
+    if share >= always:
+        return
+    able = math.ceil(100 * always) / 100
+    name, enough = "budget", str(able)
+    if share != options.budget:
+        name, enough = "budgets", str(sorted({max(b, able) for b in options.budgets})).replace(" ", "")
+    raise PlanError(
+        f"student.options.{name}: {share:g} of the learners' multiply-adds is less than the {always:.3f} that gates "
+        "take, and the first learner where one must run",
+        f"--set student.options.{name}={enough}; or more student.options.learners",
+    )
 
 
 def renamed(part: Replaceable, name: str) -> tuple[str, ...]:

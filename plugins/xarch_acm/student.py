@@ -18,7 +18,7 @@ from xarch_acm.effort import Effort
 from xarch_acm.exits import NEVER, ExitModule, Exits, taken
 from xarch_acm.experts import ExpertModule
 from xarch_acm.labels import lost, stop
-from xarch_acm.learners import adaptive, chosen
+from xarch_acm.learners import adaptive, check_budgets, chosen
 from xarch_acm.module import AdaptiveModule, Point
 from xarch_acm.options import AcmOptions
 from xarch_acm.spent import DEVIATION, EXECUTED, SPREAD, Spent
@@ -62,6 +62,7 @@ class AcmStudent(LocalStudent):
         self.family, self.facts = inner.family, inner.facts
         self.parts: list[Replaceable] = chosen(inner.replaceable(), options, f"this {inner.family}")
         self.adaptive = {part.path: self._replace(part) for part in self.parts}
+        check_budgets(self.adaptive.values(), options)
         mean = sum(m.cost for m in self.adaptive.values()) / len(self.adaptive)
         for module in self.adaptive.values():
             module.gate.price = module.cost / mean
@@ -318,7 +319,7 @@ class AcmStudent(LocalStudent):
         kind, _, percent = name.partition("-")
         share = next(b for b in self.options.budgets if str(round(100 * b)) == percent)
         if kind == STATIC:
-            return self._fixed_at(share)
+            return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
         shift = self.shifts[share]
         if kind == SHUFFLED:
             return dict.fromkeys(self.adaptive, Point(shift=shift, shuffled=True))
@@ -326,12 +327,11 @@ class AcmStudent(LocalStudent):
             return {path: Point(shift=shift, filled=shares) for path, shares in self.filled[share].items()}
         return dict.fromkeys(self.adaptive, Point(shift=shift))
 
-    def _fixed_at(self, share: float) -> dict[str, Point]:
-        return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
-
     def at_budget(self, share: float) -> Points:
         """Return how every module is run at a budget of the table: gates shifted, or as many learners as it says."""
-        return self._fixed_at(share) if self.ungated else dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+        if not self.ungated:
+            return dict.fromkeys(self.adaptive, Point(shift=self.shifts[share]))
+        return {path: Point(fixed=k) for path, k in self.fixed[share].items()}
 
     @contextmanager
     def at(self, points: Points) -> Iterator[None]:
@@ -395,8 +395,3 @@ class OperatingPoint(TapModel):
 
     def work(self, sample: Mapping[str, Any]) -> float:
         return self.student.work(sample)
-
-
-def all_learners(student: AcmStudent) -> dict[str, Point]:
-    """Return the points at which every learner runs."""
-    return {path: Point(fixed=module.learners) for path, module in student.adaptive.items()}

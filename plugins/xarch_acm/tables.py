@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, StageContext, StageKind, StageOutcome, StageRequest, UsageError
-from xarch_acm.answers import acm_student, answer, divergence, reference
+from xarch_acm.answers import acm_student, all_learners, answer, divergence, reference
 from xarch_acm.exits import Exits, least_for
 from xarch_acm.module import Point
 from xarch_acm.spent import Counted
-from xarch_acm.student import GATE, AcmStudent, all_learners
+from xarch_acm.student import GATE, AcmStudent
 
 HALVINGS = 32
 ROUNDS = 6

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from xarch import Batch, Options, PlanError, StageContext, StageKind, StageOutcome, StageRequest, UsageError
-from xarch_acm.answers import acm_student, answer, divergence, reference
+from xarch_acm.answers import acm_student, all_learners, answer, divergence, reference
 from xarch_acm.labels import lost, stop
-from xarch_acm.student import SENSITIVITY, AcmStudent, all_learners
+from xarch_acm.student import SENSITIVITY, AcmStudent
 from xarch_acm.view import PASSES
 
 HALVINGS = 48

@@ -15,12 +15,13 @@ from xarch import ExportGraph, PlanError
 from xarch.export.check import check_file
 from xarch.export.onnx_export import to_onnx
 from xarch.export.profiles import cpu, npu
+from xarch_acm.answers import all_learners
 from xarch_acm.budget_input import budget_cases
 from xarch_acm.export import acm_graphs, executed, learners_of, static_model
 from xarch_acm.filled import counts, ranks, rooms
 from xarch_acm.module import Point
 from xarch_acm.options import AcmExport
-from xarch_acm.student import AcmStudent, all_learners
+from xarch_acm.student import AcmStudent
 from xarch_image.testing import image_batch
 
 

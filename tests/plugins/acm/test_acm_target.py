@@ -136,7 +136,7 @@ def test_projections_are_the_nearest_ones_of_their_rank():
 
 def test_projections_of_pictures(tmp_path: Path):
     teacher, target = load_teacher(tiny_vit(tmp_path)), AcmTarget()
-    student = target.build(teacher.facts, AcmOptions(modules=["qkv", "o"]), {}, device=CPU)
+    student = target.build(teacher.facts, AcmOptions(modules=["qkv", "o"], budgets=[0.5]), {}, device=CPU)
     planned = target.initialise(student, teacher)
     assert len(student.adaptive) == 4
     assert set(planned.mapped) == {f"{path}.{n}.weight" for path in student.adaptive for n in ("into.0", "out")}
@@ -148,6 +148,9 @@ def test_projections_of_pictures(tmp_path: Path):
     assert re.fullmatch(r"[\d.]+ % of the squared .* on average, [\d.]+ % at blocks\.\d\.attn\.\w+", said)
     dense = target.build(teacher.facts, AcmOptions(), {}, device=CPU)
     assert target.forecast(dense, lambda: pytest.fail("the teacher was loaded")) == {}
+    with pytest.raises(PlanError, match=r"options\.budgets: 0\.25 .* less than the 0\.267 that gates take") as refused:
+        target.build(teacher.facts, AcmOptions(modules=["qkv", "o"]), {}, device=CPU)
+    assert "student.options.budgets=[0.27,0.5,0.75]" in str(refused.value.hint)
     with pytest.raises(PlanError, match="has no q that can be replaced; it has mlp, o, qkv"):
         target.build(teacher.facts, AcmOptions(modules=["q"]), {}, device=CPU)
     with pytest.raises(PlanError, match=r"blocks\.0\.mlp has 192 hidden units"):
