@@ -54,7 +54,7 @@ class Allocate(StageKind):
         return int(request.options.tokens)
 
     def work(self, request: StageRequest, *, student: float, teacher: float) -> float:
-        """The teacher once, and each memory in eight sizes: a quarter of a forward pass where its kernel is compiled."""
+        """The teacher once, and each memory in eight sizes: a quarter of a pass where its kernel is compiled."""
         return teacher + len(FACTORS) * student / 4
 
     def run(self, context: StageContext) -> StageOutcome:
