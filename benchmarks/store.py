@@ -33,6 +33,8 @@ SAME = ("benchmark", "digest", "settings", "machine", "versions")
 """Parts of a header that must agree before a measurement resumes; the code is compared besides."""
 PLACES = ("--out", "--work", "--fresh")
 """Options that do not change what is measured; the recorded command leaves them out."""
+FOLDED = {"encdec_decoder"}
+"""Results whose seeds are published on one line."""
 LOCAL = re.compile(r'"[^"]*(?<![\w/])/(home|root|tmp|work|mnt|Users)/[^"]*"')
 CODE = (".py", ".cpp", ".h", ".yaml")
 SHOWN = {ROOT / "benchmarks" / name for name in ("page.py", "__main__.py")}
@@ -56,7 +58,8 @@ class Result:
         """The file's text: one line for each entry of header and facts, and for each point."""
         head, facts = (_entries(part) for part in (self.header, self.facts))
         points = ",\n".join(map(_compact, self.points))
-        return f'{{"header": {{\n{head}\n}},\n"facts": {{\n{facts}\n}},\n"points": [\n{points}\n]}}\n'
+        facts = f"{{\n{facts}\n}}" if facts else "{}"
+        return f'{{"header": {{\n{head}\n}},\n"facts": {facts},\n"points": [\n{points}\n]}}\n'
 
 
 def read(path: Path) -> Result:
@@ -228,11 +231,34 @@ def publish(name: str, source: Path | None = None, *, partial: bool = False, add
         raise SystemExit(f"{name} is no study: its points cannot be added to those of another measurement")
     if not (result.header["finished"] or partial):
         raise SystemExit(f"{source} is unfinished; finish the measurement, or publish it as it is with --partial")
+    if name in FOLDED:
+        result.points = folded(result.points)
     local = LOCAL.search(result.text())
     if local:
         raise SystemExit(f"{source} names a folder of this machine: {local.group()}")
     write(target, result)
     return target
+
+
+def folded(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points that differ in numbers alone as one, which has lists of them; a single one stays as it is."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for point in points:
+        same = tuple((k, v) for k, v in point.items() if isinstance(v, str))
+        groups.setdefault((same, tuple(point)), []).append(point)
+    return [
+        at[0] if len(at) == 1 else {k: v if isinstance(v, str) else [p[k] for p in at] for k, v in at[0].items()}
+        for at in groups.values()
+    ]
+
+
+def unfolded(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Invert :func:`folded`, but for the order."""
+    found = []
+    for point in points:
+        count = next((len(v) for v in point.values() if isinstance(v, list)), 1)
+        found += [{k: v[i] if isinstance(v, list) else v for k, v in point.items()} for i in range(count)]
+    return found
 
 
 def today() -> str:

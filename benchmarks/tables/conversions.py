@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.store import Result
+from benchmarks.store import Result, unfolded
 from benchmarks.tables.row import Row, grouped, mean, of, spread
 
 
@@ -160,7 +160,7 @@ RIVALS = {
 def encdec_decoder(result: Result) -> list[Row]:
     """Encoder-decoders beside decoders of their parameters or work, and beside themselves without a teacher."""
     found = []
-    for (task,), points in grouped(result.points, "task").items():
+    for (task,), points in grouped(unfolded(result.points), "task").items():
         by_arm = {arm: {p.get("seed"): p for p in at} for (arm,), at in grouped(points, "arm").items()}
         for arm, at in by_arm.items():
             seen = list(at.values())

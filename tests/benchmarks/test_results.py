@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import page, store, tables
-from benchmarks.store import Result, Store, command, publish, read
+from benchmarks.store import Result, Store, command, folded, publish, read, unfolded
 from benchmarks.tables.robustness import UNWANTED
 from benchmarks.tables.row import grouped, mean, of, spread
 
@@ -58,6 +58,15 @@ def test_a_published_result_has_the_one_format_and_says_what_was_measured(path: 
     assert len(path.read_text(encoding="utf-8").splitlines()) < len(result.points) + 40
     assert tables.rows(result)
     assert not store.LOCAL.search(result.text())
+
+
+def test_seeds_are_folded_and_found_again() -> None:
+    points = [{"arm": arm, "seed": seed, "loss": seed / 2} for seed in (0, 1) for arm in "ab"]
+    points.append({"arm": "teacher", "loss": 1.0})
+    once = folded(points)
+    assert once[0] == {"arm": "a", "seed": [0, 1], "loss": [0.0, 0.5]}
+    assert len(once) == 3
+    assert sorted(map(str, unfolded(once))) == sorted(map(str, points))
 
 
 def test_all_results_together_stay_small() -> None:
