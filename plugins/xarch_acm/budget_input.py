@@ -1,7 +1,4 @@
-"""Graphs that take the budget as an input, so that one file serves all budgets.
-
-Legend: T positions, S budgets of the table.
-"""
+"""Graphs that take the budget as an input, so that one file serves all budgets."""
 
 from __future__ import annotations
 
@@ -16,9 +13,13 @@ from torch import Tensor, nn
 
 from xarch import Batch, Call, ExportGraph, ParityCase, PlanError
 from xarch_acm.module import Point
-from xarch_acm.student import AcmStudent, OperatingPoint
+from xarch_acm.student import BUDGET, AcmStudent, OperatingPoint
 
-BUDGET = "budget"
+PREPARED = "student:"
+"""Beginning of what a graph reads if the student prepares it, see ``ExportGraph.reads``."""
+
+NEAR = 1e-4
+"""A budget that is less by so much is the table's: it was rounded."""
 
 
 def with_budget(graph: ExportGraph, student: AcmStudent, model: nn.Module, wanted: float, mode: str) -> ExportGraph:
@@ -83,12 +84,6 @@ class Budgeted(nn.Module):
             passed = (budget >= high - NEAR).to(budget.dtype) if self.fixed else (budget - low) / (high - low)
             value = value + passed.clamp(0, 1) * (second - first)
         return value
-
-
-PREPARED = "student:"
-"""Beginning of what a graph reads if the student prepares it, see ``ExportGraph.reads``."""
-NEAR = 1e-4
-"""A budget that is less by so much is the table's: it was rounded."""
 
 
 def budget_cases(

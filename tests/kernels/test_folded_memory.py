@@ -80,6 +80,17 @@ def test_compiled_form_is_the_definition(name: str, length: int, rotary: Rotary)
 
 
 @needs_compiler
+def test_compiled_form_ends_with_operands_that_are_no_numbers() -> None:
+    given = [x.float() for x in operands(60)]
+    given[1][0, 20] = float("nan")
+    own = FoldedRanges(*(t.float() for t in ranges()))
+    found = folded_memory(*given, places(given[0]), SMALL, ROTARY, own, backend="cpp")
+    assert found[0, :20].isfinite().all()
+    assert found[0, 20:].isnan().any()
+    assert found[1].isfinite().all()
+
+
+@needs_compiler
 @pytest.mark.parametrize("width", [5, 24])
 def test_compiled_form_of_any_width(width: int) -> None:
     made = torch.Generator().manual_seed(1)

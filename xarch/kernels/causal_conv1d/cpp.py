@@ -19,6 +19,7 @@ from xarch.kernels.causal_conv1d.plain import causal_conv1d_plain
 from xarch.kernels.causal_conv1d.window import final_state
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import declare, kernel, why_not
+from xarch.kernels.native.tensors import call_of
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -29,10 +30,7 @@ _SLAB, _MOST_SLABS = 256, 128
 
 _SIZES = ("batch", "length", "channels", "taps", "slab", "threads", "x_batch", "x_token", "dy_batch", "dy_token")
 _TENSORS = ("x", "dy", "weight", "bias", "history", "run", "y", "dx", "dhistory", "partial", "dweight")
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [*((n, ctypes.c_int64) for n in _SIZES), *((n, ctypes.c_void_p) for n in _TENSORS)]
+_Call = call_of(_SIZES, _TENSORS)
 
 
 @kernel("causal_conv1d", Path(__file__).with_name("kernel.cpp"))

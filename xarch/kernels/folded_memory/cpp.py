@@ -17,6 +17,7 @@ from xarch.kernels.folded_memory.layout import HALFWAY, FoldedLayout, FoldedRang
 from xarch.kernels.folded_memory.naive import folded_memory_naive
 from xarch.kernels.folded_memory.plain import folded_memory_plain
 from xarch.kernels.native import declare, kernel, why_not
+from xarch.kernels.native.tensors import call_of, dense
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.selfcheck import SelfCheckError, row_error, waves
 
@@ -25,14 +26,7 @@ _NUMBERS = ("scale", "softcap", "gain", "kept", "cap", "halfway")
 _TENSORS = (
     "slots", "windows", "q", "keys", "values", "key_scale", "value_scale", "query_square", "frequencies", "y",
 )  # fmt: skip
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in _SIZES),
-        *((n, ctypes.c_double) for n in _NUMBERS),
-        *((n, ctypes.c_void_p) for n in _TENSORS),
-    ]
+_Call = call_of(_SIZES, _TENSORS, numbers=_NUMBERS)
 
 
 @kernel("folded_memory", Path(__file__).with_name("kernel.cpp"))
@@ -75,12 +69,12 @@ def folded_memory_cpp(
     tensors = {
         "slots": torch.tensor(layout.slots),
         "windows": torch.tensor(layout.windows),
-        "q": _dense(q_BLHE),
-        "keys": _dense(k_BLKE),
-        "values": _dense(v_BLKE),
-        "key_scale": _dense(ranges.key_scale_KE),
-        "value_scale": _dense(ranges.value_scale_KE),
-        "query_square": _dense(ranges.query_square_KG),
+        "q": dense(q_BLHE),
+        "keys": dense(k_BLKE),
+        "values": dense(v_BLKE),
+        "key_scale": dense(ranges.key_scale_KE),
+        "value_scale": dense(ranges.value_scale_KE),
+        "query_square": dense(ranges.query_square_KG),
         "frequencies": torch.tensor(rotary.frequencies, dtype=torch.float64),
         "y": y_BLHE,
     }
@@ -105,7 +99,3 @@ def folded_memory_cpp(
     )
     _library().folded_memory_forward(call)
     return y_BLHE.to(q_BLHE.dtype)
-
-
-def _dense(t: Tensor) -> Tensor:
-    return t.detach().float().contiguous()

@@ -136,7 +136,8 @@ struct Head {
     // Leaves as many entries as there are slots; adds those that others were merged into to `changed`, and takes those
     // that are gone from it.
     void merge(std::vector<int64_t>& changed) {
-        auto rank = [&](int64_t i) { return first(i) ? BARRED : importance[i]; };
+        // What is no number is the least: an order that contradicts itself may lead the sort anywhere.
+        auto rank = [&](int64_t i) { return first(i) ? BARRED : importance[i] >= 0.0f ? importance[i] : 0.0f; };
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return rank(a) > rank(b); });
         const int64_t leaving = int64_t(order.size()) - slots;
         const int64_t* go = order.data() + slots;
@@ -181,7 +182,7 @@ struct Head {
 
     void together(int64_t i, const std::vector<int64_t>& parts) {
         std::fill(sum_key.begin(), sum_key.end(), 0.0f), std::fill(sum_value.begin(), sum_value.end(), 0.0f);
-        float all = 0.0f, place = 0.0f, squares = 0.0f, received = 0.0f;
+        float all = 0.0f, place = 0.0f, squares = 0.0f, paid = 0.0f;
         auto add = [&](int64_t n) {
             const float weight = count[n];
             for (int64_t e = 0; e < E; ++e) {
@@ -189,7 +190,7 @@ struct Head {
                 sum_value[e] += weight * value[n * wide + e];
             }
             all += weight, place += weight * position[n], squares += weight * (spread[n] + square[n]);
-            received += importance[n];
+            paid += importance[n];
         };
         add(i);
         for (int64_t n : parts) add(n);
@@ -199,7 +200,7 @@ struct Head {
             length += sum_key[e] * sum_key[e];
             sum_value[e] = stored(sum_value[e] / all, c.value_scale[j * E + e], float(c.halfway));
         }
-        count[i] = all, position[i] = place / all, importance[i] = received;
+        count[i] = all, position[i] = place / all, importance[i] = paid;
         spread[i] = std::max(0.0f, squares / all - length);
         angles(double(position[i]));
         turn(sum_key.data(), false);

@@ -19,7 +19,7 @@ from xarch.kernels.dispatch import register
 from xarch.kernels.gated_delta.naive import gated_delta_naive
 from xarch.kernels.gated_delta.plain import gated_delta_plain
 from xarch.kernels.native import declare, kernel, why_not
-from xarch.kernels.native.tensors import Rows, dense, rows
+from xarch.kernels.native.tensors import Rows, call_of, dense, rows
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -30,14 +30,7 @@ CHUNK = 32
 _SIZES = ("batch", "length", "heads", "states", "width", "size", "chunk", "threads")
 _STRIDED = ("q", "k", "v", "log_a", "beta", "dy")
 _DENSE = ("initial", "run", "y", "last", "kept", "dlast", "dq", "dk", "dv", "dlog_a", "dbeta", "dinitial")
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, Rows) for name in _STRIDED),
-        *((name, ctypes.c_void_p) for name in _DENSE),
-    ]
+_Call = call_of(_SIZES, _DENSE, strided=_STRIDED)
 
 
 @kernel("gated_delta", Path(__file__).with_name("kernel.cpp"))

@@ -1,4 +1,4 @@
-"""Tensors as C++ sees them: addresses with strides, float32.
+"""Tensors as C++ sees them: addresses with strides, float32; and what a call is told.
 
 Legend: B batch, L tokens, H heads or groups.
 """
@@ -6,6 +6,7 @@ Legend: B batch, L tokens, H heads or groups.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,6 +20,15 @@ class Rows(ctypes.Structure):
     def of(cls, t: Tensor) -> Rows:
         """The tensor must outlive the call that reads it."""
         return cls(t.data_ptr(), *t.stride()[:3])
+
+
+def call_of(
+    sizes: Sequence[str], tensors: Sequence[str], *, strided: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> type[ctypes.Structure]:
+    """Return the structure of a call, as ``Call`` of a kernel.cpp declares it: sizes (int64), strided tensors
+    (:class:`Rows`), numbers (double), addresses of dense tensors."""
+    kinds = ((sizes, ctypes.c_int64), (strided, Rows), (numbers, ctypes.c_double), (tensors, ctypes.c_void_p))
+    return type("Call", (ctypes.Structure,), {"_fields_": [(name, kind) for names, kind in kinds for name in names]})
 
 
 def rows(t: Tensor) -> Tensor:

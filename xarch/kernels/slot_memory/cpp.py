@@ -14,6 +14,7 @@ from torch import Tensor
 from xarch.kernels.bounded_attention import Rotary
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import declare, kernel, why_not
+from xarch.kernels.native.tensors import call_of
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.selfcheck import SelfCheckError, row_error, waves
 from xarch.kernels.slot_memory.layout import MemoryLayout, quantised
@@ -28,14 +29,7 @@ _TENSORS = (
     "q", "keys", "values", "importance", "sink_keys", "sink_values", "slot_keys", "slot_values", "slot_positions",
     "slot_importance", "positions", "frequencies", "y",
 )  # fmt: skip
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in _SIZES),
-        *((n, ctypes.c_double) for n in _NUMBERS),
-        *((n, ctypes.c_void_p) for n in _TENSORS),
-    ]
+_Call = call_of(_SIZES, _TENSORS, numbers=_NUMBERS)
 
 
 @kernel("slot_memory", Path(__file__).with_name("kernel.cpp"))

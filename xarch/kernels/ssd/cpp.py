@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xarch.kernels.dispatch import register
 from xarch.kernels.native import declare, kernel, why_not
-from xarch.kernels.native.tensors import Rows, dense, rows
+from xarch.kernels.native.tensors import Rows, call_of, dense, rows
 from xarch.kernels.precision import island_dtype
 from xarch.kernels.segments import runs
 from xarch.kernels.selfcheck import agree, waves
@@ -34,14 +34,7 @@ _UNITS = 8
 _SIZES = ("batch", "length", "heads", "groups", "width", "size", "chunk", "slice", "threads")
 _STRIDED = ("x", "log_a", "B", "C", "dy")
 _DENSE = ("D", "initial", "run", "y", "last", "states", "dlast", "dx", "dlog_a", "dB", "dC", "dD", "dinitial")
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, Rows) for name in _STRIDED),
-        *((name, ctypes.c_void_p) for name in _DENSE),
-    ]
+_Call = call_of(_SIZES, _DENSE, strided=_STRIDED)
 
 
 @kernel("ssd", Path(__file__).with_name("kernel.cpp"))
